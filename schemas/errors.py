@@ -1,0 +1,119 @@
+"""Every error that Turnmill raises, in one tree.
+
+    TurnmillError
+    ├── TransientError              the same call may succeed later
+    │   ├── DatabaseUnavailable
+    │   ├── BrokerUnavailable
+    │   └── EngineUnavailable
+    └── PermanentError              trying again cannot help
+        ├── SettingsError
+        ├── InvalidInput            the caller's input is malformed or out of bounds
+        │   └── ContextOverflow
+        ├── NotAuthenticated
+        ├── UnknownBot
+        ├── NotFound
+        ├── Conflict
+        ├── EngineFailure           the engine cannot answer this turn
+        └── StackError              the embedded stack cannot start
+
+Errors of the libraries underneath are translated where they enter (`database.py`, the
+relay, each engine), so callers only ever meet these. `code` is stable: it is what
+clients see, what the turns table keeps and what logs carry.
+"""
+
+
+class TurnmillError(Exception):
+    """Something went wrong in Turnmill."""
+
+    code = "internal_error"
+
+    def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
+        #: A sentence for a person: what is wrong and what to do about it.
+        self.message = message or (type(self).__doc__ or "").strip()
+        #: The name of the input field at fault, where there is one.
+        self.param = param
+        super().__init__(self.message)
+
+
+class TransientError(TurnmillError):
+    """A part of the system is unavailable; try again."""
+
+    code = "unavailable"
+
+
+class DatabaseUnavailable(TransientError):
+    """PostgreSQL cannot be reached."""
+
+    code = "database_unavailable"
+
+
+class BrokerUnavailable(TransientError):
+    """The message broker cannot be reached."""
+
+    code = "broker_unavailable"
+
+
+class EngineUnavailable(TransientError):
+    """The engine cannot take the turn right now."""
+
+    code = "engine_unavailable"
+
+
+class PermanentError(TurnmillError):
+    """The call cannot succeed as it stands."""
+
+    code = "failed"
+
+
+class SettingsError(PermanentError):
+    """The configuration is wrong."""
+
+    code = "invalid_settings"
+
+
+class InvalidInput(PermanentError):
+    """The input is malformed."""
+
+    code = "invalid_input"
+
+
+class ContextOverflow(InvalidInput):
+    """The prompt is longer than the model's context window."""
+
+    code = "context_length_exceeded"
+
+
+class NotAuthenticated(PermanentError):
+    """The API key is missing, wrong or revoked."""
+
+    code = "invalid_api_key"
+
+
+class UnknownBot(PermanentError):
+    """There is no bot or model of this name."""
+
+    code = "model_not_found"
+
+
+class NotFound(PermanentError):
+    """There is no such thing."""
+
+    code = "not_found"
+
+
+class Conflict(PermanentError):
+    """The idempotency key was used before with a different body."""
+
+    code = "idempotency_conflict"
+
+
+class EngineFailure(PermanentError):
+    """The engine cannot answer this turn."""
+
+    code = "engine_failure"
+
+
+class StackError(PermanentError):
+    """The embedded stack cannot start."""
+
+    code = "stack_error"

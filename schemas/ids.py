@@ -1,0 +1,47 @@
+"""Identifiers: UUIDv7 (RFC 9562), shown to people with a prefix that names the noun.
+
+Version 7 starts with a millisecond timestamp, so that new rows land at the right-hand
+edge of an index instead of all over it.
+"""
+
+import secrets
+import time
+from enum import StrEnum
+from uuid import UUID, uuid5
+
+from turnmill.schemas.errors import InvalidInput
+
+
+class Prefix(StrEnum):
+    TURN = "turn"
+    CONVERSATION = "conv"
+    BATCH = "batch"
+    KEY = "key"
+
+
+def new_id() -> UUID:
+    """A fresh UUIDv7: 48 bits of Unix milliseconds, then 74 random bits."""
+    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    value = value & ~(0xF << 76) | 7 << 76
+    value = value & ~(0x3 << 62) | 2 << 62
+    return UUID(int=value)
+
+
+def derived_id(namespace: UUID, *names: str) -> UUID:
+    """The same UUID for the same names, so that a retried insert meets its first try."""
+    return uuid5(namespace, "\x1f".join(names))
+
+
+def show_id(prefix: Prefix, value: UUID) -> str:
+    return f"{prefix}_{value.hex}"
+
+
+def parse_id(prefix: Prefix, text: str) -> UUID:
+    """Read `turn_<32 hex digits>`; raises `InvalidInput` for anything else."""
+    head, _, digits = text.partition("_")
+    if head == prefix and len(digits) == 32:
+        try:
+            return UUID(hex=digits)
+        except ValueError:
+            pass
+    raise InvalidInput(f"'{text[:80]}' is not an id of the form {prefix}_<32 hex digits>.")

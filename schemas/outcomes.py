@@ -1,0 +1,37 @@
+"""What an attempt ended in: a value, not an exception. `workers/settle.py` turns it into a state."""
+
+from dataclasses import dataclass
+
+from turnmill.schemas.turns import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Snoozed:
+    """Try again in `delay_s` seconds."""
+
+    delay_s: float
+    reason: str
+    #: False when the attempt was handed back unharmed (a drain): it does not count
+    #: towards the attempts a turn may use up.
+    counts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Somebody else ended the turn, or took it over: there is nothing left to write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Permanent: `code` and `message` are what the client is told."""
+
+    code: str
+    message: str
+
+
+Outcome = Answered | Snoozed | Cancelled | Failed

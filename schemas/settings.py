@@ -1,0 +1,238 @@
+"""Configuration: one typed class, read once when a process starts.
+
+Sources, strongest first: arguments, `TURNMILL_*` environment variables (sections
+nested with `__`, as in `TURNMILL_DATABASE__URL`), the file that a running embedded stack
+leaves in its data folder, defaults. A misspelt variable is an error, not a default.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.turns import Lane
+
+PREFIX = "TURNMILL_"
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+#: Variables that the Makefile and the tests read; the settings know them only by name.
+FOREIGN_VARIABLES = frozenset({"TURNMILL_TEST_RABBITMQ"})
+
+#: Written by the embedded stack into its data folder, mode 0600.
+STACK_FILE = "stack.json"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatabaseSettings(Section):
+    #: libpq URL, `postgresql://user:password@host[,host2]:5432/name?target_session_attrs=read-write`.
+    url: str = "postgresql://turnmill@127.0.0.1:5432/turnmill"
+    #: Connections a process keeps, at most.
+    pool_size: int = Field(default=16, ge=1, le=1000)
+    connect_timeout_s: int = Field(default=3, ge=1)
+
+
+class BrokerSettings(Section):
+    #: `amqp://…` (RabbitMQ), `redis://…` (Redis or Valkey); several URLs joined with `;`.
+    url: str = "amqp://guest:guest@127.0.0.1:5672//"
+    #: RabbitMQ: heartbeat of a worker's connection.
+    heartbeat_s: int = Field(default=30, ge=2)
+    #: Redis: must exceed the longest turn plus the drain. The rescuer, not this, is what recovers fast.
+    visibility_timeout_s: int = Field(default=420, ge=5)
+
+    @property
+    def is_amqp(self) -> bool:
+        return self.url.startswith(("amqp://", "amqps://", "pyamqp://"))
+
+
+class RelaySettings(Section):
+    #: Hints of one lane of one model that the broker may hold. The rest waits in Postgres,
+    #: where it stays ordered, cancellable and cheap.
+    window: int = Field(default=512, ge=1)
+    #: Hints taken from the outbox at a time.
+    batch_size: int = Field(default=64, ge=1, le=1000)
+    #: Connections that publish in parallel; each waits for the broker's confirms.
+    publishers: int = Field(default=4, ge=1, le=64)
+    sweep_s: float = Field(default=1.0, gt=0)
+
+
+class WorkerSettings(Section):
+    #: Turns in work at once.
+    concurrency: int = Field(default=32, ge=1, le=4096)
+    lanes: tuple[Lane, ...] = (Lane.INTERACTIVE, Lane.BATCH)
+    #: How long an attempt keeps its turn without a heartbeat.
+    lease_s: float = Field(default=15.0, gt=0.2)
+    #: How long a stopping worker lets its turns finish before it hands them back.
+    drain_s: float = Field(default=30.0, ge=0)
+    #: Attempts a turn may use up before it is parked.
+    max_attempts: int = Field(default=5, ge=1, le=100)
+    #: Attempts that died with their worker before a turn is quarantined.
+    quarantine_after: int = Field(default=3, ge=1, le=100)
+    #: Longest generation of one attempt.
+    turn_timeout_s: float = Field(default=300.0, gt=0)
+    #: Chunks of a turn are kept, and shown to its readers, at most once in this time.
+    flush_s: float = Field(default=0.25, ge=0.01)
+    rescue_every_s: float = Field(default=1.0, gt=0)
+    #: A hint that no free worker has taken after this time counts as lost.
+    hint_lost_after_s: float = Field(default=4.0, gt=0)
+
+
+class EngineSettings(Section):
+    #: `auto`, or an engine's name.
+    name: str = "auto"
+    #: The default model, a folder, a .gguf file, or a Hugging Face id.
+    model: Annotated[str, StringConstraints(min_length=1)] = DEFAULT_MODEL
+    #: What clients call the model; its last path component when left out.
+    served_name: str | None = None
+    #: `auto`, `cpu`, `cuda`, `cuda:1`, …
+    device: str = "auto"
+    #: `auto`, `float32`, `bfloat16`, `float16`.
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    #: bitsandbytes weights (transformers engine only).
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    #: Tokens of prompt and reply together; the model's own limit when left out.
+    context_window: int | None = Field(default=None, ge=16)
+    #: Turns generated together, at most.
+    max_batch_size: int = Field(default=32, ge=1)
+    #: Memory for the KV cache, GiB.
+    kv_cache_gib: float = Field(default=1.0, gt=0)
+    #: Where downloaded and converted models are kept; `models` in the data folder when left out.
+    models_dir: Path | None = None
+    #: Echo engine: seconds per token, and the share of turns that fail or kill their worker.
+    echo_token_s: float = Field(default=0.0, ge=0)
+    echo_failure_rate: float = Field(default=0.0, ge=0, le=1)
+    echo_crash_rate: float = Field(default=0.0, ge=0, le=1)
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called in routes, in the API and in Flower."""
+        return self.served_name or Path(self.model).name.lower()
+
+
+class APISettings(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    #: Longest time a plain call waits for its reply before it answers 504; the turn goes on.
+    wait_s: float = Field(default=600.0, gt=0)
+    #: How long a streamed call waits for the first chunk before it sends its headers.
+    stream_headers_s: float = Field(default=10.0, gt=0)
+
+
+class FlowerSettings(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(default=5555, ge=1, le=65535)
+    user: str = "turnmill"
+    #: Required: `turnmill flower` does not start without one.
+    password: str | None = None
+
+
+class LogSettings(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    #: `json` for machines, `console` for people; `auto` asks whether a terminal is attached.
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Settings(BaseSettings):
+    """All settings of one process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid"
+    )
+
+    #: The embedded stack's data, downloaded models, results.
+    data: Path = Field(default_factory=lambda: default_data_dir())
+    database: DatabaseSettings = DatabaseSettings()
+    broker: BrokerSettings = BrokerSettings()
+    relay: RelaySettings = RelaySettings()
+    worker: WorkerSettings = WorkerSettings()
+    engine: EngineSettings = EngineSettings()
+    api: APISettings = APISettings()
+    flower: FlowerSettings = FlowerSettings()
+    log: LogSettings = LogSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, StackFileSource(settings_cls)
+
+    @property
+    def models_dir(self) -> Path:
+        return self.engine.models_dir or self.data / "models"
+
+
+class StackFileSource(PydanticBaseSettingsSource):
+    """Where a running embedded stack listens, so that `turnmill ask` needs no configuration."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        data = self.current_state.get("data") or default_data_dir()
+        path = Path(data) / STACK_FILE
+        try:
+            content: dict[str, Any] = json.loads(path.read_text())["settings"]
+        except (OSError, ValueError, KeyError):
+            return {}
+        return content
+
+
+def default_data_dir() -> Path:
+    """Root's home is closed to the account that PostgreSQL runs under, so root's data lies in /var/lib."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/turnmill")
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "turnmill"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; raises `SettingsError` with one line per mistake."""
+    _refuse_unknown_variables(os.environ)
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = [_describe(item) for item in error.errors()]
+        raise SettingsError("\n".join(["The configuration is wrong.", *lines])) from None
+
+
+def variable_names() -> Iterator[str]:
+    """Every environment variable the settings know, sorted within its section."""
+    for name, field in Settings.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            yield from (f"{PREFIX}{name}__{inner}".upper() for inner in section.model_fields)
+        else:
+            yield f"{PREFIX}{name}".upper()
+
+
+def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    known = {*variable_names(), *FOREIGN_VARIABLES}
+    unknown = sorted(v for v in environ if v.upper().startswith(PREFIX) and v.upper() not in known)
+    if not unknown:
+        return
+    lines = []
+    for variable in unknown:
+        close = difflib.get_close_matches(variable.upper(), known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        lines.append(f"  {variable} is not a setting.{hint}")
+    raise SettingsError("\n".join(["The configuration is wrong.", *lines]))
+
+
+def _describe(item: Any) -> str:
+    """One mistake, without its value: it may be a password."""
+    where = PREFIX + "__".join(str(part) for part in item["loc"]).upper()
+    return f"  {where}: {item['msg']}"

@@ -1,0 +1,72 @@
+"""The engine: turns messages and parameters into chunks of a reply."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from threading import Event
+from typing import Protocol
+
+from turnmill.schemas.turns import FinishReason, GenerationParams, Message
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the engine is to answer."""
+
+    messages: tuple[Message, ...]
+    #: Text of the reply that an earlier attempt has already produced; the engine goes on
+    #: right after it and does not repeat it.
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a reply while it is generated."""
+
+    text: str
+    #: Tokens generated for this piece.
+    token_count: int = 0
+    #: Set on the last chunk only.
+    finish_reason: FinishReason | None = None
+    #: Tokens of the rendered prompt; set on the last chunk only.
+    prompt_tokens: int = 0
+
+
+class Engine(Protocol):
+    """One loaded model.
+
+    Many threads call `generate` at once on one engine; batching them is the engine's
+    business. Only errors of `turnmill.schemas.errors` leave an engine: `TransientError`
+    (try the turn again) or `PermanentError` (fail the turn).
+    """
+
+    @property
+    def context_window(self) -> int:
+        """Tokens that prompt and reply may take together; known once `start` returned."""
+        ...
+
+    def start(self) -> None:
+        """Load the weights; the engine is ready when this returns."""
+        ...
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens of the messages as rendered for the model, the reply's opening included."""
+        ...
+
+    def generate(
+        self, prompt: Prompt, params: GenerationParams, abort: Event
+    ) -> Iterator[Chunk]:
+        """Yield the reply piece by piece; the last chunk carries finish_reason and prompt_tokens.
+
+        `params` is complete (nothing but the seed is None). Once `abort` is set the
+        iteration ends within a token or two, without a last chunk.
+
+        Raises:
+            ContextOverflow: the prompt leaves no room for a reply.
+            EngineUnavailable: the engine is overloaded or closing.
+            EngineFailure: the engine cannot answer this prompt.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop generating and free the weights; idempotent."""
+        ...

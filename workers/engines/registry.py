@@ -1,0 +1,63 @@
+"""Engines by name. A new engine is one file and one line here, and the contract suite runs it."""
+
+from importlib import import_module
+from importlib.util import find_spec
+
+from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.settings import EngineSettings
+from turnmill.workers.engines.base import Engine
+
+#: name → "module:Class", imported only when chosen: a missing library matters to its users alone.
+ENGINES = {
+    "echo": "turnmill.workers.engines.echo:EchoEngine",
+    "openvino": "turnmill.workers.engines.openvino:OpenVINOEngine",
+    "transformers": "turnmill.workers.engines.transformers:TransformersEngine",
+}
+
+#: What an engine needs installed, and the extra that brings it.
+REQUIREMENTS = {
+    "openvino": ("openvino_genai", "openvino"),
+    "transformers": ("transformers", "transformers"),
+}
+
+
+def resolve_engine_name(settings: EngineSettings) -> str:
+    """The engine that `auto` stands for here: OpenVINO on a CPU, transformers on a GPU.
+
+    Raises:
+        SettingsError: the name is unknown, or the engine's libraries are not installed.
+    """
+    name = settings.name
+    if name == "auto":
+        name = _best_installed(prefers_gpu=_has_gpu())
+    if name not in ENGINES:
+        raise SettingsError(f"There is no engine '{name}'. Choose auto, {', '.join(ENGINES)}.")
+    if name in REQUIREMENTS and find_spec(REQUIREMENTS[name][0]) is None:
+        raise SettingsError(
+            f"The engine '{name}' is not installed: pip install 'turnmill[{REQUIREMENTS[name][1]}]'."
+        )
+    return name
+
+
+def create_engine(settings: EngineSettings) -> Engine:
+    """The configured engine, not started yet. Raises `SettingsError` like `resolve_engine_name`."""
+    module, _, attribute = ENGINES[resolve_engine_name(settings)].partition(":")
+    engine: Engine = getattr(import_module(module), attribute)(settings)
+    return engine
+
+
+def _best_installed(prefers_gpu: bool) -> str:
+    order = ["transformers", "openvino"] if prefers_gpu else ["openvino", "transformers"]
+    for name in order:
+        if find_spec(REQUIREMENTS[name][0]) is not None:
+            return name
+    raise SettingsError(
+        "No engine is installed. On a CPU: pip install 'turnmill[openvino]'; "
+        "on a GPU: pip install 'turnmill[transformers]'."
+    )
+
+
+def _has_gpu() -> bool:
+    if find_spec("torch") is None:
+        return False
+    return bool(import_module("torch").cuda.is_available())
