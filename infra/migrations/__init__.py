@@ -1,0 +1,43 @@
+"""The database schema, version by version (Alembic). Ships in the wheel.
+
+Migrations are expand/contract: `NNNN_pre_…` may run before the new code is deployed,
+`NNNN_post_…` only after the last old process is gone.
+"""
+
+from pathlib import Path
+
+import sqlalchemy
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from turnmill.schemas.database import sqlalchemy_url
+
+#: Two starting processes must not migrate at once.
+_LOCK_KEY = 0x7A11_0002
+
+
+def upgrade(url: str, revision: str = "head") -> None:
+    """Bring the database at a libpq URL to a revision; waits for a migration already running."""
+    engine = sqlalchemy.create_engine(sqlalchemy_url(url), poolclass=sqlalchemy.NullPool)
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})"))
+        configuration = _configuration()
+        configuration.attributes["connection"] = connection
+        command.upgrade(configuration, revision)
+
+
+def current_revision(connection: sqlalchemy.Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def head_revision() -> str | None:
+    return ScriptDirectory.from_config(_configuration()).get_current_head()
+
+
+def _configuration() -> Config:
+    configuration = Config()
+    configuration.set_main_option("script_location", str(Path(__file__).parent))
+    configuration.set_main_option("path_separator", "os")
+    return configuration

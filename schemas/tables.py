@@ -1,0 +1,223 @@
+"""The tables. Postgres is the truth; the broker only holds hints to what stands here.
+
+Invariants that the statements in `accept`, `claim`, `settle`, `rescuer` and `cancel` keep:
+
+* an outbox row exists exactly while its turn is `queued`;
+* at most one turn of a conversation is `queued` or `running`;
+* `conversations.answered_seq` is the number of the last turn before the first open one;
+* a reply exists exactly for a `completed` turn, written by the attempt that held the lease.
+
+Turns, attempts, chunks and replies refer to each other by id without foreign keys: they
+are written together, by one statement, and are meant to be partitioned by month.
+"""
+
+from sqlalchemy import (
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _time(name: str, *, default_now: bool = False, nullable: bool = True) -> Column[DateTime]:
+    return Column(
+        name,
+        DateTime(timezone=True),
+        nullable=nullable and not default_now,
+        server_default=func.clock_timestamp() if default_now else None,
+    )
+
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    _time("created_at", default_now=True),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    #: The first characters of the secret, to tell keys apart in a list.
+    Column("hint", Text, nullable=False),
+    #: SHA-256 of the secret: 256 random bits need no slow hash.
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    _time("created_at", default_now=True),
+    _time("revoked_at"),
+)
+
+bots = Table(
+    "bots",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("instructions", Text, nullable=False, server_default=""),
+    Column("params", JSONB, nullable=False, server_default="{}"),
+    _time("created_at", default_now=True),
+    UniqueConstraint("tenant_id", "name"),
+)
+
+conversations = Table(
+    "conversations",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, nullable=False),
+    Column("bot_id", ForeignKey("bots.id"), nullable=False),
+    Column("next_seq", Integer, nullable=False, server_default="1"),
+    Column("answered_seq", Integer, nullable=False, server_default="0"),
+    _time("created_at", default_now=True),
+)
+
+turns = Table(
+    "turns",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, nullable=False),
+    Column("conversation_id", Uuid, nullable=False),
+    Column("seq", Integer, nullable=False),
+    Column("bot_id", Uuid, nullable=False),
+    Column("model", Text, nullable=False),
+    #: The lane the turn was accepted for; the outbox has the one it goes through.
+    Column("lane", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("input", JSONB, nullable=False),
+    Column("params", JSONB, nullable=False),
+    Column("idempotency_key", Text),
+    #: SHA-256 of what the client asked for, to tell a repeated call from a reused key.
+    Column("fingerprint", LargeBinary),
+    Column("batch_id", Uuid),
+    Column("batch_row", Integer),
+    #: The number of the latest attempt: the fencing token.
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    #: Attempts that count towards the limit (a hand-back at a drain does not) ...
+    Column("failures", Integer, nullable=False, server_default="0"),
+    #: ... and how many of them died together with their worker.
+    Column("crashes", Integer, nullable=False, server_default="0"),
+    Column("worker_id", Uuid),
+    _time("leased_until"),
+    _time("deadline_at"),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    _time("accepted_at", default_now=True),
+    _time("started_at"),
+    _time("settled_at"),
+    UniqueConstraint("conversation_id", "seq"),
+    Index("uq_turns_tenant_id_idempotency_key", "tenant_id", "idempotency_key", unique=True,
+          postgresql_where=text("idempotency_key IS NOT NULL")),
+    Index("ix_turns_running", "worker_id", postgresql_where=text("state = 'running'")),
+    Index("ix_turns_batch_id_batch_row", "batch_id", "batch_row",
+          postgresql_where=text("batch_id IS NOT NULL")),
+)  # fmt: skip
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("turn_id", Uuid, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("worker_id", Uuid, nullable=False),
+    Column("lane", Text, nullable=False),
+    _time("started_at", default_now=True),
+    _time("ended_at"),
+    #: answered, snoozed, cancelled, failed, handed_back, or crashed (its worker died).
+    Column("outcome", Text),
+    Column("error", Text),
+)
+
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("turn_id", Uuid, primary_key=True),
+    #: Order within the reply, over all attempts: the next attempt continues the text.
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("text", Text, nullable=False),
+    Column("token_count", Integer, nullable=False),
+)
+
+replies = Table(
+    "replies",
+    metadata,
+    Column("turn_id", Uuid, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("finish_reason", Text, nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("completion_tokens", Integer, nullable=False),
+    _time("created_at", default_now=True),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("turn_id", Uuid, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("lane", Text, nullable=False),
+    _time("due_at", default_now=True),
+    _time("deadline_at"),
+    _time("published_at"),
+    Index("ix_outbox_unpublished", "model", "lane", "deadline_at", "due_at",
+          postgresql_where=text("published_at IS NULL")),
+    Index("ix_outbox_published", "model", "lane", "published_at",
+          postgresql_where=text("published_at IS NOT NULL")),
+)  # fmt: skip
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.id"), nullable=False),
+    Column("bot", Text, nullable=False),
+    #: The file's name, for people.
+    Column("name", Text, nullable=False),
+    #: SHA-256 of the file, the bot and the parameters: the same backlog is the same batch.
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("total", Integer, nullable=False),
+    _time("created_at", default_now=True),
+    UniqueConstraint("tenant_id", "fingerprint"),
+)
+
+worker_liveness = Table(
+    "worker_liveness",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    #: Advisory lock (class `LIVENESS_LOCK_CLASS`) that the worker's process holds while it lives.
+    Column("lock_key", Integer, Identity(), nullable=False, unique=True),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("engine", Text, nullable=False),
+    Column("lanes", ARRAY(Text), nullable=False),
+    Column("slots", Integer, nullable=False),
+    _time("started_at", default_now=True),
+    _time("seen_at", default_now=True),
+)
+
+#: First key of the advisory locks of live workers (`pg_locks.classid`).
+LIVENESS_LOCK_CLASS = 0x7A11
+#: Held for the length of one sweep, so that of many rescuers one works.
+RESCUER_LOCK_KEY = 0x7A11_0001
