@@ -134,5 +134,3 @@ def sqlalchemy_url(url: str) -> sqlalchemy.URL:
 def notify(cursor: Cursor, channel: str, payload: str = "") -> None:
     """Wake the listeners of a channel when this transaction commits."""
     cursor.execute("SELECT pg_notify(%s, %s)", (channel, payload))
-
-

@@ -1,0 +1,257 @@
+"""Accept: one transaction makes turns a promise.
+
+When `accept` returns, Postgres holds the turn and, if no earlier turn of its conversation
+is open, the outbox row that owes the broker a hint. The broker itself is not involved, so
+its absence cannot refuse a user.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from turnmill.schemas.database import Cursor, Database, notify
+from turnmill.schemas.errors import Conflict, InvalidInput, NotFound, UnknownBot
+from turnmill.schemas.ids import new_id
+from turnmill.schemas.routes import OUTBOX_CHANNEL
+from turnmill.schemas.turns import (
+    DEFAULT_PARAMS,
+    AcceptedTurn,
+    GenerationParams,
+    TurnRequest,
+    TurnState,
+)
+
+_BOTS = "SELECT tenant_id, name, id, model, params FROM bots WHERE tenant_id = ANY(%s)"
+
+_SEEN = """
+SELECT tenant_id, idempotency_key, fingerprint, id, conversation_id, seq, state FROM turns
+WHERE (tenant_id, idempotency_key) IN (SELECT * FROM unnest(%s::uuid[], %s::text[]))
+"""
+
+#: Takes the numbers of the new turns. The rows are locked in the order of their ids, so that
+#: two accepts of the same conversations cannot wait for each other.
+_TAKE_NUMBERS = """
+INSERT INTO conversations (id, tenant_id, bot_id, next_seq)
+SELECT id, tenant_id, bot_id, turn_count + 1
+FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::int[]) AS n (id, tenant_id, bot_id, turn_count)
+ORDER BY id
+ON CONFLICT (id) DO UPDATE SET next_seq = conversations.next_seq + excluded.next_seq - 1
+RETURNING id, tenant_id, bot_id, next_seq, answered_seq
+"""
+
+_INSERT_TURNS = """
+INSERT INTO turns (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
+                   idempotency_key, fingerprint, batch_id, batch_row, deadline_at)
+SELECT id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
+       idempotency_key, fingerprint, batch_id, batch_row,
+       clock_timestamp() + make_interval(secs => timeout_s)
+FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::int[], %s::uuid[], %s::text[], %s::text[],
+            %s::text[], %s::jsonb[], %s::jsonb[], %s::text[], %s::bytea[], %s::uuid[], %s::int[],
+            %s::float[])
+     AS n (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
+           idempotency_key, fingerprint, batch_id, batch_row, timeout_s)
+"""
+
+_INSERT_OUTBOX = """
+INSERT INTO outbox (turn_id, model, lane, deadline_at)
+SELECT id, model, lane, deadline_at FROM turns WHERE id = ANY(%s)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A request with what is decided about it."""
+
+    request: TurnRequest
+    turn_id: UUID
+    conversation_id: UUID
+    bot_id: UUID
+    model: str
+    params: GenerationParams
+    fingerprint: bytes | None
+
+
+def accept(database: Database, request: TurnRequest) -> AcceptedTurn:
+    """Accept one turn; see `accept_many`."""
+    return accept_many(database, [request])[0]
+
+
+def accept_many(database: Database, requests: Sequence[TurnRequest]) -> list[AcceptedTurn]:
+    """Accept turns in one transaction, all or none; within a conversation in the order given.
+
+    A request whose idempotency key is known is answered with the turn that has it.
+
+    Raises:
+        UnknownBot: the tenant has no bot of this name.
+        Conflict: an idempotency key was used before for a different request.
+        NotFound: the conversation belongs to another tenant.
+        InvalidInput: the conversation belongs to another bot.
+        DatabaseUnavailable: nothing was accepted.
+    """
+    while True:
+        try:
+            with database.cursor() as cursor:
+                return _accept(cursor, requests)
+        except psycopg.errors.UniqueViolation:
+            # Another call with the same key committed first; the next round finds its turn.
+            continue
+
+
+def _accept(cursor: Cursor, requests: Sequence[TurnRequest]) -> list[AcceptedTurn]:
+    entries = _prepare(cursor, requests)
+    seen = _find_seen(cursor, entries)
+    fresh: dict[Any, _Entry] = {}
+    for entry in entries:
+        key = _key(entry.request) or entry.turn_id
+        if key in seen:
+            _check_same_request(entry, seen[key].fingerprint)
+        elif (first := fresh.setdefault(key, entry)) is not entry:
+            _check_same_request(entry, first.fingerprint)
+    accepted = dict(zip(fresh, _insert(cursor, list(fresh.values())), strict=True))
+    return [
+        _duplicate(seen[key]) if key in seen else accepted[key]
+        for key in (_key(entry.request) or entry.turn_id for entry in entries)
+    ]
+
+
+def _prepare(cursor: Cursor, requests: Sequence[TurnRequest]) -> list[_Entry]:
+    tenants = list({request.tenant_id for request in requests})
+    bots = {(bot.tenant_id, bot.name): bot for bot in cursor.execute(_BOTS, (tenants,))}
+    entries = []
+    for request in requests:
+        bot = bots.get((request.tenant_id, request.bot))
+        if bot is None:
+            raise UnknownBot(f"There is no bot or model '{request.bot}'.", param="model")
+        defaults = GenerationParams.model_validate(bot.params).over(DEFAULT_PARAMS)
+        entries.append(
+            _Entry(
+                request,
+                turn_id=new_id(),
+                conversation_id=request.conversation_id or new_id(),
+                bot_id=bot.id,
+                model=bot.model,
+                params=request.params.over(defaults),
+                fingerprint=_fingerprint(request) if request.idempotency_key else None,
+            )
+        )
+    return entries
+
+
+def _find_seen(cursor: Cursor, entries: Iterable[_Entry]) -> dict[Any, Any]:
+    keys = [key for entry in entries if (key := _key(entry.request))]
+    if not keys:
+        return {}
+    cursor.execute(_SEEN, tuple(list(column) for column in zip(*keys, strict=True)))
+    return {(row.tenant_id, row.idempotency_key): row for row in cursor}
+
+
+def _insert(cursor: Cursor, entries: list[_Entry]) -> list[AcceptedTurn]:
+    if not entries:
+        return []
+    numbers = _take_numbers(cursor, entries)
+    accepted = []
+    for entry in entries:
+        first_open, seq = numbers[entry.conversation_id]
+        numbers[entry.conversation_id] = (first_open, seq + 1)
+        state = TurnState.QUEUED if seq == first_open else TurnState.WAITING
+        accepted.append(
+            AcceptedTurn.model_construct(
+                turn_id=entry.turn_id,
+                conversation_id=entry.conversation_id,
+                seq=seq,
+                state=state,
+                is_duplicate=False,
+            )
+        )
+    due = [turn.turn_id for turn in accepted if turn.state is TurnState.QUEUED]
+    with cursor.connection.pipeline():
+        cursor.execute(_INSERT_TURNS, _columns(entries, accepted))
+        if due:
+            cursor.execute(_INSERT_OUTBOX, (due,))
+            notify(cursor, OUTBOX_CHANNEL)
+    return accepted
+
+
+def _take_numbers(cursor: Cursor, entries: list[_Entry]) -> dict[UUID, tuple[int, int]]:
+    """For each conversation: the number that would be due at once, and the first free number."""
+    counts = Counter(entry.conversation_id for entry in entries)
+    owners = {e.conversation_id: (e.request.tenant_id, e.bot_id) for e in entries}
+    cursor.execute(
+        _TAKE_NUMBERS,
+        (
+            list(counts),
+            [owners[conversation][0] for conversation in counts],
+            [owners[conversation][1] for conversation in counts],
+            list(counts.values()),
+        ),
+    )
+    numbers = {}
+    for row in cursor:
+        tenant_id, bot_id = owners[row.id]
+        if row.tenant_id != tenant_id:
+            raise NotFound("There is no such conversation.", param="conversation")
+        if row.bot_id != bot_id:
+            raise InvalidInput("The conversation belongs to another bot.", param="model")
+        numbers[row.id] = (row.answered_seq + 1, row.next_seq - counts[row.id])
+    return numbers
+
+
+def _columns(entries: list[_Entry], accepted: list[AcceptedTurn]) -> tuple[list[Any], ...]:
+    rows = (
+        (
+            entry.turn_id,
+            entry.request.tenant_id,
+            entry.conversation_id,
+            turn.seq,
+            entry.bot_id,
+            entry.model,
+            entry.request.lane,
+            turn.state,
+            Jsonb([message.model_dump(mode="json") for message in entry.request.messages]),
+            Jsonb(entry.params.model_dump(mode="json")),
+            entry.request.idempotency_key,
+            entry.fingerprint,
+            entry.request.batch_id,
+            entry.request.batch_row,
+            entry.request.timeout_s,
+        )
+        for entry, turn in zip(entries, accepted, strict=True)
+    )
+    return tuple(list(column) for column in zip(*rows, strict=True))
+
+
+def _key(request: TurnRequest) -> tuple[UUID, str] | None:
+    if request.idempotency_key is None:
+        return None
+    return request.tenant_id, request.idempotency_key
+
+
+def _fingerprint(request: TurnRequest) -> bytes:
+    asked = request.model_dump_json(
+        include={"bot", "messages", "params", "lane", "conversation_id", "timeout_s"}
+    )
+    return hashlib.sha256(asked.encode()).digest()
+
+
+def _check_same_request(entry: _Entry, fingerprint: bytes | None) -> None:
+    if entry.fingerprint != fingerprint:
+        raise Conflict(
+            f"The idempotency key '{entry.request.idempotency_key}' was used before "
+            "with a different body. Use a new key for a new turn."
+        )
+
+
+def _duplicate(row: Any) -> AcceptedTurn:
+    return AcceptedTurn(
+        turn_id=row.id,
+        conversation_id=row.conversation_id,
+        seq=row.seq,
+        state=row.state,
+        is_duplicate=True,
+    )

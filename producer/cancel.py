@@ -1,0 +1,49 @@
+"""Cancel: any open turn ends at once, and its conversation goes on.
+
+The worker that holds a running turn is not asked: it is fenced from this commit on, and
+told so that it stops generating.
+"""
+
+from uuid import UUID
+
+from turnmill.schemas.advance import advance, lock_conversation
+from turnmill.schemas.database import Database, notify
+from turnmill.schemas.errors import NotFound
+from turnmill.schemas.routes import ABORT_CHANNEL, TURN_CHANNEL
+
+_FIND = "SELECT conversation_id FROM turns WHERE id = %s AND tenant_id = %s"
+
+_CANCEL = """
+WITH turn AS (
+    UPDATE turns SET state = 'cancelled', settled_at = clock_timestamp(), leased_until = NULL,
+                     error_code = 'cancelled', error_message = 'The turn was cancelled.'
+    WHERE id = %s AND state IN ('waiting', 'queued', 'running')
+    RETURNING id, attempt
+), attempt AS (
+    UPDATE attempts SET ended_at = clock_timestamp(), outcome = 'cancelled' FROM turn
+    WHERE turn_id = turn.id AND number = turn.attempt AND ended_at IS NULL
+), hint AS (
+    DELETE FROM outbox USING turn WHERE turn_id = turn.id
+)
+SELECT id FROM turn
+"""
+
+
+def cancel(database: Database, tenant_id: UUID, turn_id: UUID) -> bool:
+    """Cancel a turn; False when it had ended before.
+
+    Raises:
+        NotFound: the tenant has no such turn.
+        DatabaseUnavailable: nothing changed.
+    """
+    with database.cursor() as cursor:
+        found = cursor.execute(_FIND, (turn_id, tenant_id)).fetchone()
+        if found is None:
+            raise NotFound("There is no such turn.")
+        lock_conversation(cursor, found.conversation_id)
+        if cursor.execute(_CANCEL, (turn_id,)).fetchone() is None:
+            return False
+        advance(cursor, found.conversation_id)
+        notify(cursor, ABORT_CHANNEL, turn_id.hex)
+        notify(cursor, TURN_CHANNEL, turn_id.hex)
+        return True

@@ -1,0 +1,225 @@
+"""The batch: a submitted file of turns, its rows, its progress and its results.
+
+A row is everything the file says about one turn, so it is checked here in full: what
+passes can be stored, and the acceptance that follows fails for no reason of the row's.
+"""
+
+import json
+from datetime import datetime
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from turnmill.schemas.turns import (
+    MAX_MESSAGE_CHARS,
+    MAX_MESSAGES,
+    OPEN_STATES,
+    FinishReason,
+    GenerationParams,
+    Message,
+    Role,
+    Stop,
+    TurnState,
+)
+
+#: Leaves room for the batch's id before it in an idempotency key.
+MAX_ROW_ID_CHARS = 200
+
+
+def _parse_list(value: Any) -> Any:
+    """CSV has no lists: a cell holds them as JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise PydanticCustomError("not_json", "must be a list, in CSV written as JSON") from None
+
+
+def _parse_stop(value: Any) -> Any:
+    is_list = not isinstance(value, str) or value.startswith("[")
+    return _parse_list(value) if is_list else [value]
+
+
+def _refuse_nul(text: str) -> str:
+    """PostgreSQL does not store U+0000, JSON can escape it."""
+    if "\0" in text:
+        raise PydanticCustomError("nul", "contains a NUL character")
+    return text
+
+
+def _refuse_nul_messages(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    for message in messages:
+        _refuse_nul(message.content)
+    return messages
+
+
+Text = Annotated[str, StringConstraints(max_length=MAX_MESSAGE_CHARS), AfterValidator(_refuse_nul)]
+#: Spreadsheets and data frames keep keys as numbers.
+Key = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_ROW_ID_CHARS, coerce_numbers_to_str=True),
+    AfterValidator(_refuse_nul),
+]
+#: One less than a turn may have: the system text becomes a message too.
+Messages = Annotated[
+    tuple[Message, ...],
+    AfterValidator(_refuse_nul_messages),
+    BeforeValidator(_parse_list),
+    Field(min_length=1, max_length=MAX_MESSAGES - 1),
+]
+
+
+class BacklogRow(GenerationParams):
+    """One line of a backlog file. The parameters are columns of their own."""
+
+    #: Unique in the file; the number of the row when left out.
+    id: Key
+    #: Rows of the same conversation are answered in order, each knowing the ones before.
+    conversation: Key | None = None
+    #: The place in the conversation; the order in the file when left out.
+    turn: int | None = Field(default=None, ge=0, lt=2**31)
+    prompt: Text | None = None
+    messages: Messages | None = None
+    system: Text | None = None
+    stop: Annotated[
+        tuple[Annotated[Stop, AfterValidator(_refuse_nul)], ...], BeforeValidator(_parse_stop)
+    ] = Field(default=(), max_length=4)
+
+    @model_validator(mode="after")
+    def _can_be_accepted(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise PydanticCustomError("one_input", "needs either prompt or messages")
+        if self.turn is not None and self.conversation is None:
+            raise PydanticCustomError("no_conversation", "has a turn but no conversation")
+        last = self.all_messages[-1]
+        if last.role is not Role.USER or not last.content.strip():
+            raise PydanticCustomError("no_question", "must end with a text of the user")
+        return self
+
+    @property
+    def all_messages(self) -> tuple[Message, ...]:
+        """What the turn adds to its conversation."""
+        system = (Message(role=Role.SYSTEM, content=self.system),) if self.system else ()
+        if self.messages is not None:
+            return system + self.messages
+        return (*system, Message(role=Role.USER, content=self.prompt or ""))
+
+    @property
+    def params(self) -> GenerationParams:
+        return GenerationParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_tokens,
+            stop=self.stop,
+            seed=self.seed,
+        )
+
+
+class Batch(BaseModel):
+    """A submitted file of turns."""
+
+    model_config = ConfigDict(frozen=True)
+
+    batch_id: UUID
+    tenant_id: UUID
+    #: The name of the bot that answers.
+    bot: str
+    name: str
+    #: Rows of the file.
+    total: int
+    created_at: datetime
+
+
+class BatchProgress(BaseModel):
+    """How far a batch is, by what its turns say."""
+
+    model_config = ConfigDict(frozen=True)
+
+    total: int
+    #: Turns by state; states without a turn are left out.
+    states: dict[TurnState, int] = {}
+    attempts: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    #: From acceptance to the reply, of completed turns, in seconds.
+    latency_p50_s: float | None = None
+    latency_p95_s: float | None = None
+    #: From the start of the first attempt to the reply.
+    answer_p50_s: float | None = None
+    answer_p95_s: float | None = None
+    first_accepted_at: datetime | None = None
+    first_settled_at: datetime | None = None
+    last_settled_at: datetime | None = None
+
+    @property
+    def accepted(self) -> int:
+        return sum(self.states.values())
+
+    @property
+    def completed(self) -> int:
+        return self.states.get(TurnState.COMPLETED, 0)
+
+    @property
+    def failed(self) -> int:
+        """Turns that will get no reply from a model."""
+        return self.states.get(TurnState.FAILED, 0) + self.states.get(TurnState.PARKED, 0)
+
+    @property
+    def settled(self) -> int:
+        return sum(n for state, n in self.states.items() if state not in OPEN_STATES)
+
+    @property
+    def is_done(self) -> bool:
+        return self.settled >= self.total
+
+    @property
+    def wall_s(self) -> float | None:
+        """From the first acceptance to the last reply."""
+        if self.first_accepted_at is None or self.last_settled_at is None:
+            return None
+        return (self.last_settled_at - self.first_accepted_at).total_seconds()
+
+
+class ResultError(BaseModel):
+    """Why a row has no reply."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    message: str
+
+
+class BatchResult(BaseModel):
+    """One row of the results file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    #: The number of the row in the backlog file, from 1.
+    row: int
+    turn_id: str
+    conversation_id: str
+    #: The place of the turn in its conversation, from 1.
+    seq: int
+    state: TurnState
+    reply: str | None = None
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    attempts: int
+    #: From acceptance to the reply.
+    latency_s: float | None = None
+    error: ResultError | None = None
+    #: What the user wrote, for display; the results file leaves it out, the backlog has it.
+    question: str = Field(default="", exclude=True)
