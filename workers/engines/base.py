@@ -52,9 +52,7 @@ class Engine(Protocol):
         """Tokens of the messages as rendered for the model, the reply's opening included."""
         ...
 
-    def generate(
-        self, prompt: Prompt, params: GenerationParams, abort: Event
-    ) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
         """Yield the reply piece by piece; the last chunk carries finish_reason and prompt_tokens.
 
         `params` is complete (nothing but the seed is None). Once `abort` is set the
