@@ -1,0 +1,170 @@
+"""PostgreSQL out of a wheel: real, durable, on loopback, with a generated password.
+
+It dies with its owner (a fast shutdown, even when the owner was killed with `kill -9`) and
+recovers from anything but the loss of its folder. Connect with `url`.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import ClassVar
+
+import psycopg
+
+from turnmill.infra.embedded.binaries import postgres_bin, program_version
+from turnmill.infra.embedded.child import Child
+from turnmill.infra.embedded.folder import SECRETS_FILE, server_uid
+from turnmill.infra.embedded.launch import launch_command
+from turnmill.infra.embedded.ports import LOOPBACK
+from turnmill.infra.embedded.server import EmbeddedServer, await_predecessor
+from turnmill.schemas.errors import StackError
+
+USER = DATABASE = "turnmill"
+_INITDB_TIMEOUT_S = 300.0
+
+_SETTINGS = {
+    "listen_addresses": LOOPBACK,
+    "unix_socket_directories": "",
+    # Every process of the stack keeps a pool of its own.
+    "max_connections": "200",
+    "shared_buffers": "128MB",
+    # Parallel queries need /dev/shm, of which containers often have 64 MB only.
+    "max_parallel_workers_per_gather": "0",
+    # Laptops and cloud disks alike are flash.
+    "random_page_cost": "1.1",
+    # Queue tables are small and change all the time.
+    "autovacuum_naptime": "15s",
+    "autovacuum_vacuum_scale_factor": "0.05",
+    # Fewer checkpoints, so fewer full pages in the log, at the price of a longer recovery.
+    "checkpoint_timeout": "15min",
+    "wal_compression": "on",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_line_prefix": "%m [%p] ",
+    # Statements carry prompts; no log may.
+    "log_min_error_statement": "panic",
+    "log_parameter_max_length_on_error": "0",
+}
+
+#: For tests: survives `kill -9`, but not a power cut.
+_VOLATILE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+class EmbeddedPostgres(EmbeddedServer):
+    name: ClassVar[str] = "postgres"
+
+    def __init__(self, folder: Path | str, *, durable: bool = True) -> None:
+        super().__init__(folder)
+        self._durable = durable
+        self._bin = Path()
+
+    @property
+    def url(self) -> str:
+        return self._url(DATABASE)
+
+    @property
+    def data(self) -> Path:
+        return self.folder.path / self.name / "data"
+
+    def children(self) -> list[Child]:
+        settings = {**_SETTINGS, **({} if self._durable else _VOLATILE), "port": str(self.port)}
+        options = [word for item in settings.items() for word in ("-c", "=".join(item))]
+        child = Child(
+            name=self.name,
+            title="PostgreSQL",
+            command=[str(self._bin / "postgres"), "-D", str(self.data), *options],
+            prepare=self._initialise,
+            ready=lambda pid: self._has_database(),
+            ready_every_s=0.05,
+            # A recovery reads the log since the last checkpoint.
+            ready_timeout_s=300,
+            environment=_environment(),
+            uid=server_uid(),
+            # SIGINT is its fast shutdown: sessions are ended, nothing is lost.
+            stop_signal=signal.SIGINT,
+            death_signal=signal.SIGINT,
+            stop_timeout_s=30,
+        )
+        return [child]
+
+    def _prepare(self) -> None:
+        self._bin = postgres_bin(self.folder.path / "bin")
+        self.folder.server_folder(self.name)
+        self._refuse_other_version()
+
+    def _refuse_other_version(self) -> None:
+        try:
+            theirs = (self.data / "PG_VERSION").read_text().strip()
+        except FileNotFoundError:
+            return
+        ours = (program_version(self._bin / "postgres") or "").rpartition(" ")[2].partition(".")[0]
+        if ours != theirs:
+            raise StackError(
+                f"The data folder {self.folder.path} was made by PostgreSQL {theirs}; installed is "
+                f"PostgreSQL {ours}. Dump it with the old version and restore it with the new one, "
+                "or choose another folder with --data."
+            )
+
+    def _initialise(self) -> None:
+        await_predecessor(self.data / "postmaster.pid", str(self.data))
+        if self.data.exists():
+            return
+        draft = self.data.with_name("data.new")
+        shutil.rmtree(draft, ignore_errors=True)
+        password_file = self.folder.write_private(
+            "initdb.password", self.folder.secret(self.name), for_server=True
+        )
+        try:
+            self._run_initdb(draft, password_file)
+        finally:
+            password_file.unlink()
+        # Complete or absent: an interrupted initdb must not look like a database.
+        draft.rename(self.data)
+
+    def _run_initdb(self, target: Path, password_file: Path) -> None:
+        command = [str(self._bin / "initdb"), "-D", str(target), "-U", USER]
+        command += ["-A", "scram-sha-256", "--pwfile", str(password_file), "-E", "UTF8"]
+        command += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        command += [] if self._durable else ["--no-sync"]
+        result = subprocess.run(
+            launch_command(command, uid=server_uid()),
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=_INITDB_TIMEOUT_S,
+            check=False,
+        )
+        if result.returncode != 0:
+            raise StackError(f"PostgreSQL could not create its data folder:\n{result.stdout}")
+
+    def _has_database(self) -> bool:
+        """Ready means: it answers a query, and our database exists."""
+        try:
+            with psycopg.connect(self._url("postgres"), connect_timeout=2, autocommit=True) as link:
+                found = link.execute(
+                    "SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]
+                ).fetchone()
+                if found is None:
+                    link.execute(f"CREATE DATABASE {DATABASE}")
+        except psycopg.OperationalError as error:
+            if "password authentication failed" in str(error):
+                raise StackError(
+                    f"The password in {self.folder.path / SECRETS_FILE} does not open the database "
+                    "beside it. Restore the file that belongs to this data folder."
+                ) from None
+            return False
+        return True
+
+    def _url(self, database: str) -> str:
+        password = self.folder.secret(self.name)
+        return f"postgresql://{USER}:{password}@{LOOPBACK}:{self.port}/{database}"
+
+
+def _environment() -> dict[str, str]:
+    """Ours without PGDATA and its kind, and with messages we can read."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    return {**kept, "LC_ALL": "C"}

@@ -1,0 +1,138 @@
+"""What the embedded servers share: a folder, a port, a supervisor, a life as a context manager."""
+
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
+
+import psutil
+
+from turnmill.infra.embedded.child import Child
+from turnmill.infra.embedded.folder import DataFolder, FolderLock
+from turnmill.infra.embedded.ports import PortClaim, claim_port
+from turnmill.infra.embedded.supervisor import Supervisor
+from turnmill.schemas.errors import StackError
+
+#: How long a server whose owner was killed may take to finish.
+_PREDECESSOR_S = 30.0
+
+
+class EmbeddedServer(ABC):
+    """One server. `with` runs it alone; a stack calls `open`, supervises `children`, `close`s."""
+
+    name: ClassVar[str]
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = DataFolder(folder)
+        self._lock: FolderLock | None = None
+        self._ports: dict[str, PortClaim] = {}
+        self._supervisor: Supervisor | None = None
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """How clients reach it, password included."""
+
+    @abstractmethod
+    def children(self) -> list[Child]:
+        """Its processes, the server itself last. Needs `open`."""
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """The server's own part of `open`."""
+
+    @property
+    def port(self) -> int:
+        return self._port_of(self.name)
+
+    @property
+    def pid(self) -> int | None:
+        return self._supervisor.pid_of(self.name) if self._supervisor else None
+
+    def open(self) -> None:
+        """Take the folder and a port, the same as last time if it is free."""
+        self.folder.create()
+        self._lock = self.folder.lock(self.name)
+        try:
+            self._claim_port(self.name)
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        while self._ports:
+            self._ports.popitem()[1].release()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def start(self) -> None:
+        self.open()
+        try:
+            self._supervisor = Supervisor(self.children(), self.folder.logs())
+            self._supervisor.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def stop(self, *, hurry: bool = False) -> None:
+        if self._supervisor is not None:
+            self._supervisor.stop(hurry=hurry)
+            self._supervisor = None
+        self.close()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _claim_port(self, name: str) -> None:
+        kept = self.folder.kept_port(name)
+        claim = self._ports[name] = claim_port(*([] if kept is None else [kept]))
+        self.folder.keep_port(name, claim.port)
+
+    def _port_of(self, name: str) -> int:
+        if name not in self._ports:
+            raise StackError(f"The embedded {self.name} is not running.")
+        return self._ports[name].port
+
+
+def await_predecessor(pid_file: Path, marker: str) -> None:
+    """Wait for the server of a killed owner, which is still stopping: two would ruin the data.
+
+    `marker` is the word of its command line that names the folder. A process id that belongs
+    to somebody else by now would keep PostgreSQL from starting, so such a file is removed.
+    """
+    try:
+        process = psutil.Process(int(pid_file.read_text().split()[0]))
+        is_ours = any(marker in word for word in process.cmdline())
+    except (OSError, ValueError, IndexError, psutil.Error):
+        return
+    if not is_ours:
+        pid_file.unlink(missing_ok=True)
+        return
+    deadline = time.monotonic() + _PREDECESSOR_S
+    while _is_alive(process):
+        if time.monotonic() > deadline:
+            process.kill()
+        time.sleep(0.05)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
