@@ -24,7 +24,7 @@ WITH head AS (
     SELECT id, model, lane, deadline_at FROM head WHERE state = 'waiting' RETURNING turn_id
 )
 SELECT pg_notify('{OUTBOX_CHANNEL}', '') FROM hinted
-"""  # noqa: S608
+"""
 
 
 def lock_conversation(cursor: Cursor, conversation_id: UUID) -> None:

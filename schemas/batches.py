@@ -47,8 +47,13 @@ def _parse_list(value: Any) -> Any:
 
 
 def _parse_stop(value: Any) -> Any:
-    is_list = not isinstance(value, str) or value.startswith("[")
-    return _parse_list(value) if is_list else [value]
+    """A list, or one string: `[END]` is one that only looks like a list."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return _parse_list(value) if value.startswith("[") else [value]
+    except PydanticCustomError:
+        return [value]
 
 
 def _refuse_nul(text: str) -> str:

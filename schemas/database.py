@@ -49,25 +49,36 @@ class Database:
             raise
 
     @contextmanager
-    def cursor(self) -> Iterator[Cursor]:
-        """A psycopg cursor (rows are named tuples) in a transaction. Raises `DatabaseUnavailable`."""
-        proxy = self._checkout()
-        try:
-            driver: psycopg.Connection[Any] = proxy.driver_connection
-            with driver.cursor(row_factory=namedtuple_row) as cursor:
+    def cursor(self, *, pipeline: bool = False) -> Iterator[Cursor]:
+        """A psycopg cursor (named tuples) in a transaction. Raises `DatabaseUnavailable`.
+
+        With `pipeline` the statements and the commit travel together, in one round trip.
+        """
+        with self._driver() as driver, driver.cursor(row_factory=namedtuple_row) as cursor:
+            if pipeline:
+                with driver.pipeline():
+                    yield cursor
+                    driver.commit()
+            else:
                 yield cursor
-            driver.commit()
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            if proxy.driver_connection is None or proxy.driver_connection.closed:
-                proxy.invalidate()
-                # The server went away: the pool's other connections are as dead as this one.
-                self._engine.dispose(close=False)
-            raise self._unavailable(error) from error
-        finally:
-            proxy.close()
+                driver.commit()
+
+    def run(self, statement: str, params: Any = None) -> list[Any]:
+        """One statement in its own transaction and one round trip; its rows.
+
+        Raises `DatabaseUnavailable`.
+        """
+        with self._driver() as driver, driver.cursor(row_factory=namedtuple_row) as cursor:
+            driver.autocommit = True
+            try:
+                cursor.execute(statement, params)
+                return cursor.fetchall() if cursor.description else []
+            finally:
+                if not driver.closed:
+                    driver.autocommit = False
 
     def connect(self, *, autocommit: bool = True) -> psycopg.Connection[Any]:
-        """A connection of one's own, for LISTEN and advisory locks. Raises `DatabaseUnavailable`."""
+        """A connection for LISTEN and advisory locks. Raises `DatabaseUnavailable`."""
         try:
             return psycopg.connect(
                 self._settings.url,
@@ -92,6 +103,21 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    @contextmanager
+    def _driver(self) -> Iterator[psycopg.Connection[Any]]:
+        """A pooled psycopg connection, dropped with the whole pool when it breaks."""
+        proxy = self._checkout()
+        try:
+            yield proxy.driver_connection
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            if proxy.driver_connection is None or proxy.driver_connection.closed:
+                proxy.invalidate()
+                # The server went away: the pool's other connections are as dead as this one.
+                self._engine.dispose(close=False)
+            raise self._unavailable(error) from error
+        finally:
+            proxy.close()
 
     def _checkout(self) -> Any:
         try:
@@ -119,7 +145,7 @@ def sqlalchemy_url(url: str) -> sqlalchemy.URL:
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("postgresql", "postgres"):
         raise SettingsError("TURNMILL_DATABASE__URL must start with postgresql://")
-    authority, slash, tail = rest.partition("/")
+    authority, _, tail = rest.partition("/")
     credentials, at, hosts = authority.rpartition("@")
     if "," in hosts:
         path, _, query = tail.partition("?")

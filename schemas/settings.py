@@ -45,7 +45,7 @@ class BrokerSettings(Section):
     url: str = "amqp://guest:guest@127.0.0.1:5672//"
     #: RabbitMQ: heartbeat of a worker's connection.
     heartbeat_s: int = Field(default=30, ge=2)
-    #: Redis: must exceed the longest turn plus the drain. The rescuer, not this, is what recovers fast.
+    #: Redis: must exceed the longest turn plus the drain. Recovery is the rescuer's, not this.
     visibility_timeout_s: int = Field(default=420, ge=5)
 
     @property
@@ -192,7 +192,7 @@ class StackFileSource(PydanticBaseSettingsSource):
 
 
 def default_data_dir() -> Path:
-    """Root's home is closed to the account that PostgreSQL runs under, so root's data lies in /var/lib."""
+    """Root's data lies in /var/lib: PostgreSQL's account may not enter root's home."""
     if os.geteuid() == 0:
         return Path("/var/lib/turnmill")
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"

@@ -11,6 +11,8 @@ Turns, attempts, chunks and replies refer to each other by id without foreign ke
 are written together, by one statement, and are meant to be partitioned by month.
 """
 
+from datetime import datetime
+
 from sqlalchemy import (
     Column,
     DateTime,
@@ -39,7 +41,7 @@ metadata = MetaData(
 )
 
 
-def _time(name: str, *, default_now: bool = False, nullable: bool = True) -> Column[DateTime]:
+def _time(name: str, *, default_now: bool = False, nullable: bool = True) -> Column[datetime]:
     return Column(
         name,
         DateTime(timezone=True),

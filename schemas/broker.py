@@ -1,0 +1,63 @@
+"""What producers and workers must agree on about the broker: Celery's settings and the queues.
+
+Each setting answers a measured failure; see docs/delivery.md.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from kombu import Queue
+
+from turnmill.schemas.routes import queue_name
+from turnmill.schemas.settings import BrokerSettings
+from turnmill.schemas.turns import Lane
+
+#: Hints are dropped from a queue after so many deliveries; the rescuer publishes them anew.
+#: High, because with many turns in one process one poison turn re-delivers its neighbours.
+DELIVERY_LIMIT = 100
+
+
+def celery_settings(broker: BrokerSettings) -> dict[str, Any]:
+    """Celery's configuration, as far as both sides share it."""
+    shared: dict[str, Any] = {
+        "broker_url": broker.url,
+        "broker_connection_timeout": 3,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "task_ignore_result": True,
+        "task_create_missing_queues": False,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "enable_utc": True,
+    }
+    if broker.is_amqp:
+        return shared | {
+            "broker_failover_strategy": "round-robin",
+            "broker_heartbeat": broker.heartbeat_s,
+            "task_default_queue_type": "quorum",
+            "broker_transport_options": {"confirm_publish": True},
+        }
+    return shared | {
+        "broker_transport_options": {
+            "visibility_timeout": broker.visibility_timeout_s,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "socket_timeout": 30,
+            "socket_connect_timeout": 3,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+        }
+    }
+
+
+def hint_queues(broker: BrokerSettings, lanes: Iterable[Lane], model: str) -> list[Queue]:
+    """The queues of a model's lanes, declared alike by whoever comes first."""
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
+    return [
+        Queue(
+            queue_name(lane, model),
+            routing_key=queue_name(lane, model),
+            queue_arguments=arguments if broker.is_amqp else None,
+        )
+        for lane in lanes
+    ]

@@ -1,0 +1,130 @@
+"""Answer: the way of one turn through a worker."""
+
+from dataclasses import dataclass
+from threading import Event
+from uuid import UUID
+
+import structlog
+
+from turnmill.schemas.database import Database
+from turnmill.schemas.errors import PermanentError, TransientError
+from turnmill.schemas.outcomes import Answered, Cancelled, Failed, Outcome, Snoozed
+from turnmill.schemas.settings import WorkerSettings
+from turnmill.schemas.turns import Reply, Usage
+from turnmill.workers.backoff import backoff_s
+from turnmill.workers.engines.base import Chunk, Engine
+from turnmill.workers.lease import AbortReason, Attempt, Claim, Leases
+from turnmill.workers.prompt import build_prompt
+from turnmill.workers.settle import settle
+from turnmill.workers.stream import Stream, TurnStream
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What answering needs; one per process, shared by its threads."""
+
+    database: Database
+    engine: Engine
+    leases: Leases
+    stream: Stream
+    settings: WorkerSettings
+    #: Set when the process will not wait any longer.
+    give_up: Event
+
+
+def answer_turn(worker: Worker, turn_id: UUID) -> bool:
+    """Claim, generate, settle; False if there was nothing to claim.
+
+    Raises:
+        DatabaseUnavailable: the claim could not be made.
+    """
+    claim = worker.leases.claim(turn_id)
+    if claim is None:
+        return False
+    with worker.leases.hold(claim) as attempt:
+        outcome = _attempt_reply(worker, attempt)
+        is_settled = settle(
+            worker.database,
+            claim,
+            outcome,
+            max_attempts=worker.settings.max_attempts,
+            give_up=worker.give_up,
+        )
+    _report(claim, outcome, is_settled)
+    return True
+
+
+def _attempt_reply(worker: Worker, attempt: Attempt) -> Outcome:
+    """The outcome of one attempt: whatever happens inside, it is a value."""
+    stream = worker.stream.open(attempt.claim)
+    try:
+        outcome = _generate(worker, attempt, stream)
+        if isinstance(outcome, Snoozed):
+            worker.stream.flush([stream])
+        return outcome
+    except PermanentError as error:
+        return Failed(error.code, error.message)
+    except TransientError as error:
+        return _snooze(attempt.claim, error.message)
+    except BaseException as error:
+        # MemoryError and SystemExit too: escaping into Celery's thread pool they would cost
+        # a slot for good.
+        log.exception("attempt.crashed", turn_id=attempt.claim.turn_id.hex)
+        return _snooze(attempt.claim, f"{type(error).__name__} in the worker")
+    finally:
+        worker.stream.discard(stream)
+
+
+def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
+    claim = attempt.claim
+    if claim.deadline_s is not None and claim.deadline_s <= 0:
+        return _deadline()
+    prompt = build_prompt(worker.database, worker.engine, claim)
+    text, token_count = [claim.kept_text], claim.kept_tokens
+    last: Chunk | None = None
+    for chunk in worker.engine.generate(prompt, claim.params_left, attempt.abort):
+        worker.stream.add(stream, chunk)
+        text.append(chunk.text)
+        token_count += chunk.token_count
+        last = chunk
+        if attempt.abort.is_set() and chunk.finish_reason is None:
+            break
+    if last is not None and last.finish_reason is not None:
+        # The prompt the client sent ends where the kept text begins.
+        usage = Usage(
+            prompt_tokens=max(last.prompt_tokens - claim.kept_tokens, 0),
+            completion_tokens=token_count,
+        )
+        return Answered(Reply(content="".join(text), finish_reason=last.finish_reason, usage=usage))
+    return _aborted(attempt)
+
+
+def _aborted(attempt: Attempt) -> Outcome:
+    match attempt.reason:
+        case AbortReason.LOST:
+            return Cancelled()
+        case AbortReason.DEADLINE:
+            return _deadline()
+        case AbortReason.DRAIN:
+            return Snoozed(0.0, "handed back by a stopping worker", counts=False)
+        case None:
+            return _snooze(attempt.claim, "the engine stopped without finishing the reply")
+
+
+def _deadline() -> Failed:
+    return Failed("deadline_exceeded", "The reply was not finished in the time allowed.")
+
+
+def _snooze(claim: Claim, reason: str) -> Snoozed:
+    return Snoozed(backoff_s(claim.failures + 1), reason)
+
+
+def _report(claim: Claim, outcome: Outcome, is_settled: bool) -> None:
+    log.info(
+        "turn.settled" if is_settled else "turn.fenced",
+        turn_id=claim.turn_id.hex,
+        attempt=claim.attempt,
+        outcome=type(outcome).__name__.lower(),
+    )

@@ -1,0 +1,82 @@
+"""Drain: how a worker stops without losing or repeating anything.
+
+SIGTERM (or Ctrl-C) stops the consuming; turns in work may finish until the deadline and are
+then handed back, with what they have so far, for another worker to continue. Celery's own
+warm shutdown cannot be used: with threads it stops the AMQP heartbeats, and the broker
+gives the running turns away a second time.
+"""
+
+import signal
+import threading
+import time
+from typing import Any
+
+import structlog
+from celery.worker import state
+
+from turnmill.workers.answer import Worker
+from turnmill.workers.lease import AbortReason
+
+log = structlog.get_logger()
+
+POLL_S = 0.05
+
+#: After the hand-back was asked for: how long the engine may take to stop.
+HAND_BACK_S = 1.0
+
+
+class Drain:
+    """Stops one Celery worker, once."""
+
+    def __init__(self, worker: Worker, drain_s: float) -> None:
+        self._worker = worker
+        self._drain_s = drain_s
+        self._consumer: Any = None
+        self._thread: threading.Thread | None = None
+
+    def consuming(self, consumer: Any) -> None:
+        """Celery has (re)connected and consumes; our handlers replace the ones it installed."""
+        self._consumer = consumer
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, self.on_signal)
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """Start draining; a second signal hands everything back at once."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
+            self._thread.start()
+        else:
+            self._drain_s = 0.0
+
+    def _run(self) -> None:
+        log.info("drain.started", turn_count=self._worker.leases.held_count, drain_s=self._drain_s)
+        started_at = time.monotonic()
+        self._stop_consuming()
+        while self._is_busy() and time.monotonic() - started_at < self._drain_s:
+            time.sleep(POLL_S)
+        handed_back_count = self._worker.leases.held_count
+        self._worker.leases.stop_all(AbortReason.DRAIN)
+        deadline = time.monotonic() + HAND_BACK_S
+        while self._is_busy() and time.monotonic() < deadline:
+            # A hint that was already on its way may have started since.
+            self._worker.leases.stop_all(AbortReason.DRAIN)
+            time.sleep(POLL_S)
+        self._worker.give_up.set()
+        log.info("drain.finished", handed_back_count=handed_back_count)
+        state.should_stop = 0
+
+    def _stop_consuming(self) -> None:
+        """On the loop's own thread: channels are not to be shared."""
+        hub = getattr(self._consumer, "hub", None)
+        if hub is not None:
+            hub.call_soon(self._cancel_queues)
+
+    def _cancel_queues(self) -> None:
+        try:
+            self._consumer.task_consumer.cancel()
+        except Exception as error:
+            # The connection is gone, and with it the consumers.
+            log.info("drain.disconnected", error=type(error).__name__)
+
+    def _is_busy(self) -> bool:
+        return self._worker.leases.held_count > 0 or len(state.active_requests) > 0

@@ -1,0 +1,280 @@
+"""Leases: the right of one attempt to one turn.
+
+An attempt owns its turn while `turns` names its number and worker in state `running`; every
+later write repeats that condition, so a worker that was paused or cut off can never
+overwrite anything. One thread per process keeps the leases alive, holds the advisory lock
+that tells the others this process lives, and passes on the news that a turn is lost.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import structlog
+
+from turnmill.schemas.database import Database
+from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.ids import new_id
+from turnmill.schemas.routes import ABORT_CHANNEL
+from turnmill.schemas.settings import WorkerSettings
+from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
+from turnmill.schemas.turns import GenerationParams, Lane, Message
+
+log = structlog.get_logger()
+
+#: How often a process says that it lives, and looks at the deadlines of its turns.
+TICK_S = 0.5
+
+#: The claim need not survive a crash of Postgres: the turn is then simply queued again, and
+#: the fence names the worker beside the number. So it does not wait for the disk.
+_CLAIM = """
+WITH turn AS (
+    UPDATE turns t SET state = 'running', attempt = t.attempt + 1, worker_id = %(worker)s,
+        leased_until = clock_timestamp() + make_interval(secs => %(lease_s)s),
+        started_at = coalesce(t.started_at, clock_timestamp())
+    FROM conversations c, outbox o
+    WHERE t.id = %(turn)s AND t.state = 'queued'
+      AND c.id = t.conversation_id AND c.answered_seq = t.seq - 1
+      AND o.turn_id = t.id AND o.due_at <= clock_timestamp() AND o.lane = ANY(%(lanes)s)
+    RETURNING t.id, t.conversation_id, t.seq, t.bot_id, t.attempt, t.failures, t.input, t.params,
+        t.lane, t.deadline_at, o.lane AS hint_lane
+), hint AS (
+    DELETE FROM outbox USING turn WHERE turn_id = turn.id
+), attempt AS (
+    INSERT INTO attempts (turn_id, number, worker_id, lane)
+    SELECT id, attempt, %(worker)s, hint_lane FROM turn
+)
+SELECT turn.*, bots.instructions, kept.*,
+    extract(epoch FROM turn.deadline_at - clock_timestamp())::float AS deadline_s,
+    set_config('synchronous_commit', 'off', true)
+FROM turn JOIN bots ON bots.id = turn.bot_id CROSS JOIN LATERAL (
+    SELECT coalesce(string_agg(text, '' ORDER BY position), '') AS kept_text,
+        coalesce(sum(token_count), 0)::int AS kept_tokens,
+        coalesce(max(position) + 1, 0) AS next_position
+    FROM chunks WHERE turn_id = turn.id
+) AS kept
+"""
+
+_RENEW = """
+UPDATE turns t SET leased_until = clock_timestamp() + make_interval(secs => %s)
+FROM unnest(%s::uuid[], %s::int[]) AS held (turn_id, attempt)
+WHERE t.id = held.turn_id AND t.attempt = held.attempt AND t.worker_id = %s AND t.state = 'running'
+RETURNING t.id
+"""
+
+_REGISTER = """
+INSERT INTO worker_liveness (id, host, pid, model, engine, lanes, slots)
+VALUES (%s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp()
+RETURNING lock_key
+"""
+
+_SEEN = "UPDATE worker_liveness SET seen_at = clock_timestamp() WHERE id = %s"
+
+
+class AbortReason(StrEnum):
+    LOST = "lost"  # cancelled, or taken over by another attempt: nothing left to write
+    DEADLINE = "deadline"
+    DRAIN = "drain"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A turn as the attempt that won it sees it."""
+
+    turn_id: UUID
+    conversation_id: UUID
+    worker_id: UUID
+    #: With `worker_id`, the fence of every later write.
+    attempt: int
+    seq: int
+    failures: int
+    lane: Lane
+    instructions: str
+    messages: tuple[Message, ...]
+    params: GenerationParams
+    #: What earlier attempts produced and readers may have seen.
+    kept_text: str
+    kept_tokens: int
+    next_position: int
+    #: Seconds until nobody wants the reply any more.
+    deadline_s: float | None
+
+    @property
+    def params_left(self) -> GenerationParams:
+        """The parameters for the rest of the reply: kept tokens count against max_tokens."""
+        if not self.kept_tokens or self.params.max_tokens is None:
+            return self.params
+        left = max(1, self.params.max_tokens - self.kept_tokens)
+        return self.params.model_copy(update={"max_tokens": left})
+
+
+class Attempt:
+    """One try at one turn, from claim to settle."""
+
+    def __init__(self, claim: Claim, timeout_s: float) -> None:
+        self.claim = claim
+        #: Set when the engine must stop; `reason` says why.
+        self.abort = threading.Event()
+        self.reason: AbortReason | None = None
+        limit_s = timeout_s if claim.deadline_s is None else min(timeout_s, claim.deadline_s)
+        self.ends_at = time.monotonic() + limit_s
+
+    def stop(self, reason: AbortReason) -> None:
+        """Stop generating; the first reason stands."""
+        if self.reason is None:
+            self.reason = reason
+        self.abort.set()
+
+
+class Leases:
+    """All leases of this process."""
+
+    def __init__(
+        self, database: Database, settings: WorkerSettings, *, model: str, engine: str
+    ) -> None:
+        self.worker_id = new_id()
+        self._database = database
+        self._settings = settings
+        self._model = model
+        self._engine = engine
+        self._held: dict[UUID, Attempt] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._registered = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="leases", daemon=True)
+
+    def start(self) -> None:
+        """Register this process as alive; returns once the others can see it."""
+        self._thread.start()
+        self._registered.wait()
+
+    def close(self) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def claim(self, turn_id: UUID) -> Claim | None:
+        """Win the turn for a new attempt, or None if there is nothing to win.
+
+        Raises:
+            DatabaseUnavailable: whether the turn was won is unknown; its lease will tell.
+        """
+        rows = self._database.run(
+            _CLAIM,
+            {
+                "turn": turn_id,
+                "worker": self.worker_id,
+                "lease_s": self._settings.lease_s,
+                "lanes": list(self._settings.lanes),
+            },
+        )
+        return self._to_claim(rows[0]) if rows else None
+
+    @contextmanager
+    def hold(self, claim: Claim) -> Iterator[Attempt]:
+        """Keep the lease alive inside the block."""
+        attempt = Attempt(claim, self._settings.turn_timeout_s)
+        with self._lock:
+            self._held[claim.turn_id] = attempt
+        try:
+            yield attempt
+        finally:
+            with self._lock:
+                if self._held.get(claim.turn_id) is attempt:
+                    del self._held[claim.turn_id]
+
+    @property
+    def held_count(self) -> int:
+        return len(self._held)
+
+    def stop_all(self, reason: AbortReason) -> None:
+        for attempt in self._attempts():
+            attempt.stop(reason)
+
+    def _attempts(self) -> list[Attempt]:
+        with self._lock:
+            return list(self._held.values())
+
+    def _to_claim(self, row: Any) -> Claim:
+        return Claim(
+            turn_id=row.id,
+            conversation_id=row.conversation_id,
+            worker_id=self.worker_id,
+            attempt=row.attempt,
+            seq=row.seq,
+            failures=row.failures,
+            lane=Lane(row.lane),
+            instructions=row.instructions,
+            messages=tuple(Message.model_validate(message) for message in row.input),
+            params=GenerationParams.model_validate(row.params),
+            kept_text=row.kept_text,
+            kept_tokens=row.kept_tokens,
+            next_position=row.next_position,
+            deadline_s=row.deadline_s,
+        )
+
+    def _keep(self) -> None:
+        """The thread: stay registered as long as the process lives, over every reconnect."""
+        while not self._stopping.is_set():
+            try:
+                with self._database.connect() as connection:
+                    self._register(connection)
+                    while not self._stopping.is_set():
+                        self._beat(connection)
+            except (DatabaseUnavailable, psycopg.Error) as error:
+                log.warning("leases.disconnected", error=type(error).__name__)
+                self._stopping.wait(TICK_S)
+
+    def _register(self, connection: psycopg.Connection[Any]) -> None:
+        identity = (
+            self.worker_id,
+            socket.gethostname(),
+            os.getpid(),
+            self._model,
+            self._engine,
+            [lane.value for lane in self._settings.lanes],
+            self._settings.concurrency,
+        )
+        row = connection.execute(_REGISTER, identity).fetchone()
+        assert row is not None
+        connection.execute("SELECT pg_advisory_lock(%s, %s)", (LIVENESS_LOCK_CLASS, row.lock_key))
+        connection.execute(f"LISTEN {ABORT_CHANNEL}")
+        self._renewed_at = float("-inf")
+        self._registered.set()
+
+    def _beat(self, connection: psycopg.Connection[Any]) -> None:
+        connection.execute(_SEEN, (self.worker_id,))
+        for notification in connection.notifies(timeout=TICK_S):
+            if attempt := self._held.get(UUID(notification.payload)):
+                attempt.stop(AbortReason.LOST)
+            if self._stopping.is_set():
+                return
+        now = time.monotonic()
+        for attempt in self._attempts():
+            if now >= attempt.ends_at:
+                attempt.stop(AbortReason.DEADLINE)
+        if now - self._renewed_at >= self._settings.lease_s / 4:
+            self._renew(connection)
+            self._renewed_at = now
+
+    def _renew(self, connection: psycopg.Connection[Any]) -> None:
+        asked = self._attempts()
+        if not asked:
+            return
+        keys = [(attempt.claim.turn_id, attempt.claim.attempt) for attempt in asked]
+        ids, numbers = (list(column) for column in zip(*keys, strict=True))
+        cursor = connection.execute(_RENEW, (self._settings.lease_s, ids, numbers, self.worker_id))
+        kept = {row.id for row in cursor}
+        for attempt in asked:
+            # A turn that settled meanwhile is not kept either; stopping it does nothing.
+            if attempt.claim.turn_id not in kept:
+                attempt.stop(AbortReason.LOST)

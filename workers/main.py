@@ -1,0 +1,54 @@
+"""`turnmill worker`: one process that consumes the lanes of one model."""
+
+import os
+import signal
+import socket
+from typing import Any
+
+import structlog
+from celery import Celery
+from celery.signals import worker_ready
+
+from turnmill.schemas.settings import Settings
+from turnmill.workers.app import create_app
+from turnmill.workers.drain import Drain
+from turnmill.workers.process import running_worker
+from turnmill.workers.tasks import register_tasks
+
+log = structlog.get_logger()
+
+
+def run_worker(settings: Settings) -> int:
+    """Consume until SIGTERM; the exit status.
+
+    Raises:
+        SettingsError: there is no such engine or model.
+    """
+    with running_worker(settings) as (worker, rescuer):
+        app = create_app(settings)
+        register_tasks(app, worker, rescuer)
+        drain = Drain(worker, settings.worker.drain_s)
+
+        def on_ready(sender: Any, **_: Any) -> None:
+            drain.consuming(sender)
+            log.info("worker.consuming", lanes=[str(lane) for lane in settings.worker.lanes])
+
+        worker_ready.connect(on_ready, weak=False)
+        status = _consume(app, settings)
+        worker.give_up.set()
+    return status
+
+
+def _consume(app: Celery, settings: Settings) -> int:
+    lanes = "+".join(settings.worker.lanes)
+    consumer = app.Worker(
+        hostname=f"{lanes}-{os.getpid()}@{socket.gethostname()}",
+        concurrency=settings.worker.concurrency,
+        without_gossip=True,
+        without_mingle=True,
+        loglevel=settings.log.level.upper(),
+        quiet=True,
+    )
+    consumer.start()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return int(consumer.exitcode or 0)

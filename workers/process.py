@@ -1,0 +1,48 @@
+"""The worker process: puts its parts together, and takes them apart again."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from threading import Event
+
+import structlog
+
+from turnmill.schemas.database import Database
+from turnmill.schemas.settings import Settings
+from turnmill.workers.answer import Worker
+from turnmill.workers.engines.registry import create_engine, resolve_engine_name
+from turnmill.workers.lease import Leases
+from turnmill.workers.rescuer import Rescuer
+from turnmill.workers.stream import Stream
+
+log = structlog.get_logger()
+
+
+@contextmanager
+def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
+    """A worker with its engine started and its threads running, ready to answer turns.
+
+    Raises:
+        SettingsError: there is no such engine or model.
+    """
+    engine_settings = settings.engine.model_copy(update={"models_dir": settings.models_dir})
+    engine_name = resolve_engine_name(engine_settings)
+    model = settings.engine.model_name
+    database = Database(
+        settings.database.model_copy(
+            update={"pool_size": min(settings.database.pool_size, settings.worker.concurrency + 4)}
+        )
+    )
+    engine = create_engine(engine_settings)
+    leases = Leases(database, settings.worker, model=model, engine=engine_name)
+    stream = Stream(database, settings.worker.flush_s)
+    rescuer = Rescuer(database, settings.worker)
+    worker = Worker(database, engine, leases, stream, settings.worker, give_up=Event())
+    with ExitStack() as stack:
+        stack.callback(database.close)
+        stack.callback(engine.close)
+        engine.start()
+        for part in (leases, stream, rescuer):
+            stack.callback(part.close)
+            part.start()
+        log.info("worker.started", engine=engine_name, model=model, device=engine_settings.device)
+        yield worker, rescuer

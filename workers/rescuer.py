@@ -1,0 +1,166 @@
+"""The rescuer: turns of dead workers are due again, and so are turns whose hint was lost.
+
+Every worker process runs one; an advisory lock lets one sweep at a time. Each sweep is a
+single statement, so a rescuer that is paused in between blocks nobody.
+"""
+
+import threading
+from typing import Any
+
+import structlog
+
+from turnmill.schemas.database import Database, notify
+from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.routes import OUTBOX_CHANNEL, TURN_CHANNEL
+from turnmill.schemas.settings import WorkerSettings
+from turnmill.schemas.tables import LIVENESS_LOCK_CLASS, RESCUER_LOCK_KEY
+from turnmill.schemas.turns import Lane, TurnState
+from turnmill.workers.settle import end_turn
+
+log = structlog.get_logger()
+
+#: A process without its advisory lock counts as alive this much longer: a dropped
+#: connection is replaced in less, and then nothing needs to be generated again.
+GRACE_S = 1.2
+
+#: Lost hints published anew in one sweep, per free slot. A hint that only looked lost costs
+#: one message more; this keeps such messages few however long the queue is.
+REHINTS_PER_SLOT = 8
+
+_ALIVE = f"""
+alive AS MATERIALIZED (
+    SELECT w.id, w.model, w.lanes, w.slots FROM worker_liveness w
+    WHERE w.seen_at > clock_timestamp() - make_interval(secs => {GRACE_S})
+       OR w.lock_key IN (
+           SELECT objid FROM pg_locks
+           WHERE locktype = 'advisory' AND classid = {LIVENESS_LOCK_CLASS} AND granted
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+)"""
+
+_GUARD = f"""
+guard AS MATERIALIZED (SELECT pg_try_advisory_xact_lock({RESCUER_LOCK_KEY}) AS is_mine)"""
+
+#: Turns that ran in quarantine when their worker died are left to `_park`.
+_REQUEUE_LOST = f"""
+WITH {_GUARD}, {_ALIVE}, lost AS (
+    SELECT t.id, t.attempt, t.worker_id, t.conversation_id, t.crashes + 1 AS crashes, t.model,
+        t.lane, t.deadline_at, a.lane = '{Lane.QUARANTINE}' AS is_spent
+    FROM turns t JOIN attempts a ON a.turn_id = t.id AND a.number = t.attempt
+    WHERE (SELECT is_mine FROM guard) AND t.state = 'running'
+      AND (t.leased_until < clock_timestamp() OR t.worker_id NOT IN (SELECT id FROM alive))
+    FOR UPDATE OF t SKIP LOCKED
+), requeued AS (
+    UPDATE turns t SET state = 'queued', worker_id = NULL, leased_until = NULL,
+        crashes = lost.crashes
+    FROM lost WHERE t.id = lost.id AND NOT lost.is_spent
+    RETURNING t.id, t.attempt
+), ended AS (
+    UPDATE attempts a SET ended_at = clock_timestamp(), outcome = 'crashed'
+    FROM requeued r WHERE a.turn_id = r.id AND a.number = r.attempt
+), hinted AS (
+    INSERT INTO outbox (turn_id, model, lane, deadline_at)
+    SELECT id, model, CASE WHEN crashes >= %(quarantine_after)s THEN '{Lane.QUARANTINE}'
+        ELSE lane END, deadline_at
+    FROM lost WHERE NOT is_spent
+)
+SELECT lost.*, pg_notify('{OUTBOX_CHANNEL}', '') FROM lost
+"""
+
+#: With a slot free, whatever the broker holds is taken within milliseconds.
+_REHINT = f"""
+WITH {_GUARD}, {_ALIVE}, room AS (
+    SELECT a.model, lane, sum(a.slots) - (
+        SELECT count(*) FROM turns t WHERE t.state = 'running' AND t.model = a.model
+    ) AS slots
+    FROM alive a CROSS JOIN unnest(a.lanes) AS lane
+    WHERE (SELECT is_mine FROM guard) GROUP BY a.model, lane
+), stale AS (
+    SELECT o.turn_id FROM room CROSS JOIN LATERAL (
+        SELECT turn_id FROM outbox
+        WHERE model = room.model AND lane = room.lane
+          AND published_at < clock_timestamp() - make_interval(secs => %(lost_after_s)s)
+        ORDER BY published_at LIMIT greatest(room.slots, 0) * {REHINTS_PER_SLOT}
+        FOR UPDATE SKIP LOCKED
+    ) AS o
+), rehinted AS (
+    UPDATE outbox SET published_at = NULL FROM stale WHERE outbox.turn_id = stale.turn_id
+    RETURNING outbox.turn_id
+)
+SELECT turn_id, pg_notify('{OUTBOX_CHANNEL}', '') FROM rehinted
+"""
+
+#: Rows of workers long dead say nothing any more.
+_FORGET = f"""
+WITH {_ALIVE}
+DELETE FROM worker_liveness w WHERE w.seen_at < clock_timestamp() - interval '1 hour'
+AND w.id NOT IN (SELECT id FROM alive)
+"""
+
+
+def sweep(database: Database, settings: WorkerSettings) -> int:
+    """Make lost turns, and turns with lost hints, due again; returns how many.
+
+    Raises `DatabaseUnavailable`.
+    """
+    lost = database.run(_REQUEUE_LOST, {"quarantine_after": settings.quarantine_after})
+    for row in lost:
+        if row.is_spent:
+            _park(database, row)
+    rehinted = database.run(_REHINT, {"lost_after_s": settings.hint_lost_after_s})
+    if lost or rehinted:
+        log.info("turns.rescued", lost_count=len(lost), rehinted_count=len(rehinted))
+    return len(lost) + len(rehinted)
+
+
+def _park(database: Database, row: Any) -> None:
+    message = f"The turn ended {row.crashes} workers, the last one while it ran alone."
+    with database.cursor(pipeline=True) as cursor:
+        end_turn(
+            cursor,
+            turn_id=row.id,
+            conversation_id=row.conversation_id,
+            attempt=row.attempt,
+            worker_id=row.worker_id,
+            state=TurnState.PARKED,
+            outcome="crashed",
+            error=("worker_lost", message),
+        )
+        notify(cursor, TURN_CHANNEL, row.id.hex)
+    log.error("turn.parked", turn_id=row.id.hex, crash_count=row.crashes)
+
+
+class Rescuer:
+    """The thread that sweeps."""
+
+    def __init__(self, database: Database, settings: WorkerSettings) -> None:
+        self._database = database
+        self._settings = settings
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rescuer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Sweep now: somebody saw a sign of a dead worker."""
+        self._wake.set()
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        forget_in = 0
+        while not self._stopping.is_set():
+            try:
+                sweep(self._database, self._settings)
+                if forget_in == 0:
+                    self._database.run(_FORGET)
+                forget_in = (forget_in or 600) - 1
+            except DatabaseUnavailable as error:
+                log.warning("rescuer.stalled", error=error.message)
+            self._wake.wait(self._settings.rescue_every_s)
+            self._wake.clear()
