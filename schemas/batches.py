@@ -131,6 +131,16 @@ class BacklogRow(GenerationParams):
         )
 
 
+def row_key(batch_id: UUID, row_id: str) -> str:
+    """The idempotency key of a row's turn."""
+    return f"{batch_id.hex}:{row_id}"
+
+
+def row_id_of(key: str) -> str:
+    """The id of the row that an idempotency key was made for."""
+    return key.partition(":")[2]
+
+
 class Batch(BaseModel):
     """A submitted file of turns."""
 

@@ -322,7 +322,7 @@ def test_rows_are_never_all_in_memory(tmp_path: Path) -> None:
         for number in range(100_000):
             row = {"conversation": number // 4, "turn": 3 - number % 4, "prompt": "x" * 1000}
             file.write(json.dumps(row) + "\n")
-    assert path.stat().st_size > 100 << 20
+    assert path.stat().st_size > 100_000_000
     output = subprocess.check_output([sys.executable, "-c", _MEASURE, path], text=True)
     in_order, grown_mib = output.split()
     assert in_order == "True"
