@@ -5,7 +5,8 @@ from enum import StrEnum
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 FinishReason = Literal["stop", "length"]
 
@@ -66,16 +67,25 @@ class Role(StrEnum):
     ASSISTANT = "assistant"
 
 
+def refuse_nul(text: str) -> str:
+    """PostgreSQL cannot store U+0000, which JSON can escape."""
+    if "\0" in text:
+        raise PydanticCustomError("nul", "contains a NUL character")
+    return text
+
+
 class Message(BaseModel):
     """One entry of a prompt."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Role
-    content: Annotated[str, StringConstraints(max_length=MAX_MESSAGE_CHARS)]
+    content: Annotated[
+        str, StringConstraints(max_length=MAX_MESSAGE_CHARS), AfterValidator(refuse_nul)
+    ]
 
 
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(refuse_nul)]
 
 
 class GenerationParams(BaseModel):

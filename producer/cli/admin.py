@@ -1,0 +1,116 @@
+"""Commands of whoever runs the system: `doctor`, `keys`, `bots`."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from turnmill.producer.cli.context import open_system
+from turnmill.schemas.ids import Prefix, parse_id
+from turnmill.schemas.turns import GenerationParams
+
+keys = typer.Typer(help="API keys.", no_args_is_help=True)
+bots = typer.Typer(help="Bots: a model with instructions and defaults.", no_args_is_help=True)
+console = Console(highlight=False)
+
+
+def add_commands(app: typer.Typer) -> None:
+    app.command()(doctor)
+
+
+def doctor() -> None:
+    """Check this installation and the configured servers; exit status 1 if anything is broken."""
+    from turnmill.producer.doctor import Level, diagnose
+
+    marks = {
+        Level.OK: "[green]ok[/]",
+        Level.NOTE: "[yellow]note[/]",
+        Level.BROKEN: "[red]broken[/]",
+    }
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    findings = diagnose()
+    for finding in findings:
+        table.add_row(marks[finding.level], finding.what, finding.detail)
+    console.print(table)
+    if any(finding.level is Level.BROKEN for finding in findings):
+        raise typer.Exit(1)
+
+
+@keys.command("create")
+def create_key(name: Annotated[str, typer.Argument(help="Who will use it.")]) -> None:
+    """Create an API key. It is printed once, alone on its line: only its hash is kept.
+
+    Example: turnmill keys create slack-bot
+    """
+    from turnmill.producer import tenants
+
+    with open_system() as system:
+        typer.echo(tenants.create_key(system.database, system.tenant_id, name))
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """List the API keys."""
+    from turnmill.producer import tenants
+
+    table = Table("id", "name", "starts with", "created", "revoked", box=None)
+    table.columns[0].no_wrap = True
+    with open_system() as system:
+        for key in tenants.list_keys(system.database, system.tenant_id):
+            revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
+            table.add_row(
+                key.shown_id, key.name, key.hint, f"{key.created_at:%Y-%m-%d %H:%M}", revoked
+            )
+    console.print(table)
+
+
+@keys.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(help="key_… from `keys list`.")]) -> None:
+    """Refuse an API key from now on (API processes notice within 5 seconds)."""
+    from turnmill.producer import tenants
+
+    with open_system() as system:
+        tenants.revoke_key(system.database, system.tenant_id, parse_id(Prefix.KEY, key_id))
+    console.print("Revoked.")
+
+
+@bots.command("list")
+def list_bots() -> None:
+    """List the bots."""
+    from turnmill.producer import tenants
+
+    table = Table("name", "model", "parameters", "instructions")
+    with open_system() as system:
+        for bot in tenants.list_bots(system.database, system.tenant_id):
+            params = bot.params.model_dump_json(exclude_defaults=True)
+            table.add_row(bot.name, bot.model, params, bot.instructions)
+    console.print(table)
+
+
+@bots.command("save")
+def save_bot(
+    name: Annotated[str, typer.Argument(help="What API clients send as `model`.")],
+    model: Annotated[str | None, typer.Option(help="The workers' model.")] = None,
+    instructions: Annotated[str, typer.Option(help="The system message.")] = "",
+    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0001, max=1)] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+) -> None:
+    """Create a bot, or change it from its next turn on.
+
+    Example: turnmill bots save support --instructions "You answer for ACME Parcels."
+    """
+    from turnmill.producer import tenants
+
+    params = GenerationParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+    with open_system() as system:
+        tenants.save_bot(
+            system.database,
+            system.tenant_id,
+            name,
+            model or system.settings.engine.model_name,
+            instructions,
+            params,
+        )
+    console.print(f"Saved. Clients use it as model='{name}'.")

@@ -1,0 +1,63 @@
+"""Puts the command line together, and turns our errors into sentences."""
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from turnmill.producer.cli import admin, batch, processes, stack, talk, turn
+from turnmill.schemas.errors import InvalidInput, NotFound, SettingsError, TurnmillError
+
+app = typer.Typer(
+    name="turnmill",
+    help="LLM dialogue on message queues: every accepted turn is answered once and in order.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+for part in (stack, talk, processes, admin):
+    part.add_commands(app)
+app.add_typer(turn.app, name="turn")
+app.add_typer(batch.app, name="batch")
+app.add_typer(admin.keys, name="keys")
+app.add_typer(admin.bots, name="bots")
+app.add_typer(processes.db, name="db")
+
+#: sysexits.h: usage, unavailable, software error.
+USAGE, UNAVAILABLE, FAILED = 64, 69, 70
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        Console().print(f"turnmill {version('turnmill')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; ends the process."""
+    try:
+        app()
+    except TurnmillError as error:
+        Console(stderr=True).print(
+            f"[red]error[/] [dim]({error.code})[/]", error.message, highlight=False, soft_wrap=True
+        )
+        sys.exit(_status(error))
+
+
+def _status(error: TurnmillError) -> int:
+    if isinstance(error, InvalidInput | NotFound | SettingsError):
+        return USAGE
+    return UNAVAILABLE if error.code.endswith("unavailable") else FAILED

@@ -1,0 +1,84 @@
+"""Commands that run one process of the system each: `api`, `relay`, `worker`, `flower`, `db`."""
+
+import signal
+from typing import Annotated
+
+import typer
+
+from turnmill.schemas.logs import configure_logging
+from turnmill.schemas.settings import Settings, load_settings
+from turnmill.schemas.turns import Lane
+
+db = typer.Typer(help="The database schema.", no_args_is_help=True)
+
+
+def add_commands(app: typer.Typer) -> None:
+    app.command()(api)
+    app.command()(relay)
+    app.command()(worker)
+    app.command()(flower)
+
+
+def _start() -> Settings:
+    settings = load_settings()
+    configure_logging(settings.log)
+    return settings
+
+
+def api() -> None:
+    """Run the HTTP API.
+
+    Example: TURNMILL_API__PORT=8080 turnmill api
+    """
+    from turnmill.producer.api.app import serve
+
+    serve(_start())
+
+
+def relay() -> None:
+    """Run the relay, which publishes hints to the broker. Several may run."""
+    from turnmill.producer.relay import Relay
+
+    running = Relay(_start())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: running.stop())
+    running.run()
+
+
+def worker(
+    lane: Annotated[
+        list[Lane] | None,
+        typer.Option(help="Consume this lane (repeatable). Default: interactive and batch."),
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Turns in work at once.")] = None,
+) -> None:
+    """Run a worker: load the model, then answer turns.
+
+    Example: turnmill worker --lane quarantine --concurrency 1
+    """
+    from turnmill.workers.main import run_worker
+
+    settings = _start()
+    changes = {"lanes": tuple(lane) if lane else None, "concurrency": concurrency}
+    given = {name: value for name, value in changes.items() if value is not None}
+    chosen = settings.model_copy(update={"worker": settings.worker.model_copy(update=given)})
+    raise typer.Exit(run_worker(chosen))
+
+
+def flower() -> None:
+    """Run Flower, which shows every hint as a task. It asks for the password you set."""
+    from turnmill.workers.flower import run_flower
+
+    run_flower(_start())
+
+
+@db.command()
+def upgrade() -> None:
+    """Create the tables, or bring them up to date. Safe to run twice, or on many machines."""
+    from turnmill.infra.migrations import upgrade as upgrade_database
+    from turnmill.producer.tenants import ensure_defaults
+    from turnmill.schemas.database import Database
+
+    settings = _start()
+    upgrade_database(settings.database.url)
+    ensure_defaults(Database(settings.database), settings)

@@ -1,0 +1,6 @@
+"""placeholder"""
+
+import typer
+
+
+def add_commands(app: typer.Typer) -> None: ...

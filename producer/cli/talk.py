@@ -1,0 +1,133 @@
+"""`turnmill ask` and `turnmill chat`: a conversation in the terminal, through the queue."""
+
+import asyncio
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from rich.console import Console
+
+from turnmill.producer.accept import accept
+from turnmill.producer.cli.context import System, open_system
+from turnmill.producer.follow import Follower
+from turnmill.producer.turns import read_conversation
+from turnmill.schemas.ids import Prefix, parse_id, show_id
+from turnmill.schemas.turns import GenerationParams, Message, Role, Turn, TurnRequest, TurnState
+
+console = Console(highlight=False)
+
+BotOption = Annotated[
+    str | None, typer.Option(help="Which bot; the default model's when left out.")
+]
+ResumeOption = Annotated[str | None, typer.Option(help="Go on with this conversation: conv_…")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    app.command()(ask)
+    app.command()(chat)
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    bot: BotOption = None,
+    conversation: ResumeOption = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of the reply.")] = None,
+) -> None:
+    """Ask one question and print the reply as it comes.
+
+    Example: turnmill ask "Where is my parcel?"
+    """
+    with open_system() as system:
+        talk = _Talk(system, bot, _parse(conversation), GenerationParams(max_tokens=max_tokens))
+        turn = talk.say(question)
+    if turn.state is not TurnState.COMPLETED:
+        raise typer.Exit(1)
+
+
+def chat(bot: BotOption = None, conversation: ResumeOption = None) -> None:
+    """Talk with a bot; Ctrl-D ends, and the conversation can be resumed later.
+
+    Example: turnmill chat --conversation conv_01a20a667dde700b9901e3ce4b9ac89c
+    """
+    with open_system() as system:
+        talk = _Talk(system, bot, _parse(conversation), GenerationParams())
+        talk.show_past()
+        while (line := _read_line()) is not None:
+            if line.strip():
+                talk.say(line)
+        talk.show_how_to_resume()
+
+
+class _Talk:
+    """One conversation and what is said in it."""
+
+    def __init__(
+        self,
+        system: System,
+        bot: str | None,
+        conversation_id: UUID | None,
+        params: GenerationParams,
+    ) -> None:
+        self._system = system
+        self._past: list[Turn] = []
+        if conversation_id is not None:
+            self._past = read_conversation(system.database, system.tenant_id, conversation_id)
+        past_bot = self._past[-1].bot if self._past else None
+        self._bot = bot or past_bot or system.settings.engine.model_name
+        self._conversation_id = conversation_id
+        self._params = params
+
+    def say(self, text: str) -> Turn:
+        """Accept one turn and print its reply. Ctrl-C stops watching, not the turn."""
+        accepted = accept(
+            self._system.database,
+            TurnRequest(
+                tenant_id=self._system.tenant_id,
+                bot=self._bot,
+                messages=(Message(role=Role.USER, content=text),),
+                params=self._params,
+                conversation_id=self._conversation_id,
+            ),
+        )
+        self._conversation_id = accepted.conversation_id
+        try:
+            return asyncio.run(self._print_reply(accepted.turn_id))
+        except KeyboardInterrupt:
+            shown = show_id(Prefix.TURN, accepted.turn_id)
+            console.print(f"\n[dim]The turn goes on: turnmill turn show {shown}[/]")
+            raise typer.Exit(130) from None
+
+    async def _print_reply(self, turn_id: UUID) -> Turn:
+        async with Follower(self._system.database) as follower:
+            with console.status("waiting for a worker…") as status:
+                async for piece in follower.follow(self._system.tenant_id, turn_id):
+                    if isinstance(piece, Turn):
+                        break
+                    if piece:
+                        status.stop()
+                        console.print(piece, end="", markup=False, soft_wrap=True)
+        console.print()
+        if piece.state is not TurnState.COMPLETED:
+            console.print(f"[red]{piece.state}[/] ({piece.error_code}): {piece.error_message}")
+        return piece
+
+    def show_past(self) -> None:
+        for turn in self._past:
+            console.print(f"[bold]you:[/] {turn.messages[-1].content}")
+            console.print(turn.reply.content if turn.reply else f"[dim]{turn.state}[/]")
+
+    def show_how_to_resume(self) -> None:
+        if self._conversation_id is not None:
+            shown = show_id(Prefix.CONVERSATION, self._conversation_id)
+            console.print(f"\n[dim]Go on later: turnmill chat --conversation {shown}[/]")
+
+
+def _read_line() -> str | None:
+    try:
+        return console.input("[bold]you:[/] ")
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+def _parse(conversation: str | None) -> UUID | None:
+    return None if conversation is None else parse_id(Prefix.CONVERSATION, conversation)

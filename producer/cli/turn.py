@@ -1,0 +1,64 @@
+"""`turnmill turn`: looking at single turns, and cancelling them."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from turnmill.producer.cli.context import open_system
+from turnmill.schemas.ids import Prefix, parse_id, show_id
+from turnmill.schemas.turns import Turn
+
+app = typer.Typer(help="Single turns.", no_args_is_help=True)
+
+TurnId = Annotated[str, typer.Argument(help="turn_… as the API and the logs show it.")]
+
+
+@app.command()
+def show(turn_id: TurnId) -> None:
+    """Show a turn: its state, its messages and its reply.
+
+    Example: turnmill turn show turn_01a20a667dde743da35d0f8a02aa55e1
+    """
+    from turnmill.producer.turns import read_turn
+
+    with open_system() as system:
+        turn = read_turn(system.database, system.tenant_id, parse_id(Prefix.TURN, turn_id))
+    Console().print(_table(turn))
+
+
+@app.command()
+def cancel(turn_id: TurnId) -> None:
+    """Cancel a turn that is not answered yet; its conversation goes on."""
+    from turnmill.producer.cancel import cancel as cancel_turn
+
+    with open_system() as system:
+        was_open = cancel_turn(system.database, system.tenant_id, parse_id(Prefix.TURN, turn_id))
+    Console().print("Cancelled." if was_open else "It had already ended; nothing changed.")
+
+
+def _table(turn: Turn) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    rows = {
+        "turn": show_id(Prefix.TURN, turn.turn_id),
+        "conversation": f"{show_id(Prefix.CONVERSATION, turn.conversation_id)}, turn {turn.seq}",
+        "bot": f"{turn.bot} (model {turn.model})",
+        "state": f"{turn.state} in lane {turn.lane}, attempt {turn.attempt}",
+        "accepted": turn.accepted_at.isoformat(timespec="milliseconds"),
+        "settled": turn.settled_at.isoformat(timespec="milliseconds") if turn.settled_at else "-",
+    }
+    if turn.error_code:
+        rows["error"] = f"{turn.error_code}: {turn.error_message}"
+    for name, value in rows.items():
+        table.add_row(f"[dim]{name}[/]", value)
+    for message in turn.messages:
+        table.add_row(f"[dim]{message.role}[/]", message.content)
+    if turn.reply:
+        usage = turn.reply.usage
+        table.add_row("[dim]reply[/]", turn.reply.content)
+        table.add_row(
+            "[dim]usage[/]",
+            f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {turn.reply.finish_reason}",
+        )
+    return table
