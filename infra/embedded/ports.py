@@ -53,6 +53,15 @@ def is_free(port: int) -> bool:
     return True
 
 
+def listens(port: int) -> bool:
+    """Whether a server listens there now. (`is_free` would get in the way of one that starts.)"""
+    try:
+        socket.create_connection((LOOPBACK, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 def _candidates(preferred: Iterable[int]) -> Iterator[int]:
     yield from preferred
     # Random, so that stacks that start together do not walk the same way.

@@ -10,14 +10,13 @@ import http.client
 import json
 import os
 import shutil
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 from turnmill.infra.embedded.child import Child
 from turnmill.infra.embedded.folder import server_uid
-from turnmill.infra.embedded.ports import LOOPBACK
+from turnmill.infra.embedded.ports import LOOPBACK, listens
 from turnmill.infra.embedded.server import EmbeddedServer
 from turnmill.schemas.errors import StackError
 
@@ -63,7 +62,7 @@ class EmbeddedRabbitMQ(EmbeddedServer):
             name="epmd",
             title="Erlang port mapper",
             command=[_program("epmd"), "-port", self._epmd_port, "-address", LOOPBACK],
-            ready=lambda pid: _listens(self._port_of("epmd")),
+            ready=lambda pid: listens(self._port_of("epmd")),
             ready_every_s=0.05,
             uid=server_uid(),
         )
@@ -168,11 +167,3 @@ def _program(name: str) -> str:
     if path is None:
         raise StackError(f"{name} is not installed. On Debian: apt-get install rabbitmq-server")
     return str(Path(path).resolve())
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection((LOOPBACK, port), timeout=1).close()
-    except OSError:
-        return False
-    return True

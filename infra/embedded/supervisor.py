@@ -126,6 +126,10 @@ class Supervisor:
         self._raise_error()
         return True
 
+    @property
+    def has_ended(self) -> bool:
+        return self._thread is not None and not self._thread.is_alive()
+
     def pid_of(self, name: str) -> int | None:
         return self._processes[name].pid
 
