@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from uuid import UUID
@@ -28,9 +28,10 @@ BOT = "echo"
 
 
 @pytest.fixture
-def settings(database_url: str) -> Settings:
+def settings(database_url: str, tmp_path: Path) -> Settings:
     engine = EngineSettings(name="echo", served_name=BOT)
-    return Settings(database=DatabaseSettings(url=database_url), engine=engine)
+    database = DatabaseSettings(url=database_url)
+    return Settings(data=tmp_path, database=database, engine=engine)
 
 
 @pytest.fixture
@@ -173,7 +174,7 @@ def test_progress_before_any_answer(database: Database, tenant_id: UUID, backlog
 
 def test_batch_is_answered_and_written(
     database: Database, tenant_id: UUID, backlog: Backlog, settings: Settings, tmp_path: Path,
-    eventually, monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     batch = submit(database, tenant_id, BOT, backlog)
     with InlineWorker(settings):

@@ -112,6 +112,19 @@ def test_sample_tickets_are_a_valid_backlog() -> None:
     assert sorted(set(turns.values())) == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(("format_name", "count"), [("jsonl", 4), ("csv", 3)])
+def test_examples_of_the_page_are_valid(tmp_path: Path, format_name: str, count: int) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "backlogs.md").read_text()
+    path = tmp_path / f"example.{format_name}"
+    path.write_text(page.split(f"```{format_name}\n")[1].split("```")[0])
+    assert read_backlog(path).total == count
+
+
+def test_page_names_every_column() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "backlogs.md").read_text()
+    assert [name for name in backlog_formats.COLUMNS if f"`{name}`" not in page] == []
+
+
 def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     one = write_jsonl(tmp_path / "one.jsonl", ROWS)
     (tmp_path / "two.jsonl.gz").write_bytes(gzip.compress(one.read_bytes()))

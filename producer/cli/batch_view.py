@@ -1,0 +1,242 @@
+"""What a person sees of a batch: a bar while it runs, then some replies and a summary.
+
+Everything but `watch` turns values into renderables. Texts of users and models are shown
+as they are: their brackets are no markup, their control characters never reach the terminal.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
+
+from turnmill.schemas.batches import BatchProgress, BatchResult
+from turnmill.schemas.errors import TransientError
+from turnmill.schemas.turns import TurnState
+
+#: How often the bar is drawn on a terminal.
+REFRESH_S = 0.25
+
+#: How often a line is printed where there is no terminal.
+LINE_EVERY_S = 5.0
+
+#: Reading the progress of a large batch is work for the database: at most this share of the time.
+_READING_SHARE = 0.1
+
+#: Rates are of the last seconds, so that they follow workers that come and go.
+_WINDOW_S = 15.0
+
+_BAR_CELLS = 30
+_QUESTION_CELLS = 60
+_REPLY_CELLS = 160
+
+
+class Pace:
+    """Turns and tokens per second, from the progress seen lately."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int, int]] = deque()
+
+    def observe(self, at: float, progress: BatchProgress) -> None:
+        self._seen.append((at, progress.settled, progress.completion_tokens))
+        while len(self._seen) > 2 and at - self._seen[0][0] > _WINDOW_S:
+            self._seen.popleft()
+
+    @property
+    def turns_per_s(self) -> float:
+        return self._rate(1)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self._rate(2)
+
+    def left_s(self, progress: BatchProgress) -> float | None:
+        """Seconds until the batch is done; unknown while nothing moves."""
+        rate = self.turns_per_s
+        return (progress.total - progress.settled) / rate if rate else None
+
+    def _rate(self, column: int) -> float:
+        if len(self._seen) < 2 or self._seen[-1][0] <= self._seen[0][0]:
+            return 0.0
+        first, last = self._seen[0], self._seen[-1]
+        return max(0.0, (last[column] - first[column]) / (last[0] - first[0]))
+
+
+Show = Callable[[BatchProgress | None, str], None]
+
+
+def watch(
+    read: Callable[[], BatchProgress],
+    console: Console,
+    *,
+    resume_command: str,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> BatchProgress | None:
+    """Show the progress until the batch is done; None when Ctrl-C ended the watching.
+
+    A database that is away for a while is waited for: the turns are not lost with it.
+    """
+    pace, progress = Pace(), None
+    try:
+        with _display(console, pace, clock) as show:
+            while progress is None or not progress.is_done:
+                started, note = clock(), ""
+                try:
+                    progress = read()
+                    pace.observe(started, progress)
+                except TransientError as error:
+                    note = f"{error.message} Still watching."
+                show(progress, note)
+                if progress is None or not progress.is_done:
+                    sleep(max(REFRESH_S, (clock() - started) / _READING_SHARE))
+    except KeyboardInterrupt:
+        console.print(stopped_watching(resume_command), soft_wrap=True)
+        return None
+    return progress
+
+
+@contextmanager
+def _display(console: Console, pace: Pace, clock: Callable[[], float]) -> Iterator[Show]:
+    """A bar on a terminal, a line now and then in a log."""
+    if not console.is_terminal:
+        yield _line_printer(console, pace, clock)
+        return
+    with Live(console=console, auto_refresh=False) as live:
+
+        def draw(progress: BatchProgress | None, note: str) -> None:
+            live.update(render_progress(progress, pace, note), refresh=True)
+
+        yield draw
+
+
+def _line_printer(console: Console, pace: Pace, clock: Callable[[], float]) -> Show:
+    next_at = clock()
+
+    def print_line(progress: BatchProgress | None, note: str) -> None:
+        nonlocal next_at
+        is_done = progress is not None and progress.is_done
+        if clock() >= next_at or is_done:
+            next_at = clock() + LINE_EVERY_S
+            text = note or (describe_progress(progress, pace) if progress else "")
+            console.print(Text(text), soft_wrap=True)
+
+    return print_line
+
+
+def describe_progress(progress: BatchProgress, pace: Pace) -> str:
+    """`12/40 done, 1 failed, 3.2 turns/s, 118 tokens/s, 0:09 left`."""
+    parts = [f"{progress.settled:,}/{progress.total:,} done"]
+    if progress.accepted < progress.total:
+        parts.append(f"{progress.accepted:,} accepted")
+    if progress.failed:
+        parts.append(f"{progress.failed:,} failed")
+    if not progress.is_done:
+        parts.append(f"{pace.turns_per_s:.1f} turns/s")
+        parts.append(f"{pace.tokens_per_s:,.0f} tokens/s")
+        left_s = pace.left_s(progress)
+        parts.append("time left unknown" if left_s is None else f"{format_clock(left_s)} left")
+    return ", ".join(parts)
+
+
+def render_progress(progress: BatchProgress | None, pace: Pace, note: str = "") -> RenderableType:
+    if progress is None:
+        return Text(note, style="yellow")
+    bar = ProgressBar(total=progress.total, completed=progress.settled, width=_BAR_CELLS)
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(bar, Text(describe_progress(progress, pace)))
+    if note:
+        grid.add_row("", Text(note, style="yellow"))
+    return grid
+
+
+def stopped_watching(resume_command: str) -> Text:
+    return Text.assemble(
+        "Stopped watching; nothing is lost, the turns go on without this command.\n",
+        "Watch again and write the results: ",
+        (resume_command, "bold"),
+    )
+
+
+def replies_table(results: Iterable[BatchResult]) -> Table:
+    """Questions with their replies, each shortened to a few lines."""
+    table = Table(
+        Column("id", no_wrap=True, max_width=20, overflow="ellipsis"),
+        Column("question", ratio=2),
+        Column("reply", ratio=3),
+        expand=True,
+    )
+    for result in results:
+        table.add_row(
+            shorten(result.id, 20), shorten(result.question, _QUESTION_CELLS), _reply(result)
+        )
+    return table
+
+
+def summary(progress: BatchProgress, results_path: Path | None = None) -> Table:
+    """The figures of a batch, one to a line."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column(overflow="fold")
+    for label, value in _figures(progress):
+        grid.add_row(label, Text(value))
+    if results_path is not None:
+        grid.add_row("results", Text(str(results_path), style="bold"))
+    return grid
+
+
+def shorten(text: str, cells: int) -> Text:
+    """One line of at most so many terminal cells; a Chinese character takes two."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    shortened = Text(line)
+    shortened.truncate(cells, overflow="ellipsis")
+    return shortened
+
+
+def format_clock(seconds: float) -> str:
+    """`0:09`, `12:05`, `3:00:41`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _reply(result: BatchResult) -> Text:
+    if result.error is not None:
+        text = shorten(f"{result.error.code}: {result.error.message}", _REPLY_CELLS)
+        text.stylize("red")
+        return text
+    if result.reply is None:
+        return Text(result.state, style="dim")
+    return shorten(result.reply, _REPLY_CELLS)
+
+
+def _figures(progress: BatchProgress) -> Iterator[tuple[str, str]]:
+    turns = [
+        f"{progress.completed:,} of {progress.total:,} completed",
+        f"{progress.failed:,} failed",
+    ]
+    others = {state: n for state, n in progress.states.items() if state not in _NAMED_STATES}
+    yield "turns", ", ".join([*turns, *(f"{n:,} {state}" for state, n in others.items())])
+    yield "attempts", f"{progress.attempts:,}"
+    if progress.latency_p50_s is not None and progress.latency_p95_s is not None:
+        figures = f"p50 {progress.latency_p50_s:.2f} s, p95 {progress.latency_p95_s:.2f} s"
+        yield "latency", f"{figures} from acceptance to reply"
+    if progress.answer_p50_s is not None and progress.answer_p95_s is not None:
+        figures = f"p50 {progress.answer_p50_s:.2f} s, p95 {progress.answer_p95_s:.2f} s"
+        yield "answering", f"{figures} from first attempt to reply"
+    tokens = f"{progress.prompt_tokens:,} prompt, {progress.completion_tokens:,} completion"
+    if progress.wall_s:
+        tokens += f", {progress.completion_tokens / progress.wall_s:,.1f} tokens/s"
+    yield "tokens", tokens
+    if progress.wall_s is not None:
+        yield "wall time", format_clock(progress.wall_s)
+
+
+#: Counted as completed and failed; the others are named with their number.
+_NAMED_STATES = frozenset({TurnState.COMPLETED, TurnState.FAILED, TurnState.PARKED})
