@@ -168,8 +168,9 @@ def replies_table(results: Iterable[BatchResult]) -> Table:
     """Questions with their replies, each shortened to a few lines."""
     table = Table(
         Column("id", no_wrap=True, max_width=20, overflow="ellipsis"),
-        Column("question", ratio=2),
-        Column("reply", ratio=3),
+        # Chinese has no spaces to break a line at.
+        Column("question", ratio=2, overflow="fold"),
+        Column("reply", ratio=3, overflow="fold"),
         expand=True,
     )
     for result in results:

@@ -159,6 +159,13 @@ def test_replies_errors_and_open_turns_have_a_row_each() -> None:
     assert len({cell_len(line) for line in text.splitlines()}) == 1
 
 
+def test_chinese_is_wrapped_and_not_cut() -> None:
+    reply = "您好非常抱歉给您带来不便" * 5
+    text = render(replies_table([result(question="", reply=reply)]))
+    cells = [line.split("│")[3].strip() for line in text.splitlines() if line.startswith("│")]
+    assert "".join(cells) == reply
+
+
 def test_summary_names_the_figures() -> None:
     progress = BatchProgress(
         total=40,
