@@ -210,7 +210,7 @@ class Stack:
 
     def _children(self) -> list[Child]:
         servers = [child for server in self._servers for child in server.children()]
-        upgrade = self._own("db-upgrade", "the database schema", "db", "upgrade", runs_once=True)
+        upgrade = self._own("db-upgrade", "the database migration", "db", "upgrade", runs_once=True)
         parts = {
             "api": lambda: self._own(
                 "api", "the API", ready=f"{self.api_url}/readyz", ready_timeout_s=60
