@@ -34,7 +34,8 @@ def resolve_engine_name(settings: EngineSettings) -> str:
         raise SettingsError(f"There is no engine '{name}'. Choose auto, {', '.join(ENGINES)}.")
     if name in REQUIREMENTS and find_spec(REQUIREMENTS[name][0]) is None:
         raise SettingsError(
-            f"The engine '{name}' is not installed: pip install 'turnmill[{REQUIREMENTS[name][1]}]'."
+            f"The engine '{name}' is not installed: "
+            f"pip install 'turnmill[{REQUIREMENTS[name][1]}]'."
         )
     return name
 

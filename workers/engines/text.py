@@ -65,9 +65,8 @@ class Detokenizer:
         """The text that this token completes."""
         self._held.append(token)
         text = self._new_text()
-        if text.endswith(REPLACEMENT) and len(self._held) < MAX_HELD_TOKENS:
-            return ""
-        if not text:
+        is_incomplete = not text or text.endswith(REPLACEMENT)
+        if is_incomplete and len(self._held) < MAX_HELD_TOKENS:
             return ""
         self._shown, self._held = self._held, []
         return text

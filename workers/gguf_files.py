@@ -1,0 +1,154 @@
+"""GGUF files: what their header says, and a rewrite to 16-bit weights.
+
+The header is read without the `gguf` library, which takes seconds to list a vocabulary.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from turnmill.schemas.errors import SettingsError
+
+MAGIC = b"GGUF"
+
+#: Value type → struct format.
+SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+STRING, ARRAY = 8, 9
+
+#: Tensor types that every engine reads exactly: F32, F16.
+EXACT_TENSOR_TYPES = frozenset({0, 1})
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    #: Scalars and strings; the arrays, such as the vocabulary, are left out.
+    metadata: dict[str, Any]
+    #: Numbers of the tensor types that occur.
+    tensor_types: frozenset[int]
+
+    @property
+    def is_exact(self) -> bool:
+        return self.tensor_types <= EXACT_TENSOR_TYPES
+
+    @property
+    def context_length(self) -> int | None:
+        return self._of_architecture("context_length")
+
+    def kv_values_per_token(self) -> int | None:
+        """Numbers that the KV cache keeps for one token."""
+        layers, heads = self._of_architecture("block_count"), self._heads()
+        head_size = self._of_architecture("attention.key_length")
+        if head_size is None and (width := self._of_architecture("embedding_length")):
+            head_size = width // (self._of_architecture("attention.head_count") or 1)
+        return 2 * layers * heads * head_size if layers and heads and head_size else None
+
+    def _heads(self) -> int | None:
+        return self._of_architecture("attention.head_count_kv") or self._of_architecture(
+            "attention.head_count"
+        )
+
+    def _of_architecture(self, key: str) -> int | None:
+        value = self.metadata.get(f"{self.metadata.get('general.architecture')}.{key}")
+        return value if isinstance(value, int) else None
+
+
+def read_header(path: Path) -> Header:
+    """Raises `SettingsError` where the file is none."""
+    try:
+        with path.open("rb") as file:
+            return _Reader(file).header()
+    except (OSError, ValueError, struct.error) as error:
+        raise SettingsError(f"{path} is not a readable GGUF file: {error}") from error
+
+
+def rewrite_as_f16(source: Path, target: Path) -> None:
+    """Copy the model with all quantized tensors dequantized to 16-bit floats."""
+    import gguf
+
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
+    for key, entry in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        value = entry.contents()
+        if key == "general.file_type":
+            value = int(gguf.LlamaFileType.MOSTLY_F16)
+        is_array = entry.types[0] == gguf.GGUFValueType.ARRAY
+        writer.add_key_value(key, value, entry.types[0], entry.types[-1] if is_array else None)
+    half = gguf.GGMLQuantizationType.F16
+    for tensor in reader.tensors:
+        if int(tensor.tensor_type) in EXACT_TENSOR_TYPES:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        else:
+            weights = gguf.dequantize(tensor.data, tensor.tensor_type)
+            writer.add_tensor(tensor.name, gguf.quantize(weights, half), raw_dtype=half)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class _Reader:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def header(self) -> Header:
+        if self._file.read(4) != MAGIC:
+            raise ValueError("it does not begin with GGUF")
+        version = self._number("I")
+        if version not in (2, 3):
+            raise ValueError(f"version {version} is not supported")
+        tensor_count, entry_count = self._number("Q"), self._number("Q")
+        metadata = {}
+        for _ in range(entry_count):
+            key = self._string()
+            value = self._value(self._number("I"))
+            if value is not None:
+                metadata[key] = value
+        return Header(metadata, frozenset(self._tensor_type() for _ in range(tensor_count)))
+
+    def _value(self, kind: int) -> Any:
+        if kind == STRING:
+            return self._string()
+        if kind == ARRAY:
+            return self._skip_array()
+        return self._number(SCALARS[kind])
+
+    def _skip_array(self) -> None:
+        kind, count = self._number("I"), self._number("Q")
+        if kind in (STRING, ARRAY):
+            for _ in range(count):
+                self._skip(self._number("Q")) if kind == STRING else self._skip_array()
+        else:
+            self._skip(count * struct.calcsize(SCALARS[kind]))
+
+    def _tensor_type(self) -> int:
+        self._string()
+        self._skip(8 * self._number("I"))
+        kind: int = self._number("I")
+        self._skip(8)  # where its data lies
+        return kind
+
+    def _skip(self, size: int) -> None:
+        self._file.seek(size, 1)
+
+    def _number(self, letter: str) -> Any:
+        size = struct.calcsize(letter)
+        return struct.unpack(f"<{letter}", self._file.read(size))[0]
+
+    def _string(self) -> str:
+        return self._file.read(self._number("Q")).decode(errors="replace")

