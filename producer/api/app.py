@@ -1,0 +1,134 @@
+"""The HTTP API as an app, and the process that serves it.
+
+`create_app` needs no database: an API that starts before Postgres answers 503 until it is
+there. On SIGTERM or SIGINT open calls end at once and politely: each tells its client where
+the reply will be.
+"""
+
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator
+from types import FrameType
+from typing import Any
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from turnmill.producer.api import completions, conversations, models, operation, turns
+from turnmill.producer.api.auth import KnownKeys
+from turnmill.producer.api.errors import add_error_handlers
+from turnmill.producer.api.metrics import APIMetrics
+from turnmill.producer.api.middleware import ObservedCalls
+from turnmill.producer.api.services import Services, running_services
+from turnmill.schemas.openai import ChatCompletionRequest, ErrorBody
+from turnmill.schemas.settings import Settings
+
+#: Calls that have not ended by then are cut off.
+STOP_TIMEOUT_S = 4
+#: Longer than clients keep idle connections, so that it is the client that closes them and no
+#: call meets a connection that is just being closed.
+KEEP_ALIVE_S = 75
+
+_DESCRIPTION = """
+Turnmill answers dialogue turns through a message queue. `/v1` speaks OpenAI's protocol: point
+its client here. A turn that was accepted is answered exactly once, whatever happens to the
+call that brought it; look at it, or cancel it, under `/turns`.
+"""
+
+log = structlog.get_logger()
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The API. Its database and follower live from the app's startup to its shutdown."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with running_services(settings) as services:
+            app.state.services = services
+            yield
+
+    app = FastAPI(
+        title="Turnmill",
+        description=_DESCRIPTION,
+        version="1",
+        lifespan=lifespan,
+        redoc_url=None,
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
+    )
+    app.state.known_keys = KnownKeys()
+    app.state.metrics = APIMetrics()
+    app.add_middleware(ObservedCalls, metrics=app.state.metrics)
+    add_error_handlers(app)
+    for part in (completions, models, turns, conversations, operation):
+        app.include_router(part.router)
+    _describe(app)
+    return app
+
+
+def serve(settings: Settings) -> None:
+    """Run the API until SIGTERM or SIGINT."""
+    Server(settings).run()
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, for the app of these settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._app = create_app(settings)
+        config = uvicorn.Config(
+            self._app,
+            host=settings.api.host,
+            port=settings.api.port,
+            lifespan="on",
+            # The command has configured logging; each call is logged by the app itself.
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=STOP_TIMEOUT_S,
+        )
+        super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            log.info("api.started", host=host, port=port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        services: Services = self._app.state.services
+        services.stop()
+        await super().shutdown(sockets)
+        log.info("api.stopped")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Unlike uvicorn's, does not raise the signal again at the end: a stop is no failure."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+def _describe(app: FastAPI) -> None:
+    """Complete the description: the one body that the app reads itself, and no 422, which
+    it never answers."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is not None:
+            return app.openapi_schema
+        schema = generate()
+        _, bodies = models_json_schema(
+            [(ChatCompletionRequest, "validation")], ref_template="#/components/schemas/{model}"
+        )
+        schemas = schema["components"]["schemas"]
+        schemas |= bodies["$defs"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        for path in schema["paths"].values():
+            for operation_ in path.values():
+                operation_["responses"].pop("422", None)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

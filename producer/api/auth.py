@@ -1,0 +1,73 @@
+"""Who is calling: `Authorization: Bearer tm-…`.
+
+A key that was good is believed for a few seconds more, so that a busy client does not cost a
+query per call; a revoked key therefore works at most that much longer. A key that was refused
+is looked up every time.
+"""
+
+import hashlib
+import time
+from collections import OrderedDict
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from turnmill.producer.api.services import ServicesOf
+from turnmill.producer.tenants import authenticate
+from turnmill.schemas.errors import NotAuthenticated
+
+#: How long a key is believed without being looked up.
+TRUST_S = 5.0
+#: Keys remembered, at most.
+MAX_KEYS = 4096
+
+_bearer = HTTPBearer(
+    auto_error=False, description="An API key, `tm-…`. Create one: `turnmill keys create`."
+)
+
+
+class KnownKeys:
+    """The tenants of keys seen lately, oldest first. Lives in one event loop: no locks."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[bytes, tuple[UUID, float]] = OrderedDict()
+
+    def find(self, secret: str) -> UUID | None:
+        tenant_id, until = self._entries.get(_digest(secret), (None, 0.0))
+        return tenant_id if time.monotonic() < until else None
+
+    def add(self, secret: str, tenant_id: UUID) -> None:
+        self._entries[_digest(secret)] = (tenant_id, time.monotonic() + TRUST_S)
+        self._entries.move_to_end(_digest(secret))
+        if len(self._entries) > MAX_KEYS:
+            self._entries.popitem(last=False)
+
+
+async def _tenant(
+    request: Request,
+    services: ServicesOf,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> UUID:
+    if credentials is None:
+        raise NotAuthenticated(
+            "You didn't provide an API key. Send 'Authorization: Bearer tm-…'; "
+            "turnmill keys create makes one."
+        )
+    known: KnownKeys = request.app.state.known_keys
+    secret = credentials.credentials
+    tenant_id = known.find(secret)
+    if tenant_id is None:
+        tenant_id = await services.call(authenticate, services.database, secret)
+        known.add(secret, tenant_id)
+    return tenant_id
+
+
+def _digest(secret: str) -> bytes:
+    """Memory holds no secrets longer than the call does."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
+#: Parameter of a handler that needs an API key: the tenant it belongs to.
+TenantOf = Annotated[UUID, Depends(_tenant)]

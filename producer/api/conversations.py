@@ -1,0 +1,43 @@
+"""`/conversations`: the turns of one conversation."""
+
+from uuid import UUID
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from turnmill.producer.api.auth import TenantOf
+from turnmill.producer.api.services import ServicesOf
+from turnmill.producer.api.turns import TurnBody
+from turnmill.producer.turns import read_conversation
+from turnmill.schemas.database import Database
+from turnmill.schemas.errors import NotFound
+from turnmill.schemas.ids import Prefix, parse_id
+
+_EXISTS = "SELECT 1 FROM conversations WHERE id = %s AND tenant_id = %s"
+
+router = APIRouter(tags=["turns"])
+
+
+class ConversationBody(BaseModel):
+    """A conversation: its turns in order."""
+
+    conversation_id: str
+    turns: list[TurnBody]
+
+
+@router.get("/conversations/{conversation_id}")
+async def get_conversation(
+    conversation_id: str, services: ServicesOf, tenant_id: TenantOf
+) -> ConversationBody:
+    """All turns of a conversation, in order."""
+    known = parse_id(Prefix.CONVERSATION, conversation_id)
+    turns = await services.call(read_conversation, services.database, tenant_id, known)
+    return ConversationBody(
+        conversation_id=conversation_id, turns=[TurnBody.of(turn) for turn in turns]
+    )
+
+
+def require_conversation(database: Database, tenant_id: UUID, conversation_id: UUID) -> None:
+    """Raises `NotFound`: an id that we never gave out must not start a conversation."""
+    if not database.run(_EXISTS, (conversation_id, tenant_id)):
+        raise NotFound("There is no such conversation.", param="X-Turnmill-Conversation")

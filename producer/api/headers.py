@@ -1,0 +1,93 @@
+"""What a client says about a call beside its body, and how much body it may send."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+
+from turnmill.producer.api.errors import CONVERSATION_HEADER
+from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.ids import Prefix, derived_id, parse_id
+
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+TIMEOUT_HEADER = "X-Turnmill-Timeout"
+
+MAX_CONVERSATION_KEY = 200
+MAX_IDEMPOTENCY_KEY = 255
+#: A week: longer than anybody waits for a reply.
+MAX_TIMEOUT_S = 7 * 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class CallHeaders:
+    #: The client's own name of a conversation, or an id that Turnmill gave out.
+    conversation: str | None
+    idempotency_key: str | None
+    timeout_s: float | None
+
+    @property
+    def given_conversation_id(self) -> UUID | None:
+        """The conversation, where the client named it by our id. Raises `InvalidInput`."""
+        if self.conversation is None or not self.conversation.startswith(Prefix.CONVERSATION + "_"):
+            return None
+        return parse_id(Prefix.CONVERSATION, self.conversation)
+
+    def conversation_id(self, tenant_id: UUID, bot: str) -> UUID | None:
+        """The conversation the turn belongs to; None for a fresh one. Raises `InvalidInput`."""
+        if self.conversation is None:
+            return None
+        return self.given_conversation_id or derived_id(tenant_id, bot, self.conversation)
+
+
+def read_headers(request: Request) -> CallHeaders:
+    """Raises `InvalidInput`."""
+    return CallHeaders(
+        conversation=_text(request, CONVERSATION_HEADER, MAX_CONVERSATION_KEY),
+        idempotency_key=_text(request, IDEMPOTENCY_HEADER, MAX_IDEMPOTENCY_KEY),
+        timeout_s=_timeout(request),
+    )
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, refused with 413 as soon as it is known to be too long."""
+    too_large = HTTPException(413, f"The body is larger than {limit} bytes.")
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > limit:
+        raise too_large
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+def _text(request: Request, name: str, max_length: int) -> str | None:
+    value = request.headers.get(name)
+    if value is None:
+        return None
+    try:
+        # The bytes arrive as Latin-1; clients that send more than ASCII mean UTF-8.
+        text = value.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        text = ""
+    if not 0 < len(text) <= max_length or not text.isprintable():
+        raise InvalidInput(f"{name} must be 1 to {max_length} printable characters.", param=name)
+    return text
+
+
+def _timeout(request: Request) -> float | None:
+    value = request.headers.get(TIMEOUT_HEADER)
+    if value is None:
+        return None
+    try:
+        timeout_s = float(value)
+    except ValueError:
+        timeout_s = 0
+    if not 0 < timeout_s <= MAX_TIMEOUT_S:
+        raise InvalidInput(
+            f"{TIMEOUT_HEADER} must be a number of seconds, at most {MAX_TIMEOUT_S}.",
+            param=TIMEOUT_HEADER,
+        )
+    return timeout_s

@@ -1,0 +1,148 @@
+"""`/metrics`: what Prometheus scrapes.
+
+Counters and durations are this process's; the gauges are read from Postgres at each scrape and
+so are the same from every replica (take `max`, not `sum`, over replicas).
+
+Every query touches only what is open: the outbox holds a row per queued turn, running,
+waiting and parked turns have partial indexes, and workers are few. So a scrape costs the same
+with a thousand finished turns as with a hundred million.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from turnmill.schemas.database import Database
+from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
+from turnmill.schemas.turns import Lane
+
+#: From a look at a turn to the longest wait for a reply.
+_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+#: One pass over the outbox. A row that is not due yet (a retry that backs off) is not late.
+_QUEUED = """
+SELECT lane, count(*) AS count,
+       count(*) FILTER (WHERE published_at IS NULL) AS unpublished,
+       coalesce(extract(epoch FROM clock_timestamp() - min(due_at) FILTER (
+           WHERE published_at IS NULL AND due_at <= clock_timestamp())), 0)::float AS age_s
+FROM outbox GROUP BY lane
+"""
+
+_UNQUEUED = """
+SELECT state, lane, count(*) AS count FROM turns WHERE state = 'running' GROUP BY state, lane
+UNION ALL
+SELECT state, lane, count(*) FROM turns WHERE state = 'waiting' GROUP BY state, lane
+"""
+
+_PARKED = "SELECT count(*) AS count FROM turns WHERE state = 'parked'"
+
+#: Ids are UUIDv7, so the first of an index on them is the oldest. A waiting turn is younger than
+#: the turn it waits for.
+_OLDEST = """
+SELECT lane, extract(epoch FROM clock_timestamp() - min(accepted_at))::float AS age_s
+FROM (
+    SELECT l.lane, t.accepted_at FROM unnest(%s::text[]) AS l (lane)
+    CROSS JOIN LATERAL (
+        SELECT turn_id FROM outbox WHERE lane = l.lane ORDER BY turn_id LIMIT 1
+    ) AS oldest JOIN turns t ON t.id = oldest.turn_id
+    UNION ALL
+    SELECT lane, accepted_at FROM turns WHERE state = 'running'
+) AS heads GROUP BY lane
+"""
+
+#: A worker's process holds its advisory lock for as long as it lives.
+_WORKERS = """
+SELECT count(*) AS count FROM worker_liveness WHERE lock_key IN (
+    SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+"""
+
+
+class APIMetrics:
+    """The metrics of one app, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._calls = Counter(
+            "turnmill_api_requests",
+            "Calls answered, by route, method and status.",
+            ["route", "method", "status"],
+            registry=self.registry,
+        )
+        self._durations = Histogram(
+            "turnmill_api_request_duration_seconds",
+            "Seconds from a call to the end of its answer, a stream's last event included.",
+            ["route", "method"],
+            buckets=_BUCKETS_S,
+            registry=self.registry,
+        )
+
+    def observe(self, route: str, method: str, status: int, duration_s: float) -> None:
+        self._calls.labels(route, method, str(status)).inc()
+        self._durations.labels(route, method).observe(duration_s)
+
+    def render(self, database: Database) -> bytes:
+        """Prometheus' text format. Raises `DatabaseUnavailable`."""
+        gauges = CollectorRegistry(auto_describe=False)
+        gauges.register(TurnGauges(database))
+        return generate_latest(self.registry) + generate_latest(gauges)
+
+
+class TurnGauges(Collector):
+    """What is open, as Postgres says at this moment."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def collect(self) -> Iterator[Metric]:
+        """Raises `DatabaseUnavailable`: no figures are better than old ones."""
+        with self._database.cursor() as cursor:
+            queued = cursor.execute(_QUEUED).fetchall()
+            unqueued = cursor.execute(_UNQUEUED).fetchall()
+            oldest = cursor.execute(_OLDEST, (list(Lane),)).fetchall()
+            parked = cursor.execute(_PARKED).fetchall()[0].count
+            workers = cursor.execute(_WORKERS, (LIVENESS_LOCK_CLASS,)).fetchall()[0].count
+        counts = {(row.state, row.lane): row.count for row in unqueued}
+        counts |= {("queued", row.lane): row.count for row in queued}
+        yield _labelled(
+            "turnmill_turns_open_count",
+            "Turns whose reply is owed.",
+            ("state", "lane"),
+            {
+                (state, lane): counts.get((state, lane), 0)
+                for state in ("waiting", "queued", "running")
+                for lane in Lane
+            },
+        )
+        yield _labelled(
+            "turnmill_turns_oldest_open_age_seconds",
+            "Age of the oldest turn whose reply is owed.",
+            ("lane",),
+            {(lane,): 0.0 for lane in Lane} | {(row.lane,): row.age_s for row in oldest},
+        )
+        for name, text, value in (
+            ("outbox_unpublished_count", "Hints not published yet.", _sum(queued, "unpublished")),
+            (
+                "outbox_unpublished_age_seconds",
+                "How long the oldest hint that is due has not been published.",
+                max((row.age_s for row in queued), default=0.0),
+            ),
+            ("workers_live_count", "Worker processes alive.", workers),
+            ("turns_parked_count", "Turns that ran out of attempts.", parked),
+        ):
+            yield GaugeMetricFamily(f"turnmill_{name}", text, value=value)
+
+
+def _labelled(
+    name: str, text: str, labels: tuple[str, ...], values: dict[tuple[str, ...], float]
+) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
+
+
+def _sum(rows: Iterable[object], column: str) -> int:
+    return sum(getattr(row, column) for row in rows)

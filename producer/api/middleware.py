@@ -1,0 +1,88 @@
+"""Around every call: an id, a log line, a measurement, and an answer whatever happens.
+
+A log line has the route, never the path's query or anything that was said.
+"""
+
+import re
+import time
+import traceback
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from turnmill.producer.api.errors import problem_of
+from turnmill.producer.api.metrics import APIMetrics
+
+REQUEST_ID_HEADER = "X-Request-Id"
+
+#: A client's own id is kept if it cannot do harm in a log.
+_GOOD_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+#: Methods that are worth a label of their own.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+log = structlog.get_logger()
+
+
+class ObservedCalls:
+    """ASGI middleware; the outermost one of the app."""
+
+    def __init__(self, app: ASGIApp, metrics: APIMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        call = _Call(scope, send)
+        with structlog.contextvars.bound_contextvars(request_id=call.request_id):
+            try:
+                await self._app(scope, receive, call.send)
+            except ClientDisconnect:
+                pass
+            except Exception as error:
+                _log_failure(error)
+                if call.status is None:
+                    await problem_of(error).response()(scope, receive, call.send)
+            finally:
+                self._observe(call, scope)
+
+    def _observe(self, call: "_Call", scope: Scope) -> None:
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        route = getattr(scope.get("route"), "path", "unknown")
+        # nginx's number for a client that left before anything was said.
+        status = call.status or 499
+        duration_s = time.monotonic() - call.started
+        self._metrics.observe(route, method, status, duration_s)
+        level = "debug" if route in ("/healthz", "/readyz", "/metrics") else "info"
+        fields = {"method": method, "route": route, "status": status}
+        getattr(log, level)("call.answered", **fields, duration_s=round(duration_s, 4))
+
+
+class _Call:
+    """One call: passes its answer on, and remembers the status."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        self.request_id = given if _GOOD_ID.fullmatch(given) else uuid4().hex
+        self.started = time.monotonic()
+        self.status: int | None = None
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)[REQUEST_ID_HEADER] = self.request_id
+        await self._send(message)
+
+
+def _log_failure(error: Exception) -> None:
+    """What happened and where; not the message, which may repeat a prompt."""
+    frames: Any = traceback.extract_tb(error.__traceback__)[-8:]
+    where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+    log.error("call.failed", error=type(error).__name__, where=where)

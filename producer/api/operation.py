@@ -1,0 +1,59 @@
+"""What operators ask: `/healthz`, `/readyz`, `/metrics`."""
+
+import asyncio
+
+import psycopg
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+
+from turnmill.producer.api.auth import TenantOf
+from turnmill.producer.api.metrics import APIMetrics
+from turnmill.producer.api.services import ServicesOf
+from turnmill.schemas.database import Database
+from turnmill.schemas.errors import DatabaseUnavailable, TransientError
+
+#: A database that takes longer to say one word is not there.
+READY_TIMEOUT_S = 5.0
+
+router = APIRouter(tags=["operation"])
+
+
+class Status(BaseModel):
+    status: str = "ok"
+
+
+@router.get("/healthz")
+async def get_health() -> Status:
+    """The process is alive. Asks nobody: a database that is away is no reason to restart."""
+    return Status()
+
+
+@router.get("/readyz")
+async def get_readiness(services: ServicesOf) -> Status:
+    """Turns can be accepted; otherwise 503 with the reason."""
+    if services.is_stopping:
+        raise TransientError("The server is stopping.")
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            await services.call(_look, services.database)
+    except TimeoutError:
+        raise DatabaseUnavailable(f"No answer within {READY_TIMEOUT_S:g} s.") from None
+    return Status()
+
+
+@router.get("/metrics", response_class=Response)
+async def get_metrics(request: Request, services: ServicesOf, tenant_id: TenantOf) -> Response:
+    """Prometheus' text format. Any API key reads it; the figures are the whole system's."""
+    metrics: APIMetrics = request.app.state.metrics
+    text = await services.call(metrics.render, services.database)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+def _look(database: Database) -> None:
+    try:
+        database.run("SELECT 1 FROM turns LIMIT 1")
+    except psycopg.errors.UndefinedTable:
+        raise TransientError(
+            "The database has no tables yet. Create them: turnmill db upgrade"
+        ) from None

@@ -1,0 +1,80 @@
+"""A turn in OpenAI's shapes: the whole completion, and the chunks of a stream."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from turnmill.schemas.openai import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChunkChoice,
+    CompletionUsage,
+    Delta,
+    ReplyMessage,
+)
+from turnmill.schemas.turns import FinishReason, Reply
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionShape:
+    """What all pieces of the answer to one call have in common."""
+
+    turn_id: UUID
+    #: The model as the client called it: a bot's name.
+    model: str
+    #: The call had an idempotency key.
+    may_repeat: bool
+    #: The stream ends with a chunk that has the usage.
+    wants_usage: bool
+
+    @property
+    def id(self) -> str:
+        return f"chatcmpl-{self.turn_id.hex}"
+
+    @property
+    def created(self) -> int:
+        """When the turn was accepted: its id (UUIDv7) begins with the milliseconds."""
+        return (self.turn_id.int >> 80) // 1000
+
+    def completion(self, reply: Reply) -> ChatCompletion:
+        message = ReplyMessage(content=reply.content)
+        return ChatCompletion(
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            choices=(Choice(message=message, finish_reason=reply.finish_reason),),
+            usage=CompletionUsage.of(reply.usage),
+        )
+
+    def opening(self) -> str:
+        return self._chunk(Delta(role="assistant", content=""))
+
+    def text(self, text: str) -> str:
+        return self._chunk(Delta(content=text))
+
+    def ending(self, reply: Reply) -> str:
+        return self._chunk(Delta(), reply.finish_reason)
+
+    def usage(self, reply: Reply) -> str:
+        chunk = ChatCompletionChunk(
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            choices=(),
+            usage=CompletionUsage.of(reply.usage),
+        )
+        return chunk.model_dump_json()
+
+    def _chunk(self, delta: Delta, finish_reason: FinishReason | None = None) -> str:
+        choice = ChunkChoice(delta=delta, finish_reason=finish_reason)
+        chunk = ChatCompletionChunk(
+            id=self.id, created=self.created, model=self.model, choices=(choice,)
+        )
+        # A delta has only the fields that changed; `usage` is null where usage was asked for.
+        given = {"role", "content"} - delta.model_fields_set
+        return chunk.model_dump_json(
+            exclude={
+                "choices": {0: {"delta": given}},
+                **({} if self.wants_usage else {"usage": True}),
+            }
+        )

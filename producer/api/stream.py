@@ -1,0 +1,50 @@
+"""The server-sent events of one streamed call.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+from collections.abc import AsyncIterator, Iterator
+
+import structlog
+
+from turnmill.producer.api.errors import problem_of, problem_of_turn, stopping
+from turnmill.producer.api.shapes import CompletionShape
+from turnmill.producer.api.watch import Interrupt, Item, Watch
+from turnmill.schemas.turns import Turn
+
+#: A comment: clients ignore it, proxies and clients see that the connection lives.
+WAITING = ": waiting\n\n"
+DONE = "data: [DONE]\n\n"
+
+log = structlog.get_logger()
+
+
+async def events(watch: Watch, item: Item, shape: CompletionShape) -> AsyncIterator[str]:
+    """Say the reply as it comes; a failure after the first event is an event too."""
+    yield _event(shape.opening())
+    try:
+        while isinstance(item, str):
+            yield _event(shape.text(item)) if item else WAITING
+            item = await watch.next()
+        for line in _closing(item, shape):
+            yield line
+    except Exception as error:
+        # The message may repeat what was said; its kind is enough to look for it.
+        log.error("stream.failed", error=type(error).__name__)
+        yield _event(problem_of(error).json())
+    yield DONE
+
+
+def _closing(item: Turn | Interrupt, shape: CompletionShape) -> Iterator[str]:
+    if isinstance(item, Interrupt):
+        yield _event(stopping(shape.turn_id, may_repeat=shape.may_repeat).json())
+    elif item.reply is None:
+        yield _event(problem_of_turn(item).json())
+    else:
+        yield _event(shape.ending(item.reply))
+        if shape.wants_usage:
+            yield _event(shape.usage(item.reply))
+
+
+def _event(data: str) -> str:
+    return f"data: {data}\n\n"

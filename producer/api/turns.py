@@ -1,0 +1,74 @@
+"""`/turns`: looking at a turn, and cancelling it."""
+
+from datetime import datetime
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from turnmill.producer.api.auth import TenantOf
+from turnmill.producer.api.errors import Problem
+from turnmill.producer.api.services import Services, ServicesOf
+from turnmill.producer.cancel import cancel
+from turnmill.producer.turns import read_turn
+from turnmill.schemas.ids import Prefix, parse_id, show_id
+from turnmill.schemas.turns import Lane, Message, Reply, Turn, TurnState
+
+router = APIRouter(tags=["turns"])
+
+
+class TurnBody(BaseModel):
+    """A turn. `reply` is there once it is completed, `error_code` once it has failed."""
+
+    turn_id: str
+    conversation_id: str
+    #: Its number within the conversation, from 1.
+    seq: int
+    bot: str
+    model: str
+    lane: Lane
+    state: TurnState
+    messages: tuple[Message, ...]
+    attempt: int
+    accepted_at: datetime
+    started_at: datetime | None
+    settled_at: datetime | None
+    reply: Reply | None
+    error_code: str | None
+    error_message: str | None
+
+    @classmethod
+    def of(cls, turn: Turn) -> "TurnBody":
+        fields = {name: getattr(turn, name) for name in cls.model_fields}
+        return cls(
+            **fields
+            | {
+                "turn_id": show_id(Prefix.TURN, turn.turn_id),
+                "conversation_id": show_id(Prefix.CONVERSATION, turn.conversation_id),
+            }
+        )
+
+
+@router.get("/turns/{turn_id}")
+async def get_turn(turn_id: str, services: ServicesOf, tenant_id: TenantOf) -> TurnBody:
+    """The turn as it stands, with its reply once it is completed."""
+    known = parse_id(Prefix.TURN, turn_id)
+    return TurnBody.of(await services.call(read_turn, services.database, tenant_id, known))
+
+
+@router.delete("/turns/{turn_id}", response_model=TurnBody)
+async def cancel_turn(
+    turn_id: str, services: ServicesOf, tenant_id: TenantOf
+) -> TurnBody | Response:
+    """Cancel a turn that is still open. Cancelling twice is fine; a turn that has ended
+    otherwise stays as it is: 409, code `already_settled`."""
+    known = parse_id(Prefix.TURN, turn_id)
+
+    def cancel_and_read(services: Services) -> Turn:
+        cancel(services.database, tenant_id, known)
+        return read_turn(services.database, tenant_id, known)
+
+    turn = await services.call(cancel_and_read, services)
+    if turn.state is TurnState.CANCELLED:
+        return TurnBody.of(turn)
+    message = f"The turn had ended before: {turn.state}."
+    return Problem("already_settled", message, turn_id=known).response()

@@ -1,0 +1,650 @@
+"""The API as its clients meet it: real HTTP, a real Postgres, OpenAI's own client."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import openai
+import psycopg
+import pytest
+from structlog.testing import capture_logs
+
+from turnmill.producer.api.app import Server
+from turnmill.producer.api.auth import KnownKeys
+from turnmill.producer.api.errors import STATUSES
+from turnmill.producer.tenants import create_key, ensure_defaults, list_keys, revoke_key
+from turnmill.schemas.database import Database
+from turnmill.schemas.settings import Settings, load_settings
+from turnmill.workers.testing import InlineWorker
+
+BOT = "echo"
+
+
+class API:
+    """A running API, with a key and clients for it."""
+
+    def __init__(self, settings: Settings, database: Database, port: int) -> None:
+        self.settings = settings
+        self.database = database
+        self.tenant_id = ensure_defaults(database, settings)
+        self.key = create_key(database, self.tenant_id, "test")
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=30
+        )
+        self.openai = openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=30
+        )
+
+    def ask(self, text: str, **fields: Any) -> Any:
+        return self.openai.chat.completions.create(
+            model=BOT, messages=[{"role": "user", "content": text}], **fields
+        )
+
+    def post(self, text: str, *, headers: Any = None, **fields: Any) -> Any:
+        body = {"model": BOT, "messages": [{"role": "user", "content": text}], **fields}
+        return self.http.post("/v1/chat/completions", json=body, headers=headers)
+
+    def close(self) -> None:
+        self.http.close()
+        self.openai.close()
+        self.database.close()
+
+
+MakeAPI = Callable[..., API]
+
+
+@pytest.fixture
+def make_api(database_url: str, eventually: Callable[..., None]) -> Iterator[MakeAPI]:
+    with ExitStack() as stack:
+
+        def make(**sections: Any) -> API:
+            settings = load_settings(
+                **{
+                    "database": {"url": database_url, "connect_timeout_s": 2},
+                    "engine": {"name": "echo", "model": BOT, "context_window": 512},
+                    "worker": {"concurrency": 8, "flush_s": 0.01},
+                    **sections,
+                }
+            )
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            api = API(settings, Database(settings.database), listener.getsockname()[1])
+            stack.callback(api.close)
+            stack.enter_context(serving(settings, listener, eventually))
+            return api
+
+        yield make
+
+
+@contextmanager
+def serving(
+    settings: Settings, listener: socket.socket, eventually: Callable[..., None]
+) -> Iterator[Server]:
+    server = Server(settings)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        eventually(lambda: server.started)
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def api(make_api: MakeAPI) -> API:
+    """An API whose turns nobody answers."""
+    return make_api()
+
+
+@pytest.fixture
+def answered(api: API) -> Iterator[API]:
+    """An API with a worker behind it."""
+    with InlineWorker(api.settings):
+        yield api
+
+
+def count_turns(api: API, state: str = "") -> int:
+    condition = "WHERE state LIKE %s || '%%'"
+    return int(api.database.run(f"SELECT count(*) AS n FROM turns {condition}", (state,))[0].n)
+
+
+def samples(api: API) -> dict[str, float]:
+    """The metrics now."""
+    text = api.http.get("/metrics").text
+    pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+def events(response: httpx.Response) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in response.iter_lines() if line[:1] == "d"]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+# Chat completions
+
+
+def test_a_plain_call_is_answered_with_usage(answered: API) -> None:
+    reply = answered.ask("three small words")
+    assert reply.choices[0].message.content == "three small words"
+    assert reply.choices[0].message.role == "assistant"
+    assert reply.choices[0].finish_reason == "stop"
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (3, 3)
+    assert reply.usage.total_tokens == 6
+    assert reply.model == BOT
+    assert reply.id.startswith("chatcmpl-")
+
+
+def test_parameters_reach_the_engine(answered: API) -> None:
+    reply = answered.ask("one two three four", max_tokens=2)
+    assert reply.choices[0].message.content.strip() == "one two"
+    assert reply.choices[0].finish_reason == "length"
+    assert answered.ask("one two END four", stop="END").choices[0].message.content == "one two "
+
+
+def test_a_stream_has_role_text_end_and_nothing_else(answered: API) -> None:
+    chunks = list(answered.ask("[[tokens=50]]", stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert {chunk.id for chunk in chunks} == {chunks[0].id}
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text.split() == [f"w{number}" for number in range(1, 51)]
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_a_stream_ends_with_its_usage_when_asked(answered: API) -> None:
+    chunks = list(answered.ask("a b c", stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == 3
+    assert chunks[-2].choices[0].finish_reason == "stop"
+
+
+def test_chunks_look_like_openai_s_on_the_wire(answered: API) -> None:
+    response = answered.post("hi", stream=True)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    first, *_, last = events(response)
+    assert first["choices"][0] == {
+        "index": 0,
+        "delta": {"role": "assistant", "content": ""},
+        "logprobs": None,
+        "finish_reason": None,
+    }
+    assert last["choices"][0]["delta"] == {}
+    assert "usage" not in first
+
+
+def test_a_slow_stream_is_kept_alive_with_comments(make_api: MakeAPI) -> None:
+    api = make_api(api={"stream_headers_s": 0.1})
+    with InlineWorker(api.settings):
+        response = api.post("[[wait=2.5]] late", stream=True)
+    assert ": waiting" in response.text
+    text = "".join(e["choices"][0]["delta"].get("content", "") for e in events(response))
+    assert text == "late"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failed_turn_is_an_error_with_its_own_status(answered: API, stream: bool) -> None:
+    with pytest.raises(openai.InternalServerError) as caught:
+        answered.ask("[[fail]]", stream=stream)
+    assert caught.value.code == "engine_failure"
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    turn_id = caught.value.response.headers["x-turnmill-turn"]
+    assert answered.http.get(f"/turns/{turn_id}").json()["state"] == "failed"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_beyond_the_context_window_is_the_caller_s_error(
+    answered: API, stream: bool
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        answered.ask("word " * 600, stream=stream)
+    assert caught.value.code == "context_length_exceeded"
+    assert caught.value.param == "messages"
+
+
+def test_a_stream_that_fails_late_says_so_in_an_event(make_api: MakeAPI) -> None:
+    api = make_api(api={"stream_headers_s": 0.1})
+    stream = api.ask("nobody answers", stream=True)
+    assert next(stream).choices[0].delta.role == "assistant"
+    turn_id = stream.response.headers["x-turnmill-turn"]
+    assert api.http.delete(f"/turns/{turn_id}").status_code == 200
+    with pytest.raises(openai.APIError) as caught:
+        list(stream)
+    assert caught.value.code == "cancelled"
+
+
+def test_a_cancelled_turn_ends_its_plain_call(api: API, eventually: Callable[..., None]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(api.post, "nobody answers")
+        eventually(lambda: count_turns(api) == 1)
+        turn_id = api.database.run("SELECT id FROM turns")[0].id
+        assert api.http.delete(f"/turns/turn_{turn_id.hex}").json()["state"] == "cancelled"
+        response = call.result()
+    assert response.status_code == 409
+    assert response.json()["error"]["code"] == "cancelled"
+
+
+def test_a_wait_ends_and_the_turn_goes_on(make_api: MakeAPI) -> None:
+    api = make_api(api={"wait_s": 0.2})
+    response = api.post("be patient")
+    assert response.status_code == 504
+    error = response.json()["error"]
+    assert (error["code"], error["type"]) == ("wait_timeout", "timeout_error")
+    assert response.headers["location"] == f"/turns/{error['turn_id']}"
+    assert error["turn_id"] in error["message"]
+    assert response.headers["x-should-retry"] == "false"
+    assert api.post("x", headers={"Idempotency-Key": "k"}).headers["x-should-retry"] == "true"
+    assert api.http.get(response.headers["location"]).json()["state"] == "queued"
+
+
+def test_a_turn_ends_at_the_timeout_of_its_call(answered: API) -> None:
+    response = answered.post("[[wait=20]] x", headers={"X-Turnmill-Timeout": "0.5"})
+    assert response.status_code == 504
+    assert response.json()["error"]["code"] == "deadline_exceeded"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon", "1e9"])
+def test_a_timeout_must_be_a_number_of_seconds(api: API, value: str) -> None:
+    response = api.post("x", headers={"X-Turnmill-Timeout": value})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "X-Turnmill-Timeout"
+
+
+def test_a_client_that_leaves_loses_nothing(
+    make_api: MakeAPI, eventually: Callable[..., None]
+) -> None:
+    api = make_api(
+        engine={"name": "echo", "model": BOT, "echo_token_s": 0.02}, api={"stream_headers_s": 5}
+    )
+    body = {"model": BOT, "messages": [{"role": "user", "content": "[[tokens=40]]"}]}
+    with InlineWorker(api.settings):
+        with api.http.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as left:
+            next(left.iter_lines())
+            turn_id = left.headers["x-turnmill-turn"]
+        with pytest.raises(httpx.ReadTimeout):
+            api.http.post("/v1/chat/completions", json=body, timeout=0.2)
+        eventually(lambda: api.http.get(f"/turns/{turn_id}").json()["state"] == "completed")
+        reply = api.http.get(f"/turns/{turn_id}").json()["reply"]["content"]
+        assert len(reply.split()) == 40
+        eventually(
+            lambda: (
+                [row.state for row in api.database.run("SELECT state FROM turns")]
+                == ["completed"] * 2
+            )
+        )
+
+
+# Conversations
+
+
+def test_a_conversation_keeps_its_history(answered: API) -> None:
+    headers = {"X-Turnmill-Conversation": "customer 7 ☺".encode()}
+    tokens, ids = [], []
+    for text in ("one two", "three four"):
+        response = answered.post(text, headers=headers)
+        tokens.append(response.json()["usage"]["prompt_tokens"])
+        ids.append(response.headers["x-turnmill-conversation"])
+    assert tokens == [2, 6]  # the second prompt holds the first turn and its reply
+    assert ids[0] == ids[1]
+    third = answered.post("five", headers={"X-Turnmill-Conversation": ids[0]})
+    assert third.json()["usage"]["prompt_tokens"] == 9
+    conversation = answered.http.get(f"/conversations/{ids[0]}").json()
+    assert [turn["seq"] for turn in conversation["turns"]] == [1, 2, 3]
+
+
+def test_without_a_conversation_the_messages_are_the_whole_prompt(answered: API) -> None:
+    first, second = (answered.post("one two") for _ in range(2))
+    assert second.json()["usage"]["prompt_tokens"] == 2
+    names = {call.headers["x-turnmill-conversation"] for call in (first, second)}
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [(f"conv_{uuid4().hex}", 404), ("conv_nonsense", 400), ("", 400), ("x" * 201, 400)],
+)
+def test_a_conversation_that_was_never_given_out_is_refused(
+    api: API, name: str, status: int
+) -> None:
+    assert api.post("x", headers={"X-Turnmill-Conversation": name}).status_code == status
+    assert count_turns(api) == 0
+
+
+# Idempotency
+
+
+def test_a_repeated_call_gets_the_reply_of_the_first(answered: API) -> None:
+    key = {"Idempotency-Key": "order-1"}
+    first, second = (answered.post("hello there", headers=key) for _ in range(2))
+    assert first.json() == second.json()
+    assert first.headers["x-turnmill-turn"] == second.headers["x-turnmill-turn"]
+    streamed = events(answered.post("hello there", headers=key, stream=True))
+    assert "".join(e["choices"][0]["delta"].get("content", "") for e in streamed) == "hello there"
+    assert streamed[0]["id"] == first.json()["id"]
+    assert streamed[0]["created"] == first.json()["created"]
+    assert count_turns(answered) == 1
+
+
+def test_calls_repeated_while_the_first_runs_share_its_turn(answered: API) -> None:
+    key = {"Idempotency-Key": "order-2"}
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(answered.post, "[[wait=0.5]] hi", headers=key) for _ in range(4)]
+        replies = [call.result().json() for call in calls]
+    assert replies == [replies[0]] * 4
+    assert count_turns(answered) == 1
+
+
+def test_a_key_reused_for_another_body_is_a_conflict(answered: API) -> None:
+    key = {"Idempotency-Key": "order-3"}
+    answered.ask("one", extra_headers=key)
+    with pytest.raises(openai.ConflictError) as caught:
+        answered.ask("two", extra_headers=key)
+    assert caught.value.code == "idempotency_conflict"
+    assert caught.value.response.headers["x-should-retry"] == "false"
+
+
+# What is refused
+
+
+def test_a_wrong_key_is_refused(api: API) -> None:
+    for headers in ({}, {"Authorization": "Bearer tm-wrong"}, {"Authorization": "Basic eA=="}):
+        response = httpx.get(f"{api.url}/v1/models", headers=headers)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.json()["error"]["type"] == "authentication_error"
+    stranger = openai.OpenAI(base_url=f"{api.url}/v1", api_key="tm-wrong", max_retries=0)
+    with stranger, pytest.raises(openai.AuthenticationError):
+        stranger.models.list()
+
+
+def test_a_revoked_key_is_refused_once_it_is_looked_up_again(
+    api: API, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert api.http.get("/v1/models").status_code == 200
+    revoke_key(api.database, api.tenant_id, list_keys(api.database, api.tenant_id)[0].key_id)
+    assert api.http.get("/v1/models").status_code == 200
+    monkeypatch.setattr(KnownKeys, "find", lambda self, secret: None)
+    assert api.http.get("/v1/models").status_code == 401
+
+
+def test_an_unknown_model_is_not_found(api: API) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        api.openai.chat.completions.create(
+            model="other", messages=[{"role": "user", "content": "x"}]
+        )
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        api.openai.models.retrieve("other/model")
+
+
+def test_a_bad_body_is_refused_by_name(api: API) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        api.ask("x", n=2)
+    assert caught.value.param == "n"
+    with pytest.raises(openai.BadRequestError, match="Unrecognized request argument supplied: foo"):
+        api.ask("x", extra_body={"foo": 1})
+    assert api.http.post("/v1/chat/completions", content=b"{").status_code == 400
+
+
+def test_the_content_type_does_not_matter(answered: API) -> None:
+    body = json.dumps({"model": BOT, "messages": [{"role": "user", "content": "x"}]})
+    headers = {"content-type": "text/plain"}
+    response = answered.http.post("/v1/chat/completions", content=body, headers=headers)
+    assert response.status_code == 200
+
+
+def test_a_body_too_large_is_refused_while_it_is_read(make_api: MakeAPI) -> None:
+    api = make_api(api={"max_body_bytes": 2048})
+    assert api.post("x" * 3000).status_code == 413
+
+    def parts() -> Iterator[bytes]:
+        yield from (b" " * 1024 for _ in range(3))
+
+    response = api.http.post("/v1/chat/completions", content=parts())
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "body_too_large"
+
+
+def test_unknown_urls_and_methods_answer_in_the_same_shape(api: API) -> None:
+    missing, wrong = api.http.get("/v1/nothing"), api.http.put("/v1/models")
+    assert (missing.status_code, wrong.status_code) == (404, 405)
+    assert missing.json()["error"]["code"] == "unknown_url"
+    assert wrong.json()["error"]["code"] == "method_not_allowed"
+    assert missing.headers["x-request-id"]
+
+
+def test_every_status_has_its_code_listed_in_the_docs(request: pytest.FixtureRequest) -> None:
+    text = (request.config.rootpath / "docs" / "api.md").read_text()
+    missing = [code for code in STATUSES if f"`{code}`" not in text]
+    assert missing == []
+
+
+# Turns and models
+
+
+def test_models_are_the_bots(api: API) -> None:
+    assert [model.id for model in api.openai.models.list()] == [BOT]
+    assert api.openai.models.retrieve(BOT).owned_by == "turnmill"
+
+
+def test_a_turn_can_be_read_and_only_an_open_one_cancelled(answered: API) -> None:
+    turn_id = answered.post("hello").headers["x-turnmill-turn"]
+    turn = answered.http.get(f"/turns/{turn_id}").json()
+    assert (turn["turn_id"], turn["state"], turn["bot"]) == (turn_id, "completed", BOT)
+    assert turn["reply"]["content"] == "hello"
+    assert turn["conversation_id"].startswith("conv_")
+    refused = answered.http.delete(f"/turns/{turn_id}")
+    assert refused.status_code == 409
+    assert refused.json()["error"]["code"] == "already_settled"
+
+
+def test_cancelling_twice_is_cancelling_once(make_api: MakeAPI) -> None:
+    api = make_api(api={"wait_s": 0.05})
+    location = api.post("x").headers["location"]
+    for _ in range(2):
+        response = api.http.delete(location)
+        assert (response.status_code, response.json()["state"]) == (200, "cancelled")
+
+
+def test_another_tenant_s_turns_do_not_exist(make_api: MakeAPI) -> None:
+    api = make_api(api={"wait_s": 0.05})
+    call = api.post("mine")
+    tenant_id = uuid4()
+    api.database.run("INSERT INTO tenants (id, name) VALUES (%s, 'other')", (tenant_id,))
+    other = {"Authorization": f"Bearer {create_key(api.database, tenant_id, 'other')}"}
+    conversation = call.headers["x-turnmill-conversation"]
+    for path in (call.headers["location"], f"/conversations/{conversation}"):
+        assert api.http.get(path).status_code == 200
+        assert api.http.get(path, headers=other).status_code == 404
+    assert api.http.delete(call.headers["location"], headers=other).status_code == 404
+    named = other | {"X-Turnmill-Conversation": conversation}
+    assert api.post("theirs", headers=named).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/turns/turn_x", f"/turns/conv_{'0' * 32}", "/conversations/1"])
+def test_an_id_of_the_wrong_form_is_refused(api: API, path: str) -> None:
+    assert api.http.get(path).status_code == 400
+
+
+# Operation
+
+
+def test_a_database_that_goes_away_is_an_outage_and_comes_back(
+    api: API, postgres_url: str, eventually: Callable[..., None]
+) -> None:
+    name = api.settings.database.url.rpartition("/")[2]
+
+    with psycopg.connect(postgres_url, autocommit=True) as admin, ThreadPoolExecutor(1) as pool:
+        call = pool.submit(api.post, "asked before the outage")
+        eventually(lambda: count_turns(api) == 1)
+        admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
+        )
+        response = api.post("refused")
+        ready = httpx.get(f"{api.url}/readyz")
+        assert httpx.get(f"{api.url}/healthz").status_code == 200
+        admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        for refused in (response, ready):
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"]
+            assert refused.json()["error"]["code"] == "database_unavailable"
+            assert name not in refused.text
+        eventually(lambda: httpx.get(f"{api.url}/readyz").status_code == 200)
+        with InlineWorker(api.settings):
+            assert call.result().status_code == 200
+            assert api.post("accepted again").status_code == 200
+
+
+def test_an_api_without_tables_is_not_ready(
+    empty_database_url: str, eventually: Callable[..., None]
+) -> None:
+    settings = load_settings(database={"url": empty_database_url})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with serving(settings, listener, eventually):
+            response = httpx.get(f"http://127.0.0.1:{port}/readyz")
+    assert response.status_code == 503
+    assert "turnmill db upgrade" in response.json()["error"]["message"]
+
+
+def test_metrics_say_what_is_open(make_api: MakeAPI) -> None:
+    api = make_api(api={"wait_s": 0.05})
+    assert httpx.get(f"{api.url}/metrics").status_code == 401
+    for _ in range(2):
+        api.post("x", headers={"X-Turnmill-Conversation": "mine"})
+    before = samples(api)
+    assert before['turnmill_turns_open_count{lane="interactive",state="queued"}'] == 1
+    assert before['turnmill_turns_open_count{lane="interactive",state="waiting"}'] == 1
+    assert before["turnmill_outbox_unpublished_count"] == 1
+    assert before["turnmill_outbox_unpublished_age_seconds"] > 0
+    assert before['turnmill_turns_oldest_open_age_seconds{lane="interactive"}'] > 0
+    assert before["turnmill_workers_live_count"] == 0
+    route = 'method="POST",route="/v1/chat/completions",status="504"'
+    assert before[f"turnmill_api_requests_total{{{route}}}"] == 2
+    api.database.run("UPDATE turns SET state = 'parked' WHERE state = 'waiting'")
+    assert samples(api)["turnmill_turns_parked_count"] == 1
+    with InlineWorker(api.settings):
+        assert samples(api)["turnmill_workers_live_count"] == 1
+
+
+def test_every_answer_has_a_request_id(api: API) -> None:
+    assert api.http.get("/healthz").headers["x-request-id"]
+    echoed = api.http.get("/healthz", headers={"X-Request-Id": "trace-1"})
+    assert echoed.headers["x-request-id"] == "trace-1"
+    harmful = api.http.get("/healthz", headers={"X-Request-Id": 'a"b c'})
+    assert harmful.headers["x-request-id"] != 'a"b c'
+    assert api.http.get("/nothing").headers["x-request-id"]
+
+
+def test_an_unexpected_error_is_told_apart_and_says_nothing(
+    api: API, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("a private prompt")
+
+    monkeypatch.setattr("turnmill.producer.api.completions.accept", fail)
+    with capture_logs() as logs:
+        response = api.post("a private prompt")
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    assert response.headers["x-request-id"]
+    assert any(entry["event"] == "call.failed" for entry in logs)
+    assert "private" not in response.text + str(logs)
+
+
+def test_nothing_that_is_said_is_logged(answered: API) -> None:
+    with capture_logs() as logs:
+        answered.post("a private prompt")
+        answered.post("a private prompt [[fail]]")
+        answered.post("a private prompt", n=2)
+        answered.http.get("/v1/models?private=prompt")
+    assert [e["status"] for e in logs if e["event"] == "call.answered"] == [200, 500, 400, 200]
+    assert "private" not in str(logs)
+    assert answered.key not in str(logs)
+
+
+def test_the_description_is_complete(api: API) -> None:
+    schema = httpx.get(f"{api.url}/openapi.json").json()
+    references = set(_references(schema))
+    schemas = schema["components"]["schemas"]
+    assert {name.rpartition("/")[2] for name in references} <= set(schemas)
+    assert "ChatCompletionRequest" in schemas
+    assert "HTTPValidationError" not in schemas
+    assert httpx.get(f"{api.url}/docs").status_code == 200
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(target := node.get("$ref"), str):
+            yield target
+        node = list(node.values())
+    if isinstance(node, list):
+        for item in node:
+            yield from _references(item)
+
+
+# Stopping
+
+
+@pytest.fixture
+def process(api: API, eventually: Callable[..., None]) -> Iterator[tuple[API, Any]]:
+    """`turnmill api` as a process of its own, beside the API in the test's."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {
+        "TURNMILL_DATABASE__URL": api.settings.database.url,
+        "TURNMILL_ENGINE__MODEL": BOT,
+        "TURNMILL_API__PORT": str(port),
+        "TURNMILL_API__STREAM_HEADERS_S": "0.1",
+    }
+    command = [sys.executable, "-m", "turnmill.producer.cli", "api"]
+    started = API(api.settings, Database(api.settings.database), port)
+    with subprocess.Popen(command, env=os.environ | environment) as running:
+        try:
+            eventually(lambda: running.poll() is not None or _is_ready(started))
+            yield started, running
+        finally:
+            running.kill()
+            started.close()
+
+
+def _is_ready(api: API) -> bool:
+    try:
+        return api.http.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_ends_open_calls_politely_and_soon(
+    process: tuple[API, Any], eventually: Callable[..., None], number: signal.Signals
+) -> None:
+    api, running = process
+    with ThreadPoolExecutor(2) as pool:
+        plain = pool.submit(api.post, "nobody answers")
+        streamed = pool.submit(api.post, "nobody answers", stream=True)
+        eventually(lambda: count_turns(api) == 2)
+        running.send_signal(number)
+        assert running.wait(5) == 0
+        assert plain.result().status_code == 503
+        assert plain.result().json()["error"]["code"] == "stopping"
+        if streamed.result().status_code == 200:
+            error = events(streamed.result())[-1]["error"]
+        else:
+            error = streamed.result().json()["error"]
+    assert error["code"] == "stopping"
+    states = api.database.run("SELECT state FROM turns WHERE id = %s", (error["turn_id"][5:],))
+    assert states[0].state == "queued"
