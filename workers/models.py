@@ -123,7 +123,9 @@ def _save_checkpoint(source: Path, folder: Path) -> None:
     """A transformers checkpoint of the dequantized weights, in 16 bits as in the GGUF form."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         source.parent,
         gguf_file=source.name,

@@ -202,7 +202,9 @@ class BatchingEngine:
         limit = min(params.max_tokens or room, room)
         generation = Generation(prompt_ids, limit, params, abort)
         scheduler.submit(generation)
-        yield from _read_chunks(generation, model.decode)
+        # A text that goes on is decoded after what was there; a new one begins without a space.
+        detokenizer = Detokenizer(model.decode, prompt_ids[-1:] if prompt.prefix else ())
+        yield from _read_chunks(generation, detokenizer)
 
     def close(self) -> None:
         if self._scheduler is not None:
@@ -227,9 +229,9 @@ def _encode(model: LoadedModel, prompt: Prompt) -> list[int]:
     return ids
 
 
-def _read_chunks(generation: Generation, decode: Callable[[list[int]], str]) -> Iterator[Chunk]:
+def _read_chunks(generation: Generation, detokenizer: Detokenizer) -> Iterator[Chunk]:
     """The generation's tokens as text, until it ends or is aborted."""
-    detokenizer, stops = Detokenizer(decode), StopFilter(generation.params.stop)
+    stops = StopFilter(generation.params.stop)
     count = 0
     try:
         while not generation.abort.is_set():

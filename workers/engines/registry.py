@@ -2,9 +2,10 @@
 
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 from turnmill.schemas.errors import SettingsError
-from turnmill.schemas.settings import EngineSettings
+from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
 from turnmill.workers.engines.base import Engine
 
 #: name → "module:Class", imported only when chosen: a missing library matters to its users alone.
@@ -22,14 +23,17 @@ REQUIREMENTS = {
 
 
 def resolve_engine_name(settings: EngineSettings) -> str:
-    """The engine that `auto` stands for here: OpenVINO on a CPU, transformers on a GPU.
+    """The engine that `auto` stands for here.
+
+    OpenVINO on a CPU where it can open the model, else transformers.
 
     Raises:
         SettingsError: the name is unknown, or the engine's libraries are not installed.
     """
     name = settings.name
     if name == "auto":
-        name = _best_installed(prefers_gpu=_has_gpu())
+        uses_cpu = settings.device == "cpu" or not _has_gpu()
+        name = _best_installed(uses_cpu and _suits_openvino(settings))
     if name not in ENGINES:
         raise SettingsError(f"There is no engine '{name}'. Choose auto, {', '.join(ENGINES)}.")
     if name in REQUIREMENTS and find_spec(REQUIREMENTS[name][0]) is None:
@@ -47,8 +51,8 @@ def create_engine(settings: EngineSettings) -> Engine:
     return engine
 
 
-def _best_installed(prefers_gpu: bool) -> str:
-    order = ["transformers", "openvino"] if prefers_gpu else ["openvino", "transformers"]
+def _best_installed(prefers_openvino: bool) -> str:
+    order = ["openvino", "transformers"] if prefers_openvino else ["transformers", "openvino"]
     for name in order:
         if find_spec(REQUIREMENTS[name][0]) is not None:
             return name
@@ -56,6 +60,15 @@ def _best_installed(prefers_gpu: bool) -> str:
         "No engine is installed. On a CPU: pip install 'turnmill[openvino]'; "
         "on a GPU: pip install 'turnmill[transformers]'."
     )
+
+
+def _suits_openvino(settings: EngineSettings) -> bool:
+    if settings.quantization != "none" or settings.device.startswith("cuda"):
+        return False
+    path = Path(settings.model).expanduser()
+    if path.is_dir():
+        return (path / "openvino_model.xml").exists() or not (path / "config.json").exists()
+    return settings.model == DEFAULT_MODEL or path.suffix == ".gguf"
 
 
 def _has_gpu() -> bool:

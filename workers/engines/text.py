@@ -56,9 +56,9 @@ class Detokenizer:
     token differently at the start of a text, and a character may span several tokens.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+    def __init__(self, decode: Callable[[list[int]], str], context: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._shown: list[int] = []
+        self._shown = list(context)
         self._held: list[int] = []
 
     def push(self, token: int) -> str:
