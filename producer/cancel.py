@@ -6,7 +6,7 @@ told so that it stops generating.
 
 from uuid import UUID
 
-from turnmill.schemas.advance import advance, lock_conversation
+from turnmill.schemas.advance import advance, lock_conversations
 from turnmill.schemas.database import Database, notify
 from turnmill.schemas.errors import NotFound
 from turnmill.schemas.routes import ABORT_CHANNEL, TURN_CHANNEL
@@ -40,10 +40,10 @@ def cancel(database: Database, tenant_id: UUID, turn_id: UUID) -> bool:
         found = cursor.execute(_FIND, (turn_id, tenant_id)).fetchone()
         if found is None:
             raise NotFound("There is no such turn.")
-        lock_conversation(cursor, found.conversation_id)
+        lock_conversations(cursor, [found.conversation_id])
         if cursor.execute(_CANCEL, (turn_id,)).fetchone() is None:
             return False
-        advance(cursor, found.conversation_id)
+        advance(cursor, [found.conversation_id])
         notify(cursor, ABORT_CHANNEL, turn_id.hex)
         notify(cursor, TURN_CHANNEL, turn_id.hex)
         return True

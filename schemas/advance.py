@@ -1,21 +1,26 @@
 """Moving a conversation on: the one statement by which a waiting turn becomes due."""
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from turnmill.schemas.database import Cursor
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 
-_LOCK = "SELECT 1 FROM conversations WHERE id = %s FOR UPDATE"
+_LOCK = "SELECT 1 FROM conversations WHERE id = ANY(%s) ORDER BY id FOR UPDATE"
 
 _ADVANCE = f"""
 WITH head AS (
-    SELECT t.id, t.seq, t.state, t.model, t.lane, t.deadline_at
-    FROM conversations c JOIN turns t ON t.conversation_id = c.id AND t.seq > c.answered_seq
-    WHERE c.id = %(conversation)s AND t.state IN ('waiting', 'queued', 'running')
-    ORDER BY t.seq LIMIT 1
+    SELECT c.id AS conversation_id, c.next_seq, t.*
+    FROM conversations c LEFT JOIN LATERAL (
+        SELECT id, seq, state, model, lane, deadline_at FROM turns
+        WHERE conversation_id = c.id AND seq > c.answered_seq
+          AND state IN ('waiting', 'queued', 'running')
+        ORDER BY seq LIMIT 1
+    ) AS t ON true
+    WHERE c.id = ANY(%s)
 ), moved AS (
-    UPDATE conversations SET answered_seq = coalesce((SELECT seq FROM head), next_seq) - 1
-    WHERE id = %(conversation)s
+    UPDATE conversations c SET answered_seq = coalesce(head.seq, head.next_seq) - 1
+    FROM head WHERE c.id = head.conversation_id
 ), due AS (
     UPDATE turns t SET state = 'queued' FROM head
     WHERE t.id = head.id AND head.state = 'waiting'
@@ -23,22 +28,22 @@ WITH head AS (
     INSERT INTO outbox (turn_id, model, lane, deadline_at)
     SELECT id, model, lane, deadline_at FROM head WHERE state = 'waiting' RETURNING turn_id
 )
-SELECT pg_notify('{OUTBOX_CHANNEL}', '') FROM hinted
+SELECT pg_notify('{OUTBOX_CHANNEL}', '') FROM hinted LIMIT 1
 """
 
 
-def lock_conversation(cursor: Cursor, conversation_id: UUID) -> None:
-    """Hold the conversation until the transaction ends.
+def lock_conversations(cursor: Cursor, conversation_ids: Sequence[UUID]) -> None:
+    """Hold the conversations until the transaction ends.
 
     Whoever ends a turn takes this lock first, in a statement of its own: `accept` holds it
     while it adds a turn, and a snapshot older than the lock could not see that turn.
     """
-    cursor.execute(_LOCK, (conversation_id,))
+    cursor.execute(_LOCK, (list(conversation_ids),))
 
 
-def advance(cursor: Cursor, conversation_id: UUID) -> None:
-    """Make the first open turn due and count what stands before it as answered.
+def advance(cursor: Cursor, conversation_ids: Sequence[UUID]) -> None:
+    """Make the first open turn of each due and count what stands before it as answered.
 
     Derived from the turns alone, so running it once too often changes nothing.
     """
-    cursor.execute(_ADVANCE, {"conversation": conversation_id})
+    cursor.execute(_ADVANCE, (list(conversation_ids),))

@@ -35,7 +35,6 @@ def celery_settings(broker: BrokerSettings) -> dict[str, Any]:
             "broker_failover_strategy": "round-robin",
             "broker_heartbeat": broker.heartbeat_s,
             "task_default_queue_type": "quorum",
-            "broker_transport_options": {"confirm_publish": True},
         }
     return shared | {
         "broker_transport_options": {

@@ -1,5 +1,6 @@
 """Answer: the way of one turn through a worker."""
 
+import logging
 from dataclasses import dataclass
 from threading import Event
 from uuid import UUID
@@ -9,13 +10,12 @@ import structlog
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import PermanentError, TransientError
 from turnmill.schemas.outcomes import Answered, Cancelled, Failed, Outcome, Snoozed
-from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.turns import Reply, Usage
 from turnmill.workers.backoff import backoff_s
 from turnmill.workers.engines.base import Chunk, Engine
 from turnmill.workers.lease import AbortReason, Attempt, Claim, Leases
 from turnmill.workers.prompt import build_prompt
-from turnmill.workers.settle import settle
+from turnmill.workers.settle import Settler
 from turnmill.workers.stream import Stream, TurnStream
 
 log = structlog.get_logger()
@@ -29,7 +29,7 @@ class Worker:
     engine: Engine
     leases: Leases
     stream: Stream
-    settings: WorkerSettings
+    settler: Settler
     #: Set when the process will not wait any longer.
     give_up: Event
 
@@ -45,13 +45,7 @@ def answer_turn(worker: Worker, turn_id: UUID) -> bool:
         return False
     with worker.leases.hold(claim) as attempt:
         outcome = _attempt_reply(worker, attempt)
-        is_settled = settle(
-            worker.database,
-            claim,
-            outcome,
-            max_attempts=worker.settings.max_attempts,
-            give_up=worker.give_up,
-        )
+        is_settled = worker.settler.settle(claim, outcome)
     _report(claim, outcome, is_settled)
     return True
 
@@ -122,7 +116,9 @@ def _snooze(claim: Claim, reason: str) -> Snoozed:
 
 
 def _report(claim: Claim, outcome: Outcome, is_settled: bool) -> None:
-    log.info(
+    """The usual is told by the tables and the metrics; the log tells the rest."""
+    log.log(
+        logging.DEBUG if is_settled and isinstance(outcome, Answered) else logging.INFO,
         "turn.settled" if is_settled else "turn.fenced",
         turn_id=claim.turn_id.hex,
         attempt=claim.attempt,

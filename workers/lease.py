@@ -27,6 +27,7 @@ from turnmill.schemas.routes import ABORT_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import GenerationParams, Lane, Message
+from turnmill.workers.coalesce import Coalescer
 
 log = structlog.get_logger()
 
@@ -36,12 +37,15 @@ TICK_S = 0.5
 #: The claim need not survive a crash of Postgres: the turn is then simply queued again, and
 #: the fence names the worker beside the number. So it does not wait for the disk.
 _CLAIM = """
-WITH turn AS (
+WITH hinted AS (
+    SELECT id FROM turns WHERE id = ANY(%(turns)s) AND state = 'queued'
+    ORDER BY id FOR UPDATE SKIP LOCKED
+), turn AS (
     UPDATE turns t SET state = 'running', attempt = t.attempt + 1, worker_id = %(worker)s,
         leased_until = clock_timestamp() + make_interval(secs => %(lease_s)s),
         started_at = coalesce(t.started_at, clock_timestamp())
-    FROM conversations c, outbox o
-    WHERE t.id = %(turn)s AND t.state = 'queued'
+    FROM hinted, conversations c, outbox o
+    WHERE t.id = hinted.id
       AND c.id = t.conversation_id AND c.answered_seq = t.seq - 1
       AND o.turn_id = t.id AND o.due_at <= clock_timestamp() AND o.lane = ANY(%(lanes)s)
     RETURNING t.id, t.conversation_id, t.seq, t.bot_id, t.attempt, t.failures, t.input, t.params,
@@ -146,6 +150,9 @@ class Leases:
         self._settings = settings
         self._model = model
         self._engine = engine
+        #: `claim(turn_id)`: win the turn for a new attempt, or None if there is nothing to
+        #: win. Raises `DatabaseUnavailable`: whether it was won is unknown; its lease will tell.
+        self.claim = Coalescer(self._claim)
         self._held: dict[UUID, Attempt] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -162,22 +169,19 @@ class Leases:
         if self._thread.is_alive():
             self._thread.join(timeout=5)
 
-    def claim(self, turn_id: UUID) -> Claim | None:
-        """Win the turn for a new attempt, or None if there is nothing to win.
-
-        Raises:
-            DatabaseUnavailable: whether the turn was won is unknown; its lease will tell.
-        """
+    def _claim(self, turn_ids: list[UUID]) -> list[Claim | None]:
         rows = self._database.run(
             _CLAIM,
             {
-                "turn": turn_id,
+                "turns": turn_ids,
                 "worker": self.worker_id,
                 "lease_s": self._settings.lease_s,
-                "lanes": list(self._settings.lanes),
+                "lanes": [lane.value for lane in self._settings.lanes],
             },
         )
-        return self._to_claim(rows[0]) if rows else None
+        claims = {row.id: self._to_claim(row) for row in rows}
+        # The same hint twice in one batch: the first one wins.
+        return [claims.pop(turn_id, None) for turn_id in turn_ids]
 
     @contextmanager
     def hold(self, claim: Claim) -> Iterator[Attempt]:

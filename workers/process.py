@@ -12,6 +12,7 @@ from turnmill.workers.answer import Worker
 from turnmill.workers.engines.registry import create_engine, resolve_engine_name
 from turnmill.workers.lease import Leases
 from turnmill.workers.rescuer import Rescuer
+from turnmill.workers.settle import Settler
 from turnmill.workers.stream import Stream
 
 log = structlog.get_logger()
@@ -36,7 +37,9 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
     leases = Leases(database, settings.worker, model=model, engine=engine_name)
     stream = Stream(database, settings.worker.flush_s)
     rescuer = Rescuer(database, settings.worker)
-    worker = Worker(database, engine, leases, stream, settings.worker, give_up=Event())
+    give_up = Event()
+    settler = Settler(database, max_attempts=settings.worker.max_attempts, give_up=give_up)
+    worker = Worker(database, engine, leases, stream, settler, give_up)
     with ExitStack() as stack:
         stack.callback(database.close)
         stack.callback(engine.close)

@@ -9,13 +9,13 @@ from typing import Any
 
 import structlog
 
-from turnmill.schemas.database import Database, notify
+from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
-from turnmill.schemas.routes import OUTBOX_CHANNEL, TURN_CHANNEL
+from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane, TurnState
-from turnmill.workers.settle import end_turn
+from turnmill.workers.settle import Ending, end_turns
 
 log = structlog.get_logger()
 
@@ -114,18 +114,18 @@ def sweep(database: Database, settings: WorkerSettings) -> int:
 
 def _park(database: Database, row: Any) -> None:
     message = f"The turn ended {row.crashes} workers, the last one while it ran alone."
-    with database.cursor(pipeline=True) as cursor:
-        end_turn(
-            cursor,
-            turn_id=row.id,
-            conversation_id=row.conversation_id,
-            attempt=row.attempt,
-            worker_id=row.worker_id,
-            state=TurnState.PARKED,
-            outcome="crashed",
-            error=("worker_lost", message),
-        )
-        notify(cursor, TURN_CHANNEL, row.id.hex)
+    ending = Ending(
+        row.id,
+        row.conversation_id,
+        row.attempt,
+        row.worker_id,
+        is_watched=True,
+        state=TurnState.PARKED,
+        outcome="crashed",
+        error_code="worker_lost",
+        error_message=message,
+    )
+    end_turns(database, [ending])
     log.error("turn.parked", turn_id=row.id.hex, crash_count=row.crashes)
 
 

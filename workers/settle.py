@@ -4,182 +4,155 @@ Every statement here repeats the fence (attempt number, worker, `running`). Zero
 that the turn belongs to somebody else now: the outcome is discarded, nothing is written.
 """
 
+import json
 import threading
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from uuid import UUID
 
 import structlog
 
-from turnmill.schemas.advance import advance, lock_conversation
-from turnmill.schemas.database import Cursor, Database, notify
+from turnmill.schemas.advance import advance, lock_conversations
+from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.outcomes import Answered, Cancelled, Failed, Outcome, Snoozed
 from turnmill.schemas.routes import OUTBOX_CHANNEL, TURN_CHANNEL
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.backoff import backoff_s
+from turnmill.workers.coalesce import Coalescer
 from turnmill.workers.lease import Claim
 
 log = structlog.get_logger()
 
 _END = """
-WITH turn AS (
-    UPDATE turns SET state = %(state)s, settled_at = clock_timestamp(), leased_until = NULL,
-        error_code = %(error_code)s, error_message = %(error_message)s
-    WHERE id = %(turn)s AND attempt = %(attempt)s AND worker_id = %(worker)s AND state = 'running'
-    RETURNING id, attempt
+WITH ending AS (
+    SELECT * FROM json_to_recordset(%s) AS e (turn_id uuid, attempt int, worker_id uuid,
+        is_watched bool, state text, outcome text, error_code text, error_message text,
+        content text, finish_reason text, prompt_tokens int, completion_tokens int)
+), ended AS (
+    UPDATE turns t SET state = e.state, settled_at = clock_timestamp(), leased_until = NULL,
+        error_code = e.error_code, error_message = e.error_message
+    FROM ending e
+    WHERE t.id = e.turn_id AND t.attempt = e.attempt AND t.worker_id = e.worker_id
+      AND t.state = 'running'
+    RETURNING e.*
 ), attempt AS (
-    UPDATE attempts SET ended_at = clock_timestamp(), outcome = %(outcome)s, error = %(error)s
-    FROM turn WHERE turn_id = turn.id AND number = turn.attempt
+    UPDATE attempts a SET ended_at = clock_timestamp(), outcome = e.outcome, error = e.error_code
+    FROM ended e WHERE a.turn_id = e.turn_id AND a.number = e.attempt
 ), kept AS (
-    DELETE FROM chunks USING turn WHERE turn_id = turn.id
+    DELETE FROM chunks c USING ended e WHERE c.turn_id = e.turn_id
 ), reply AS (
     INSERT INTO replies
         (turn_id, attempt, content, finish_reason, prompt_tokens, completion_tokens)
-    SELECT turn.id, turn.attempt, %(content)s, %(finish_reason)s, %(prompt_tokens)s,
-        %(completion_tokens)s
-    FROM turn WHERE %(content)s::text IS NOT NULL
+    SELECT turn_id, attempt, content, finish_reason, prompt_tokens, completion_tokens
+    FROM ended WHERE content IS NOT NULL
 )
-SELECT id FROM turn
+SELECT turn_id, CASE WHEN is_watched THEN pg_notify(%s, replace(turn_id::text, '-', '')) END
+FROM ended
 """
 
-_REQUEUE = """
+_REQUEUE = f"""
 WITH turn AS (
     UPDATE turns SET state = 'queued', worker_id = NULL, leased_until = NULL,
         failures = failures + %(counts)s
     WHERE id = %(turn)s AND attempt = %(attempt)s AND worker_id = %(worker)s AND state = 'running'
-    RETURNING id, attempt, model, lane, deadline_at
+    RETURNING id, attempt, model, deadline_at
 ), attempt AS (
     UPDATE attempts SET ended_at = clock_timestamp(), outcome = %(outcome)s, error = %(error)s
     FROM turn WHERE turn_id = turn.id AND number = turn.attempt
+    RETURNING attempts.lane
 ), hint AS (
     INSERT INTO outbox (turn_id, model, lane, deadline_at, due_at)
-    SELECT id, model, (SELECT lane FROM attempts WHERE turn_id = turn.id AND number = turn.attempt),
-        deadline_at, clock_timestamp() + make_interval(secs => %(delay_s)s)
-    FROM turn
+    SELECT turn.id, model, attempt.lane, deadline_at,
+        clock_timestamp() + make_interval(secs => %(delay_s)s)
+    FROM turn, attempt
 )
-SELECT id FROM turn
+SELECT id, pg_notify('{OUTBOX_CHANNEL}', '') FROM turn
 """
 
 _STATE = "SELECT state, attempt FROM turns WHERE id = %s"
 
 
-def settle(
-    database: Database,
-    claim: Claim,
-    outcome: Outcome,
-    *,
-    max_attempts: int,
-    give_up: threading.Event,
-) -> bool:
-    """Write the outcome, waiting for Postgres if it must; False if the attempt was fenced.
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a running turn ends for good; the fields are columns of `_END`."""
 
-    `give_up` ends the waiting: then the lease expires and another attempt answers the turn.
+    turn_id: UUID
+    conversation_id: UUID
+    attempt: int
+    worker_id: UUID
+    #: Somebody may be waiting for the reply: tell them.
+    is_watched: bool
+    state: TurnState
+    outcome: str
+    error_code: str | None = None
+    error_message: str | None = None
+    content: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+def end_turns(database: Database, endings: Sequence[Ending]) -> list[bool]:
+    """End running turns and move their conversations on, in one transaction and one round trip.
+
+    False for each that was fenced. Raises `DatabaseUnavailable`: whether it was committed is
+    unknown.
     """
-    tries = 0
-    while True:
-        try:
-            return _write(database, claim, outcome, max_attempts) or (
-                tries > 0 and _is_ours(database, claim)
-            )
-        except DatabaseUnavailable as error:
-            tries += 1
-            log.warning("settle.stalled", turn_id=claim.turn_id.hex, error=error.message)
-            if give_up.wait(backoff_s(tries, cap_s=2.0)):
+    conversation_ids = list({ending.conversation_id for ending in endings})
+    rows = json.dumps([asdict(ending) for ending in endings], default=str)
+    with database.cursor(pipeline=True) as cursor:
+        lock_conversations(cursor, conversation_ids)
+        ended = cursor.connection.cursor()
+        ended.execute(_END, (rows, TURN_CHANNEL))
+        advance(cursor, conversation_ids)
+    ended_ids = {row[0] for row in ended}
+    return [ending.turn_id in ended_ids for ending in endings]
+
+
+class Settler:
+    """Writes the outcomes of this process's attempts."""
+
+    def __init__(self, database: Database, *, max_attempts: int, give_up: threading.Event) -> None:
+        """`give_up` ends the waiting for Postgres; the lease will expire."""
+        self._database = database
+        self._max_attempts = max_attempts
+        self._give_up = give_up
+        self._end: Coalescer[Ending, bool] = Coalescer(lambda items: end_turns(database, items))
+
+    def settle(self, claim: Claim, outcome: Outcome) -> bool:
+        """Write the outcome, waiting for Postgres if it must; False if the attempt was fenced."""
+        tries = 0
+        while True:
+            try:
+                return self._write(claim, outcome) or (tries > 0 and self._is_ours(claim))
+            except DatabaseUnavailable as error:
+                tries += 1
+                log.warning("settle.stalled", turn_id=claim.turn_id.hex, error=error.message)
+                if self._give_up.wait(backoff_s(tries, cap_s=2.0)):
+                    return False
+
+    def _write(self, claim: Claim, outcome: Outcome) -> bool:
+        match outcome:
+            case Answered():
+                return self._end(_answered(claim, outcome))
+            case Failed(code, message):
+                return self._end(_unanswered(claim, TurnState.FAILED, "failed", code, message))
+            case Snoozed(reason=reason) if self._is_last(claim, outcome):
+                message = f"The turn failed {self._max_attempts} times; the last time: {reason}"
+                return self._end(
+                    _unanswered(claim, TurnState.PARKED, "snoozed", "attempts_used_up", message)
+                )
+            case Snoozed():
+                return self._requeue(claim, outcome)
+            case Cancelled():
                 return False
 
+    def _is_last(self, claim: Claim, outcome: Snoozed) -> bool:
+        return outcome.counts and claim.failures + 1 >= self._max_attempts
 
-def end_turn(
-    cursor: Cursor,
-    *,
-    turn_id: UUID,
-    conversation_id: UUID,
-    attempt: int,
-    worker_id: UUID,
-    state: TurnState,
-    outcome: str,
-    error: tuple[str, str] | None = None,
-    reply: dict[str, Any] | None = None,
-) -> Cursor:
-    """End a running turn for good and move its conversation on; no row if it was fenced."""
-    no_reply = {
-        "content": None,
-        "finish_reason": None,
-        "prompt_tokens": None,
-        "completion_tokens": None,
-    }
-    lock_conversation(cursor, conversation_id)
-    ended = cursor.connection.cursor()
-    ended.execute(
-        _END,
-        {
-            "turn": turn_id,
-            "attempt": attempt,
-            "worker": worker_id,
-            "state": state,
-            "outcome": outcome,
-            "error": error[0] if error else None,
-            "error_code": error[0] if error else None,
-            "error_message": error[1] if error else None,
-            **(reply or no_reply),
-        },
-    )
-    advance(cursor, conversation_id)
-    return ended
-
-
-def _write(database: Database, claim: Claim, outcome: Outcome, max_attempts: int) -> bool:
-    match outcome:
-        case Answered(reply):
-            columns = {
-                "content": reply.content,
-                "finish_reason": reply.finish_reason,
-                "prompt_tokens": reply.usage.prompt_tokens,
-                "completion_tokens": reply.usage.completion_tokens,
-            }
-            return _end(database, claim, TurnState.COMPLETED, "answered", reply=columns)
-        case Failed(code, message):
-            return _end(database, claim, TurnState.FAILED, "failed", error=(code, message))
-        case Snoozed(_, reason, counts) if counts and claim.failures + 1 >= max_attempts:
-            message = f"The turn failed {max_attempts} times; the last time: {reason}"
-            return _end(
-                database, claim, TurnState.PARKED, "snoozed", error=("attempts_used_up", message)
-            )
-        case Snoozed():
-            return _requeue(database, claim, outcome)
-        case Cancelled():
-            return False
-
-
-def _end(
-    database: Database,
-    claim: Claim,
-    state: TurnState,
-    outcome: str,
-    *,
-    error: tuple[str, str] | None = None,
-    reply: dict[str, Any] | None = None,
-) -> bool:
-    with database.cursor(pipeline=True) as cursor:
-        ended = end_turn(
-            cursor,
-            turn_id=claim.turn_id,
-            conversation_id=claim.conversation_id,
-            attempt=claim.attempt,
-            worker_id=claim.worker_id,
-            state=state,
-            outcome=outcome,
-            error=error,
-            reply=reply,
-        )
-        if claim.lane is Lane.INTERACTIVE:
-            notify(cursor, TURN_CHANNEL, claim.turn_id.hex)
-    return ended.rowcount == 1
-
-
-def _requeue(database: Database, claim: Claim, outcome: Snoozed) -> bool:
-    with database.cursor(pipeline=True) as cursor:
-        requeued = cursor.connection.cursor()
-        requeued.execute(
+    def _requeue(self, claim: Claim, outcome: Snoozed) -> bool:
+        rows = self._database.run(
             _REQUEUE,
             {
                 "turn": claim.turn_id,
@@ -191,11 +164,44 @@ def _requeue(database: Database, claim: Claim, outcome: Snoozed) -> bool:
                 "delay_s": outcome.delay_s,
             },
         )
-        notify(cursor, OUTBOX_CHANNEL)
-    return requeued.rowcount == 1
+        return len(rows) == 1
+
+    def _is_ours(self, claim: Claim) -> bool:
+        """Whether an earlier commit, whose answer was lost, did go through."""
+        rows = self._database.run(_STATE, (claim.turn_id,))
+        return (
+            bool(rows)
+            and rows[0].attempt == claim.attempt
+            and rows[0].state not in (TurnState.RUNNING, TurnState.CANCELLED)
+        )
 
 
-def _is_ours(database: Database, claim: Claim) -> bool:
-    """Whether an earlier commit, whose answer was lost, did go through."""
-    rows = database.run(_STATE, (claim.turn_id,))
-    return bool(rows) and rows[0].attempt == claim.attempt and rows[0].state != TurnState.RUNNING
+def _answered(claim: Claim, outcome: Answered) -> Ending:
+    reply = outcome.reply
+    return Ending(
+        claim.turn_id,
+        claim.conversation_id,
+        claim.attempt,
+        claim.worker_id,
+        is_watched=claim.lane is Lane.INTERACTIVE,
+        state=TurnState.COMPLETED,
+        outcome="answered",
+        content=reply.content,
+        finish_reason=reply.finish_reason,
+        prompt_tokens=reply.usage.prompt_tokens,
+        completion_tokens=reply.usage.completion_tokens,
+    )
+
+
+def _unanswered(claim: Claim, state: TurnState, outcome: str, code: str, message: str) -> Ending:
+    return Ending(
+        claim.turn_id,
+        claim.conversation_id,
+        claim.attempt,
+        claim.worker_id,
+        is_watched=claim.lane is Lane.INTERACTIVE,
+        state=state,
+        outcome=outcome,
+        error_code=code,
+        error_message=message,
+    )

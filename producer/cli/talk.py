@@ -102,14 +102,14 @@ class _Talk:
             with console.status("waiting for a worker…") as status:
                 async for piece in follower.follow(self._system.tenant_id, turn_id):
                     if isinstance(piece, Turn):
-                        break
-                    if piece:
+                        turn = piece
+                    elif piece:
                         status.stop()
                         console.print(piece, end="", markup=False, soft_wrap=True)
         console.print()
-        if piece.state is not TurnState.COMPLETED:
-            console.print(f"[red]{piece.state}[/] ({piece.error_code}): {piece.error_message}")
-        return piece
+        if turn.state is not TurnState.COMPLETED:
+            console.print(f"[red]{turn.state}[/] ({turn.error_code}): {turn.error_message}")
+        return turn
 
     def show_past(self) -> None:
         for turn in self._past:

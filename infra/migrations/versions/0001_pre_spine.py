@@ -139,7 +139,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_turns_running",
         "turns",
-        ["worker_id"],
+        ["model"],
         unique=False,
         postgresql_where=sa.text("state = 'running'"),
     )

@@ -1,0 +1,163 @@
+"""`make bench`: what the system costs, as ratios within one run, with an engine that costs nothing.
+
+Throughput: turns through the whole system (accept, relay, broker, worker, settle) over
+no-op tasks through bare Celery on the same broker, both published and consumed in the run.
+Latency: one turn at a time through the whole system, less the same turn asked of the engine
+directly.
+"""
+
+import argparse
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.noop import LAST, create_app
+from tests.benchmarks.servers import process, servers, turnmill, wait_for
+from turnmill.producer.accept import accept, accept_many
+from turnmill.producer.follow import Follower
+from turnmill.producer.tenants import ensure_defaults
+from turnmill.schemas.database import Database
+from turnmill.schemas.settings import EngineSettings, Settings
+from turnmill.schemas.turns import DEFAULT_PARAMS, Lane, Message, Role, TurnRequest
+from turnmill.workers.engines.base import Prompt
+from turnmill.workers.engines.echo import EchoEngine
+
+console = Console()
+
+TEXT = "The parcel has not arrived yet."
+ACCEPT_SIZE = 250
+
+
+def main() -> None:
+    arguments = _parse()
+    table = Table("broker", "figure", "turnmill", "compared with", "ratio or difference")
+    for broker in arguments.broker:
+        with servers(broker, arguments.concurrency) as settings:
+            for _ in range(arguments.rounds):
+                _throughput(table, broker, settings, arguments.turns)
+            _latency(table, broker, settings, arguments.singles)
+    console.print(f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB")
+    console.print(table)
+
+
+def _throughput(table: Table, broker: str, settings: Settings, count: int) -> None:
+    noops = _noop_rate(settings, count)
+    turns = _turn_rate(settings, count)
+    table.add_row(
+        broker, "end to end", f"{turns:,.0f} turns/s", f"{noops:,.0f} bare no-op tasks/s",
+        f"{turns / noops:.2f}",
+    )  # fmt: skip
+
+
+def _latency(table: Table, broker: str, settings: Settings, count: int) -> None:
+    system = sorted(_system_latencies(settings, count))
+    engine = sorted(_engine_latencies(count))
+    for name, at in (("p50", 0.5), ("p99", 0.99)):
+        ours, direct = (values[int(at * (len(values) - 1))] for values in (system, engine))
+        table.add_row(
+            broker, f"latency {name}", f"{ours * 1e3:.1f} ms", f"{direct * 1e3:.2f} ms engine alone",
+            f"+{(ours - direct) * 1e3:.1f} ms",
+        )  # fmt: skip
+
+
+def _noop_rate(settings: Settings, count: int) -> float:
+    """Published while they are consumed, from one process, as the turns are."""
+    app = create_app(settings.broker.url)
+    worker = (str(Path(__file__).parent / "noop.py"), str(settings.worker.concurrency))
+    with process(settings, *worker, ready="ready.") as log:
+        started_at = time.perf_counter()
+        with app.producer_or_acquire() as producer:
+            for number in range(count):
+                app.send_task("noop", (count - number - 1,), producer=producer)
+        wait_for(lambda: LAST in log.read_text(), 300)
+        return count / (time.perf_counter() - started_at)
+
+
+def _turn_rate(settings: Settings, count: int) -> float:
+    database = Database(settings.database)
+    tenant_id = ensure_defaults(database, settings)
+    with (
+        turnmill(settings, "relay", ready="relay.started"),
+        turnmill(settings, "worker", ready="worker.consuming"),
+    ):
+        started_at = time.perf_counter()
+        for start in range(0, count, ACCEPT_SIZE):
+            size = min(ACCEPT_SIZE, count - start)
+            accept_many(database, [_request(settings, tenant_id, Lane.BATCH) for _ in range(size)])
+        wait_for(lambda: _open_count(database) == 0, 300, every_s=0.05)
+        elapsed_s = time.perf_counter() - started_at
+    database.close()
+    return count / elapsed_s
+
+
+def _open_count(database: Database) -> int:
+    rows = database.run(
+        "SELECT (SELECT count(*) FROM outbox)"
+        " + (SELECT count(*) FROM turns WHERE state = 'running') AS n"
+    )
+    return int(rows[0].n)
+
+
+def _system_latencies(settings: Settings, count: int) -> list[float]:
+    database = Database(settings.database)
+    tenant_id = ensure_defaults(database, settings)
+
+    async def one(follower: Follower) -> float:
+        started_at = time.perf_counter()
+        request = _request(settings, tenant_id, Lane.INTERACTIVE)
+        accepted = await asyncio.to_thread(accept, database, request)
+        async for _ in follower.follow(tenant_id, accepted.turn_id):
+            pass
+        return time.perf_counter() - started_at
+
+    async def all_of_them() -> list[float]:
+        async with Follower(database) as follower:
+            for _ in range(20):
+                await one(follower)
+            return [await one(follower) for _ in range(count)]
+
+    with (
+        turnmill(settings, "relay", ready="relay.started"),
+        turnmill(settings, "worker", ready="worker.consuming"),
+    ):
+        return asyncio.run(all_of_them())
+
+
+def _engine_latencies(count: int) -> list[float]:
+    engine = EchoEngine(EngineSettings(name="echo"))
+    prompt = Prompt(messages=(Message(role=Role.USER, content=TEXT),))
+    latencies = []
+    for _ in range(count):
+        started_at = time.perf_counter()
+        for _ in engine.generate(prompt, DEFAULT_PARAMS, threading.Event()):
+            pass
+        latencies.append(time.perf_counter() - started_at)
+    return latencies
+
+
+def _request(settings: Settings, tenant_id, lane: Lane) -> TurnRequest:  # type: ignore[no-untyped-def]
+    return TurnRequest(
+        tenant_id=tenant_id,
+        bot=settings.engine.model_name,
+        messages=(Message(role=Role.USER, content=TEXT),),
+        lane=lane,
+    )
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, prog="make bench")
+    parser.add_argument("--broker", nargs="+", default=["rabbitmq", "valkey"])
+    parser.add_argument("--turns", type=int, default=5000)
+    parser.add_argument("--singles", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--concurrency", type=int, default=32)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

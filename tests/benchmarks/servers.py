@@ -1,0 +1,75 @@
+"""The servers and processes a benchmark runs on, started and stopped here."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+
+from turnmill.infra.embedded.postgres import EmbeddedPostgres
+from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ
+from turnmill.infra.embedded.valkey import EmbeddedValkey
+from turnmill.infra.migrations import upgrade
+from turnmill.schemas.settings import Settings, load_settings
+
+BROKERS = {"rabbitmq": EmbeddedRabbitMQ, "valkey": EmbeddedValkey}
+
+
+@contextmanager
+def servers(broker: str, concurrency: int) -> Iterator[Settings]:
+    """A durable PostgreSQL and a broker, migrated and empty; the settings to reach them."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="turnmill-bench-")))
+        folder.chmod(0o755)
+        postgres = stack.enter_context(EmbeddedPostgres(folder / "postgres"))
+        server = stack.enter_context(BROKERS[broker](folder / broker))
+        upgrade(postgres.url)
+        yield load_settings(
+            data=folder,
+            database={"url": postgres.url},
+            broker={"url": server.url},
+            engine={"name": "echo"},
+            worker={"concurrency": concurrency},
+        )
+
+
+@contextmanager
+def process(settings: Settings, *command: str, ready: str) -> Iterator[Path]:
+    """The log of a child that has printed `ready` when the block is entered, and is gone after it."""
+    environment = os.environ | {
+        "TURNMILL_DATA": str(settings.data),
+        "TURNMILL_DATABASE__URL": settings.database.url,
+        "TURNMILL_BROKER__URL": settings.broker.url,
+        "TURNMILL_ENGINE__NAME": settings.engine.name,
+        "TURNMILL_WORKER__CONCURRENCY": str(settings.worker.concurrency),
+        "TURNMILL_LOG__LEVEL": "info",
+        "BENCH_BROKER_URL": settings.broker.url,
+    }
+    log = settings.data / f"{command[0].replace('/', '-')[-20:]}.log"
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, *command], env=environment, stdout=output, stderr=output
+        )
+        try:
+            wait_for(lambda: ready in log.read_text() or child.poll() is not None, 60)
+            if child.poll() is not None:
+                raise RuntimeError(f"{command} ended:\n{log.read_text()}")
+            yield log
+        finally:
+            child.terminate()
+            child.wait(30)
+
+
+def turnmill(settings: Settings, *command: str, ready: str) -> AbstractContextManager[Path]:
+    return process(settings, "-m", "turnmill.producer.cli", *command, ready=ready)
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float, every_s: float = 0.01) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nothing after {timeout_s} s")
+        time.sleep(every_s)
