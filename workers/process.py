@@ -7,8 +7,11 @@ from threading import Event
 import structlog
 
 from turnmill.schemas.database import Database
-from turnmill.schemas.settings import Settings
+from turnmill.schemas.settings import EngineSettings, Settings
+from turnmill.schemas.turns import Lane
 from turnmill.workers.answer import Worker
+from turnmill.workers.engines.base import Engine
+from turnmill.workers.engines.lazy import LazyEngine
 from turnmill.workers.engines.registry import create_engine, resolve_engine_name
 from turnmill.workers.lease import Leases
 from turnmill.workers.rescuer import Rescuer
@@ -33,7 +36,7 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
             update={"pool_size": min(settings.database.pool_size, settings.worker.concurrency + 4)}
         )
     )
-    engine = create_engine(engine_settings)
+    engine = _engine(engine_settings, settings.worker.lanes)
     leases = Leases(database, settings.worker, model=model, engine=engine_name)
     stream = Stream(database, settings.worker.flush_s)
     rescuer = Rescuer(database, settings.worker)
@@ -49,3 +52,9 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
             part.start()
         log.info("worker.started", engine=engine_name, model=model, device=engine_settings.device)
         yield worker, rescuer
+
+
+def _engine(settings: EngineSettings, lanes: tuple[Lane, ...]) -> Engine:
+    if lanes == (Lane.QUARANTINE,):
+        return LazyEngine(lambda: create_engine(settings))
+    return create_engine(settings)

@@ -1,5 +1,161 @@
-"""placeholder"""
+"""`turnmill batch`: backlog files, from submission to results."""
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
 
-app = typer.Typer()
+from turnmill.producer.backlog import Backlog, read_backlog
+from turnmill.producer.batch_results import check_results_path, results, write_results
+from turnmill.producer.batches import find_batch, list_batches, progress, submit
+from turnmill.producer.cli import batch_view
+from turnmill.producer.cli.context import System, open_system
+from turnmill.schemas.batches import Batch, BatchProgress
+from turnmill.schemas.ids import Prefix, show_id
+from turnmill.schemas.turns import GenerationParams
+
+app = typer.Typer(help="Backlog files: JSONL, CSV, Parquet.", no_args_is_help=True)
+console = Console(highlight=False)
+
+#: Replies shown when a batch is done.
+SHOWN_REPLIES = 10
+
+INTERRUPTED = 130
+
+BatchId = Annotated[str, typer.Argument(help="batch_… or the start of it.")]
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="The backlog file.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Results file; beside FILE if left out.")
+    ] = None,
+    bot: Annotated[str | None, typer.Option(help="Which bot answers.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Runs the same file again, as a batch of this name.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="For all rows.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="For all rows.")] = None,
+) -> None:
+    """Answer every row of a backlog file and write the results.
+
+    Started again after an interruption it goes on where it stopped.
+
+    Example: turnmill batch run tickets.csv -o answers.csv --max-tokens 80
+    """
+    output = output or file.with_name(f"{file.name.split('.')[0]}-results.jsonl")
+    with open_system() as system:
+        status = answer_backlog(
+            system, file, output, bot=bot, name=name, max_tokens=max_tokens, temperature=temperature
+        )
+    raise typer.Exit(status)
+
+
+@app.command()
+def status(
+    batch_id: Annotated[str | None, typer.Argument(help="All batches when left out.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay until it is done.")] = False,
+) -> None:
+    """Show how far a batch is."""
+    with open_system() as system:
+        if batch_id is None:
+            console.print(_overview(system))
+            return
+        batch = find_batch(system.database, system.tenant_id, batch_id)
+        if watch:
+            _watch(system, batch)
+        else:
+            now = progress(system.database, batch.batch_id)
+            console.print(batch_view.describe_progress(now, batch_view.Pace()))
+            console.print(batch_view.summary(now, None))
+
+
+@app.command("results")
+def write(
+    batch_id: BatchId,
+    output: Annotated[Path, typer.Option("--output", "-o", help=".jsonl, .csv or .parquet")],
+) -> None:
+    """Write what a batch has so far.
+
+    Example: turnmill batch results batch_01a2 -o answers.parquet
+    """
+    check_results_path(output)
+    with open_system() as system:
+        batch = find_batch(system.database, system.tenant_id, batch_id)
+        count = write_results(output, results(system.database, batch.batch_id))
+    console.print(f"{count:,} rows in {output}")
+
+
+def answer_backlog(
+    system: System,
+    file: Path,
+    output: Path,
+    *,
+    bot: str | None = None,
+    name: str | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+) -> int:
+    """Submit, watch, write and show; the exit status."""
+    check_results_path(output)
+    with console.status(f"Checking {file}"):
+        backlog = read_backlog(file)
+    overrides = GenerationParams(max_tokens=max_tokens, temperature=temperature)
+    chosen = bot or system.settings.engine.model_name
+    batch = _submit(system, chosen, backlog, overrides, name)
+    console.print(
+        f"{backlog.total:,} turns of {file.name}: {show_id(Prefix.BATCH, batch.batch_id)}",
+        soft_wrap=True,
+    )
+    done = _watch(system, batch)
+    if done is None:
+        return INTERRUPTED
+    write_results(output, results(system.database, batch.batch_id))
+    first = results(system.database, batch.batch_id, limit=SHOWN_REPLIES)
+    console.print(batch_view.replies_table(first))
+    console.print(batch_view.summary(done, output))
+    return 0 if done.completed == done.total else 1
+
+
+def _submit(
+    system: System, bot: str, backlog: Backlog, overrides: GenerationParams, name: str | None
+) -> Batch:
+    columns = (TextColumn("Submitting"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=backlog.total)
+        return submit(
+            system.database,
+            system.tenant_id,
+            bot,
+            backlog,
+            overrides,
+            name=name,
+            on_accepted=lambda count: bar.update(task, completed=count),
+        )
+
+
+def _watch(system: System, batch: Batch) -> BatchProgress | None:
+    shown = show_id(Prefix.BATCH, batch.batch_id)
+    return batch_view.watch(
+        lambda: progress(system.database, batch.batch_id),
+        console,
+        resume_command=f"turnmill batch status --watch {shown}",
+    )
+
+
+def _overview(system: System) -> Table:
+    table = Table("batch", "file", "bot", "turns", "submitted", box=None)
+    table.columns[0].no_wrap = True
+    for batch in list_batches(system.database, system.tenant_id):
+        table.add_row(
+            show_id(Prefix.BATCH, batch.batch_id),
+            batch.name,
+            batch.bot,
+            f"{batch.total:,}",
+            f"{batch.created_at:%Y-%m-%d %H:%M}",
+        )
+    return table

@@ -1,6 +1,166 @@
-"""placeholder"""
+"""`turnmill up` and `turnmill demo`: the whole system on this machine, with one command."""
+
+import itertools
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+
+from turnmill.producer.cli.context import open_system
+from turnmill.schemas.errors import StackError
+from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
+
+if TYPE_CHECKING:
+    from turnmill.infra.embedded.stack import Stack
+    from turnmill.infra.embedded.supervisor import ChildEvent
+
+console = Console(highlight=False)
+
+SAMPLE = Path("samples") / "tickets.jsonl"
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="Data folder; TURNMILL_DATA or the account's own when left out."),
+]
 
 
-def add_commands(app: typer.Typer) -> None: ...
+def add_commands(app: typer.Typer) -> None:
+    app.command()(demo)
+    app.command()(up)
+
+
+def up(data: DataOption = None) -> None:
+    """Start the embedded stack and keep it up until Ctrl-C; a second Ctrl-C hurries.
+
+    Example: turnmill up --data /srv/turnmill
+    """
+    stack = _stack(_data_folder(data), lambda text: console.print(f"[dim]{text}[/]"))
+    stops = itertools.count()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stack.request_stop(hurry=next(stops) > 0))
+    if stack.start():
+        _introduce(stack)
+        stack.wait()
+    console.print("Stopped. Everything durable is kept in", str(stack.folder.path))
+
+
+def demo(
+    file: Annotated[
+        Path | None, typer.Argument(help="A backlog of your own (JSONL, CSV, Parquet).")
+    ] = None,
+    data: DataOption = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of the replies.")] = None,
+) -> None:
+    """Answer a backlog of customer-service tickets with the real default model, start to end.
+
+    Example: turnmill demo tickets.csv --max-tokens 40
+    """
+    from turnmill.producer.cli.batch import answer_backlog
+
+    folder = _data_folder(data)
+    with _running_stack(folder) as settings, open_system(settings) as system:
+        results = folder / "results" / f"demo-{datetime.now():%Y%m%d-%H%M%S}.jsonl"  # noqa: DTZ005
+        results.parent.mkdir(parents=True, exist_ok=True)
+        status = answer_backlog(
+            system, file or sample_backlog(), results, name=results.stem, max_tokens=max_tokens
+        )
+    raise typer.Exit(status)
+
+
+def sample_backlog() -> Path:
+    """The tickets that come with Turnmill."""
+    from turnmill.infra import embedded
+
+    return Path(embedded.__path__[0]).parent.resolve() / SAMPLE
+
+
+@contextmanager
+def _running_stack(folder: Path) -> Iterator[Settings]:
+    """A stack of our own, stopped at the end, or the one that runs from this folder already."""
+    if _is_running(folder):
+        console.print(f"[dim]Using the stack that runs from {folder}.[/]")
+        yield load_settings(data=folder)
+        return
+    with console.status("Starting") as status:
+        stack = _stack(folder, lambda text: status.update(f"{text}…"))
+        # The supervisor stops its children; Ctrl-C is left to Python, to end what we watch.
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            stack.start()
+        except KeyboardInterrupt:
+            stack.stop()
+            raise
+    try:
+        yield load_settings(data=folder)
+    finally:
+        with console.status("Stopping"):
+            stack.stop()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _stack(folder: Path, progress: Callable[[str], None]) -> "Stack":
+    try:
+        from turnmill.infra.embedded.stack import Stack
+    except ModuleNotFoundError as error:
+        raise StackError(
+            f"The embedded stack is not installed ({error.name} is missing): "
+            "pip install 'turnmill[embedded,openvino]'"
+        ) from None
+    return Stack(folder, progress=progress, notify=_show_death)
+
+
+def _show_death(event: "ChildEvent") -> None:
+    if event.restart_in_s is not None:
+        console.print(
+            f"[yellow]{event.child.title} ended with status {event.exit_code}; "
+            f"it starts again in {event.restart_in_s:.1f} s. Its last lines:[/]"
+        )
+        for line in event.last_lines:
+            console.print(f"  {line}", markup=False)
+
+
+def _data_folder(data: Path | None) -> Path:
+    return (data or load_settings().data).absolute()
+
+
+def _is_running(folder: Path) -> bool:
+    try:
+        pid = int(json.loads((folder / STACK_FILE).read_text())["pid"])
+        os.kill(pid, 0)
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
+
+
+def _introduce(stack: "Stack") -> None:
+    """Where everything is. The first start makes an API key, and this is its only showing."""
+    from turnmill.producer import tenants
+
+    with open_system(load_settings(data=stack.folder.path)) as system:
+        secret = None
+        if not tenants.list_keys(system.database, system.tenant_id):
+            secret = tenants.create_key(system.database, system.tenant_id, "first")
+        model = system.settings.engine.model_name
+        user = system.settings.flower.user
+    console.print(f"\n[bold green]Turnmill is up[/] with the model {model}.\n")
+    rows = {
+        "API": f"{stack.api_url}/v1",
+        "API docs": f"{stack.api_url}/docs",
+        "Flower": f"{stack.flower_url}  (user {user}, password {stack.flower_password})",
+        "Logs": str(stack.folder.path / "logs"),
+    }
+    if secret:
+        rows["API key"] = f"{secret}  (shown once; more: turnmill keys create NAME)"
+    for name, value in rows.items():
+        console.print(f"  {name:<9} {value}", soft_wrap=True)
+    console.print("\nTry: turnmill ask 'Where is my parcel?'    Ctrl-C stops everything.\n")

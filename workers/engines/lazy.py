@@ -1,0 +1,45 @@
+"""An engine that is loaded by its first turn.
+
+The quarantine worker hardly ever has one; until then it costs no memory for a model.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from threading import Event, Lock
+
+from turnmill.schemas.turns import GenerationParams, Message
+from turnmill.workers.engines.base import Chunk, Engine, Prompt
+
+
+class LazyEngine:
+    """Stands before the engine that `create` makes."""
+
+    def __init__(self, create: Callable[[], Engine]) -> None:
+        self._create = create
+        self._engine: Engine | None = None
+        self._lock = Lock()
+
+    @property
+    def context_window(self) -> int:
+        return self._started().context_window
+
+    def start(self) -> None:
+        """Nothing yet: `_started` does it."""
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        return self._started().count_tokens(messages)
+
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+        return self._started().generate(prompt, params, abort)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._engine is not None:
+                self._engine.close()
+
+    def _started(self) -> Engine:
+        with self._lock:
+            if self._engine is None:
+                engine = self._create()
+                engine.start()
+                self._engine = engine
+            return self._engine
