@@ -6,8 +6,10 @@ A log line has the route, never the path's query or anything that was said.
 import re
 import time
 import traceback
+from collections.abc import Iterator
+from itertools import count
+from secrets import token_hex
 from typing import Any
-from uuid import uuid4
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -34,12 +36,15 @@ class ObservedCalls:
     def __init__(self, app: ASGIApp, metrics: APIMetrics) -> None:
         self._app = app
         self._metrics = metrics
+        # Fresh randomness for each call would be a system call for each.
+        start = token_hex(12)
+        self._fresh_ids = (f"{start}{number:08x}" for number in count(1))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        call = _Call(scope, send)
+        call = _Call(scope, send, self._fresh_ids)
         with structlog.contextvars.bound_contextvars(request_id=call.request_id):
             try:
                 await self._app(scope, receive, call.send)
@@ -67,9 +72,9 @@ class ObservedCalls:
 class _Call:
     """One call: passes its answer on, and remembers the status."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, fresh_ids: Iterator[str]) -> None:
         given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-        self.request_id = given if _GOOD_ID.fullmatch(given) else uuid4().hex
+        self.request_id = given if _GOOD_ID.fullmatch(given) else next(fresh_ids)
         self.started = time.monotonic()
         self.status: int | None = None
         self._send = send
