@@ -106,6 +106,8 @@ def _dtype(settings: EngineSettings, device: Any) -> Any:
     """16 bits where the hardware computes in them; elsewhere they are slower than 32."""
     if settings.dtype != "auto":
         return getattr(torch, settings.dtype)
+    if settings.quantization == "int8":
+        return torch.float16  # what its kernels compute in, whatever they are given
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)

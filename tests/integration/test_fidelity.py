@@ -1,0 +1,115 @@
+"""The engines say what the model says: measured against plain `generate` in full precision."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turnmill.schemas.settings import EngineSettings
+from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
+from turnmill.workers.engines.base import Engine, Prompt
+from turnmill.workers.engines.registry import create_engine
+from turnmill.workers.models import prepare_model
+
+torch = pytest.importorskip("torch", reason="pip install 'turnmill[transformers]'")
+transformers = pytest.importorskip("transformers", reason="pip install 'turnmill[transformers]'")
+pytest.importorskip("openvino_genai", reason="pip install 'turnmill[openvino]'")
+
+MODELS_DIR = Path("~/.cache/turnmill/models").expanduser()
+MAX_TOKENS = 16
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three primary colors.",
+    "Write one sentence about the sea.",
+    "What is 2 + 2?",
+    "Explain what a message queue is in one sentence.",
+    "Translate 'good morning' into Spanish.",
+    "Give me a word that rhymes with cat.",
+    "Who wrote Romeo and Juliet?",
+    "List two fruits.",
+    "What color is the sky on a clear day?",
+    "Say hello politely.",
+)
+
+
+def messages(question: str) -> tuple[Message, ...]:
+    return (Message(role=Role.USER, content=question),)
+
+
+def settings_for(name: str, dtype: str) -> EngineSettings:
+    return EngineSettings.model_validate(
+        {"name": name, "dtype": dtype, "device": "cpu", "models_dir": MODELS_DIR}
+    )
+
+
+@pytest.fixture(scope="module")
+def references() -> list[str]:
+    """Greedy replies of `model.generate`, one at a time, with the same 16-bit weights."""
+    path = prepare_model(settings_for("transformers", "float32"), "safetensors")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    return [_generate(model, tokenizer, question) for question in QUESTIONS]
+
+
+def _generate(model: Any, tokenizer: Any, question: str) -> str:
+    chat = [{"role": "user", "content": question}]
+    inputs = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    output = model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
+    return str(
+        tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    )
+
+
+def together(engine: Engine) -> list[str]:
+    params = GenerationParams(temperature=0, max_tokens=MAX_TOKENS).over(DEFAULT_PARAMS)
+
+    def reply(question: str) -> str:
+        chunks = engine.generate(Prompt(messages(question)), params, threading.Event())
+        return "".join(chunk.text for chunk in chunks)
+
+    with ThreadPoolExecutor(len(QUESTIONS)) as pool:
+        return list(pool.map(reply, QUESTIONS))
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    engine = create_engine(settings_for(*request.param))
+    engine.start()
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [("openvino", "float32"), ("transformers", "float32")],
+    indirect=True,
+    ids=["openvino", "transformers"],
+)
+def test_in_full_precision_a_batched_reply_equals_plain_generate(
+    engine: Engine, references: list[str]
+) -> None:
+    assert together(engine) == references
+
+
+@pytest.mark.parametrize("engine", [("openvino", "auto")], indirect=True, ids=["openvino"])
+def test_by_default_replies_begin_alike(engine: Engine, references: list[str]) -> None:
+    """Measured: all first words alike, 9 of 11 replies of 24 tokens identical."""
+    replies = together(engine)
+    pairs = list(zip(replies, references, strict=True))
+    assert sum(ours.split()[0] == theirs.split()[0] for ours, theirs in pairs) >= 10
+    assert sum(ours == theirs for ours, theirs in pairs) >= 6
+
+
+@pytest.mark.parametrize("engine", [("transformers", "float32")], indirect=True)
+def test_templates_are_rendered_as_transformers_does(engine: Engine) -> None:
+    path = prepare_model(settings_for("transformers", "float32"), "safetensors")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    for question in QUESTIONS:
+        chat = [{"role": "user", "content": question}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+        assert engine.count_tokens(messages(question)) == len(ids)
