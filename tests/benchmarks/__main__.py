@@ -60,8 +60,8 @@ def _latency(table: Table, broker: str, settings: Settings, count: int) -> None:
     for name, at in (("p50", 0.5), ("p99", 0.99)):
         ours, direct = (values[int(at * (len(values) - 1))] for values in (system, engine))
         table.add_row(
-            broker, f"latency {name}", f"{ours * 1e3:.1f} ms", f"{direct * 1e3:.2f} ms engine alone",
-            f"+{(ours - direct) * 1e3:.1f} ms",
+            broker, f"latency {name}", f"{ours * 1e3:.1f} ms",
+            f"{direct * 1e3:.2f} ms engine alone", f"+{(ours - direct) * 1e3:.1f} ms",
         )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def servers(broker: str, concurrency: int) -> Iterator[Settings]:
 
 @contextmanager
 def process(settings: Settings, *command: str, ready: str) -> Iterator[Path]:
-    """The log of a child that has printed `ready` when the block is entered, and is gone after it."""
+    """A child that has printed `ready` when the block begins; its log. Gone after the block."""
     environment = os.environ | {
         "TURNMILL_DATA": str(settings.data),
         "TURNMILL_DATABASE__URL": settings.database.url,
