@@ -21,9 +21,6 @@ from turnmill.schemas.turns import Lane
 PREFIX = "TURNMILL_"
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
-#: Variables that the Makefile and the tests read; the settings know them only by name.
-FOREIGN_VARIABLES = frozenset({"TURNMILL_TEST_RABBITMQ"})
-
 #: Written by the embedded stack into its data folder, mode 0600.
 STACK_FILE = "stack.json"
 
@@ -37,6 +34,7 @@ class DatabaseSettings(Section):
     url: str = "postgresql://turnmill@127.0.0.1:5432/turnmill"
     #: Connections a process keeps, at most.
     pool_size: int = Field(default=16, ge=1, le=1000)
+    #: How long one attempt to connect may take.
     connect_timeout_s: int = Field(default=3, ge=1)
 
 
@@ -61,12 +59,14 @@ class RelaySettings(Section):
     batch_size: int = Field(default=64, ge=1, le=1000)
     #: Connections that publish in parallel; each waits for the broker's confirms.
     publishers: int = Field(default=4, ge=1, le=64)
+    #: How often the outbox is looked at when nothing says that it changed.
     sweep_s: float = Field(default=1.0, gt=0)
 
 
 class WorkerSettings(Section):
     #: Turns in work at once.
     concurrency: int = Field(default=32, ge=1, le=4096)
+    #: The lanes this worker consumes.
     lanes: tuple[Lane, ...] = (Lane.INTERACTIVE, Lane.BATCH)
     #: How long an attempt keeps its turn without a heartbeat.
     lease_s: float = Field(default=15.0, gt=0.2)
@@ -80,6 +80,7 @@ class WorkerSettings(Section):
     turn_timeout_s: float = Field(default=300.0, gt=0)
     #: Chunks of a turn are kept, and shown to its readers, at most once in this time.
     flush_s: float = Field(default=0.25, ge=0.01)
+    #: How often lost turns and lost hints are looked for.
     rescue_every_s: float = Field(default=1.0, gt=0)
     #: A hint that no free worker has taken after this time counts as lost.
     hint_lost_after_s: float = Field(default=4.0, gt=0)
@@ -106,9 +107,11 @@ class EngineSettings(Section):
     kv_cache_gib: float = Field(default=1.0, gt=0)
     #: Where downloaded and converted models are kept; `models` in the data folder when left out.
     models_dir: Path | None = None
-    #: Echo engine: seconds per token, and the share of turns that fail or kill their worker.
+    #: Echo engine: seconds per token.
     echo_token_s: float = Field(default=0.0, ge=0)
+    #: Echo engine: share of the turns that fail and are tried again.
     echo_failure_rate: float = Field(default=0.0, ge=0, le=1)
+    #: Echo engine: share of the turns that kill their worker.
     echo_crash_rate: float = Field(default=0.0, ge=0, le=1)
 
     @property
@@ -118,8 +121,11 @@ class EngineSettings(Section):
 
 
 class APISettings(Section):
+    #: Address to listen on; `0.0.0.0` for all.
     host: str = "127.0.0.1"
+    #: Port to listen on.
     port: int = Field(default=8000, ge=0, le=65535)
+    #: Larger requests are refused with 413.
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     #: Longest time a plain call waits for its reply before it answers 504; the turn goes on.
     wait_s: float = Field(default=600.0, gt=0)
@@ -128,14 +134,18 @@ class APISettings(Section):
 
 
 class FlowerSettings(Section):
+    #: Address to listen on.
     host: str = "127.0.0.1"
+    #: Port to listen on.
     port: int = Field(default=5555, ge=1, le=65535)
+    #: Who logs in.
     user: str = "turnmill"
     #: Required: `turnmill flower` does not start without one.
     password: str | None = None
 
 
 class LogSettings(Section):
+    #: What is logged.
     level: Literal["debug", "info", "warning", "error"] = "info"
     #: `json` for machines, `console` for people; `auto` asks whether a terminal is attached.
     format: Literal["auto", "json", "console"] = "auto"
@@ -220,7 +230,7 @@ def variable_names() -> Iterator[str]:
 
 
 def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
-    known = {*variable_names(), *FOREIGN_VARIABLES}
+    known = set(variable_names())
     unknown = sorted(v for v in environ if v.upper().startswith(PREFIX) and v.upper() not in known)
     if not unknown:
         return

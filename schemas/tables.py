@@ -133,6 +133,8 @@ turns = Table(
     Index("uq_turns_tenant_id_idempotency_key", "tenant_id", "idempotency_key", unique=True,
           postgresql_where=text("idempotency_key IS NOT NULL")),
     Index("ix_turns_running", "model", postgresql_where=text("state = 'running'")),
+    Index("ix_turns_waiting", "lane", postgresql_where=text("state = 'waiting'")),
+    Index("ix_turns_parked", "lane", postgresql_where=text("state = 'parked'")),
     Index("ix_turns_batch_id_batch_row", "batch_id", "batch_row",
           postgresql_where=text("batch_id IS NOT NULL")),
 )  # fmt: skip

@@ -137,6 +137,20 @@ def upgrade() -> None:
         postgresql_where=sa.text("batch_id IS NOT NULL"),
     )
     op.create_index(
+        "ix_turns_parked",
+        "turns",
+        ["lane"],
+        unique=False,
+        postgresql_where=sa.text("state = 'parked'"),
+    )
+    op.create_index(
+        "ix_turns_waiting",
+        "turns",
+        ["lane"],
+        unique=False,
+        postgresql_where=sa.text("state = 'waiting'"),
+    )
+    op.create_index(
         "ix_turns_running",
         "turns",
         ["model"],
@@ -259,6 +273,12 @@ def downgrade() -> None:
         "uq_turns_tenant_id_idempotency_key",
         table_name="turns",
         postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    )
+    op.drop_index(
+        "ix_turns_waiting", table_name="turns", postgresql_where=sa.text("state = 'waiting'")
+    )
+    op.drop_index(
+        "ix_turns_parked", table_name="turns", postgresql_where=sa.text("state = 'parked'")
     )
     op.drop_index(
         "ix_turns_running", table_name="turns", postgresql_where=sa.text("state = 'running'")
