@@ -16,6 +16,7 @@ import psycopg
 import structlog
 from amqp.exceptions import MessageNacked
 from celery import Celery
+from celery.utils.nodenames import anon_nodename
 from kombu import Connection, Producer
 
 from turnmill.schemas.broker import celery_settings, hint_queues
@@ -80,6 +81,7 @@ class Publisher:
         self._producer: Producer | None = None
         self._confirms: _Confirms | None = None
         self._known_queues: set[str] = set()
+        self._origin = anon_nodename()
 
     def publish(self, rows: list[Any]) -> None:
         """Publish a hint for each row; returns when the broker has confirmed them all.
@@ -113,7 +115,10 @@ class Publisher:
     def _publish_one(self, producer: Producer, row: Any) -> None:
         """What `send_task` does, less the half of its time that goes into features unused here."""
         hint = {"turn_id": row.turn_id.hex, "lane": row.lane, "model": row.model}
-        message = self._app.amqp.as_task_v2(str(new_id()), ANSWER_TASK, kwargs=hint)
+        message = self._app.amqp.as_task_v2(
+            str(new_id()), ANSWER_TASK, kwargs=hint, kwargsrepr=repr(hint), argsrepr="()",
+            origin=self._origin,
+        )  # fmt: skip
         producer.publish(
             message.body,
             exchange="",

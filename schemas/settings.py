@@ -57,8 +57,9 @@ class RelaySettings(Section):
     window: int = Field(default=512, ge=1)
     #: Hints taken from the outbox at a time.
     batch_size: int = Field(default=64, ge=1, le=1000)
-    #: Connections that publish in parallel; each waits for the broker's confirms.
-    publishers: int = Field(default=4, ge=1, le=64)
+    #: Connections that publish in parallel. One is fastest beside its broker; a distant one,
+    #: whose confirms take long, needs more.
+    publishers: int = Field(default=1, ge=1, le=64)
     #: How often the outbox is looked at when nothing says that it changed.
     sweep_s: float = Field(default=1.0, gt=0)
 

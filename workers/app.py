@@ -22,6 +22,7 @@ WORKER_SETTINGS: dict[str, Any] = {
     "worker_detect_quorum_queues": True,
     "broker_channel_error_retry": True,
     "worker_send_task_events": False,
+    "worker_disable_rate_limits": True,
     "worker_hijack_root_logger": False,
     "worker_redirect_stdouts": False,
     "worker_consumer": "turnmill.workers.app:HintConsumer",
