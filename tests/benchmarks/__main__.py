@@ -27,7 +27,7 @@ from turnmill.schemas.turns import DEFAULT_PARAMS, Lane, Message, Role, TurnRequ
 from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.echo import EchoEngine
 
-console = Console()
+console = Console(width=110)
 
 TEXT = "The parcel has not arrived yet."
 ACCEPT_SIZE = 250
