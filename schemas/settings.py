@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.turns import Lane
@@ -179,11 +185,21 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, StackFileSource(settings_cls)
+        return init_settings, _Environment(settings_cls), StackFileSource(settings_cls)
 
     @property
     def models_dir(self) -> Path:
         return self.engine.models_dir or self.data / "models"
+
+
+class _Environment(EnvSettingsSource):
+    """The environment; a list that is not JSON is left to validation, which names its variable."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
 
 
 class StackFileSource(PydanticBaseSettingsSource):
@@ -197,7 +213,7 @@ class StackFileSource(PydanticBaseSettingsSource):
         path = Path(data) / STACK_FILE
         try:
             content: dict[str, Any] = json.loads(path.read_text())["settings"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return {}
         return content
 
