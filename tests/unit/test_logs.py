@@ -1,0 +1,96 @@
+"""Logs: one JSON object a line for machines, and the libraries' lines look like ours."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from turnmill.schemas.logs import configure_logging
+from turnmill.schemas.settings import LogSettings
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    chatty = {name: logging.getLogger(name).level for name in ("amqp", "kombu", "celery", "httpx")}
+    yield
+    root.handlers[:], root.level = handlers, level
+    for name, previous in chatty.items():
+        logging.getLogger(name).setLevel(previous)
+    structlog.reset_defaults()
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return [json.loads(line) for line in captured.err.splitlines()]
+
+
+def test_an_event_is_one_json_object_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LogSettings(format="json"))
+    with structlog.contextvars.bound_contextvars(request_id="r1"):
+        structlog.get_logger().info("turn.settled", turn_id="abc", text="two\nlines")
+    (line,) = lines(capsys)
+    assert line["event"] == "turn.settled"
+    assert line["level"] == "info"
+    assert (line["turn_id"], line["request_id"], line["text"]) == ("abc", "r1", "two\nlines")
+    assert str(line["timestamp"]).endswith("Z")
+
+
+def test_lines_of_libraries_come_in_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LogSettings(format="json"))
+    logging.getLogger("some.library").warning("went %s", "wrong")
+    (line,) = lines(capsys)
+    assert (line["event"], line["level"]) == ("went wrong", "warning")
+
+
+def test_an_exception_is_a_field_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LogSettings(format="json"))
+    try:
+        raise ValueError("reason")
+    except ValueError:
+        structlog.get_logger().exception("attempt.crashed")
+    (line,) = lines(capsys)
+    assert "ValueError: reason" in str(line["exception"])
+
+
+@pytest.mark.parametrize(
+    ("level", "seen"),
+    [("debug", 3), ("info", 2), ("warning", 1), ("error", 0)],
+)
+def test_what_is_below_the_level_is_not_written(
+    level: str, seen: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(LogSettings.model_validate({"format": "json", "level": level}))
+    log = structlog.get_logger()
+    log.debug("one")
+    log.info("two")
+    log.warning("three")
+    assert len(lines(capsys)) == seen
+
+
+def test_the_chatter_of_the_broker_libraries_is_kept_down(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(LogSettings(format="json", level="info"))
+    for name in ("amqp", "kombu.connection", "celery.worker"):
+        logging.getLogger(name).info("chatter")
+    assert lines(capsys) == []
+
+
+def test_people_get_lines_that_are_not_json(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LogSettings(format="console"))
+    structlog.get_logger().info("turn.settled", attempt=1)
+    text = capsys.readouterr().err
+    assert "turn.settled" in text
+    assert not text.startswith("{")
+
+
+def test_configuring_twice_does_not_write_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LogSettings(format="json"))
+    configure_logging(LogSettings(format="json"))
+    structlog.get_logger().info("once.only")
+    assert len(lines(capsys)) == 1

@@ -1,0 +1,119 @@
+"""The states of a turn and the shapes of what is asked: what every other part relies on."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from turnmill.schemas.ids import new_id
+from turnmill.schemas.turns import (
+    DEFAULT_PARAMS,
+    OPEN_STATES,
+    TRANSITIONS,
+    GenerationParams,
+    Message,
+    Role,
+    TurnRequest,
+    TurnState,
+)
+
+ENDS = {
+    TurnState.COMPLETED,
+    TurnState.FAILED,
+    TurnState.PARKED,
+    TurnState.CANCELLED,
+    TurnState.HANDED_OFF,
+}
+
+
+def test_every_state_has_its_line_in_the_table() -> None:
+    assert set(TRANSITIONS) == set(TurnState)
+    assert all(targets <= set(TurnState) for targets in TRANSITIONS.values())
+
+
+@pytest.mark.parametrize("start", [TurnState.WAITING, TurnState.QUEUED])
+def test_every_other_state_is_reached_from_where_a_turn_starts(start: TurnState) -> None:
+    reached, frontier = {start}, [start]
+    while frontier:
+        for target in TRANSITIONS[frontier.pop()] - reached:
+            reached.add(target)
+            frontier.append(target)
+    assert reached >= set(TurnState) - {TurnState.WAITING}
+
+
+def test_what_has_ended_stays_ended() -> None:
+    assert {state for state, targets in TRANSITIONS.items() if not targets} == ENDS
+
+
+def test_the_open_states_are_those_in_which_a_reply_is_owed() -> None:
+    assert set(TurnState) - ENDS == OPEN_STATES
+    assert {TurnState.WAITING, TurnState.QUEUED, TurnState.RUNNING} == OPEN_STATES
+
+
+def test_any_open_turn_can_be_cancelled_and_only_a_running_one_completes() -> None:
+    assert {state for state, to in TRANSITIONS.items() if TurnState.CANCELLED in to} == OPEN_STATES
+    assert [state for state, to in TRANSITIONS.items() if TurnState.COMPLETED in to] == [
+        TurnState.RUNNING
+    ]
+
+
+def test_no_turn_goes_back_to_waiting() -> None:
+    assert not any(TurnState.WAITING in targets for targets in TRANSITIONS.values())
+
+
+@pytest.mark.parametrize("text", ["\0", "before\0after", "\ud800"])
+def test_text_that_postgres_cannot_keep_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError):
+        Message(role=Role.USER, content=text)
+    with pytest.raises(ValidationError):
+        GenerationParams(stop=(text,))
+
+
+def test_a_nul_is_refused_in_escaped_json_too() -> None:
+    with pytest.raises(ValidationError, match="NUL"):
+        Message.model_validate_json(r'{"role": "user", "content": "a\u0000b"}')
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": float("nan")},
+        {"temperature": -0.1},
+        {"temperature": 2.1},
+        {"top_p": 0},
+        {"top_p": float("nan")},
+        {"max_tokens": 0},
+        {"seed": 2**63},
+        {"seed": -1},
+        {"stop": ("",)},
+        {"stop": ("a", "b", "c", "d", "e")},
+        {"temprature": 1},
+    ],
+)
+def test_parameters_out_of_bounds_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        GenerationParams.model_validate(wrong)
+
+
+def test_what_a_turn_leaves_out_comes_from_the_bot_and_then_from_the_defaults() -> None:
+    bot = GenerationParams(temperature=0.2, stop=("END",)).over(DEFAULT_PARAMS)
+    params = GenerationParams(max_tokens=7, temperature=0.0).over(bot)
+    assert params == GenerationParams(temperature=0.0, top_p=1.0, max_tokens=7, stop=("END",))
+
+
+def test_parameters_survive_the_way_through_json() -> None:
+    params = GenerationParams(temperature=0.3, stop=("a", "b"), seed=2**63 - 1)
+    stored = json.loads(json.dumps(params.model_dump(mode="json")))
+    assert GenerationParams.model_validate(stored) == params
+
+
+def test_a_turn_has_at_least_one_message_and_a_key_that_is_not_empty() -> None:
+    message = Message(role=Role.USER, content="hello")
+    with pytest.raises(ValidationError):
+        TurnRequest(tenant_id=new_id(), bot="b", messages=())
+    for key in ("", "k" * 256):
+        with pytest.raises(ValidationError):
+            TurnRequest(tenant_id=new_id(), bot="b", messages=(message,), idempotency_key=key)
+    for timeout_s in (0, -1, float("nan")):
+        with pytest.raises(ValidationError):
+            TurnRequest(tenant_id=new_id(), bot="b", messages=(message,), timeout_s=timeout_s)
