@@ -1,0 +1,147 @@
+"""Migrations: they build exactly the tables that the code describes, and go both ways."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from turnmill.infra import migrations
+from turnmill.infra.migrations import current_revision, head_revision, upgrade
+from turnmill.schemas.database import sqlalchemy_url
+from turnmill.schemas.tables import metadata
+
+
+@pytest.fixture
+def engine(empty_database_url: str) -> Iterator[sa.Engine]:
+    engine = sa.create_engine(sqlalchemy_url(empty_database_url), poolclass=sa.NullPool)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def configuration() -> Config:
+    configuration = Config()
+    folder = Path(next(iter(migrations.__path__)))
+    configuration.set_main_option("script_location", str(folder))
+    configuration.set_main_option("path_separator", "os")
+    return configuration
+
+
+def downgrade(engine: sa.Engine, configuration: Config, revision: str) -> None:
+    with engine.begin() as connection:
+        configuration.attributes["connection"] = connection
+        command.downgrade(configuration, revision)
+
+
+def differences(engine: sa.Engine) -> list[object]:
+    with engine.connect() as connection:
+        options = {"compare_type": True, "compare_server_default": True}
+        context = MigrationContext.configure(connection, opts=options)
+        return list(compare_metadata(context, metadata))
+
+
+def schema(engine: sa.Engine) -> list[tuple[str, ...]]:
+    """All columns, constraints and indexes, as Postgres itself spells them."""
+    statement = """
+        SELECT 'column', c.table_name, c.column_name, c.data_type, c.udt_name, c.is_nullable,
+               coalesce(c.column_default, ''), c.is_identity
+        FROM information_schema.columns c WHERE c.table_schema = 'public'
+        UNION ALL SELECT 'constraint', conrelid::regclass::text, conname,
+               pg_get_constraintdef(oid), '', '', '', ''
+        FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+        UNION ALL SELECT 'index', tablename, indexname, indexdef, '', '', '', ''
+        FROM pg_indexes WHERE schemaname = 'public'
+        ORDER BY 1, 2, 3
+    """
+    with engine.connect() as connection:
+        rows = connection.execute(sa.text(statement))
+        return [tuple(row) for row in rows if row[1] != "alembic_version"]
+
+
+def test_the_migrations_build_what_the_code_describes(
+    engine: sa.Engine, empty_database_url: str
+) -> None:
+    upgrade(empty_database_url)
+    assert differences(engine) == []
+    with engine.connect() as connection:
+        assert current_revision(connection) == head_revision()
+
+
+def test_the_comparison_would_notice_a_difference(
+    engine: sa.Engine, empty_database_url: str
+) -> None:
+    upgrade(empty_database_url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE turns ALTER attempt SET DEFAULT 7"))
+        connection.execute(sa.text("ALTER TABLE turns ALTER seq TYPE bigint"))
+        connection.execute(sa.text("DROP INDEX ix_outbox_unpublished"))
+    assert len(differences(engine)) == 3
+
+
+def test_a_migrated_database_is_the_same_as_one_made_from_the_tables(
+    engine: sa.Engine, empty_database_url: str
+) -> None:
+    metadata.create_all(engine)
+    from_tables = schema(engine)
+    metadata.drop_all(engine)
+    upgrade(empty_database_url)
+    assert schema(engine) == from_tables
+
+
+def test_a_database_can_go_back_to_nothing_and_up_again(
+    engine: sa.Engine, empty_database_url: str, configuration: Config
+) -> None:
+    upgrade(empty_database_url)
+    before = schema(engine)
+    downgrade(engine, configuration, "base")
+    assert schema(engine) == []
+    upgrade(empty_database_url)
+    assert schema(engine) == before
+
+
+def test_every_revision_can_be_undone_and_redone_by_itself(
+    engine: sa.Engine, empty_database_url: str, configuration: Config
+) -> None:
+    revisions = list(ScriptDirectory.from_config(configuration).walk_revisions())
+    for revision in reversed(revisions):
+        before = schema(engine)
+        upgrade(empty_database_url, revision.revision)
+        downgrade(engine, configuration, revision.down_revision or "base")
+        assert schema(engine) == before
+        upgrade(empty_database_url, revision.revision)
+
+
+def test_there_is_one_head_and_each_file_says_when_it_may_run(configuration: Config) -> None:
+    script = ScriptDirectory.from_config(configuration)
+    assert len(script.get_heads()) == 1
+    for revision in script.walk_revisions():
+        number, when, *_ = Path(revision.path).stem.split("_")
+        assert number.isdigit()
+        assert when in ("pre", "post")
+
+
+def test_processes_that_start_together_migrate_once(
+    engine: sa.Engine, empty_database_url: str
+) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(upgrade, empty_database_url) for _ in range(4)]:
+            future.result(60)
+    assert differences(engine) == []
+
+
+def test_upgrading_twice_keeps_what_is_there(engine: sa.Engine, empty_database_url: str) -> None:
+    upgrade(empty_database_url)
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text("INSERT INTO tenants (id, name) VALUES (gen_random_uuid(), 'kept')")
+        )
+    upgrade(empty_database_url)
+    with engine.connect() as connection:
+        assert connection.execute(sa.text("SELECT name FROM tenants")).scalar_one() == "kept"
