@@ -1,5 +1,6 @@
 """`turnmill batch`: backlog files, from submission to results."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -49,9 +50,14 @@ def run(
     """
     output = output or file.with_name(f"{file.name.split('.')[0]}-results.jsonl")
     with open_system() as system:
-        status = answer_backlog(
-            system, file, output, bot=bot, name=name, max_tokens=max_tokens, temperature=temperature
-        )
+        try:
+            status = answer_backlog(
+                system, file, output, bot=bot, name=name,
+                max_tokens=max_tokens, temperature=temperature,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            console.print("Stopped; nothing is lost. Run the same again to submit the other rows.")
+            status = INTERRUPTED
     raise typer.Exit(status)
 
 
@@ -67,7 +73,8 @@ def status(
             return
         batch = find_batch(system.database, system.tenant_id, batch_id)
         if watch:
-            _watch(system, batch)
+            if _watch(system, batch, Path("results.jsonl")) is None:
+                raise typer.Exit(INTERRUPTED)
         else:
             now = progress(system.database, batch.batch_id)
             console.print(batch_view.describe_progress(now, batch_view.Pace()))
@@ -111,7 +118,7 @@ def answer_backlog(
         f"{backlog.total:,} turns of {file.name}: {show_id(Prefix.BATCH, batch.batch_id)}",
         soft_wrap=True,
     )
-    done = _watch(system, batch)
+    done = _watch(system, batch, output)
     if done is None:
         return INTERRUPTED
     write_results(output, results(system.database, batch.batch_id))
@@ -138,12 +145,13 @@ def _submit(
         )
 
 
-def _watch(system: System, batch: Batch) -> BatchProgress | None:
+def _watch(system: System, batch: Batch, output: Path) -> BatchProgress | None:
     shown = show_id(Prefix.BATCH, batch.batch_id)
+    write = f"turnmill batch results {shown} -o {shlex.quote(str(output))}"
     return batch_view.watch(
         lambda: progress(system.database, batch.batch_id),
         console,
-        resume_command=f"turnmill batch status --watch {shown}",
+        resume_command=f"turnmill batch status --watch {shown} && {write}",
     )
 
 

@@ -62,7 +62,7 @@ def demo(
 
     Example: turnmill demo tickets.csv --max-tokens 40
     """
-    from turnmill.producer.cli.batch import answer_backlog
+    from turnmill.producer.cli.batch import INTERRUPTED, answer_backlog
 
     folder = _data_folder(data)
     with _running_stack(folder) as settings, open_system(settings) as system:
@@ -71,6 +71,8 @@ def demo(
         status = answer_backlog(
             system, file or sample_backlog(), results, name=results.stem, max_tokens=max_tokens
         )
+    if status == INTERRUPTED:
+        console.print("If the stack has stopped, the turns go on with the next 'turnmill up'.")
     raise typer.Exit(status)
 
 
