@@ -16,7 +16,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from turnmill.schemas.database import Cursor, Database, notify
-from turnmill.schemas.errors import Conflict, InvalidInput, NotFound, UnknownBot
+from turnmill.schemas.errors import Conflict, InvalidInput, NotFound, TransientError, UnknownBot
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.turns import (
@@ -26,6 +26,9 @@ from turnmill.schemas.turns import (
     TurnRequest,
     TurnState,
 )
+
+#: Races with calls of the same idempotency key; one is lost once per competing transaction.
+MAX_RACES = 10
 
 _BOTS = "SELECT tenant_id, name, id, model, params FROM bots WHERE tenant_id = ANY(%s)"
 
@@ -94,13 +97,14 @@ def accept_many(database: Database, requests: Sequence[TurnRequest]) -> list[Acc
         InvalidInput: the conversation belongs to another bot.
         DatabaseUnavailable: nothing was accepted.
     """
-    while True:
+    for _ in range(MAX_RACES):
         try:
             with database.cursor() as cursor:
                 return _accept(cursor, requests)
         except psycopg.errors.UniqueViolation:
             # Another call with the same key committed first; the next round finds its turn.
             continue
+    raise TransientError("Too many calls at once with the same idempotency keys; try again.")
 
 
 def _accept(cursor: Cursor, requests: Sequence[TurnRequest]) -> list[AcceptedTurn]:

@@ -6,7 +6,7 @@ told so that it stops generating.
 
 from uuid import UUID
 
-from turnmill.schemas.advance import advance, lock_conversations
+from turnmill.schemas.advance import advance, lock_conversations, lock_turns
 from turnmill.schemas.database import Database, notify
 from turnmill.schemas.errors import NotFound
 from turnmill.schemas.routes import ABORT_CHANNEL, TURN_CHANNEL
@@ -41,6 +41,7 @@ def cancel(database: Database, tenant_id: UUID, turn_id: UUID) -> bool:
         if found is None:
             raise NotFound("There is no such turn.")
         lock_conversations(cursor, [found.conversation_id])
+        lock_turns(cursor, [turn_id])
         if cursor.execute(_CANCEL, (turn_id,)).fetchone() is None:
             return False
         advance(cursor, [found.conversation_id])

@@ -8,6 +8,8 @@ from turnmill.schemas.routes import OUTBOX_CHANNEL
 
 _LOCK = "SELECT 1 FROM conversations WHERE id = ANY(%s) ORDER BY id FOR UPDATE"
 
+_LOCK_TURNS = "SELECT 1 FROM turns WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE"
+
 _ADVANCE = f"""
 WITH head AS (
     SELECT c.id AS conversation_id, c.next_seq, t.*
@@ -39,6 +41,16 @@ def lock_conversations(cursor: Cursor, conversation_ids: Sequence[UUID]) -> None
     while it adds a turn, and a snapshot older than the lock could not see that turn.
     """
     cursor.execute(_LOCK, (list(conversation_ids),))
+
+
+def lock_turns(cursor: Cursor, turn_ids: Sequence[UUID]) -> None:
+    """Hold the turns until the transaction ends; their conversations are locked before.
+
+    Whoever ends a turn takes this lock too: the hint of a hand-back, or the chunks, that another
+    transaction is just writing would be missing from a snapshot older than the lock, and stay
+    behind for ever. All who lock several turns do so in the order of their ids.
+    """
+    cursor.execute(_LOCK_TURNS, (list(turn_ids),))
 
 
 def advance(cursor: Cursor, conversation_ids: Sequence[UUID]) -> None:

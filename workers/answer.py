@@ -79,8 +79,9 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
     text, token_count = [claim.kept_text], claim.kept_tokens
     last: Chunk | None = None
     for chunk in worker.engine.generate(prompt, claim.params_left, attempt.abort):
-        worker.stream.add(stream, chunk)
-        text.append(chunk.text)
+        piece = chunk.text.replace("\0", "\ufffd")  # PostgreSQL cannot store U+0000
+        worker.stream.add(stream, piece, chunk.token_count)
+        text.append(piece)
         token_count += chunk.token_count
         last = chunk
         if attempt.abort.is_set() and chunk.finish_reason is None:

@@ -67,10 +67,16 @@ FROM turn JOIN bots ON bots.id = turn.bot_id CROSS JOIN LATERAL (
 ) AS kept
 """
 
+#: Locks the turns in the order of their ids, like everybody who locks several.
 _RENEW = """
+WITH kept AS (
+    SELECT t.id FROM turns t JOIN unnest(%s::uuid[], %s::int[]) AS held (turn_id, attempt)
+        ON t.id = held.turn_id AND t.attempt = held.attempt
+    WHERE t.worker_id = %s AND t.state = 'running'
+    ORDER BY t.id FOR NO KEY UPDATE OF t
+)
 UPDATE turns t SET leased_until = clock_timestamp() + make_interval(secs => %s)
-FROM unnest(%s::uuid[], %s::int[]) AS held (turn_id, attempt)
-WHERE t.id = held.turn_id AND t.attempt = held.attempt AND t.worker_id = %s AND t.state = 'running'
+FROM kept WHERE t.id = kept.id
 RETURNING t.id
 """
 
@@ -80,6 +86,8 @@ VALUES (%s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp()
 RETURNING lock_key
 """
+
+_LOCK = "SELECT pg_try_advisory_lock(%s, %s)"
 
 _SEEN = "UPDATE worker_liveness SET seen_at = clock_timestamp() WHERE id = %s"
 
@@ -250,13 +258,22 @@ class Leases:
         )
         row = connection.execute(_REGISTER, identity).fetchone()
         assert row is not None
-        connection.execute("SELECT pg_advisory_lock(%s, %s)", (LIVENESS_LOCK_CLASS, row.lock_key))
         connection.execute(f"LISTEN {ABORT_CHANNEL}")
+        self._lock_key: int | None = row.lock_key
+        self._try_lock(connection)
         self._renewed_at = float("-inf")
         self._registered.set()
 
+    def _try_lock(self, connection: psycopg.Connection[Any]) -> None:
+        """Without waiting: a connection that was cut may hold the lock until the server notices."""
+        if self._lock_key is not None:
+            cursor = connection.execute(_LOCK, (LIVENESS_LOCK_CLASS, self._lock_key))
+            if cursor.fetchone()[0]:  # type: ignore[index]
+                self._lock_key = None
+
     def _beat(self, connection: psycopg.Connection[Any]) -> None:
         connection.execute(_SEEN, (self.worker_id,))
+        self._try_lock(connection)
         for notification in connection.notifies(timeout=TICK_S):
             if attempt := self._held.get(UUID(notification.payload)):
                 attempt.stop(AbortReason.LOST)
@@ -276,7 +293,7 @@ class Leases:
             return
         keys = [(attempt.claim.turn_id, attempt.claim.attempt) for attempt in asked]
         ids, numbers = (list(column) for column in zip(*keys, strict=True))
-        cursor = connection.execute(_RENEW, (self._settings.lease_s, ids, numbers, self.worker_id))
+        cursor = connection.execute(_RENEW, (ids, numbers, self.worker_id, self._settings.lease_s))
         kept = {row.id for row in cursor}
         for attempt in asked:
             # A turn that settled meanwhile is not kept either; stopping it does nothing.

@@ -29,7 +29,7 @@ REHINTS_PER_SLOT = 8
 
 _ALIVE = f"""
 alive AS MATERIALIZED (
-    SELECT w.id, w.model, w.lanes, w.slots FROM worker_liveness w
+    SELECT w.id, w.model, w.lanes, w.slots, w.seen_at FROM worker_liveness w
     WHERE w.seen_at > clock_timestamp() - make_interval(secs => {GRACE_S})
        OR w.lock_key IN (
            SELECT objid FROM pg_locks
@@ -66,14 +66,17 @@ WITH {_GUARD}, {_ALIVE}, lost AS (
 SELECT lost.*, pg_notify('{OUTBOX_CHANNEL}', '') FROM lost
 """
 
-#: With a slot free, whatever the broker holds is taken within milliseconds.
+#: With a slot free, whatever the broker holds is taken within milliseconds. The slots of a
+#: paused worker do not count: nobody takes anything there.
 _REHINT = f"""
 WITH {_GUARD}, {_ALIVE}, room AS (
     SELECT a.model, lane, sum(a.slots) - (
         SELECT count(*) FROM turns t WHERE t.state = 'running' AND t.model = a.model
     ) AS slots
     FROM alive a CROSS JOIN unnest(a.lanes) AS lane
-    WHERE (SELECT is_mine FROM guard) GROUP BY a.model, lane
+    WHERE (SELECT is_mine FROM guard)
+      AND a.seen_at > clock_timestamp() - make_interval(secs => {GRACE_S})
+    GROUP BY a.model, lane
 ), stale AS (
     SELECT o.turn_id FROM room CROSS JOIN LATERAL (
         SELECT turn_id FROM outbox
@@ -162,5 +165,8 @@ class Rescuer:
                 forget_in = (forget_in or 600) - 1
             except DatabaseUnavailable as error:
                 log.warning("rescuer.stalled", error=error.message)
+            except Exception:
+                # Without a rescuer nothing looks after dead workers: it must not die of one turn.
+                log.exception("rescuer.failed")
             self._wake.wait(self._settings.rescue_every_s)
             self._wake.clear()

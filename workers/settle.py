@@ -12,7 +12,7 @@ from uuid import UUID
 
 import structlog
 
-from turnmill.schemas.advance import advance, lock_conversations
+from turnmill.schemas.advance import advance, lock_conversations, lock_turns
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.outcomes import Answered, Cancelled, Failed, Outcome, Snoozed
@@ -103,6 +103,7 @@ def end_turns(database: Database, endings: Sequence[Ending]) -> list[bool]:
     rows = json.dumps([asdict(ending) for ending in endings], default=str)
     with database.cursor(pipeline=True) as cursor:
         lock_conversations(cursor, conversation_ids)
+        lock_turns(cursor, [ending.turn_id for ending in endings])
         ended = cursor.connection.cursor()
         ended.execute(_END, (rows, TURN_CHANNEL))
         advance(cursor, conversation_ids)

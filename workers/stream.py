@@ -14,7 +14,6 @@ from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.routes import TURN_CHANNEL
 from turnmill.schemas.turns import Lane
-from turnmill.workers.engines.base import Chunk
 from turnmill.workers.lease import Claim
 
 log = structlog.get_logger()
@@ -31,7 +30,7 @@ WITH owned AS (
         AS n (turn_id, attempt, position, text, token_count, is_shown)
     JOIN turns t ON t.id = n.turn_id AND t.attempt = n.attempt
         AND t.worker_id = %(worker)s AND t.state = 'running'
-    FOR SHARE OF t
+    ORDER BY t.id FOR SHARE OF t
 ), kept AS (
     INSERT INTO chunks (turn_id, position, text, token_count)
     SELECT turn_id, position, text, token_count FROM owned
@@ -77,10 +76,10 @@ class Stream:
             self._open.add(stream)
         return stream
 
-    def add(self, stream: TurnStream, chunk: Chunk) -> None:
+    def add(self, stream: TurnStream, text: str, token_count: int) -> None:
         with self._lock:
-            stream.texts.append(chunk.text)
-            stream.token_count += chunk.token_count
+            stream.texts.append(text)
+            stream.token_count += token_count
 
     def discard(self, stream: TurnStream) -> None:
         """Forget the stream; what is not kept yet will not be."""
@@ -131,4 +130,8 @@ class Stream:
             except DatabaseUnavailable as error:
                 # Nothing is shown until it is kept; the next round tries again.
                 log.warning("stream.stalled", error=error.message)
+                self._stopping.wait(self._flush_s)
+            except Exception:
+                # Replies are settled all the same; the thread must outlive whatever this was.
+                log.exception("stream.failed")
                 self._stopping.wait(self._flush_s)
