@@ -57,7 +57,7 @@ def _serve(server: ServerT) -> Iterator[ServerT]:
         server.stop(hurry=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def eventually() -> Callable[..., None]:
     """`eventually(condition, timeout_s)`: wait until it holds, and fail when it never does."""
 
