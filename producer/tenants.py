@@ -9,7 +9,6 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from turnmill.schemas.clock import now
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import InvalidInput, NotAuthenticated, NotFound
 from turnmill.schemas.ids import Prefix, new_id, show_id
@@ -133,7 +132,7 @@ def revoke_key(database: Database, tenant_id: UUID, key_id: UUID) -> None:
         changed = connection.execute(
             api_keys.update()
             .where(api_keys.c.id == key_id, api_keys.c.tenant_id == tenant_id)
-            .values(revoked_at=sa.func.coalesce(api_keys.c.revoked_at, now()))
+            .values(revoked_at=sa.func.coalesce(api_keys.c.revoked_at, sa.func.clock_timestamp()))
         )
         if changed.rowcount == 0:
             raise NotFound("There is no such API key.")

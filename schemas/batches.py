@@ -30,6 +30,7 @@ from turnmill.schemas.turns import (
     Role,
     Stop,
     TurnState,
+    refuse_nul,
 )
 
 #: Leaves room for the batch's id before it in an idempotency key.
@@ -56,30 +57,16 @@ def _parse_stop(value: Any) -> Any:
         return [value]
 
 
-def _refuse_nul(text: str) -> str:
-    """PostgreSQL does not store U+0000, JSON can escape it."""
-    if "\0" in text:
-        raise PydanticCustomError("nul", "contains a NUL character")
-    return text
-
-
-def _refuse_nul_messages(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    for message in messages:
-        _refuse_nul(message.content)
-    return messages
-
-
-Text = Annotated[str, StringConstraints(max_length=MAX_MESSAGE_CHARS), AfterValidator(_refuse_nul)]
+Text = Annotated[str, StringConstraints(max_length=MAX_MESSAGE_CHARS), AfterValidator(refuse_nul)]
 #: Spreadsheets and data frames keep keys as numbers.
 Key = Annotated[
     str,
     Field(min_length=1, max_length=MAX_ROW_ID_CHARS, coerce_numbers_to_str=True),
-    AfterValidator(_refuse_nul),
+    AfterValidator(refuse_nul),
 ]
 #: One less than a turn may have: the system text becomes a message too.
 Messages = Annotated[
     tuple[Message, ...],
-    AfterValidator(_refuse_nul_messages),
     BeforeValidator(_parse_list),
     Field(min_length=1, max_length=MAX_MESSAGES - 1),
 ]
@@ -97,9 +84,9 @@ class BacklogRow(GenerationParams):
     prompt: Text | None = None
     messages: Messages | None = None
     system: Text | None = None
-    stop: Annotated[
-        tuple[Annotated[Stop, AfterValidator(_refuse_nul)], ...], BeforeValidator(_parse_stop)
-    ] = Field(default=(), max_length=4)
+    stop: Annotated[tuple[Stop, ...], BeforeValidator(_parse_stop)] = Field(
+        default=(), max_length=4
+    )
 
     @model_validator(mode="after")
     def _can_be_accepted(self) -> Self:
