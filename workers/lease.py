@@ -196,6 +196,9 @@ class Leases:
         """Keep the lease alive inside the block."""
         attempt = Attempt(claim, self._settings.turn_timeout_s)
         with self._lock:
+            if late := self._held.get(claim.turn_id):
+                # This process lost the turn, by its lease, and has won it again.
+                late.stop(AbortReason.LOST)
             self._held[claim.turn_id] = attempt
         try:
             yield attempt
@@ -275,8 +278,9 @@ class Leases:
         connection.execute(_SEEN, (self.worker_id,))
         self._try_lock(connection)
         for notification in connection.notifies(timeout=TICK_S):
-            if attempt := self._held.get(UUID(notification.payload)):
-                attempt.stop(AbortReason.LOST)
+            for attempt in self._attempts():
+                if attempt.claim.turn_id.hex == notification.payload:
+                    attempt.stop(AbortReason.LOST)
             if self._stopping.is_set():
                 return
         now = time.monotonic()

@@ -161,7 +161,7 @@ class Settler:
                 "worker": claim.worker_id,
                 "counts": int(outcome.counts),
                 "outcome": "snoozed" if outcome.counts else "handed_back",
-                "error": outcome.reason,
+                "error": _storable(outcome.reason),
                 "delay_s": outcome.delay_s,
             },
         )
@@ -204,5 +204,10 @@ def _unanswered(claim: Claim, state: TurnState, outcome: str, code: str, message
         state=state,
         outcome=outcome,
         error_code=code,
-        error_message=message,
+        error_message=_storable(message),
     )
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL cannot store U+0000, and an engine's message may hold anything."""
+    return text.replace("\0", "\ufffd")
