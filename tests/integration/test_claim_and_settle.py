@@ -1,0 +1,707 @@
+"""Claim, generate, settle: one attempt at a time owns a turn, and only it may write.
+
+With a real Postgres and no broker. Most tests drive the steps of an attempt by hand, so that
+what happens in between is chosen and not a matter of luck.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from threading import Event
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from turnmill.producer.accept import accept, accept_many
+from turnmill.producer.cancel import cancel
+from turnmill.producer.tenants import save_bot
+from turnmill.producer.turns import read_turn
+from turnmill.schemas.errors import DatabaseUnavailable, EngineFailure, EngineUnavailable
+from turnmill.schemas.ids import new_id
+from turnmill.schemas.outcomes import Answered, Failed, Outcome, Snoozed
+from turnmill.schemas.turns import (
+    AcceptedTurn,
+    GenerationParams,
+    Lane,
+    Message,
+    Reply,
+    Role,
+    TurnState,
+    Usage,
+)
+from turnmill.workers import settle as settle_module
+from turnmill.workers.answer import Worker, answer_turn
+from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.lease import AbortReason, Claim, Leases
+from turnmill.workers.process import running_worker
+from turnmill.workers.rescuer import sweep
+from turnmill.workers.settle import Settler
+from turnmill.workers.stream import Stream
+from turnmill.workers.testing import InlineWorker
+
+Eventually = Callable[..., None]
+REPLY = Answered(Reply(content="yes", finish_reason="stop", usage=Usage()))
+
+
+@pytest.fixture
+def system(make_system: Callable[..., Any], database_url: str) -> Any:
+    return make_system(database_url, "amqp://nobody")
+
+
+def with_settings(system: Any, section: str, **changes: Any) -> Any:
+    """The system's settings with one section changed."""
+    changed = getattr(system.settings, section).model_copy(update=changes)
+    return system.settings.model_copy(update={section: changed})
+
+
+def new_leases(system: Any, **changes: Any) -> Leases:
+    """The leases of a worker of its own; nothing renews them."""
+    settings = with_settings(system, "worker", **{"lease_s": 60.0, **changes}).worker
+    model = system.settings.engine.model_name
+    return Leases(system.database, settings, model=model, engine="echo")
+
+
+def new_settler(system: Any, max_attempts: int = 5) -> Settler:
+    return Settler(system.database, max_attempts=max_attempts, give_up=Event())
+
+
+def claimed(leases: Leases, turn: AcceptedTurn) -> Claim:
+    claim = leases.claim(turn.turn_id)
+    assert claim is not None
+    return claim
+
+
+def read(system: Any, turn: AcceptedTurn) -> Any:
+    return read_turn(system.database, system.tenant_id, turn.turn_id)
+
+
+def state(system: Any, turn: AcceptedTurn) -> TurnState:
+    return TurnState(read(system, turn).state)
+
+
+def chunks(system: Any) -> list[Any]:
+    return [row.text for row in system.database.run("SELECT text FROM chunks ORDER BY position")]
+
+
+def outcomes(system: Any, turn: AcceptedTurn) -> list[Any]:
+    rows = system.database.run(
+        "SELECT outcome FROM attempts WHERE turn_id = %s ORDER BY number", (turn.turn_id,)
+    )
+    return [row.outcome for row in rows]
+
+
+def pair(system: Any, text: str = "hello", **fields: Any) -> list[AcceptedTurn]:
+    """Two turns of one conversation."""
+    conversation = new_id()
+    return accept_many(
+        system.database,
+        [
+            system.request(text, conversation_id=conversation, **fields),
+            system.request("next", conversation_id=conversation),
+        ],
+    )
+
+
+def rescue(system: Any) -> None:
+    """As if the lease of every running turn had run out."""
+    system.database.run(
+        "UPDATE turns SET leased_until = clock_timestamp() - interval '1 s' WHERE state = 'running'"
+    )
+    sweep(system.database, system.settings.worker)
+
+
+def make_due(system: Any) -> None:
+    system.database.run("UPDATE outbox SET due_at = clock_timestamp()")
+
+
+# --- Claim
+
+
+def test_one_of_eight_workers_wins_a_turn(system: Any) -> None:
+    turns = [accept(system.database, system.request(f"turn {n}")) for n in range(20)]
+    workers = [new_leases(system) for _ in range(8)]
+    start = threading.Barrier(8)
+
+    def claim_all(leases: Leases) -> list[UUID]:
+        start.wait()
+        return [turn.turn_id for turn in turns if leases.claim(turn.turn_id) is not None]
+
+    with ThreadPoolExecutor(8) as pool:
+        won = [turn_id for turn_ids in pool.map(claim_all, workers) for turn_id in turn_ids]
+    assert sorted(won) == sorted(turn.turn_id for turn in turns)
+    assert system.count("state = 'running' AND attempt = 1") == 20
+
+
+def test_one_of_many_threads_of_a_worker_wins_a_turn(system: Any) -> None:
+    leases = new_leases(system)
+    for n in range(20):
+        turn = accept(system.database, system.request(f"turn {n}"))
+        with ThreadPoolExecutor(8) as pool:
+            claims = list(pool.map(leases.claim, [turn.turn_id] * 8))
+        assert sum(claim is not None for claim in claims) == 1
+
+
+def test_a_waiting_turn_an_ended_turn_and_an_unknown_one_cannot_be_claimed(system: Any) -> None:
+    leases = new_leases(system)
+    first, second = pair(system)
+    assert leases.claim(second.turn_id) is None
+    assert leases.claim(new_id()) is None
+    claim = claimed(leases, first)
+    assert leases.claim(first.turn_id) is None
+    assert new_settler(system).settle(claim, REPLY)
+    assert leases.claim(first.turn_id) is None
+    assert claimed(leases, second).attempt == 1
+
+
+def test_a_turn_of_a_lane_that_the_worker_does_not_serve_is_left_alone(system: Any) -> None:
+    turn = accept(system.database, system.request("hello", lane=Lane.BATCH))
+    assert new_leases(system, lanes=(Lane.INTERACTIVE,)).claim(turn.turn_id) is None
+    assert claimed(new_leases(system, lanes=(Lane.BATCH,)), turn).lane is Lane.BATCH
+
+
+def test_a_claim_carries_what_the_turn_and_its_bot_say(system: Any) -> None:
+    model = system.settings.engine.model_name
+    save_bot(system.database, system.tenant_id, model, model, "Be kind.", GenerationParams(top_p=1))
+    params = GenerationParams(max_tokens=5, seed=3, stop=("x",))
+    turn = accept(system.database, system.request("hello", params=params, timeout_s=100))
+    claim = claimed(new_leases(system), turn)
+    assert claim.instructions == "Be kind."
+    assert [message.content for message in claim.messages] == ["hello"]
+    assert (claim.params.max_tokens, claim.params.seed, claim.params.stop) == (5, 3, ("x",))
+    assert 90 < (claim.deadline_s or 0) <= 100
+    assert (claim.attempt, claim.seq, claim.failures, claim.kept_text) == (1, 1, 0, "")
+
+
+def test_a_snoozed_turn_is_not_claimed_before_it_is_due(system: Any) -> None:
+    leases, settler = new_leases(system), new_settler(system)
+    turn = accept(system.database, system.request("hello"))
+    assert settler.settle(claimed(leases, turn), Snoozed(30.0, "busy"))
+    assert state(system, turn) is TurnState.QUEUED
+    assert leases.claim(turn.turn_id) is None
+    make_due(system)
+    claim = claimed(leases, turn)
+    assert (claim.attempt, claim.failures) == (2, 1)
+
+
+# --- Fencing
+
+
+@pytest.mark.parametrize("outcome", [REPLY, Failed("x", "y"), Snoozed(0.0, "z")])
+def test_a_late_attempt_cannot_settle_what_another_one_runs(system: Any, outcome: Outcome) -> None:
+    settler = new_settler(system)
+    first, second = pair(system)
+    late = claimed(new_leases(system), first)
+    rescue(system)
+    assert not settler.settle(late, outcome), "queued again"
+    current = claimed(new_leases(system), first)
+    assert current.attempt == 2
+    assert not settler.settle(late, outcome), "running elsewhere"
+    assert state(system, first) is TurnState.RUNNING
+    assert settler.settle(current, REPLY)
+    assert not settler.settle(late, outcome), "answered"
+    assert not settler.settle(current, outcome), "a second time"
+    assert read(system, first).reply.content == "yes"
+    assert outcomes(system, first) == ["crashed", "answered"]
+    assert state(system, second) is TurnState.QUEUED
+
+
+def test_the_same_attempt_number_of_another_worker_is_fenced_too(system: Any) -> None:
+    """A claim that Postgres forgot in a crash: both attempts have the number 1."""
+    turn = accept(system.database, system.request("hello"))
+    forgotten = claimed(new_leases(system), turn)
+    system.database.run("UPDATE turns SET state = 'queued', attempt = 0, worker_id = NULL")
+    system.database.run("DELETE FROM attempts")
+    system.database.run(
+        "INSERT INTO outbox (turn_id, model, lane) SELECT id, model, lane FROM turns"
+    )
+    current = claimed(new_leases(system), turn)
+    assert current.attempt == forgotten.attempt
+    settler = new_settler(system)
+    late = Answered(Reply(content="late", finish_reason="stop", usage=Usage()))
+    assert not settler.settle(forgotten, late)
+    assert not settler.settle(forgotten, Snoozed(0.0, "late"))
+    assert settler.settle(current, REPLY)
+    assert read(system, turn).reply.content == "yes"
+
+
+def test_a_cancelled_turn_takes_no_reply(system: Any) -> None:
+    first, second = pair(system)
+    claim = claimed(new_leases(system), first)
+    cancel(system.database, system.tenant_id, first.turn_id)
+    assert not new_settler(system).settle(claim, REPLY)
+    assert read(system, first).reply is None
+    assert state(system, second) is TurnState.QUEUED
+
+
+def test_a_late_attempt_cannot_add_to_the_text_that_readers_see(system: Any) -> None:
+    stream = Stream(system.database, 0.01)
+    turn = accept(system.database, system.request("hello"))
+    late = stream.open(claimed(new_leases(system), turn))
+    stream.add(late, "one ", 1)
+    stream.flush([late])
+    rescue(system)
+    stream.add(late, "late ", 1)
+    stream.flush([late])
+    assert chunks(system) == ["one "]
+    claim = claimed(new_leases(system), turn)
+    assert (claim.kept_text, claim.kept_tokens, claim.next_position) == ("one ", 1, 1)
+    stream.add(late, "later ", 1)
+    stream.flush([late])
+    current = stream.open(claim)
+    stream.add(current, "two ", 1)
+    stream.flush([current])
+    assert chunks(system) == ["one ", "two "]
+
+
+def test_a_chunk_that_is_written_while_its_turn_settles_does_not_stay_behind(
+    system: Any, eventually: Eventually
+) -> None:
+    turn = accept(system.database, system.request("hello"))
+    claim = claimed(new_leases(system), turn)
+    with psycopg.connect(system.settings.database.url) as writing, ThreadPoolExecutor(1) as pool:
+        writing.execute("SELECT 1 FROM turns FOR SHARE")
+        writing.execute(
+            "INSERT INTO chunks (turn_id, position, text, token_count) VALUES (%s, 0, 'x', 1)",
+            (turn.turn_id,),
+        )
+        settling = pool.submit(new_settler(system).settle, claim, REPLY)
+        eventually(lambda: system.database.run(
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() "
+            "AND wait_event_type = 'Lock'"
+        ))  # fmt: skip
+        writing.commit()
+        assert settling.result(20)
+    assert chunks(system) == []
+
+
+def test_renewing_keeping_and_settling_many_turns_never_lock_each_other_out(system: Any) -> None:
+    """Each locks several turns at a time; in any order but one they would deadlock."""
+    accept_many(system.database, [system.request(f"turn {n}") for n in range(48)])
+    ids = [row.id for row in system.database.run("SELECT id FROM turns")]
+    leases = new_leases(system)
+    # One that has given up tells of a deadlock instead of trying again.
+    settler = Settler(system.database, max_attempts=5, give_up=Event())
+    settler._give_up.set()
+    claims = [claim for claim in leases._claim(ids) if claim is not None]
+    stream = Stream(system.database, 0.01)
+    done, deadlocks = Event(), []
+
+    def renew() -> None:
+        with system.database.connect() as connection:
+            while not done.is_set():
+                try:
+                    leases._renew(connection)
+                except psycopg.errors.DeadlockDetected as error:
+                    deadlocks.append(error)
+
+    def keep() -> None:
+        streams = [stream.open(claim) for claim in claims]
+        while not done.is_set():
+            for opened in streams:
+                stream.add(opened, "word ", 1)
+            try:
+                stream.flush(random.sample(streams, len(streams)))
+            except DatabaseUnavailable as error:
+                deadlocks.append(error)
+
+    with ExitStack() as stack:
+        for claim in random.sample(claims, len(claims)):
+            stack.enter_context(leases.hold(claim))
+        threads = [threading.Thread(target=work) for work in (renew, keep)]
+        for thread in threads:
+            thread.start()
+        stack.callback(done.set)
+        with ThreadPoolExecutor(16) as pool:
+            for _ in range(30):
+                some = random.sample(claims, 16)
+                settled = pool.map(lambda claim: settler.settle(claim, Failed("x", "y")), some)
+                assert all(settled)
+                system.database.run("""
+                    WITH ended AS (SELECT id FROM turns WHERE state = 'failed'
+                                   ORDER BY id FOR NO KEY UPDATE)
+                    UPDATE turns SET state = 'running' FROM ended WHERE turns.id = ended.id
+                """)
+        done.set()
+        for thread in threads:
+            thread.join(20)
+    assert deadlocks == []
+
+
+# --- Settle
+
+
+def test_a_commit_whose_answer_was_lost_is_found_again(
+    system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = pair(system)
+    claim = claimed(new_leases(system), first)
+    fail_once(monkeypatch, after=True)
+    assert new_settler(system).settle(claim, REPLY)
+    assert state(system, first) is TurnState.COMPLETED
+    assert state(system, second) is TurnState.QUEUED
+    assert outcomes(system, first) == ["answered"]
+
+
+def test_a_reply_waits_for_postgres_to_come_back(
+    system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = accept(system.database, system.request("hello"))
+    claim = claimed(new_leases(system), turn)
+    fail_once(monkeypatch, after=False)
+    assert new_settler(system).settle(claim, REPLY)
+    assert read(system, turn).reply.content == "yes"
+
+
+def test_a_worker_that_gives_up_leaves_its_turn_to_the_lease(
+    system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = accept(system.database, system.request("hello"))
+    claim = claimed(new_leases(system), turn)
+    fail_once(monkeypatch, after=False)
+    settler = Settler(system.database, max_attempts=5, give_up=Event())
+    settler._give_up.set()
+    assert not settler.settle(claim, REPLY)
+    assert state(system, turn) is TurnState.RUNNING
+    rescue(system)
+    assert state(system, turn) is TurnState.QUEUED
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, *, after: bool) -> None:
+    """The first settlement meets an outage, after its commit or before it."""
+    end_turns, failures = settle_module.end_turns, [DatabaseUnavailable()]
+
+    def unreliable(*arguments: Any) -> list[bool]:
+        if after or not failures:
+            ended = end_turns(*arguments)
+        if failures:
+            raise failures.pop()
+        return ended
+
+    monkeypatch.setattr(settle_module, "end_turns", unreliable)
+
+
+def test_a_permanent_failure_tells_its_reason_and_the_conversation_goes_on(system: Any) -> None:
+    first, second = pair(system)
+    claim = claimed(new_leases(system), first)
+    assert new_settler(system).settle(claim, Failed("content_filter", "No."))
+    turn = read(system, first)
+    assert (turn.state, turn.error_code, turn.error_message) == ("failed", "content_filter", "No.")
+    assert (turn.reply, outcomes(system, first)) == (None, ["failed"])
+    assert state(system, second) is TurnState.QUEUED
+
+
+def test_a_turn_that_used_up_its_attempts_is_parked_and_the_conversation_goes_on(
+    system: Any,
+) -> None:
+    first, second = pair(system)
+    leases, settler = new_leases(system), new_settler(system, max_attempts=3)
+    for _ in range(3):
+        assert state(system, first) is TurnState.QUEUED
+        assert settler.settle(claimed(leases, first), Snoozed(0.0, "overloaded"))
+        make_due(system)
+    turn = read(system, first)
+    assert (turn.state, turn.error_code) == ("parked", "attempts_used_up")
+    assert "overloaded" in (turn.error_message or "")
+    assert outcomes(system, first) == ["snoozed"] * 3
+    assert state(system, second) is TurnState.QUEUED
+
+
+def test_a_turn_handed_back_often_is_not_parked_for_it(system: Any) -> None:
+    turn = accept(system.database, system.request("hello"))
+    leases, settler = new_leases(system), new_settler(system, max_attempts=2)
+    for _ in range(4):
+        assert settler.settle(claimed(leases, turn), Snoozed(0.0, "drain", counts=False))
+    claim = claimed(leases, turn)
+    assert (claim.attempt, claim.failures) == (5, 0)
+    assert outcomes(system, turn) == ["handed_back"] * 4 + [None]
+
+
+# --- A whole attempt
+
+
+class Scripted:
+    """An echo engine that does something else when it is told to."""
+
+    def __init__(self, *script: Any) -> None:
+        self._script = list(script)
+        self.prompts: list[Prompt] = []
+        self.params: list[GenerationParams] = []
+        self.context_window = 8192
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        return sum(len(message.content.split()) for message in messages)
+
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+        self.prompts.append(prompt)
+        self.params.append(params)
+        for step in self._script.pop(0) if self._script else [Chunk("", finish_reason="stop")]:
+            if isinstance(step, BaseException):
+                raise step
+            if isinstance(step, Chunk):
+                yield step
+            else:
+                step()
+
+
+@pytest.fixture
+def worker(system: Any) -> Iterator[Worker]:
+    with running_worker(with_settings(system, "worker", rescue_every_s=60.0)) as (worker, _):
+        yield worker
+
+
+def answer_with(worker: Worker, turn: AcceptedTurn, *script: Any) -> Scripted:
+    engine = Scripted(*script)
+    assert answer_turn(replace(worker, engine=engine), turn.turn_id)
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (EngineFailure("cannot"), TurnState.FAILED),
+        (EngineUnavailable("busy"), TurnState.QUEUED),
+        (MemoryError("none left"), TurnState.QUEUED),
+        (SystemExit(3), TurnState.QUEUED),
+        (ZeroDivisionError("a bug"), TurnState.QUEUED),
+    ],
+)
+def test_whatever_an_engine_raises_becomes_an_outcome(
+    system: Any,
+    worker: Worker,
+    error: BaseException,
+    expected: TurnState,
+    eventually: Eventually,
+) -> None:
+    first, second = pair(system)
+    answer_with(worker, first, [Chunk("some ", 1), kept_by(system, eventually), error])
+    assert state(system, first) is expected
+    assert worker.leases.held_count == 0
+    if expected is TurnState.FAILED:
+        assert read(system, first).error_code == "engine_failure"
+        assert state(system, second) is TurnState.QUEUED
+    else:
+        assert system.count("failures = 1") == 1
+        make_due(system)
+        answer_with(worker, first, [Chunk("text", 1), Chunk("", finish_reason="stop")])
+        assert read(system, first).reply.content == "some text"
+
+
+def kept_by(system: Any, eventually: Eventually) -> Callable[[], None]:
+    """A step of a script: wait until text is kept, so that a reader may have seen it."""
+    return lambda: eventually(lambda: chunks(system), 5)
+
+
+def test_the_next_attempt_goes_on_where_the_text_that_was_kept_ends(
+    system: Any, worker: Worker, eventually: Eventually
+) -> None:
+    turn = accept(system.database, system.request("x", params=GenerationParams(max_tokens=10)))
+    text = [Chunk("one ", 1), Chunk("two ", 1)]
+    answer_with(worker, turn, [*text, kept_by(system, eventually), EngineUnavailable("busy")])
+    assert "".join(chunks(system)) == "one two "
+    make_due(system)
+    rest = [Chunk("three", 1), Chunk("", finish_reason="length", prompt_tokens=9)]
+    engine = answer_with(worker, turn, rest)
+    assert engine.prompts[0].prefix == "one two "
+    assert engine.params[0].max_tokens == 8
+    reply = read(system, turn).reply
+    assert (reply.content, reply.finish_reason) == ("one two three", "length")
+    assert (reply.usage.completion_tokens, reply.usage.prompt_tokens) == (3, 7)
+    assert chunks(system) == []
+
+
+def test_an_engine_that_stops_without_a_word_is_asked_again(system: Any, worker: Worker) -> None:
+    turn = accept(system.database, system.request("x"))
+    answer_with(worker, turn, [Chunk("half ", 1)])
+    assert state(system, turn) is TurnState.QUEUED
+    assert system.count("failures = 1") == 1
+
+
+def test_a_character_that_postgres_cannot_keep_harms_neither_its_turn_nor_the_others(
+    system: Any, worker: Worker, eventually: Eventually
+) -> None:
+    odd, even = [accept(system.database, system.request(text)) for text in ("odd", "even")]
+    is_kept = kept_by(system, eventually)
+    nul = [Chunk("a\0b ", 1), is_kept, Chunk("c\0", 1), Chunk("\0", 1, finish_reason="stop")]
+    answer_with(worker, odd, nul)
+    assert read(system, odd).reply.content == "a\ufffdb c\ufffd\ufffd"
+    answer_with(worker, even, [Chunk("fine", 1), is_kept, Chunk("", finish_reason="stop")])
+    assert read(system, even).reply.content == "fine"
+
+
+def test_an_error_message_with_such_a_character_still_ends_its_turn(
+    system: Any, worker: Worker
+) -> None:
+    failed, snoozed = [accept(system.database, system.request(text)) for text in ("a", "b")]
+    answer_with(worker, failed, [EngineFailure("bad byte \0")])
+    assert state(system, failed) is TurnState.FAILED
+    answer_with(worker, snoozed, [EngineUnavailable("bad byte \0")])
+    assert state(system, snoozed) is TurnState.QUEUED
+
+
+def test_a_turn_whose_deadline_has_passed_is_not_generated(
+    system: Any, worker: Worker, eventually: Eventually
+) -> None:
+    first, second = pair(system, timeout_s=0.01)
+    eventually(lambda: system.count("deadline_at < clock_timestamp()") == 1)
+    engine = answer_with(worker, first)
+    assert engine.prompts == []
+    assert read(system, first).error_code == "deadline_exceeded"
+    assert state(system, second) is TurnState.QUEUED
+
+
+@pytest.mark.parametrize("limit", ["deadline of the turn", "longest attempt"])
+def test_a_turn_that_takes_too_long_is_stopped(
+    system: Any, limit: str, eventually: Eventually
+) -> None:
+    by_turn = limit == "deadline of the turn"
+    settings = with_settings(system, "worker", turn_timeout_s=300.0 if by_turn else 0.3)
+    first, second = pair(system, "[[wait=60]]", timeout_s=0.3 if by_turn else None)
+    with InlineWorker(settings):
+        system.wait_until_settled(10)
+    assert (state(system, first), state(system, second)) == ("failed", "completed")
+    assert read(system, first).error_code == "deadline_exceeded"
+
+
+def test_a_turn_handed_back_at_a_drain_goes_on_elsewhere_without_counting(
+    system: Any, eventually: Eventually
+) -> None:
+    settings = with_settings(system, "engine", echo_token_s=0.02)
+    turn = accept(system.database, system.request("[[tokens=40]]"))
+    with InlineWorker(settings) as inline:
+        eventually(lambda: chunks(system))
+        inline.worker.leases.stop_all(AbortReason.DRAIN)
+        eventually(lambda: system.count("attempt = 2") == 1)
+        seen = chunks(system)[0]
+        system.wait_until_settled()
+    assert seen.startswith("w1")
+    assert read(system, turn).reply.content == " ".join(f"w{n}" for n in range(1, 41))
+    assert read(system, turn).reply.usage.completion_tokens == 40
+    assert system.count("failures = 0 AND crashes = 0") == 1
+    assert outcomes(system, turn) == ["handed_back", "answered"]
+
+
+def test_a_worker_survives_running_out_of_memory_and_tries_again(system: Any) -> None:
+    settings = with_settings(system, "worker", max_attempts=2, concurrency=1)
+    first, second = pair(system, "[[memory]]")
+    with InlineWorker(settings):
+        system.wait_until_settled(20)
+    assert (state(system, first), state(system, second)) == ("parked", "completed")
+    assert outcomes(system, first) == ["snoozed", "snoozed"]
+    assert "MemoryError" in read(system, first).error_message
+
+
+def test_a_lost_lease_stops_the_engine(system: Any, eventually: Eventually) -> None:
+    """Nobody says a word: the worker finds out when it renews."""
+    turn = accept(system.database, system.request("[[wait=60]]"))
+    with InlineWorker(system.settings) as inline:
+        eventually(lambda: inline.worker.leases.held_count == 1)
+        system.database.run("UPDATE turns SET state = 'cancelled', settled_at = clock_timestamp()")
+        eventually(lambda: inline.worker.leases.held_count == 0, 10)
+    assert read(system, turn).reply is None
+
+
+def test_an_attempt_that_the_same_worker_took_over_from_itself_stops(system: Any) -> None:
+    leases = new_leases(system)
+    turn = accept(system.database, system.request("hello"))
+    with leases.hold(claimed(leases, turn)) as late:
+        rescue(system)
+        with leases.hold(claimed(leases, turn)) as current:
+            assert (late.abort.is_set(), late.reason) == (True, AbortReason.LOST)
+            assert not current.abort.is_set()
+        assert leases.held_count == 0
+
+
+def test_a_stray_notification_does_not_stop_the_heartbeat(
+    system: Any, eventually: Eventually
+) -> None:
+    with InlineWorker(system.settings):
+        system.database.run("SELECT pg_notify('turnmill_abort', 'not an id')")
+        before = seen_at(system)
+        eventually(lambda: seen_at(system) > before, 5)
+        before = seen_at(system)
+        eventually(lambda: seen_at(system) > before, 5)
+
+
+def seen_at(system: Any) -> Any:
+    return system.database.run("SELECT seen_at FROM worker_liveness")[0].seen_at
+
+
+# --- History
+
+
+def converse(system: Any, texts: Sequence[str], **engine: Any) -> list[AcceptedTurn]:
+    """A conversation that is answered to its end."""
+    conversation = new_id()
+    accepted = accept_many(
+        system.database,
+        [system.request(text, conversation_id=conversation) for text in texts],
+    )
+    with InlineWorker(with_settings(system, "engine", **engine)):
+        system.wait_until_settled()
+    return accepted
+
+
+def prompt_of(system: Any, worker: Worker, last: str, **engine: Any) -> list[tuple[Role, str]]:
+    """What the engine is given for one more turn of the only conversation."""
+    conversation = system.database.run("SELECT id FROM conversations")[0].id
+    turn = accept(system.database, system.request(last, conversation_id=conversation))
+    scripted = Scripted([Chunk("", finish_reason="stop")])
+    scripted.context_window = engine.get("context_window", 8192)
+    assert answer_turn(replace(worker, engine=scripted), turn.turn_id)
+    return [(message.role, message.content) for message in scripted.prompts[0].messages]
+
+
+def test_a_prompt_holds_the_whole_conversation_in_order(system: Any, worker: Worker) -> None:
+    converse(system, ["one", "two"])
+    assert prompt_of(system, worker, "three") == [
+        (Role.USER, "one"),
+        (Role.ASSISTANT, "one"),
+        (Role.USER, "two"),
+        (Role.ASSISTANT, "two"),
+        (Role.USER, "three"),
+    ]
+
+
+def test_turns_that_were_not_answered_are_not_part_of_what_was_said(
+    system: Any, worker: Worker
+) -> None:
+    converse(system, ["one", "[[fail]] two", "three"])
+    assert [text for _, text in prompt_of(system, worker, "four")] == [
+        "one", "one", "three", "three", "four",
+    ]  # fmt: skip
+
+
+def test_a_long_conversation_loses_whole_turns_oldest_first(system: Any, worker: Worker) -> None:
+    model = system.settings.engine.model_name
+    params = GenerationParams(max_tokens=8)
+    save_bot(system.database, system.tenant_id, model, model, "Be kind always.", params)
+    converse(system, ["a a a", "b b b", "c c c"])
+    # 3 words of instructions, 6 for each past turn, 3 for this one, 8 for the reply.
+    for context_window, expected in [
+        (32, ["a a a", "a a a", "b b b", "b b b", "c c c", "c c c"]),
+        (31, ["b b b", "b b b", "c c c", "c c c"]),
+        (26, ["b b b", "b b b", "c c c", "c c c"]),
+        (25, ["c c c", "c c c"]),
+        (20, ["c c c", "c c c"]),
+        (19, []),
+        (12, []),
+    ]:
+        prompt = prompt_of(system, worker, "d d d", context_window=context_window)
+        assert [text for _, text in prompt] == ["Be kind always.", *expected, "d d d"]
+        system.database.run("DELETE FROM replies USING turns WHERE id = turn_id AND seq > 3")
+
+
+def test_a_prompt_that_cannot_fit_fails_its_turn_and_not_the_next(system: Any) -> None:
+    long = " ".join(["word"] * 40)
+    accepted = converse(system, ["short", long, "short again"], context_window=20)
+    assert [state(system, turn) for turn in accepted] == ["completed", "failed", "completed"]
+    assert read(system, accepted[1]).error_code == "context_length_exceeded"
