@@ -66,14 +66,15 @@ WITH {_GUARD}, {_ALIVE}, lost AS (
 SELECT lost.*, pg_notify('{OUTBOX_CHANNEL}', '') FROM lost
 """
 
-#: With a slot free, whatever the broker holds is taken within milliseconds. The slots of a
-#: paused worker do not count: nobody takes anything there.
+#: With a slot free, whatever the broker holds is taken within milliseconds. Slots are counted
+#: for each worker, so that a busy one hides no lost hint of a lane that another one serves;
+#: those of a paused worker do not count: nobody takes anything there.
 _REHINT = f"""
 WITH {_GUARD}, {_ALIVE}, room AS (
-    SELECT a.model, lane, sum(a.slots) - (
-        SELECT count(*) FROM turns t WHERE t.state = 'running' AND t.model = a.model
-    ) AS slots
-    FROM alive a CROSS JOIN unnest(a.lanes) AS lane
+    SELECT a.model, lane, sum(greatest(a.slots - coalesce(busy.slots, 0), 0))::int AS slots
+    FROM alive a CROSS JOIN unnest(a.lanes) AS lane LEFT JOIN (
+        SELECT worker_id, count(*) AS slots FROM turns WHERE state = 'running' GROUP BY worker_id
+    ) AS busy ON busy.worker_id = a.id
     WHERE (SELECT is_mine FROM guard)
       AND a.seen_at > clock_timestamp() - make_interval(secs => {GRACE_S})
     GROUP BY a.model, lane
@@ -82,7 +83,7 @@ WITH {_GUARD}, {_ALIVE}, room AS (
         SELECT turn_id FROM outbox
         WHERE model = room.model AND lane = room.lane
           AND published_at < clock_timestamp() - make_interval(secs => %(lost_after_s)s)
-        ORDER BY published_at LIMIT greatest(room.slots, 0) * {REHINTS_PER_SLOT}
+        ORDER BY published_at LIMIT room.slots * {REHINTS_PER_SLOT}
         FOR UPDATE SKIP LOCKED
     ) AS o
 ), rehinted AS (

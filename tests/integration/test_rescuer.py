@@ -1,0 +1,376 @@
+"""The rescuer: turns of dead workers are due again, live ones are left alone, hints come back.
+
+With a real Postgres and no broker. `sweep` is called by hand; a worker is its row and its
+advisory lock, so a test can let one die or pause without a process.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from turnmill.producer.accept import accept, accept_many
+from turnmill.producer.turns import read_turn
+from turnmill.schemas.ids import new_id
+from turnmill.schemas.outcomes import Answered
+from turnmill.schemas.routes import OUTBOX_CHANNEL
+from turnmill.schemas.tables import LIVENESS_LOCK_CLASS, RESCUER_LOCK_KEY
+from turnmill.schemas.turns import AcceptedTurn, Lane, Reply, Usage
+from turnmill.workers.lease import Claim, Leases
+from turnmill.workers.rescuer import REHINTS_PER_SLOT, Rescuer, sweep
+from turnmill.workers.settle import Settler
+from turnmill.workers.testing import InlineWorker
+
+Eventually = Callable[..., None]
+REPLY = Answered(Reply(content="yes", finish_reason="stop", usage=Usage()))
+
+
+@pytest.fixture
+def system(make_system: Callable[..., Any], database_url: str) -> Any:
+    return make_system(database_url, "amqp://nobody", lease_s=60.0)
+
+
+class FakeWorker:
+    """A worker as the others see it: registered, alive until `die`, with leases but no threads."""
+
+    def __init__(self, system: Any, eventually: Eventually, *lanes: Lane, slots: int = 8) -> None:
+        settings = system.settings.worker.model_copy(update={"lanes": lanes or tuple(Lane)})
+        self.model = system.settings.engine.model_name
+        self.leases = Leases(system.database, settings, model=self.model, engine="echo")
+        self.database = system.database
+        self.connection = system.database.connect()
+        self._eventually = eventually
+        (self._key,) = self.connection.execute(
+            "INSERT INTO worker_liveness (id, host, pid, model, engine, lanes, slots) "
+            "VALUES (%s, 'h', 1, %s, 'echo', %s, %s) RETURNING lock_key",
+            (self.leases.worker_id, self.model, [lane.value for lane in settings.lanes], slots),
+        ).fetchone()
+        self.connection.execute("SELECT pg_advisory_lock(%s, %s)", (LIVENESS_LOCK_CLASS, self._key))
+
+    def claim(self, turn: AcceptedTurn) -> Claim:
+        claim = self.leases.claim(turn.turn_id)
+        assert claim is not None
+        return claim
+
+    def forget_beat(self) -> None:
+        """As if its last sign of life were long ago; the lock is what is left."""
+        self.database.run(
+            "UPDATE worker_liveness SET seen_at = seen_at - interval '1 minute' WHERE id = %s",
+            (self.leases.worker_id,),
+        )
+
+    def beat(self) -> None:
+        self.database.run(
+            "UPDATE worker_liveness SET seen_at = clock_timestamp() WHERE id = %s",
+            (self.leases.worker_id,),
+        )
+
+    def die(self) -> None:
+        self.connection.close()
+        self.forget_beat()
+        held = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND objid = %s"
+        key = (LIVENESS_LOCK_CLASS, self._key)
+        self._eventually(lambda: not self.database.run(held, key))
+
+
+@pytest.fixture
+def new_worker(system: Any, eventually: Eventually) -> Iterator[Callable[..., FakeWorker]]:
+    with ExitStack() as stack:
+
+        def make(*lanes: Lane, slots: int = 8) -> FakeWorker:
+            worker = FakeWorker(system, eventually, *lanes, slots=slots)
+            stack.callback(worker.connection.close)
+            return worker
+
+        yield make
+
+
+def read(system: Any, turn: AcceptedTurn) -> Any:
+    return read_turn(system.database, system.tenant_id, turn.turn_id)
+
+
+def hints(system: Any) -> dict[UUID, str]:
+    rows = system.database.run("SELECT turn_id, lane FROM outbox WHERE published_at IS NULL")
+    return {row.turn_id: row.lane for row in rows}
+
+
+def publish_long_ago(system: Any) -> None:
+    """As if a relay had published every hint, and the broker had lost them all."""
+    system.database.run("UPDATE outbox SET published_at = clock_timestamp() - interval '1 minute'")
+
+
+def sweep_once(system: Any) -> int:
+    return sweep(system.database, system.settings.worker)
+
+
+def crash(system: Any, new_worker: Callable[..., FakeWorker], turn: AcceptedTurn) -> None:
+    """A worker claims the turn, dies, and is noticed."""
+    worker = new_worker()
+    worker.claim(turn)
+    worker.die()
+    assert sweep_once(system) == 1
+
+
+# --- Dead and alive
+
+
+def test_a_dead_workers_turns_are_due_at_once(
+    system: Any, new_worker: Callable[..., FakeWorker], eventually: Eventually
+) -> None:
+    turn = accept(system.database, system.request("hello", lane=Lane.BATCH))
+    doomed = new_worker()
+    doomed.claim(turn)
+    assert sweep_once(system) == 0
+    with system.database.connect() as listener:
+        listener.execute(f"LISTEN {OUTBOX_CHANNEL}")
+        doomed.die()
+        eventually(lambda: sweep_once(system) == 1)
+        assert list(listener.notifies(timeout=5, stop_after=1)), "the relay is told"
+    assert read(system, turn).state == "queued"
+    assert hints(system) == {turn.turn_id: "batch"}
+    assert system.count("crashes = 1 AND failures = 0 AND worker_id IS NULL") == 1
+    (attempt,) = system.database.run("SELECT outcome, ended_at FROM attempts")
+    assert attempt.outcome == "crashed"
+    assert attempt.ended_at is not None
+    assert sweep_once(system) == 0
+
+
+def test_a_worker_that_holds_its_lock_is_alive_however_silent(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    worker = new_worker()
+    worker.claim(accept(system.database, system.request("hello")))
+    worker.forget_beat()
+    assert sweep_once(system) == 0
+
+
+def test_a_worker_that_just_lost_its_connection_is_given_time_to_replace_it(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    worker = new_worker()
+    worker.claim(accept(system.database, system.request("hello")))
+    worker.connection.close()
+    worker.beat()
+    assert sweep_once(system) == 0
+
+
+def test_a_lease_that_ran_out_frees_the_turn_of_a_paused_worker(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    turn = accept(system.database, system.request("hello"))
+    paused = new_worker()
+    late = paused.claim(turn)
+    system.database.run("UPDATE turns SET leased_until = clock_timestamp() - interval '1 ms'")
+    assert sweep_once(system) == 1
+    current = new_worker().claim(turn)
+    settler = Settler(system.database, max_attempts=5, give_up=threading.Event())
+    assert not settler.settle(late, REPLY)
+    assert settler.settle(current, REPLY)
+
+
+def test_the_dead_worker_takes_nothing_of_its_neighbours_along(
+    system: Any, new_worker: Callable[..., FakeWorker], eventually: Eventually
+) -> None:
+    first, second = (accept(system.database, system.request(text)) for text in ("a", "b"))
+    doomed, healthy = new_worker(), new_worker()
+    doomed.claim(first)
+    healthy.claim(second)
+    doomed.die()
+    eventually(lambda: sweep_once(system) == 1)
+    assert (read(system, first).state, read(system, second).state) == ("queued", "running")
+
+
+def test_while_one_sweeps_the_others_do_nothing(
+    system: Any, new_worker: Callable[..., FakeWorker], eventually: Eventually
+) -> None:
+    doomed = new_worker()
+    doomed.claim(accept(system.database, system.request("hello")))
+    doomed.die()
+    with psycopg.connect(system.settings.database.url) as sweeping:
+        sweeping.execute("SELECT pg_advisory_xact_lock(%s)", (RESCUER_LOCK_KEY,))
+        assert sweep_once(system) == 0
+    eventually(lambda: sweep_once(system) == 1)
+
+
+def test_eight_rescuers_at_once_rescue_each_turn_once(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    turns = accept_many(system.database, [system.request(f"turn {n}") for n in range(30)])
+    doomed = new_worker()
+    for turn in turns:
+        doomed.claim(turn)
+    doomed.die()
+    rescued: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: rescued.extend(sweep_once(system) for _ in range(20)))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sum(rescued) == 30
+    assert system.count("state = 'queued' AND crashes = 1") == 30
+
+
+def test_the_running_rescuer_does_all_this_by_itself_and_when_it_is_woken(
+    system: Any, new_worker: Callable[..., FakeWorker], eventually: Eventually
+) -> None:
+    doomed = new_worker()
+    doomed.claim(accept(system.database, system.request("hello")))
+    settings = system.settings.worker.model_copy(update={"rescue_every_s": 600.0})
+    rescuer = Rescuer(system.database, settings)
+    rescuer.start()
+    try:
+        eventually(lambda: "worker_liveness" in last_statement_of_the_rescuer(system))
+        doomed.die()
+        assert system.count("state = 'running'") == 1
+
+        def is_rescued() -> bool:
+            rescuer.wake()
+            return bool(system.count("state = 'queued'"))
+
+        eventually(is_rescued)
+    finally:
+        rescuer.close()
+
+
+def last_statement_of_the_rescuer(system: Any) -> str:
+    rows = system.database.run(
+        "SELECT string_agg(query, ' ') AS text FROM pg_stat_activity "
+        "WHERE datname = current_database() AND query LIKE '%%DELETE FROM worker_liveness%%' "
+        "AND pid <> pg_backend_pid()"
+    )
+    return rows[0].text or ""
+
+
+# --- Poison
+
+
+def test_a_turn_whose_workers_keep_dying_is_quarantined(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    turn = accept(system.database, system.request("hello"))
+    limit = system.settings.worker.quarantine_after
+    for crashes in range(1, limit):
+        crash(system, new_worker, turn)
+        assert hints(system) == {turn.turn_id: "interactive"}, crashes
+    crash(system, new_worker, turn)
+    assert hints(system) == {turn.turn_id: "quarantine"}
+    assert new_worker(Lane.INTERACTIVE, Lane.BATCH).leases.claim(turn.turn_id) is None
+    assert read(system, turn).lane == "interactive", "what its user asked for does not change"
+
+
+def test_a_turn_that_kills_its_worker_in_quarantine_is_parked_and_the_conversation_goes_on(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    conversation = new_id()
+    turn, following = accept_many(
+        system.database,
+        [system.request(text, conversation_id=conversation) for text in ("poison", "fine")],
+    )
+    neighbour = accept(system.database, system.request("neighbour"))
+    for _ in range(system.settings.worker.quarantine_after):
+        crash(system, new_worker, turn)
+    quarantine, healthy = new_worker(Lane.QUARANTINE, slots=1), new_worker(Lane.INTERACTIVE)
+    quarantine.claim(turn)
+    healthy.claim(neighbour)
+    quarantine.die()
+    assert sweep_once(system) == 1
+    parked = read(system, turn)
+    assert (parked.state, parked.error_code, parked.reply) == ("parked", "worker_lost", None)
+    assert "4 workers" in (parked.error_message or "")
+    assert (read(system, following).state, read(system, neighbour).state) == ("queued", "running")
+    outcomes = system.database.run("SELECT DISTINCT outcome FROM attempts WHERE turn_id = %s",
+                                   (turn.turn_id,))  # fmt: skip
+    assert [row.outcome for row in outcomes] == ["crashed"]
+
+
+def test_an_innocent_turn_is_answered_in_quarantine(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    turn = accept(system.database, system.request("only unlucky"))
+    for _ in range(system.settings.worker.quarantine_after):
+        crash(system, new_worker, turn)
+    worker = system.settings.worker.model_copy(
+        update={"lanes": (Lane.QUARANTINE,), "concurrency": 1}
+    )
+    with InlineWorker(system.settings.model_copy(update={"worker": worker})):
+        system.wait_until_settled(20)
+    assert read(system, turn).reply.content == "only unlucky"
+
+
+# --- Lost hints
+
+
+def test_a_hint_that_no_free_worker_takes_is_published_again(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    turn = accept(system.database, system.request("hello"))
+    publish_long_ago(system)
+    assert sweep_once(system) == 0, "there is nobody who could have taken it"
+    new_worker()
+    assert sweep_once(system) == 1
+    assert list(hints(system)) == [turn.turn_id]
+
+
+def test_a_hint_that_is_on_its_way_is_left_alone(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    accept(system.database, system.request("hello"))
+    system.database.run("UPDATE outbox SET published_at = clock_timestamp()")
+    new_worker()
+    assert sweep_once(system) == 0
+
+
+def test_lost_hints_come_back_a_few_at_a_time_the_oldest_first(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    turns = accept_many(system.database, [system.request(f"turn {n}") for n in range(40)])
+    publish_long_ago(system)
+    system.database.run(
+        "UPDATE outbox SET published_at = published_at - interval '1 minute' WHERE turn_id = %s",
+        (turns[-1].turn_id,),
+    )
+    new_worker(slots=2)
+    assert sweep_once(system) == 2 * REHINTS_PER_SLOT
+    assert turns[-1].turn_id in hints(system)
+
+
+def test_hints_behind_busy_workers_are_not_lost_but_waiting(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    running, waiting = (accept(system.database, system.request(text)) for text in ("a", "b"))
+    new_worker(slots=1).claim(running)
+    publish_long_ago(system)
+    assert sweep_once(system) == 0
+    assert waiting.turn_id not in hints(system)
+
+
+def test_busy_workers_of_one_lane_do_not_hide_the_lost_hints_of_another(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    """A quarantine worker with its one slot, beside a busy one with many."""
+    busy = new_worker(Lane.BATCH, slots=8)
+    for turn in accept_many(
+        system.database, [system.request(f"{n}", lane=Lane.BATCH) for n in range(6)]
+    ):
+        busy.claim(turn)
+    new_worker(Lane.INTERACTIVE, slots=1)
+    lost = accept(system.database, system.request("lost", lane=Lane.INTERACTIVE))
+    publish_long_ago(system)
+    assert sweep_once(system) == 1
+    assert list(hints(system)) == [lost.turn_id]
+
+
+def test_hints_of_a_lane_that_nobody_serves_are_left_alone(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    accept(system.database, system.request("hello", lane=Lane.BATCH))
+    publish_long_ago(system)
+    new_worker(Lane.INTERACTIVE)
+    assert sweep_once(system) == 0
