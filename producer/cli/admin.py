@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from turnmill.producer.cli.context import open_system
+from turnmill.producer.cli.texts import plain
 from turnmill.schemas.ids import Prefix, parse_id
 from turnmill.schemas.turns import GenerationParams
 
@@ -31,7 +32,7 @@ def doctor() -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     findings = diagnose()
     for finding in findings:
-        table.add_row(marks[finding.level], finding.what, finding.detail)
+        table.add_row(marks[finding.level], finding.what, plain(finding.detail))
     console.print(table)
     if any(finding.level is Level.BROKEN for finding in findings):
         raise typer.Exit(1)
@@ -60,14 +61,17 @@ def list_keys() -> None:
         for key in tenants.list_keys(system.database, system.tenant_id):
             revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
             table.add_row(
-                key.shown_id, key.name, key.hint, f"{key.created_at:%Y-%m-%d %H:%M}", revoked
+                key.shown_id, plain(key.name), key.hint, f"{key.created_at:%Y-%m-%d %H:%M}", revoked
             )
     console.print(table)
 
 
 @keys.command("revoke")
 def revoke_key(key_id: Annotated[str, typer.Argument(help="key_… from `keys list`.")]) -> None:
-    """Refuse an API key from now on (API processes notice within 5 seconds)."""
+    """Refuse an API key from now on (API processes notice within 5 seconds).
+
+    Example: turnmill keys revoke key_01a20ab599f77372a3962160f383535f
+    """
     from turnmill.producer import tenants
 
     with open_system() as system:
@@ -81,10 +85,11 @@ def list_bots() -> None:
     from turnmill.producer import tenants
 
     table = Table("name", "model", "parameters", "instructions")
+    table.columns[0].overflow = table.columns[1].overflow = "fold"
     with open_system() as system:
         for bot in tenants.list_bots(system.database, system.tenant_id):
             params = bot.params.model_dump_json(exclude_defaults=True)
-            table.add_row(bot.name, bot.model, params, bot.instructions)
+            table.add_row(*map(plain, (bot.name, bot.model, params, bot.instructions)))
     console.print(table)
 
 
@@ -113,4 +118,4 @@ def save_bot(
             instructions,
             params,
         )
-    console.print(f"Saved. Clients use it as model='{name}'.")
+    console.print(plain(f"Saved. Clients use it as model='{name}'."))

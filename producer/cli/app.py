@@ -8,7 +8,14 @@ import typer
 from rich.console import Console
 
 from turnmill.producer.cli import admin, batch, processes, stack, talk, turn
-from turnmill.schemas.errors import InvalidInput, NotFound, SettingsError, TurnmillError
+from turnmill.producer.cli.texts import plain
+from turnmill.schemas.errors import (
+    InvalidInput,
+    NotFound,
+    SettingsError,
+    TurnmillError,
+    UnknownBot,
+)
 
 app = typer.Typer(
     name="turnmill",
@@ -52,12 +59,15 @@ def main() -> None:
         app()
     except TurnmillError as error:
         Console(stderr=True).print(
-            f"[red]error[/] [dim]({error.code})[/]", error.message, highlight=False, soft_wrap=True
+            f"[red]error[/] [dim]({error.code})[/]",
+            plain(error.message),
+            highlight=False,
+            soft_wrap=True,
         )
         sys.exit(_status(error))
 
 
 def _status(error: TurnmillError) -> int:
-    if isinstance(error, InvalidInput | NotFound | SettingsError):
+    if isinstance(error, InvalidInput | NotFound | SettingsError | UnknownBot):
         return USAGE
     return UNAVAILABLE if error.code.endswith("unavailable") else FAILED

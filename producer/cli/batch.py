@@ -14,6 +14,7 @@ from turnmill.producer.batch_results import check_results_path, results, write_r
 from turnmill.producer.batches import find_batch, list_batches, progress, submit
 from turnmill.producer.cli import batch_view
 from turnmill.producer.cli.context import System, open_system
+from turnmill.producer.cli.texts import plain
 from turnmill.schemas.batches import Batch, BatchProgress
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.turns import GenerationParams
@@ -66,7 +67,10 @@ def status(
     batch_id: Annotated[str | None, typer.Argument(help="All batches when left out.")] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay until it is done.")] = False,
 ) -> None:
-    """Show how far a batch is."""
+    """Show how far a batch is.
+
+    Example: turnmill batch status --watch batch_01a2
+    """
     with open_system() as system:
         if batch_id is None:
             console.print(_overview(system))
@@ -94,7 +98,7 @@ def write(
     with open_system() as system:
         batch = find_batch(system.database, system.tenant_id, batch_id)
         count = write_results(output, results(system.database, batch.batch_id))
-    console.print(f"{count:,} rows in {output}")
+    console.print(plain(f"{count:,} rows in {output}"), soft_wrap=True)
 
 
 def answer_backlog(
@@ -109,13 +113,13 @@ def answer_backlog(
 ) -> int:
     """Submit, watch, write and show; the exit status."""
     check_results_path(output)
-    with console.status(f"Checking {file}"):
+    with console.status(plain(f"Checking {file}")):
         backlog = read_backlog(file)
     overrides = GenerationParams(max_tokens=max_tokens, temperature=temperature)
     chosen = bot or system.settings.engine.model_name
     batch = _submit(system, chosen, backlog, overrides, name)
     console.print(
-        f"{backlog.total:,} turns of {file.name}: {show_id(Prefix.BATCH, batch.batch_id)}",
+        plain(f"{backlog.total:,} turns of {file.name}: {show_id(Prefix.BATCH, batch.batch_id)}"),
         soft_wrap=True,
     )
     done = _watch(system, batch, output)
@@ -161,8 +165,8 @@ def _overview(system: System) -> Table:
     for batch in list_batches(system.database, system.tenant_id):
         table.add_row(
             show_id(Prefix.BATCH, batch.batch_id),
-            batch.name,
-            batch.bot,
+            plain(batch.name),
+            plain(batch.bot),
             f"{batch.total:,}",
             f"{batch.created_at:%Y-%m-%d %H:%M}",
         )

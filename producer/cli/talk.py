@@ -9,6 +9,7 @@ from rich.console import Console
 
 from turnmill.producer.accept import accept
 from turnmill.producer.cli.context import System, open_system
+from turnmill.producer.cli.texts import plain
 from turnmill.producer.follow import Follower
 from turnmill.producer.turns import read_conversation
 from turnmill.schemas.ids import Prefix, parse_id, show_id
@@ -105,16 +106,17 @@ class _Talk:
                         turn = piece
                     elif piece:
                         status.stop()
-                        console.print(piece, end="", markup=False, soft_wrap=True)
+                        console.print(plain(piece), end="", soft_wrap=True)
         console.print()
         if turn.state is not TurnState.COMPLETED:
-            console.print(f"[red]{turn.state}[/] ({turn.error_code}): {turn.error_message}")
+            reason = plain(f"({turn.error_code}): {turn.error_message}")
+            console.print(f"[red]{turn.state}[/]", reason)
         return turn
 
     def show_past(self) -> None:
         for turn in self._past:
-            console.print(f"[bold]you:[/] {turn.messages[-1].content}")
-            console.print(turn.reply.content if turn.reply else f"[dim]{turn.state}[/]")
+            console.print("[bold]you:[/]", plain(turn.messages[-1].content))
+            console.print(plain(turn.reply.content) if turn.reply else f"[dim]{turn.state}[/]")
 
     def show_how_to_resume(self) -> None:
         if self._conversation_id is not None:

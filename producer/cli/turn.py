@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from turnmill.producer.cli.context import open_system
+from turnmill.producer.cli.texts import plain
 from turnmill.schemas.ids import Prefix, parse_id, show_id
 from turnmill.schemas.turns import Turn
 
@@ -30,7 +31,10 @@ def show(turn_id: TurnId) -> None:
 
 @app.command()
 def cancel(turn_id: TurnId) -> None:
-    """Cancel a turn that is not answered yet; its conversation goes on."""
+    """Cancel a turn that is not answered yet; its conversation goes on.
+
+    Example: turnmill turn cancel turn_01a20a667dde743da35d0f8a02aa55e1
+    """
     from turnmill.producer.cancel import cancel as cancel_turn
 
     with open_system() as system:
@@ -51,12 +55,12 @@ def _table(turn: Turn) -> Table:
     if turn.error_code:
         rows["error"] = f"{turn.error_code}: {turn.error_message}"
     for name, value in rows.items():
-        table.add_row(f"[dim]{name}[/]", value)
+        table.add_row(f"[dim]{name}[/]", plain(value))
     for message in turn.messages:
-        table.add_row(f"[dim]{message.role}[/]", message.content)
+        table.add_row(f"[dim]{message.role}[/]", plain(message.content))
     if turn.reply:
         usage = turn.reply.usage
-        table.add_row("[dim]reply[/]", turn.reply.content)
+        table.add_row("[dim]reply[/]", plain(turn.reply.content))
         table.add_row(
             "[dim]usage[/]",
             f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {turn.reply.finish_reason}",

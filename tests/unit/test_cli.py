@@ -1,0 +1,166 @@
+"""The command line by itself: its help, its version, and its errors before anything runs."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from turnmill.producer.cli.app import app, main
+
+#: Run `turnmill` with these words: exit status, standard output, standard error.
+Turnmill = Callable[..., tuple[int, str, str]]
+
+USAGE, UNAVAILABLE = 64, 69
+
+#: What `--help` has no business loading.
+HEAVY = {"celery", "fastapi", "flower", "openvino_genai", "torch", "transformers", "uvicorn"}
+
+
+def commands(command: Any = None, *path: str) -> Iterator[tuple[str, ...]]:
+    """Every command and every group of commands, `turnmill` itself included."""
+    command = command or get_command(app)
+    yield path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, *path, name)
+
+
+def parameters(path: tuple[str, ...]) -> list[str]:
+    command: Any = get_command(app)
+    for name in path:
+        command = command.commands[name]
+    return [] if hasattr(command, "commands") else [one.name for one in command.params]
+
+
+@pytest.fixture
+def turnmill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Turnmill:
+    """On a machine where nothing is configured, and nothing listens at the database's address."""
+    monkeypatch.setenv("TURNMILL_DATA", str(tmp_path))
+    monkeypatch.setenv("TURNMILL_DATABASE__URL", "postgresql://turnmill@127.0.0.1:1/turnmill")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["turnmill", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        return int(end.value.code or 0), said.out, said.err
+
+    return run
+
+
+@pytest.mark.parametrize("path", list(commands()), ids=" ".join)
+def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "120"})
+    assert shown.exit_code == 0
+    assert "Usage:" in shown.output
+    if parameters(path):
+        assert f"turnmill {' '.join(path)}" in shown.output.partition("Example:")[2]
+
+
+def test_help_answers_without_loading_what_the_processes_need() -> None:
+    program = (
+        "import sys; from turnmill.producer.cli.app import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: print('LOADED', *(name for name in sys.modules if '.' not in name))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30
+    )
+    help_text, _, loaded = done.stdout.partition("LOADED")
+    assert "Usage" in help_text, done.stderr
+    assert not HEAVY & set(loaded.split())
+
+
+def test_the_installed_command_shows_its_version() -> None:
+    command = Path(sys.executable).with_name("turnmill")
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0
+    assert done.stdout.startswith("turnmill ")
+    assert done.stdout.strip()[-1].isdigit()
+
+
+def test_a_misspelt_variable_is_refused_and_the_nearest_named(
+    turnmill: Turnmill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNMILL_BROKR__URL", "redis://:secret@127.0.0.1:6379/0")
+    status, _, said = turnmill("keys", "list")
+    assert status == USAGE
+    assert "TURNMILL_BROKR__URL is not a setting. Did you mean TURNMILL_BROKER__URL?" in said
+    assert "secret" not in said
+
+
+def test_a_value_out_of_bounds_is_refused_without_being_shown(
+    turnmill: Turnmill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNMILL_WORKER__CONCURRENCY", "4711000")
+    status, _, said = turnmill("relay")
+    assert status == USAGE
+    assert "TURNMILL_WORKER__CONCURRENCY" in said
+    assert "4711000" not in said
+
+
+@pytest.mark.parametrize(
+    "words", [("ask", "Hello?"), ("chat",), ("keys", "list"), ("batch", "status")], ids=" ".join
+)
+def test_without_a_database_it_says_what_to_do(
+    turnmill: Turnmill, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    status, out, said = turnmill(*words)
+    assert status == UNAVAILABLE
+    assert out == ""
+    assert "database_unavailable" in said
+    assert f"No embedded stack runs from {tmp_path}" in said
+    assert "turnmill up" in said
+    assert "TURNMILL_DATABASE__URL" in said
+
+
+def test_the_doctor_of_a_machine_without_servers_only_notes_it(
+    turnmill: Turnmill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TURNMILL_DATABASE__URL")
+    status, said, _ = turnmill("doctor")
+    assert status == 0
+    assert "none configured" in said
+    assert "turnmill up" in said
+
+
+def test_the_doctor_of_a_dead_database_fails(turnmill: Turnmill) -> None:
+    status, said, _ = turnmill("doctor")
+    assert status == 1
+    assert "broken" in said
+
+
+def test_the_doctor_finds_a_misspelt_variable(
+    turnmill: Turnmill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNMILL_DATABASE__ULR", "postgresql://x")
+    status, said, _ = turnmill("doctor")
+    assert status == 1
+    assert "Did you mean TURNMILL_DATABASE__URL?" in said
+
+
+def test_a_results_file_of_unknown_format_is_refused_before_the_database_is_asked(
+    turnmill: Turnmill,
+) -> None:
+    status, _, said = turnmill("batch", "results", "batch_01a2", "-o", "answers.xlsx")
+    assert status == USAGE
+    assert "'answers.xlsx' is no format for results" in said
+
+
+def test_brackets_in_an_error_message_are_shown_as_they_are(turnmill: Turnmill) -> None:
+    status, _, said = turnmill("batch", "results", "batch_01a2", "-o", "[red]answers.xlsx")
+    assert status == USAGE
+    assert "'[red]answers.xlsx'" in said
+
+
+def test_an_unknown_command_is_refused_by_name(turnmill: Turnmill) -> None:
+    status, _, said = turnmill("aks")
+    assert status == 2
+    assert "No such command 'aks'" in said
