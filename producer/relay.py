@@ -40,13 +40,21 @@ STOP_POLL_S = 0.2
 CONFIRM_TIMEOUT_S = 4
 SOCKET_TIMEOUT_S = 5
 
+#: The models are those that hints are owed for, found by skipping through the index: a bot may
+#: have moved on to another model since.
 _TAKE = """
-WITH room AS (
+WITH RECURSIVE owed (model) AS (
+    (SELECT model FROM outbox WHERE published_at IS NULL ORDER BY model LIMIT 1)
+    UNION ALL
+    SELECT (SELECT o.model FROM outbox o WHERE o.published_at IS NULL AND o.model > owed.model
+            ORDER BY o.model LIMIT 1)
+    FROM owed WHERE owed.model IS NOT NULL
+), room AS (
     SELECT m.model, l.lane, %(window)s - (
         SELECT count(*) FROM outbox o
         WHERE o.model = m.model AND o.lane = l.lane AND o.published_at IS NOT NULL
     ) AS places
-    FROM (SELECT DISTINCT model FROM bots) AS m CROSS JOIN unnest(%(lanes)s::text[]) AS l (lane)
+    FROM owed AS m CROSS JOIN unnest(%(lanes)s::text[]) AS l (lane) WHERE m.model IS NOT NULL
 ), taken AS (
     SELECT due.turn_id FROM room CROSS JOIN LATERAL (
         SELECT turn_id FROM outbox
@@ -62,7 +70,12 @@ WHERE outbox.turn_id = taken.turn_id
 RETURNING outbox.turn_id, outbox.model, outbox.lane, set_config('synchronous_commit', 'off', true)
 """
 
-_UNMARK = "UPDATE outbox SET published_at = NULL WHERE turn_id = ANY(%s)"
+#: A row that somebody holds is being claimed; waiting for it could deadlock.
+_UNMARK = """
+UPDATE outbox SET published_at = NULL WHERE turn_id IN (
+    SELECT turn_id FROM outbox WHERE turn_id = ANY(%s) FOR UPDATE SKIP LOCKED
+)
+"""
 
 _IS_OWED = """
 SELECT EXISTS (
@@ -236,7 +249,8 @@ class Relay:
                     "lanes": [lane.value for lane in Lane],
                 },
             )
-        except DatabaseUnavailable:
+        except BaseException:
+            # Whatever it was, the loop goes on and needs its publishers back.
             self._free.put(publisher)
             raise
 
