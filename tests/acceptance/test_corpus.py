@@ -24,7 +24,7 @@ import yaml
 Eventually = Callable[..., None]
 
 MODEL = "smollm2-135m-instruct"
-CONVERSATIONS, MAX_TURNS = 60, 6
+CONVERSATIONS, MAX_TURNS = 60, 4
 
 TURN = re.compile(r"turn_[0-9a-f]{32}")
 CONVERSATION = re.compile(r"conv_[0-9a-f]{32}")
