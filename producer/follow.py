@@ -27,7 +27,7 @@ _TAIL = """
 SELECT t.state, coalesce(string_agg(c.text, '' ORDER BY c.position), '') AS text,
        coalesce(max(c.position), %(position)s) AS position
 FROM turns t LEFT JOIN chunks c ON c.turn_id = t.id AND c.position > %(position)s
-WHERE t.id = %(turn)s GROUP BY t.id, t.state
+WHERE t.id = %(turn)s AND t.tenant_id = %(tenant)s GROUP BY t.id, t.state
 """
 
 log = structlog.get_logger()
@@ -69,7 +69,7 @@ class Follower:
         async with self._woken(turn_id) as wake:
             while True:
                 wake.clear()
-                tail = await self._tail(turn_id, position)
+                tail = await self._tail(tenant_id, turn_id, position)
                 if tail is None or tail.state not in OPEN_STATES:
                     break
                 shown, position = shown + tail.text, tail.position
@@ -95,16 +95,17 @@ class Follower:
             if not self._readers[turn_id.hex]:
                 del self._readers[turn_id.hex]
 
-    async def _tail(self, turn_id: UUID, position: int) -> _Tail | None:
+    async def _tail(self, tenant_id: UUID, turn_id: UUID, position: int) -> _Tail | None:
         """New text, or an empty open tail while Postgres is away: the reader simply waits on."""
         try:
-            return await asyncio.to_thread(self._read_tail, turn_id, position)
+            return await asyncio.to_thread(self._read_tail, tenant_id, turn_id, position)
         except DatabaseUnavailable:
             return _Tail(TurnState.QUEUED, "", position)
 
-    def _read_tail(self, turn_id: UUID, position: int) -> _Tail | None:
+    def _read_tail(self, tenant_id: UUID, turn_id: UUID, position: int) -> _Tail | None:
         with self._database.cursor() as cursor:
-            cursor.execute(_TAIL, {"turn": turn_id, "position": position})
+            params = {"tenant": tenant_id, "turn": turn_id, "position": position}
+            cursor.execute(_TAIL, params)
             row = cursor.fetchone()
         return None if row is None else _Tail(TurnState(row.state), row.text, row.position)
 

@@ -19,6 +19,13 @@ from turnmill.schemas.settings import DatabaseSettings
 #: A peer that vanished without a word is noticed after about 11 seconds.
 KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 
+#: What psycopg raises when the server went away, or stayed as a replica when another took over.
+OUTAGES = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,
+)
+
 Cursor = psycopg.Cursor[Any]
 
 
@@ -44,7 +51,7 @@ class Database:
         except sqlalchemy.exc.TimeoutError as error:
             raise DatabaseUnavailable("All database connections are in use.") from error
         except sqlalchemy.exc.DBAPIError as error:
-            if isinstance(error.orig, psycopg.OperationalError | psycopg.InterfaceError):
+            if isinstance(error.orig, OUTAGES):
                 raise self._unavailable(error.orig) from error
             raise
 
@@ -106,15 +113,15 @@ class Database:
 
     @contextmanager
     def _driver(self) -> Iterator[psycopg.Connection[Any]]:
-        """A pooled psycopg connection, dropped with the whole pool when it breaks."""
+        """A pooled psycopg connection, dropped with all of the pool when it breaks."""
         proxy = self._checkout()
         try:
             yield proxy.driver_connection
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            if proxy.driver_connection is None or proxy.driver_connection.closed:
-                proxy.invalidate()
-                # The server went away: the pool's other connections are as dead as this one.
-                self._engine.dispose(close=False)
+        except OUTAGES as error:
+            driver = proxy.driver_connection
+            if driver is None or driver.closed or isinstance(error, OUTAGES[-1]):
+                # The pool's other connections are as dead as this one: replaced when next used.
+                self._engine.pool._invalidate(proxy)
             raise self._unavailable(error) from error
         finally:
             proxy.close()

@@ -1,0 +1,220 @@
+"""Following a turn: late, reconnected or from the start, every reader sees the same text."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from turnmill.producer.accept import accept
+from turnmill.producer.cancel import cancel
+from turnmill.producer.follow import POLL_S, Follower
+from turnmill.schemas.errors import NotFound
+from turnmill.schemas.ids import new_id
+from turnmill.schemas.routes import TURN_CHANNEL
+from turnmill.schemas.turns import AcceptedTurn, Lane, Turn
+from turnmill.workers.testing import InlineWorker
+
+TEXT = " ".join(f"w{n}" for n in range(1, 31))
+
+
+@pytest.fixture
+def system(make_system: Callable[..., Any], database_url: str) -> Any:
+    return make_system(database_url, "amqp://nobody", flush_s=0.02)
+
+
+def slow_worker(system: Any, token_s: float = 0.02) -> InlineWorker:
+    engine = system.settings.engine.model_copy(update={"echo_token_s": token_s})
+    return InlineWorker(system.settings.model_copy(update={"engine": engine}))
+
+
+def accept_text(system: Any, text: str = "[[tokens=30]]", **fields: Any) -> AcceptedTurn:
+    return accept(system.database, system.request(text, **fields))
+
+
+async def collect(items: AsyncIterator[str | Turn]) -> tuple[list[str], Turn]:
+    texts: list[str] = []
+    async for item in items:
+        if isinstance(item, Turn):
+            return texts, item
+        texts.append(item)
+    raise AssertionError("the turn itself never came")
+
+
+async def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - the database has no event
+            await asyncio.sleep(0.01)
+
+
+def run(system: Any, test: Callable[[Follower], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(30), Follower(system.database) as follower:
+            await test(follower)
+
+    asyncio.run(main())
+
+
+def listener_pids(system: Any) -> list[int]:
+    rows = system.database.run(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query = %s",
+        (f"LISTEN {TURN_CHANNEL}",),
+    )
+    return [row.pid for row in rows]
+
+
+def test_a_reader_sees_the_text_grow_and_then_the_turn(system: Any) -> None:
+    async def test(follower: Follower) -> None:
+        await until(lambda: listener_pids(system))
+        turn = accept_text(system)
+        with slow_worker(system):
+            texts, settled = await collect(follower.follow(system.tenant_id, turn.turn_id))
+        assert len([text for text in texts if text]) > 3
+        assert "".join(texts) == TEXT
+        assert settled.reply is not None
+        assert settled.reply.content == TEXT
+
+    run(system, test)
+
+
+def test_a_reader_that_comes_late_sees_the_same_text(system: Any) -> None:
+    async def test(follower: Follower) -> None:
+        turn = accept_text(system)
+        with slow_worker(system):
+            await until(lambda: system.database.run("SELECT 1 FROM chunks WHERE position >= 3"))
+            halfway = await collect(follower.follow(system.tenant_id, turn.turn_id))
+        afterwards = await collect(follower.follow(system.tenant_id, turn.turn_id))
+        assert "".join(halfway[0]) == "".join(afterwards[0]) == TEXT
+        assert halfway[0][0].startswith("w1 w2"), "what was said before comes at once"
+        assert afterwards[1].reply == halfway[1].reply
+
+    run(system, test)
+
+
+def test_many_readers_of_one_turn_all_see_it(system: Any) -> None:
+    async def test(follower: Follower) -> None:
+        turn = accept_text(system)
+        readers = [
+            asyncio.create_task(collect(follower.follow(system.tenant_id, turn.turn_id)))
+            for _ in range(10)
+        ]
+        with slow_worker(system):
+            for texts, _ in await asyncio.gather(*readers):
+                assert "".join(texts) == TEXT
+        assert follower._readers == {}
+
+    run(system, test)
+
+
+def test_a_reader_whose_listener_was_cut_off_still_sees_all(system: Any) -> None:
+    async def test(follower: Follower) -> None:
+        await until(lambda: listener_pids(system))
+        (before,) = listener_pids(system)
+        turn = accept_text(system)
+        with slow_worker(system, token_s=0.05):
+            reading = asyncio.create_task(collect(follower.follow(system.tenant_id, turn.turn_id)))
+            await until(lambda: system.database.run("SELECT 1 FROM chunks"))
+            system.database.run("SELECT pg_terminate_backend(%s)", (before,))
+            texts, _ = await reading
+        assert "".join(texts) == TEXT
+        await until(lambda: set(listener_pids(system)) - {before}, 5)
+
+    run(system, test)
+
+
+def test_a_reader_outlasts_all_connections_being_cut(system: Any) -> None:
+    async def test(follower: Follower) -> None:
+        turn = accept_text(system)
+        reading = asyncio.create_task(collect(follower.follow(system.tenant_id, turn.turn_id)))
+        with slow_worker(system, token_s=0.05):
+            await until(lambda: system.database.run("SELECT 1 FROM chunks"))
+            with psycopg.connect(system.settings.database.url) as link:
+                link.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            texts, settled = await reading
+        assert "".join(texts) == TEXT
+        assert settled.reply is not None
+
+    run(system, test)
+
+
+def test_a_reader_hears_of_the_end_at_once_and_not_at_its_next_look(system: Any) -> None:
+    async def test(follower: Follower) -> None:
+        await until(lambda: listener_pids(system))
+        took_s = []
+        for _ in range(3):
+            turn = accept_text(system, "[[wait=0.2]] hi")
+            reading = asyncio.create_task(collect(follower.follow(system.tenant_id, turn.turn_id)))
+            await until(lambda: system.count("state = 'running'") == 1)
+            await until(lambda: system.count("state = 'running'") == 0)
+            settled_at = asyncio.get_running_loop().time()
+            await reading
+            took_s.append(asyncio.get_running_loop().time() - settled_at)
+        assert min(took_s) < POLL_S / 2
+
+    with slow_worker(system, token_s=0.0):
+        run(system, test)
+
+
+def test_a_reader_of_the_batch_lane_looks_by_itself(system: Any) -> None:
+    async def test(follower: Follower) -> None:
+        turn = accept_text(system, "quiet", lane=Lane.BATCH)
+        reading = asyncio.create_task(collect(follower.follow(system.tenant_id, turn.turn_id)))
+        with slow_worker(system, token_s=0.0):
+            texts, _ = await reading
+        assert "".join(texts) == "quiet"
+
+    run(system, test)
+
+
+def test_while_there_is_nothing_to_see_a_reader_gets_a_sign_of_life(system: Any) -> None:
+    async def test(follower: Follower) -> None:
+        turn = accept_text(system)
+        reader = follower.follow(system.tenant_id, turn.turn_id)
+        async with contextlib.aclosing(reader):
+            assert await anext(reader) == ""
+            cancel(system.database, system.tenant_id, turn.turn_id)
+            texts, settled = await collect(reader)
+        assert (texts, settled.state, settled.reply) == ([], "cancelled", None)
+
+    run(system, test)
+
+
+@pytest.mark.parametrize("text", ["[[fail]]", ""])
+def test_a_turn_without_text_still_ends(system: Any, text: str) -> None:
+    async def test(follower: Follower) -> None:
+        turn = accept_text(system, text)
+        with slow_worker(system, token_s=0.0):
+            texts, settled = await collect(follower.follow(system.tenant_id, turn.turn_id))
+        assert "".join(texts) == ""
+        assert settled.state == ("failed" if text else "completed")
+
+    run(system, test)
+
+
+def test_a_turn_that_does_not_exist_is_not_found(system: Any) -> None:
+    async def test(follower: Follower) -> None:
+        with pytest.raises(NotFound):
+            await collect(follower.follow(system.tenant_id, new_id()))
+
+    run(system, test)
+
+
+def test_a_turn_of_another_tenant_is_not_found_and_none_of_its_text_is_shown(system: Any) -> None:
+    async def test(follower: Follower) -> None:
+        turn = accept_text(system, "[[tokens=3]] [[wait=60]]")
+        system.database.run(
+            "INSERT INTO chunks (turn_id, position, text, token_count) VALUES (%s, 0, 'secret', 1)",
+            (turn.turn_id,),
+        )
+        stranger: UUID = new_id()
+        with pytest.raises(NotFound):
+            async for item in follower.follow(stranger, turn.turn_id):
+                raise AssertionError(f"shown: {item!r}")
+
+    run(system, test)
