@@ -80,7 +80,11 @@ def _engines() -> Iterator[Finding]:
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
-    database = Database(settings.database)
+    try:
+        database = Database(settings.database)
+    except SettingsError as error:
+        yield Finding(Level.BROKEN, "database", error.message)
+        return
     try:
         row = database.run("SELECT version() AS version, to_regclass('turns') AS turns")[0]
     except DatabaseUnavailable as error:
