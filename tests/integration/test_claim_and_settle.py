@@ -16,6 +16,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.cancel import cancel
@@ -355,6 +356,29 @@ def test_a_reply_waits_for_postgres_to_come_back(
     fail_once(monkeypatch, after=False)
     assert new_settler(system).settle(claim, REPLY)
     assert read(system, turn).reply.content == "yes"
+
+
+def test_a_reply_waits_while_postgres_only_reads(system: Any, eventually: Eventually) -> None:
+    """As after a failover, while connections still lead to the server that became a replica."""
+    turn = accept(system.database, system.request("hello"))
+    claim = claimed(new_leases(system), turn)
+    settler = new_settler(system)
+    set_read_only(system, "on")
+    with capture_logs() as lines, ThreadPoolExecutor(1) as pool:
+        settling = pool.submit(settler.settle, claim, REPLY)
+        eventually(lambda: settling.done() or "read-only" in str(lines))
+        set_read_only(system, "off")
+        assert settling.result(20)
+    assert read(system, turn).reply.content == "yes"
+
+
+def set_read_only(system: Any, value: str) -> None:
+    """For the sessions that begin from now on; the pool's begin anew."""
+    url, _, name = system.settings.database.url.rpartition("/")
+    with psycopg.connect(f"{url}/turnmill", autocommit=True) as link:
+        link.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = {value}")
+    if value == "on":
+        system.database.close()
 
 
 def test_a_worker_that_gives_up_leaves_its_turn_to_the_lease(
