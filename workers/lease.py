@@ -165,6 +165,7 @@ class Leases:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._registered = threading.Event()
+        self._reconnected_at = float("-inf")
         self._thread = threading.Thread(target=self._keep, name="leases", daemon=True)
 
     def start(self) -> None:
@@ -208,6 +209,11 @@ class Leases:
                     del self._held[claim.turn_id]
 
     @property
+    def reconnected_s(self) -> float:
+        """Seconds since the connection was replaced; endless if it never was, negative without."""
+        return time.monotonic() - self._reconnected_at
+
+    @property
     def held_count(self) -> int:
         return len(self._held)
 
@@ -246,6 +252,7 @@ class Leases:
                     while not self._stopping.is_set():
                         self._beat(connection)
             except (DatabaseUnavailable, psycopg.Error) as error:
+                self._reconnected_at = float("inf")
                 log.warning("leases.disconnected", error=type(error).__name__)
                 self._stopping.wait(TICK_S)
 
@@ -265,6 +272,8 @@ class Leases:
         self._lock_key: int | None = row.lock_key
         self._try_lock(connection)
         self._renewed_at = float("-inf")
+        is_first = not self._registered.is_set()
+        self._reconnected_at = float("-inf") if is_first else time.monotonic()
         self._registered.set()
 
     def _try_lock(self, connection: psycopg.Connection[Any]) -> None:

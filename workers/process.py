@@ -39,7 +39,7 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
     engine = _engine(engine_settings, settings.worker.lanes)
     leases = Leases(database, settings.worker, model=model, engine=engine_name)
     stream = Stream(database, settings.worker.flush_s)
-    rescuer = Rescuer(database, settings.worker)
+    rescuer = Rescuer(database, settings.worker, leases)
     give_up = Event()
     settler = Settler(database, max_attempts=settings.worker.max_attempts, give_up=give_up)
     worker = Worker(database, engine, leases, stream, settler, give_up)

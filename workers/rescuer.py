@@ -15,6 +15,7 @@ from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane, TurnState
+from turnmill.workers.lease import Leases
 from turnmill.workers.settle import Ending, end_turns
 
 log = structlog.get_logger()
@@ -134,11 +135,16 @@ def _park(database: Database, row: Any) -> None:
 
 
 class Rescuer:
-    """The thread that sweeps."""
+    """The thread that sweeps.
 
-    def __init__(self, database: Database, settings: WorkerSettings) -> None:
+    After an outage of PostgreSQL everybody looks dead. A process that was cut off itself
+    therefore waits until the others had time to come back too.
+    """
+
+    def __init__(self, database: Database, settings: WorkerSettings, leases: Leases) -> None:
         self._database = database
         self._settings = settings
+        self._leases = leases
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rescuer", daemon=True)
@@ -159,6 +165,9 @@ class Rescuer:
     def _run(self) -> None:
         forget_in = 0
         while not self._stopping.is_set():
+            if self._leases.reconnected_s < GRACE_S:
+                self._stopping.wait(GRACE_S / 4)
+                continue
             try:
                 sweep(self._database, self._settings)
                 if forget_in == 0:

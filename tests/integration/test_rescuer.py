@@ -5,6 +5,7 @@ advisory lock, so a test can let one die or pause without a process.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -15,13 +16,14 @@ import pytest
 
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.turns import read_turn
+from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import AcceptedTurn, Lane, Reply, Usage
 from turnmill.workers.lease import Claim, Leases
-from turnmill.workers.rescuer import REHINTS_PER_SLOT, Rescuer, sweep
+from turnmill.workers.rescuer import GRACE_S, REHINTS_PER_SLOT, Rescuer, sweep
 from turnmill.workers.settle import Settler
 from turnmill.workers.testing import InlineWorker
 
@@ -223,7 +225,7 @@ def test_the_running_rescuer_does_all_this_by_itself_and_when_it_is_woken(
     doomed = new_worker()
     doomed.claim(accept(system.database, system.request("hello")))
     settings = system.settings.worker.model_copy(update={"rescue_every_s": 600.0})
-    rescuer = Rescuer(system.database, settings)
+    rescuer = Rescuer(system.database, settings, new_worker().leases)
     rescuer.start()
     try:
         eventually(lambda: "worker_liveness" in last_statement_of_the_rescuer(system))
@@ -246,6 +248,52 @@ def last_statement_of_the_rescuer(system: Any) -> str:
         "AND pid <> pg_backend_pid()"
     )
     return rows[0].text or ""
+
+
+def test_after_an_outage_of_postgres_nobody_is_taken_for_dead_who_is_coming_back(
+    system: Any, new_worker: Callable[..., FakeWorker], eventually: Eventually
+) -> None:
+    turn = accept(system.database, system.request("hello"))
+    slow_to_return = new_worker()
+    slow_to_return.claim(turn)
+    settings = system.settings.worker.model_copy(update={"rescue_every_s": 0.02})
+    leases = Leases(system.database, settings, model=slow_to_return.model, engine="echo")
+    rescuer = Rescuer(system.database, settings, leases)
+    leases.start()
+    rescuer.start()
+    try:
+        slow_to_return.beat()
+        allow_connections(system, False)
+        time.sleep(GRACE_S + 0.2)
+        allow_connections(system, True)
+        eventually(lambda: is_registered(system))
+        assert system.count("state = 'running'") == 1
+        slow_to_return.beat()
+        time.sleep(GRACE_S / 2)
+        assert system.count("state = 'running' AND crashes = 0") == 1
+        eventually(lambda: system.count("state = 'queued' AND crashes = 1") == 1)
+    finally:
+        rescuer.close()
+        leases.close()
+
+
+def allow_connections(system: Any, is_allowed: bool) -> None:
+    """PostgreSQL goes away for everybody, or comes back."""
+    url, _, name = system.settings.database.url.rpartition("/")
+    with psycopg.connect(f"{url}/turnmill", autocommit=True) as link:
+        link.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {str(is_allowed).lower()}")
+        if not is_allowed:
+            link.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
+            )
+
+
+def is_registered(system: Any) -> bool:
+    """Whether some worker holds its lock again."""
+    try:
+        return bool(system.database.run("SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"))
+    except DatabaseUnavailable:
+        return False
 
 
 # --- Poison
