@@ -4,6 +4,7 @@ No worker runs here; what the broker holds is taken out by the tests.
 """
 
 import json
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,7 +13,9 @@ from uuid import UUID
 
 import pytest
 from kombu import Connection
+from structlog.testing import capture_logs
 
+from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ, rabbitmq_program
 from turnmill.infra.migrations import upgrade
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.relay import Publisher, Relay
@@ -236,19 +239,6 @@ def test_a_relay_that_starts_before_the_tables_exist_works_once_they_do(
     database.close()
 
 
-def test_hints_that_a_broker_did_not_confirm_are_owed_again(
-    make_system: Callable[..., Any],
-    database_url: str,
-    start_relay: Callable[..., Relay],
-    eventually: Eventually,
-) -> None:
-    system = make_system(database_url, "redis://127.0.0.1:1/0")
-    accept_turns(system, 3)
-    start_relay(with_relay(system, sweep_s=600.0))
-    eventually(lambda: published_count(system) == 3)
-    eventually(lambda: published_count(system) == 0, 30)
-
-
 def test_a_publisher_connects_anew_after_its_connection_was_lost(system: Any) -> None:
     accept_turns(system, 2)
     rows = system.database.run("SELECT turn_id, lane, model FROM outbox")
@@ -260,3 +250,40 @@ def test_a_publisher_connects_anew_after_its_connection_was_lost(system: Any) ->
     finally:
         publisher.close()
     assert len(take_hints(system)) == 2
+
+
+def test_a_broker_that_holds_its_confirms_back_refuses_nobody_and_gets_its_hints_later(
+    make_system: Callable[..., Any],
+    rabbitmq: EmbeddedRabbitMQ,
+    rabbitmq_vhost_url: str,
+    database_url: str,
+    start_relay: Callable[..., Relay],
+    eventually: Eventually,
+) -> None:
+    """A memory alarm: RabbitMQ stops reading from whoever publishes, without a word."""
+    system = make_system(database_url, rabbitmq_vhost_url)
+    start_relay(system.settings)
+    accept_turns(system, 1)
+    eventually(lambda: published_count(system) == 1)
+    set_memory_limit(rabbitmq, "absolute", "1MB")
+    try:
+        with capture_logs() as lines:
+            accepted = accept_turns(system, 5)
+            eventually(lambda: "relay.stalled" in str(lines), 30)
+    finally:
+        set_memory_limit(rabbitmq, "0.6")
+    assert system.count("state = 'queued'") == 6
+    eventually(lambda: published_count(system) == 6, 30)
+    hints: set[UUID] = set()
+    eventually(lambda: hints.update(turn_ids(take_hints(system))) or hints >= set(accepted), 30)
+
+
+def set_memory_limit(server: EmbeddedRabbitMQ, *limit: str) -> None:
+    program = rabbitmq_program().with_name("rabbitmqctl")
+    subprocess.run(
+        [str(program), "set_vm_memory_high_watermark", *limit],
+        env=server._environment(),
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
