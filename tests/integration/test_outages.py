@@ -87,7 +87,8 @@ def test_a_turn_that_kills_its_workers_is_parked_and_its_neighbours_are_answered
     neighbours = accept_many(
         system.database, [system.request(f"[[wait=0.2]] neighbour {n}") for n in range(6)]
     )
-    workers = {"normal": system.start_worker(), "quarantine": None}
+    # Not `start_worker`: it may be dead by the time that one looks.
+    workers = {"normal": system.start("worker")}
     ordinary: tuple[str, ...] = ()
     lonely = ("--lane", "quarantine", "--concurrency", "1")
     workers["quarantine"] = system.start_worker(*lonely)
