@@ -26,6 +26,9 @@ Eventually = Callable[..., None]
 MODEL = "smollm2-135m-instruct"
 CONVERSATIONS, MAX_TURNS = 60, 4
 
+#: At temperature 0 the model goes on for more than 1500 tokens.
+LONG_STORY = "Write a very long story about a lighthouse."
+
 TURN = re.compile(r"turn_[0-9a-f]{32}")
 CONVERSATION = re.compile(r"conv_[0-9a-f]{32}")
 
@@ -187,10 +190,11 @@ def test_a_chat_can_be_resumed_where_it_ended(stack: UpStack) -> None:
 def test_an_abandoned_question_goes_on_and_can_be_cancelled(
     stack: UpStack, eventually: Eventually
 ) -> None:
+    stack.turnmill("bots", "save", "patient", "--temperature", "0")
     log = stack.terminal.folder / "ask.log"
     with log.open("wb") as output:
         ask = stack.terminal.start(
-            "ask", "Count from 1 to 1000: 1, 2, 3, 4,", "--max-tokens", "4000", output=output
+            "ask", LONG_STORY, "--bot", "patient", "--max-tokens", "3000", output=output
         )
     eventually(lambda: log.read_bytes().strip() or ask.poll() is not None, 30)
     ask.send_signal(signal.SIGINT)
