@@ -21,6 +21,9 @@ class Snoozed:
     counts: bool = True
 
 
+HANDED_BACK = Snoozed(0.0, "handed back by a stopping worker", counts=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Cancelled:
     """Somebody else ended the turn, or took it over: there is nothing left to write."""

@@ -85,6 +85,9 @@ class WorkerSettings(Section):
     quarantine_after: int = Field(default=3, ge=1, le=100)
     #: Longest generation of one attempt.
     turn_timeout_s: float = Field(default=300.0, gt=0)
+    #: How long an engine that was told to stop may go on with a turn. After that it counts as
+    #: hung: its turn is taken from it, and the process ends for a fresh one to be started.
+    hang_s: float = Field(default=10.0, gt=0)
     #: Chunks of a turn are kept, and shown to its readers, at most once in this time.
     flush_s: float = Field(default=0.25, ge=0.01)
     #: How often lost turns and lost hints are looked for.

@@ -216,10 +216,10 @@ class System:
         self._folder = folder
         self._eventually = eventually
 
-    def start(self, *arguments: str, **environment: str) -> Process:
-        number = len(list(self._folder.iterdir()))
-        log = self._stack.enter_context((self._folder / f"{number}-{arguments[0]}.log").open("wb"))
-        variables = {
+    @property
+    def variables(self) -> dict[str, str]:
+        """What leads a process to this system."""
+        return {
             "TURNMILL_DATA": str(self._folder),
             "TURNMILL_DATABASE__URL": self.settings.database.url,
             "TURNMILL_BROKER__URL": self.settings.broker.url,
@@ -227,7 +227,11 @@ class System:
             "TURNMILL_WORKER__LEASE_S": str(self.settings.worker.lease_s),
             "TURNMILL_WORKER__CONCURRENCY": str(self.settings.worker.concurrency),
         }
-        process = Process(list(arguments), variables | environment, log)
+
+    def start(self, *arguments: str, **environment: str) -> Process:
+        number = len(list(self._folder.iterdir()))
+        log = self._stack.enter_context((self._folder / f"{number}-{arguments[0]}.log").open("wb"))
+        process = Process(list(arguments), self.variables | environment, log)
         self._stack.callback(process.kill)
         return process
 

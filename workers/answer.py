@@ -9,7 +9,7 @@ import structlog
 
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import PermanentError, TransientError
-from turnmill.schemas.outcomes import Answered, Cancelled, Failed, Outcome, Snoozed
+from turnmill.schemas.outcomes import HANDED_BACK, Answered, Cancelled, Failed, Outcome, Snoozed
 from turnmill.schemas.turns import Reply, Usage
 from turnmill.workers.backoff import backoff_s
 from turnmill.workers.engines.base import Chunk, Engine
@@ -45,6 +45,7 @@ def answer_turn(worker: Worker, turn_id: UUID) -> bool:
         return False
     with worker.leases.hold(claim) as attempt:
         outcome = _attempt_reply(worker, attempt)
+        attempt.has_outcome = True
         is_settled = worker.settler.settle(claim, outcome)
     _report(claim, outcome, is_settled)
     return True
@@ -103,7 +104,7 @@ def _aborted(attempt: Attempt) -> Outcome:
         case AbortReason.DEADLINE:
             return _deadline()
         case AbortReason.DRAIN:
-            return Snoozed(0.0, "handed back by a stopping worker", counts=False)
+            return HANDED_BACK
         case None:
             return _snooze(attempt.claim, "the engine stopped without finishing the reply")
 

@@ -4,8 +4,13 @@ SIGTERM (or Ctrl-C) stops the consuming; turns in work may finish until the dead
 then handed back, with what they have so far, for another worker to continue. Celery's own
 warm shutdown cannot be used: with threads it stops the AMQP heartbeats, and the broker
 gives the running turns away a second time.
+
+An engine that hangs ends its process the same way, with a status that tells its supervisor to
+start a fresh one. Threads cannot be killed: what does not come back in time is handed back
+from here, and the process ends under it.
 """
 
+import os
 import signal
 import threading
 import time
@@ -14,6 +19,7 @@ from typing import Any
 import structlog
 from celery.worker import state
 
+from turnmill.schemas.outcomes import HANDED_BACK
 from turnmill.workers.answer import Worker
 from turnmill.workers.lease import AbortReason
 
@@ -24,6 +30,12 @@ POLL_S = 0.05
 #: After the hand-back was asked for: how long the engine may take to stop.
 HAND_BACK_S = 1.0
 
+#: After that: how long Celery may take to give back the hints it has not begun with.
+LEAVE_S = 0.5
+
+#: Exit status of a process whose engine hangs (EX_SOFTWARE).
+HUNG_STATUS = 70
+
 
 class Drain:
     """Stops one Celery worker, once."""
@@ -32,7 +44,9 @@ class Drain:
         self._worker = worker
         self._drain_s = drain_s
         self._consumer: Any = None
-        self._thread: threading.Thread | None = None
+        self._status = 0
+        #: Never released: one drain is enough.
+        self._begun = threading.Semaphore()
 
     def consuming(self, consumer: Any) -> None:
         """Celery has (re)connected and consumes; our handlers replace the ones it installed."""
@@ -42,11 +56,20 @@ class Drain:
 
     def on_signal(self, number: int, frame: object) -> None:
         """Start draining; a second signal hands everything back at once."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
-            self._thread.start()
-        else:
+        if not self._start():
             self._drain_s = 0.0
+
+    def on_hang(self) -> None:
+        """This process's slots are dwindling: let the neighbours finish, then end it."""
+        self._status = HUNG_STATUS
+        self._start()
+
+    def _start(self) -> bool:
+        """False if it has begun before."""
+        if not self._begun.acquire(blocking=False):
+            return False
+        threading.Thread(target=self._run, name="drain", daemon=True).start()
+        return True
 
     def _run(self) -> None:
         log.info("drain.started", turn_count=self._worker.leases.held_count, drain_s=self._drain_s)
@@ -63,7 +86,8 @@ class Drain:
             time.sleep(POLL_S)
         self._worker.give_up.set()
         log.info("drain.finished", handed_back_count=handed_back_count)
-        state.should_stop = 0
+        state.should_stop = self._status
+        self._leave_threads_behind()
 
     def _stop_consuming(self) -> None:
         """On the loop's own thread: channels are not to be shared."""
@@ -78,5 +102,19 @@ class Drain:
             # The connection is gone, and with it the consumers.
             log.info("drain.disconnected", error=type(error).__name__)
 
+    def _leave_threads_behind(self) -> None:
+        """Celery and Python wait for their threads, those of a hung engine for ever."""
+        for attempt in self._worker.leases.kept:
+            if not attempt.has_outcome:
+                self._worker.settler.settle(attempt.claim, HANDED_BACK)
+        deadline = time.monotonic() + LEAVE_S
+        while self._worker.leases.held_count > 0:
+            if time.monotonic() > deadline:
+                os._exit(self._status)
+            time.sleep(POLL_S)
+
     def _is_busy(self) -> bool:
-        return self._worker.leases.held_count > 0 or len(state.active_requests) > 0
+        """Whether turns are in work that may still end."""
+        hung_count = self._worker.leases.hung_count
+        running = (self._worker.leases.held_count, len(state.active_requests))
+        return max(running) > hung_count

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -137,6 +137,9 @@ class Attempt:
         #: Set when the engine must stop; `reason` says why.
         self.abort = threading.Event()
         self.reason: AbortReason | None = None
+        #: The engine has let go of the turn; what is left is to settle it.
+        self.has_outcome = False
+        self._stopped_at = float("inf")
         limit_s = timeout_s if claim.deadline_s is None else min(timeout_s, claim.deadline_s)
         self.ends_at = time.monotonic() + limit_s
 
@@ -144,7 +147,12 @@ class Attempt:
         """Stop generating; the first reason stands."""
         if self.reason is None:
             self.reason = reason
+            self._stopped_at = time.monotonic()
         self.abort.set()
+
+    def ignores_abort(self, since: float) -> bool:
+        """Whether the engine was told to stop before this time (`time.monotonic`) and goes on."""
+        return not self.has_outcome and self._stopped_at < since
 
 
 class Leases:
@@ -161,7 +169,10 @@ class Leases:
         #: `claim(turn_id)`: win the turn for a new attempt, or None if there is nothing to
         #: win. Raises `DatabaseUnavailable`: whether it was won is unknown; its lease will tell.
         self.claim = Coalescer(self._claim)
-        self._held: dict[UUID, Attempt] = {}
+        #: Called when an engine does not let go of a turn, at each such turn.
+        self.on_hang: Callable[[], None] = lambda: None
+        self._held: set[Attempt] = set()
+        self._hung: set[Attempt] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._registered = threading.Event()
@@ -197,16 +208,17 @@ class Leases:
         """Keep the lease alive inside the block."""
         attempt = Attempt(claim, self._settings.turn_timeout_s)
         with self._lock:
-            if late := self._held.get(claim.turn_id):
+            for late in self._held:
                 # This process lost the turn, by its lease, and has won it again.
-                late.stop(AbortReason.LOST)
-            self._held[claim.turn_id] = attempt
+                if late.claim.turn_id == claim.turn_id:
+                    late.stop(AbortReason.LOST)
+            self._held.add(attempt)
         try:
             yield attempt
         finally:
             with self._lock:
-                if self._held.get(claim.turn_id) is attempt:
-                    del self._held[claim.turn_id]
+                self._held.discard(attempt)
+                self._hung.discard(attempt)
 
     @property
     def reconnected_s(self) -> float:
@@ -217,13 +229,23 @@ class Leases:
     def held_count(self) -> int:
         return len(self._held)
 
+    @property
+    def hung_count(self) -> int:
+        return len(self._hung)
+
+    @property
+    def kept(self) -> list[Attempt]:
+        """The attempts whose leases are renewed: all but those that hang."""
+        with self._lock:
+            return list(self._held - self._hung)
+
     def stop_all(self, reason: AbortReason) -> None:
         for attempt in self._attempts():
             attempt.stop(reason)
 
     def _attempts(self) -> list[Attempt]:
         with self._lock:
-            return list(self._held.values())
+            return list(self._held)
 
     def _to_claim(self, row: Any) -> Claim:
         return Claim(
@@ -296,12 +318,26 @@ class Leases:
         for attempt in self._attempts():
             if now >= attempt.ends_at:
                 attempt.stop(AbortReason.DEADLINE)
+        self._look_for_hung(now)
         if now - self._renewed_at >= self._settings.lease_s / 4:
             self._renew(connection)
             self._renewed_at = now
 
+    def _look_for_hung(self, now: float) -> None:
+        """A thread cannot be killed; without its lease its turn counts as a dead worker's."""
+        hang_s = self._settings.hang_s
+        if self.reconnected_s < hang_s:
+            return  # what looks like an engine may be waiting for Postgres
+        for attempt in self.kept:
+            if attempt.ignores_abort(since=now - hang_s):
+                with self._lock:
+                    self._hung |= self._held & {attempt}
+                turn_id, reason = attempt.claim.turn_id.hex, attempt.reason
+                log.error("engine.hung", turn_id=turn_id, abort_reason=reason)
+                self.on_hang()
+
     def _renew(self, connection: psycopg.Connection[Any]) -> None:
-        asked = self._attempts()
+        asked = self.kept
         if not asked:
             return
         keys = [(attempt.claim.turn_id, attempt.claim.attempt) for attempt in asked]

@@ -33,6 +33,7 @@ def run_worker(settings: Settings) -> int:
             drain.consuming(sender)
             log.info("worker.consuming", lanes=[str(lane) for lane in settings.worker.lanes])
 
+        worker.leases.on_hang = drain.on_hang
         worker_ready.connect(on_ready, weak=False)
         status = _consume(app, settings)
         worker.give_up.set()

@@ -8,6 +8,8 @@ what a real engine does on a bad day; they are left out of the reply:
     [[fail]]            raise EngineFailure: this turn cannot be answered
     [[unavailable]]     raise EngineUnavailable: try the turn again
     [[memory]]          raise MemoryError, as no engine should: the worker must survive it
+    [[exit]]            raise SystemExit, likewise
+    [[hang]]            never answer and never let go, not even when told to stop
     [[crash]]           end the process at once, as the kernel's memory killer does
 """
 
@@ -29,7 +31,9 @@ DEFAULT_CONTEXT_WINDOW = 8192
 #: Exit status of a crash on purpose (EX_SOFTWARE).
 CRASH_STATUS = 70
 
-MAGIC = re.compile(r"\[\[(tokens|wait|fail|unavailable|memory|crash)(?:=(\d+(?:\.\d+)?))?\]\]")
+MAGIC = re.compile(
+    r"\[\[(tokens|wait|fail|unavailable|memory|exit|hang|crash)(?:=(\d+(?:\.\d+)?))?\]\]"
+)
 WORD = re.compile(r"\s*\S+")
 
 
@@ -113,6 +117,10 @@ def _misbehave(magic: dict[str, str]) -> None:
         os._exit(CRASH_STATUS)
     if "memory" in magic:
         raise MemoryError("[[memory]]")
+    if "exit" in magic:
+        raise SystemExit("[[exit]]")
+    if "hang" in magic:
+        Event().wait()
     if "unavailable" in magic:
         raise EngineUnavailable("The message says [[unavailable]].")
     if "fail" in magic:
