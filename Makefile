@@ -13,10 +13,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 STAMPS := .stamps
 CODE := producer schemas workers infra tests
-PACKAGES := turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
+PACKAGES := turnmill.chaos turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format bench lock build servers clean
+.PHONY: help demo up test chaos check format bench lock build servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' Makefile | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -29,6 +29,10 @@ up: $(STAMPS)/app ## Start the embedded stack and keep it up until Ctrl-C
 
 test: $(STAMPS)/dev servers ## Run all tests (pytest's options: make test ARGS="-k delivery")
 	$(BIN)/python -m pytest $(ARGS)
+
+# 165,000 turns a broker take about 45 minutes at this rate.
+chaos: $(STAMPS)/dev servers ## Break everything for an hour and count what was lost (ARGS="--seed 7")
+	$(BIN)/turnmill chaos --turns 165000 --conversations 6000 --rate 90 --every 5 $(ARGS)
 
 check: $(STAMPS)/dev ## Format, lint, types, import rules
 	$(BIN)/ruff format --check $(CODE)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from turnmill.producer.cli import admin, batch, processes, stack, talk, turn
+from turnmill.producer.cli import admin, batch, chaos, processes, stack, talk, turn
 from turnmill.producer.cli.texts import plain
 from turnmill.schemas.errors import (
     InvalidInput,
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for part in (stack, talk, processes, admin):
+for part in (stack, talk, processes, admin, chaos):
     part.add_commands(app)
 app.add_typer(turn.app, name="turn")
 app.add_typer(batch.app, name="batch")

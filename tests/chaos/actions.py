@@ -1,0 +1,111 @@
+"""The faults of a storm. Each breaks one thing on a running site and mends what must be mended.
+
+An action returns what it hit; it may take as long as the thing stays broken, for several
+actions run at the same time. A new fault is one function and one line in `ACTIONS`.
+"""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psycopg
+
+from turnmill.chaos.site import Site
+
+#: A paused process is paused this much longer than a lease.
+_PAUSE_S = (0.5, 3.0)
+
+_END_SESSIONS = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE application_name = %s AND pid <> pg_backend_pid()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    strike: Callable[[Site, random.Random], str]
+    #: How often it is drawn, in proportion to the others.
+    weight: float
+    #: What the run must own or have for it; "any": nothing.
+    needs: str = "any"
+
+
+def available_actions(site: Site) -> dict[str, Action]:
+    """The actions that this site can bear: servers given as URLs are not ours to kill."""
+    has = {
+        "any": True,
+        "database": site.servers.database is not None,
+        "broker": site.servers.broker is not None,
+    }
+    return {name: action for name, action in ACTIONS.items() if has[action.needs]}
+
+
+def _signalled(kind: str, number: signal.Signals) -> Callable[[Site, random.Random], str]:
+    def strike(site: Site, chance: random.Random) -> str:
+        name = _any_of(site, kind, chance)
+        site.send(name, number)
+        return name
+
+    return strike
+
+
+def _paused(kind: str) -> Callable[[Site, random.Random], str]:
+    """SIGSTOP until after the lease: to everybody else the process looks dead, and is not."""
+
+    def strike(site: Site, chance: random.Random) -> str:
+        name = _any_of(site, kind, chance)
+        pid = site.send(name, signal.SIGSTOP)
+        time.sleep(site.size.lease_s + chance.uniform(*_PAUSE_S))
+        # Unless something has killed it meanwhile, and its successor runs.
+        if pid is not None and site.pid_of(name) == pid:
+            site.send(name, signal.SIGCONT)
+        return name
+
+    return strike
+
+
+def _any_of(site: Site, kind: str, chance: random.Random) -> str:
+    names: list[str] = getattr(site, kind)
+    return chance.choice(names)
+
+
+def _end_sessions(site: Site, chance: random.Random) -> str:
+    """Every connection of ours to Postgres, liveness locks and all."""
+    with psycopg.connect(site.servers.database_url, connect_timeout=3) as link:
+        link.execute(_END_SESSIONS, (site.application_name,))
+    return "all sessions"
+
+
+def _kill_database(site: Site, chance: random.Random) -> str:
+    """Its supervisor starts it again, after a moment."""
+    assert site.servers.database is not None
+    _kill(site.servers.database.pid)
+    return "postgres"
+
+
+def _kill_broker(site: Site, chance: random.Random) -> str:
+    assert site.servers.broker is not None
+    _kill(site.servers.broker.pid)
+    return site.servers.broker.name
+
+
+def _kill(pid: int | None) -> None:
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
+
+
+ACTIONS: dict[str, Action] = {
+    "kill-worker": Action(_signalled("workers", signal.SIGKILL), 8),
+    "pause-worker": Action(_paused("workers"), 3),
+    "drain-worker": Action(_signalled("workers", signal.SIGTERM), 2),
+    "kill-relay": Action(_signalled("relays", signal.SIGKILL), 2),
+    "pause-relay": Action(_paused("relays"), 1),
+    "kill-api": Action(_signalled("apis", signal.SIGKILL), 1),
+    "drain-api": Action(_signalled("apis", signal.SIGTERM), 1),
+    "end-sessions": Action(_end_sessions, 2),
+    "kill-database": Action(_kill_database, 0.5, needs="database"),
+    "kill-broker": Action(_kill_broker, 0.5, needs="broker"),
+}

@@ -1,0 +1,69 @@
+"""What the tables hold at the end of a run, read once and as plain values."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from uuid import UUID
+
+from turnmill.schemas.database import Database
+
+_TURNS = """
+SELECT t.id::text AS turn_id, t.idempotency_key AS key, t.conversation_id::text AS conversation_id,
+    t.seq, t.state, t.error_code, t.input -> -1 ->> 'content' AS text,
+    extract(epoch FROM t.accepted_at)::float AS accepted_at,
+    extract(epoch FROM t.settled_at)::float AS settled_at,
+    r.content AS reply, r.attempt AS reply_attempt, coalesce(r.completion_tokens, 0) AS token_count
+FROM turns t LEFT JOIN replies r ON r.turn_id = t.id
+WHERE t.tenant_id = %s AND t.model = %s ORDER BY t.conversation_id, t.seq
+"""
+
+_ATTEMPTS = """
+SELECT a.turn_id::text AS turn_id, a.number, a.worker_id::text AS worker_id, a.outcome,
+    extract(epoch FROM a.started_at)::float AS started_at,
+    extract(epoch FROM a.ended_at)::float AS ended_at
+FROM attempts a JOIN turns t ON t.id = a.turn_id
+WHERE t.tenant_id = %s AND t.model = %s ORDER BY a.turn_id, a.number
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRow:
+    turn_id: str
+    key: str | None
+    conversation_id: str
+    seq: int
+    state: str
+    error_code: str | None
+    text: str
+    #: Seconds since the epoch, by the clock of Postgres.
+    accepted_at: float
+    settled_at: float | None
+    reply: str | None
+    reply_attempt: int | None
+    token_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    turn_id: str
+    number: int
+    worker_id: str
+    outcome: str | None
+    started_at: float
+    ended_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    #: By conversation, then by number.
+    turns: list[TurnRow]
+    #: Of each turn, by number.
+    attempts: dict[str, list[AttemptRow]]
+
+
+def observe(database: Database, tenant_id: UUID, model: str) -> Observed:
+    """Read everything a run left behind. Raises `DatabaseUnavailable`."""
+    turns = [TurnRow(*row) for row in database.run(_TURNS, (tenant_id, model))]
+    attempts: defaultdict[str, list[AttemptRow]] = defaultdict(list)
+    for row in database.run(_ATTEMPTS, (tenant_id, model)):
+        attempts[row.turn_id].append(AttemptRow(*row))
+    return Observed(turns, dict(attempts))

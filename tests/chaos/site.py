@@ -1,0 +1,202 @@
+"""The site of a run: servers, and every process of the system several times over.
+
+The processes are supervised as in production: what dies is started again at once.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from turnmill.chaos.engine import TOKENS_DIR
+from turnmill.infra.embedded.child import Child
+from turnmill.infra.embedded.ports import LOOPBACK, PortClaim, claim_port
+from turnmill.infra.embedded.postgres import EmbeddedPostgres
+from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ
+from turnmill.infra.embedded.server import EmbeddedServer
+from turnmill.infra.embedded.supervisor import Backoff, Supervisor
+from turnmill.infra.embedded.valkey import EmbeddedValkey
+from turnmill.infra.migrations import upgrade
+from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.turns import Lane
+
+BROKERS: dict[str, type[EmbeddedServer]] = {
+    "rabbitmq": EmbeddedRabbitMQ,
+    "valkey": EmbeddedValkey,
+}
+_PROGRAM = (sys.executable, "-P", "-m", "turnmill.chaos.program")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How many processes of each kind run, and how they are set."""
+
+    workers: int = 3
+    relays: int = 2
+    apis: int = 2
+    #: Turns that one worker has in work at once.
+    concurrency: int = 16
+    #: Short, so that a paused worker is found out within a run.
+    lease_s: float = 4.0
+    #: Seconds per token.
+    token_s: float = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where the database and the broker are; the servers themselves, where the run owns them."""
+
+    database_url: str
+    broker_url: str
+    database: EmbeddedPostgres | None = None
+    broker: EmbeddedServer | None = None
+
+
+@contextmanager
+def open_servers(folder: Path, broker: str, database_url: str | None) -> Iterator[Servers]:
+    """Start what is not given as a URL, and bring the tables up to date.
+
+    Raises:
+        StackError: a server does not start.
+        InvalidInput: there is no such broker.
+    """
+    with ExitStack() as stack:
+        database = None
+        if database_url is None:
+            database = stack.enter_context(EmbeddedPostgres(folder / "postgres"))
+        server = None
+        if "://" not in broker:
+            if broker not in BROKERS:
+                raise InvalidInput(f"The broker is a URL or one of {', '.join(BROKERS)}.")
+            server = stack.enter_context(BROKERS[broker](folder / broker))
+        servers = Servers(
+            database.url if database else str(database_url),
+            server.url if server else broker,
+            database,
+            server,
+        )
+        upgrade(servers.database_url)
+        yield servers
+
+
+@dataclass
+class Site:
+    """The processes of one run. `with` starts them and stops them."""
+
+    folder: Path
+    servers: Servers
+    model: str
+    size: Size
+    #: Settings of single processes, by their name: a network in between, a wrong clock.
+    special: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tokens_dir.mkdir(parents=True)
+        self._ports: list[PortClaim] = []
+        self._supervisor: Supervisor | None = None
+
+    @property
+    def tokens_dir(self) -> Path:
+        return self.folder / "tokens"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def application_name(self) -> str:
+        """What Postgres calls our sessions, so that only those are ended."""
+        return self.model
+
+    @property
+    def api_urls(self) -> list[str]:
+        return [f"http://{LOOPBACK}:{claim.port}" for claim in self._ports]
+
+    @property
+    def workers(self) -> list[str]:
+        return [f"worker-{number}" for number in range(1, self.size.workers + 1)]
+
+    @property
+    def relays(self) -> list[str]:
+        return [f"relay-{number}" for number in range(1, self.size.relays + 1)]
+
+    @property
+    def apis(self) -> list[str]:
+        return [f"api-{number}" for number in range(1, self.size.apis + 1)]
+
+    def pid_of(self, name: str) -> int | None:
+        return self._supervisor.pid_of(name) if self._supervisor else None
+
+    def send(self, name: str, number: signal.Signals) -> int | None:
+        """Signal a process; its id, or None when it does not run just now."""
+        pid = self.pid_of(name)
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return pid
+
+    def __enter__(self) -> "Site":
+        self._ports = [claim_port() for _ in range(self.size.apis)]
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self._supervisor = Supervisor(
+            self._children(), self.logs, backoff=lambda: Backoff(first_s=0.1, longest_s=0.5)
+        )
+        self._supervisor.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._supervisor is not None:
+            self._supervisor.stop()
+        while self._ports:
+            self._ports.pop().release()
+
+    def _children(self) -> list[Child]:
+        apis = [
+            self._child(
+                name,
+                "api",
+                {"TURNMILL_API__PORT": str(claim.port), "TURNMILL_API__STREAM_HEADERS_S": "0.05"},
+                ready=f"{url}/readyz",
+            )
+            for name, claim, url in zip(self.apis, self._ports, self.api_urls, strict=True)
+        ]
+        relays = [self._child(name, "relay", {}) for name in self.relays]
+        workers = [self._child(name, "worker", {}) for name in self.workers]
+        lonely = {
+            "TURNMILL_WORKER__LANES": f'["{Lane.QUARANTINE}"]',
+            "TURNMILL_WORKER__CONCURRENCY": "1",
+        }
+        return [*apis, *relays, *workers, self._child("quarantine", "worker", lonely)]
+
+    def _child(
+        self, name: str, command: str, overrides: Mapping[str, str], ready: str | None = None
+    ) -> Child:
+        environment = {**self._environment(), **overrides, **self.special.get(name, {})}
+        program = environment.pop("CHAOS_PROGRAM", "").split() or _PROGRAM
+        return Child(
+            name=name,
+            title=name,
+            command=[*program, command],
+            environment=environment,
+            ready=ready,
+            stop_timeout_s=15,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        return os.environ | {
+            "PGAPPNAME": self.application_name,
+            TOKENS_DIR: str(self.tokens_dir),
+            "TURNMILL_DATA": str(self.folder),
+            "TURNMILL_DATABASE__URL": self.servers.database_url,
+            "TURNMILL_BROKER__URL": self.servers.broker_url,
+            "TURNMILL_ENGINE__NAME": "chaos",
+            "TURNMILL_ENGINE__SERVED_NAME": self.model,
+            "TURNMILL_ENGINE__ECHO_TOKEN_S": str(self.size.token_s),
+            "TURNMILL_WORKER__CONCURRENCY": str(self.size.concurrency),
+            "TURNMILL_WORKER__LEASE_S": str(self.size.lease_s),
+            "TURNMILL_WORKER__DRAIN_S": "5",
+            "TURNMILL_LOG__FORMAT": "json",
+        }
