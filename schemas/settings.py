@@ -71,6 +71,9 @@ class RelaySettings(Section):
 
 
 class WorkerSettings(Section):
+    #: `cluster`: all workers of a lane consume it. `standby`: load the model, and consume once no
+    #: other live worker does.
+    mode: Literal["cluster", "standby"] = "cluster"
     #: Turns in work at once.
     concurrency: int = Field(default=32, ge=1, le=4096)
     #: The lanes this worker consumes.

@@ -14,6 +14,7 @@ are written together, by one statement, and are meant to be partitioned by month
 from datetime import datetime
 
 from sqlalchemy import (
+    Boolean,
     Column,
     DateTime,
     ForeignKey,
@@ -219,9 +220,13 @@ worker_liveness = Table(
     Column("slots", Integer, nullable=False),
     _time("started_at", default_now=True),
     _time("seen_at", default_now=True),
+    #: Takes hints: neither standing by nor draining.
+    Column("is_consuming", Boolean, nullable=False, server_default=text("true")),
 )
 
 #: First key of the advisory locks of live workers (`pg_locks.classid`).
 LIVENESS_LOCK_CLASS = 0x7A11
+#: First key of the locks under which one standby of a model takes over.
+TAKEOVER_LOCK_CLASS = 0x7A12
 #: Held for the length of one sweep, so that of many rescuers one works.
 RESCUER_LOCK_KEY = 0x7A11_0001

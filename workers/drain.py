@@ -51,6 +51,10 @@ class Drain:
     def consuming(self, consumer: Any) -> None:
         """Celery has (re)connected and consumes; our handlers replace the ones it installed."""
         self._consumer = consumer
+        self.listen()
+
+    def listen(self) -> None:
+        """Let the signals that stop a process come here."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, self.on_signal)
 
@@ -74,6 +78,7 @@ class Drain:
     def _run(self) -> None:
         log.info("drain.started", turn_count=self._worker.leases.held_count, drain_s=self._drain_s)
         started_at = time.monotonic()
+        self._worker.leases.stop_consuming()
         self._stop_consuming()
         while self._is_busy() and time.monotonic() - started_at < self._drain_s:
             time.sleep(POLL_S)

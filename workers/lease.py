@@ -28,6 +28,7 @@ from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import GenerationParams, Lane, Message
 from turnmill.workers.coalesce import Coalescer
+from turnmill.workers.liveness import GRACE_S, take_over
 
 log = structlog.get_logger()
 
@@ -81,15 +82,15 @@ RETURNING t.id
 """
 
 _REGISTER = """
-INSERT INTO worker_liveness (id, host, pid, model, engine, lanes, slots)
-VALUES (%s, %s, %s, %s, %s, %s, %s)
-ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp()
+INSERT INTO worker_liveness (id, host, pid, model, engine, lanes, slots, is_consuming)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp(), is_consuming = EXCLUDED.is_consuming
 RETURNING lock_key
 """
 
 _LOCK = "SELECT pg_try_advisory_lock(%s, %s)"
 
-_SEEN = "UPDATE worker_liveness SET seen_at = clock_timestamp() WHERE id = %s"
+_SEEN = "UPDATE worker_liveness SET seen_at = clock_timestamp(), is_consuming = %s WHERE id = %s"
 
 
 class AbortReason(StrEnum):
@@ -173,6 +174,11 @@ class Leases:
         self.on_hang: Callable[[], None] = lambda: None
         self._held: set[Attempt] = set()
         self._hung: set[Attempt] = set()
+        #: Set while this process takes hints.
+        self.consuming = threading.Event()
+        self._stands_by = settings.mode == "standby"
+        if not self._stands_by:
+            self.consuming.set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._registered = threading.Event()
@@ -188,6 +194,11 @@ class Leases:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
+
+    def stop_consuming(self) -> None:
+        """Tell the others that this process takes no more hints: a standby need not wait."""
+        self._stands_by = False
+        self.consuming.clear()
 
     def _claim(self, turn_ids: list[UUID]) -> list[Claim | None]:
         rows = self._database.run(
@@ -273,6 +284,7 @@ class Leases:
                     self._register(connection)
                     while not self._stopping.is_set():
                         self._beat(connection)
+                    self._say_seen(connection)
             except (DatabaseUnavailable, psycopg.Error) as error:
                 self._reconnected_at = float("inf")
                 log.warning("leases.disconnected", error=type(error).__name__)
@@ -287,6 +299,7 @@ class Leases:
             self._engine,
             [lane.value for lane in self._settings.lanes],
             self._settings.concurrency,
+            self.consuming.is_set(),
         )
         row = connection.execute(_REGISTER, identity).fetchone()
         assert row is not None
@@ -305,9 +318,23 @@ class Leases:
             if cursor.fetchone()[0]:  # type: ignore[index]
                 self._lock_key = None
 
+    def _say_seen(self, connection: psycopg.Connection[Any]) -> None:
+        connection.execute(_SEEN, (self.consuming.is_set(), self.worker_id))
+
+    def _take_over(self, connection: psycopg.Connection[Any]) -> None:
+        """If this is a standby and nobody else is left; not while all come back from an outage."""
+        if (
+            self._stands_by
+            and self.reconnected_s >= GRACE_S
+            and take_over(connection, self.worker_id, lease_s=self._settings.lease_s)
+        ):
+            self._stands_by = False
+            self.consuming.set()
+
     def _beat(self, connection: psycopg.Connection[Any]) -> None:
-        connection.execute(_SEEN, (self.worker_id,))
+        self._say_seen(connection)
         self._try_lock(connection)
+        self._take_over(connection)
         for notification in connection.notifies(timeout=TICK_S):
             for attempt in self._attempts():
                 if attempt.claim.turn_id.hex == notification.payload:

@@ -13,6 +13,7 @@ from turnmill.schemas.settings import Settings
 from turnmill.workers.app import create_app
 from turnmill.workers.drain import Drain
 from turnmill.workers.process import running_worker
+from turnmill.workers.standby import wait_for_takeover
 from turnmill.workers.tasks import register_tasks
 
 log = structlog.get_logger()
@@ -35,6 +36,9 @@ def run_worker(settings: Settings) -> int:
 
         worker.leases.on_hang = drain.on_hang
         worker_ready.connect(on_ready, weak=False)
+        drain.listen()
+        if settings.worker.mode == "standby" and not wait_for_takeover(worker):
+            return 0
         status = _consume(app, settings)
         worker.give_up.set()
     return status

@@ -16,6 +16,7 @@ from turnmill.workers.engines.registry import create_engine, resolve_engine_name
 from turnmill.workers.lease import Leases
 from turnmill.workers.rescuer import Rescuer
 from turnmill.workers.settle import Settler
+from turnmill.workers.standby import warm_up
 from turnmill.workers.stream import Stream
 
 log = structlog.get_logger()
@@ -47,6 +48,8 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
         stack.callback(database.close)
         stack.callback(engine.close)
         engine.start()
+        if settings.worker.mode == "standby":
+            warm_up(engine)
         for part in (leases, stream, rescuer):
             stack.callback(part.close)
             part.start()

@@ -13,37 +13,24 @@ from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
-from turnmill.schemas.tables import LIVENESS_LOCK_CLASS, RESCUER_LOCK_KEY
+from turnmill.schemas.tables import RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.lease import Leases
+from turnmill.workers.liveness import ALIVE, GRACE_S
 from turnmill.workers.settle import Ending, end_turns
 
 log = structlog.get_logger()
 
-#: A process without its advisory lock counts as alive this much longer: a dropped
-#: connection is replaced in less, and then nothing needs to be generated again.
-GRACE_S = 1.2
-
 #: Lost hints published anew in one sweep, per free slot. A hint that only looked lost costs
 #: one message more; this keeps such messages few however long the queue is.
 REHINTS_PER_SLOT = 8
-
-_ALIVE = f"""
-alive AS MATERIALIZED (
-    SELECT w.id, w.model, w.lanes, w.slots, w.seen_at FROM worker_liveness w
-    WHERE w.seen_at > clock_timestamp() - make_interval(secs => {GRACE_S})
-       OR w.lock_key IN (
-           SELECT objid FROM pg_locks
-           WHERE locktype = 'advisory' AND classid = {LIVENESS_LOCK_CLASS} AND granted
-             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
-)"""
 
 _GUARD = f"""
 guard AS MATERIALIZED (SELECT pg_try_advisory_xact_lock({RESCUER_LOCK_KEY}) AS is_mine)"""
 
 #: Turns that ran in quarantine when their worker died are left to `_park`.
 _REQUEUE_LOST = f"""
-WITH {_GUARD}, {_ALIVE}, lost AS (
+WITH {_GUARD}, {ALIVE}, lost AS (
     SELECT t.id, t.attempt, t.worker_id, t.conversation_id, t.crashes + 1 AS crashes, t.model,
         t.lane, t.deadline_at, a.lane = '{Lane.QUARANTINE}' AS is_spent
     FROM turns t JOIN attempts a ON a.turn_id = t.id AND a.number = t.attempt
@@ -69,14 +56,14 @@ SELECT lost.*, pg_notify('{OUTBOX_CHANNEL}', '') FROM lost
 
 #: With a slot free, whatever the broker holds is taken within milliseconds. Slots are counted
 #: for each worker, so that a busy one hides no lost hint of a lane that another one serves;
-#: those of a paused worker do not count: nobody takes anything there.
+#: those of a paused worker or a standby do not count: nobody takes anything there.
 _REHINT = f"""
-WITH {_GUARD}, {_ALIVE}, room AS (
+WITH {_GUARD}, {ALIVE}, room AS (
     SELECT a.model, lane, sum(greatest(a.slots - coalesce(busy.slots, 0), 0))::int AS slots
     FROM alive a CROSS JOIN unnest(a.lanes) AS lane LEFT JOIN (
         SELECT worker_id, count(*) AS slots FROM turns WHERE state = 'running' GROUP BY worker_id
     ) AS busy ON busy.worker_id = a.id
-    WHERE (SELECT is_mine FROM guard)
+    WHERE (SELECT is_mine FROM guard) AND a.is_consuming
       AND a.seen_at > clock_timestamp() - make_interval(secs => {GRACE_S})
     GROUP BY a.model, lane
 ), stale AS (
@@ -96,7 +83,7 @@ SELECT turn_id, pg_notify('{OUTBOX_CHANNEL}', '') FROM rehinted
 
 #: Rows of workers long dead say nothing any more.
 _FORGET = f"""
-WITH {_ALIVE}
+WITH {ALIVE}
 DELETE FROM worker_liveness w WHERE w.seen_at < clock_timestamp() - interval '1 hour'
 AND w.id NOT IN (SELECT id FROM alive)
 """

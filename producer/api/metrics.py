@@ -54,7 +54,8 @@ FROM (
 
 #: A worker's process holds its advisory lock for as long as it lives.
 _WORKERS = """
-SELECT count(*) AS count FROM worker_liveness WHERE lock_key IN (
+SELECT count(*) AS live, count(*) FILTER (WHERE is_consuming) AS consuming
+FROM worker_liveness WHERE lock_key IN (
     SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
 """
@@ -103,7 +104,7 @@ class TurnGauges(Collector):
             unqueued = cursor.execute(_UNQUEUED).fetchall()
             oldest = cursor.execute(_OLDEST, (list(Lane),)).fetchall()
             parked = cursor.execute(_PARKED).fetchall()[0].count
-            workers = cursor.execute(_WORKERS, (LIVENESS_LOCK_CLASS,)).fetchall()[0].count
+            workers = cursor.execute(_WORKERS, (LIVENESS_LOCK_CLASS,)).fetchall()[0]
         counts = {(row.state, row.lane): row.count for row in unqueued}
         counts |= {("queued", row.lane): row.count for row in queued}
         yield _labelled(
@@ -129,7 +130,8 @@ class TurnGauges(Collector):
                 "How long the oldest hint that is due has not been published.",
                 max((row.age_s for row in queued), default=0.0),
             ),
-            ("workers_live_count", "Worker processes alive.", workers),
+            ("workers_live_count", "Worker processes alive.", workers.live),
+            ("workers_consuming_count", "Worker processes that take hints.", workers.consuming),
             ("turns_parked_count", "Turns that ran out of attempts.", parked),
         ):
             yield GaugeMetricFamily(f"turnmill_{name}", text, value=value)

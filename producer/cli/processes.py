@@ -51,15 +51,24 @@ def worker(
         typer.Option(help="Consume this lane (repeatable). Default: interactive and batch."),
     ] = None,
     concurrency: Annotated[int | None, typer.Option(help="Turns in work at once.")] = None,
+    standby: Annotated[
+        bool, typer.Option("--standby", help="Consume only when no other live worker does.")
+    ] = False,
 ) -> None:
     """Run a worker: load the model, then answer turns.
 
     Example: turnmill worker --lane quarantine --concurrency 1
+
+    Example of primary and standby, on two machines: turnmill worker --standby
     """
     from turnmill.workers.main import run_worker
 
     settings = _start()
-    changes = {"lanes": tuple(lane) if lane else None, "concurrency": concurrency}
+    changes = {
+        "lanes": tuple(lane) if lane else None,
+        "concurrency": concurrency,
+        "mode": "standby" if standby else None,
+    }
     given = {name: value for name, value in changes.items() if value is not None}
     chosen = settings.model_copy(update={"worker": settings.worker.model_copy(update=given)})
     raise typer.Exit(run_worker(chosen))

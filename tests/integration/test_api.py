@@ -538,6 +538,7 @@ def test_metrics_say_what_is_open(make_api: MakeAPI) -> None:
     assert samples(api)["turnmill_turns_parked_count"] == 1
     with InlineWorker(api.settings):
         assert samples(api)["turnmill_workers_live_count"] == 1
+        assert samples(api)["turnmill_workers_consuming_count"] == 1
 
 
 def test_every_answer_has_a_request_id(api: API) -> None:

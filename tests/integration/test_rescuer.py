@@ -23,7 +23,8 @@ from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import AcceptedTurn, Lane, Reply, Usage
 from turnmill.workers.lease import Claim, Leases
-from turnmill.workers.rescuer import GRACE_S, REHINTS_PER_SLOT, Rescuer, sweep
+from turnmill.workers.liveness import GRACE_S
+from turnmill.workers.rescuer import REHINTS_PER_SLOT, Rescuer, sweep
 from turnmill.workers.settle import Settler
 from turnmill.workers.testing import InlineWorker
 

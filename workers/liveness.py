@@ -1,0 +1,47 @@
+"""Liveness: which worker processes live, which of them consume, and when a standby takes over."""
+
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.sql import SQL
+
+from turnmill.schemas.tables import LIVENESS_LOCK_CLASS, TAKEOVER_LOCK_CLASS
+
+#: A process without its advisory lock counts as alive this much longer: a dropped
+#: connection is replaced in less, and then nothing needs to be generated again.
+GRACE_S = 1.2
+
+ALIVE = f"""
+alive AS MATERIALIZED (
+    SELECT w.id, w.model, w.lanes, w.slots, w.seen_at, w.is_consuming FROM worker_liveness w
+    WHERE w.seen_at > clock_timestamp() - make_interval(secs => {GRACE_S})
+       OR w.lock_key IN (
+           SELECT objid FROM pg_locks
+           WHERE locktype = 'advisory' AND classid = {LIVENESS_LOCK_CLASS} AND granted
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+)"""
+
+#: Two statements, so that the second sees what the last holder of the lock did; in one message,
+#: so that a process that is paused half-way does not keep the lock from the others. A consumer
+#: that was silent for a whole lease is paused: its turns are due again, and so is its place.
+_TAKE_OVER = f"""
+SELECT pg_advisory_xact_lock({TAKEOVER_LOCK_CLASS}, hashtext(model))
+FROM worker_liveness WHERE id = {{worker_id}};
+WITH {ALIVE}
+UPDATE worker_liveness me SET is_consuming = true
+WHERE me.id = {{worker_id}} AND EXISTS (
+    SELECT FROM unnest(me.lanes) AS lane WHERE NOT EXISTS (
+        SELECT FROM alive a
+        WHERE a.is_consuming AND a.model = me.model AND lane = ANY(a.lanes) AND a.id <> me.id
+          AND a.seen_at > clock_timestamp() - make_interval(secs => {{silence_s}})))
+"""
+
+
+def take_over(connection: psycopg.Connection[Any], worker_id: UUID, *, lease_s: float) -> bool:
+    """Make a registered standby a consumer if one of its lanes has no other; of many, one wins."""
+    silence_s = max(lease_s, GRACE_S)
+    statements = SQL(_TAKE_OVER).format(worker_id=worker_id, silence_s=silence_s)
+    cursor = connection.execute(statements)
+    cursor.nextset()
+    return cursor.rowcount == 1
