@@ -17,6 +17,7 @@ from turnmill.chaos.site import Site
 
 #: A paused process is paused this much longer than a lease.
 _PAUSE_S = (0.5, 3.0)
+_OUTAGE_S = 60.0
 
 _END_SESSIONS = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -27,7 +28,7 @@ WHERE application_name = %s AND pid <> pg_backend_pid()
 @dataclass(frozen=True, slots=True)
 class Action:
     strike: Callable[[Site, random.Random], str]
-    #: How often it is drawn, in proportion to the others.
+    #: How often it is drawn, in proportion to the others; 0: only by a scenario's script.
     weight: float
     #: What the run must own or have for it; "any": nothing.
     needs: str = "any"
@@ -92,6 +93,15 @@ def _kill_broker(site: Site, chance: random.Random) -> str:
     return site.servers.broker.name
 
 
+def _stop_broker(site: Site, chance: random.Random) -> str:
+    """A minute without it."""
+    assert site.servers.broker is not None
+    site.servers.broker.stop()
+    time.sleep(_OUTAGE_S)
+    site.servers.broker.start()
+    return site.servers.broker.name
+
+
 def _kill(pid: int | None) -> None:
     if pid is not None:
         os.kill(pid, signal.SIGKILL)
@@ -108,4 +118,5 @@ ACTIONS: dict[str, Action] = {
     "end-sessions": Action(_end_sessions, 2),
     "kill-database": Action(_kill_database, 0.5, needs="database"),
     "kill-broker": Action(_kill_broker, 0.5, needs="broker"),
+    "stop-broker": Action(_stop_broker, 0, needs="broker"),
 }

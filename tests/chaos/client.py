@@ -6,6 +6,7 @@ one conversation the next turn is submitted when the last one was accepted, not 
 """
 
 import asyncio
+import itertools
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -134,24 +135,24 @@ class Client:
             conversation_id=derived_id(self._tenant_id, self._model, intent.conversation),
             idempotency_key=intent.key,
         )
-        while True:
+        for tries in itertools.count(1):
             began_at = now()
             try:
                 accepted = await asyncio.to_thread(accept, self._database, request)
             except TransientError:
                 await asyncio.sleep(_RETRY_S)
                 continue
-            self._promised(intent, show_id(Prefix.TURN, accepted.turn_id), began_at)
+            self._promised(intent, show_id(Prefix.TURN, accepted.turn_id), began_at, tries)
             return
 
     async def _stream(self, reader: Reader, intent: Intent, lock: asyncio.Lock) -> None:
         """Holds the conversation's lock until the turn is accepted, then only reads."""
         is_held = True
 
-        def promised(turn_id: str, began_at: float) -> None:
+        def promised(turn_id: str, began_at: float, tries: int) -> None:
             nonlocal is_held
             if is_held:
-                self._promised(intent, turn_id, began_at)
+                self._promised(intent, turn_id, began_at, tries)
                 lock.release()
                 is_held = False
 
@@ -159,7 +160,7 @@ class Client:
         if is_held:
             lock.release()
 
-    def _promised(self, intent: Intent, turn_id: str, began_at: float) -> None:
+    def _promised(self, intent: Intent, turn_id: str, began_at: float, tries: int) -> None:
         at = now()
-        self._record.add(Promise(intent.key, turn_id, at, at - began_at))
+        self._record.add(Promise(intent.key, turn_id, at, at - began_at, tries))
         self.accepted_count += 1

@@ -14,6 +14,10 @@ _RETRY_S = 0.2
 #: Errors after which the same call may succeed. Any other one is about the turn, and final.
 _PASSING = ("database_unavailable", "unavailable", "stopping", "wait_timeout")
 
+#: Called with each answer that says the turn is accepted: its id, when the call began, and how
+#: many calls it took so far.
+Promised = Callable[[str, float, int], None]
+
 
 class Reader:
     """Submits turns through the API and records what it is shown of their replies."""
@@ -27,16 +31,13 @@ class Reader:
         self._model = model
         self._record = record
 
-    async def read(self, intent: Intent, promised: Callable[[str, float], None]) -> None:
-        """Return when the reply was read to its end, or the turn has failed for good.
-
-        `promised(turn_id, began_at)` is called with each answer that says the turn is accepted.
-        """
-        while True:
+    async def read(self, intent: Intent, promised: Promised) -> None:
+        """Return when the reply was read to its end, or the turn has failed for good."""
+        for tries in itertools.count(1):
             shown: list[str] = []
             is_over = False
             try:
-                is_over = await self._call(intent, promised, shown)
+                is_over = await self._call(intent, promised, tries, shown)
             except httpx.HTTPError:
                 await asyncio.sleep(_RETRY_S)
             if shown:
@@ -44,9 +45,7 @@ class Reader:
             if is_over:
                 return
 
-    async def _call(
-        self, intent: Intent, promised: Callable[[str, float], None], shown: list[str]
-    ) -> bool:
+    async def _call(self, intent: Intent, promised: Promised, tries: int, shown: list[str]) -> bool:
         """One call; False when it should be repeated. Raises `httpx.HTTPError`."""
         began_at = now()
         headers = self._headers | {
@@ -58,7 +57,7 @@ class Reader:
         url = f"{next(self._urls)}/v1/chat/completions"
         async with self._http.stream("POST", url, json=body, headers=headers) as answer:
             if (turn_id := answer.headers.get("x-turnmill-turn")) is not None:
-                promised(turn_id, began_at)
+                promised(turn_id, began_at, tries)
             if answer.status_code != httpx.codes.OK:
                 return await _is_final(json.loads(await answer.aread()))
             async for line in answer.aiter_lines():

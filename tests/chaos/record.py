@@ -39,6 +39,8 @@ class Promise:
     at: float
     #: Seconds that the accepting call took; the last one, if it was repeated.
     took_s: float
+    #: Calls it took; all but the last one were refused or broke.
+    tries: int
 
 
 @dataclass(frozen=True, slots=True)

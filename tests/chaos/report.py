@@ -1,5 +1,6 @@
 """What a storm showed: figures from its tables, a table for people, a plot, a file for machines."""
 
+import bisect
 import itertools
 import json
 import math
@@ -14,6 +15,9 @@ from rich.table import Table
 from turnmill.chaos.observed import AttemptRow
 from turnmill.chaos.record import Fault, Promise
 from turnmill.chaos.storm import Outcome
+
+#: How long after a fault has ended a stall still counts as its own.
+_AFTERMATH_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,12 @@ class Figures:
     latency: dict[str, float]
     #: How long an accepting call took.
     acceptance: dict[str, float]
+    #: Accepting calls that were refused or broke, and were repeated.
+    refused: int
     #: By fault: from the fault to the next attempt at each turn that it interrupted.
     restart: dict[str, dict[str, float]]
+    #: By fault that hit no single worker: the longest time after it that nothing was begun.
+    stall: dict[str, dict[str, float]]
     turns_per_s: float
     seed: int
 
@@ -51,7 +59,9 @@ def figures(outcome: Outcome) -> Figures:
         wasted=1 - kept / max(outcome.generated_tokens, 1),
         latency=_spread([latency for _, latency in latencies(outcome)]),
         acceptance=_spread([promise.took_s for promise in promises]),
+        refused=sum(promise.tries - 1 for promise in promises),
         restart={name: _spread(times) for name, times in restarts(outcome).items()},
+        stall={name: _spread(times) for name, times in stalls(outcome).items()},
         turns_per_s=len(turns) / outcome.took_s,
         seed=outcome.storm.load.seed,
     )
@@ -79,6 +89,24 @@ def restarts(outcome: Outcome) -> dict[str, list[float]]:
     return dict(times)
 
 
+def stalls(outcome: Outcome) -> dict[str, list[float]]:
+    """By fault, the longest gap between attempts' starts that ends after it, in seconds.
+
+    Other faults may lie in the same seconds: in a storm these are upper bounds.
+    """
+    starts = sorted(row.started_at for rows in outcome.observed.attempts.values() for row in rows)
+    times: defaultdict[str, list[float]] = defaultdict(list)
+    for fault in outcome.faults:
+        if fault.workers:
+            continue
+        first = bisect.bisect(starts, fault.at)
+        last = bisect.bisect(starts, fault.until + _AFTERMATH_S)
+        after = [fault.at, *starts[first : last + 1]]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(after)]
+        times[fault.name].append(max(gaps, default=0.0))
+    return dict(times)
+
+
 def _is_hit(attempt: AttemptRow, fault: Fault) -> bool:
     """Handed back, or found dead, after the fault and not before it."""
     is_cut = attempt.outcome in ("crashed", "handed_back")
@@ -96,8 +124,11 @@ def show(outcome: Outcome, console: Console) -> None:
     table.add_row("wasted generation", f"{result.wasted:.2%}")
     table.add_row("latency", _words(result.latency))
     table.add_row("acceptance", _words(result.acceptance))
+    table.add_row("refused calls", str(result.refused))
     for name, times in sorted(result.restart.items()):
         table.add_row(f"restart after {name}", _words(times))
+    for name, times in sorted(result.stall.items()):
+        table.add_row(f"stall after {name}", _words(times))
     console.print(table)
     for name, found in outcome.verdict.sets.items():
         for finding in found[:10]:

@@ -2,27 +2,37 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import structlog
 from rich.console import Console
 
+from turnmill.chaos.actions import ACTIONS
 from turnmill.chaos.report import plot, show, write_json
-from turnmill.chaos.site import open_servers
+from turnmill.chaos.scenarios import SCENARIOS
+from turnmill.chaos.site import BROKERS, DATABASES, open_servers
 from turnmill.chaos.storm import Outcome, Storm, run_storm
+from turnmill.schemas.errors import InvalidInput
+
+_NAMES: dict[str, Iterable[str]] = {
+    "scenarios": SCENARIOS,
+    "brokers": BROKERS,
+    "databases": DATABASES,
+    "faults": ACTIONS,
+}
 
 
 def run_storms(
-    storms: Sequence[tuple[Storm, str]], out: Path, database_url: str | None, console: Console
+    storms: Sequence[tuple[Storm, str]], out: Path, database: str, console: Console
 ) -> bool:
-    """Run each storm on its broker (a kind that is started here, or a URL); true: all kept.
+    """Run each storm on its broker, all on one kind of database; true: every promise was kept.
 
-    Reports, records and logs are left in `out`.
+    A broker or database is a kind, which is started here, or a URL. Reports, records and logs
+    are left in `out`.
 
     Raises:
         StackError: a server or process does not start.
-        InvalidInput: there is no such broker.
     """
     out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
@@ -32,7 +42,7 @@ def run_storms(
         _log_to(folder / "run.log")
         with (
             tempfile.TemporaryDirectory(prefix="turnmill-chaos-") as data,
-            open_servers(_opened(Path(data)), broker, database_url) as servers,
+            open_servers(_opened(Path(data)), broker, database) as servers,
         ):
             outcome = run_storm(storm, servers, folder, console.print)
         show(outcome, console)
@@ -41,6 +51,20 @@ def run_storms(
         console.print(f"Plot, figures, record and logs: {folder}")
         outcomes.append(outcome)
     return all(outcome.verdict.is_clean for outcome in outcomes)
+
+
+def list_names(console: Console) -> None:
+    for kind, names in _NAMES.items():
+        console.print(f"{kind}: {', '.join(names)}")
+
+
+def check_names(**chosen: Sequence[str]) -> None:
+    """Raises `InvalidInput` for what is neither listed nor a URL."""
+    for kind, names in chosen.items():
+        for name in names:
+            if name not in _NAMES[kind] and "://" not in name:
+                known = ", ".join(_NAMES[kind])
+                raise InvalidInput(f"'{name}' is none of the {kind}: {known}.")
 
 
 def _log_to(path: Path) -> None:

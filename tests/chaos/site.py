@@ -20,12 +20,14 @@ from turnmill.infra.embedded.server import EmbeddedServer
 from turnmill.infra.embedded.supervisor import Backoff, Supervisor
 from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.infra.migrations import upgrade
-from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.turns import Lane
 
 BROKERS: dict[str, type[EmbeddedServer]] = {
     "rabbitmq": EmbeddedRabbitMQ,
     "valkey": EmbeddedValkey,
+}
+DATABASES: dict[str, type[EmbeddedServer]] = {
+    "postgres": EmbeddedPostgres,
 }
 _PROGRAM = (sys.executable, "-P", "-m", "turnmill.chaos.program")
 
@@ -51,32 +53,25 @@ class Servers:
 
     database_url: str
     broker_url: str
-    database: EmbeddedPostgres | None = None
+    database: EmbeddedServer | None = None
     broker: EmbeddedServer | None = None
 
 
 @contextmanager
-def open_servers(folder: Path, broker: str, database_url: str | None) -> Iterator[Servers]:
-    """Start what is not given as a URL, and bring the tables up to date.
+def open_servers(folder: Path, broker: str, database: str) -> Iterator[Servers]:
+    """Start what is a kind and not a URL, and bring the tables up to date.
 
     Raises:
         StackError: a server does not start.
-        InvalidInput: there is no such broker.
     """
     with ExitStack() as stack:
-        database = None
-        if database_url is None:
-            database = stack.enter_context(EmbeddedPostgres(folder / "postgres"))
-        server = None
-        if "://" not in broker:
-            if broker not in BROKERS:
-                raise InvalidInput(f"The broker is a URL or one of {', '.join(BROKERS)}.")
-            server = stack.enter_context(BROKERS[broker](folder / broker))
+        store = DATABASES[database](folder / "database") if database in DATABASES else None
+        queue = BROKERS[broker](folder / "broker") if broker in BROKERS else None
+        for server in (store, queue):
+            if server is not None:
+                stack.enter_context(server)
         servers = Servers(
-            database.url if database else str(database_url),
-            server.url if server else broker,
-            database,
-            server,
+            store.url if store else database, queue.url if queue else broker, store, queue
         )
         upgrade(servers.database_url)
         yield servers

@@ -4,7 +4,7 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -55,6 +55,8 @@ class Storm:
     fault_every_s: float = 4.0
     #: The faults to draw from, all that are possible when empty.
     faults: tuple[str, ...] = ()
+    #: These strikes, and no others, instead of a drawn plan.
+    script: tuple[Strike, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +189,14 @@ class _Run:
             if not self._storm.faults or name in self._storm.faults
         }
 
-    def _strike_while(self, is_on: Callable[[], bool], hands: ThreadPoolExecutor) -> None:
+    def _plan(self) -> Iterable[Strike]:
+        storm = self._storm
         weights = {name: action.weight for name, action in self._actions.items()}
-        plan = make_plan(self._storm.load.seed, weights, self._storm.fault_every_s)
+        return storm.script or make_plan(storm.load.seed, weights, storm.fault_every_s)
+
+    def _strike_while(self, is_on: Callable[[], bool], hands: ThreadPoolExecutor) -> None:
         due_at = time.monotonic()
-        for strike in plan:
+        for strike in self._plan():
             due_at += strike.after_s
             while time.monotonic() < due_at:
                 if not is_on():

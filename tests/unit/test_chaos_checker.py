@@ -20,7 +20,10 @@ def conversation(size: int) -> tuple[list[Entry], Observed]:
     said: list[tuple[str, str]] = []
     for number in range(1, size + 1):
         key, text = f"key{number}", f"c1/{number} hello"
-        entries += [Intent(key, "c1", number, text, number), Promise(key, f"turn_{key}", number, 0)]
+        entries += [
+            Intent(key, "c1", number, text, number),
+            Promise(key, f"turn_{key}", number, 0, 1),
+        ]
         reply = f"{digest([*said, ('user', text)])} {text}"
         said += [("user", text), ("assistant", reply)]
         entries.append(Sight(key, reply, number, is_whole=True))
@@ -96,7 +99,7 @@ def test_text_shown_to_a_reader_must_be_in_the_reply() -> None:
 
 
 def test_a_poison_turn_must_end_parked() -> None:
-    entries = [Intent("k", "c", 1, "[[crash]] hello", 1), Promise("k", "turn_t", 1, 0)]
+    entries = [Intent("k", "c", 1, "[[crash]] hello", 1), Promise("k", "turn_t", 1, 0, 1)]
     turn = TurnRow(
         "t", "k", "c", 1, "parked", "worker_lost", "[[crash]] hello", 1, 2, None, None, 0
     )

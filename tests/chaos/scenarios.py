@@ -1,0 +1,79 @@
+"""Scenarios: storms with a name. A new one is one function and one line in `SCENARIOS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from turnmill.chaos.client import Load
+from turnmill.chaos.plan import Strike
+from turnmill.chaos.site import Size
+from turnmill.chaos.storm import Storm
+
+#: Each turn that crashes ends four workers before it is parked; the others take no worker along.
+_POISON = ("[[wait=0.1]] [[crash]]", "[[memory]]", "[[exit]]")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a caller may choose; a scenario may have a better default where it is None."""
+
+    seed: int
+    turns: int | None = None
+    conversations: int | None = None
+    rate: float | None = None
+    workers: int = 3
+    fault_every_s: float = 4.0
+    faults: tuple[str, ...] = ()
+
+
+def storm(options: Options) -> Storm:
+    """All faults, drawn at random."""
+    load = _load(options, turns=2000, rate=60.0)
+    return Storm(
+        name="storm",
+        load=replace(load, poison=_POISON),
+        size=Size(workers=options.workers),
+        fault_every_s=options.fault_every_s,
+        faults=options.faults,
+    )
+
+
+def calm(options: Options) -> Storm:
+    """No fault at all: what the others are compared with."""
+    return _scripted(options, _load(options, turns=2000, rate=60.0))
+
+
+def broker_outage(options: Options) -> Storm:
+    """The broker stopped for a minute while 50 turns a second come in."""
+    outage = Strike(10.0, "stop-broker", options.seed)
+    # No limit to what is open: a client that holds back would hide a refusal.
+    load = replace(_load(options, turns=5000, rate=50.0), max_open=1_000_000)
+    return _scripted(options, load, outage)
+
+
+def _scripted(options: Options, load: Load, *script: Strike) -> Storm:
+    never = Strike(float("inf"), "", 0)
+    size = Size(workers=options.workers)
+    return Storm(name="", load=load, size=size, script=(*script, never))
+
+
+def _load(options: Options, *, turns: int, rate: float) -> Load:
+    chosen = options.turns or turns
+    return Load(
+        turns=chosen,
+        conversations=options.conversations or max(chosen // 25, 1),
+        seed=options.seed,
+        rate=options.rate or rate,
+    )
+
+
+SCENARIOS: dict[str, Callable[[Options], Storm]] = {
+    "storm": storm,
+    "calm": calm,
+    "broker-outage": broker_outage,
+}
+
+
+def make_storm(scenario: str, broker: str, options: Options) -> Storm:
+    """The scenario's storm, named after it and the kind of broker it is for."""
+    kind = broker.partition(":")[0]
+    return replace(SCENARIOS[scenario](options), name=f"{scenario}-{kind}")
