@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import psycopg
 
 from turnmill.chaos.site import Site
+from turnmill.schemas.turns import Lane
 
 #: A paused process is paused this much longer than a lease.
 _PAUSE_S = (0.5, 3.0)
@@ -22,6 +23,11 @@ _OUTAGE_S = 60.0
 _END_SESSIONS = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE application_name = %s AND pid <> pg_backend_pid()
+"""
+
+_PRIMARY = """
+SELECT pid FROM worker_liveness
+WHERE model = %s AND is_consuming AND lanes <> ARRAY[%s] ORDER BY seen_at DESC LIMIT 1
 """
 
 
@@ -93,6 +99,15 @@ def _kill_broker(site: Site, chance: random.Random) -> str:
     return site.servers.broker.name
 
 
+def _kill_primary(site: Site, chance: random.Random) -> str:
+    """The one worker that consumes, where the others stand by."""
+    with psycopg.connect(site.servers.database_url, connect_timeout=3) as link:
+        row = link.execute(_PRIMARY, (site.model, Lane.QUARANTINE)).fetchone()
+    assert row is not None, "nobody consumes"
+    os.kill(row[0], signal.SIGKILL)
+    return "primary"
+
+
 def _stop_broker(site: Site, chance: random.Random) -> str:
     """A minute without it."""
     assert site.servers.broker is not None
@@ -118,5 +133,6 @@ ACTIONS: dict[str, Action] = {
     "end-sessions": Action(_end_sessions, 2),
     "kill-database": Action(_kill_database, 0.5, needs="database"),
     "kill-broker": Action(_kill_broker, 0.5, needs="broker"),
+    "kill-primary": Action(_kill_primary, 0),
     "stop-broker": Action(_stop_broker, 0, needs="broker"),
 }

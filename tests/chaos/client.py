@@ -10,6 +10,7 @@ import itertools
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -59,7 +60,6 @@ class Client:
         api_key: str,
         count_open: Callable[[], int],
     ) -> None:
-        self.submitted_count = 0
         self.accepted_count = 0
         self._load = load
         self._record = record
@@ -70,11 +70,14 @@ class Client:
         self._api_key = api_key
         self._count_open = count_open
         self._random = random.Random(load.seed)
+        self._running: tuple[asyncio.AbstractEventLoop | None, asyncio.Task[None] | None]
+        self._running = None, None
         self._numbers: defaultdict[str, int] = defaultdict(int)
         #: Calls that began before a broken connection was noticed must not overtake.
         self._order: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self) -> None:
+        self._running = asyncio.get_running_loop(), asyncio.current_task()
         poison = self._poison()
         limits = httpx.Limits(max_connections=200)
         async with (
@@ -87,7 +90,14 @@ class Client:
                 intent = self._intent(number, magic)
                 is_streamed = not magic and self._random.random() < self._load.streamed
                 tasks.create_task(self._submit(reader if is_streamed else None, intent))
-                self.submitted_count += 1
+
+    def stop(self) -> None:
+        """Give up what is not accepted yet; from another thread."""
+        loop, task = self._running
+        if loop is not None and task is not None:
+            # A loop that has ended has nothing left to give up.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(task.cancel)
 
     async def _paced(self) -> AsyncIterator[int]:
         loop = asyncio.get_running_loop()

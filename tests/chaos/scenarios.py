@@ -50,6 +50,14 @@ def broker_outage(options: Options) -> Storm:
     return _scripted(options, load, outage)
 
 
+def takeover(options: Options) -> Storm:
+    """One primary with a standby; the primary is killed again and again."""
+    load = _load(options, turns=3000, rate=25.0)
+    kills = [Strike(8.0, "kill-primary", options.seed) for _ in range(12)]
+    storm = _scripted(options, load, *kills)
+    return replace(storm, size=replace(storm.size, workers=2, concurrency=32, mode="standby"))
+
+
 def _scripted(options: Options, load: Load, *script: Strike) -> Storm:
     never = Strike(float("inf"), "", 0)
     size = Size(workers=options.workers)
@@ -70,6 +78,7 @@ SCENARIOS: dict[str, Callable[[Options], Storm]] = {
     "storm": storm,
     "calm": calm,
     "broker-outage": broker_outage,
+    "takeover": takeover,
 }
 
 

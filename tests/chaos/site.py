@@ -45,6 +45,8 @@ class Size:
     lease_s: float = 4.0
     #: Seconds per token.
     token_s: float = 0.02
+    #: `cluster`: all workers consume; `standby`: one does.
+    mode: str = "cluster"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,5 +195,6 @@ class Site:
             "TURNMILL_WORKER__CONCURRENCY": str(self.size.concurrency),
             "TURNMILL_WORKER__LEASE_S": str(self.size.lease_s),
             "TURNMILL_WORKER__DRAIN_S": "5",
+            "TURNMILL_WORKER__MODE": self.size.mode,
             "TURNMILL_LOG__FORMAT": "json",
         }

@@ -167,19 +167,32 @@ class _Run:
         self._began_at = time.monotonic()
         self._strikes = 0
         self._report_at = 0.0
+        #: Turns accepted, and since when it has been so many.
+        self._moved = 0, self._began_at
 
     def until_settled(self) -> None:
         with ThreadPoolExecutor(1) as one:
             submitting = one.submit(asyncio.run, self._client.run())
-            with ThreadPoolExecutor(_HANDS, thread_name_prefix="fault") as hands:
-                self._strike_while(lambda: not submitting.done(), hands)
-            submitting.result()
+            try:
+                with ThreadPoolExecutor(_HANDS, thread_name_prefix="fault") as hands:
+                    self._strike_while(lambda: not submitting.done() and self._moves(), hands)
+            finally:
+                self._client.stop()
+        error = submitting.exception()
+        if error is not None and not isinstance(error, asyncio.CancelledError):
+            raise error
         deadline = time.monotonic() + SETTLE_S
         self._watch.open_count = -1
         while self._watch.open_count != 0 and time.monotonic() < deadline:
             self._report()
             time.sleep(_POLL_S)
         self._report(is_last=True)
+
+    def _moves(self) -> bool:
+        """False when the client could submit nothing for so long that it never will."""
+        if self._client.accepted_count != self._moved[0]:
+            self._moved = self._client.accepted_count, time.monotonic()
+        return time.monotonic() - self._moved[1] < SETTLE_S
 
     def _chosen(self) -> dict[str, Action]:
         actions = available_actions(self._site)
