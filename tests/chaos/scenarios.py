@@ -55,7 +55,7 @@ def takeover(options: Options) -> Storm:
     load = _load(options, turns=3000, rate=25.0)
     kills = [Strike(8.0, "kill-primary", options.seed) for _ in range(12)]
     storm = _scripted(options, load, *kills)
-    return replace(storm, size=replace(storm.size, workers=2, concurrency=32, mode="standby"))
+    return replace(storm, size=replace(storm.size, workers=2, mode="standby"))
 
 
 def _scripted(options: Options, load: Load, *script: Strike) -> Storm:

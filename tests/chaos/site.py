@@ -40,7 +40,7 @@ class Size:
     relays: int = 2
     apis: int = 2
     #: Turns that one worker has in work at once.
-    concurrency: int = 16
+    concurrency: int = 32
     #: Short, so that a paused worker is found out within a run.
     lease_s: float = 4.0
     #: Seconds per token.
