@@ -4,7 +4,8 @@
     ├── TransientError              the same call may succeed later
     │   ├── DatabaseUnavailable
     │   ├── BrokerUnavailable
-    │   └── EngineUnavailable
+    │   ├── EngineUnavailable
+    │   └── LaterTurnRunning        the parked turn cannot be replayed right now
     └── PermanentError              trying again cannot help
         ├── SettingsError
         ├── InvalidInput            the caller's input is malformed or out of bounds
@@ -13,6 +14,8 @@
         ├── UnknownBot
         ├── NotFound
         ├── Conflict
+        ├── NotParked
+        ├── LaterTurnAnswered       the parked turn cannot be replayed any more
         ├── EngineFailure           the engine cannot answer this turn
         └── StackError              the embedded stack cannot start
 
@@ -57,6 +60,12 @@ class EngineUnavailable(TransientError):
     """The engine cannot take the turn right now."""
 
     code = "engine_unavailable"
+
+
+class LaterTurnRunning(TransientError):
+    """A later turn of the conversation is being answered."""
+
+    code = "later_turn_running"
 
 
 class PermanentError(TurnmillError):
@@ -105,6 +114,18 @@ class Conflict(PermanentError):
     """The idempotency key was used before with a different body."""
 
     code = "idempotency_conflict"
+
+
+class NotParked(PermanentError):
+    """The turn is not parked."""
+
+    code = "not_parked"
+
+
+class LaterTurnAnswered(PermanentError):
+    """A later turn of the conversation has been answered since."""
+
+    code = "later_turn_answered"
 
 
 class EngineFailure(PermanentError):

@@ -106,7 +106,7 @@ turns = Table(
     Column("seq", Integer, nullable=False),
     Column("bot_id", Uuid, nullable=False),
     Column("model", Text, nullable=False),
-    #: The lane the turn was accepted for; the outbox has the one it goes through.
+    #: The lane the turn was accepted for, or replayed into; the outbox has the one it goes through.
     Column("lane", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("input", JSONB, nullable=False),

@@ -29,7 +29,8 @@ class TurnState(StrEnum):
 
 TRANSITIONS: dict[TurnState, frozenset[TurnState]] = {
     TurnState.WAITING: frozenset({TurnState.QUEUED, TurnState.CANCELLED}),
-    TurnState.QUEUED: frozenset({TurnState.RUNNING, TurnState.CANCELLED}),
+    # Back to waiting: an earlier turn, that was parked, is replayed.
+    TurnState.QUEUED: frozenset({TurnState.RUNNING, TurnState.WAITING, TurnState.CANCELLED}),
     TurnState.RUNNING: frozenset(
         {
             TurnState.QUEUED,
@@ -42,13 +43,15 @@ TRANSITIONS: dict[TurnState, frozenset[TurnState]] = {
     ),
     TurnState.COMPLETED: frozenset(),
     TurnState.FAILED: frozenset(),
-    TurnState.PARKED: frozenset(),
+    # Replayed (and due as soon as no earlier turn is open), or dropped: then it has failed with
+    # the error that its user was told when it was parked.
+    TurnState.PARKED: frozenset({TurnState.WAITING, TurnState.FAILED}),
     TurnState.CANCELLED: frozenset(),
     TurnState.HANDED_OFF: frozenset(),
 }
 
 #: States in which a reply is still owed.
-OPEN_STATES = frozenset(state for state, targets in TRANSITIONS.items() if targets)
+OPEN_STATES = frozenset({TurnState.WAITING, TurnState.QUEUED, TurnState.RUNNING})
 
 
 class Lane(StrEnum):

@@ -17,7 +17,14 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from turnmill.producer.api import completions, conversations, models, operation, turns
+from turnmill.producer.api import (
+    completions,
+    conversations,
+    models,
+    operation,
+    parked,
+    turns,
+)
 from turnmill.producer.api.auth import KnownKeys
 from turnmill.producer.api.errors import add_error_handlers
 from turnmill.producer.api.metrics import APIMetrics
@@ -62,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = APIMetrics()
     app.add_middleware(ObservedCalls, metrics=app.state.metrics)
     add_error_handlers(app)
-    for part in (completions, models, turns, conversations, operation):
+    for part in (completions, models, turns, conversations, parked, operation):
         app.include_router(part.router)
     _describe(app)
     return app

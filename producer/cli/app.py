@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from turnmill.producer.cli import admin, batch, chaos, processes, stack, talk, turn
+from turnmill.producer.cli import admin, batch, chaos, parked, processes, stack, talk, turn
 from turnmill.producer.cli.texts import plain
 from turnmill.schemas.errors import (
     InvalidInput,
@@ -28,6 +28,7 @@ app = typer.Typer(
 for part in (stack, talk, processes, admin, chaos):
     part.add_commands(app)
 app.add_typer(turn.app, name="turn")
+app.add_typer(parked.app, name="parked")
 app.add_typer(batch.app, name="batch")
 app.add_typer(admin.keys, name="keys")
 app.add_typer(admin.bots, name="bots")

@@ -478,6 +478,106 @@ def test_an_id_of_the_wrong_form_is_refused(api: API, path: str) -> None:
     assert api.http.get(path).status_code == 400
 
 
+# Parked turns
+
+
+def park(api: API, *texts: str, headers: Any = None) -> list[str]:
+    """Turns of one conversation whose only attempt is used up; the ids as they are shown."""
+    headers = {"X-Turnmill-Conversation": uuid4().hex, **(headers or {})}
+    worker = api.settings.worker.model_copy(update={"max_attempts": 1})
+    with InlineWorker(api.settings.model_copy(update={"worker": worker})):
+        calls = [api.post(f"{text} [[unavailable]]", headers=headers) for text in texts]
+    assert {call.json()["error"]["code"] for call in calls} == {"attempts_used_up"}
+    return [call.headers["x-turnmill-turn"] for call in calls]
+
+
+def heal(api: API) -> None:
+    """What made the turns fail is over."""
+    api.database.run("UPDATE turns SET input = replace(input::text, ' [[unavailable]]', '')::jsonb")
+
+
+def test_parked_turns_are_listed_and_paged(api: API) -> None:
+    first, second = park(api, "one", "two")
+    page = api.http.get("/parked", params={"limit": 1}).json()
+    assert [turn["turn_id"] for turn in page["turns"]] == [second]
+    assert (page["total"], page["errors"][0]["count"]) == (2, 2)
+    page = api.http.get("/parked", params={"after": page["next"], "lane": "interactive"}).json()
+    assert [turn["turn_id"] for turn in page["turns"]] == [first]
+    assert page["next"] is None
+    assert api.http.get("/parked", params={"bot": "other"}).json()["turns"] == []
+    assert api.http.get("/parked", params={"since": "2999-01-01T00:00:00Z"}).json()["total"] == 0
+    shown = api.http.get(f"/parked/{first}").json()
+    assert shown["messages"] == [{"role": "user", "content": "one [[unavailable]]"}]
+    assert (shown["can_replay"], shown["conversation_turns"]) == (True, 2)
+    assert [attempt["outcome"] for attempt in shown["history"]] == ["snoozed"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "lane=slow", "after=x", "since=now", "since=2026-01-01T00:00", "bott=x", "bot=%00"],
+)
+def test_a_filter_that_makes_no_sense_is_refused(api: API, query: str) -> None:
+    response = api.http.get(f"/parked?{query}")
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid_input"
+
+
+def test_a_repeated_call_gets_the_reply_of_the_replayed_turn(api: API) -> None:
+    headers = {"X-Turnmill-Conversation": "mine", "Idempotency-Key": "order-17"}
+    (turn_id,) = park(api, "hello", headers=headers)
+    replayed = api.http.post(f"/parked/{turn_id}/replay")
+    assert (replayed.status_code, replayed.json()["state"]) == (200, "queued")
+    again = api.http.post(f"/parked/{turn_id}/replay")
+    assert again.status_code == 409
+    assert again.json()["error"]["code"] == "not_parked"
+    assert "it is queued" in again.json()["error"]["message"]
+    assert again.headers["location"] == f"/turns/{turn_id}"
+    heal(api)
+    with InlineWorker(api.settings):
+        call = api.post("hello [[unavailable]]", headers=headers)
+    assert call.headers["x-turnmill-turn"] == turn_id
+    assert call.json()["choices"][0]["message"]["content"] == "hello"
+
+
+def test_a_parked_turn_is_not_replayed_before_a_later_reply(api: API) -> None:
+    key = {"X-Turnmill-Conversation": "mine"}
+    (turn_id,) = park(api, "one", headers=key)
+    with InlineWorker(api.settings):
+        api.post("two", headers=key)
+    refused = api.http.post(f"/parked/{turn_id}/replay", params={"into": "quarantine"})
+    assert refused.status_code == 409
+    assert refused.json()["error"]["code"] == "later_turn_answered"
+    assert refused.headers["x-should-retry"] == "false"
+    assert not api.http.get(f"/parked/{turn_id}").json()["can_replay"]
+
+
+def test_a_parked_turn_is_dropped_once(api: API) -> None:
+    (turn_id,) = park(api, "one")
+    dropped = api.http.delete(f"/parked/{turn_id}")
+    assert (dropped.status_code, dropped.json()["state"]) == (200, "failed")
+    assert dropped.json()["error_code"] == "attempts_used_up"
+    assert api.http.get("/parked").json()["total"] == 0
+    for gone in (
+        api.http.delete(f"/parked/{turn_id}"),
+        api.http.get(f"/parked/{turn_id}"),
+        api.http.post(f"/parked/{turn_id}/replay"),
+    ):
+        assert (gone.status_code, gone.json()["error"]["code"]) == (409, "not_parked")
+
+
+def test_another_tenant_s_parked_turns_do_not_exist(api: API) -> None:
+    (turn_id,) = park(api, "mine")
+    tenant_id = uuid4()
+    api.database.run("INSERT INTO tenants (id, name) VALUES (%s, 'other')", (tenant_id,))
+    other = {"Authorization": f"Bearer {create_key(api.database, tenant_id, 'other')}"}
+    assert api.http.get("/parked", headers=other).json()["total"] == 0
+    for method, path in (("GET", ""), ("POST", "/replay"), ("DELETE", "")):
+        path = f"/parked/{turn_id}{path}"
+        assert api.http.request(method, path, headers=other).status_code == 404
+        assert httpx.request(method, f"{api.url}{path}").status_code == 401
+    assert api.http.get(f"/parked/{turn_id}").status_code == 200
+
+
 # Operation
 
 

@@ -1,18 +1,22 @@
 """The commands that only need the database: keys, bots, turns, batches, the schema."""
 
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
-from turnmill.producer.accept import accept
+from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.cli.app import main
 from turnmill.producer.tenants import ensure_defaults
+from turnmill.producer.turns import read_turn
 from turnmill.schemas.database import Database
+from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import load_settings
 from turnmill.schemas.turns import Message, Role, TurnRequest
 
@@ -98,6 +102,10 @@ def test_a_secret_is_printed_once_and_alone_on_its_line(turnmill: Turnmill, migr
         ("turn", "show", f"turn_{NOBODYS}"),
         ("turn", "show", f"conv_{NOBODYS}"),
         ("turn", "cancel", f"turn_{NOBODYS}"),
+        ("parked", "show", f"turn_{NOBODYS}"),
+        ("parked", "list", "--after", "latest"),
+        ("parked", "replay", f"turn_{NOBODYS}"),
+        ("parked", "drop", f"turn_{NOBODYS}"),
         ("ask", "Hello?", "--bot", "nobody"),
         ("ask", "Hello?", "--conversation", f"conv_{NOBODYS}"),
         ("chat", "--conversation", f"conv_{NOBODYS}"),
@@ -169,3 +177,111 @@ def test_a_bot_is_changed_by_saving_it_again(turnmill: Turnmill, migrated: str) 
     (line,) = [line for line in listed.splitlines() if "support" in line]
     assert "Be brief." in line
     assert "0.5" not in line
+
+
+def park(database_url: str, *texts: str, error: str = "attempts_used_up") -> list[str]:
+    """Turns of a conversation each that ran out of attempts; their ids as they are shown."""
+    turns = [accept_one(text) for text in texts]
+    with psycopg.connect(database_url) as link:
+        ids = [turn.turn_id for turn in turns]
+        link.execute("DELETE FROM outbox WHERE turn_id = ANY(%s)", (ids,))
+        link.execute(
+            "UPDATE turns SET state = 'parked', attempt = 5, settled_at = clock_timestamp(), "
+            "error_code = %s, error_message = 'The turn failed 5 times.' WHERE id = ANY(%s)",
+            (error, ids),
+        )
+        link.execute("UPDATE conversations SET answered_seq = 1")
+    return [f"turn_{turn.turn_id.hex}" for turn in turns]
+
+
+def test_parked_turns_are_listed_with_what_is_the_matter(turnmill: Turnmill, migrated: str) -> None:
+    assert turnmill("parked", "list")[1].strip() == "No parked turns."
+    first, second = park(migrated, "Where is it?", "And now?")
+    (lost,) = park(migrated, HOSTILE, error="worker_lost")
+    status, said, _ = turnmill("parked", "list")
+    assert status == 0
+    assert "3 parked: 2 attempts_used_up, 1 worker_lost" in said
+    assert all(turn_id in said for turn_id in (first, second, lost))
+    _, said, _ = turnmill("parked", "list", "--error-code", "worker_lost", "--since", "1h")
+    assert lost in said
+    assert first not in said
+    _, said, _ = turnmill("parked", "list", "--limit", "2")
+    assert f"--after {second}" in said
+    _, said, _ = turnmill("parked", "list", "--after", second, "--json")
+    page = json.loads(said)
+    assert ([turn["turn_id"] for turn in page["turns"]], page["total"]) == ([first], 3)
+    assert turnmill("parked", "list", "--since", "yesterday")[0] == USAGE
+    _, said, _ = turnmill("parked", "show", lost)
+    assert HARMLESS in said
+    assert "\x1b" not in said
+    assert "It would be answered in its place." in said
+    assert json.loads(turnmill("parked", "show", first, "--json")[1])["can_replay"] is True
+
+
+def test_parked_turns_are_replayed_by_name_or_all_after_a_question(
+    turnmill: Turnmill, migrated: str
+) -> None:
+    first, second, third = park(migrated, "one", "two", "three")
+    assert "1 of 1 parked turn replayed: now 1 queued." in turnmill("parked", "replay", first)[1]
+    status, said, _ = turnmill("parked", "replay", first)
+    assert status == 1
+    assert f"{first}: The turn is not parked: it is queued." in said
+    assert "2 parked" in turnmill("parked", "list")[1]
+    status, said, _ = turnmill("parked", "replay", "--all", "--dry-run")
+    assert (status, "2 of 2 parked turns would be replayed." in said) == (0, True)
+    status, said, _ = turnmill("parked", "replay", "--all", stdin="n\n")
+    assert (status, "Replay 2 parked turns?" in said) == (1, True)
+    assert "2 parked" in turnmill("parked", "list")[1]
+    one = ("parked", "replay", "--all", "--limit", "1", "--into", "quarantine", "--yes")
+    assert turnmill(*one)[0] == 0
+    assert "queued in lane quarantine" in turnmill("turn", "show", second)[1]
+    assert "1 of 1 parked turn dropped" in turnmill("parked", "drop", "--all", stdin="y\n")[1]
+    _, said, _ = turnmill("turn", "show", third)
+    assert "failed in lane interactive" in said
+    assert "attempts_used_up" in said
+    assert "0 of 0 parked turns replayed." in turnmill("parked", "replay", "--all")[1]
+
+
+@pytest.mark.parametrize("verb", ["replay", "drop"])
+@pytest.mark.parametrize(
+    "words",
+    [(), ("--lane", "batch"), (f"turn_{NOBODYS}", "--all"), (f"turn_{NOBODYS}", "--limit", "1")],
+    ids=" ".join,
+)
+def test_which_parked_turns_are_meant_must_be_said(
+    turnmill: Turnmill, migrated: str, verb: str, words: tuple[str, ...]
+) -> None:
+    status, _, said = turnmill("parked", verb, *words)
+    assert status == USAGE
+    assert "Name the turns, or say --all" in said
+
+
+def test_turns_parked_in_an_outage_are_answered_after_it(
+    turnmill: Turnmill, make_system: Callable[..., Any], migrated: str, valkey_url: str,
+    eventually: Callable[..., None],
+) -> None:  # fmt: skip
+    """The operator's night: an engine that cannot answer, its turns parked, and put right."""
+    system = make_system(migrated, valkey_url)
+    conversations = [
+        accept_many(
+            system.database,
+            [system.request(f"question {n}", conversation_id=known) for n in range(3)],
+        )
+        for known in (new_id() for _ in range(5))
+    ]
+    system.start("relay")
+    broken = system.start_worker(
+        TURNMILL_ENGINE__ECHO_FAILURE_RATE="1", TURNMILL_WORKER__MAX_ATTEMPTS="1"
+    )
+    eventually(lambda: system.count("state = 'parked'") == 15, 60)
+    broken.kill()
+    assert "15 parked: 15 attempts_used_up" in turnmill("parked", "list")[1]
+    status, said, _ = turnmill("parked", "replay", "--all", "--yes")
+    assert (status, "now 5 queued, 10 waiting" in said) == (0, True)
+    system.start_worker()
+    system.wait_until_settled()
+    for turns in conversations:
+        found = [read_turn(system.database, system.tenant_id, turn.turn_id) for turn in turns]
+        assert [turn.reply.content for turn in found] == [f"question {n}" for n in range(3)]
+        assert [turn.attempt for turn in found] == [2, 2, 2]
+        assert [turn.settled_at for turn in found] == sorted(turn.settled_at for turn in found)

@@ -20,7 +20,6 @@ from turnmill.schemas.turns import (
 ENDS = {
     TurnState.COMPLETED,
     TurnState.FAILED,
-    TurnState.PARKED,
     TurnState.CANCELLED,
     TurnState.HANDED_OFF,
 }
@@ -38,16 +37,16 @@ def test_every_other_state_is_reached_from_where_a_turn_starts(start: TurnState)
         for target in TRANSITIONS[frontier.pop()] - reached:
             reached.add(target)
             frontier.append(target)
-    assert reached >= set(TurnState) - {TurnState.WAITING}
+    assert reached == set(TurnState)
 
 
 def test_what_has_ended_stays_ended() -> None:
     assert {state for state, targets in TRANSITIONS.items() if not targets} == ENDS
 
 
-def test_the_open_states_are_those_in_which_a_reply_is_owed() -> None:
-    assert set(TurnState) - ENDS == OPEN_STATES
-    assert {TurnState.WAITING, TurnState.QUEUED, TurnState.RUNNING} == OPEN_STATES
+def test_a_parked_turn_is_not_open_but_may_be_replayed_or_dropped() -> None:
+    assert set(TurnState) - ENDS - {TurnState.PARKED} == OPEN_STATES
+    assert TRANSITIONS[TurnState.PARKED] == {TurnState.WAITING, TurnState.FAILED}
 
 
 def test_any_open_turn_can_be_cancelled_and_only_a_running_one_completes() -> None:
@@ -57,8 +56,11 @@ def test_any_open_turn_can_be_cancelled_and_only_a_running_one_completes() -> No
     ]
 
 
-def test_no_turn_goes_back_to_waiting() -> None:
-    assert not any(TurnState.WAITING in targets for targets in TRANSITIONS.values())
+def test_only_a_replay_makes_turns_wait_again() -> None:
+    assert {state for state, to in TRANSITIONS.items() if TurnState.WAITING in to} == {
+        TurnState.QUEUED,
+        TurnState.PARKED,
+    }
 
 
 @pytest.mark.parametrize("text", ["\0", "before\0after", "\ud800"])

@@ -1,0 +1,170 @@
+"""Parked turns: which there are, why, and everything about one of them."""
+
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from turnmill.producer.replay import foresee
+from turnmill.producer.turns import read_turn
+from turnmill.schemas.database import Database
+from turnmill.schemas.errors import NotParked
+from turnmill.schemas.ids import Prefix, show_id
+from turnmill.schemas.parked import (
+    ErrorCount,
+    ParkedDetails,
+    ParkedFilter,
+    ParkedPage,
+    ParkedTurn,
+    PastAttempt,
+)
+from turnmill.schemas.tables import attempts, bots, conversations, turns, worker_liveness
+from turnmill.schemas.turns import TurnState
+
+#: Errors told apart. In an outage all turns have the same one; a long tail says nothing more.
+MAX_ERRORS = 20
+
+_PARKED = (
+    sa.select(
+        turns.c.id, turns.c.conversation_id, turns.c.seq, turns.c.model, turns.c.lane,
+        turns.c.attempt, turns.c.crashes, turns.c.error_code, turns.c.error_message,
+        turns.c.accepted_at, turns.c.settled_at, bots.c.name.label("bot"),
+        conversations.c.next_seq,
+    )
+    .join(bots, bots.c.id == turns.c.bot_id)
+    .join(conversations, conversations.c.id == turns.c.conversation_id)
+)  # fmt: skip
+
+_HISTORY = (
+    sa.select(attempts, worker_liveness.c.host, worker_liveness.c.pid)
+    .outerjoin(worker_liveness, worker_liveness.c.id == attempts.c.worker_id)
+    .order_by(attempts.c.number)
+)
+
+
+def list_parked(
+    database: Database,
+    tenant_id: UUID,
+    wanted: ParkedFilter,
+    *,
+    limit: int = 50,
+    after: UUID | None = None,
+) -> ParkedPage:
+    """One page, the latest accepted turns first, and the errors of all that are wanted."""
+    conditions = _conditions(tenant_id, wanted)
+    page = _PARKED.where(*conditions).order_by(turns.c.id.desc()).limit(limit + 1)
+    if after is not None:
+        page = page.where(turns.c.id < after)
+    with database.begin() as connection:
+        rows = connection.execute(page).all()
+        errors = connection.execute(_count_errors(conditions)).all()
+    shown = [ParkedTurn(**_fields(row)) for row in rows[:limit]]
+    return ParkedPage(
+        total=errors[0].total if errors else 0,
+        errors=[
+            ErrorCount(error_code=code, error_message=message, count=count)
+            for code, message, count, _ in errors
+        ],
+        turns=shown,
+        next=shown[-1].turn_id if len(rows) > limit else None,
+    )
+
+
+def find_parked(
+    database: Database, tenant_id: UUID, wanted: ParkedFilter, *, limit: int | None = None
+) -> list[UUID]:
+    """The turns to replay or drop, the oldest first."""
+    query = (
+        sa.select(turns.c.id)
+        .join(bots, bots.c.id == turns.c.bot_id)
+        .where(*_conditions(tenant_id, wanted))
+        .order_by(turns.c.id)
+        .limit(limit)
+    )
+    with database.begin() as connection:
+        return list(connection.execute(query).scalars())
+
+
+def read_parked(database: Database, tenant_id: UUID, turn_id: UUID) -> ParkedDetails:
+    """Everything about a parked turn.
+
+    Raises:
+        NotFound: the tenant has no such turn.
+        NotParked: it is in another state.
+    """
+    parked = _PARKED.where(*_conditions(tenant_id, ParkedFilter()), turns.c.id == turn_id)
+    with database.begin() as connection:
+        row = connection.execute(parked).one_or_none()
+        history = connection.execute(_HISTORY.where(attempts.c.turn_id == turn_id)).all()
+    turn = read_turn(database, tenant_id, turn_id)
+    if row is None:
+        raise NotParked(f"The turn is not parked: it is {turn.state}.")
+    (change,) = foresee(database, tenant_id, [turn_id])
+    return ParkedDetails(
+        **_fields(row),
+        conversation_turns=row.next_seq - 1,
+        messages=turn.messages,
+        history=[_past_attempt(attempt) for attempt in history],
+        can_replay=change.refusal is None,
+        replay=change.refusal.message if change.refusal else "It would be answered in its place.",
+    )
+
+
+def _conditions(tenant_id: UUID, wanted: ParkedFilter) -> list[sa.ColumnElement[bool]]:
+    columns = {
+        "bot": bots.c.name,
+        "model": turns.c.model,
+        "lane": turns.c.lane,
+        "error_code": turns.c.error_code,
+    }
+    given = wanted.model_dump(exclude_none=True)
+    # Spelled out, not bound: Postgres must see that the partial index is enough.
+    is_parked = turns.c.state == sa.literal_column(f"'{TurnState.PARKED}'")
+    conditions = [is_parked, turns.c.tenant_id == tenant_id]
+    conditions += [columns[name] == given[name] for name in columns if name in given]
+    if wanted.since is not None:
+        conditions.append(turns.c.settled_at >= wanted.since)
+    return conditions
+
+
+def _count_errors(conditions: list[sa.ColumnElement[bool]]) -> sa.Select[*tuple[Any, ...]]:
+    count = sa.func.count()
+    kind = (turns.c.error_code, turns.c.error_message)
+    return (
+        sa.select(*kind, count.label("n"), sa.func.sum(count).over().label("total"))
+        .join(bots, bots.c.id == turns.c.bot_id)
+        .where(*conditions)
+        .group_by(*kind)
+        .order_by(count.desc(), *kind)
+        .limit(MAX_ERRORS)
+    )
+
+
+def _fields(row: Any) -> dict[str, Any]:
+    """What a listed turn and a shown one have in common."""
+    return {
+        "turn_id": show_id(Prefix.TURN, row.id),
+        "conversation_id": show_id(Prefix.CONVERSATION, row.conversation_id),
+        "seq": row.seq,
+        "bot": row.bot,
+        "model": row.model,
+        "lane": row.lane,
+        "attempts": row.attempt,
+        "crashes": row.crashes,
+        "error_code": row.error_code,
+        "error_message": row.error_message,
+        "accepted_at": row.accepted_at,
+        "parked_at": row.settled_at,
+    }
+
+
+def _past_attempt(row: Any) -> PastAttempt:
+    return PastAttempt(
+        number=row.number,
+        lane=row.lane,
+        worker=f"{row.host}, {row.pid}" if row.host else row.worker_id.hex,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        outcome=row.outcome,
+        error=row.error,
+    )

@@ -1,0 +1,234 @@
+"""Replay and drop: the two ways out of being parked.
+
+A parked turn ended with a visible error, and its conversation went on. Replaying puts it back
+into its place, which is only possible while nothing after it has been answered: whatever was
+answered later was answered without it, and a reply in between would rewrite what was said.
+Dropping leaves everything as its user saw it: the turn has failed, with the error it had.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+from uuid import UUID
+
+from turnmill.schemas.advance import advance, lock_conversations, lock_turns
+from turnmill.schemas.database import Cursor, Database
+from turnmill.schemas.errors import (
+    LaterTurnAnswered,
+    LaterTurnRunning,
+    NotFound,
+    NotParked,
+    TurnmillError,
+)
+from turnmill.schemas.ids import Prefix, show_id
+from turnmill.schemas.turns import Lane, TurnState
+
+#: Turns changed in one transaction, or a few more: conversations are not torn apart.
+CHUNK_TURNS = 200
+
+_FIND = "SELECT id, conversation_id FROM turns WHERE id = ANY(%s) AND tenant_id = %s ORDER BY id"
+
+#: A conversation has at most one, and only it can change while the conversation is locked.
+_DUE = "SELECT id FROM turns WHERE conversation_id = ANY(%s) AND state IN ('queued', 'running')"
+
+#: With the later turn that is in the way. A queued one is not, unless readers have seen the
+#: beginning of its reply; one that has been answered is worse than one that is being answered.
+#: Numbers that are missing were answered for all we know: parked turns may be kept longer.
+_FORESEE = """
+SELECT t.id, t.conversation_id, t.seq, t.state, later.seq AS later_seq,
+    later.state AS later_state, c.next_seq - 1 - t.seq > (
+        SELECT count(*) FROM turns WHERE conversation_id = c.id AND seq > t.seq
+    ) AS is_later_missing
+FROM turns t JOIN conversations c ON c.id = t.conversation_id LEFT JOIN LATERAL (
+    SELECT l.seq, l.state FROM turns l
+    WHERE l.conversation_id = t.conversation_id AND l.seq > t.seq
+      AND (l.state IN ('completed', 'handed_off', 'running')
+           OR l.state = 'queued' AND EXISTS (SELECT 1 FROM chunks WHERE turn_id = l.id))
+    ORDER BY l.state IN ('queued', 'running'), l.seq LIMIT 1
+) AS later ON true
+WHERE t.id = ANY(%s) ORDER BY t.conversation_id, t.seq
+"""
+
+#: The turns wait, and so does a later one that was due; `advance` then makes the first of them
+#: due. One that was due in quarantine stays in that lane. A deadline said when nobody wants the
+#: reply any more; whoever replays the turn does.
+_REPLAY = """
+WITH replayed AS (
+    UPDATE turns SET state = 'waiting', lane = coalesce(%(into)s::text, lane), failures = 0,
+        crashes = 0, worker_id = NULL, leased_until = NULL, deadline_at = NULL,
+        settled_at = NULL, error_code = NULL, error_message = NULL
+    WHERE id = ANY(%(turns)s) AND state = 'parked'
+    RETURNING conversation_id, seq
+), first AS (
+    SELECT conversation_id, min(seq) AS seq FROM replayed GROUP BY conversation_id
+), rewound AS (
+    UPDATE conversations c SET answered_seq = least(c.answered_seq, first.seq - 1)
+    FROM first WHERE c.id = first.conversation_id
+), put_back AS (
+    UPDATE turns t SET state = 'waiting', lane = o.lane FROM first, outbox o
+    WHERE t.conversation_id = first.conversation_id AND t.seq > first.seq
+      AND t.state = 'queued' AND o.turn_id = t.id
+    RETURNING t.id
+)
+DELETE FROM outbox USING put_back WHERE turn_id = put_back.id
+"""
+
+_DROP = "UPDATE turns SET state = 'failed' WHERE id = ANY(%s) AND state = 'parked' RETURNING id"
+
+_STATES = "SELECT id, conversation_id, seq, state FROM turns WHERE id = ANY(%s) ORDER BY id"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of a turn that was to be replayed or dropped."""
+
+    turn_id: UUID
+    conversation_id: UUID
+    seq: int
+    #: The state it is in now.
+    state: TurnState
+    #: Why nothing changed.
+    refusal: TurnmillError | None = None
+
+
+def foresee(database: Database, tenant_id: UUID, turn_ids: Sequence[UUID]) -> list[Change]:
+    """What `replay` would refuse at this moment; changes nothing.
+
+    Raises:
+        NotFound: the tenant has no such turn.
+    """
+    changes: list[Change] = []
+    for _, chunk in _chunks(_find(database, tenant_id, turn_ids)):
+        with database.cursor() as cursor:
+            changes += _foresee(cursor, chunk)
+    return changes
+
+
+def replay(
+    database: Database,
+    tenant_id: UUID,
+    turn_ids: Sequence[UUID],
+    *,
+    into: Lane | None = None,
+    on_done: Callable[[int], None] = lambda count: None,
+) -> list[Change]:
+    """Put parked turns back into their places, to be answered as if for the first time.
+
+    Several turns of a conversation are answered in their order. `into` is the lane they go
+    through, their own when left out. `on_done` is told the turns looked at so far.
+
+    Raises:
+        NotFound: the tenant has no such turn; nothing changed.
+        DatabaseUnavailable: those looked at so far are replayed; the rest may be again.
+    """
+    changes: list[Change] = []
+    for conversation_ids, chunk in _chunks(_find(database, tenant_id, turn_ids)):
+        with database.cursor() as cursor:
+            changes += _replay(cursor, conversation_ids, chunk, into)
+        on_done(len(changes))
+    return changes
+
+
+def drop(
+    database: Database,
+    tenant_id: UUID,
+    turn_ids: Sequence[UUID],
+    *,
+    on_done: Callable[[int], None] = lambda count: None,
+) -> list[Change]:
+    """Give parked turns up: they have failed, with the error that they had. Raises like `replay`.
+
+    Their conversations went on when they were parked, so nothing else changes.
+    """
+    changes: list[Change] = []
+    for _, chunk in _chunks(_find(database, tenant_id, turn_ids)):
+        with database.cursor() as cursor:
+            lock_turns(cursor, chunk)
+            dropped = {row.id for row in cursor.execute(_DROP, (chunk,))}
+            changes += [
+                _change(row, None if row.id in dropped else _not_parked(row))
+                for row in cursor.execute(_STATES, (chunk,))
+            ]
+        on_done(len(changes))
+    return changes
+
+
+def _find(database: Database, tenant_id: UUID, turn_ids: Sequence[UUID]) -> list[Any]:
+    rows = database.run(_FIND, (list(turn_ids), tenant_id))
+    if missing := set(turn_ids) - {row.id for row in rows}:
+        raise NotFound(f"There is no turn {show_id(Prefix.TURN, min(missing))}.")
+    return rows
+
+
+def _chunks(rows: list[Any]) -> Iterator[tuple[list[UUID], list[UUID]]]:
+    """Conversations and the turns in them, the conversation with the oldest turn first."""
+    oldest: dict[UUID, UUID] = {}
+    for row in rows:
+        oldest.setdefault(row.conversation_id, row.id)
+    rows = sorted(rows, key=lambda row: oldest[row.conversation_id])
+    conversation_ids: list[UUID] = []
+    turn_ids: list[UUID] = []
+    for conversation_id, members in groupby(rows, key=lambda row: row.conversation_id):
+        conversation_ids.append(conversation_id)
+        turn_ids += [row.id for row in members]
+        if len(turn_ids) >= CHUNK_TURNS:
+            yield conversation_ids, turn_ids
+            conversation_ids, turn_ids = [], []
+    if turn_ids:
+        yield conversation_ids, turn_ids
+
+
+def _replay(
+    cursor: Cursor, conversation_ids: list[UUID], turn_ids: list[UUID], into: Lane | None
+) -> list[Change]:
+    lock_conversations(cursor, conversation_ids)
+    due = [row.id for row in cursor.execute(_DUE, (conversation_ids,))]
+    lock_turns(cursor, [*turn_ids, *due])
+    changes = _foresee(cursor, turn_ids)
+    ready = [change for change in changes if change.refusal is None]
+    if ready:
+        ready_ids = [change.turn_id for change in ready]
+        cursor.execute(_REPLAY, {"turns": ready_ids, "into": into})
+        advance(cursor, list({change.conversation_id for change in ready}))
+        now = {row.id: row.state for row in cursor.execute(_STATES, (ready_ids,))}
+        changes = [
+            replace(change, state=TurnState(now.get(change.turn_id, change.state)))
+            for change in changes
+        ]
+    return changes
+
+
+def _foresee(cursor: Cursor, turn_ids: list[UUID]) -> list[Change]:
+    return [_change(row, _refusal(row)) for row in cursor.execute(_FORESEE, (turn_ids,))]
+
+
+def _change(row: Any, refusal: TurnmillError | None) -> Change:
+    return Change(row.id, row.conversation_id, row.seq, TurnState(row.state), refusal)
+
+
+def _refusal(row: Any) -> TurnmillError | None:
+    if row.state != TurnState.PARKED:
+        return _not_parked(row)
+    if row.is_later_missing:
+        return LaterTurnAnswered(
+            "Later turns of its conversation are no longer kept; they may have been answered, and "
+            "a reply before them would rewrite what was said. Ask again as a new turn."
+        )
+    match row.later_state:
+        case None:
+            return None
+        case TurnState.QUEUED | TurnState.RUNNING:
+            return LaterTurnRunning(
+                f"Turn {row.later_seq} of its conversation, a later one, is being answered. "
+                "Try again when it has settled."
+            )
+        case _:
+            return LaterTurnAnswered(
+                f"Turn {row.later_seq} of its conversation, a later one, has been answered since; "
+                "a reply before it would rewrite what was said. Ask again as a new turn."
+            )
+
+
+def _not_parked(row: Any) -> NotParked:
+    return NotParked(f"The turn is not parked: it is {row.state}.")
