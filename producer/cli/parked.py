@@ -155,7 +155,7 @@ def _filter(
 def _parse_since(text: str | None) -> datetime | None:
     if text is None:
         return None
-    if ago := re.fullmatch(r"(\d{1,6})([mhd])", text):
+    if ago := re.fullmatch(r"(\d{1,4})([mhd])", text):
         return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
         time = datetime.fromisoformat(text)

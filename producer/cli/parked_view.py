@@ -25,18 +25,14 @@ def page(parked: ParkedPage, now: datetime) -> RenderableType:
     """The totals by error, then the turns."""
     if not parked.total:
         return "No parked turns."
-    table = Table("turn", "bot", "lane", "parked", "attempts", "crashes", "error", box=None)
-    table.columns[0].no_wrap = True
+    table = Table("turn", "age", "error", "attempts", "lane", "bot", box=None)
+    # On a narrow terminal the last columns give way: an id that is cut off is of no use.
+    for column, min_width in zip(table.columns, (37, 4, 16, 8, 4, 4), strict=True):
+        column.no_wrap, column.min_width = True, min_width
     for turn in parked.turns:
-        table.add_row(
-            turn.turn_id,
-            plain(turn.bot),
-            turn.lane,
-            f"{_age(now, turn.parked_at)} ago",
-            str(turn.attempts),
-            str(turn.crashes),
-            turn.error_code,
-        )
+        attempts = f"{turn.attempts}, {turn.crashes} crashed" if turn.crashes else turn.attempts
+        age = _age(now, turn.parked_at)
+        table.add_row(turn.turn_id, age, turn.error_code, str(attempts), turn.lane, plain(turn.bot))
     parts: list[RenderableType] = [_totals(parked), "", table]
     if parked.next:
         parts.append(f"More: the same with --after {parked.next}")
@@ -107,7 +103,7 @@ def _history(turn: ParkedDetails) -> Table:
             str(attempt.number),
             attempt.lane,
             plain(attempt.worker),
-            f"{attempt.started_at:%Y-%m-%d %H:%M:%S}",
+            f"{attempt.started_at:%m-%d %H:%M:%S}",
             took,
             attempt.outcome or "",
             plain(attempt.error or ""),
@@ -121,7 +117,7 @@ def _time(now: datetime, time: datetime) -> str:
 
 def _age(end: datetime, start: datetime) -> str:
     seconds = max(0.0, (end - start).total_seconds())
-    for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
+    for unit, length_s in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * length_s:
-            return f"{seconds / length_s:.0f} {unit}"
-    return f"{seconds:.0f} s"
+            return f"{seconds / length_s:.0f}{unit}"
+    return f"{seconds:.0f}s"
