@@ -129,6 +129,9 @@ class Follower:
         connection = await self._database.connect_async()
         async with connection:
             await connection.execute(f"LISTEN {TURN_CHANNEL}")
-            async for notification in connection.notifies():
-                for event in self._readers.get(notification.payload, ()):
-                    event.set()
+            while True:
+                async for notification in connection.notifies(timeout=POLL_S):
+                    for event in self._readers.get(notification.payload, ()):
+                        event.set()
+                # A connection that is open at our end only would be listened to for ever.
+                await connection.execute("SELECT 1")

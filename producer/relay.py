@@ -235,7 +235,9 @@ class Relay:
                     self._pool.submit(self._publish, publisher, rows)
                     continue
                 self._free.put(publisher)
-                is_owed = self._database.run(_IS_OWED)[0].is_owed
+                # On the connection that listens: open at our end only, it would hear nothing.
+                owed = connection.execute(_IS_OWED).fetchone()
+                is_owed = owed is not None and owed.is_owed
                 self._wait(connection, WINDOW_POLL_S if is_owed else self._settings.relay.sweep_s)
 
     def _take(self, publisher: Publisher) -> list[Any]:

@@ -10,19 +10,20 @@ from typing import Any
 
 import psycopg
 import sqlalchemy
+import sqlalchemy.event
 from psycopg.rows import namedtuple_row
 from sqlalchemy.engine import Connection, make_url
 
 from turnmill.schemas.errors import DatabaseUnavailable, SettingsError
+from turnmill.schemas.links import AsyncLink, Link
 from turnmill.schemas.settings import DatabaseSettings
 
-#: A peer that vanished without a word is noticed after about 11 seconds.
-KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
-
-#: What psycopg raises when the server went away, or stayed as a replica when another took over.
+#: What psycopg raises when the server went away or has no room on its disk, gave up a
+#: transaction of ours that was paused, or stayed as a replica when another took over.
 OUTAGES = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
     psycopg.errors.ReadOnlySqlTransaction,
 )
 
@@ -39,8 +40,8 @@ class Database:
             pool_size=settings.pool_size,
             max_overflow=0,
             pool_timeout=30,
-            connect_args=self._connect_args(),
         )
+        sqlalchemy.event.listen(self._engine, "do_connect", self._open_pooled)
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
@@ -87,11 +88,12 @@ class Database:
     def connect(self, *, autocommit: bool = True) -> psycopg.Connection[Any]:
         """A connection for LISTEN and advisory locks. Raises `DatabaseUnavailable`."""
         try:
-            return psycopg.connect(
+            return Link.open(
                 self._settings.url,
+                answer_timeout_s=self._settings.answer_timeout_s,
                 autocommit=autocommit,
                 row_factory=namedtuple_row,
-                **self._connect_args(),
+                connect_timeout=self._settings.connect_timeout_s,
             )
         except psycopg.OperationalError as error:
             raise self._unavailable(error) from error
@@ -99,11 +101,11 @@ class Database:
     async def connect_async(self) -> psycopg.AsyncConnection[Any]:
         """Like `connect`, for an event loop; in autocommit."""
         try:
-            return await psycopg.AsyncConnection.connect(
+            return await AsyncLink.open(
                 self._settings.url,
-                autocommit=True,
+                answer_timeout_s=self._settings.answer_timeout_s,
                 row_factory=namedtuple_row,
-                **self._connect_args(),
+                connect_timeout=self._settings.connect_timeout_s,
             )
         except psycopg.OperationalError as error:
             raise self._unavailable(error) from error
@@ -136,8 +138,14 @@ class Database:
         except psycopg.OperationalError as error:
             raise self._unavailable(error) from error
 
-    def _connect_args(self) -> dict[str, Any]:
-        return {"connect_timeout": self._settings.connect_timeout_s, **KEEPALIVE}
+    def _open_pooled(
+        self, dialect: object, record: object, arguments: list[Any], options: dict[str, Any]
+    ) -> Link:
+        return Link.open(
+            *arguments,
+            answer_timeout_s=self._settings.answer_timeout_s,
+            **(options | {"connect_timeout": self._settings.connect_timeout_s}),
+        )
 
     def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
         reason = str(error).strip().splitlines()

@@ -42,6 +42,8 @@ class DatabaseSettings(Section):
     pool_size: int = Field(default=16, ge=1, le=1000)
     #: How long one attempt to connect may take.
     connect_timeout_s: int = Field(default=3, ge=1)
+    #: A statement that gets no answer for so long is given up, and its connection with it.
+    answer_timeout_s: float = Field(default=10.0, ge=2)
 
 
 class BrokerSettings(Section):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -27,10 +27,11 @@ from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ
 from turnmill.infra.embedded.server import EmbeddedServer
 from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.producer.tenants import ensure_defaults
+from turnmill.producer.turns import read_turn
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import StackError
 from turnmill.schemas.settings import Settings, load_settings
-from turnmill.schemas.turns import Lane, Message, Role, TurnRequest
+from turnmill.schemas.turns import AcceptedTurn, Lane, Message, Role, TurnRequest, TurnState
 
 ServerT = TypeVar("ServerT", bound=EmbeddedServer)
 #: Short, so that a test of what happens after a lease does not last a minute.
@@ -262,6 +263,26 @@ class System:
         self._eventually(
             lambda: self.count("state IN ('waiting', 'queued', 'running')") == 0, timeout_s, 0.05
         )
+
+    def assert_answered_once_and_in_order(self, accepted: Sequence[AcceptedTurn]) -> None:
+        """0 lost, 0 double, 0 out of order."""
+        turns = [read_turn(self.database, self.tenant_id, turn.turn_id) for turn in accepted]
+        assert [turn.state for turn in turns] == [TurnState.COMPLETED] * len(accepted)
+        answers = self.database.run(
+            "SELECT turn_id, count(*) AS n FROM attempts WHERE outcome = 'answered' GROUP BY turn_id"
+        )
+        assert {row.turn_id for row in answers} == {turn.turn_id for turn in accepted}
+        assert {row.n for row in answers} == {1}
+        late = self.database.run("""
+            SELECT 1 FROM turns earlier JOIN turns later USING (conversation_id)
+            WHERE earlier.seq < later.seq AND earlier.settled_at > later.started_at
+        """)
+        assert late == []
+        stale = self.database.run("SELECT 1 FROM replies r JOIN turns t ON t.id = r.turn_id "
+                                    "WHERE r.attempt <> t.attempt")  # fmt: skip
+        assert stale == []
+        leftovers = self.database.run("SELECT turn_id FROM outbox UNION SELECT turn_id FROM chunks")
+        assert leftovers == []
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ last attempt, in order within its conversation.
 """
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -13,30 +13,9 @@ from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.relay import Publisher
 from turnmill.producer.turns import read_conversation, read_turn
 from turnmill.schemas.ids import new_id
-from turnmill.schemas.turns import AcceptedTurn, Lane, TurnState
+from turnmill.schemas.turns import AcceptedTurn, Lane
 
 Eventually = Callable[..., None]
-
-
-def assert_answered_once_and_in_order(system: Any, accepted: Sequence[AcceptedTurn]) -> None:
-    """0 lost, 0 double, 0 out of order."""
-    turns = [read_turn(system.database, system.tenant_id, turn.turn_id) for turn in accepted]
-    assert [turn.state for turn in turns] == [TurnState.COMPLETED] * len(accepted)
-    answers = system.database.run(
-        "SELECT turn_id, count(*) AS n FROM attempts WHERE outcome = 'answered' GROUP BY turn_id"
-    )
-    assert {row.turn_id for row in answers} == {turn.turn_id for turn in accepted}
-    assert {row.n for row in answers} == {1}
-    late = system.database.run("""
-        SELECT 1 FROM turns earlier JOIN turns later USING (conversation_id)
-        WHERE earlier.seq < later.seq AND earlier.settled_at > later.started_at
-    """)
-    assert late == []
-    stale = system.database.run("SELECT 1 FROM replies r JOIN turns t ON t.id = r.turn_id "
-                                "WHERE r.attempt <> t.attempt")  # fmt: skip
-    assert stale == []
-    leftovers = system.database.run("SELECT turn_id FROM outbox UNION SELECT turn_id FROM chunks")
-    assert leftovers == []
 
 
 def accept_conversations(system: Any, count: int, length: int, text: str) -> list[AcceptedTurn]:
@@ -56,7 +35,7 @@ def test_conversations_are_answered_in_order_and_in_parallel(system: Any) -> Non
     system.start_worker()
     accepted = accept_conversations(system, count=20, length=4, text="hello")
     system.wait_until_settled()
-    assert_answered_once_and_in_order(system, accepted)
+    system.assert_answered_once_and_in_order(accepted)
     turns = read_conversation(system.database, system.tenant_id, accepted[0].conversation_id)
     assert [turn.reply.content for turn in turns if turn.reply] == [
         f"hello turn {seq}" for seq in range(1, 5)
@@ -75,7 +54,7 @@ def test_turns_of_a_killed_worker_are_answered_by_another(
     doomed.kill()
     system.start_worker()
     system.wait_until_settled()
-    assert_answered_once_and_in_order(system, accepted)
+    system.assert_answered_once_and_in_order(accepted)
     assert system.count("crashes > 0") >= 4
 
 
@@ -96,7 +75,7 @@ def test_a_killed_workers_reader_never_sees_the_text_change(
     assert reply.content == " ".join(f"w{n}" for n in range(1, 61))
     assert reply.content.startswith(seen)
     assert reply.usage.completion_tokens == 60
-    assert_answered_once_and_in_order(system, [turn])
+    system.assert_answered_once_and_in_order([turn])
 
 
 def seen_text(system: Any, turn_id: UUID) -> str:
@@ -118,7 +97,7 @@ def test_a_hint_delivered_twice_is_answered_once(system: Any) -> None:
     system.start_worker()
     system.start("relay")
     system.wait_until_settled()
-    assert_answered_once_and_in_order(system, accepted)
+    system.assert_answered_once_and_in_order(accepted)
     assert system.count("attempt > 1") == 0
 
 
@@ -136,7 +115,7 @@ def test_a_worker_paused_past_its_lease_cannot_overwrite(
     paused.send(signal.SIGCONT)
     eventually(lambda: b"turn.fenced" in paused.log.read_bytes())
     assert system.database.run("SELECT * FROM replies ORDER BY turn_id") == before
-    assert_answered_once_and_in_order(system, accepted)
+    system.assert_answered_once_and_in_order(accepted)
     assert system.count("attempt > 1") >= 4
 
 
@@ -150,7 +129,7 @@ def test_a_stopping_worker_hands_its_turns_back(system: Any, eventually: Eventua
     assert system.count("state = 'queued'") == 4
     system.start_worker()
     system.wait_until_settled()
-    assert_answered_once_and_in_order(system, accepted)
+    system.assert_answered_once_and_in_order(accepted)
     assert system.count("failures > 0 OR crashes > 0") == 0
 
 
@@ -161,7 +140,7 @@ def test_a_stopping_worker_finishes_what_it_can(system: Any, eventually: Eventua
     eventually(lambda: system.count("state = 'running'") == 4)
     stopping.send(signal.SIGTERM)
     assert stopping.wait(timeout_s=10) == 0
-    assert_answered_once_and_in_order(system, accepted)
+    system.assert_answered_once_and_in_order(accepted)
     assert system.count("attempt > 1") == 0
 
 
@@ -172,4 +151,4 @@ def test_lost_hints_are_published_again(system: Any) -> None:
     system.start("relay")
     system.start_worker()
     system.wait_until_settled()
-    assert_answered_once_and_in_order(system, accepted)
+    system.assert_answered_once_and_in_order(accepted)

@@ -1,0 +1,93 @@
+"""Connections to PostgreSQL that do not wait for ever, at either end.
+
+A peer that vanished without a word is noticed by keepalives, and by TCP_USER_TIMEOUT while
+something is under way; without the latter Linux repeats itself for a quarter of an hour. Behind
+a load balancer that keeps dead connections open neither helps: there only a limit on the wait
+for an answer does. The server gets the same limits, lest a lock outlive whoever held it.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+import psycopg
+from psycopg.abc import PQGen
+
+ResultT = TypeVar("ResultT")
+
+#: A peer that vanished without a word is noticed after about 11 seconds.
+KEEPALIVE: dict[str, Any] = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
+#: The server's half: what it does when we are the one that vanished, or were paused.
+_SESSION = """
+SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
+SET tcp_user_timeout = '10s'; SET idle_in_transaction_session_timeout = '10s'
+"""
+
+
+class Link(psycopg.Connection[Any]):
+    """Raises `psycopg.OperationalError`, and is closed, after `answer_timeout_s` of silence."""
+
+    answer_timeout_s = 10.0
+
+    @classmethod
+    def open(
+        cls,
+        conninfo: str = "",
+        *,
+        answer_timeout_s: float,
+        autocommit: bool = False,
+        **options: Any,
+    ) -> Self:
+        link = cls.connect(conninfo, autocommit=True, **(options | KEEPALIVE))
+        link.answer_timeout_s = answer_timeout_s
+        link.execute(_SESSION)
+        link.autocommit = autocommit
+        return link
+
+    def wait(self, gen: PQGen[ResultT], *args: Any, **kwargs: Any) -> ResultT:
+        return super().wait(
+            _within(self.answer_timeout_s, gen, self.pgconn.finish), *args, **kwargs
+        )
+
+
+class AsyncLink(psycopg.AsyncConnection[Any]):
+    """Like `Link`, for an event loop; in autocommit."""
+
+    answer_timeout_s = 10.0
+
+    @classmethod
+    async def open(cls, conninfo: str, *, answer_timeout_s: float, **options: Any) -> Self:
+        link = await cls.connect(conninfo, autocommit=True, **(options | KEEPALIVE))
+        link.answer_timeout_s = answer_timeout_s
+        await link.execute(_SESSION)
+        return link
+
+    async def wait(self, gen: PQGen[ResultT], *args: Any, **kwargs: Any) -> ResultT:
+        guarded = _within(self.answer_timeout_s, gen, self.pgconn.finish)
+        return await super().wait(guarded, *args, **kwargs)
+
+
+def _within(limit_s: float, gen: PQGen[ResultT], close: Callable[[], None]) -> PQGen[ResultT]:
+    """The same conversation with the server, given up after `limit_s` without a byte.
+
+    psycopg comes by ten times a second, ready or not.
+    """
+    ready: Any = None
+    deadline = time.monotonic() + limit_s
+    try:
+        while True:
+            ready = yield gen.send(ready)
+            if ready:
+                deadline = time.monotonic() + limit_s
+            elif time.monotonic() > deadline:
+                close()
+                raise psycopg.OperationalError(f"no answer within {limit_s:g} s")
+    except StopIteration as end:
+        result: ResultT = end.value
+        return result

@@ -1,0 +1,118 @@
+"""Links that are slow, cut, or open at one end only: between workers, relay, broker, PostgreSQL."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from turnmill.chaos.proxy import Proxy
+from turnmill.producer.accept import accept_many
+from turnmill.schemas.turns import AcceptedTurn, Lane
+
+Eventually = Callable[..., None]
+
+
+@pytest.fixture
+def proxy(valkey_url: str) -> Iterator[Proxy]:
+    with Proxy.before(valkey_url) as proxy:
+        yield proxy
+
+
+@contextmanager
+def connected(proxy: Proxy) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=1) as link:
+        yield link
+
+
+def answer(link: socket.socket) -> bytes:
+    """Valkey's first byte; its `-` wants a password, which is answer enough."""
+    link.sendall(b"PING\r\n")
+    return link.recv(1000)[:1]
+
+
+def test_a_proxy_delays(proxy: Proxy) -> None:
+    with connected(proxy) as link:
+        proxy.delay(0.1, jitter=0.02)
+        began_at = time.monotonic()
+        assert answer(link) == b"-"
+        assert time.monotonic() - began_at >= 0.2
+
+
+def test_a_proxy_resets_what_is_open_and_serves_what_is_new(proxy: Proxy) -> None:
+    with connected(proxy) as link:
+        assert answer(link) == b"-"
+        proxy.reset()
+        with pytest.raises(ConnectionResetError):
+            link.recv(1)
+    with connected(proxy) as link:
+        assert answer(link) == b"-"
+
+
+def test_a_proxy_refuses_what_is_new_only(proxy: Proxy) -> None:
+    with connected(proxy) as before:
+        assert answer(before) == b"-"
+        proxy.refuse()
+        with pytest.raises(ConnectionError), connected(proxy) as link:
+            answer(link)
+        assert answer(before) == b"-"
+    proxy.heal()
+    with connected(proxy) as link:
+        assert answer(link) == b"-"
+
+
+def test_a_half_open_link_is_silent_for_good(proxy: Proxy) -> None:
+    with connected(proxy) as before:
+        assert answer(before) == b"-"
+        proxy.half_open()
+        with connected(proxy) as link, pytest.raises(TimeoutError):
+            answer(link)
+        proxy.heal()
+        with pytest.raises(TimeoutError):
+            answer(before)
+    with connected(proxy) as link:
+        assert answer(link) == b"-"
+
+
+def accept_turns(system: Any, count: int, text: str) -> list[AcceptedTurn]:
+    return accept_many(
+        system.database, [system.request(f"{text} {n}", lane=Lane.BATCH) for n in range(count)]
+    )
+
+
+def is_live(system: Any, pid: int) -> bool:
+    """Whether a worker's heartbeats arrive."""
+    rows = system.database.run(
+        "SELECT 1 FROM worker_liveness WHERE pid = %s "
+        "AND seen_at > clock_timestamp() - interval '1 second'",
+        (pid,),
+    )
+    return bool(rows)
+
+
+def test_a_worker_cut_off_from_postgres_is_replaced_fenced_and_comes_back(
+    make_system: Callable[..., Any], database_url: str, valkey_url: str, eventually: Eventually
+) -> None:
+    system = make_system(database_url, valkey_url)
+    with Proxy.before(database_url) as proxy:
+        system.start("relay")
+        cut_off = system.start_worker(TURNMILL_DATABASE__URL=proxy.url(database_url))
+        accepted = accept_turns(system, 8, "[[wait=1]] cut off")
+        eventually(lambda: system.count("state = 'running'") == 8)
+        proxy.half_open()
+        substitute = system.start_worker()
+        system.wait_until_settled()
+        before = system.database.run("SELECT * FROM replies ORDER BY turn_id")
+        assert not is_live(system, cut_off.pid)
+        substitute.kill()
+        proxy.heal()
+        eventually(lambda: b"turn.fenced" in cut_off.log.read_bytes(), 40)
+        eventually(lambda: is_live(system, cut_off.pid), 40)
+        assert system.database.run("SELECT * FROM replies ORDER BY turn_id") == before
+        # Longer than a lease: its heartbeats are back too.
+        more = accept_turns(system, 4, f"[[wait={system.settings.worker.lease_s + 1}]] healed")
+        system.wait_until_settled()
+        system.assert_answered_once_and_in_order([*accepted, *more])
+        assert system.count("attempt > 1") == len(accepted)
