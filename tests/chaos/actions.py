@@ -13,17 +13,22 @@ from dataclasses import dataclass
 
 import psycopg
 
+from turnmill.chaos.faults import (
+    drop_broker_connections,
+    kill_backends,
+    memory_alarm,
+    wipe_broker,
+)
+from turnmill.chaos.proxy import Proxy
 from turnmill.chaos.site import Site
+from turnmill.infra.embedded.server import EmbeddedServer
 from turnmill.schemas.turns import Lane
 
 #: A paused process is paused this much longer than a lease.
 _PAUSE_S = (0.5, 3.0)
 _OUTAGE_S = 60.0
-
-_END_SESSIONS = """
-SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-WHERE application_name = %s AND pid <> pg_backend_pid()
-"""
+#: Longer than a lease, so that a silent network costs turns.
+_NETWORK_S = (1.0, 8.0)
 
 _PRIMARY = """
 SELECT pid FROM worker_liveness
@@ -46,6 +51,7 @@ def available_actions(site: Site) -> dict[str, Action]:
         "any": True,
         "database": site.servers.database is not None,
         "broker": site.servers.broker is not None,
+        "networks": bool(site.networks),
     }
     return {name: action for name, action in ACTIONS.items() if has[action.needs]}
 
@@ -81,9 +87,43 @@ def _any_of(site: Site, kind: str, chance: random.Random) -> str:
 
 def _end_sessions(site: Site, chance: random.Random) -> str:
     """Every connection of ours to Postgres, liveness locks and all."""
-    with psycopg.connect(site.servers.database_url, connect_timeout=3) as link:
-        link.execute(_END_SESSIONS, (site.application_name,))
+    kill_backends(site.servers.database_url, site.application_name)
     return "all sessions"
+
+
+def _drop_broker_connections(site: Site, chance: random.Random) -> str:
+    drop_broker_connections(_broker(site))
+    return "all connections"
+
+
+def _wipe_broker(site: Site, chance: random.Random) -> str:
+    wipe_broker(_broker(site))
+    return _broker(site).name
+
+
+def _alarm_broker(site: Site, chance: random.Random) -> str:
+    with memory_alarm(_broker(site)):
+        time.sleep(chance.uniform(*_NETWORK_S))
+    return _broker(site).name
+
+
+def _cut_off(proxy: Proxy, chance: random.Random) -> None:
+    proxy.refuse()
+    proxy.reset()
+
+
+def _network(trouble: Callable[[Proxy, random.Random], None]) -> Action:
+    """Trouble on one of the networks that some processes are behind, and then none."""
+
+    def strike(site: Site, chance: random.Random) -> str:
+        name = chance.choice(sorted(site.networks))
+        proxy = site.networks[name]
+        trouble(proxy, chance)
+        time.sleep(chance.uniform(*_NETWORK_S))
+        proxy.heal()
+        return f"network to the {name}"
+
+    return Action(strike, 1, needs="networks")
 
 
 def _kill_database(site: Site, chance: random.Random) -> str:
@@ -94,9 +134,8 @@ def _kill_database(site: Site, chance: random.Random) -> str:
 
 
 def _kill_broker(site: Site, chance: random.Random) -> str:
-    assert site.servers.broker is not None
-    _kill(site.servers.broker.pid)
-    return site.servers.broker.name
+    _kill(_broker(site).pid)
+    return _broker(site).name
 
 
 def _kill_primary(site: Site, chance: random.Random) -> str:
@@ -110,11 +149,15 @@ def _kill_primary(site: Site, chance: random.Random) -> str:
 
 def _stop_broker(site: Site, chance: random.Random) -> str:
     """A minute without it."""
-    assert site.servers.broker is not None
-    site.servers.broker.stop()
+    _broker(site).stop()
     time.sleep(_OUTAGE_S)
-    site.servers.broker.start()
-    return site.servers.broker.name
+    _broker(site).start()
+    return _broker(site).name
+
+
+def _broker(site: Site) -> EmbeddedServer:
+    assert site.servers.broker is not None
+    return site.servers.broker
 
 
 def _kill(pid: int | None) -> None:
@@ -133,6 +176,13 @@ ACTIONS: dict[str, Action] = {
     "end-sessions": Action(_end_sessions, 2),
     "kill-database": Action(_kill_database, 0.5, needs="database"),
     "kill-broker": Action(_kill_broker, 0.5, needs="broker"),
+    "wipe-broker": Action(_wipe_broker, 1, needs="broker"),
+    "alarm-broker": Action(_alarm_broker, 1, needs="broker"),
+    "drop-connections": Action(_drop_broker_connections, 2, needs="broker"),
+    "delay-network": _network(lambda proxy, chance: proxy.delay(chance.uniform(0.02, 0.3), 0.1)),
+    "reset-network": _network(lambda proxy, chance: proxy.reset()),
+    "refuse-network": _network(_cut_off),
+    "silence-network": _network(lambda proxy, chance: proxy.half_open()),
     "kill-primary": Action(_kill_primary, 0),
     "stop-broker": Action(_stop_broker, 0, needs="broker"),
 }

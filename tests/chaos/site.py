@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from turnmill.chaos.engine import TOKENS_DIR
+from turnmill.chaos.proxy import Proxy
 from turnmill.infra.embedded.child import Child
 from turnmill.infra.embedded.ports import LOOPBACK, PortClaim, claim_port
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
@@ -60,6 +61,18 @@ class Servers:
 
 
 @contextmanager
+def open_networks(servers: Servers) -> Iterator[dict[str, Proxy]]:
+    """A proxy in front of each server that has one address; a URL with several needs none."""
+    urls = {"broker": servers.broker_url, "database": servers.database_url}
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(Proxy.before(url))
+            for name, url in urls.items()
+            if not {",", ";"} & set(url)
+        }
+
+
+@contextmanager
 def open_servers(folder: Path, broker: str, database: str) -> Iterator[Servers]:
     """Start what is a kind and not a URL, and bring the tables up to date.
 
@@ -87,8 +100,9 @@ class Site:
     servers: Servers
     model: str
     size: Size
-    #: Settings of single processes, by their name: a network in between, a wrong clock.
-    special: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    #: Networks in front of the "broker" and the "database". The second process of each kind is
+    #: behind them; the others are not, so that trouble there strikes a part of the site.
+    networks: Mapping[str, Proxy] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tokens_dir.mkdir(parents=True)
@@ -171,24 +185,31 @@ class Site:
     def _child(
         self, name: str, command: str, overrides: Mapping[str, str], ready: str | None = None
     ) -> Child:
-        environment = {**self._environment(), **overrides, **self.special.get(name, {})}
-        program = environment.pop("CHAOS_PROGRAM", "").split() or _PROGRAM
         return Child(
             name=name,
             title=name,
-            command=[*program, command],
-            environment=environment,
+            command=[*_PROGRAM, command],
+            environment={**self._environment(), **overrides, **self._way(name)},
             ready=ready,
             stop_timeout_s=15,
         )
+
+    def _way(self, name: str) -> dict[str, str]:
+        """The servers as this process reaches them."""
+        urls = {"broker": self.servers.broker_url, "database": self.servers.database_url}
+        is_behind = name.endswith("-2")
+        return {
+            f"TURNMILL_{server.upper()}__URL": (
+                self.networks[server].url(url) if is_behind and server in self.networks else url
+            )
+            for server, url in urls.items()
+        }
 
     def _environment(self) -> dict[str, str]:
         return os.environ | {
             "PGAPPNAME": self.application_name,
             TOKENS_DIR: str(self.tokens_dir),
             "TURNMILL_DATA": str(self.folder),
-            "TURNMILL_DATABASE__URL": self.servers.database_url,
-            "TURNMILL_BROKER__URL": self.servers.broker_url,
             "TURNMILL_ENGINE__NAME": "chaos",
             "TURNMILL_ENGINE__SERVED_NAME": self.model,
             "TURNMILL_ENGINE__ECHO_TOKEN_S": str(self.size.token_s),

@@ -19,7 +19,7 @@ from turnmill.chaos.engine import generated_tokens
 from turnmill.chaos.observed import Observed, observe
 from turnmill.chaos.plan import Strike, make_plan
 from turnmill.chaos.record import Entry, Fault, Record, now, read_record
-from turnmill.chaos.site import Servers, Site, Size
+from turnmill.chaos.site import Servers, Site, Size, open_networks
 from turnmill.producer.tenants import create_key, ensure_defaults
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
@@ -90,7 +90,8 @@ def run_storm(
     with ExitStack() as stack:
         stack.callback(database.close)
         record = stack.enter_context(Record(folder / "record.jsonl"))
-        site = stack.enter_context(Site(folder, servers, model, storm.size))
+        networks = stack.enter_context(open_networks(servers))
+        site = stack.enter_context(Site(folder, servers, model, storm.size, networks))
         watch = stack.enter_context(_Watch(database, model))
         client = Client(
             storm.load,
