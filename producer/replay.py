@@ -29,8 +29,12 @@ CHUNK_TURNS = 200
 
 _FIND = "SELECT id, conversation_id FROM turns WHERE id = ANY(%s) AND tenant_id = %s ORDER BY id"
 
-#: A conversation has at most one, and only it can change while the conversation is locked.
-_DUE = "SELECT id FROM turns WHERE conversation_id = ANY(%s) AND state IN ('queued', 'running')"
+#: What is due after a turn that is to be replayed. A conversation has at most one such turn, and
+#: while it is locked no other can become it.
+_DUE = """
+SELECT due.id FROM turns t JOIN turns due USING (conversation_id)
+WHERE t.id = ANY(%s) AND due.seq > t.seq AND due.state IN ('queued', 'running')
+"""
 
 #: With the later turn that is in the way. A queued one is not, unless readers have seen the
 #: beginning of its reply; one that has been answered is worse than one that is being answered.
@@ -183,20 +187,21 @@ def _replay(
     cursor: Cursor, conversation_ids: list[UUID], turn_ids: list[UUID], into: Lane | None
 ) -> list[Change]:
     lock_conversations(cursor, conversation_ids)
-    due = [row.id for row in cursor.execute(_DUE, (conversation_ids,))]
-    lock_turns(cursor, [*turn_ids, *due])
     changes = _foresee(cursor, turn_ids)
+    refused = [change for change in changes if change.refusal is not None]
+    ready_ids = [change.turn_id for change in changes if change.refusal is None]
+    # A claim passes over a turn that is locked, and then its hint is gone: no more than must be.
+    due_ids = [row.id for row in cursor.execute(_DUE, (ready_ids,))]
+    lock_turns(cursor, [*ready_ids, *due_ids])
+    # Until now a due turn could be claimed, and a parked one dropped.
+    changes = _foresee(cursor, ready_ids)
     ready = [change for change in changes if change.refusal is None]
-    if ready:
-        ready_ids = [change.turn_id for change in ready]
-        cursor.execute(_REPLAY, {"turns": ready_ids, "into": into})
-        advance(cursor, list({change.conversation_id for change in ready}))
-        now = {row.id: row.state for row in cursor.execute(_STATES, (ready_ids,))}
-        changes = [
-            replace(change, state=TurnState(now.get(change.turn_id, change.state)))
-            for change in changes
-        ]
-    return changes
+    ready_ids = [change.turn_id for change in ready]
+    cursor.execute(_REPLAY, {"turns": ready_ids, "into": into})
+    advance(cursor, list({change.conversation_id for change in ready}))
+    now = {row.id: TurnState(row.state) for row in cursor.execute(_STATES, (ready_ids,))}
+    replayed = [replace(change, state=now[change.turn_id]) for change in ready]
+    return [*replayed, *(change for change in changes if change.refusal is not None), *refused]
 
 
 def _foresee(cursor: Cursor, turn_ids: list[UUID]) -> list[Change]:

@@ -12,6 +12,7 @@ from threading import Event
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from turnmill.producer import replay as replay_module
@@ -416,6 +417,64 @@ def test_a_later_turn_is_claimed_or_waits_for_the_replay_and_never_both(system: 
             assert isinstance(change.refusal, LaterTurnRunning)
             assert states(system, turns) == ["parked", "running"]
     assert broken_invariants(system) == []
+
+
+def test_a_later_turn_that_is_just_being_claimed_is_left_alone(
+    system: Any, eventually: Callable[..., None]
+) -> None:
+    """The claim is stopped between its first lock and its end, where no luck can avoid it."""
+    first, second = turns = conversation(system, 2)
+    park(system, first)
+
+    def wait_for_waiting(count: int) -> None:
+        waiting = (
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() "
+            "AND wait_event_type = 'Lock'"
+        )
+        eventually(lambda: len(system.database.run(waiting)) == count)
+
+    with psycopg.connect(system.settings.database.url) as holding, ThreadPoolExecutor(2) as pool:
+        holding.execute("SELECT 1 FROM outbox FOR UPDATE")
+        claiming = pool.submit(new_leases(system).claim, second.turn_id)
+        wait_for_waiting(1)
+        replaying = pool.submit(replay_one, system, first)
+        wait_for_waiting(2)
+        holding.rollback()
+        assert claiming.result() is not None
+        assert isinstance(replaying.result().refusal, LaterTurnRunning)
+    assert states(system, turns) == ["parked", "running"]
+
+
+def test_replies_come_in_order_however_turns_fail_and_are_replayed_meanwhile(system: Any) -> None:
+    engine = system.settings.engine.model_copy(update={"echo_failure_rate": 0.3})
+    worker = system.settings.worker.model_copy(update={"max_attempts": 1})
+    settings = system.settings.model_copy(update={"engine": engine, "worker": worker})
+    known = [new_id() for _ in range(15)]
+
+    def ask() -> None:
+        for n in range(12):
+            turns = [system.request(f"turn {n}", conversation_id=one) for one in known]
+            accept_many(system.database, turns)
+
+    def replay_all() -> int:
+        ids = find_parked(system.database, system.tenant_id, ParkedFilter())
+        changes = replay(system.database, system.tenant_id, ids)
+        return sum(change.refusal is None for change in changes)
+
+    with InlineWorker(settings):
+        at_once(ask, ask, lambda: [replay_all() for _ in range(30)])
+        system.wait_until_settled()
+        while replay_all():
+            system.wait_until_settled()
+    assert broken_invariants(system) == []
+    assert system.count("state = 'completed'") + system.count("state = 'parked'") == 360
+    disorder = system.database.run("""
+        SELECT 1 FROM turns t JOIN turns later USING (conversation_id)
+        WHERE t.state = 'completed' AND later.state = 'completed'
+          AND later.seq > t.seq AND later.settled_at < t.settled_at
+    """)
+    assert disorder == []
+    assert system.count("state = 'completed' AND attempt > 1") > 0
 
 
 # --- What there is
