@@ -37,7 +37,8 @@ def celery_settings(broker: BrokerSettings) -> dict[str, Any]:
             "task_default_queue_type": "quorum",
         }
     return shared | {
-        "broker_transport_options": {
+        "broker_transport_options": _sentinel_options(broker)
+        | {
             "visibility_timeout": broker.visibility_timeout_s,
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
@@ -47,6 +48,15 @@ def celery_settings(broker: BrokerSettings) -> dict[str, Any]:
             "health_check_interval": 10,
         }
     }
+
+
+def _sentinel_options(broker: BrokerSettings) -> dict[str, Any]:
+    if not broker.is_sentinel:
+        return {}
+    options: dict[str, Any] = {"master_name": broker.sentinel_primary}
+    if broker.sentinel_password is not None:
+        options["sentinel_kwargs"] = {"password": broker.sentinel_password}
+    return options
 
 
 def hint_queues(broker: BrokerSettings, lanes: Iterable[Lane], model: str) -> list[Queue]:

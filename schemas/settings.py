@@ -10,9 +10,16 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -47,12 +54,27 @@ class DatabaseSettings(Section):
 
 
 class BrokerSettings(Section):
-    #: `amqp://…` (RabbitMQ), `redis://…` (Redis or Valkey); several URLs joined with `;`.
+    #: `amqp://…` (RabbitMQ), `redis://…` (Redis or Valkey), `sentinel://…` (their Sentinels);
+    #: several URLs joined with `;`.
     url: str = "amqp://guest:guest@127.0.0.1:5672//"
+    #: Sentinel: what it calls the primary (`sentinel monitor NAME …`).
+    sentinel_primary: str | None = None
+    #: Sentinel: its own password, if it asks for one; the URL has the primary's.
+    sentinel_password: str | None = None
     #: RabbitMQ: heartbeat of a worker's connection.
     heartbeat_s: int = Field(default=30, ge=2)
     #: Redis: must exceed the longest turn plus the drain. Recovery is the rescuer's, not this.
     visibility_timeout_s: int = Field(default=420, ge=5)
+
+    @model_validator(mode="after")
+    def _knows_its_primary(self) -> Self:
+        if self.is_sentinel and self.sentinel_primary is None:
+            raise ValueError("Sentinel needs TURNMILL_BROKER__SENTINEL_PRIMARY, the primary's name")
+        return self
+
+    @property
+    def is_sentinel(self) -> bool:
+        return self.url.startswith("sentinel://")
 
     @property
     def is_amqp(self) -> bool:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,7 +23,7 @@ from turnmill.infra.embedded.server import EmbeddedServer, await_predecessor
 from turnmill.schemas.errors import StackError
 
 USER = DATABASE = "turnmill"
-_INITDB_TIMEOUT_S = 300.0
+_PROGRAM_TIMEOUT_S = 300.0
 
 _SETTINGS = {
     "listen_addresses": LOOPBACK,
@@ -55,9 +56,17 @@ _VOLATILE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "o
 class EmbeddedPostgres(EmbeddedServer):
     name: ClassVar[str] = "postgres"
 
-    def __init__(self, folder: Path | str, *, durable: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        durable: bool = True,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """`settings` win over ours; `durable=False` is for tests: no power cut may happen."""
         super().__init__(folder)
         self._durable = durable
+        self._settings = {**_SETTINGS, **({} if durable else _VOLATILE), **(settings or {})}
         self._bin = Path()
 
     @property
@@ -69,7 +78,7 @@ class EmbeddedPostgres(EmbeddedServer):
         return self.folder.path / self.name / "data"
 
     def children(self) -> list[Child]:
-        settings = {**_SETTINGS, **({} if self._durable else _VOLATILE), "port": str(self.port)}
+        settings = {**self._settings, "port": str(self.port)}
         options = [word for item in settings.items() for word in ("-c", "=".join(item))]
         child = Child(
             name=self.name,
@@ -113,33 +122,39 @@ class EmbeddedPostgres(EmbeddedServer):
             return
         draft = self.data.with_name("data.new")
         shutil.rmtree(draft, ignore_errors=True)
-        password_file = self.folder.write_private(
-            "initdb.password", self.folder.secret(self.name), for_server=True
-        )
-        try:
-            self._run_initdb(draft, password_file)
-        finally:
-            password_file.unlink()
+        self._create(draft)
         # Complete or absent: an interrupted initdb must not look like a database.
         draft.rename(self.data)
 
-    def _run_initdb(self, target: Path, password_file: Path) -> None:
-        command = [str(self._bin / "initdb"), "-D", str(target), "-U", USER]
+    def _create(self, target: Path) -> None:
+        """Make a data folder that was not there."""
+        password_file = self.folder.write_private(
+            "initdb.password", self.folder.secret(self.name), for_server=True
+        )
+        command = ["initdb", "-D", str(target), "-U", USER]
         command += ["-A", "scram-sha-256", "--pwfile", str(password_file), "-E", "UTF8"]
         command += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         command += [] if self._durable else ["--no-sync"]
+        try:
+            self._run(command)
+        finally:
+            password_file.unlink()
+
+    def _run(self, command: list[str], **variables: str) -> None:
+        """Run one of PostgreSQL's programs as the servers' account. Raises `StackError`."""
+        program, *words = command
         result = subprocess.run(
-            launch_command(command, uid=server_uid()),
-            env=_environment(),
+            launch_command([str(self._bin / program), *words], uid=server_uid()),
+            env=_environment() | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=_INITDB_TIMEOUT_S,
+            timeout=_PROGRAM_TIMEOUT_S,
             check=False,
         )
         if result.returncode != 0:
-            raise StackError(f"PostgreSQL could not create its data folder:\n{result.stdout}")
+            raise StackError(f"PostgreSQL's {program} failed:\n{result.stdout}")
 
     def _has_database(self) -> bool:
         """Ready means: it answers a query, and our database exists."""

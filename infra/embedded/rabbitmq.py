@@ -61,7 +61,7 @@ class EmbeddedRabbitMQ(EmbeddedServer):
         mapper = Child(
             name="epmd",
             title="Erlang port mapper",
-            command=[_program("epmd"), "-port", self._epmd_port, "-address", LOOPBACK],
+            command=[epmd_program(), "-port", self._epmd_port, "-address", LOOPBACK],
             ready=lambda pid: listens(self._port_of("epmd")),
             ready_every_s=0.05,
             uid=server_uid(),
@@ -108,28 +108,14 @@ class EmbeddedRabbitMQ(EmbeddedServer):
         self.folder.write_private("rabbitmq.plugins", plugins, for_server=True)
 
     def _environment(self) -> dict[str, str]:
-        distribution = str(self._port_of("rabbitmq_distribution"))
-        own = {
-            "HOME": str(self._home),
-            "ERL_EPMD_PORT": self._epmd_port,
-            "ERL_EPMD_ADDRESS": LOOPBACK,
-            "RABBITMQ_NODENAME": _NODE,
-            "RABBITMQ_DIST_PORT": distribution,
-            "RABBITMQ_MNESIA_BASE": str(self._home / "mnesia"),
-            "RABBITMQ_LOG_BASE": str(self._home / "log"),
-            "RABBITMQ_LOGS": "-",
-            "RABBITMQ_PID_FILE": str(self._home / "rabbitmq.pid"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder.path / "rabbitmq.plugins"),
-            "RABBITMQ_CONFIG_FILE": str(self.folder.path / "rabbitmq.conf"),
-            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
-                "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +sbwt none"
-            ),
-            # Become the node instead of a shell that waits for it: one process to watch and kill.
-            "RUNNING_UNDER_SYSTEMD": "true",
-        }
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RABBITMQ_", "ERL_"))}
-        return {**inherited, **own}
+        ports = {"dist": self._port_of("rabbitmq_distribution"), "epmd": self._port_of("epmd")}
+        return node_environment(
+            _NODE,
+            self._home,
+            config=self.folder.path / "rabbitmq.conf",
+            plugins=self.folder.path / "rabbitmq.plugins",
+            ports=ports,
+        )
 
     def _is_listening(self) -> bool:
         try:
@@ -154,12 +140,44 @@ class EmbeddedRabbitMQ(EmbeddedServer):
             raise StackError(f"RabbitMQ refused {method} {path}: {response.status}.")
 
 
+def node_environment(
+    node: str, home: Path, *, config: Path, plugins: Path, ports: Mapping[str, int]
+) -> dict[str, str]:
+    """What makes the start script run a private node. `ports`: "dist", its own, and "epmd"."""
+    own = {
+        "HOME": str(home),
+        "ERL_EPMD_PORT": str(ports["epmd"]),
+        "ERL_EPMD_ADDRESS": LOOPBACK,
+        "RABBITMQ_NODENAME": node,
+        "RABBITMQ_DIST_PORT": str(ports["dist"]),
+        "RABBITMQ_MNESIA_BASE": str(home / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(home / "log"),
+        "RABBITMQ_LOGS": "-",
+        "RABBITMQ_PID_FILE": str(home / f"{node}.pid"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
+        "RABBITMQ_CONFIG_FILE": str(config),
+        "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
+            "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +sbwt none"
+        ),
+        # Become the node instead of a shell that waits for it: one process to watch and kill.
+        "RUNNING_UNDER_SYSTEMD": "true",
+    }
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RABBITMQ_", "ERL_"))}
+    return {**inherited, **own}
+
+
 def rabbitmq_program() -> Path:
     """The start script itself, not a distribution's wrapper around it."""
     packaged = sorted(Path("/").glob(_DEBIAN_GLOB))
     if packaged:
         return packaged[-1]
     return Path(_program("rabbitmq-server"))
+
+
+def epmd_program() -> str:
+    """Erlang's port mapper. Raises `StackError`."""
+    return _program("epmd")
 
 
 def _program(name: str) -> str:

@@ -21,12 +21,21 @@ from turnmill.chaos.faults import (
 )
 from turnmill.chaos.proxy import Proxy
 from turnmill.chaos.site import Site
+from turnmill.chaos.topologies.postgres_pair import PostgresPair
+from turnmill.chaos.topologies.rabbitmq_cluster import RabbitMQCluster
+from turnmill.chaos.topologies.sentinel import SentinelValkey
+from turnmill.infra.embedded.postgres import EmbeddedPostgres
+from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ
 from turnmill.infra.embedded.server import EmbeddedServer
+from turnmill.infra.embedded.valkey import EmbeddedValkey
+from turnmill.schemas.routes import queue_name
 from turnmill.schemas.turns import Lane
 
 #: A paused process is paused this much longer than a lease.
 _PAUSE_S = (0.5, 3.0)
 _OUTAGE_S = 60.0
+#: What an operator's tool may take to be sure that a PostgreSQL primary is gone.
+_DECISION_S = 1.0
 #: Longer than a lease, so that a silent network costs turns.
 _NETWORK_S = (1.0, 8.0)
 
@@ -47,10 +56,13 @@ class Action:
 
 def available_actions(site: Site) -> dict[str, Action]:
     """The actions that this site can bear: servers given as URLs are not ours to kill."""
+    broker, database = site.servers.broker, site.servers.database
     has = {
         "any": True,
-        "database": site.servers.database is not None,
-        "broker": site.servers.broker is not None,
+        "database": isinstance(database, EmbeddedPostgres),
+        "broker": isinstance(broker, EmbeddedRabbitMQ | EmbeddedValkey),
+        "topology": isinstance(database, PostgresPair)
+        or isinstance(broker, RabbitMQCluster | SentinelValkey),
         "networks": bool(site.networks),
     }
     return {name: action for name, action in ACTIONS.items() if has[action.needs]}
@@ -128,9 +140,26 @@ def _network(trouble: Callable[[Proxy, random.Random], None]) -> Action:
 
 def _kill_database(site: Site, chance: random.Random) -> str:
     """Its supervisor starts it again, after a moment."""
-    assert site.servers.database is not None
+    assert isinstance(site.servers.database, EmbeddedPostgres)
     _kill(site.servers.database.pid)
     return "postgres"
+
+
+def _fail_over(site: Site, chance: random.Random) -> str:
+    """Kill what leads, where something else can take its place."""
+    broker, database = site.servers.broker, site.servers.database
+    if isinstance(broker, RabbitMQCluster):
+        leader = broker.leader_of(queue_name(Lane.BATCH, site.model))
+        broker.kill_node(leader)
+        return f"RabbitMQ node {leader}"
+    if isinstance(broker, SentinelValkey):
+        broker.kill_primary()
+        return "Valkey primary"
+    assert isinstance(database, PostgresPair)
+    database.kill_primary()
+    time.sleep(_DECISION_S)
+    database.promote()
+    return "PostgreSQL primary"
 
 
 def _kill_broker(site: Site, chance: random.Random) -> str:
@@ -183,6 +212,7 @@ ACTIONS: dict[str, Action] = {
     "reset-network": _network(lambda proxy, chance: proxy.reset()),
     "refuse-network": _network(_cut_off),
     "silence-network": _network(lambda proxy, chance: proxy.half_open()),
+    "fail-over": Action(_fail_over, 0, needs="topology"),
     "kill-primary": Action(_kill_primary, 0),
     "stop-broker": Action(_stop_broker, 0, needs="broker"),
 }

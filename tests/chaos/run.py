@@ -2,7 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
@@ -39,8 +40,8 @@ def run_storms(
     for storm, broker in storms:
         folder = out / f"{time.strftime('%Y%m%d-%H%M%S')}-{storm.name}"
         folder.mkdir()
-        _log_to(folder / "run.log")
         with (
+            _logging_to(folder / "run.log"),
             tempfile.TemporaryDirectory(prefix="turnmill-chaos-") as data,
             open_servers(_opened(Path(data)), broker, database) as servers,
         ):
@@ -67,9 +68,16 @@ def check_names(**chosen: Sequence[str]) -> None:
                 raise InvalidInput(f"'{name}' is none of the {kind}: {known}.")
 
 
-def _log_to(path: Path) -> None:
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
     """What dies is expected to; the terminal is for the progress."""
-    structlog.configure(logger_factory=structlog.WriteLoggerFactory(file=path.open("a")))
+    before = structlog.get_config()
+    with path.open("a") as file:
+        structlog.configure(logger_factory=structlog.WriteLoggerFactory(file=file))
+        try:
+            yield
+        finally:
+            structlog.configure(**before)
 
 
 def _opened(folder: Path) -> Path:

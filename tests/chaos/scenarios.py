@@ -58,6 +58,14 @@ def takeover(options: Options) -> Storm:
     return replace(storm, size=replace(storm.size, workers=2, mode="standby"))
 
 
+def failover(options: Options) -> Storm:
+    """What leads is killed, where something else takes its place: for the topologies."""
+    load = _load(options, turns=3000, rate=30.0)
+    # The first comes early, so that a short run has one; a killed node needs time to rejoin.
+    kills = [Strike(after_s, "fail-over", options.seed) for after_s in (4.0, *[15.0] * 9)]
+    return _scripted(options, load, *kills)
+
+
 def _scripted(options: Options, load: Load, *script: Strike) -> Storm:
     never = Strike(float("inf"), "", 0)
     size = Size(workers=options.workers)
@@ -79,6 +87,7 @@ SCENARIOS: dict[str, Callable[[Options], Storm]] = {
     "calm": calm,
     "broker-outage": broker_outage,
     "takeover": takeover,
+    "failover": failover,
 }
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from turnmill.chaos.engine import TOKENS_DIR
 from turnmill.chaos.proxy import Proxy
+from turnmill.chaos.topologies.postgres_pair import PostgresPair
+from turnmill.chaos.topologies.rabbitmq_cluster import RabbitMQCluster
+from turnmill.chaos.topologies.sentinel import PRIMARY, SentinelValkey
 from turnmill.infra.embedded.child import Child
 from turnmill.infra.embedded.ports import LOOPBACK, PortClaim, claim_port
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
@@ -25,10 +28,13 @@ from turnmill.schemas.turns import Lane
 
 BROKERS: dict[str, type[EmbeddedServer]] = {
     "rabbitmq": EmbeddedRabbitMQ,
+    "rabbitmq-cluster": RabbitMQCluster,
     "valkey": EmbeddedValkey,
+    "sentinel": SentinelValkey,
 }
-DATABASES: dict[str, type[EmbeddedServer]] = {
+DATABASES: dict[str, type[EmbeddedPostgres | PostgresPair]] = {
     "postgres": EmbeddedPostgres,
+    "postgres-pair": PostgresPair,
 }
 _PROGRAM = (sys.executable, "-P", "-m", "turnmill.chaos.program")
 
@@ -56,7 +62,7 @@ class Servers:
 
     database_url: str
     broker_url: str
-    database: EmbeddedServer | None = None
+    database: EmbeddedPostgres | PostgresPair | None = None
     broker: EmbeddedServer | None = None
 
 
@@ -84,7 +90,9 @@ def open_servers(folder: Path, broker: str, database: str) -> Iterator[Servers]:
         queue = BROKERS[broker](folder / "broker") if broker in BROKERS else None
         for server in (store, queue):
             if server is not None:
-                stack.enter_context(server)
+                # Nobody needs their data any more.
+                stack.callback(server.stop, hurry=True)
+                server.start()
         servers = Servers(
             store.url if store else database, queue.url if queue else broker, store, queue
         )
@@ -210,6 +218,7 @@ class Site:
             "PGAPPNAME": self.application_name,
             TOKENS_DIR: str(self.tokens_dir),
             "TURNMILL_DATA": str(self.folder),
+            "TURNMILL_BROKER__SENTINEL_PRIMARY": PRIMARY,
             "TURNMILL_ENGINE__NAME": "chaos",
             "TURNMILL_ENGINE__SERVED_NAME": self.model,
             "TURNMILL_ENGINE__ECHO_TOKEN_S": str(self.size.token_s),

@@ -1,0 +1,21 @@
+"""What leads is killed while dialogue runs: a RabbitMQ node, a Valkey and a PostgreSQL primary."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from turnmill.chaos.run import run_storms
+from turnmill.chaos.scenarios import Options, make_storm
+
+
+@pytest.mark.parametrize(
+    ("broker", "database"),
+    [("rabbitmq-cluster", "postgres"), ("sentinel", "postgres"), ("valkey", "postgres-pair")],
+)
+def test_nothing_is_lost_doubled_or_reordered_when_the_leader_dies(
+    broker: str, database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storm = make_storm("failover", broker, Options(seed=20261124, turns=450))
+    with capsys.disabled():
+        assert run_storms([(storm, broker)], tmp_path, database, Console(width=100))
