@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -30,8 +31,8 @@ POLL_S = 0.05
 #: After the hand-back was asked for: how long the engine may take to stop.
 HAND_BACK_S = 1.0
 
-#: After that: how long Celery may take to give back the hints it has not begun with.
-LEAVE_S = 0.5
+#: After the drain: how long the process may take to end, the hand-back included.
+LEAVE_S = 1.7
 
 #: Exit status of a process whose engine hangs (EX_SOFTWARE).
 HUNG_STATUS = 70
@@ -79,9 +80,10 @@ class Drain:
         log.info("drain.started", turn_count=self._worker.leases.held_count, drain_s=self._drain_s)
         started_at = time.monotonic()
         self._worker.leases.stop_consuming()
-        self._stop_consuming()
+        self._on_loop(self._cancel_queues)
         while self._is_busy() and time.monotonic() - started_at < self._drain_s:
             time.sleep(POLL_S)
+        self._leave_in(LEAVE_S)
         handed_back_count = self._worker.leases.held_count
         self._worker.leases.stop_all(AbortReason.DRAIN)
         deadline = time.monotonic() + HAND_BACK_S
@@ -92,13 +94,16 @@ class Drain:
         self._worker.give_up.set()
         log.info("drain.finished", handed_back_count=handed_back_count)
         state.should_stop = self._status
-        self._leave_threads_behind()
+        self._on_loop(lambda: None)
+        for attempt in self._worker.leases.kept:
+            if not attempt.has_outcome:
+                self._worker.settler.settle(attempt.claim, HANDED_BACK)
 
-    def _stop_consuming(self) -> None:
-        """On the loop's own thread: channels are not to be shared."""
+    def _on_loop(self, callback: Callable[[], None]) -> None:
+        """Wake Celery's loop; channels are not to be shared with other threads."""
         hub = getattr(self._consumer, "hub", None)
         if hub is not None:
-            hub.call_soon(self._cancel_queues)
+            hub.call_soon(callback)
 
     def _cancel_queues(self) -> None:
         try:
@@ -107,16 +112,18 @@ class Drain:
             # The connection is gone, and with it the consumers.
             log.info("drain.disconnected", error=type(error).__name__)
 
-    def _leave_threads_behind(self) -> None:
-        """Celery and Python wait for their threads, those of a hung engine for ever."""
-        for attempt in self._worker.leases.kept:
-            if not attempt.has_outcome:
-                self._worker.settler.settle(attempt.claim, HANDED_BACK)
-        deadline = time.monotonic() + LEAVE_S
-        while self._worker.leases.held_count > 0:
-            if time.monotonic() > deadline:
-                os._exit(self._status)
-            time.sleep(POLL_S)
+    def _leave_in(self, delay_s: float) -> None:
+        """End the process under whatever still runs then; Celery and Python would wait for it.
+
+        That may be an engine that hangs, or a server that does not answer the farewell.
+        """
+        timer = threading.Timer(delay_s, self._cut_short)
+        timer.daemon = True
+        timer.start()
+
+    def _cut_short(self) -> None:
+        log.warning("worker.cut_short", thread_count=threading.active_count())
+        os._exit(self._status)
 
     def _is_busy(self) -> bool:
         """Whether turns are in work that may still end."""

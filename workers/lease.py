@@ -35,6 +35,9 @@ log = structlog.get_logger()
 #: How often a process says that it lives, and looks at the deadlines of its turns.
 TICK_S = 0.5
 
+#: A stop is noticed this soon.
+STOP_POLL_S = 0.1
+
 #: The claim need not survive a crash of Postgres: the turn is then simply queued again, and
 #: the fence names the worker beside the number. So it does not wait for the disk.
 _CLAIM = """
@@ -335,12 +338,7 @@ class Leases:
         self._say_seen(connection)
         self._try_lock(connection)
         self._take_over(connection)
-        for notification in connection.notifies(timeout=TICK_S):
-            for attempt in self._attempts():
-                if attempt.claim.turn_id.hex == notification.payload:
-                    attempt.stop(AbortReason.LOST)
-            if self._stopping.is_set():
-                return
+        self._listen(connection)
         now = time.monotonic()
         for attempt in self._attempts():
             if now >= attempt.ends_at:
@@ -349,6 +347,15 @@ class Leases:
         if now - self._renewed_at >= self._settings.lease_s / 4:
             self._renew(connection)
             self._renewed_at = now
+
+    def _listen(self, connection: psycopg.Connection[Any]) -> None:
+        """For the rest of the tick; a stopping process is not kept waiting for its end."""
+        ends_at = time.monotonic() + TICK_S
+        while (left_s := ends_at - time.monotonic()) > 0 and not self._stopping.is_set():
+            for notification in connection.notifies(timeout=min(left_s, STOP_POLL_S)):
+                for attempt in self._attempts():
+                    if attempt.claim.turn_id.hex == notification.payload:
+                        attempt.stop(AbortReason.LOST)
 
     def _look_for_hung(self, now: float) -> None:
         """A thread cannot be killed; without its lease its turn counts as a dead worker's."""

@@ -1,5 +1,6 @@
 """Commands that run one process of the system each: `api`, `relay`, `worker`, `flower`, `db`."""
 
+import os
 import signal
 from typing import Annotated
 
@@ -71,7 +72,8 @@ def worker(
     }
     given = {name: value for name, value in changes.items() if value is not None}
     chosen = settings.model_copy(update={"worker": settings.worker.model_copy(update=given)})
-    raise typer.Exit(run_worker(chosen))
+    # All is closed by then; Python's own farewell could outlast the drain's deadline.
+    os._exit(run_worker(chosen))
 
 
 def flower() -> None:
