@@ -269,7 +269,8 @@ class System:
         turns = [read_turn(self.database, self.tenant_id, turn.turn_id) for turn in accepted]
         assert [turn.state for turn in turns] == [TurnState.COMPLETED] * len(accepted)
         answers = self.database.run(
-            "SELECT turn_id, count(*) AS n FROM attempts WHERE outcome = 'answered' GROUP BY turn_id"
+            "SELECT turn_id, count(*) AS n FROM attempts WHERE outcome = 'answered' "
+            "GROUP BY turn_id"
         )
         assert {row.turn_id for row in answers} == {turn.turn_id for turn in accepted}
         assert {row.n for row in answers} == {1}
