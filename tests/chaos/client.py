@@ -39,10 +39,10 @@ class Load:
     rate: float
     max_open: int = 600
     #: Share of the turns that are sent through the API and read as streams.
-    streamed: float = 0.1
+    streamed: float = 0.05
     #: Turns of each kind that go wrong on purpose.
     poison: tuple[str, ...] = ()
-    max_words: int = 24
+    max_words: int = 12
 
 
 class Client:

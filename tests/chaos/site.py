@@ -51,7 +51,7 @@ class Size:
     #: Short, so that a paused worker is found out within a run.
     lease_s: float = 4.0
     #: Seconds per token.
-    token_s: float = 0.02
+    token_s: float = 0.04
     #: `cluster`: all workers consume; `standby`: one does.
     mode: str = "cluster"
 

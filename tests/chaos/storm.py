@@ -27,9 +27,11 @@ from turnmill.schemas.settings import DatabaseSettings, EngineSettings, Settings
 
 log = structlog.get_logger()
 
+#: Each part has an index: the run's settled turns are many, and this is asked all the time.
 _OPEN = """
-SELECT count(*) AS n FROM turns
-WHERE model = %s AND state IN ('waiting', 'queued', 'running')
+SELECT (SELECT count(*) FROM outbox WHERE model = %(model)s)
+     + (SELECT count(*) FROM turns WHERE model = %(model)s AND state = 'running')
+     + (SELECT count(*) FROM turns WHERE model = %(model)s AND state = 'waiting') AS n
 """
 
 _WORKER = """
@@ -139,7 +141,7 @@ class _Watch:
     def _run(self) -> None:
         while not self._stopping.wait(_POLL_S):
             try:
-                self.open_count = int(self._database.run(_OPEN, (self._model,))[0].n)
+                self.open_count = int(self._database.run(_OPEN, {"model": self._model})[0].n)
             except DatabaseUnavailable:
                 continue
 
