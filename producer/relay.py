@@ -8,6 +8,7 @@ taken with SKIP LOCKED, so any number of relays may run.
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
@@ -110,18 +111,26 @@ class Publisher:
                 self._confirms.wait(len(rows))
         except Exception as error:
             # Whatever kombu, py-amqp or redis-py raise: the hints are published again.
-            self.close()
+            self._drop()
             raise BrokerUnavailable(
                 f"The broker cannot be reached: {type(error).__name__}: {error}"
             ) from error
 
     def close(self) -> None:
+        """Say goodbye to the broker."""
+        self._forget(lambda connection: connection.close())
+
+    def _drop(self) -> None:
+        """Hang up: a goodbye to a broker that fell silent waits ten seconds for its answer."""
+        self._forget(lambda connection: connection.collect(socket_timeout=1))
+
+    def _forget(self, end: Callable[[Connection], None]) -> None:
         connection, self._connection = self._connection, None
         self._producer = self._confirms = None
         self._known_queues.clear()
         if connection is not None:
             try:
-                connection.close()
+                end(connection)
             except Exception as error:
                 log.debug("broker.close_failed", error=type(error).__name__)
 

@@ -42,10 +42,10 @@ def celery_settings(broker: BrokerSettings) -> dict[str, Any]:
             "visibility_timeout": broker.visibility_timeout_s,
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
-            "socket_timeout": 30,
+            "socket_timeout": 4,
             "socket_connect_timeout": 3,
             "socket_keepalive": True,
-            "health_check_interval": 10,
+            "health_check_interval": 4,
         }
     }
 

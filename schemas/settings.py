@@ -61,8 +61,8 @@ class BrokerSettings(Section):
     sentinel_primary: str | None = None
     #: Sentinel: its own password, if it asks for one; the URL has the primary's.
     sentinel_password: str | None = None
-    #: RabbitMQ: heartbeat of a worker's connection.
-    heartbeat_s: int = Field(default=30, ge=2)
+    #: RabbitMQ: heartbeat of a worker's connection; a silent one is replaced after about two.
+    heartbeat_s: int = Field(default=8, ge=2)
     #: Redis: must exceed the longest turn plus the drain. Recovery is the rescuer's, not this.
     visibility_timeout_s: int = Field(default=420, ge=5)
 

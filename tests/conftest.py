@@ -170,12 +170,14 @@ def broker_url(request: pytest.FixtureRequest) -> str:
 
 
 class Process:
-    """One `turnmill` command."""
+    """One `turnmill` command, or that of a module that wraps it."""
 
-    def __init__(self, arguments: list[str], environment: dict[str, str], log: IO[bytes]) -> None:
+    def __init__(
+        self, module: str, arguments: list[str], environment: dict[str, str], log: IO[bytes]
+    ) -> None:
         self.log = Path(log.name)
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", "turnmill.producer.cli", *arguments],
+            [sys.executable, "-m", module, *arguments],
             env=os.environ | environment,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -229,10 +231,12 @@ class System:
             "TURNMILL_WORKER__CONCURRENCY": str(self.settings.worker.concurrency),
         }
 
-    def start(self, *arguments: str, **environment: str) -> Process:
+    def start(
+        self, *arguments: str, module: str = "turnmill.producer.cli", **environment: str
+    ) -> Process:
         number = len(list(self._folder.iterdir()))
         log = self._stack.enter_context((self._folder / f"{number}-{arguments[0]}.log").open("wb"))
-        process = Process(list(arguments), self.variables | environment, log)
+        process = Process(module, list(arguments), self.variables | environment, log)
         self._stack.callback(process.kill)
         return process
 

@@ -98,7 +98,10 @@ def test_a_worker_cut_off_from_postgres_is_replaced_fenced_and_comes_back(
     system = make_system(database_url, valkey_url)
     with Proxy.before(database_url) as proxy:
         system.start("relay")
-        cut_off = system.start_worker(TURNMILL_DATABASE__URL=proxy.url(database_url))
+        cut_off = system.start_worker(
+            TURNMILL_DATABASE__URL=proxy.url(database_url),
+            TURNMILL_DATABASE__ANSWER_TIMEOUT_S="4",
+        )
         accepted = accept_turns(system, 8, "[[wait=1]] cut off")
         eventually(lambda: system.count("state = 'running'") == 8)
         proxy.half_open()
@@ -116,3 +119,63 @@ def test_a_worker_cut_off_from_postgres_is_replaced_fenced_and_comes_back(
         system.wait_until_settled()
         system.assert_answered_once_and_in_order([*accepted, *more])
         assert system.count("attempt > 1") == len(accepted)
+
+
+@pytest.mark.parametrize(
+    ("part", "broker"),
+    [
+        ("relay", "rabbitmq_vhost_url"),
+        ("worker", "rabbitmq_vhost_url"),
+        ("worker", "valkey_url"),
+    ],
+)
+def test_hints_flow_again_after_a_half_open_link_to_the_broker(
+    part: str,
+    broker: str,
+    request: pytest.FixtureRequest,
+    make_system: Callable[..., Any],
+    database_url: str,
+    eventually: Eventually,
+) -> None:
+    url = request.getfixturevalue(broker)
+    system = make_system(database_url, url)
+    with Proxy.before(url) as proxy:
+        cut = {"TURNMILL_BROKER__URL": proxy.url(url), "TURNMILL_BROKER__HEARTBEAT_S": "2"}
+        direct: dict[str, str] = {}
+        system.start("relay", **(cut if part == "relay" else direct))
+        system.start_worker(**(cut if part == "worker" else direct))
+        accepted = accept_turns(system, 8, "before")
+        system.wait_until_settled()
+        proxy.half_open()
+        accepted += accept_turns(system, 8, "during")
+        eventually(
+            lambda: system.database.run("SELECT 1 FROM outbox WHERE published_at > '-infinity'")
+        )
+        proxy.heal()
+        system.wait_until_settled()
+        system.assert_answered_once_and_in_order(accepted)
+
+
+def test_connections_reset_under_load_lose_and_double_nothing(
+    system: Any, eventually: Eventually
+) -> None:
+    with (
+        Proxy.before(system.settings.database.url) as to_database,
+        Proxy.before(system.settings.broker.url) as to_broker,
+    ):
+        shaky = {
+            "TURNMILL_DATABASE__URL": to_database.url(system.settings.database.url),
+            "TURNMILL_BROKER__URL": to_broker.url(system.settings.broker.url),
+        }
+        system.start("relay", **shaky)
+        for _ in range(2):
+            system.start_worker(**shaky)
+        to_database.delay(0.001, jitter=0.002)
+        accepted = []
+        for round_number in range(6):
+            before = system.count("state = 'completed'")
+            accepted += accept_turns(system, 30, f"[[wait=0.1]] round {round_number}")
+            eventually(lambda before=before: system.count("state = 'completed'") > before)
+            (to_database, to_broker)[round_number % 2].reset()
+        system.wait_until_settled()
+        system.assert_answered_once_and_in_order(accepted)
