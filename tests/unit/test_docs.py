@@ -103,7 +103,8 @@ def test_links_between_the_docs_lead_somewhere(page: Path) -> None:
 
 def test_tests_named_in_the_docs_exist() -> None:
     sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    named = re.findall(r"`(test_[a-z0-9_]+)`", (ROOT / "docs" / "delivery.md").read_text())
+    pages = [(ROOT / "docs" / page).read_text() for page in ("delivery.md", "reliability.md")]
+    named = re.findall(r"`(test_[a-z0-9_]+)`", "\n".join(pages))
     assert named
     assert [name for name in named if f"def {name}(" not in sources] == []
 
