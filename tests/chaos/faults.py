@@ -51,11 +51,15 @@ def drop_broker_connections(server: EmbeddedServer) -> None:
 def wipe_broker(server: EmbeddedServer, url: str | None = None) -> None:
     """Forget every hint and queue while clients stay connected: FLUSHALL, delete_queue.
 
+    What is exclusive to one connection cannot be deleted by another, and holds no hints.
+
     `url` names the virtual host of a RabbitMQ; the default one when left out.
     """
     if isinstance(server, EmbeddedRabbitMQ):
         vhost = quote(urlsplit(url or server.url).path[1:] or "/", safe="")
-        for queue in manage(server, "GET", f"queues/{vhost}?columns=name"):
+        for queue in manage(server, "GET", f"queues/{vhost}?columns=name,exclusive"):
+            if queue["exclusive"]:
+                continue
             manage(server, "DELETE", f"queues/{vhost}/{quote(queue['name'], safe='')}")
         return
     with redis.Redis.from_url(server.url) as client:
