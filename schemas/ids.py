@@ -6,6 +6,7 @@ edge of an index instead of all over it.
 
 import secrets
 import time
+from datetime import UTC, datetime
 from enum import StrEnum
 from uuid import UUID, uuid5
 
@@ -25,6 +26,16 @@ def new_id() -> UUID:
     value = value & ~(0xF << 76) | 7 << 76
     value = value & ~(0x3 << 62) | 2 << 62
     return UUID(int=value)
+
+
+def first_id(at: datetime) -> UUID:
+    """The lowest UUIDv7 of this millisecond; sorts before every id made then or later."""
+    return UUID(int=round(at.timestamp() * 1000) << 80)
+
+
+def time_of(value: UUID) -> datetime:
+    """When a UUIDv7 was made, to the millisecond."""
+    return datetime.fromtimestamp((value.int >> 80) / 1000, UTC)
 
 
 def derived_id(namespace: UUID, *names: str) -> UUID:

@@ -8,7 +8,9 @@ Invariants that the statements in `accept`, `claim`, `settle`, `rescuer` and `ca
 * a reply exists exactly for a `completed` turn, written by the attempt that held the lease.
 
 Turns, attempts, chunks and replies refer to each other by id without foreign keys: they
-are written together, by one statement, and are meant to be partitioned by month.
+are written together, by one statement. Attempts and replies are partitioned by the month of
+their turn's id (`partitions.py`), so that old ones go at once and give their space back. Turns
+are not: their idempotency keys and numbers must be unique over all months.
 """
 
 from datetime import datetime
@@ -152,6 +154,7 @@ attempts = Table(
     #: answered, snoozed, cancelled, failed, handed_back, or crashed (its worker died).
     Column("outcome", Text),
     Column("error", Text),
+    postgresql_partition_by="RANGE (turn_id)",
 )
 
 chunks = Table(
@@ -174,6 +177,7 @@ replies = Table(
     Column("prompt_tokens", Integer, nullable=False),
     Column("completion_tokens", Integer, nullable=False),
     _time("created_at", default_now=True),
+    postgresql_partition_by="RANGE (turn_id)",
 )
 
 outbox = Table(
@@ -230,3 +234,5 @@ LIVENESS_LOCK_CLASS = 0x7A11
 TAKEOVER_LOCK_CLASS = 0x7A12
 #: Held for the length of one sweep, so that of many rescuers one works.
 RESCUER_LOCK_KEY = 0x7A11_0001
+#: Held for the length of one round of pruning.
+PRUNER_LOCK_KEY = 0x7A11_0003

@@ -2,11 +2,13 @@
 
 from alembic import context
 
+from turnmill.schemas.partitions import is_partition
 from turnmill.schemas.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
+    include_name=lambda name, kind, _: kind != "table" or not is_partition(name),
     transaction_per_migration=False,
 )
 context.run_migrations()

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,7 +17,9 @@ from alembic.script import ScriptDirectory
 from turnmill.infra import migrations
 from turnmill.infra.migrations import current_revision, head_revision, upgrade
 from turnmill.schemas.database import sqlalchemy_url
-from turnmill.schemas.tables import metadata
+from turnmill.schemas.ids import first_id
+from turnmill.schemas.partitions import PARTITIONED, is_partition
+from turnmill.schemas.tables import attempts, metadata, replies
 
 
 @pytest.fixture
@@ -42,13 +46,20 @@ def downgrade(engine: sa.Engine, configuration: Config, revision: str) -> None:
 
 def differences(engine: sa.Engine) -> list[object]:
     with engine.connect() as connection:
-        options = {"compare_type": True, "compare_server_default": True}
+        options = {
+            "compare_type": True,
+            "compare_server_default": True,
+            "include_name": lambda name, kind, _: kind != "table" or not is_partition(name),
+        }
         context = MigrationContext.configure(connection, opts=options)
         return list(compare_metadata(context, metadata))
 
 
 def schema(engine: sa.Engine) -> list[tuple[str, ...]]:
-    """All columns, constraints and indexes, as Postgres itself spells them."""
+    """All columns, constraints and indexes, as Postgres itself spells them.
+
+    Partitions are left out: which there are depends on the day.
+    """
     statement = """
         SELECT 'column', c.table_name, c.column_name, c.data_type, c.udt_name, c.is_nullable,
                coalesce(c.column_default, ''), c.is_identity
@@ -62,7 +73,9 @@ def schema(engine: sa.Engine) -> list[tuple[str, ...]]:
     """
     with engine.connect() as connection:
         rows = connection.execute(sa.text(statement))
-        return [tuple(row) for row in rows if row[1] != "alembic_version"]
+        return [
+            tuple(row) for row in rows if row[1] != "alembic_version" and not is_partition(row[1])
+        ]
 
 
 def test_the_migrations_build_what_the_code_describes(
@@ -145,3 +158,49 @@ def test_upgrading_twice_keeps_what_is_there(engine: sa.Engine, empty_database_u
     upgrade(empty_database_url)
     with engine.connect() as connection:
         assert connection.execute(sa.text("SELECT name FROM tenants")).scalar_one() == "kept"
+
+
+def test_attempts_and_replies_become_partitions_and_whole_again_with_their_rows(
+    engine: sa.Engine, empty_database_url: str, configuration: Config
+) -> None:
+    now = datetime.now(UTC)
+    # An old turn, one of today, and one by a clock a year ahead, which fits no month.
+    ids = [first_id(now + timedelta(days=days)) for days in (-400, 0, 365)]
+    upgrade(empty_database_url, "0002")
+    with engine.begin() as connection:
+        for turn_id in ids:
+            connection.execute(
+                sa.insert(attempts).values(turn_id=turn_id, number=1, worker_id=ids[0], lane="x")
+            )
+            connection.execute(
+                sa.insert(replies).values(
+                    turn_id=turn_id, attempt=1, content=str(turn_id), finish_reason="stop",
+                    prompt_tokens=1, completion_tokens=1,
+                )
+            )  # fmt: skip
+    before = rows_of(engine)
+    oids = table_oids(engine)
+    upgrade(empty_database_url)
+    assert rows_of(engine) == before
+    assert table_oids(engine, "_before") == oids
+    for table in PARTITIONED:
+        assert rows_of(engine, f"{table}_default")[table][0].turn_id == ids[-1]
+    downgrade(engine, configuration, "0002")
+    assert rows_of(engine) == before
+
+
+def rows_of(engine: sa.Engine, *tables: str) -> dict[str, Any]:
+    """The rows of the partitioned tables, or of their partitions."""
+    with engine.connect() as connection:
+        return {
+            table.partition("_")[0]: connection.execute(
+                sa.text(f"SELECT * FROM {table} ORDER BY turn_id")
+            ).all()
+            for table in tables or PARTITIONED
+        }
+
+
+def table_oids(engine: sa.Engine, suffix: str = "") -> list[int]:
+    with engine.connect() as connection:
+        oid = sa.text("SELECT CAST(CAST(:name AS regclass) AS oid)")
+        return [connection.execute(oid, {"name": t + suffix}).scalar_one() for t in PARTITIONED]
