@@ -85,7 +85,7 @@ class Database:
                 if not driver.closed:
                     driver.autocommit = False
 
-    def connect(self, *, autocommit: bool = True) -> psycopg.Connection[Any]:
+    def connect(self, *, autocommit: bool = True) -> Link:
         """A connection for LISTEN and advisory locks. Raises `DatabaseUnavailable`."""
         try:
             return Link.open(

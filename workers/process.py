@@ -14,6 +14,7 @@ from turnmill.workers.engines.base import Engine
 from turnmill.workers.engines.lazy import LazyEngine
 from turnmill.workers.engines.registry import create_engine, resolve_engine_name
 from turnmill.workers.lease import Leases
+from turnmill.workers.pruner import Pruner
 from turnmill.workers.rescuer import Rescuer
 from turnmill.workers.settle import Settler
 from turnmill.workers.standby import warm_up
@@ -41,6 +42,7 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
     leases = Leases(database, settings.worker, model=model, engine=engine_name)
     stream = Stream(database, settings.worker.flush_s)
     rescuer = Rescuer(database, settings.worker, leases)
+    pruner = Pruner(database, settings.retention)
     give_up = Event()
     settler = Settler(database, max_attempts=settings.worker.max_attempts, give_up=give_up)
     worker = Worker(database, engine, leases, stream, settler, give_up)
@@ -50,7 +52,7 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
         engine.start()
         if settings.worker.mode == "standby":
             warm_up(engine)
-        for part in (leases, stream, rescuer):
+        for part in (leases, stream, rescuer, pruner):
             stack.callback(part.close)
             part.start()
         log.info("worker.started", engine=engine_name, model=model, device=engine_settings.device)

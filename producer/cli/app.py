@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from turnmill.producer.cli import admin, batch, chaos, parked, processes, stack, talk, turn
+from turnmill.producer.cli import (
+    admin,
+    batch,
+    chaos,
+    parked,
+    processes,
+    retention,
+    stack,
+    talk,
+    turn,
+)
 from turnmill.producer.cli.texts import plain
 from turnmill.schemas.errors import (
     InvalidInput,
@@ -25,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for part in (stack, talk, processes, admin, chaos):
+for part in (stack, talk, processes, admin, chaos, retention):
     part.add_commands(app)
 app.add_typer(turn.app, name="turn")
 app.add_typer(parked.app, name="parked")

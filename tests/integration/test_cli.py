@@ -18,6 +18,7 @@ from turnmill.producer.turns import read_turn
 from turnmill.schemas.database import Database
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import load_settings
+from turnmill.schemas.tables import PRUNER_LOCK_KEY
 from turnmill.schemas.turns import Message, Role, TurnRequest
 
 #: Run `turnmill` with these words: exit status, standard output, standard error.
@@ -285,3 +286,26 @@ def test_turns_parked_in_an_outage_are_answered_after_it(
         assert [turn.reply.content for turn in found] == [f"question {n}" for n in range(3)]
         assert [turn.attempt for turn in found] == [2, 2, 2]
         assert [turn.settled_at for turn in found] == sorted(turn.settled_at for turn in found)
+
+
+def test_old_turns_are_pruned_by_hand_and_the_tables_measured(
+    turnmill: Turnmill, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(load_settings().database)
+    accept_one("old")
+    # The clock of its id stands still; nothing that ends here is a year old otherwise.
+    database.run("UPDATE turns SET id = '0170a000-0000-7000-8000-000000000001', "
+                 "state = 'failed', settled_at = '2020-03-01'")  # fmt: skip
+    database.run("DELETE FROM outbox")
+    database.run("UPDATE conversations SET answered_seq = 1")
+    assert "Nothing is old enough." in turnmill("db", "prune")[1]
+    monkeypatch.setenv("TURNMILL_RETENTION__TURNS_DAYS", "365")
+    assert turnmill("db", "prune", "--dry-run")[1].split()[-2:] == ["turns", "1"]
+    assert "2020-03" in turnmill("db", "size")[1]
+    assert turnmill("db", "prune")[1].split()[-4:] == ["turns", "1", "conversations", "1"]
+    assert "Nothing is old enough." in turnmill("db", "prune")[1]
+    with database.connect() as other:
+        other.execute("SELECT pg_advisory_lock(%s)", (PRUNER_LOCK_KEY,))
+        status, said, _ = turnmill("db", "prune")
+    assert (status, said) == (1, "Another process is pruning right now.\n")
+    database.close()

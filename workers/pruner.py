@@ -1,0 +1,119 @@
+"""The pruner: keeps the database at the size that the retention settings ask for.
+
+Every worker process runs one; an advisory lock lets one round at a time.
+"""
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing, suppress
+
+import psycopg
+import structlog
+
+from turnmill.schemas.database import OUTAGES, Database
+from turnmill.schemas.errors import DatabaseUnavailable, SettingsError
+from turnmill.schemas.links import Link
+from turnmill.schemas.settings import RetentionSettings
+from turnmill.schemas.tables import PRUNER_LOCK_KEY
+from turnmill.workers.months import Pause
+from turnmill.workers.retention import Round
+
+log = structlog.get_logger()
+
+#: A worker that dies young over and over need not prune each time.
+FIRST_AFTER_S = 10.0
+
+#: To look through a batch of millions takes longer than an answer usually may.
+_ANSWER_TIMEOUT_S = 120.0
+
+#: Nothing here should ever wait for a lock. If it does, it gives way.
+_SESSION = f"""
+SELECT set_config('application_name', 'turnmill pruner', false) AS name,
+    set_config('lock_timeout', '200ms', false) AS patience,
+    pg_try_advisory_lock({PRUNER_LOCK_KEY}) AS is_mine
+"""
+
+
+def prune(
+    database: Database,
+    retention: RetentionSettings,
+    pause: Pause,
+    on_progress: Callable[[Counter[str]], None] = lambda counts: None,
+    *,
+    is_dry: bool = False,
+    on_link: Callable[[Link], None] = lambda link: None,
+) -> Counter[str] | None:
+    """One round; what went, by table. None if another process is at it.
+
+    `pause` sleeps between the steps, and ends the round by returning true. `on_link` is given
+    the connection.
+
+    Raises:
+        DatabaseUnavailable: what went until then is gone; the next round goes on.
+        SettingsError: the database's user may not drop and make partitions.
+    """
+    with closing(database.connect()) as link:
+        link.answer_timeout_s = _ANSWER_TIMEOUT_S
+        on_link(link)
+        try:
+            row = link.execute(_SESSION).fetchone()
+            if row is None or not row.is_mine:
+                return None
+            current = Round(link, retention, pause, on_progress, is_dry=is_dry)
+            current.run()
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise SettingsError(
+                f"The pruner lacks a right ({str(error).splitlines()[0]}). Let the tables belong "
+                "to the user of TURNMILL_DATABASE__URL, or run 'turnmill db prune' as their owner."
+            ) from error
+        except OUTAGES as error:
+            raise DatabaseUnavailable(f"The round ended early: {error}") from error
+    return +current.counts
+
+
+class Pruner:
+    """The thread that runs a round now and then."""
+
+    def __init__(self, database: Database, retention: RetentionSettings) -> None:
+        self._database = database
+        self._retention = retention
+        self._stopping = threading.Event()
+        self._link: Link | None = None
+        self._thread = threading.Thread(target=self._run, name="pruner", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stopping.set()
+        if self._link is not None:
+            with suppress(psycopg.Error):
+                self._link.cancel_safe(timeout=0.5)
+        if self._thread.is_alive():
+            # A stopping worker has little time, and what is half done here is rolled back.
+            self._thread.join(timeout=1)
+
+    def _run(self) -> None:
+        wait_s = min(FIRST_AFTER_S, self._retention.every_s)
+        while not self._stopping.wait(wait_s):
+            try:
+                self._round()
+            except (DatabaseUnavailable, SettingsError) as error:
+                if not self._stopping.is_set():
+                    log.warning("pruner.stalled", error=error.message)
+            except Exception:
+                log.exception("pruner.failed")
+            # Not all the workers that were started together at once.
+            wait_s = self._retention.every_s * random.uniform(0.9, 1.1)
+
+    def _round(self) -> None:
+        counts = prune(
+            self._database, self._retention, self._stopping.wait, on_link=self._keep_link
+        )
+        if counts:
+            log.info("turns.pruned", **counts)
+
+    def _keep_link(self, link: Link) -> None:
+        self._link = link

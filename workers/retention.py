@@ -1,0 +1,209 @@
+"""Retention: what goes in one round of pruning, a few hundred rows at a time.
+
+A turn goes with all that belongs to it: reply, attempts, and its conversation when that has no
+turn left. An open turn never goes, whatever its age; the turns of a batch go with the batch.
+Rows that somebody holds are passed over, so no statement here waits for anybody.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from turnmill.schemas.ids import first_id
+from turnmill.schemas.links import Link
+from turnmill.schemas.partitions import PARTITIONED
+from turnmill.schemas.settings import RetentionSettings
+from turnmill.schemas.turns import OPEN_STATES, TurnState
+from turnmill.workers.months import Pause, drop, expired, make_ahead
+
+log = structlog.get_logger()
+
+#: Turns of one transaction: it lasts milliseconds.
+PAGE_TURNS = 250
+
+#: Pause after each transaction, in times of what it took: three quarters of the time are the
+#: lanes'.
+_PAUSE_SHARE = 3.0
+
+_ENDED = [state.value for state in TurnState if state not in OPEN_STATES]
+_AGED = [state for state in _ENDED if state != TurnState.PARKED]
+
+#: By the key: what is kept, like an open turn, is passed once in a round.
+_AGED_PAGE = """
+SELECT id, id AS last, batch_id IS NULL AND settled_at < %(before)s AND state = ANY(%(states)s)
+    AS is_due
+FROM turns WHERE id > %(after)s AND id < %(end)s ORDER BY id LIMIT %(size)s
+"""
+
+_PARKED_PAGE = """
+SELECT id, id AS last, true AS is_due FROM turns
+WHERE state = 'parked' AND batch_id IS NULL AND settled_at < %(before)s AND id > %(after)s
+ORDER BY id LIMIT %(size)s
+"""
+
+_BATCH_PAGE = """
+SELECT id, batch_row AS last, true AS is_due FROM turns
+WHERE batch_id = %(batch)s AND batch_row > %(after)s ORDER BY batch_row LIMIT %(size)s
+"""
+
+#: Attempts whose turn came before its month was made. The others go with their month.
+_STRAY_PAGE = """
+SELECT turn_id AS id, turn_id AS last, NOT EXISTS (
+    SELECT FROM turns WHERE id = a.turn_id AND state = ANY(%(open)s)) AS is_due
+FROM attempts_default a WHERE turn_id > %(after)s AND turn_id < %(end)s
+ORDER BY turn_id LIMIT %(size)s
+"""
+
+_OLD_BATCHES = "SELECT id FROM batches WHERE created_at < %s ORDER BY id"
+
+#: The row goes before its turns: a batch is never seen with a part of them.
+_ENDED_BATCH = """
+batches b WHERE id = %(batch)s AND created_at < %(before)s AND NOT EXISTS (
+    SELECT FROM turns
+    WHERE batch_id = b.id AND (settled_at IS NULL OR settled_at >= %(before)s))
+"""
+
+#: Batches that turns speak of and that are gone, found without reading all the turns.
+_GONE_BATCHES = """
+WITH RECURSIVE named AS (
+    (SELECT batch_id FROM turns WHERE batch_id IS NOT NULL ORDER BY batch_id LIMIT 1)
+    UNION ALL
+    SELECT (SELECT batch_id FROM turns WHERE batch_id > named.batch_id ORDER BY batch_id LIMIT 1)
+    FROM named WHERE named.batch_id IS NOT NULL
+)
+SELECT batch_id AS id FROM named
+WHERE batch_id IS NOT NULL AND NOT EXISTS (SELECT FROM batches WHERE id = batch_id)
+"""
+
+#: States again: a parked turn may just have been queued anew.
+_LOCK_TURNS = """
+SELECT id, conversation_id FROM turns WHERE id = ANY(%s) AND state = ANY(%s)
+ORDER BY id FOR UPDATE SKIP LOCKED
+"""
+
+_EMPTY = """
+conversations c WHERE id = ANY(%s) AND next_seq = answered_seq + 1
+AND NOT EXISTS (SELECT FROM turns WHERE conversation_id = c.id)
+"""
+
+
+class Round:
+    """One round. Whoever runs it holds the pruner's lock."""
+
+    def __init__(
+        self,
+        link: Link,
+        retention: RetentionSettings,
+        pause: Pause,
+        on_progress: Callable[[Counter[str]], None] = lambda counts: None,
+        *,
+        is_dry: bool = False,
+    ) -> None:
+        """`on_progress` is told the rows gone so far, by table. A dry round only counts them."""
+        self._link = link
+        self._retention = retention
+        self._pause = pause
+        self._on_progress = on_progress
+        self._is_dry = is_dry
+        # Not this machine's clock: one that is ahead would delete what is young.
+        self._now = link.execute("SELECT clock_timestamp()").fetchone()[0]  # type: ignore[index]
+        #: What went, by table.
+        self.counts: Counter[str] = Counter()
+
+    def run(self) -> None:
+        if not self._is_dry:
+            self._make_months()
+        kept = self._retention
+        self._prune_batches(kept.kept_batches_days)
+        self._prune_turns(_AGED_PAGE, kept.turns_days, _AGED)
+        self._prune_turns(_PARKED_PAGE, kept.kept_parked_days, [TurnState.PARKED])
+        self._prune_stray_attempts(kept.attempts_days)
+        self._drop_months("attempts", kept.attempts_days)
+        self._drop_months("replies", kept.kept_replies_days)
+
+    def _make_months(self) -> None:
+        for table in PARTITIONED:
+            for name in make_ahead(self._link, table, self._now, self._pause):
+                self.counts[f"{name} (made)"] += 1
+
+    def _prune_turns(self, page: str, days: int | None, states: list[str]) -> None:
+        if days is not None:
+            for ids in self._pages(page, {"states": states, **self._span(days)}):
+                self._remove_turns(ids, states)
+
+    def _prune_batches(self, days: int | None) -> None:
+        if days is None:
+            return
+        before = self._span(days)["before"]
+        gone = []
+        for batch in self._link.execute(_OLD_BATCHES, (before,)).fetchall():
+            if self._remove("batches", _ENDED_BATCH, {"batch": batch.id, "before": before}):
+                gone.append(batch)
+        # Read anew: a round before this one may have been ended between a batch and its turns.
+        for batch in gone if self._is_dry else self._link.execute(_GONE_BATCHES).fetchall():
+            for ids in self._pages(_BATCH_PAGE, {"batch": batch.id}, after=0):
+                self._remove_turns(ids, _ENDED)
+
+    def _prune_stray_attempts(self, days: int | None) -> None:
+        if days is not None:
+            open_states = [state.value for state in OPEN_STATES]
+            for ids in self._pages(_STRAY_PAGE, {"open": open_states, **self._span(days)}):
+                # Not the one that runs: its turn may just have been taken up again.
+                which = "attempts_default WHERE turn_id = ANY(%s) AND ended_at IS NOT NULL"
+                self._remove("attempts", which, (ids,))
+
+    def _drop_months(self, table: str, days: int | None) -> None:
+        if days is None:
+            return
+        for partition in expired(self._link, table, self._span(days)["end"]):
+            if not self._is_dry and not drop(self._link, table, partition, self._pause):
+                return
+            self.counts[partition.name] += 1
+
+    def _span(self, days: int) -> dict[str, Any]:
+        before = self._now - timedelta(days=days)
+        return {"before": before, "end": first_id(before)}
+
+    def _pages(
+        self, page: str, params: dict[str, Any], after: UUID | int = UUID(int=0)
+    ) -> Iterator[list[UUID]]:
+        """What is due, page by page, with a pause after each; ends when it is time to stop."""
+        while True:
+            started_at = time.monotonic()
+            given = {**params, "after": after, "size": PAGE_TURNS}
+            rows = self._link.execute(page, given).fetchall()
+            if due := [row.id for row in rows if row.is_due]:
+                yield due
+                self._on_progress(self.counts)
+            pause_s = (time.monotonic() - started_at) * _PAUSE_SHARE
+            if len(rows) < PAGE_TURNS or self._pause(pause_s):
+                return
+            after = rows[-1].last
+
+    def _remove_turns(self, ids: list[UUID], states: list[str]) -> None:
+        with self._link.transaction():
+            rows = self._link.execute(_LOCK_TURNS, (ids, states)).fetchall()
+            gone = [row.id for row in rows]
+            for table in ("chunks", "attempts", "replies"):
+                self._remove(table, f"{table} WHERE turn_id = ANY(%s)", (gone,))
+            self._remove("turns", "turns WHERE id = ANY(%s)", (gone,))
+            self._remove_conversations(list({row.conversation_id for row in rows}))
+
+    def _remove_conversations(self, ids: list[UUID]) -> None:
+        """Locked by one statement and looked at again by the next: `accept` holds its
+        conversation while it adds a turn, which an older snapshot would not show.
+        """
+        locked = f"SELECT id FROM {_EMPTY} ORDER BY id FOR UPDATE SKIP LOCKED"
+        empty = [row.id for row in self._link.execute(locked, (ids,))]
+        self._remove("conversations", _EMPTY, (empty,))
+
+    def _remove(self, table: str, which: str, params: Any) -> int:
+        verb = "SELECT FROM" if self._is_dry else "DELETE FROM"
+        count = self._link.execute(f"{verb} {which}", params).rowcount
+        self.counts[table] += count
+        return count
