@@ -25,7 +25,7 @@ POLL_S = 1.0
 
 _TAIL = """
 SELECT t.state, coalesce(string_agg(c.text, '' ORDER BY c.position), '') AS text,
-       coalesce(max(c.position), %(position)s) AS position
+       min(c.position) AS first, coalesce(max(c.position), %(position)s) AS position
 FROM turns t LEFT JOIN chunks c ON c.turn_id = t.id AND c.position > %(position)s
 WHERE t.id = %(turn)s AND t.tenant_id = %(tenant)s GROUP BY t.id, t.state
 """
@@ -34,10 +34,20 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """The texts so far are void: an engine that could not go on has begun the reply again."""
+
+
+RESTART = Restart()
+
+
+@dataclass(frozen=True, slots=True)
 class _Tail:
     state: TurnState
     text: str
     position: int
+    #: Chunks that this reader had seen, or would have, were discarded.
+    is_torn: bool = False
 
 
 class Follower:
@@ -58,9 +68,10 @@ class Follower:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._listener
 
-    async def follow(self, tenant_id: UUID, turn_id: UUID) -> AsyncIterator[str | Turn]:
+    async def follow(self, tenant_id: UUID, turn_id: UUID) -> AsyncIterator[str | Restart | Turn]:
         """Yield the reply's text as it comes, an empty string about once a second while there
-        is none, and at last the settled turn; the texts add up to its reply.
+        is none, and at last the settled turn; the texts since the last `Restart` add up to its
+        reply.
 
         Raises:
             NotFound: the tenant has no such turn.
@@ -72,6 +83,9 @@ class Follower:
                 tail = await self._tail(tenant_id, turn_id, position)
                 if tail is None or tail.state not in OPEN_STATES:
                     break
+                if shown and tail.is_torn:
+                    shown = ""
+                    yield RESTART
                 shown, position = shown + tail.text, tail.position
                 if tail.text:
                     yield tail.text
@@ -80,8 +94,12 @@ class Follower:
                     continue
                 yield ""
             turn = await self._retry_read(tenant_id, turn_id)
-            if turn.reply is not None and (rest := turn.reply.content[len(shown) :]):
-                yield rest
+            if turn.reply is not None:
+                if not turn.reply.content.startswith(shown):
+                    shown = ""
+                    yield RESTART
+                if rest := turn.reply.content[len(shown) :]:
+                    yield rest
             yield turn
 
     @contextlib.asynccontextmanager
@@ -107,7 +125,10 @@ class Follower:
             params = {"tenant": tenant_id, "turn": turn_id, "position": position}
             cursor.execute(_TAIL, params)
             row = cursor.fetchone()
-        return None if row is None else _Tail(TurnState(row.state), row.text, row.position)
+        if row is None:
+            return None
+        is_torn = row.first is not None and row.first > position + 1
+        return _Tail(TurnState(row.state), row.text, row.position, is_torn)
 
     async def _retry_read(self, tenant_id: UUID, turn_id: UUID) -> Turn:
         while True:

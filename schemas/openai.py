@@ -260,6 +260,14 @@ class ChunkChoice(BaseModel):
     finish_reason: FinishReason | None
 
 
+class StreamExtension(BaseModel):
+    """What OpenAI's streams have no word for; their clients pass it on unread."""
+
+    restarted: bool = Field(
+        description="The texts so far are void: the reply begins again after this chunk."
+    )
+
+
 class ChatCompletionChunk(BaseModel):
     """One event of `POST /v1/chat/completions` with `stream: true`."""
 
@@ -269,6 +277,7 @@ class ChatCompletionChunk(BaseModel):
     model: str
     choices: tuple[ChunkChoice, ...]
     usage: CompletionUsage | None = None
+    turnmill: StreamExtension | None = None
 
 
 class Model(BaseModel):

@@ -114,7 +114,8 @@ class WorkerSettings(Section):
     turn_timeout_s: float = Field(default=300.0, gt=0)
     #: How long an engine that was told to stop may go on with a turn. After that it counts as
     #: hung: its turn is taken from it, and the process ends for a fresh one to be started.
-    hang_s: float = Field(default=10.0, gt=0)
+    #: Longer than Postgres may take to answer, for which a turn may be waiting instead.
+    hang_s: float = Field(default=15.0, gt=0)
     #: Chunks of a turn are kept, and shown to its readers, at most once in this time.
     flush_s: float = Field(default=0.25, ge=0.01)
     #: How often lost turns and lost hints are looked for.
@@ -182,6 +183,8 @@ class EngineSettings(Section):
     echo_token_s: float = Field(default=0.0, ge=0)
     #: Echo engine: share of the turns that fail and are tried again.
     echo_failure_rate: float = Field(default=0.0, ge=0, le=1)
+    #: Echo engine: whether it goes on after the text of an earlier attempt, or begins again.
+    echo_can_continue: bool = True
     #: Echo engine: share of the turns that kill their worker.
     echo_crash_rate: float = Field(default=0.0, ge=0, le=1)
 

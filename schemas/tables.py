@@ -161,7 +161,8 @@ chunks = Table(
     "chunks",
     metadata,
     Column("turn_id", Uuid, primary_key=True),
-    #: Order within the reply, over all attempts: the next attempt continues the text.
+    #: Order within the reply, over all attempts: the next attempt continues the text. A gap
+    #: says that what stood before it was discarded and the reply begins again.
     Column("position", Integer, primary_key=True, autoincrement=False),
     Column("text", Text, nullable=False),
     Column("token_count", Integer, nullable=False),

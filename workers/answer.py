@@ -1,18 +1,19 @@
 """Answer: the way of one turn through a worker."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from threading import Event
 from uuid import UUID
 
 import structlog
 
 from turnmill.schemas.database import Database
-from turnmill.schemas.errors import PermanentError, TransientError
+from turnmill.schemas.errors import ContextOverflow, PermanentError, TransientError
 from turnmill.schemas.outcomes import HANDED_BACK, Answered, Cancelled, Failed, Outcome, Snoozed
 from turnmill.schemas.turns import Reply, Usage
 from turnmill.workers.backoff import backoff_s
-from turnmill.workers.engines.base import Chunk, Engine
+from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.lease import AbortReason, Attempt, Claim, Leases
 from turnmill.workers.prompt import build_prompt
 from turnmill.workers.settle import Settler
@@ -56,7 +57,7 @@ def _attempt_reply(worker: Worker, attempt: Attempt) -> Outcome:
     stream = worker.stream.open(attempt.claim)
     try:
         outcome = _generate(worker, attempt, stream)
-        if isinstance(outcome, Snoozed):
+        if isinstance(outcome, Snoozed) and worker.engine.can_continue:
             worker.stream.flush([stream])
         return outcome
     except PermanentError as error:
@@ -76,25 +77,46 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
     claim = attempt.claim
     if claim.deadline_s is not None and claim.deadline_s <= 0:
         return _deadline()
+    if claim.kept_text and not worker.engine.can_continue:
+        if not worker.stream.restart(stream):
+            return Cancelled()
+        claim = replace(claim, kept_text="", kept_tokens=0)
     prompt = build_prompt(worker.database, worker.engine, claim)
     text, token_count = [claim.kept_text], claim.kept_tokens
-    last: Chunk | None = None
-    for chunk in worker.engine.generate(prompt, claim.params_left, attempt.abort):
+    for chunk in _chunks(worker.engine, prompt, claim, attempt.abort):
         piece = chunk.text.replace("\0", "\ufffd")  # PostgreSQL cannot store U+0000
-        worker.stream.add(stream, piece, chunk.token_count)
         text.append(piece)
         token_count += chunk.token_count
-        last = chunk
-        if attempt.abort.is_set() and chunk.finish_reason is None:
+        if chunk.finish_reason is not None:
+            # Never kept, but shown by settling: after it another attempt would talk on.
+            usage = Usage(
+                prompt_tokens=_prompt_tokens(worker.engine, prompt, chunk),
+                completion_tokens=token_count,
+            )
+            return Answered(
+                Reply(content="".join(text), finish_reason=chunk.finish_reason, usage=usage)
+            )
+        worker.stream.add(stream, piece, chunk.token_count)
+        if attempt.abort.is_set():
             break
-    if last is not None and last.finish_reason is not None:
-        # The prompt the client sent ends where the kept text begins.
-        usage = Usage(
-            prompt_tokens=max(last.prompt_tokens - claim.kept_tokens, 0),
-            completion_tokens=token_count,
-        )
-        return Answered(Reply(content="".join(text), finish_reason=last.finish_reason, usage=usage))
     return _aborted(attempt)
+
+
+def _chunks(engine: Engine, prompt: Prompt, claim: Claim, abort: Event) -> Iterator[Chunk]:
+    """What the engine adds to the kept text; only an end, if there is no room for more."""
+    if not claim.is_complete:
+        try:
+            yield from engine.generate(prompt, claim.params_left, abort)
+            return
+        except ContextOverflow:
+            if not prompt.prefix:
+                raise
+    yield Chunk("", finish_reason="length")
+
+
+def _prompt_tokens(engine: Engine, prompt: Prompt, last: Chunk) -> int:
+    """Of the prompt that the client sent, which ends where the kept text begins."""
+    return engine.count_tokens(prompt.messages) if prompt.prefix else last.prompt_tokens
 
 
 def _aborted(attempt: Attempt) -> Outcome:

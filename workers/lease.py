@@ -129,8 +129,13 @@ class Claim:
         """The parameters for the rest of the reply: kept tokens count against max_tokens."""
         if not self.kept_tokens or self.params.max_tokens is None:
             return self.params
-        left = max(1, self.params.max_tokens - self.kept_tokens)
+        left = self.params.max_tokens - self.kept_tokens
         return self.params.model_copy(update={"max_tokens": left})
+
+    @property
+    def is_complete(self) -> bool:
+        """The kept tokens are all that the reply may have."""
+        return self.params.max_tokens is not None and self.kept_tokens >= self.params.max_tokens
 
 
 class Attempt:

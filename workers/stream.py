@@ -39,6 +39,21 @@ WITH owned AS (
 SELECT pg_notify(%(channel)s, replace(turn_id::text, '-', '')) FROM owned WHERE is_shown
 """
 
+#: The empty chunk behind a gap tells readers, and keeps the numbers from beginning again.
+_RESTART = """
+WITH owned AS (
+    SELECT id FROM turns
+    WHERE id = %(turn)s AND attempt = %(attempt)s AND worker_id = %(worker)s AND state = 'running'
+    FOR SHARE
+), discarded AS (
+    DELETE FROM chunks c USING owned WHERE c.turn_id = owned.id
+), marker AS (
+    INSERT INTO chunks (turn_id, position, text, token_count)
+    SELECT id, %(position)s, '', 0 FROM owned
+)
+SELECT pg_notify(%(channel)s, replace(id::text, '-', '')) FROM owned
+"""
+
 
 class TurnStream:
     """The text of one attempt that is not kept yet."""
@@ -46,8 +61,11 @@ class TurnStream:
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
         self.position = claim.next_position
-        self.texts: list[str] = []
-        self.token_count = 0
+        #: Text and number of tokens of each piece.
+        self.pieces: list[tuple[str, int]] = []
+        #: How many of them the chunk being written has. Should its commit be uncertain, the very
+        #: same chunk is written again: one of that position may be kept already.
+        self.written = 0
         self.due_at = time.monotonic() + FIRST_FLUSH_S
 
 
@@ -59,6 +77,8 @@ class Stream:
         self._flush_s = flush_s
         self._open: set[TurnStream] = set()
         self._lock = threading.Lock()
+        #: One flush at a time; the next one takes what came meanwhile.
+        self._flushing = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stream", daemon=True)
 
@@ -78,45 +98,64 @@ class Stream:
 
     def add(self, stream: TurnStream, text: str, token_count: int) -> None:
         with self._lock:
-            stream.texts.append(text)
-            stream.token_count += token_count
+            stream.pieces.append((text, token_count))
 
     def discard(self, stream: TurnStream) -> None:
         """Forget the stream; what is not kept yet will not be."""
         with self._lock:
             self._open.discard(stream)
 
+    def restart(self, stream: TurnStream) -> bool:
+        """Discard what earlier attempts kept, and tell the readers; False if it was fenced.
+
+        Raises `DatabaseUnavailable`.
+        """
+        claim = stream.claim
+        rows = self._database.run(
+            _RESTART,
+            {
+                "turn": claim.turn_id,
+                "attempt": claim.attempt,
+                "worker": claim.worker_id,
+                "position": stream.position + 1,
+                "channel": TURN_CHANNEL,
+            },
+        )
+        stream.position += 2
+        return bool(rows)
+
     def flush(self, streams: list[TurnStream] | None = None) -> None:
         """Keep the text of these streams, or of all that are due. Raises `DatabaseUnavailable`."""
-        now = time.monotonic()
-        with self._lock:
-            due = [
-                stream
-                for stream in (self._open if streams is None else streams)
-                if stream.texts and (streams is not None or now >= stream.due_at)
-            ]
-            pending = [(s, s.position, "".join(s.texts), s.token_count) for s in due]
-            lengths = [len(s.texts) for s in due]
-        if not pending:
-            return
-        self._keep(pending)
-        with self._lock:
-            for (stream, position, _, token_count), length in zip(pending, lengths, strict=True):
-                del stream.texts[:length]
-                stream.token_count -= token_count
-                stream.position = position + 1
-                stream.due_at = now + self._flush_s
+        with self._flushing:
+            now = time.monotonic()
+            with self._lock:
+                due = [
+                    stream
+                    for stream in (self._open if streams is None else streams)
+                    if stream.pieces and (streams is not None or now >= stream.due_at)
+                ]
+                for stream in due:
+                    stream.written = stream.written or len(stream.pieces)
+            if due:
+                self._keep(due)
+            with self._lock:
+                for stream in due:
+                    del stream.pieces[: stream.written]
+                    stream.written = 0
+                    stream.position += 1
+                    stream.due_at = now + self._flush_s
 
-    def _keep(self, pending: list[tuple[TurnStream, int, str, int]]) -> None:
-        claims = [stream.claim for stream, _, _, _ in pending]
+    def _keep(self, streams: list[TurnStream]) -> None:
+        claims = [stream.claim for stream in streams]
+        chunks = [stream.pieces[: stream.written] for stream in streams]
         self._database.run(
             _KEEP,
             {
                 "turns": [claim.turn_id for claim in claims],
                 "attempts": [claim.attempt for claim in claims],
-                "positions": [position for _, position, _, _ in pending],
-                "texts": [text for _, _, text, _ in pending],
-                "token_counts": [token_count for _, _, _, token_count in pending],
+                "positions": [stream.position for stream in streams],
+                "texts": ["".join(text for text, _ in chunk) for chunk in chunks],
+                "token_counts": [sum(count for _, count in chunk) for chunk in chunks],
                 "shown": [claim.lane is Lane.INTERACTIVE for claim in claims],
                 "worker": claims[0].worker_id,
                 "channel": TURN_CHANNEL,

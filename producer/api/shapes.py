@@ -11,6 +11,7 @@ from turnmill.schemas.openai import (
     CompletionUsage,
     Delta,
     ReplyMessage,
+    StreamExtension,
 )
 from turnmill.schemas.turns import FinishReason, Reply
 
@@ -52,6 +53,9 @@ class CompletionShape:
     def text(self, text: str) -> str:
         return self._chunk(Delta(content=text))
 
+    def restart(self) -> str:
+        return self._chunk(Delta(), extension=StreamExtension(restarted=True))
+
     def ending(self, reply: Reply) -> str:
         return self._chunk(Delta(), reply.finish_reason)
 
@@ -63,12 +67,21 @@ class CompletionShape:
             choices=(),
             usage=CompletionUsage.of(reply.usage),
         )
-        return chunk.model_dump_json()
+        return chunk.model_dump_json(exclude={"turnmill"})
 
-    def _chunk(self, delta: Delta, finish_reason: FinishReason | None = None) -> str:
+    def _chunk(
+        self,
+        delta: Delta,
+        finish_reason: FinishReason | None = None,
+        extension: StreamExtension | None = None,
+    ) -> str:
         choice = ChunkChoice(delta=delta, finish_reason=finish_reason)
         chunk = ChatCompletionChunk(
-            id=self.id, created=self.created, model=self.model, choices=(choice,)
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            choices=(choice,),
+            turnmill=extension,
         )
         # A delta has only the fields that changed; `usage` is null where usage was asked for.
         given = {"role", "content"} - delta.model_fields_set
@@ -76,5 +89,6 @@ class CompletionShape:
             exclude={
                 "choices": {0: {"delta": given}},
                 **({} if self.wants_usage else {"usage": True}),
+                **({} if extension else {"turnmill": True}),
             }
         )

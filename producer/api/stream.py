@@ -10,6 +10,7 @@ import structlog
 from turnmill.producer.api.errors import problem_of, problem_of_turn, stopping
 from turnmill.producer.api.shapes import CompletionShape
 from turnmill.producer.api.watch import Interrupt, Item, Watch
+from turnmill.producer.follow import Restart
 from turnmill.schemas.turns import Turn
 
 #: A comment: clients ignore it, proxies and clients see that the connection lives.
@@ -23,8 +24,8 @@ async def events(watch: Watch, item: Item, shape: CompletionShape) -> AsyncItera
     """Say the reply as it comes; a failure after the first event is an event too."""
     yield _event(shape.opening())
     try:
-        while isinstance(item, str):
-            yield _event(shape.text(item)) if item else WAITING
+        while isinstance(item, str | Restart):
+            yield _event(_said(item, shape)) if item else WAITING
             item = await watch.next()
         for line in _closing(item, shape):
             yield line
@@ -33,6 +34,10 @@ async def events(watch: Watch, item: Item, shape: CompletionShape) -> AsyncItera
         log.error("stream.failed", error=type(error).__name__)
         yield _event(problem_of(error).json())
     yield DONE
+
+
+def _said(item: str | Restart, shape: CompletionShape) -> str:
+    return shape.restart() if isinstance(item, Restart) else shape.text(item)
 
 
 def _closing(item: Turn | Interrupt, shape: CompletionShape) -> Iterator[str]:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from enum import Enum
 
+from turnmill.producer.follow import Restart
 from turnmill.schemas.turns import Turn
 
 
@@ -22,13 +23,13 @@ class Interrupt(Enum):
     TIMEOUT = "timeout"
 
 
-Item = str | Turn | Interrupt
+Item = str | Restart | Turn | Interrupt
 
 
 class Watch:
     """The texts of a reply, then its turn; or an `Interrupt`."""
 
-    def __init__(self, items: AsyncIterator[str | Turn]) -> None:
+    def __init__(self, items: AsyncIterator[str | Restart | Turn]) -> None:
         self._items = items
         self._queue: asyncio.Queue[Item | Exception] = asyncio.Queue()
 
@@ -55,7 +56,7 @@ class Watch:
         """The turn once it has ended."""
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout_s
-        while isinstance(item := await self.next(until - loop.time()), str):
+        while isinstance(item := await self.next(until - loop.time()), str | Restart):
             pass
         return item
 

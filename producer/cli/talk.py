@@ -10,7 +10,7 @@ from rich.console import Console
 from turnmill.producer.accept import accept
 from turnmill.producer.cli.context import System, open_system
 from turnmill.producer.cli.texts import plain
-from turnmill.producer.follow import Follower
+from turnmill.producer.follow import Follower, Restart
 from turnmill.producer.turns import read_conversation
 from turnmill.schemas.ids import Prefix, parse_id, show_id
 from turnmill.schemas.turns import GenerationParams, Message, Role, Turn, TurnRequest, TurnState
@@ -104,6 +104,8 @@ class _Talk:
                 async for piece in follower.follow(self._system.tenant_id, turn_id):
                     if isinstance(piece, Turn):
                         turn = piece
+                    elif isinstance(piece, Restart):
+                        console.print("\n[dim](The reply begins again.)[/]")
                     elif piece:
                         status.stop()
                         console.print(plain(piece), end="", soft_wrap=True)

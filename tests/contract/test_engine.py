@@ -85,12 +85,38 @@ def test_half_a_stop_string_at_the_end_is_still_said(engine: Engine) -> None:
     assert text_of(reply(engine, ask(STORY), stop=(full[-3:] + "§",))) == full
 
 
-def test_a_reply_goes_on_after_its_prefix(engine: Engine) -> None:
-    chunks = reply(engine, ask(STORY), max_tokens=14)
-    prefix, used = text_of(chunks[:6]), sum(chunk.token_count for chunk in chunks[:6])
-    rest = reply(engine, ask(STORY, prefix), max_tokens=14 - used)
-    assert prefix + text_of(rest) == text_of(chunks)
-    assert rest[-1].prompt_tokens > chunks[-1].prompt_tokens
+def token_count(chunks: list[Chunk]) -> int:
+    return sum(chunk.token_count for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop"),
+    [(STORY, None), (STORY, (20, 9)), ("Repeat: 😀👩‍👩‍👧 naïve 你好世界 extraordinarily", None)],
+    ids=["story", "stop", "unicode"],
+)
+def test_a_reply_goes_on_the_same_wherever_it_was_cut(
+    engine: Engine, text: str, stop: tuple[int, int] | None
+) -> None:
+    """In the middle of a word, after an emoji, inside a stop string, one token before the end."""
+    if not engine.can_continue:
+        pytest.skip("this engine begins again")
+    stops: tuple[str, ...] = ()
+    if stop is not None:
+        full = text_of(reply(engine, ask(text), max_tokens=12))
+        stops = (full[stop[0] : sum(stop)], full[stop[0] - 3 : stop[0] + 3] + "§")
+    chunks = reply(engine, ask(text), max_tokens=12, stop=stops)
+
+    def go_on(cut: int) -> tuple[str, int, str | None]:
+        kept = chunks[:cut]
+        prompt, left = ask(text, text_of(kept)), 12 - token_count(kept)
+        rest = reply(engine, prompt, max_tokens=left, stop=stops)
+        return text_of(kept + rest), token_count(kept + rest), rest[-1].finish_reason
+
+    cuts = [cut for cut in range(1, len(chunks)) if token_count(chunks[:cut]) < 12][::-2]
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(go_on, cuts))
+    uncut = (text_of(chunks), token_count(chunks), chunks[-1].finish_reason)
+    assert texts == [uncut] * len(cuts)
 
 
 def test_an_abort_ends_the_reply_within_two_tokens(engine: Engine) -> None:

@@ -22,7 +22,12 @@ from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.cancel import cancel
 from turnmill.producer.tenants import save_bot
 from turnmill.producer.turns import read_turn
-from turnmill.schemas.errors import DatabaseUnavailable, EngineFailure, EngineUnavailable
+from turnmill.schemas.errors import (
+    ContextOverflow,
+    DatabaseUnavailable,
+    EngineFailure,
+    EngineUnavailable,
+)
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered, Failed, Outcome, Snoozed
 from turnmill.schemas.turns import (
@@ -456,6 +461,7 @@ class Scripted:
         self.prompts: list[Prompt] = []
         self.params: list[GenerationParams] = []
         self.context_window = 8192
+        self.can_continue = True
 
     def start(self) -> None: ...
 
@@ -538,8 +544,97 @@ def test_the_next_attempt_goes_on_where_the_text_that_was_kept_ends(
     assert engine.params[0].max_tokens == 8
     reply = read(system, turn).reply
     assert (reply.content, reply.finish_reason) == ("one two three", "length")
-    assert (reply.usage.completion_tokens, reply.usage.prompt_tokens) == (3, 7)
+    # The engine got a longer prompt than the client sent: one word.
+    assert (reply.usage.completion_tokens, reply.usage.prompt_tokens) == (3, 1)
     assert chunks(system) == []
+
+
+def keep(system: Any, leases: Leases, turn: AcceptedTurn, *pieces: str) -> None:
+    """As if an attempt had shown these pieces, a token each, and died."""
+    stream = Stream(system.database, 0.01)
+    lost = stream.open(claimed(leases, turn))
+    for piece in pieces:
+        stream.add(lost, piece, 1)
+        stream.flush([lost])
+    rescue(system)
+
+
+def test_a_reply_whose_tokens_are_used_up_at_the_cut_gets_no_more(
+    system: Any, worker: Worker
+) -> None:
+    turn = accept(system.database, system.request("x", params=GenerationParams(max_tokens=2)))
+    keep(system, worker.leases, turn, "one ", "two")
+    engine = answer_with(worker, turn)
+    assert engine.prompts == []
+    reply = read(system, turn).reply
+    assert (reply.content, reply.finish_reason) == ("one two", "length")
+    assert (reply.usage.completion_tokens, reply.usage.prompt_tokens) == (2, 1)
+
+
+def test_a_kept_text_that_fills_the_context_window_is_the_reply(
+    system: Any, worker: Worker
+) -> None:
+    turn = accept(system.database, system.request("x"))
+    keep(system, worker.leases, turn, "full")
+    answer_with(worker, turn, [ContextOverflow("no room")])
+    reply = read(system, turn).reply
+    assert (reply.content, reply.finish_reason) == ("full", "length")
+
+
+def test_an_engine_that_cannot_go_on_begins_again_behind_a_gap(
+    system: Any, worker: Worker, eventually: Eventually
+) -> None:
+    turn = accept(system.database, system.request("x"))
+    keep(system, worker.leases, turn, "one ", "two ")
+    is_kept = lambda: eventually(lambda: "uno " in chunks(system), 5)  # noqa: E731
+    engine = Scripted([Chunk("uno ", 1), is_kept, EngineUnavailable("busy")])
+    engine.can_continue = False
+    assert answer_turn(replace(worker, engine=engine), turn.turn_id)
+    assert engine.prompts[0].prefix == ""
+    rows = system.database.run("SELECT position, text FROM chunks ORDER BY position")
+    assert [tuple(row) for row in rows] == [(3, ""), (4, "uno ")]
+    make_due(system)
+    again = Scripted([Chunk("eins", 1), Chunk("", finish_reason="stop", prompt_tokens=5)])
+    again.can_continue = False
+    assert answer_turn(replace(worker, engine=again), turn.turn_id)
+    reply = read(system, turn).reply
+    assert (reply.content, reply.usage.completion_tokens) == ("eins", 1)
+    assert chunks(system) == []
+
+
+def test_a_late_attempt_cannot_discard_what_readers_see(system: Any) -> None:
+    stream = Stream(system.database, 0.01)
+    turn = accept(system.database, system.request("hello"))
+    late = stream.open(claimed(new_leases(system), turn))
+    rescue(system)
+    keep(system, new_leases(system), turn, "one ")
+    assert not stream.restart(late)
+    assert chunks(system) == ["one "]
+
+
+def test_a_chunk_whose_commit_is_uncertain_is_written_again_as_it_was(
+    system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more text in it, it would be taken for kept, and the text would have a hole."""
+    turn = accept(system.database, system.request("hello"))
+    stream = Stream(system.database, 0.01)
+    current = stream.open(claimed(new_leases(system), turn))
+    run = system.database.run
+
+    def lose_the_answer(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        run(*arguments)
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(system.database, "run", lose_the_answer)
+    stream.add(current, "one ", 1)
+    with pytest.raises(DatabaseUnavailable):
+        stream.flush([current])
+    stream.add(current, "two ", 1)
+    stream.flush([current])
+    stream.add(current, "three", 1)
+    stream.flush([current])
+    assert "".join(chunks(system)) == "one two three"
 
 
 def test_an_engine_that_stops_without_a_word_is_asked_again(system: Any, worker: Worker) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from turnmill.producer.accept import accept
 from turnmill.producer.cancel import cancel
-from turnmill.producer.follow import POLL_S, Follower
+from turnmill.producer.follow import POLL_S, RESTART, Follower, Restart
 from turnmill.schemas.errors import NotFound
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.routes import TURN_CHANNEL
@@ -35,13 +35,27 @@ def accept_text(system: Any, text: str = "[[tokens=30]]", **fields: Any) -> Acce
     return accept(system.database, system.request(text, **fields))
 
 
-async def collect(items: AsyncIterator[str | Turn]) -> tuple[list[str], Turn]:
+async def collect(items: AsyncIterator[str | Restart | Turn]) -> tuple[list[str], Turn]:
     texts: list[str] = []
     async for item in items:
         if isinstance(item, Turn):
             return texts, item
+        assert not isinstance(item, Restart)
         texts.append(item)
     raise AssertionError("the turn itself never came")
+
+
+def keep(system: Any, turn: AcceptedTurn, position: int, *texts: str) -> None:
+    """As an attempt does, from this position on."""
+    for number, text in enumerate(texts):
+        system.database.run(
+            "INSERT INTO chunks (turn_id, position, text, token_count) VALUES (%s, %s, %s, 1)",
+            (turn.turn_id, position + number, text),
+        )
+
+
+def forget(system: Any) -> None:
+    system.database.run("DELETE FROM chunks")
 
 
 async def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
@@ -195,6 +209,52 @@ def test_a_turn_without_text_still_ends(system: Any, text: str) -> None:
         assert settled.state == ("failed" if text else "completed")
 
     run(system, test)
+
+
+def test_a_reader_is_told_when_the_reply_begins_again(system: Any) -> None:
+    async def test(follower: Follower) -> None:
+        turn = accept_text(system)
+        keep(system, turn, 0, "one ", "two ")
+        reader = follower.follow(system.tenant_id, turn.turn_id)
+        async with contextlib.aclosing(reader):
+            assert await anext(reader) == "one two "
+            keep(system, turn, 2, "never seen ")
+            forget(system)
+            keep(system, turn, 4, "", "uno ")
+            items = [item async for item in _until_text(reader, "uno ")]
+            late = follower.follow(system.tenant_id, turn.turn_id)
+            async with contextlib.aclosing(late):
+                assert await anext(late) == "uno ", "who saw nothing is told nothing"
+            keep(system, turn, 6, "due ")
+            items += [item async for item in _until_text(reader, "due ")]
+        assert items == [RESTART, "uno ", "due "]
+
+    run(system, test)
+
+
+def test_a_reader_is_told_even_if_all_happens_between_two_looks(system: Any) -> None:
+    async def test(follower: Follower) -> None:
+        turn = accept_text(system, "uno")
+        keep(system, turn, 0, "one ")
+        reader = follower.follow(system.tenant_id, turn.turn_id)
+        async with contextlib.aclosing(reader):
+            assert await anext(reader) == "one "
+            forget(system)
+            with slow_worker(system, token_s=0.0):
+                await until(lambda: system.count("state = 'completed'"))
+            items = [item async for item in reader]
+        assert [item for item in items[:-1] if item] == [RESTART, "uno"]
+
+    run(system, test)
+
+
+async def _until_text(reader: Any, text: str) -> AsyncIterator[str | Restart | Turn]:
+    """What the reader yields, signs of life aside, up to this text."""
+    async for item in reader:
+        if item:
+            yield item
+        if item == text:
+            return
 
 
 def test_a_turn_that_does_not_exist_is_not_found(system: Any) -> None:

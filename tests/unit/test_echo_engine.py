@@ -38,15 +38,21 @@ def test_it_goes_on_after_any_prefix(cut: int) -> None:
     assert full[:cut] + say("[[tokens=4]]", prefix=full[:cut]) == full
 
 
+def test_whether_it_goes_on_after_a_prefix_is_a_setting() -> None:
+    assert EchoEngine(EngineSettings(name="echo")).can_continue
+    assert not EchoEngine(EngineSettings(name="echo", echo_can_continue=False)).can_continue
+
+
 @pytest.mark.parametrize(
     ("word", "error"),
     [
         ("[[fail]]", EngineFailure),
         ("[[unavailable]]", EngineUnavailable),
         ("[[memory]]", MemoryError),
+        ("[[exit]]", SystemExit),
     ],
 )
-def test_magic_words_raise(word: str, error: type[Exception]) -> None:
+def test_magic_words_raise(word: str, error: type[BaseException]) -> None:
     with pytest.raises(error):
         say(f"please {word}")
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from turnmill.workers.engines.base import Chunk
 from turnmill.workers.engines.text import REPLACEMENT, Detokenizer, StopFilter
 
 SAMPLE = "Ein 😀👩‍👩‍👧 läuft: 你好世界。 naïve café\n"
@@ -61,12 +62,47 @@ def test_text_ends_before_the_first_stop_string(
     stops: tuple[str, ...], text: str, shown: str, is_stopped: bool, size: int
 ) -> None:
     stop_filter = StopFilter(stops)
-    pieces = [stop_filter.push(text[at : at + size]) for at in range(0, len(text), size)]
-    assert "".join(pieces) + stop_filter.flush() == shown
+    chunks = [stop_filter.push(text[at : at + size]) for at in range(0, len(text), size)]
+    chunks.append(stop_filter.push("", 0, is_last=True))
+    assert "".join(chunk.text for chunk in chunks) == shown
     assert stop_filter.is_stopped is is_stopped
 
 
-def test_only_what_may_begin_a_stop_string_is_held_back() -> None:
+@pytest.mark.parametrize(
+    ("stops", "text", "shown", "is_stopped"),
+    [
+        (("END",), "the EN, the END.", "the EN, the ", True),
+        (("\n\n", "User:"), "Hi\nUser: no", "Hi\n", True),
+        (("aab",), "aaab", "a", True),
+        (("xyz",), "half: xy", "half: xy", False),
+        (("b", "aaaa"), "aaab", "aaa", True),
+    ],
+)
+def test_wherever_a_text_is_cut_it_goes_on_the_same_and_no_token_counts_twice(
+    stops: tuple[str, ...], text: str, shown: str, is_stopped: bool
+) -> None:
+    for cut in range(1, len(text)):
+        before = StopFilter(stops)
+        kept = [before.push(letter) for letter in text[:cut]]
+        if before.is_stopped:
+            break
+        kept_text = "".join(chunk.text for chunk in kept)
+        kept_count = sum(chunk.token_count for chunk in kept)
+        after = StopFilter(stops, kept_text)
+        rest = [after.push(letter) for letter in text[kept_count:]]
+        rest.append(after.push("", 0, is_last=True))
+        assert kept_text + "".join(chunk.text for chunk in rest) == shown
+        assert after.is_stopped is is_stopped
+
+
+def test_a_stop_string_that_begins_in_what_was_shown_still_ends_the_text() -> None:
+    stop_filter = StopFilter(("aab",), "a")
+    assert stop_filter.push("ab and more").text == ""
+    assert stop_filter.is_stopped
+
+
+def test_only_what_may_begin_a_stop_string_is_held_back_and_always_whole_tokens() -> None:
     stop_filter = StopFilter(("STOP",))
-    assert stop_filter.push("go ST") == "go "
-    assert stop_filter.push("AY") == "STAY"
+    assert stop_filter.push("go") == Chunk("go", 1)
+    assert stop_filter.push(" ST", 2) == Chunk("", 0)
+    assert stop_filter.push("AY") == Chunk(" STAY", 3)

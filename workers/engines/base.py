@@ -40,6 +40,11 @@ class Engine(Protocol):
     """
 
     @property
+    def can_continue(self) -> bool:
+        """Whether `generate` can go on after a prefix; without it a prompt never has one."""
+        ...
+
+    @property
     def context_window(self) -> int:
         """Tokens that prompt and reply may take together; known once `start` returned."""
         ...

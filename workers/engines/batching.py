@@ -162,6 +162,8 @@ class Scheduler:
 class BatchingEngine:
     """An engine around a function that loads a model."""
 
+    can_continue = True
+
     def __init__(
         self, settings: EngineSettings, load: Callable[[EngineSettings], LoadedModel]
     ) -> None:
@@ -204,7 +206,8 @@ class BatchingEngine:
         scheduler.submit(generation)
         # A text that goes on is decoded after what was there; a new one begins without a space.
         detokenizer = Detokenizer(model.decode, prompt_ids[-1:] if prompt.prefix else ())
-        yield from _read_chunks(generation, detokenizer)
+        stops = StopFilter(params.stop, prompt.prefix)
+        yield from _read_chunks(generation, detokenizer, stops)
 
     def close(self) -> None:
         if self._scheduler is not None:
@@ -229,10 +232,11 @@ def _encode(model: LoadedModel, prompt: Prompt) -> list[int]:
     return ids
 
 
-def _read_chunks(generation: Generation, detokenizer: Detokenizer) -> Iterator[Chunk]:
+def _read_chunks(
+    generation: Generation, detokenizer: Detokenizer, stops: StopFilter
+) -> Iterator[Chunk]:
     """The generation's tokens as text, until it ends or is aborted."""
-    stops = StopFilter(generation.params.stop)
-    count = 0
+    held_count = 0
     try:
         while not generation.abort.is_set():
             token = generation.events.get()
@@ -240,16 +244,22 @@ def _read_chunks(generation: Generation, detokenizer: Detokenizer) -> Iterator[C
                 return
             if isinstance(token, TurnmillError):
                 raise token
-            count += 1
-            text = "" if token.finish_reason == "stop" else stops.push(detokenizer.push(token.id))
-            if token.finish_reason and not stops.is_stopped:
-                text += stops.push(detokenizer.flush()) + stops.flush()
+            held_count += 1
+            text, is_last = _text_of(token, detokenizer), token.finish_reason is not None
+            if not text and not is_last:
+                continue
+            chunk, held_count = stops.push(text, held_count, is_last=is_last), 0
             reason: FinishReason | None = "stop" if stops.is_stopped else token.finish_reason
             if reason:
-                yield Chunk(text, count, reason, len(generation.prompt_ids))
+                prompt_tokens = len(generation.prompt_ids)
+                yield Chunk(chunk.text, chunk.token_count, reason, prompt_tokens)
                 return
-            if text:
-                yield Chunk(text, count)
-                count = 0
+            if chunk.text:
+                yield chunk
     finally:
         generation.is_abandoned = True
+
+
+def _text_of(token: Token, detokenizer: Detokenizer) -> str:
+    text = "" if token.finish_reason == "stop" else detokenizer.push(token.id)
+    return text + detokenizer.flush() if token.finish_reason else text

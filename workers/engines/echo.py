@@ -45,6 +45,10 @@ class EchoEngine:
         self._is_closed = False
 
     @property
+    def can_continue(self) -> bool:
+        return self._settings.echo_can_continue
+
+    @property
     def context_window(self) -> int:
         return self._settings.context_window or DEFAULT_CONTEXT_WINDOW
 
@@ -72,9 +76,9 @@ class EchoEngine:
         if abort.wait(float(magic.get("wait") or 0)):
             return
         words = _reply_words(text, magic, prompt.prefix)
-        yield from self._speak(
-            words, min(params.max_tokens or room, room), params, abort, prompt_tokens
-        )
+        limit = min(params.max_tokens or room, room)
+        stops = StopFilter(params.stop, prompt.prefix)
+        yield from self._speak(words, limit, stops, abort, prompt_tokens)
 
     def close(self) -> None:
         self._is_closed = True
@@ -83,20 +87,22 @@ class EchoEngine:
         self,
         words: list[str],
         limit: int,
-        params: GenerationParams,
+        stops: StopFilter,
         abort: Event,
         prompt_tokens: int,
     ) -> Iterator[Chunk]:
-        stops = StopFilter(params.stop)
         finish: FinishReason = "length" if len(words) > limit else "stop"
         for word in words[:limit]:
             if abort.wait(self._settings.echo_token_s):
                 return
-            yield Chunk(stops.push(word), token_count=1)
+            chunk = stops.push(word)
             if stops.is_stopped:
-                finish = "stop"
-                break
-        yield Chunk(stops.flush(), finish_reason=finish, prompt_tokens=prompt_tokens)
+                yield Chunk(chunk.text, chunk.token_count, "stop", prompt_tokens)
+                return
+            if chunk.text:
+                yield chunk
+        rest = stops.push("", 0, is_last=True)
+        yield Chunk(rest.text, rest.token_count, finish, prompt_tokens)
 
     def _misbehave_at_random(self, text: str, seed: int | None) -> None:
         """With a seed, the same message always meets the same fate; without, chance decides."""

@@ -19,6 +19,10 @@ class LazyEngine:
         self._lock = Lock()
 
     @property
+    def can_continue(self) -> bool:
+        return self._started().can_continue
+
+    @property
     def context_window(self) -> int:
         return self._started().context_window
 

@@ -6,6 +6,8 @@ long as a later token may still change it.
 
 from collections.abc import Callable, Sequence
 
+from turnmill.workers.engines.base import Chunk
+
 #: What a decoder puts where bytes are missing.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -14,36 +16,51 @@ MAX_HELD_TOKENS = 6
 
 
 class StopFilter:
-    """Lets text through up to the first stop string."""
+    """Lets text through up to the first stop string, whole tokens at a time.
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    Whole, because another attempt may have to go on from there: a model goes on badly in the
+    middle of a token, and half a token cannot be counted.
+    """
+
+    def __init__(self, stops: Sequence[str], shown: str = "") -> None:
+        """`shown` is the text before; a stop string may begin in it."""
         self._stops = tuple(stops)
-        self._held = ""
+        self._reach = max((len(stop) for stop in stops), default=1) - 1
+        self._shown = self._end_of(shown)
+        self._held: list[Chunk] = []
         #: A stop string was found: nothing more comes.
         self.is_stopped = False
 
-    def push(self, text: str) -> str:
-        """The part of the text so far that is now certain."""
+    def push(self, text: str, token_count: int = 1, *, is_last: bool = False) -> Chunk:
+        """What is certain to belong to the reply, of this text and what was held back before."""
         if self.is_stopped:
-            return ""
-        text = self._held + text
+            return Chunk("")
+        self._held.append(Chunk(text, token_count))
+        text = self._shown + "".join(chunk.text for chunk in self._held)
         found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
         if found:
-            self.is_stopped, self._held = True, ""
-            return text[: min(found)]
-        cut = len(text) - self._held_length(text)
-        self._held = text[cut:]
-        return text[:cut]
+            self.is_stopped = True
+            token_count = sum(chunk.token_count for chunk in self._held)
+            return Chunk(text[len(self._shown) : min(found)], token_count)
+        end = len(text) if is_last else len(text) - self._undecided_length(text)
+        return self._release(end - len(self._shown))
 
-    def flush(self) -> str:
-        """What was held back, once no more text can follow."""
-        text, self._held = self._held, ""
-        return text
+    def _release(self, length: int) -> Chunk:
+        """The tokens within the next `length` characters."""
+        text, token_count = "", 0
+        while self._held and len(text) + len(self._held[0].text) <= length:
+            chunk = self._held.pop(0)
+            text, token_count = text + chunk.text, token_count + chunk.token_count
+        self._shown = self._end_of(self._shown + text)
+        return Chunk(text, token_count)
 
-    def _held_length(self, text: str) -> int:
+    def _end_of(self, text: str) -> str:
+        """As much of the text as a stop string may begin in."""
+        return text[max(0, len(text) - self._reach) :]
+
+    def _undecided_length(self, text: str) -> int:
         """Length of the longest end of the text that begins a stop string."""
-        longest = max((len(stop) for stop in self._stops), default=1) - 1
-        for length in range(min(longest, len(text)), 0, -1):
+        for length in range(min(self._reach, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops):
                 return length
         return 0
