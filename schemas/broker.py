@@ -3,22 +3,35 @@
 Each setting answers a measured failure; see docs/delivery.md.
 """
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
 from kombu import Queue
 
+from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.routes import queue_name
-from turnmill.schemas.settings import BrokerSettings
+from turnmill.schemas.settings import BrokerSettings, Settings, WorkerSettings
 from turnmill.schemas.turns import Lane
 
 #: Hints are dropped from a queue after so many deliveries; the rescuer publishes them anew.
 #: High, because with many turns in one process one poison turn re-delivers its neighbours.
 DELIVERY_LIMIT = 100
 
+#: Variables that Celery obeys more than its app's settings: with them relay and workers would
+#: serve another broker than the one that was configured.
+_FOREIGN = (
+    "CELERY_BROKER_URL",
+    "CELERY_BROKER_READ_URL",
+    "CELERY_BROKER_WRITE_URL",
+    "CELERY_CONFIG_MODULE",
+    "CELERY_LOADER",
+)
+
 
 def celery_settings(broker: BrokerSettings) -> dict[str, Any]:
-    """Celery's configuration, as far as both sides share it."""
+    """Celery's configuration, as far as both sides share it. Raises `SettingsError`."""
+    refuse_foreign_settings()
     shared: dict[str, Any] = {
         "broker_url": broker.url,
         "broker_connection_timeout": 3,
@@ -70,3 +83,30 @@ def hint_queues(broker: BrokerSettings, lanes: Iterable[Lane], model: str) -> li
         )
         for lane in lanes
     ]
+
+
+def longest_hold_s(worker: WorkerSettings) -> float:
+    """How long a worker may keep a hint: the longest turn, and then the drain."""
+    return worker.turn_timeout_s + worker.drain_s
+
+
+def refuse_early_redelivery(settings: Settings) -> None:
+    """Raises `SettingsError` if Redis would give out a turn again while it runs."""
+    broker, needed_s = settings.broker, longest_hold_s(settings.worker)
+    if not broker.is_amqp and broker.visibility_timeout_s <= needed_s:
+        raise SettingsError(
+            f"TURNMILL_BROKER__VISIBILITY_TIMEOUT_S is {broker.visibility_timeout_s} s, but the "
+            f"longest turn and the drain take {needed_s:g} s (TURNMILL_WORKER__TURN_TIMEOUT_S and "
+            "TURNMILL_WORKER__DRAIN_S): hints would be given out again while their turns run. "
+            f"Set it to {int(needed_s) + 60} or more."
+        )
+
+
+def refuse_foreign_settings() -> None:
+    """Raises `SettingsError` if a variable of Celery's own would overrule ours."""
+    given = [name for name in _FOREIGN if os.environ.get(name)]
+    if given:
+        raise SettingsError(
+            f"{', '.join(given)} would overrule Turnmill's settings. Remove it from the "
+            "environment; the broker is TURNMILL_BROKER__URL."
+        )

@@ -51,6 +51,12 @@ class DatabaseSettings(Section):
     connect_timeout_s: int = Field(default=3, ge=1)
     #: A statement that gets no answer for so long is given up, and its connection with it.
     answer_timeout_s: float = Field(default=10.0, ge=2)
+    #: `turnmill doctor` demands a synchronous standby, as it does when `url` has several hosts.
+    require_standby: bool = False
+
+    @property
+    def has_several_hosts(self) -> bool:
+        return "," in self.url.partition("?")[0].rpartition("@")[2]
 
 
 class BrokerSettings(Section):
@@ -65,6 +71,9 @@ class BrokerSettings(Section):
     heartbeat_s: int = Field(default=8, ge=2)
     #: Redis: must exceed the longest turn plus the drain. Recovery is the rescuer's, not this.
     visibility_timeout_s: int = Field(default=420, ge=5)
+    #: RabbitMQ: where `turnmill doctor` finds the management API, `http://user:password@host:15672`;
+    #: port 15672 of the broker, with the broker's login, when left out.
+    management_url: str | None = None
 
     @model_validator(mode="after")
     def _knows_its_primary(self) -> Self:

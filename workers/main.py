@@ -9,6 +9,7 @@ import structlog
 from celery import Celery
 from celery.signals import worker_ready
 
+from turnmill.schemas.broker import refuse_early_redelivery
 from turnmill.schemas.settings import Settings
 from turnmill.workers.app import create_app
 from turnmill.workers.drain import Drain
@@ -23,8 +24,9 @@ def run_worker(settings: Settings) -> int:
     """Consume until SIGTERM; the exit status.
 
     Raises:
-        SettingsError: there is no such engine or model.
+        SettingsError: there is no such engine or model, or the times do not fit each other.
     """
+    refuse_early_redelivery(settings)
     with running_worker(settings) as (worker, rescuer):
         app = create_app(settings)
         register_tasks(app, worker, rescuer)

@@ -20,21 +20,27 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
-def doctor() -> None:
-    """Check this installation and the configured servers; exit status 1 if anything is broken."""
+def doctor(
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Warnings fail too: for deploy pipelines.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Check this installation and the configured servers; exit status 1 if anything is broken.
+
+    Example: turnmill doctor --strict
+    """
+    from turnmill.infra.migrations import head_revision
+    from turnmill.producer.cli.doctor_view import show_findings, to_json
     from turnmill.producer.doctor import Level, diagnose
 
-    marks = {
-        Level.OK: "[green]ok[/]",
-        Level.NOTE: "[yellow]note[/]",
-        Level.BROKEN: "[red]broken[/]",
-    }
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    findings = diagnose()
-    for finding in findings:
-        table.add_row(marks[finding.level], finding.what, plain(finding.detail))
-    console.print(table)
-    if any(finding.level is Level.BROKEN for finding in findings):
+    findings = diagnose(head_revision())
+    if as_json:
+        typer.echo(to_json(findings))
+    else:
+        show_findings(findings)
+    failing = {Level.BROKEN, Level.WARNING} if strict else {Level.BROKEN}
+    if any(finding.level in failing for finding in findings):
         raise typer.Exit(1)
 
 

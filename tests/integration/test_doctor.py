@@ -1,17 +1,33 @@
 """The doctor: each thing that keeps an installation from working is named, with the way out."""
 
 import json
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+import redis
+from kombu import Connection, Queue
 
-from turnmill.producer import doctor
-from turnmill.producer.doctor import Finding, Level, diagnose
-from turnmill.schemas.settings import STACK_FILE
+from turnmill.infra.embedded.postgres import EmbeddedPostgres
+from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ
+from turnmill.infra.embedded.valkey import EmbeddedValkey
+from turnmill.infra.migrations import head_revision, upgrade
+from turnmill.producer.accept import accept
+from turnmill.producer.doctor import Finding, Level, clock, configuration, diagnose, installation
+from turnmill.producer.doctor.broker_amqp import confirms
+from turnmill.producer.doctor.findings import examine
+from turnmill.schemas.broker import hint_queues
+from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.ids import new_id
+from turnmill.schemas.settings import STACK_FILE, load_settings
+from turnmill.schemas.turns import Lane
+from turnmill.workers.main import run_worker
 
 NOWHERE = "127.0.0.1:1"
 
@@ -32,18 +48,35 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     return configure
 
 
+@pytest.fixture
+def rabbitmq_api(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The management API listens where the settings say."""
+    if request.node.callspec.params.get("broker_url") == "rabbitmq":
+        server: EmbeddedRabbitMQ = request.getfixturevalue("rabbitmq")
+        url = server.management_url.removesuffix("/api/")
+        monkeypatch.setenv("TURNMILL_BROKER__MANAGEMENT_URL", url)
+
+
+@pytest.fixture(scope="module")
+def durable_url(make_server_folder: Callable[[], Path]) -> Iterator[str]:
+    """A migrated database that keeps what it confirms; the other tests' does not."""
+    with EmbeddedPostgres(make_server_folder()) as server:
+        upgrade(server.url)
+        yield server.url
+
+
 def found(what: str, findings: Sequence[Finding] = ()) -> Finding:
     """The one finding of this name."""
     (finding,) = [finding for finding in findings or diagnose() if finding.what == what]
     return finding
 
 
-def test_a_healthy_installation_has_nothing_broken_and_its_servers_are_told(
-    servers: Callable[[str, str], None], database_url: str, broker_url: str
+def test_a_healthy_installation_has_nothing_to_mend_and_its_servers_are_told(
+    servers: Callable[[str, str], None], durable_url: str, broker_url: str, rabbitmq_api: None
 ) -> None:
-    servers(database_url, broker_url)
-    findings = diagnose()
-    assert Level.BROKEN not in {finding.level for finding in findings}
+    servers(durable_url, broker_url)
+    findings = diagnose(head_revision())
+    assert [f for f in findings if f.level in (Level.WARNING, Level.BROKEN)] == []
     assert {"turnmill", "engines"} <= {finding.what for finding in findings}
     assert found("database", findings).detail.startswith("PostgreSQL 1")
     kind = "amqp" if broker_url.startswith("amqp") else "redis"
@@ -63,8 +96,8 @@ def test_wrong_settings_end_the_examination_and_are_named(
 def test_without_any_server_it_says_how_to_get_some() -> None:
     finding = found("servers")
     assert finding.level is Level.NOTE
-    assert "turnmill up" in finding.detail
-    assert "TURNMILL_DATABASE__URL" in finding.detail
+    assert "turnmill up" in finding.fix
+    assert "TURNMILL_DATABASE__URL" in finding.fix
 
 
 def test_a_running_stack_is_examined(data: Path, database_url: str, valkey_url: str) -> None:
@@ -112,10 +145,17 @@ def test_missing_tables_are_found_with_the_command_that_makes_them(
     findings = diagnose()
     assert found("database", findings).level is Level.OK
     finding = found("tables", findings)
-    assert (finding.level, finding.detail) == (Level.BROKEN, "missing: turnmill db upgrade")
-    with psycopg.connect(empty_database_url) as link:
-        link.execute("CREATE TABLE turns ()")
-    assert not any(finding.what == "tables" for finding in diagnose())
+    assert (finding.level, finding.detail) == (Level.BROKEN, "missing")
+    assert finding.fix == "turnmill db upgrade"
+
+
+def test_tables_of_another_release_are_found(
+    servers: Callable[[str, str], None], database_url: str, valkey_url: str
+) -> None:
+    servers(database_url, valkey_url)
+    behind = found("tables", diagnose("9999"))
+    assert (behind.level, behind.fix) == (Level.BROKEN, "turnmill db upgrade")
+    assert found("tables", diagnose("0000")).level is Level.NOTE
 
 
 @pytest.mark.parametrize("url", [f"redis://{NOWHERE}/0", f"amqp://a:hunter2@{NOWHERE}//"])
@@ -151,9 +191,324 @@ def test_missing_engines_and_a_missing_stack_are_noted_with_what_to_install(
     def find_spec(name: str) -> Any:
         return None
 
-    monkeypatch.setattr(doctor, "version", version)
-    monkeypatch.setattr(doctor, "find_spec", find_spec)
+    monkeypatch.setattr(installation, "version", version)
+    monkeypatch.setattr(installation, "find_spec", find_spec)
     findings = diagnose()
     assert found("engines", findings).level is Level.NOTE
-    assert "pip install 'turnmill[openvino]'" in found("engines", findings).detail
-    assert "pip install 'turnmill[embedded]'" in found("embedded stack", findings).detail
+    assert "pip install 'turnmill[openvino]'" in found("engines", findings).fix
+    assert "pip install 'turnmill[embedded]'" in found("embedded stack", findings).fix
+
+
+def test_a_visibility_timeout_below_the_longest_turn_is_refused_by_doctor_and_worker_alike(
+    servers: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers(f"postgresql://u@{NOWHERE}/db", f"redis://{NOWHERE}/0")
+    monkeypatch.setenv("TURNMILL_BROKER__VISIBILITY_TIMEOUT_S", "330")
+    finding = found("visibility timeout")
+    assert finding.level is Level.BROKEN
+    with pytest.raises(SettingsError) as refused:
+        run_worker(load_settings())
+    assert refused.value.message == finding.detail
+    monkeypatch.setenv("TURNMILL_BROKER__VISIBILITY_TIMEOUT_S", "331")
+    assert not any(finding.what == "visibility timeout" for finding in diagnose())
+
+
+def test_celery_variables_that_overrule_ours_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://elsewhere")
+    finding = found("celery")
+    assert finding.level is Level.BROKEN
+    assert "CELERY_BROKER_URL" in finding.detail
+
+
+def test_a_celeryconfig_that_celery_would_read_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "celeryconfig.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert found("celery").level is Level.WARNING
+
+
+@pytest.mark.parametrize(
+    ("what", "variable", "value", "level"),
+    [
+        ("database password", "DATABASE__URL", "postgresql://u:postgres@db/t", Level.BROKEN),
+        ("database password", "DATABASE__URL", "postgresql://u:test@127.0.0.1/t", Level.WARNING),
+        ("database password", "DATABASE__URL", "postgresql://u@127.0.0.1,db2/t", Level.NOTE),
+        ("broker password", "BROKER__URL", "amqp://guest:guest@rabbit//", Level.BROKEN),
+        ("broker password", "BROKER__URL", "amqp://turnmill:turnmill@rabbit//", Level.BROKEN),
+        ("broker password", "BROKER__URL", "redis://valkey:6379/0", Level.BROKEN),
+        ("broker password", "BROKER__URL", "sentinel://:redis@localhost:26379", Level.WARNING),
+        ("flower", "FLOWER__PASSWORD", "short", Level.WARNING),
+        ("flower", "FLOWER__HOST", "0.0.0.0", Level.WARNING),
+        ("api", "API__HOST", "0.0.0.0", Level.NOTE),
+    ],
+)
+def test_open_doors_and_passwords_that_everybody_knows_are_found(
+    monkeypatch: pytest.MonkeyPatch, what: str, variable: str, value: str, level: Level
+) -> None:
+    monkeypatch.setenv("TURNMILL_BROKER__SENTINEL_PRIMARY", "main")
+    monkeypatch.setenv(f"TURNMILL_{variable}", value)
+    findings = list(examine(configuration.CHECKS, load_settings()))
+    assert found(what, findings).level is level
+    assert (what == "api") or found(what, findings).fix
+
+
+def test_a_weak_password_of_a_flower_open_to_the_world_is_broken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TURNMILL_FLOWER__HOST", "0.0.0.0")
+    monkeypatch.setenv("TURNMILL_FLOWER__PASSWORD", "turnmill")
+    levels = [finding.level for finding in diagnose() if finding.what == "flower"]
+    assert levels == [Level.BROKEN, Level.WARNING]
+
+
+def test_a_sentinel_that_does_not_answer_is_a_finding_and_no_crash(
+    servers: Callable[[str, str], None], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNMILL_BROKER__SENTINEL_PRIMARY", "main")
+    servers(database_url, f"sentinel://{NOWHERE}")
+    assert found("broker").level is Level.BROKEN
+
+
+def test_a_database_that_forgets_what_it_confirmed_is_broken(
+    servers: Callable[[str, str], None], database_url: str, valkey_url: str
+) -> None:
+    servers(database_url, valkey_url)
+    findings = [finding for finding in diagnose() if finding.what == "durability"]
+    assert [finding.detail.split()[0] for finding in findings] == [
+        "fsync",
+        "full_page_writes",
+        "synchronous_commit",
+    ]
+    assert {finding.level for finding in findings} == {Level.BROKEN}
+
+
+def test_a_synchronous_standby_is_missed_where_one_is_wanted(
+    servers: Callable[[str, str], None],
+    durable_url: str,
+    valkey_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    servers(durable_url, valkey_url)
+    assert not any(finding.what == "standby" for finding in diagnose())
+    monkeypatch.setenv("TURNMILL_DATABASE__REQUIRE_STANDBY", "true")
+    assert "no synchronous standby" in found("standby").detail
+    monkeypatch.delenv("TURNMILL_DATABASE__REQUIRE_STANDBY")
+    login, _, rest = durable_url.rpartition("@")
+    address, _, name = rest.partition("/")
+    servers(f"{login}@{address},{address}/{name}", valkey_url)
+    assert found("standby").level is Level.BROKEN
+
+
+def test_a_standby_that_every_commit_waits_for_is_found(
+    servers: Callable[[str, str], None],
+    durable_url: str,
+    valkey_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[..., None],
+) -> None:
+    servers(durable_url, valkey_url)
+    monkeypatch.setenv("TURNMILL_DATABASE__REQUIRE_STANDBY", "true")
+    with psycopg.connect(durable_url, autocommit=True) as link:
+        link.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        link.execute("SELECT pg_reload_conf()")
+        try:
+            eventually(lambda: "every commit waits" in found("standby").detail)
+        finally:
+            link.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            link.execute("SELECT pg_reload_conf()")
+
+
+def test_pools_larger_than_the_server_allows_are_found(
+    servers: Callable[[str, str], None],
+    database_url: str,
+    valkey_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    servers(database_url, valkey_url)
+    monkeypatch.setenv("TURNMILL_DATABASE__POOL_SIZE", "100")
+    finding = found("connections")
+    assert finding.level is Level.WARNING
+    assert "max_connections" in finding.fix
+
+
+def test_clocks_that_differ_are_found_on_both_servers(
+    servers: Callable[[str, str], None],
+    database_url: str,
+    valkey_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    servers(database_url, valkey_url)
+    true_time = clock.local_time
+    monkeypatch.setattr(clock, "local_time", lambda: true_time() - 3)
+    findings = diagnose()
+    for what in ("clock", "broker clock"):
+        assert found(what, findings).level is Level.WARNING
+        assert "ahead of" in found(what, findings).detail
+    monkeypatch.setattr(clock, "local_time", lambda: true_time() + 3)
+    assert "behind" in found("clock").detail
+
+
+def test_a_valkey_that_forgets_or_evicts_is_found(
+    servers: Callable[[str, str], None], database_url: str, valkey_url: str
+) -> None:
+    servers(database_url, valkey_url)
+    with redis.Redis.from_url(valkey_url) as client:
+        client.config_set("appendonly", "no")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            findings = diagnose()
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("appendonly", "yes")
+    assert found("persistence", findings).level is Level.WARNING
+    assert found("eviction", findings).level is Level.BROKEN
+
+
+class ClusterValkey(EmbeddedValkey):
+    """One node with no slots, which is all it takes to be refused."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        text = self._config_path.read_text()
+        text += f"cluster-enabled yes\ncluster-port {self.port + 1}\n"
+        self.folder.write_private(self._config_path.name, text, for_server=True)
+
+
+def test_a_redis_cluster_is_refused(
+    servers: Callable[[str, str], None], database_url: str, server_folder: Path
+) -> None:
+    with ClusterValkey(server_folder) as node:
+        servers(database_url, node.url)
+        assert found("redis cluster").level is Level.BROKEN
+
+
+def test_a_broker_without_publisher_confirms_is_broken() -> None:
+    (finding,) = confirms({"product": "Other", "capabilities": {"basic.nack": True}})
+    assert finding.level is Level.BROKEN
+    assert list(confirms({"capabilities": {"publisher_confirms": True}})) == []
+
+
+def test_a_classic_queue_in_the_place_of_ours_is_found_and_none_is_made(
+    servers: Callable[[str, str], None], database_url: str, rabbitmq_vhost_url: str
+) -> None:
+    servers(database_url, rabbitmq_vhost_url)
+    settings = load_settings()
+    ours, *others = hint_queues(settings.broker, Lane, settings.engine.model_name)
+    with Connection(rabbitmq_vhost_url) as connection:
+        Queue(ours.name, routing_key=ours.name)(connection.channel()).declare()
+        finding = found("queues")
+        assert finding.level is Level.BROKEN
+        assert ours.name in finding.detail
+        assert ours.name in finding.fix
+        for queue in others:
+            with pytest.raises(connection.channel_errors):
+                queue(connection.channel()).queue_declare(passive=True)
+
+
+def test_a_turn_longer_than_the_consumer_timeout_is_found(
+    servers: Callable[[str, str], None],
+    database_url: str,
+    rabbitmq_vhost_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    servers(database_url, rabbitmq_vhost_url)
+    assert found("consumer timeout").level is Level.NOTE
+    monkeypatch.setenv("TURNMILL_WORKER__TURN_TIMEOUT_S", "1900")
+    finding = found("consumer timeout")
+    assert finding.level is Level.WARNING
+    assert "rabbitmq.conf" in finding.fix
+
+
+def test_a_management_api_that_does_not_answer_is_a_note(
+    servers: Callable[[str, str], None],
+    database_url: str,
+    rabbitmq_vhost_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    servers(database_url, rabbitmq_vhost_url)
+    monkeypatch.setenv("TURNMILL_BROKER__MANAGEMENT_URL", f"http://{NOWHERE}")
+    assert found("cluster").level is Level.NOTE
+
+
+_FOREIGN_WORKER = """
+import sys
+from celery import Celery
+app = Celery("foreign", broker=sys.argv[1], set_as_current=False)
+app.conf.worker_prefetch_multiplier = 4
+app.worker_main(["worker", "--pool=prefork", "--concurrency=1", "--without-gossip",
+                 "--without-mingle", "--loglevel=error"])
+"""
+
+
+@contextmanager
+def foreign_worker(broker_url: str) -> Iterator[None]:
+    worker = subprocess.Popen([sys.executable, "-c", _FOREIGN_WORKER, broker_url])
+    try:
+        yield
+    finally:
+        worker.terminate()
+        worker.wait(30)
+
+
+def test_a_worker_that_forks_and_hoards_is_found(
+    servers: Callable[[str, str], None],
+    database_url: str,
+    valkey_url: str,
+    eventually: Callable[..., None],
+) -> None:
+    servers(database_url, valkey_url)
+
+    def levels() -> list[Level]:
+        return [finding.level for finding in diagnose() if finding.what == "worker pools"]
+
+    assert levels() == []
+    with foreign_worker(valkey_url):
+        eventually(lambda: levels() == [Level.BROKEN, Level.WARNING], 60)
+
+
+@pytest.fixture
+def stuck(make_system: Any, database_url: str, valkey_url: str, servers: Any) -> Any:
+    """A system with one turn that has been due for five minutes; nothing runs."""
+    servers(database_url, valkey_url)
+    system = make_system(database_url, valkey_url)
+    accept(system.database, system.request("anybody there?"))
+    age = "clock_timestamp() - interval '5 minutes'"
+    system.database.run(f"UPDATE outbox SET due_at = {age}")
+    system.database.run(f"UPDATE turns SET accepted_at = {age}")
+    return system
+
+
+def test_turns_that_nobody_publishes_consumes_or_answers_are_found(stuck: Any) -> None:
+    findings = diagnose()
+    assert found("relay", findings).level is Level.BROKEN
+    assert "turnmill relay" in found("relay", findings).fix
+    assert found("workers", findings).level is Level.BROKEN
+    assert "interactive" in found("workers", findings).detail
+    assert found("oldest turn", findings).level is Level.WARNING
+    assert "5 min" in found("oldest turn", findings).detail
+
+
+def test_a_full_window_is_no_dead_relay(stuck: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept(stuck.database, stuck.request("and I?"))
+    stuck.database.run("UPDATE outbox SET published_at = clock_timestamp() WHERE due_at > "
+                       "clock_timestamp() - interval '1 minute'")  # fmt: skip
+    monkeypatch.setenv("TURNMILL_RELAY__WINDOW", "1")
+    assert not any(finding.what == "relay" for finding in diagnose())
+
+
+def test_a_live_worker_serves_its_lane_and_a_quarantine_without_one_is_noted(stuck: Any) -> None:
+    stuck.database.run(
+        "INSERT INTO worker_liveness (id, host, pid, model, engine, lanes, slots) "
+        "VALUES (%s, 'here', 1, %s, 'echo', '{interactive,batch}', 1)",
+        (new_id(), stuck.settings.engine.model_name),
+    )
+    finding = found("workers")
+    assert finding.level is Level.NOTE
+    assert "quarantine" in finding.detail
+
+
+def test_parked_turns_are_noted(stuck: Any) -> None:
+    stuck.database.run("UPDATE turns SET state = 'parked'")
+    finding = found("parked turns")
+    assert (finding.level, finding.fix) == (Level.NOTE, "turnmill parked list")

@@ -1,0 +1,81 @@
+"""The doctor: is this installation able to work, and if not, what to do.
+
+A check is a function that yields findings; the tables of checks (`CHECKS` of each module) name
+them and put them into the order in which one would mend what they find.
+"""
+
+from collections.abc import Iterator
+
+from turnmill.producer.doctor import (
+    broker,
+    broker_amqp,
+    broker_redis,
+    configuration,
+    database,
+    installation,
+    work,
+)
+from turnmill.producer.doctor.findings import Finding, Level, broken, examine, note
+from turnmill.schemas.database import Database
+from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
+
+__all__ = ["Finding", "Level", "diagnose"]
+
+
+def diagnose(revision: str | None = None) -> list[Finding]:
+    """All findings, in the order in which one would mend them.
+
+    `revision` is the version of the tables that this code was written for.
+    """
+    findings = list(examine(installation.BEFORE_SETTINGS, None))
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        return [*findings, broken(error.message).of("settings")]
+    findings += examine(installation.CHECKS, None)
+    findings += examine(configuration.CHECKS, settings)
+    if _is_configured(settings):
+        findings += [*_database(settings, revision), *_broker(settings)]
+    else:
+        found = note(
+            f"none configured, and no embedded stack runs from {settings.data}",
+            "'turnmill up', or set TURNMILL_DATABASE__URL and TURNMILL_BROKER__URL",
+        )
+        findings.append(found.of("servers"))
+    return findings
+
+
+def _is_configured(settings: Settings) -> bool:
+    return settings.database != type(settings.database)() or (settings.data / STACK_FILE).exists()
+
+
+def _database(settings: Settings, revision: str | None) -> Iterator[Finding]:
+    try:
+        opened = Database(settings.database)
+    except SettingsError as error:
+        yield broken(error.message).of("database")
+        return
+    try:
+        patient = database.Patient(settings, opened, revision)
+        found = list(examine(database.REACHED, patient))
+        yield from found
+        if all(finding.level is Level.OK for finding in found):
+            yield from examine(database.CHECKS, patient)
+            if patient.has_tables:
+                yield from examine(work.CHECKS, patient)
+    finally:
+        opened.close()
+
+
+def _broker(settings: Settings) -> Iterator[Finding]:
+    try:
+        with broker.connected(settings) as patient:
+            kind = broker_amqp if settings.broker.is_amqp else broker_redis
+            yield from examine(broker.CHECKS, patient)
+            yield from examine(kind.CHECKS, patient)
+            yield from examine(broker.WORKER_CHECKS, patient)
+    except broker.Unreachable as error:
+        yield broken(str(error), "Does it run, and does TURNMILL_BROKER__URL lead to it?").of(
+            "broker"
+        )

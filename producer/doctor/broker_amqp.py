@@ -1,0 +1,167 @@
+"""RabbitMQ: confirms, quorum queues as we declare them, time enough for the longest turn."""
+
+import base64
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from amqp.exceptions import NotFound, PreconditionFailed
+from kombu import Queue
+
+from turnmill.producer.doctor.broker import Patient
+from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
+from turnmill.schemas.broker import hint_queues, longest_hold_s
+from turnmill.schemas.settings import BrokerSettings
+from turnmill.schemas.turns import Lane
+
+#: RabbitMQ's own, since 3.8.17.
+DEFAULT_CONSUMER_TIMEOUT_S = 1800
+_MANAGEMENT_PORTS = {"amqp": 15672, "pyamqp": 15672, "amqps": 15671}
+
+
+def _confirms(patient: Patient) -> Iterator[Finding]:
+    return confirms(patient.connection.connection.server_properties)
+
+
+def confirms(properties: Mapping[str, Any]) -> Iterator[Finding]:
+    """What a broker that introduced itself so can promise about what was published."""
+    if not properties.get("capabilities", {}).get("publisher_confirms"):
+        product = properties.get("product", "it")
+        yield broken(
+            f"{product} has no publisher confirms: its death loses hints that count as published",
+            "use RabbitMQ, or Redis or Valkey",
+        )
+
+
+def _queues(patient: Patient) -> Iterator[Finding]:
+    for queue in _ours(patient):
+        reason = _difference(patient, queue)
+        if reason:
+            yield broken(
+                f"{queue.name} is not the quorum queue that relay and workers declare: {reason}",
+                f"rabbitmqctl delete_queue {queue.name} (its hints are published again)",
+            )
+
+
+def _difference(patient: Patient, queue: Queue) -> str | None:
+    """Why RabbitMQ refuses our declaration of a queue that exists; declares no new one."""
+    # A refusal closes its channel.
+    channel = patient.connection.channel()
+    bound = queue(channel)
+    try:
+        bound.queue_declare(passive=True)
+        bound.queue_declare()
+    except NotFound:
+        return None
+    except PreconditionFailed as error:
+        return str(error.reply_text or error)
+    channel.close()
+    return None
+
+
+def _cluster(patient: Patient) -> Iterator[Finding]:
+    nodes = _ask(patient, "nodes")
+    if nodes is None:
+        yield note(*_unasked("replicas"))
+        return
+    for node in nodes:
+        for alarm in ("mem_alarm", "disk_free_alarm"):
+            if node.get(alarm):
+                yield warning(
+                    f"{node['name']} has raised its {alarm}: hints wait to be published",
+                    "free memory or disk there; turns are accepted and kept meanwhile",
+                )
+    for queue in _described(patient) if len(nodes) > 1 else []:
+        if len(queue.get("members", [])) < min(len(nodes), 3):
+            yield warning(
+                f"{queue['name']} has {len(queue.get('members', []))} replica in a cluster of "
+                f"{len(nodes)}: its node takes it along",
+                f"rabbitmq-queues grow <node> all --queue-pattern '{queue['name']}'",
+            )
+
+
+def _consumer_timeout(patient: Patient) -> Iterator[Finding]:
+    needed_s = longest_hold_s(patient.settings.worker)
+    fix = (
+        f"consumer_timeout = {int(needed_s + 60) * 1000} in rabbitmq.conf (milliseconds), "
+        "or a shorter TURNMILL_WORKER__TURN_TIMEOUT_S"
+    )
+    known = [limit for queue in _described(patient) for limit in _limits_s(queue)]
+    if known and min(known) < needed_s:
+        yield broken(
+            f"{min(known):g} s, but the longest turn and the drain take {needed_s:g} s: "
+            "RabbitMQ takes running turns away and gives them out again", fix,
+        )  # fmt: skip
+    elif not known and needed_s > DEFAULT_CONSUMER_TIMEOUT_S:
+        yield warning(
+            f"the longest turn and the drain take {needed_s:g} s, RabbitMQ's default is "
+            f"{DEFAULT_CONSUMER_TIMEOUT_S} s; what is set cannot be asked for", fix,
+        )  # fmt: skip
+    elif not known:
+        yield note(
+            f"must exceed {needed_s:g} s; the default ({DEFAULT_CONSUMER_TIMEOUT_S} s) does, "
+            "what rabbitmq.conf says cannot be asked for",
+            "rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).' (milliseconds)",
+        )
+
+
+def _limits_s(queue: Mapping[str, Any]) -> Iterator[float]:
+    argument = queue.get("arguments", {}).get("x-consumer-timeout")
+    policy = (queue.get("effective_policy_definition") or {}).get("consumer-timeout")
+    yield from (limit / 1000 for limit in (argument, policy) if limit)
+
+
+def _ours(patient: Patient) -> list[Queue]:
+    return hint_queues(patient.settings.broker, Lane, patient.settings.engine.model_name)
+
+
+def _described(patient: Patient) -> list[Any]:
+    """Those of our queues that exist, as the management API describes them."""
+    vhost = quote(patient.connection.virtual_host, safe="")
+    found = (_ask(patient, f"queues/{vhost}/{quote(queue.name)}") for queue in _ours(patient))
+    return [queue for queue in found if queue is not None]
+
+
+def _unasked(what: str) -> tuple[str, str]:
+    return (
+        f"the management API does not answer, so {what} and alarms were not looked at",
+        "set TURNMILL_BROKER__MANAGEMENT_URL, or look: rabbitmqctl list_queues name type members",
+    )
+
+
+def _ask(patient: Patient, path: str) -> Any:
+    """What the management API answers; None when it does not, or not to us."""
+    url = urlsplit(management_url(patient.settings.broker))
+    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+    login = f"{unquote(url.username or '')}:{unquote(url.password or '')}"
+    headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+    link = kind(url.hostname or "localhost", url.port, timeout=3)
+    try:
+        link.request("GET", f"{url.path.rstrip('/')}/api/{path}", headers=headers)
+        response = link.getresponse()
+        return json.loads(response.read()) if response.status == http.client.OK else None
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    finally:
+        link.close()
+
+
+def management_url(broker: BrokerSettings) -> str:
+    """The one that is set, or where RabbitMQ has it, with the broker's login."""
+    first = urlsplit(broker.url.split(";")[0])
+    login, _, _ = first.netloc.rpartition("@")
+    if broker.management_url:
+        scheme, _, rest = broker.management_url.partition("://")
+        return broker.management_url if "@" in rest else f"{scheme}://{login}@{rest}"
+    scheme = "https" if first.scheme == "amqps" else "http"
+    return f"{scheme}://{login}@{first.hostname}:{_MANAGEMENT_PORTS[first.scheme]}"
+
+
+CHECKS: dict[str, Check[Patient]] = {
+    "publisher confirms": _confirms,
+    "queues": _queues,
+    "cluster": _cluster,
+    "consumer timeout": _consumer_timeout,
+}

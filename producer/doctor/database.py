@@ -1,0 +1,128 @@
+"""PostgreSQL: reachable, migrated, keeping what it confirms, with room for us."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from turnmill.producer.doctor import clock
+from turnmill.producer.doctor.findings import Check, Finding, broken, note, ok, warning
+from turnmill.schemas.database import Database
+from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.settings import Settings
+
+#: Connections of a process beside its pool: one that listens, one that holds its lock.
+_BESIDE_POOL = 2
+
+_DURABILITY = {
+    "fsync": "a crash of its machine may leave the database unreadable",
+    "full_page_writes": "a crash of its machine may leave the database unreadable",
+    "synchronous_commit": "a crash may forget turns that were accepted and replies that were shown",
+}
+
+_ROOM = """
+SELECT current_setting('max_connections')::int
+         - current_setting('superuser_reserved_connections')::int AS allowed,
+       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')::int AS taken
+"""
+
+_STANDBYS = """
+SELECT current_setting('synchronous_standby_names') AS names,
+       pg_has_role('pg_monitor', 'USAGE') OR pg_has_role('pg_read_all_stats', 'USAGE') AS may_look,
+       (SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')) AS standbys
+"""
+
+
+@dataclass(frozen=True)
+class Patient:
+    settings: Settings
+    database: Database
+    #: The version of the tables this code was written for.
+    revision: str | None
+
+    @property
+    def has_tables(self) -> bool:
+        statement = "SELECT to_regclass('outbox') IS NOT NULL AS found"
+        return bool(self.database.run(statement)[0].found)
+
+
+def _reached(patient: Patient) -> Iterator[Finding]:
+    try:
+        row = patient.database.run("SELECT version() AS version")[0]
+    except DatabaseUnavailable as error:
+        yield broken(error.message, "Does it run, and does TURNMILL_DATABASE__URL lead to it?")
+    else:
+        yield ok(" ".join(row.version.split()[:2]))
+
+
+def _tables(patient: Patient) -> Iterator[Finding]:
+    exists = "SELECT to_regclass('alembic_version') IS NOT NULL AS found"
+    if not patient.database.run(exists)[0].found:
+        yield broken("missing", "turnmill db upgrade")
+        return
+    rows = patient.database.run("SELECT version_num FROM alembic_version")
+    found = rows[0].version_num if rows else "none"
+    if patient.revision is not None and found < patient.revision:
+        yield broken(f"version {found}, but this code needs {patient.revision}",
+                     "turnmill db upgrade")  # fmt: skip
+    elif patient.revision is not None and found > patient.revision:
+        yield note(f"version {found} is newer than this code ({patient.revision})",
+                   "install the release that the other machines have")  # fmt: skip
+
+
+def _durability(patient: Patient) -> Iterator[Finding]:
+    for name, harm in _DURABILITY.items():
+        row = patient.database.run("SELECT current_setting(%s) AS value", (name,))[0]
+        if row.value == "off":
+            fix = f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf();"
+            yield broken(f"{name} is off: {harm}", f"{fix} (or where else it is set)")
+
+
+def _standby(patient: Patient) -> Iterator[Finding]:
+    wanted = patient.settings.database
+    if not wanted.has_several_hosts and not wanted.require_standby:
+        return
+    row = patient.database.run(_STANDBYS)[0]
+    if not row.names:
+        yield broken(
+            "no synchronous standby: a failover forgets turns that were accepted",
+            "ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (…)'; SELECT pg_reload_conf();",
+        )
+    elif not row.may_look:
+        yield note("may not be looked at by this user", "GRANT pg_monitor TO turnmill")
+    elif row.standbys == 0:
+        yield broken(
+            f"none of {row.names} is connected: every commit waits for one",
+            "start a standby whose application_name is in synchronous_standby_names",
+        )
+
+
+def _connections(patient: Patient) -> Iterator[Finding]:
+    row = patient.database.run(_ROOM)[0]
+    process = patient.settings.database.pool_size + _BESIDE_POOL
+    if 3 * process > row.allowed:
+        yield warning(
+            f"{row.allowed} allowed, but an API, a relay and a worker may open {3 * process}",
+            "raise max_connections, or lower TURNMILL_DATABASE__POOL_SIZE",
+        )
+    elif row.allowed - row.taken < process:
+        yield warning(
+            f"{row.taken} of {row.allowed} taken: no room for one more process ({process})",
+            "raise max_connections, or lower TURNMILL_DATABASE__POOL_SIZE",
+        )
+
+
+def _clock(patient: Patient) -> Iterator[Finding]:
+    def read_s() -> float:
+        statement = "SELECT extract(epoch FROM clock_timestamp())::float AS now"
+        return float(patient.database.run(statement)[0].now)
+
+    return clock.compare("PostgreSQL", read_s)
+
+
+REACHED: dict[str, Check[Patient]] = {"database": _reached}
+CHECKS: dict[str, Check[Patient]] = {
+    "tables": _tables,
+    "durability": _durability,
+    "standby": _standby,
+    "connections": _connections,
+    "clock": _clock,
+}

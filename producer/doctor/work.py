@@ -1,0 +1,114 @@
+"""What is under way, as the tables tell it: for whoever is called at three in the morning."""
+
+from collections.abc import Iterator
+
+from turnmill.producer.doctor.database import Patient
+from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
+
+#: A relay publishes within a second; so much more is not slowness.
+UNPUBLISHED_S = 30
+#: A worker that is just being replaced is nobody's emergency.
+UNSERVED_S = 10
+#: Somebody waits for an interactive turn.
+PATIENCE_S = 60
+
+_LIVE = """
+live AS (
+    SELECT model, unnest(lanes) AS lane FROM worker_liveness
+    WHERE is_consuming AND seen_at > clock_timestamp() - make_interval(secs => %(lease_s)s)
+)
+"""
+
+_UNSERVED = f"""
+WITH {_LIVE}
+SELECT model, lane, count(*) AS turns,
+       extract(epoch FROM clock_timestamp() - min(due_at))::int AS age_s
+FROM outbox
+WHERE due_at < clock_timestamp() - make_interval(secs => %(age_s)s)
+  AND (model, lane) NOT IN (SELECT model, lane FROM live)
+GROUP BY model, lane ORDER BY age_s DESC
+"""
+
+_UNGUARDED = f"""
+WITH {_LIVE}
+SELECT DISTINCT model FROM live
+WHERE model NOT IN (SELECT model FROM live WHERE lane = 'quarantine')
+"""
+
+#: A full window keeps rows back on purpose.
+_UNPUBLISHED = """
+SELECT model, lane, extract(epoch FROM clock_timestamp() - due.due_at)::int AS age_s,
+       due.turns AS turns
+FROM (
+    SELECT model, lane, count(*) AS turns, min(due_at) AS due_at FROM outbox
+    WHERE published_at IS NULL AND due_at < clock_timestamp() - make_interval(secs => %(age_s)s)
+    GROUP BY model, lane
+) AS due
+WHERE (
+    SELECT count(*) FROM outbox o
+    WHERE o.model = due.model AND o.lane = due.lane AND o.published_at IS NOT NULL
+) < %(window)s
+"""
+
+#: Each arm has its index; a waiting turn waits for one of these.
+_OLDEST = """
+SELECT extract(epoch FROM clock_timestamp() - min(accepted_at))::int AS age_s FROM (
+    SELECT min(accepted_at) AS accepted_at FROM turns
+    WHERE state = 'running' AND lane = 'interactive'
+    UNION ALL
+    SELECT min(t.accepted_at) FROM outbox o JOIN turns t ON t.id = o.turn_id
+    WHERE o.lane = 'interactive' AND t.state = 'queued'
+) AS oldest
+"""
+
+
+def _workers(patient: Patient) -> Iterator[Finding]:
+    params = {"lease_s": patient.settings.worker.lease_s, "age_s": UNSERVED_S}
+    for row in patient.database.run(_UNSERVED, params):
+        yield broken(
+            f"none consumes lane {row.lane} of {row.model}: {row.turns} turns wait, "
+            f"the oldest for {_span(row.age_s)}",
+            f"TURNMILL_ENGINE__SERVED_NAME={row.model} turnmill worker --lane {row.lane}",
+        )
+    for row in patient.database.run(_UNGUARDED, params):
+        yield note(
+            f"none for the quarantine lane of {row.model}: turns that kill workers will wait there",
+            "turnmill worker --lane quarantine --concurrency 1",
+        )
+
+
+def _relay(patient: Patient) -> Iterator[Finding]:
+    params = {"age_s": UNPUBLISHED_S, "window": patient.settings.relay.window}
+    for row in patient.database.run(_UNPUBLISHED, params):
+        yield broken(
+            f"{row.turns} hints of lane {row.lane} of {row.model} are unpublished, "
+            f"the oldest for {_span(row.age_s)}: no relay runs, or it does not reach the broker",
+            "turnmill relay; its log says what stalls it (relay.stalled)",
+        )
+
+
+def _oldest(patient: Patient) -> Iterator[Finding]:
+    age_s = patient.database.run(_OLDEST)[0].age_s
+    if age_s is not None and age_s > PATIENCE_S:
+        yield warning(
+            f"the oldest interactive turn without a reply was accepted {_span(age_s)} ago",
+            "more workers for the lane, or a look at their logs",
+        )
+
+
+def _parked(patient: Patient) -> Iterator[Finding]:
+    row = patient.database.run("SELECT count(*) AS turns FROM turns WHERE state = 'parked'")[0]
+    if row.turns:
+        yield note(f"{row.turns} turns ran out of attempts", "turnmill parked list")
+
+
+def _span(seconds: int) -> str:
+    return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
+
+
+CHECKS: dict[str, Check[Patient]] = {
+    "relay": _relay,
+    "workers": _workers,
+    "oldest turn": _oldest,
+    "parked turns": _parked,
+}
