@@ -14,6 +14,7 @@ import pytest
 import redis
 from kombu import Connection, Queue
 
+from turnmill.chaos.faults import memory_alarm
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ
 from turnmill.infra.embedded.valkey import EmbeddedValkey
@@ -51,7 +52,8 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
 @pytest.fixture
 def rabbitmq_api(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The management API listens where the settings say."""
-    if request.node.callspec.params.get("broker_url") == "rabbitmq":
+    parameters = getattr(request.node, "callspec", None)
+    if parameters is None or parameters.params.get("broker_url") == "rabbitmq":
         server: EmbeddedRabbitMQ = request.getfixturevalue("rabbitmq")
         url = server.management_url.removesuffix("/api/")
         monkeypatch.setenv("TURNMILL_BROKER__MANAGEMENT_URL", url)
@@ -418,6 +420,35 @@ def test_a_turn_longer_than_the_consumer_timeout_is_found(
     finding = found("consumer timeout")
     assert finding.level is Level.WARNING
     assert "rabbitmq.conf" in finding.fix
+
+
+def test_a_queue_whose_own_consumer_timeout_is_too_short_is_found(
+    servers: Callable[[str, str], None],
+    database_url: str,
+    rabbitmq_vhost_url: str,
+    rabbitmq_api: None,
+    eventually: Callable[..., None],
+) -> None:
+    servers(database_url, rabbitmq_vhost_url)
+    settings = load_settings()
+    (queue,) = hint_queues(settings.broker, [Lane.BATCH], settings.engine.model_name)
+    queue.queue_arguments = {"x-consumer-timeout": 60_000}
+    with Connection(rabbitmq_vhost_url) as connection:
+        queue(connection.channel()).declare()
+    eventually(lambda: found("consumer timeout").level is Level.BROKEN)
+    assert found("consumer timeout").detail.startswith("60 s")
+
+
+def test_a_memory_alarm_is_found(
+    servers: Callable[[str, str], None],
+    database_url: str,
+    rabbitmq: EmbeddedRabbitMQ,
+    rabbitmq_api: None,
+    eventually: Callable[..., None],
+) -> None:
+    servers(database_url, rabbitmq.url)
+    with memory_alarm(rabbitmq):
+        eventually(lambda: any("mem_alarm" in f.detail for f in diagnose()), 60)
 
 
 def test_a_management_api_that_does_not_answer_is_a_note(
