@@ -4,17 +4,13 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from turnmill.producer.accept import accept_many
 from turnmill.schemas.turns import Lane
 
 Eventually = Callable[..., None]
 
 
-@pytest.mark.parametrize("ahead_s", [3600, -3600])
 def test_a_worker_whose_clock_is_an_hour_wrong_doubles_nothing(
-    ahead_s: int,
     make_system: Callable[..., Any],
     database_url: str,
     valkey_url: str,
@@ -24,15 +20,15 @@ def test_a_worker_whose_clock_is_an_hour_wrong_doubles_nothing(
     system = make_system(database_url, valkey_url)
     system.start("relay")
     system.start_worker()
-    wrong = system.start(str(ahead_s), "worker", module="turnmill.chaos.clock")
+    wrong = system.start("3600", "worker", module="turnmill.chaos.clock")
     eventually(lambda: b"worker.consuming" in wrong.log.read_bytes(), 30)
     accepted = accept_many(
         system.database,
-        [system.request(f"[[wait=1]] turn {n}", lane=Lane.BATCH) for n in range(80)],
+        [system.request(f"[[wait=1]] turn {n}", lane=Lane.BATCH) for n in range(64)],
     )
-    eventually(lambda: system.count("state = 'completed'") >= 20)
+    eventually(lambda: system.count("state = 'completed'") >= 16)
     wrong.send(signal.SIGUSR1)
-    eventually(lambda: system.count("state = 'completed'") >= 50)
+    eventually(lambda: system.count("state = 'completed'") >= 40)
     wrong.send(signal.SIGUSR1)
     system.wait_until_settled()
     system.assert_answered_once_and_in_order(accepted)

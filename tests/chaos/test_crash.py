@@ -41,7 +41,12 @@ WORKER_CASES = [
     *((point, "valkey_url") for point in WORKER_POINTS),
     *((point, "rabbitmq_vhost_url") for point in ON_BOTH),
 ]
-RELAY_POINTS = ("before-publish", "before-confirm", "after-confirm")
+RELAY_CASES = [
+    ("before-publish", "valkey_url"),
+    ("before-confirm", "valkey_url"),
+    ("before-confirm", "rabbitmq_vhost_url"),
+    ("after-confirm", "rabbitmq_vhost_url"),
+]
 
 
 def accept_conversation(system: Any) -> list[AcceptedTurn]:
@@ -91,8 +96,15 @@ def test_a_worker_may_end_at_any_step(
     assert sorted(endings(system)) == sorted(unhit if hit == ["answered"] else [hit, *unhit[1:]])
 
 
-@pytest.mark.parametrize("point", RELAY_POINTS)
-def test_a_relay_may_end_at_any_step(point: str, system: Any) -> None:
+@pytest.mark.parametrize(("point", "broker"), RELAY_CASES)
+def test_a_relay_may_end_at_any_step(
+    point: str,
+    broker: str,
+    request: pytest.FixtureRequest,
+    make_system: Callable[..., Any],
+    database_url: str,
+) -> None:
+    system = make_system(database_url, request.getfixturevalue(broker))
     doomed = system.start(point, "relay", module=MODULE)
     accepted = accept_conversation(system)
     assert doomed.wait(timeout_s=30) == CRASHED, doomed.log.read_text()
