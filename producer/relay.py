@@ -41,6 +41,10 @@ STOP_POLL_S = 0.2
 CONFIRM_TIMEOUT_S = 4
 SOCKET_TIMEOUT_S = 5
 
+#: RabbitMQ tells the second who declares a new quorum queue that it is there before it has a
+#: leader, and refuses what is then published to it.
+_declaring = threading.Lock()
+
 #: The models are those that hints are owed for, found by skipping through the index: a bot may
 #: have moved on to another model since.
 _TAKE = """
@@ -163,8 +167,10 @@ class Publisher:
         """The name of a lane's queue, declared once per connection."""
         name = queue_name(lane, model)
         if name not in self._known_queues:
-            for queue in hint_queues(self._settings.broker, [Lane(lane)], model):
-                queue(self._connected().channel).declare()
+            channel = self._connected().channel
+            with _declaring:
+                for queue in hint_queues(self._settings.broker, [Lane(lane)], model):
+                    queue(channel).declare()
             self._known_queues.add(name)
         return name
 
