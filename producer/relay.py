@@ -36,6 +36,9 @@ WINDOW_POLL_S = 0.02
 #: How soon a stop is noticed.
 STOP_POLL_S = 0.2
 
+#: Pause before the next try to reach PostgreSQL.
+RECONNECT_S = 0.5
+
 #: Publishing fails after about so long when the broker holds its confirms back (a memory
 #: alarm): without socket timeouts it would hang for ever.
 CONFIRM_TIMEOUT_S = 4
@@ -231,7 +234,7 @@ class Relay:
                 self._relay_while_connected()
             except (DatabaseUnavailable, psycopg.Error) as error:
                 log.warning("relay.disconnected", error=type(error).__name__)
-                self._stopping.wait(self._settings.relay.sweep_s)
+                self._stopping.wait(RECONNECT_S)
         self._pool.shutdown(wait=True)
         while not self._free.empty():
             self._free.get().close()

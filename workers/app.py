@@ -1,5 +1,6 @@
 """Celery, set up to carry hints: late acknowledgement, threads, and nothing it cannot keep."""
 
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -29,12 +30,21 @@ WORKER_SETTINGS: dict[str, Any] = {
 }
 
 
+#: Longest pause between two tries to reach the broker.
+RECONNECT_S = 2
+
+
 class HintConsumer(Consumer):  # type: ignore[misc]
-    """Celery's consumer without native delayed delivery.
+    """Celery's consumer without native delayed delivery, and soon back after an outage.
 
     That step retries every broker URL synchronously after a reconnect: with one node of three
     down, nothing is consumed for 18 seconds. Hints are never delayed, so it has no use here.
     """
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Celery's pauses grow to 30 s, in which a broker may long be back."""
+        conn.ensure_connection = partial(conn.ensure_connection, interval_max=RECONNECT_S)
+        return super().ensure_connected(conn)
 
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
         default_steps = [  # noqa: RUF012 - Celery reads it from the class

@@ -49,5 +49,5 @@ def _answer(worker: Worker, turn_id: UUID) -> bool:
         except DatabaseUnavailable as error:
             tries += 1
             log.warning("claim.stalled", turn_id=turn_id.hex, error=error.message)
-            if worker.give_up.wait(backoff_s(tries, cap_s=5.0)):
+            if worker.give_up.wait(backoff_s(tries, cap_s=2.0)):
                 raise Reject("stopping while the database is away", requeue=True) from None
