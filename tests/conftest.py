@@ -40,6 +40,14 @@ _TEMPLATE = "turnmill_template"
 _numbers = count(1)
 
 
+def pytest_configure() -> None:
+    """A shell starts what it puts in the background deaf to Ctrl-C, and so would be every process
+    that a test interrupts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def require_service(reason: str) -> NoReturn:
     """A server is missing: skip at home, fail in CI, where nothing may go untested."""
     if os.environ.get("CI", "").lower() in ("true", "1"):

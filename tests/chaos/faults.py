@@ -7,6 +7,7 @@ import http.client
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ, rabbitmq_program
 from turnmill.infra.embedded.server import EmbeddedServer
 
 _CONTROL_TIMEOUT_S = 60.0
+MANAGEMENT_TRIES = 50
 
 _END_SESSIONS = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -107,7 +109,21 @@ def consumer_timeout(server: EmbeddedRabbitMQ, seconds: float) -> Iterator[None]
 
 
 def manage(server: EmbeddedRabbitMQ, method: str, path: str) -> Any:
-    """One call of RabbitMQ's management API; what is already gone may be deleted again."""
+    """One call of RabbitMQ's management API; what is already gone may be deleted again.
+
+    RabbitMQ answers 500 when what it deletes ends by itself meanwhile: then it is asked again.
+    """
+    for _ in range(MANAGEMENT_TRIES):
+        status, body = _ask(server, method, path)
+        if status != http.client.INTERNAL_SERVER_ERROR:
+            break
+        time.sleep(0.1)
+    if status >= 400 and status != http.client.NOT_FOUND:
+        raise RuntimeError(f"RabbitMQ refused {method} {path}: {status} {body!r}")
+    return json.loads(body) if method == "GET" else None
+
+
+def _ask(server: EmbeddedRabbitMQ, method: str, path: str) -> tuple[int, bytes]:
     parts = urlsplit(server.management_url)
     link = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
     try:
@@ -117,12 +133,9 @@ def manage(server: EmbeddedRabbitMQ, method: str, path: str) -> Any:
             headers=_authorised(parts.username or "", parts.password or ""),
         )
         response = link.getresponse()
-        body = response.read()
+        return response.status, response.read()
     finally:
         link.close()
-    if response.status >= 400 and response.status != http.client.NOT_FOUND:
-        raise RuntimeError(f"RabbitMQ refused {method} {path}: {response.status} {body!r}")
-    return json.loads(body) if method == "GET" else None
 
 
 def control(server: EmbeddedRabbitMQ, *words: str) -> str:
