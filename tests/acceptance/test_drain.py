@@ -26,6 +26,8 @@ WORDS, WORD_S = 240, 0.125
 DRAIN_S = 3.0
 #: From the deadline to the end of the process.
 END_S = 2.0
+#: From the end of the attempt that handed a turn back to the start of the next.
+RESTART_S = 1.0
 
 OVERLAPPING = """
 SELECT 1 FROM attempts a JOIN attempts b ON a.turn_id = b.turn_id AND a.number < b.number
@@ -34,6 +36,10 @@ WHERE a.ended_at IS NULL OR b.started_at < a.ended_at
 HAND_BACKS = """
 SELECT extract(epoch FROM a.ended_at - to_timestamp(%s))::float AS after_s
 FROM attempts a WHERE a.outcome = 'handed_back'
+"""
+RESTARTS = """
+SELECT extract(epoch FROM b.started_at - a.ended_at)::float AS after_s
+FROM attempts a JOIN attempts b ON b.turn_id = a.turn_id AND b.number = a.number + 1
 """
 
 
@@ -75,6 +81,9 @@ def test_a_stopping_worker_ends_in_time_and_its_turns_go_on_elsewhere(
     hand_backs = system.database.run(HAND_BACKS, (stopped_clock,))
     assert len(hand_backs) == TURN_COUNT
     assert max(row.after_s for row in hand_backs) <= limit_s
+    restarts = system.database.run(RESTARTS)
+    assert len(restarts) == TURN_COUNT
+    assert max(row.after_s for row in restarts) <= RESTART_S + slack_s()
     assert system.database.run(OVERLAPPING) == []
     assert system.count("attempt = 2 AND failures = 0 AND crashes = 0") == TURN_COUNT
     words = " ".join(f"w{number}" for number in range(1, WORDS + 1))
