@@ -3,6 +3,7 @@
 A log line has the route, never the path's query or anything that was said.
 """
 
+import asyncio
 import re
 import time
 import traceback
@@ -16,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from turnmill.producer.api.errors import problem_of
+from turnmill.producer.api.errors import Problem, problem_of
 from turnmill.producer.api.metrics import APIMetrics
 
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -26,6 +27,9 @@ _GOOD_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 #: Methods that are worth a label of their own.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+#: Whether the turn was accepted is not known here; with its idempotency key a client may ask.
+STOPPING = Problem("stopping", "The server is stopping. Send the call again.")
 
 log = structlog.get_logger()
 
@@ -50,6 +54,11 @@ class ObservedCalls:
                 await self._app(scope, receive, call.send)
             except ClientDisconnect:
                 pass
+            except asyncio.CancelledError:
+                # The server stops, and waits no longer for what may wait for PostgreSQL.
+                if call.status is not None:
+                    raise
+                await STOPPING.response()(scope, receive, call.send)
             except Exception as error:
                 _log_failure(error)
                 if call.status is None:

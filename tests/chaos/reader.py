@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 
@@ -59,7 +60,7 @@ class Reader:
             if (turn_id := answer.headers.get("x-turnmill-turn")) is not None:
                 promised(turn_id, began_at, tries)
             if answer.status_code != httpx.codes.OK:
-                return await _is_final(json.loads(await answer.aread()))
+                return await _is_final(await _body_of(answer))
             async for line in answer.aiter_lines():
                 if line == "data: [DONE]":
                     return True
@@ -70,6 +71,15 @@ class Reader:
                     return await _is_final(event)
                 shown.extend(choice["delta"].get("content") or "" for choice in event["choices"])
         return False
+
+
+async def _body_of(answer: httpx.Response) -> Any:
+    """Raises `httpx.DecodingError` if an error does not come as the API promises."""
+    try:
+        return json.loads(await answer.aread())
+    except ValueError:
+        problem = f"{answer.status_code} without JSON"
+        raise httpx.DecodingError(problem, request=answer.request) from None
 
 
 async def _is_final(body: dict[str, dict[str, str]]) -> bool:

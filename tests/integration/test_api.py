@@ -749,3 +749,23 @@ def test_a_stop_ends_open_calls_politely_and_soon(
     assert error["code"] == "stopping"
     states = api.database.run("SELECT state FROM turns WHERE id = %s", (error["turn_id"][5:],))
     assert states[0].state == "queued"
+
+
+def test_a_stop_answers_a_call_that_waits_for_postgres(
+    process: tuple[API, Any], eventually: Callable[..., None]
+) -> None:
+    api, running = process
+    waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with (
+        psycopg.connect(api.settings.database.url) as locked,
+        psycopg.connect(api.settings.database.url, autocommit=True) as link,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        locked.execute("LOCK TABLE conversations")
+        call = pool.submit(api.post, "has to wait")
+        eventually(lambda: link.execute(waits).fetchone())
+        running.send_signal(signal.SIGTERM)
+        assert call.result().status_code == 503
+        assert call.result().json()["error"]["code"] == "stopping"
+        locked.rollback()
+        assert running.wait(20) == 0
