@@ -23,7 +23,7 @@ import pytest
 import redis
 
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
-from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ
+from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ, rabbitmq_program
 from turnmill.infra.embedded.server import EmbeddedServer
 from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.producer.tenants import ensure_defaults
@@ -53,6 +53,13 @@ def require_service(reason: str) -> NoReturn:
     if os.environ.get("CI", "").lower() in ("true", "1"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def require_rabbitmq() -> None:
+    try:
+        rabbitmq_program()
+    except StackError as error:
+        require_service(f"No RabbitMQ: {error}")
 
 
 def _serve(server: ServerT) -> Iterator[ServerT]:

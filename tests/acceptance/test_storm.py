@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.conftest import require_rabbitmq
 from turnmill.chaos.run import run_storms
 from turnmill.chaos.scenarios import Options, make_storm
-from turnmill.infra.embedded.rabbitmq import rabbitmq_program
-from turnmill.schemas.errors import StackError
 
 IS_CI = os.environ.get("CI", "").lower() in ("true", "1")
 TURNS = 10_000 if IS_CI else 1_000
@@ -22,11 +21,8 @@ TURNS = 10_000 if IS_CI else 1_000
 def broker(request: pytest.FixtureRequest) -> str:
     """The kind of broker; the storm starts one of its own."""
     kind: str = request.param
-    if kind == "rabbitmq" and not IS_CI:
-        try:
-            rabbitmq_program()
-        except StackError as error:
-            pytest.skip(str(error))
+    if kind == "rabbitmq":
+        require_rabbitmq()
     return kind
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.conftest import require_rabbitmq
 from turnmill.chaos.run import run_storms
 from turnmill.chaos.scenarios import Options, make_storm
 
@@ -16,6 +17,8 @@ from turnmill.chaos.scenarios import Options, make_storm
 def test_nothing_is_lost_doubled_or_reordered_when_the_leader_dies(
     broker: str, database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if broker.startswith("rabbitmq"):
+        require_rabbitmq()
     storm = make_storm("failover", broker, Options(seed=20261124, turns=450))
     with capsys.disabled():
         assert run_storms([(storm, broker)], tmp_path, database, Console(width=100))

@@ -14,7 +14,9 @@ import pytest
 import redis
 from kombu import Connection, Queue
 
+from tests.conftest import require_rabbitmq
 from turnmill.chaos.faults import memory_alarm
+from turnmill.chaos.topologies.rabbitmq_cluster import RabbitMQCluster
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ
 from turnmill.infra.embedded.valkey import EmbeddedValkey
@@ -449,6 +451,26 @@ def test_a_memory_alarm_is_found(
     servers(database_url, rabbitmq.url)
     with memory_alarm(rabbitmq):
         eventually(lambda: any("mem_alarm" in f.detail for f in diagnose()), 60)
+
+
+def test_a_queue_that_one_node_of_a_cluster_takes_along_is_found(
+    servers: Callable[[str, str], None],
+    database_url: str,
+    server_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[..., None],
+) -> None:
+    require_rabbitmq()
+    with RabbitMQCluster(server_folder) as cluster:
+        servers(database_url, cluster.url)
+        monkeypatch.setenv("TURNMILL_BROKER__MANAGEMENT_URL", cluster.management_url)
+        settings = load_settings()
+        (queue,) = hint_queues(settings.broker, [Lane.BATCH], settings.engine.model_name)
+        queue.queue_arguments |= {"x-quorum-initial-group-size": 1}
+        with Connection(cluster.url) as connection:
+            queue(connection.channel()).declare()
+        eventually(lambda: found("cluster").level is Level.WARNING, 60)
+        assert queue.name in found("cluster").detail
 
 
 def test_a_management_api_that_does_not_answer_is_a_note(

@@ -45,6 +45,11 @@ class RabbitMQCluster(EmbeddedServer):
         )
 
     @property
+    def management_url(self) -> str:
+        """The first node's management API."""
+        return f"http://{LOOPBACK}:{self._port_of('management-1')}"
+
+    @property
     def pid(self) -> int | None:
         """The first node's."""
         return self._pid_of(1)
