@@ -6,7 +6,7 @@ When the scheduler dies, every waiter is told at once and no new turn is taken.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Protocol
@@ -179,7 +179,7 @@ class BatchingEngine:
     def start(self) -> None:
         name = self._settings.model
         try:
-            self._model = self._load(self._settings)
+            self._model = _with_one_tokenizer(self._load(self._settings))
         except TurnmillError:
             raise
         except Exception as error:
@@ -218,6 +218,23 @@ class BatchingEngine:
         if self._model is None:
             raise EngineUnavailable("The engine is not running.")
         return self._model
+
+
+def _with_one_tokenizer(model: LoadedModel) -> LoadedModel:
+    """One thread at a time: tokenizers share state, and OpenVINO's may stand still for ever when
+    two threads begin with it at once.
+    """
+    lock = Lock()
+
+    def encode(text: str) -> list[int]:
+        with lock:
+            return model.encode(text)
+
+    def decode(ids: list[int]) -> str:
+        with lock:
+            return model.decode(ids)
+
+    return replace(model, encode=encode, decode=decode)
 
 
 def _encode(model: LoadedModel, prompt: Prompt) -> list[int]:

@@ -4,7 +4,6 @@ Turns are batched by `slots.py`, not by the library's own continuous batching, w
 turn ends the batch for everyone.
 """
 
-from threading import Lock
 from typing import Any
 
 import torch
@@ -47,23 +46,11 @@ def load(settings: EngineSettings) -> LoadedModel:
             eos_token=tokenizer.eos_token or "",
             control_tokens=tokenizer.all_special_tokens + _added_control_tokens(tokenizer),
         ),
-        encode=_Encoder(tokenizer),
+        encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False)),
         decode=lambda ids: _decode(tokenizer, ids),
         context_window=max(1, min(context_window, cached_tokens)),
         vocabulary_size=model.get_input_embeddings().num_embeddings,
     )
-
-
-class _Encoder:
-    """One thread at a time: the tokenizer keeps its padding and truncation as shared state."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._lock = Lock()
-
-    def __call__(self, text: str) -> list[int]:
-        with self._lock:
-            return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 
 def _load_model(path: str, settings: EngineSettings) -> Any:
