@@ -13,7 +13,7 @@ from turnmill.schemas.turns import Reply, Turn, Usage
 _TURN = (
     sa.select(
         turns, bots.c.name.label("bot"), replies.c.content, replies.c.finish_reason,
-        replies.c.prompt_tokens, replies.c.completion_tokens,
+        replies.c.prompt_tokens, replies.c.completion_tokens, replies.c.cached_tokens,
     )
     .join(bots, bots.c.id == turns.c.bot_id)
     .outerjoin(replies, replies.c.turn_id == turns.c.id)
@@ -45,7 +45,11 @@ def read_conversation(database: Database, tenant_id: UUID, conversation_id: UUID
 def _turn(row: Any) -> Turn:
     reply = None
     if row.content is not None:
-        usage = Usage(prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens)
+        usage = Usage(
+            prompt_tokens=row.prompt_tokens,
+            completion_tokens=row.completion_tokens,
+            cached_tokens=row.cached_tokens,
+        )
         reply = Reply(content=row.content, finish_reason=row.finish_reason, usage=usage)
     return Turn(
         turn_id=row.id,

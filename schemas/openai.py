@@ -210,10 +210,16 @@ def _path(location: Iterable[int | str]) -> str | None:
     return path.lstrip(".") or None
 
 
+class PromptTokensDetails(BaseModel):
+    #: Tokens that the engine remembered from earlier prompts and did not compute again.
+    cached_tokens: int
+
+
 class CompletionUsage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
     @classmethod
     def of(cls, usage: Usage) -> "CompletionUsage":
@@ -221,6 +227,7 @@ class CompletionUsage(BaseModel):
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
         )
 
 

@@ -177,6 +177,7 @@ replies = Table(
     Column("finish_reason", Text, nullable=False),
     Column("prompt_tokens", Integer, nullable=False),
     Column("completion_tokens", Integer, nullable=False),
+    Column("cached_tokens", Integer, nullable=False, server_default="0"),
     _time("created_at", default_now=True),
     postgresql_partition_by="RANGE (turn_id)",
 )

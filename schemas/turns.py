@@ -122,6 +122,8 @@ class Usage(BaseModel):
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    #: Tokens of the prompt that the engine remembered and did not compute again.
+    cached_tokens: int = 0
 
 
 class Reply(BaseModel):

@@ -92,6 +92,7 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
             usage = Usage(
                 prompt_tokens=_prompt_tokens(worker.engine, prompt, chunk),
                 completion_tokens=token_count,
+                cached_tokens=chunk.cached_tokens,
             )
             return Answered(
                 Reply(content="".join(text), finish_reason=chunk.finish_reason, usage=usage)

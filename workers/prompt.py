@@ -43,7 +43,7 @@ def build_prompt(database: Database, engine: Engine, claim: Claim) -> Prompt:
     asked = claim.messages[len(own) :]
     dropped_count = _count_to_drop(engine, claim, system, history.turns, asked)
     kept = (message for turn in history.turns[dropped_count:] for message in turn)
-    return Prompt(messages=(*system, *kept, *asked), prefix=claim.kept_text)
+    return Prompt(messages=(*system, *kept, *asked), prefix=claim.kept_text, lane=claim.lane)
 
 
 def _system(instructions: Iterable[str]) -> tuple[Message, ...]:

@@ -28,7 +28,8 @@ _END = """
 WITH ending AS (
     SELECT * FROM json_to_recordset(%s) AS e (turn_id uuid, attempt int, worker_id uuid,
         is_watched bool, state text, outcome text, error_code text, error_message text,
-        content text, finish_reason text, prompt_tokens int, completion_tokens int)
+        content text, finish_reason text, prompt_tokens int, completion_tokens int,
+        cached_tokens int)
 ), ended AS (
     UPDATE turns t SET state = e.state, settled_at = clock_timestamp(), leased_until = NULL,
         error_code = e.error_code, error_message = e.error_message
@@ -43,8 +44,10 @@ WITH ending AS (
     DELETE FROM chunks c USING ended e WHERE c.turn_id = e.turn_id
 ), reply AS (
     INSERT INTO replies
-        (turn_id, attempt, content, finish_reason, prompt_tokens, completion_tokens)
-    SELECT turn_id, attempt, content, finish_reason, prompt_tokens, completion_tokens
+        (turn_id, attempt, content, finish_reason, prompt_tokens, completion_tokens,
+        cached_tokens)
+    SELECT turn_id, attempt, content, finish_reason, prompt_tokens, completion_tokens,
+        cached_tokens
     FROM ended WHERE content IS NOT NULL
 )
 SELECT turn_id, CASE WHEN is_watched THEN pg_notify(%s, replace(turn_id::text, '-', '')) END
@@ -91,6 +94,7 @@ class Ending:
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cached_tokens: int | None = None
 
 
 def end_turns(database: Database, endings: Sequence[Ending]) -> list[bool]:
@@ -191,6 +195,7 @@ def _answered(claim: Claim, outcome: Answered) -> Ending:
         finish_reason=reply.finish_reason,
         prompt_tokens=reply.usage.prompt_tokens,
         completion_tokens=reply.usage.completion_tokens,
+        cached_tokens=reply.usage.cached_tokens,
     )
 
 

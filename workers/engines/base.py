@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Protocol
 
-from turnmill.schemas.turns import FinishReason, GenerationParams, Message
+from turnmill.schemas.turns import FinishReason, GenerationParams, Lane, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,8 @@ class Prompt:
     #: Text of the reply that an earlier attempt has already produced; the engine goes on
     #: right after it and does not repeat it.
     prefix: str = ""
+    #: Turns of the interactive lane go before those of the batch lane.
+    lane: Lane = Lane.INTERACTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,9 @@ class Chunk:
     finish_reason: FinishReason | None = None
     #: Tokens of the rendered prompt; set on the last chunk only.
     prompt_tokens: int = 0
+    #: Those of them that were not computed again, because the engine still had their keys and
+    #: values; set on the last chunk only.
+    cached_tokens: int = 0
 
 
 class Engine(Protocol):
@@ -58,7 +63,7 @@ class Engine(Protocol):
         ...
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
-        """Yield the reply piece by piece; the last chunk carries finish_reason and prompt_tokens.
+        """Yield the reply piece by piece; the last chunk carries finish_reason and usage.
 
         `params` is complete (nothing but the seed is None). Once `abort` is set the
         iteration ends within a token or two, without a last chunk.

@@ -48,6 +48,8 @@ class Generation:
     abort: Event
     #: From the scheduler to the waiting thread; an error or None is the last one.
     events: "SimpleQueue[Token | TurnmillError | None]" = field(default_factory=SimpleQueue)
+    #: Tokens of the prompt that the batch did not compute again; known with the last token.
+    cached_tokens: int = 0
     #: The waiting thread has gone, or has all it wants.
     is_abandoned: bool = False
 
@@ -268,8 +270,13 @@ def _read_chunks(
             chunk, held_count = stops.push(text, held_count, is_last=is_last), 0
             reason: FinishReason | None = "stop" if stops.is_stopped else token.finish_reason
             if reason:
-                prompt_tokens = len(generation.prompt_ids)
-                yield Chunk(chunk.text, chunk.token_count, reason, prompt_tokens)
+                yield Chunk(
+                    chunk.text,
+                    chunk.token_count,
+                    reason,
+                    prompt_tokens=len(generation.prompt_ids),
+                    cached_tokens=generation.cached_tokens,
+                )
                 return
             if chunk.text:
                 yield chunk
