@@ -3,9 +3,11 @@
 It takes outbox rows in the order of their deadlines, marks them, and publishes their hints
 with confirms; what the broker does not confirm is unmarked. A relay that dies in between
 leaves marked rows whose hint nobody takes, which is what the rescuer looks for. Rows are
-taken with SKIP LOCKED, so any number of relays may run.
+taken with SKIP LOCKED, so any number of relays may run. Which queue a hint goes to is said in
+`outbox.py`.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -20,11 +22,12 @@ from celery import Celery
 from celery.utils.nodenames import anon_nodename
 from kombu import Connection, Producer
 
-from turnmill.schemas.broker import celery_settings, hint_queues
+from turnmill.producer.outbox import NEXT, TAKE, UNMARK
+from turnmill.schemas.broker import OWN_QUEUE_EXPIRES_S, celery_settings, hint_queues
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import BrokerUnavailable, DatabaseUnavailable
 from turnmill.schemas.ids import new_id
-from turnmill.schemas.routes import ANSWER_TASK, OUTBOX_CHANNEL, queue_name
+from turnmill.schemas.routes import ANSWER_TASK, OUTBOX_CHANNEL, own_queue_name, queue_name
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.turns import Lane
 
@@ -32,6 +35,9 @@ log = structlog.get_logger()
 
 #: Pause while the broker's window is full; a slot of a worker frees a place.
 WINDOW_POLL_S = 0.02
+
+#: Pause before a late hint is looked for again: its row may be held by who claims it.
+LATE_POLL_S = 0.005
 
 #: How soon a stop is noticed.
 STOP_POLL_S = 0.2
@@ -47,49 +53,6 @@ SOCKET_TIMEOUT_S = 5
 #: RabbitMQ tells the second who declares a new quorum queue that it is there before it has a
 #: leader, and refuses what is then published to it.
 _declaring = threading.Lock()
-
-#: The models are those that hints are owed for, found by skipping through the index: a bot may
-#: have moved on to another model since.
-_TAKE = """
-WITH RECURSIVE owed (model) AS (
-    (SELECT model FROM outbox WHERE published_at IS NULL ORDER BY model LIMIT 1)
-    UNION ALL
-    SELECT (SELECT o.model FROM outbox o WHERE o.published_at IS NULL AND o.model > owed.model
-            ORDER BY o.model LIMIT 1)
-    FROM owed WHERE owed.model IS NOT NULL
-), room AS (
-    SELECT m.model, l.lane, %(window)s - (
-        SELECT count(*) FROM outbox o
-        WHERE o.model = m.model AND o.lane = l.lane AND o.published_at IS NOT NULL
-    ) AS places
-    FROM owed AS m CROSS JOIN unnest(%(lanes)s::text[]) AS l (lane) WHERE m.model IS NOT NULL
-), taken AS (
-    SELECT due.turn_id FROM room CROSS JOIN LATERAL (
-        SELECT turn_id FROM outbox
-        WHERE model = room.model AND lane = room.lane AND published_at IS NULL
-          AND due_at <= clock_timestamp()
-        ORDER BY deadline_at, due_at
-        LIMIT least(greatest(room.places, 0), %(batch_size)s)
-        FOR UPDATE SKIP LOCKED
-    ) AS due
-)
-UPDATE outbox SET published_at = clock_timestamp() FROM taken
-WHERE outbox.turn_id = taken.turn_id
-RETURNING outbox.turn_id, outbox.model, outbox.lane, set_config('synchronous_commit', 'off', true)
-"""
-
-#: A row that somebody holds is being claimed; waiting for it could deadlock.
-_UNMARK = """
-UPDATE outbox SET published_at = NULL WHERE turn_id IN (
-    SELECT turn_id FROM outbox WHERE turn_id = ANY(%s) FOR UPDATE SKIP LOCKED
-)
-"""
-
-_IS_OWED = """
-SELECT EXISTS (
-    SELECT 1 FROM outbox WHERE published_at IS NULL AND due_at <= clock_timestamp()
-) AS is_owed
-"""
 
 
 class Publisher:
@@ -148,15 +111,20 @@ class Publisher:
             str(new_id()), ANSWER_TASK, kwargs=hint, kwargsrepr=repr(hint), argsrepr="()",
             origin=self._origin,
         )  # fmt: skip
+        is_own = row.own_worker_id is not None
+        queue = self._own(row) if is_own else self._declared(row.lane, row.model)
         producer.publish(
             message.body,
             exchange="",
-            routing_key=self._declared(row.lane, row.model),
+            routing_key=queue,
             headers=message.headers,
             delivery_mode=2,
             serializer="json",
             **message.properties,
         )
+        if is_own and not self._settings.broker.is_amqp:
+            # What a worker that dies has not taken goes with its queue.
+            producer.channel.client.expire(queue, OWN_QUEUE_EXPIRES_S)
 
     def _connected(self) -> Producer:
         if self._producer is None:
@@ -165,6 +133,10 @@ class Publisher:
             if self._settings.broker.is_amqp:
                 self._confirms = _Confirms(self._producer.channel)
         return self._producer
+
+    def _own(self, row: Any) -> str:
+        """The name of a worker's own queue. It may be gone: its hints are late then, not lost."""
+        return own_queue_name(row.lane, row.model, row.own_worker_id)
 
     def _declared(self, lane: str, model: str) -> str:
         """The name of a lane's queue, declared once per connection."""
@@ -254,19 +226,24 @@ class Relay:
                     continue
                 self._free.put(publisher)
                 # On the connection that listens: open at our end only, it would hear nothing.
-                owed = connection.execute(_IS_OWED).fetchone()
-                is_owed = owed is not None and owed.is_owed
-                self._wait(connection, WINDOW_POLL_S if is_owed else self._settings.relay.sweep_s)
+                due = connection.execute(NEXT).fetchone()
+                assert due is not None
+                pause_s = WINDOW_POLL_S if due.is_owed else self._settings.relay.sweep_s
+                late_in_s = math.inf if due.late_in_s is None else due.late_in_s
+                self._wait(connection, min(pause_s, max(late_in_s, LATE_POLL_S)))
 
     def _take(self, publisher: Publisher) -> list[Any]:
-        relay = self._settings.relay
+        relay, affinity = self._settings.relay, self._settings.affinity
         try:
             return self._database.run(
-                _TAKE,
+                TAKE,
                 {
                     "window": relay.window,
                     "batch_size": relay.batch_size,
                     "lanes": [lane.value for lane in Lane],
+                    "warm_lanes": [lane.value for lane in affinity.warm_lanes],
+                    "warm_s": affinity.warm_s,
+                    "ttl_s": affinity.ttl_ms / 1000,
                 },
             )
         except BaseException:
@@ -293,7 +270,7 @@ class Relay:
 
     def _unmark(self, rows: list[Any]) -> None:
         try:
-            self._database.run(_UNMARK, ([row.turn_id for row in rows],))
+            self._database.run(UNMARK, ([row.turn_id for row in rows],))
         except DatabaseUnavailable as error:
             # They stay marked; the rescuer finds hints that nobody takes.
             log.warning("relay.stalled", error=error.message)

@@ -6,17 +6,21 @@ Each setting answers a measured failure; see docs/delivery.md.
 import os
 from collections.abc import Iterable
 from typing import Any
+from uuid import UUID
 
 from kombu import Queue
 
 from turnmill.schemas.errors import SettingsError
-from turnmill.schemas.routes import queue_name
+from turnmill.schemas.routes import own_queue_name, queue_name
 from turnmill.schemas.settings import BrokerSettings, Settings, WorkerSettings
 from turnmill.schemas.turns import Lane
 
 #: Hints are dropped from a queue after so many deliveries; the rescuer publishes them anew.
 #: High, because with many turns in one process one poison turn re-delivers its neighbours.
 DELIVERY_LIMIT = 100
+
+#: A worker's own queue goes when nobody has consumed it for so long.
+OWN_QUEUE_EXPIRES_S = 60
 
 #: Variables that Celery obeys more than its app's settings: with them relay and workers would
 #: serve another broker than the one that was configured.
@@ -74,15 +78,39 @@ def _sentinel_options(broker: BrokerSettings) -> dict[str, Any]:
 
 def hint_queues(broker: BrokerSettings, lanes: Iterable[Lane], model: str) -> list[Queue]:
     """The queues of a model's lanes, declared alike by whoever comes first."""
-    arguments = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
+    return [_quorum(broker, queue_name(lane, model)) for lane in lanes]
+
+
+def own_queues(settings: Settings, worker_id: UUID) -> list[Queue]:
+    """The queues of one worker, which it declares; their hints are its lanes' when it is late.
+
+    Late hints are published anew in any case: RabbitMQ knows nothing of those that it has
+    delivered to a worker that is paused, and Redis has nothing of the kind.
+    """
+    model, lanes = settings.engine.model_name, own_lanes(settings)
     return [
-        Queue(
-            queue_name(lane, model),
-            routing_key=queue_name(lane, model),
-            queue_arguments=arguments if broker.is_amqp else None,
+        _quorum(
+            settings.broker,
+            own_queue_name(lane, model, worker_id),
+            {
+                "x-message-ttl": settings.affinity.ttl_ms,
+                "x-dead-letter-exchange": "",
+                "x-dead-letter-routing-key": queue_name(lane, model),
+                "x-expires": OWN_QUEUE_EXPIRES_S * 1000,
+            },
         )
         for lane in lanes
     ]
+
+
+def own_lanes(settings: Settings) -> list[Lane]:
+    """The lanes for which a worker has a queue of its own."""
+    return [lane for lane in settings.worker.lanes if lane in settings.affinity.warm_lanes]
+
+
+def _quorum(broker: BrokerSettings, name: str, more: dict[str, Any] | None = None) -> Queue:
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT, **(more or {})}
+    return Queue(name, routing_key=name, queue_arguments=arguments if broker.is_amqp else None)
 
 
 def longest_hold_s(worker: WorkerSettings) -> float:

@@ -1,6 +1,7 @@
 """Names on the broker: the one task, its queues, and the channels Postgres notifies on."""
 
 import re
+from uuid import UUID
 
 from turnmill.schemas.turns import Lane
 
@@ -17,3 +18,8 @@ ABORT_CHANNEL = "turnmill_abort"
 def queue_name(lane: Lane | str, model: str) -> str:
     """`turns.interactive.smollm2-135m-instruct`: one queue per lane and model."""
     return f"turns.{lane}.{re.sub(r'[^A-Za-z0-9._-]', '-', model)}"
+
+
+def own_queue_name(lane: Lane | str, model: str, worker_id: UUID) -> str:
+    """`turns.interactive.smollm2-135m-instruct.0199…`: what one worker takes of a lane."""
+    return f"{queue_name(lane, model)}.{worker_id.hex}"

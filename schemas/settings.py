@@ -103,6 +103,22 @@ class RelaySettings(Section):
     sweep_s: float = Field(default=1.0, gt=0)
 
 
+class AffinitySettings(Section):
+    #: For how long after its last reply a conversation's next turn goes to the worker that gave
+    #: it, and has its KV cache; 0: to any worker.
+    warm_s: float = Field(default=600.0, ge=0)
+    #: What a turn may lose by that, at most, milliseconds: a hint that its worker has not taken by
+    #: then is any worker's.
+    ttl_ms: int = Field(default=200, ge=10, le=5000)
+    #: The lanes whose conversations return to their worker.
+    lanes: tuple[Lane, ...] = (Lane.INTERACTIVE,)
+
+    @property
+    def warm_lanes(self) -> tuple[Lane, ...]:
+        """None when it is off."""
+        return self.lanes if self.warm_s else ()
+
+
 class WorkerSettings(Section):
     #: `cluster`: all workers of a lane consume it. `standby`: load the model, and consume once no
     #: other live worker does.
@@ -246,6 +262,7 @@ class Settings(BaseSettings):
     database: DatabaseSettings = DatabaseSettings()
     broker: BrokerSettings = BrokerSettings()
     relay: RelaySettings = RelaySettings()
+    affinity: AffinitySettings = AffinitySettings()
     worker: WorkerSettings = WorkerSettings()
     retention: RetentionSettings = RetentionSettings()
     engine: EngineSettings = EngineSettings()

@@ -154,6 +154,8 @@ attempts = Table(
     #: answered, snoozed, cancelled, failed, handed_back, or crashed (its worker died).
     Column("outcome", Text),
     Column("error", Text),
+    #: Whether the worker that holds the conversation made it; null where no live one held it.
+    Column("is_warm", Boolean),
     postgresql_partition_by="RANGE (turn_id)",
 )
 
@@ -191,10 +193,15 @@ outbox = Table(
     _time("due_at", default_now=True),
     _time("deadline_at"),
     _time("published_at"),
+    #: The live worker that holds the conversation, if there was one when the hint was published.
+    Column("worker_id", Uuid),
+    #: So long the hint is in that worker's own queue only; null: in the lane's.
+    _time("own_until"),
     Index("ix_outbox_unpublished", "model", "lane", "deadline_at", "due_at",
           postgresql_where=text("published_at IS NULL")),
     Index("ix_outbox_published", "model", "lane", "published_at",
           postgresql_where=text("published_at IS NOT NULL")),
+    Index("ix_outbox_own", "worker_id", postgresql_where=text("own_until IS NOT NULL")),
 )  # fmt: skip
 
 batches = Table(
@@ -228,6 +235,8 @@ worker_liveness = Table(
     _time("seen_at", default_now=True),
     #: Takes hints: neither standing by nor draining.
     Column("is_consuming", Boolean, nullable=False, server_default=text("true")),
+    #: The lanes for which it has a queue of its own. Old workers, which do not know it, have none.
+    Column("own_lanes", ARRAY(Text), nullable=False, server_default=text("'{}'")),
 )
 
 #: First key of the advisory locks of live workers (`pg_locks.classid`).

@@ -2,12 +2,13 @@
 
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 from celery import Celery
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
 
-from turnmill.schemas.broker import celery_settings, hint_queues
+from turnmill.schemas.broker import celery_settings, hint_queues, own_queues
 from turnmill.schemas.settings import Settings
 
 #: No ETA, countdown, autoretry, time limits, result backend or beat: retry times and
@@ -54,11 +55,13 @@ class HintConsumer(Consumer):  # type: ignore[misc]
         ]
 
 
-def create_app(settings: Settings) -> Celery:
+def create_app(settings: Settings, worker_id: UUID | None = None) -> Celery:
     """The app of a worker that serves the configured lanes of its model, and of Flower."""
     app = Celery("turnmill", set_as_current=False)
     app.conf.update(celery_settings(settings.broker), **WORKER_SETTINGS)
     app.conf.task_queues = hint_queues(
         settings.broker, settings.worker.lanes, settings.engine.model_name
     )
+    if worker_id is not None:
+        app.conf.task_queues += own_queues(settings, worker_id)
     return app

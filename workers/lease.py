@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -53,12 +53,12 @@ WITH hinted AS (
       AND c.id = t.conversation_id AND c.answered_seq = t.seq - 1
       AND o.turn_id = t.id AND o.due_at <= clock_timestamp() AND o.lane = ANY(%(lanes)s)
     RETURNING t.id, t.conversation_id, t.seq, t.bot_id, t.attempt, t.failures, t.input, t.params,
-        t.lane, t.deadline_at, o.lane AS hint_lane
+        t.lane, t.deadline_at, o.lane AS hint_lane, o.worker_id = %(worker)s AS is_warm
 ), hint AS (
     DELETE FROM outbox USING turn WHERE turn_id = turn.id
 ), attempt AS (
-    INSERT INTO attempts (turn_id, number, worker_id, lane)
-    SELECT id, attempt, %(worker)s, hint_lane FROM turn
+    INSERT INTO attempts (turn_id, number, worker_id, lane, is_warm)
+    SELECT id, attempt, %(worker)s, hint_lane, is_warm FROM turn
 )
 SELECT turn.*, bots.instructions, kept.*,
     extract(epoch FROM turn.deadline_at - clock_timestamp())::float AS deadline_s,
@@ -85,8 +85,9 @@ RETURNING t.id
 """
 
 _REGISTER = """
-INSERT INTO worker_liveness (id, host, pid, model, engine, lanes, slots, is_consuming)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+INSERT INTO worker_liveness
+    (id, host, pid, model, engine, lanes, slots, is_consuming, own_lanes)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp(), is_consuming = EXCLUDED.is_consuming
 RETURNING lock_key
 """
@@ -168,13 +169,21 @@ class Leases:
     """All leases of this process."""
 
     def __init__(
-        self, database: Database, settings: WorkerSettings, *, model: str, engine: str
+        self,
+        database: Database,
+        settings: WorkerSettings,
+        *,
+        model: str,
+        engine: str,
+        own_lanes: Sequence[Lane] = (),
     ) -> None:
+        """`own_lanes`: those for which this process consumes a queue of its own."""
         self.worker_id = new_id()
         self._database = database
         self._settings = settings
         self._model = model
         self._engine = engine
+        self._own_lanes = own_lanes
         #: `claim(turn_id)`: win the turn for a new attempt, or None if there is nothing to
         #: win. Raises `DatabaseUnavailable`: whether it was won is unknown; its lease will tell.
         self.claim = Coalescer(self._claim)
@@ -308,6 +317,7 @@ class Leases:
             [lane.value for lane in self._settings.lanes],
             self._settings.concurrency,
             self.consuming.is_set(),
+            [lane.value for lane in self._own_lanes],
         )
         row = connection.execute(_REGISTER, identity).fetchone()
         assert row is not None

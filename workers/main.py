@@ -28,7 +28,7 @@ def run_worker(settings: Settings) -> int:
     """
     refuse_early_redelivery(settings)
     with running_worker(settings) as (worker, rescuer):
-        app = create_app(settings)
+        app = create_app(settings, worker.leases.worker_id)
         register_tasks(app, worker, rescuer)
         drain = Drain(worker, settings.worker.drain_s)
 

@@ -6,6 +6,7 @@ from threading import Event
 
 import structlog
 
+from turnmill.schemas.broker import own_lanes
 from turnmill.schemas.database import Database
 from turnmill.schemas.settings import EngineSettings, Settings
 from turnmill.schemas.turns import Lane
@@ -39,7 +40,9 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
         )
     )
     engine = _engine(engine_settings, settings.worker.lanes)
-    leases = Leases(database, settings.worker, model=model, engine=engine_name)
+    leases = Leases(
+        database, settings.worker, model=model, engine=engine_name, own_lanes=own_lanes(settings)
+    )
     stream = Stream(database, settings.worker.flush_s)
     rescuer = Rescuer(database, settings.worker, leases)
     pruner = Pruner(database, settings.retention)

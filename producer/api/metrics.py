@@ -3,9 +3,9 @@
 Counters and durations are this process's; the gauges are read from Postgres at each scrape and
 so are the same from every replica (take `max`, not `sum`, over replicas).
 
-Every query touches only what is open: the outbox holds a row per queued turn, running,
-waiting and parked turns have partial indexes, and workers are few. So a scrape costs the same
-with a thousand finished turns as with a hundred million.
+Every query touches only what is open, or was accepted in the last minute: the outbox holds a row
+per queued turn, running, waiting and parked turns have partial indexes, and workers are few. So a
+scrape costs the same with a thousand finished turns as with a hundred million.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,12 +14,16 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from turnmill.producer.affinity import WARMTH, ids_since
 from turnmill.schemas.database import Database
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import Lane
 
 #: From a look at a turn to the longest wait for a reply.
 _BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+#: How far back the figures of affinity look, seconds.
+AFFINITY_S = 60
 
 #: One pass over the outbox. A row that is not due yet (a retry that backs off) is not late.
 _QUEUED = """
@@ -105,6 +109,7 @@ class TurnGauges(Collector):
             oldest = cursor.execute(_OLDEST, (list(Lane),)).fetchall()
             parked = cursor.execute(_PARKED).fetchall()[0].count
             workers = cursor.execute(_WORKERS, (LIVENESS_LOCK_CLASS,)).fetchall()[0]
+            warmth = cursor.execute(WARMTH, (ids_since(AFFINITY_S),)).fetchall()[0]
         counts = {(row.state, row.lane): row.count for row in unqueued}
         counts |= {("queued", row.lane): row.count for row in queued}
         yield _labelled(
@@ -133,6 +138,12 @@ class TurnGauges(Collector):
             ("workers_live_count", "Worker processes alive.", workers.live),
             ("workers_consuming_count", "Worker processes that take hints.", workers.consuming),
             ("turns_parked_count", "Turns that ran out of attempts.", parked),
+            (
+                "affinity_held_count",
+                "Turns begun, of those of the last minute, whose conversation a live worker held.",
+                warmth.held,
+            ),
+            ("affinity_hits_count", "Those of them that this worker got.", warmth.hits),
         ):
             yield GaugeMetricFamily(f"turnmill_{name}", text, value=value)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from turnmill.producer.affinity import WARMTH, ids_since
 from turnmill.producer.doctor.database import Patient
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
 
@@ -11,6 +12,8 @@ UNPUBLISHED_S = 30
 UNSERVED_S = 10
 #: Somebody waits for an interactive turn.
 PATIENCE_S = 60
+#: How far back the doctor looks for conversations that lost their worker, and how many must have.
+AFFINITY_S, AFFINITY_TURNS, AFFINITY_RATE = 600, 50, 0.9
 
 _LIVE = """
 live AS (
@@ -96,6 +99,16 @@ def _oldest(patient: Patient) -> Iterator[Finding]:
         )
 
 
+def _affinity(patient: Patient) -> Iterator[Finding]:
+    row = patient.database.run(WARMTH, (ids_since(AFFINITY_S),))[0]
+    if row.held >= AFFINITY_TURNS and row.hits < AFFINITY_RATE * row.held:
+        yield note(
+            f"{row.hits} of {row.held} turns of the last {_span(AFFINITY_S)} went to the worker "
+            "that holds their conversation: the others computed it again",
+            "more workers, or a higher TURNMILL_WORKER__CONCURRENCY: those that hold them are full",
+        )
+
+
 def _parked(patient: Patient) -> Iterator[Finding]:
     row = patient.database.run("SELECT count(*) AS turns FROM turns WHERE state = 'parked'")[0]
     if row.turns:
@@ -110,5 +123,6 @@ CHECKS: dict[str, Check[Patient]] = {
     "relay": _relay,
     "workers": _workers,
     "oldest turn": _oldest,
+    "affinity": _affinity,
     "parked turns": _parked,
 }

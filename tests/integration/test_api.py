@@ -24,6 +24,7 @@ from turnmill.producer.api.auth import KnownKeys
 from turnmill.producer.api.errors import STATUSES
 from turnmill.producer.tenants import create_key, ensure_defaults, list_keys, revoke_key
 from turnmill.schemas.database import Database
+from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.workers.testing import InlineWorker
 
@@ -639,6 +640,15 @@ def test_metrics_say_what_is_open(make_api: MakeAPI) -> None:
     with InlineWorker(api.settings):
         assert samples(api)["turnmill_workers_live_count"] == 1
         assert samples(api)["turnmill_workers_consuming_count"] == 1
+    api.database.run(
+        "INSERT INTO attempts (turn_id, number, worker_id, lane, is_warm) "
+        "SELECT id, 1, id, 'interactive', n = 1 "
+        "FROM unnest(%s::uuid[]) WITH ORDINALITY AS i (id, n)",
+        ([new_id(), new_id()],),
+    )
+    warm = samples(api)
+    assert warm["turnmill_affinity_held_count"] == 2
+    assert warm["turnmill_affinity_hits_count"] == 1
 
 
 def test_every_answer_has_a_request_id(api: API) -> None:

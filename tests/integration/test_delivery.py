@@ -89,7 +89,7 @@ def seen_text(system: Any, turn_id: UUID) -> str:
 def test_a_hint_delivered_twice_is_answered_once(system: Any) -> None:
     accepted = accept_conversations(system, count=10, length=2, text="[[wait=0.2]] twice")
     publisher = Publisher(system.settings)
-    hints = system.database.run("SELECT turn_id, lane, model FROM outbox")
+    hints = system.database.run("SELECT turn_id, lane, model, NULL AS own_worker_id FROM outbox")
     for _ in range(3):
         publisher.publish(hints)
     publisher.close()

@@ -561,6 +561,20 @@ def test_a_live_worker_serves_its_lane_and_a_quarantine_without_one_is_noted(stu
     assert "quarantine" in finding.detail
 
 
+@pytest.mark.parametrize(("hits", "is_noted"), [(44, True), (45, False)])
+def test_conversations_that_often_lose_their_worker_are_noted(
+    stuck: Any, hits: int, is_noted: bool
+) -> None:
+    stuck.database.run(
+        "INSERT INTO attempts (turn_id, number, worker_id, lane, is_warm) "
+        "SELECT id, 1, id, 'interactive', n <= %s "
+        "FROM unnest(%s::uuid[]) WITH ORDINALITY AS i (id, n)",
+        (hits, [new_id() for _ in range(50)]),
+    )
+    findings = [finding for finding in diagnose() if finding.what == "affinity"]
+    assert ["44 of 50" in finding.detail for finding in findings] == [True] * is_noted
+
+
 def test_parked_turns_are_noted(stuck: Any) -> None:
     stuck.database.run("UPDATE turns SET state = 'parked'")
     finding = found("parked turns")

@@ -233,7 +233,7 @@ def test_a_relay_that_starts_before_the_tables_exist_works_once_they_do(
 
 def test_a_publisher_connects_anew_after_its_connection_was_lost(system: Any) -> None:
     accept_turns(system, 2)
-    rows = system.database.run("SELECT turn_id, lane, model FROM outbox")
+    rows = system.database.run("SELECT turn_id, lane, model, NULL AS own_worker_id FROM outbox")
     publisher = Publisher(system.settings)
     try:
         publisher.publish(rows[:1])

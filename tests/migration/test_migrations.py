@@ -180,7 +180,7 @@ def test_attempts_and_replies_become_partitions_and_whole_again_with_their_rows(
             )  # fmt: skip
     before = rows_of(engine)
     oids = table_oids(engine)
-    upgrade(empty_database_url)
+    upgrade(empty_database_url, "0003")
     assert rows_of(engine) == before
     assert table_oids(engine, "_before") == oids
     for table in PARTITIONED:

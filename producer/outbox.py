@@ -1,0 +1,87 @@
+"""The outbox, as the relay reads and marks it: which hints are due, and for whom.
+
+A conversation's next turn goes to the worker that gave its last reply, for that one has its KV
+cache: the hint is published to that worker's own queue, if the worker is alive and has a slot
+free. One that is not claimed in time (`own_until`) is late, and is published to the lane's queue.
+So a wrong guess costs a turn that time, once, and never more.
+"""
+
+#: A worker says so often that it lives that one silent for so long is not waited for, seconds.
+SEEN_S = 1.2
+
+#: The models are those that hints are owed for, found by skipping through the index: a bot may
+#: have moved on to another model since. Turns that were tried before are any worker's.
+TAKE = f"""
+WITH RECURSIVE owed (model) AS (
+    (SELECT model FROM outbox WHERE published_at IS NULL ORDER BY model LIMIT 1)
+    UNION ALL
+    SELECT (SELECT o.model FROM outbox o WHERE o.published_at IS NULL AND o.model > owed.model
+            ORDER BY o.model LIMIT 1)
+    FROM owed WHERE owed.model IS NOT NULL
+), room AS (
+    SELECT m.model, l.lane, %(window)s - (
+        SELECT count(*) FROM outbox o
+        WHERE o.model = m.model AND o.lane = l.lane AND o.published_at IS NOT NULL
+    ) AS places
+    FROM owed AS m CROSS JOIN unnest(%(lanes)s::text[]) AS l (lane) WHERE m.model IS NOT NULL
+), taken AS (
+    SELECT room.model, room.lane, due.turn_id FROM room CROSS JOIN LATERAL (
+        SELECT turn_id FROM outbox
+        WHERE model = room.model AND lane = room.lane AND published_at IS NULL
+          AND due_at <= clock_timestamp()
+        ORDER BY deadline_at, due_at
+        LIMIT least(greatest(room.places, 0), %(batch_size)s)
+        FOR UPDATE SKIP LOCKED
+    ) AS due
+), held AS (
+    SELECT taken.turn_id, w.id AS worker_id, w.slots,
+        row_number() OVER (PARTITION BY w.id ORDER BY taken.turn_id) AS place
+    FROM taken JOIN turns t ON t.id = taken.turn_id AND t.attempt = 0
+    JOIN turns last ON last.conversation_id = t.conversation_id AND last.seq = t.seq - 1
+    JOIN worker_liveness w ON w.id = last.worker_id
+    WHERE taken.lane = ANY(%(warm_lanes)s)
+      AND last.settled_at > clock_timestamp() - make_interval(secs => %(warm_s)s)
+      AND w.is_consuming AND w.seen_at > clock_timestamp() - make_interval(secs => {SEEN_S})
+      AND w.model = taken.model AND taken.lane = ANY(w.own_lanes)
+), busy AS (
+    SELECT worker_id, count(*) AS turns FROM (
+        SELECT worker_id FROM turns
+        WHERE state = 'running' AND worker_id IN (SELECT worker_id FROM held)
+        UNION ALL SELECT worker_id FROM outbox WHERE own_until IS NOT NULL
+    ) AS work GROUP BY worker_id
+), marked AS (
+    UPDATE outbox SET published_at = clock_timestamp(), worker_id = held.worker_id,
+        own_until = CASE WHEN held.place + coalesce(busy.turns, 0) <= held.slots
+            THEN clock_timestamp() + make_interval(secs => %(ttl_s)s) END
+    FROM taken LEFT JOIN held USING (turn_id) LEFT JOIN busy USING (worker_id)
+    WHERE outbox.turn_id = taken.turn_id
+    RETURNING outbox.turn_id, outbox.model, outbox.lane,
+        CASE WHEN own_until IS NOT NULL THEN outbox.worker_id END AS own_worker_id
+), late AS (
+    UPDATE outbox SET published_at = clock_timestamp(), own_until = NULL WHERE turn_id IN (
+        SELECT turn_id FROM outbox WHERE own_until IS NOT NULL
+          AND own_until <= clock_timestamp() AND published_at IS NOT NULL
+        FOR UPDATE SKIP LOCKED
+    )
+    RETURNING turn_id, model, lane, NULL::uuid
+)
+SELECT hint.*, set_config('synchronous_commit', 'off', true)
+FROM (SELECT * FROM marked UNION ALL SELECT * FROM late) AS hint
+"""
+
+#: A row that somebody holds is being claimed; waiting for it could deadlock.
+UNMARK = """
+UPDATE outbox SET published_at = NULL WHERE turn_id IN (
+    SELECT turn_id FROM outbox WHERE turn_id = ANY(%s) FOR UPDATE SKIP LOCKED
+)
+"""
+
+#: Whether a hint is due that found no place, and in how many seconds the next one is late.
+NEXT = """
+SELECT EXISTS (
+    SELECT 1 FROM outbox WHERE published_at IS NULL AND due_at <= clock_timestamp()
+) AS is_owed, (
+    SELECT extract(epoch FROM min(own_until) - clock_timestamp())::float FROM outbox
+    WHERE own_until IS NOT NULL AND published_at IS NOT NULL
+) AS late_in_s
+"""
