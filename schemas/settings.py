@@ -202,6 +202,11 @@ class EngineSettings(Section):
     max_batch_size: int = Field(default=32, ge=1)
     #: Memory for the KV cache, GiB.
     kv_cache_gib: float = Field(default=1.0, gt=0)
+    #: Keep keys and values of ended turns, for conversations that go on and for prompts that
+    #: begin alike.
+    prefix_cache: bool = True
+    #: GPUs that share the model (vLLM engine only).
+    tensor_parallel: int = Field(default=1, ge=1)
     #: Where downloaded and converted models are kept; `models` in the data folder when left out.
     models_dir: Path | None = None
     #: Echo engine: seconds per token.

@@ -11,12 +11,11 @@ import pytest
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Engine, Prompt
-from turnmill.workers.engines.registry import create_engine
+from turnmill.workers.engines.registry import REQUIREMENTS, create_engine
 from turnmill.workers.models import prepare_model
 
 torch = pytest.importorskip("torch", reason="pip install 'turnmill[transformers]'")
 transformers = pytest.importorskip("transformers", reason="pip install 'turnmill[transformers]'")
-pytest.importorskip("openvino_genai", reason="pip install 'turnmill[openvino]'")
 
 MODELS_DIR = Path("~/.cache/turnmill/models").expanduser()
 MAX_TOKENS = 16
@@ -78,6 +77,8 @@ def together(engine: Engine) -> list[str]:
 
 @pytest.fixture
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    module, extra = REQUIREMENTS[request.param[0]]
+    pytest.importorskip(module, reason=f"pip install 'turnmill[{extra}]'")
     engine = create_engine(settings_for(*request.param))
     engine.start()
     yield engine
@@ -86,9 +87,9 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 @pytest.mark.parametrize(
     "engine",
-    [("openvino", "float32"), ("transformers", "float32")],
+    [("openvino", "float32"), ("transformers", "float32"), ("vllm", "float32")],
     indirect=True,
-    ids=["openvino", "transformers"],
+    ids=["openvino", "transformers", "vllm"],
 )
 def test_in_full_precision_a_batched_reply_equals_plain_generate(
     engine: Engine, references: list[str]

@@ -70,8 +70,22 @@ def test_auto_takes_transformers_for_what_openvino_cannot_open(
         assert resolve_engine_name(settings) == "transformers"
 
 
+def test_auto_takes_vllm_on_a_gpu_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"vllm", "openvino_genai", "transformers"}
+    monkeypatch.setattr(registry, "find_spec", lambda name: name in installed or None)
+    monkeypatch.setattr(registry, "_has_gpu", lambda: True)
+    assert resolve_engine_name(EngineSettings()) == "vllm"
+    assert resolve_engine_name(EngineSettings(device="cpu")) == "openvino"
+    assert resolve_engine_name(EngineSettings(device="cuda:1")) == "transformers"
+    assert resolve_engine_name(EngineSettings(quantization="int8")) == "transformers"
+    installed.remove("vllm")
+    assert resolve_engine_name(EngineSettings()) == "transformers"
+    monkeypatch.setattr(registry, "_has_gpu", lambda: False)
+    assert resolve_engine_name(EngineSettings()) == "openvino"
+
+
 def test_choosing_echo_loads_no_heavy_library() -> None:
     # What other tests of this session have imported does not count.
-    heavy = {"torch", "transformers", "openvino_genai"} - set(sys.modules)
+    heavy = {"torch", "transformers", "openvino_genai", "vllm"} - set(sys.modules)
     create_engine(EngineSettings(name="echo"))
     assert not heavy & set(sys.modules)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import structlog
 
@@ -20,7 +20,7 @@ from turnmill.schemas.errors import (
     TurnmillError,
 )
 from turnmill.schemas.settings import EngineSettings
-from turnmill.schemas.turns import FinishReason, GenerationParams, Message
+from turnmill.schemas.turns import FinishReason, GenerationParams, Lane, Message
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.chat_template import ChatTemplate
 from turnmill.workers.engines.text import Detokenizer, StopFilter
@@ -46,6 +46,7 @@ class Generation:
     limit: int
     params: GenerationParams
     abort: Event
+    lane: Lane = Lane.INTERACTIVE
     #: From the scheduler to the waiting thread; an error or None is the last one.
     events: "SimpleQueue[Token | TurnmillError | None]" = field(default_factory=SimpleQueue)
     #: Tokens of the prompt that the batch did not compute again; known with the last token.
@@ -80,14 +81,31 @@ class Batch(Protocol):
         ...
 
 
+@runtime_checkable
+class Scheduling(Protocol):
+    """Takes turns in from many threads, and gives each its tokens."""
+
+    def submit(self, generation: Generation) -> None:
+        """Raises `EngineUnavailable` once it is closed or has died."""
+        ...
+
+    def close(self) -> None:
+        """Tell all who wait, and end."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    batch: Batch
+    #: Stepped by a `Scheduler`, unless it does its own scheduling.
+    batch: Batch | Scheduling
     template: ChatTemplate
     encode: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]
     context_window: int
     vocabulary_size: int
+    #: Where it runs, and in what numbers; for the log.
+    device: str = "cpu"
+    dtype: str = "auto"
 
 
 class Scheduler:
@@ -172,7 +190,7 @@ class BatchingEngine:
         self._settings = settings
         self._load = load
         self._model: LoadedModel | None = None
-        self._scheduler: Scheduler | None = None
+        self._scheduler: Scheduling | None = None
 
     @property
     def context_window(self) -> int:
@@ -186,8 +204,9 @@ class BatchingEngine:
             raise
         except Exception as error:
             raise EngineFailure(f"The model '{name}' cannot be loaded: {error}") from error
-        self._scheduler = Scheduler(self._model.batch)
-        log.info("engine.started", model=name, context_window=self._model.context_window)
+        batch = self._model.batch
+        self._scheduler = batch if isinstance(batch, Scheduling) else Scheduler(batch)
+        self._report(self._model)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return len(_encode(self._loaded(), Prompt(tuple(messages))))
@@ -204,7 +223,7 @@ class BatchingEngine:
                 param="messages",
             )
         limit = min(params.max_tokens or room, room)
-        generation = Generation(prompt_ids, limit, params, abort)
+        generation = Generation(prompt_ids, limit, params, abort, prompt.lane)
         scheduler.submit(generation)
         # A text that goes on is decoded after what was there; a new one begins without a space.
         detokenizer = Detokenizer(model.decode, prompt_ids[-1:] if prompt.prefix else ())
@@ -215,6 +234,18 @@ class BatchingEngine:
         if self._scheduler is not None:
             self._scheduler.close()
         self._scheduler = self._model = None
+
+    def _report(self, model: LoadedModel) -> None:
+        log.info(
+            "engine.started",
+            engine=type(self).__name__,
+            model=self._settings.model,
+            device=model.device,
+            dtype=model.dtype,
+            context_window=model.context_window,
+            max_batch_size=self._settings.max_batch_size,
+            kv_cache_gib=self._settings.kv_cache_gib,
+        )
 
     def _loaded(self) -> LoadedModel:
         if self._model is None:

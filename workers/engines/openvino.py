@@ -67,6 +67,7 @@ def load(settings: EngineSettings) -> LoadedModel:
         decode=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
         context_window=_context_window(path, settings),
         vocabulary_size=max(vocabulary.values()) + 1,
+        dtype=settings.dtype,
     )
 
 
@@ -158,7 +159,7 @@ def _scheduler_config(settings: EngineSettings) -> Any:
     config = openvino_genai.SchedulerConfig()
     config.cache_size = math.ceil(settings.kv_cache_gib)
     config.max_num_seqs = settings.max_batch_size
-    config.enable_prefix_caching = True
+    config.enable_prefix_caching = settings.prefix_cache
     config.dynamic_split_fuse = True
     return config
 

@@ -13,27 +13,28 @@ ENGINES = {
     "echo": "turnmill.workers.engines.echo:EchoEngine",
     "openvino": "turnmill.workers.engines.openvino:OpenVINOEngine",
     "transformers": "turnmill.workers.engines.transformers:TransformersEngine",
+    "vllm": "turnmill.workers.engines.vllm:VLLMEngine",
 }
 
 #: What an engine needs installed, and the extra that brings it.
 REQUIREMENTS = {
     "openvino": ("openvino_genai", "openvino"),
     "transformers": ("transformers", "transformers"),
+    "vllm": ("vllm", "vllm"),
 }
 
 
 def resolve_engine_name(settings: EngineSettings) -> str:
     """The engine that `auto` stands for here.
 
-    OpenVINO on a CPU where it can open the model, else transformers.
+    vLLM on a GPU, OpenVINO on a CPU where it can open the model, else transformers.
 
     Raises:
         SettingsError: the name is unknown, or the engine's libraries are not installed.
     """
     name = settings.name
     if name == "auto":
-        uses_cpu = settings.device == "cpu" or not _has_gpu()
-        name = _best_installed(uses_cpu and _suits_openvino(settings))
+        name = _best_installed(settings)
     if name not in ENGINES:
         raise SettingsError(f"There is no engine '{name}'. Choose auto, {', '.join(ENGINES)}.")
     if name in REQUIREMENTS and find_spec(REQUIREMENTS[name][0]) is None:
@@ -51,15 +52,26 @@ def create_engine(settings: EngineSettings) -> Engine:
     return engine
 
 
-def _best_installed(prefers_openvino: bool) -> str:
-    order = ["openvino", "transformers"] if prefers_openvino else ["transformers", "openvino"]
+def _best_installed(settings: EngineSettings) -> str:
+    if settings.device != "cpu" and _has_gpu():
+        order = ["transformers", "openvino"]
+        if _suits_vllm(settings):
+            order.insert(0, "vllm")
+    else:
+        order = ["transformers", "openvino"]
+        if _suits_openvino(settings):
+            order.reverse()
     for name in order:
         if find_spec(REQUIREMENTS[name][0]) is not None:
             return name
     raise SettingsError(
         "No engine is installed. On a CPU: pip install 'turnmill[openvino]'; "
-        "on a GPU: pip install 'turnmill[transformers]'."
+        "on a GPU: pip install 'turnmill[vllm]' or 'turnmill[transformers]'."
     )
+
+
+def _suits_vllm(settings: EngineSettings) -> bool:
+    return settings.quantization != "int8" and settings.device in ("auto", "cuda")
 
 
 def _suits_openvino(settings: EngineSettings) -> bool:

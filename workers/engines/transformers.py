@@ -7,13 +7,13 @@ turn ends the batch for everyone.
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.engines.batching import BatchingEngine, LoadedModel
-from turnmill.workers.engines.chat_template import ChatTemplate
+from turnmill.workers.engines.hf_tokenizer import HFTokenizer
 from turnmill.workers.engines.slots import SlotBatch
 from turnmill.workers.models import prepare_model
 
@@ -31,7 +31,7 @@ def load(settings: EngineSettings) -> LoadedModel:
     path = prepare_model(settings, "safetensors")
     disable_progress_bar()
     config = AutoConfig.from_pretrained(path).get_text_config()
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = HFTokenizer(path)
     model = _load_model(path, settings)
     _refuse_other_caches(model)
     context_window = _context_window(config, settings)
@@ -40,16 +40,13 @@ def load(settings: EngineSettings) -> LoadedModel:
         batch=SlotBatch(
             model, _end_tokens(model, tokenizer), settings.max_batch_size, cached_tokens
         ),
-        template=ChatTemplate(
-            tokenizer.chat_template,
-            bos_token=tokenizer.bos_token or "",
-            eos_token=tokenizer.eos_token or "",
-            control_tokens=tokenizer.all_special_tokens + _added_control_tokens(tokenizer),
-        ),
-        encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False)),
-        decode=lambda ids: _decode(tokenizer, ids),
+        template=tokenizer.template,
+        encode=tokenizer.encode,
+        decode=tokenizer.decode,
         context_window=max(1, min(context_window, cached_tokens)),
         vocabulary_size=model.get_input_embeddings().num_embeddings,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
     )
 
 
@@ -120,17 +117,8 @@ def _kv_bytes_per_token(config: Any, dtype: Any) -> int:
     return int(2 * config.num_hidden_layers * heads * head_size * dtype.itemsize)
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+def _end_tokens(model: Any, tokenizer: HFTokenizer) -> frozenset[int]:
     """Some models end a turn with another token than a text."""
     end = model.generation_config.eos_token_id
     tokens = end if isinstance(end, list) else [end]
-    return frozenset(token for token in [*tokens, tokenizer.eos_token_id] if token is not None)
-
-
-def _added_control_tokens(tokenizer: Any) -> list[str]:
-    added = tokenizer.added_tokens_decoder.values()
-    return [token.content for token in added if token.special]
-
-
-def _decode(tokenizer: Any, ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return frozenset(token for token in [*tokens, tokenizer.end_token] if token is not None)

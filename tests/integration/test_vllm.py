@@ -1,0 +1,180 @@
+"""vLLM's own processes: lanes, slots, death; none is left behind (`make test-vllm`)."""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+
+import psutil
+import pytest
+
+from turnmill.schemas.errors import EngineFailure, EngineUnavailable
+from turnmill.schemas.settings import EngineSettings
+from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Lane, Message, Role
+from turnmill.workers.engines.base import Chunk, Engine, Prompt
+from turnmill.workers.engines.registry import create_engine
+
+pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="tested by `make test-vllm`")
+
+MODELS_DIR = Path("~/.cache/turnmill/models").expanduser()
+STORY = "Write a long story about a fox and a hen who sail across the sea to find a new home. "
+#: Two slots, one of which is kept for the interactive lane.
+SETTINGS = {
+    "name": "vllm",
+    "device": "cpu",
+    "dtype": "float32",
+    "context_window": 512,
+    "max_batch_size": 2,
+    "kv_cache_gib": 0.25,
+    "models_dir": str(MODELS_DIR),
+}
+
+#: A worker's life, as far as vLLM is concerned: it waits to be killed.
+PROGRAM = f"""
+import time
+from turnmill.schemas.settings import EngineSettings
+from turnmill.workers.engines.registry import create_engine
+
+if __name__ == "__main__":
+    engine = create_engine(EngineSettings.model_validate({SETTINGS!r}))
+    engine.start()
+    print("started", flush=True)
+    time.sleep(600)
+"""
+
+
+def new_engine(**changes: object) -> Engine:
+    return create_engine(EngineSettings.model_validate(SETTINGS | changes))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    engine = new_engine()
+    engine.start()
+    yield engine
+    engine.close()
+
+
+def generate(
+    engine: Engine,
+    text: str = STORY,
+    max_tokens: int = 8,
+    lane: Lane = Lane.INTERACTIVE,
+    abort: threading.Event | None = None,
+) -> Iterator[Chunk]:
+    params = GenerationParams(temperature=0, max_tokens=max_tokens).over(DEFAULT_PARAMS)
+    prompt = Prompt((Message(role=Role.USER, content=text),), lane=lane)
+    return engine.generate(prompt, params, abort or threading.Event())
+
+
+def children(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def title(process: psutil.Process) -> str:
+    return " ".join(process.cmdline())
+
+
+def is_vllm(process: psutil.Process) -> bool:
+    return title(process).startswith("VLLM::")
+
+
+def living(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """What `is_running` says yes to includes the dead whom nobody has buried."""
+    return [each for each in processes if each.is_running() and not is_zombie(each)]
+
+
+def is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_prompt_that_was_there_before_is_not_computed_again(engine: Engine) -> None:
+    text = "Once there was " + STORY * 10
+    first, second = (list(generate(engine, text))[-1] for _ in range(2))
+    assert first.cached_tokens == 0
+    # Whole blocks of 128 tokens.
+    assert second.cached_tokens == first.prompt_tokens // 128 * 128 > 0
+
+
+def test_an_interactive_turn_does_not_wait_for_the_batch_lane(engine: Engine) -> None:
+    order = []
+
+    def answer(name: str, lane: Lane) -> None:
+        list(generate(engine, max_tokens=100, lane=lane))
+        order.append(name)
+
+    with ThreadPoolExecutor(4) as pool:
+        saturated = [pool.submit(answer, "batch", Lane.BATCH) for _ in range(3)]
+        next(generate(engine))
+        pool.submit(answer, "interactive", Lane.INTERACTIVE).result(timeout=120)
+        for each in saturated:
+            each.result(timeout=120)
+    assert order.index("interactive") <= 1
+    assert len(order) == 4
+
+
+def test_a_turn_that_waits_for_a_slot_can_be_aborted(engine: Engine) -> None:
+    running = generate(engine, max_tokens=300, lane=Lane.BATCH)
+    next(running)
+    abort = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(list, generate(engine, lane=Lane.BATCH, abort=abort))
+        abort.set()
+        assert waiting.result(timeout=30) == []
+    running.close()  # type: ignore[attr-defined]
+
+
+def test_readers_who_leave_take_no_slot_with_them(engine: Engine) -> None:
+    chance = random.Random(7)
+    for _ in range(30):
+        lane = chance.choice(list(Lane)[:2])
+        chunks = generate(engine, max_tokens=300, lane=lane)
+        list(islice(chunks, chance.randrange(3)))
+        chunks.close()  # type: ignore[attr-defined]
+    assert [len(list(generate(engine, lane=lane))) > 0 for lane in list(Lane)[:2]] == [True, True]
+
+
+def test_a_killed_engine_tells_everyone_and_takes_no_more(eventually: Callable[..., None]) -> None:
+    before = children(os.getpid())
+    engine = new_engine()
+    engine.start()
+    waiting = generate(engine, max_tokens=400)
+    next(waiting)
+    started = [each for each in children(os.getpid()) if each not in before and is_vllm(each)]
+    next(each for each in started if "EngineCore" in title(each)).kill()
+    with pytest.raises(EngineUnavailable):
+        list(waiting)
+    with pytest.raises(EngineUnavailable, match="has died"):
+        list(generate(engine))
+    engine.close()
+    eventually(lambda: not living(started), 60)
+
+
+def test_a_killed_worker_leaves_no_process_of_vllm(
+    tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE) as worker:
+        try:
+            assert worker.stdout is not None
+            assert b"started\n" in worker.stdout
+            started = [each for each in children(worker.pid) if is_vllm(each)]
+        finally:
+            worker.kill()
+    assert len(started) >= 2
+    eventually(lambda: not living(started), 60)
+
+
+def test_a_model_that_does_not_fit_says_why() -> None:
+    with pytest.raises(EngineFailure, match="cannot be loaded"):
+        new_engine(context_window=1_000_000).start()

