@@ -5,6 +5,7 @@
     │   ├── DatabaseUnavailable
     │   ├── BrokerUnavailable
     │   ├── EngineUnavailable
+    │   │   └── EngineDied          its worker has to be started again
     │   └── LaterTurnRunning        the parked turn cannot be replayed right now
     └── PermanentError              trying again cannot help
         ├── SettingsError
@@ -60,6 +61,10 @@ class EngineUnavailable(TransientError):
     """The engine cannot take the turn right now."""
 
     code = "engine_unavailable"
+
+
+class EngineDied(EngineUnavailable):
+    """The engine has died; its worker has to be started again."""
 
 
 class LaterTurnRunning(TransientError):

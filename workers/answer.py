@@ -9,7 +9,7 @@ from uuid import UUID
 import structlog
 
 from turnmill.schemas.database import Database
-from turnmill.schemas.errors import ContextOverflow, PermanentError, TransientError
+from turnmill.schemas.errors import ContextOverflow, EngineDied, PermanentError, TransientError
 from turnmill.schemas.outcomes import HANDED_BACK, Answered, Cancelled, Failed, Outcome, Snoozed
 from turnmill.schemas.turns import Reply, Usage
 from turnmill.workers.backoff import backoff_s
@@ -62,6 +62,9 @@ def _attempt_reply(worker: Worker, attempt: Attempt) -> Outcome:
         return outcome
     except PermanentError as error:
         return Failed(error.code, error.message)
+    except EngineDied as error:
+        worker.leases.on_hang()
+        return _snooze(attempt.claim, error.message)
     except TransientError as error:
         return _snooze(attempt.claim, error.message)
     except BaseException as error:

@@ -188,6 +188,7 @@ class Leases:
         #: win. Raises `DatabaseUnavailable`: whether it was won is unknown; its lease will tell.
         self.claim = Coalescer(self._claim)
         #: Called when an engine does not let go of a turn, at each such turn.
+        #: Called when the engine hangs or has died: it will not get better in this process.
         self.on_hang: Callable[[], None] = lambda: None
         self._held: set[Attempt] = set()
         self._hung: set[Attempt] = set()

@@ -27,10 +27,10 @@ IMPATIENT = {
 
 
 @contextmanager
-def supervised_workers(system: Any, logs: Path) -> Iterator[list[ChildEvent]]:
+def supervised_workers(system: Any, logs: Path, **more: str) -> Iterator[list[ChildEvent]]:
     """An ordinary worker and one for quarantine, revived when they end; what became of them."""
     command = [sys.executable, "-m", "turnmill.producer.cli", "worker"]
-    environment = {**os.environ, **system.variables, **IMPATIENT}
+    environment = {**os.environ, **system.variables, **IMPATIENT, **more}
     lonely = ["--lane", "quarantine", "--concurrency", "1"]
     children = [
         Child(name="worker", command=command, environment=environment),
@@ -70,6 +70,25 @@ def test_a_turn_that_hangs_its_engine_is_parked_and_its_neighbours_are_answered(
     assert deaths[0].child.name == "worker"
     assert {event.exit_code for event in deaths} == {HUNG_STATUS}
     assert b"engine.hung" in (tmp_path / "worker.log").read_bytes()
+
+
+def test_a_worker_whose_engine_has_died_is_replaced(
+    make_system: Callable[..., Any], database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    system = make_system(database_url, valkey_url)
+    system.start("relay")
+    poison = accept(system.database, system.request("[[die]]"))
+    with supervised_workers(system, tmp_path, TURNMILL_WORKER__MAX_ATTEMPTS="1") as events:
+        system.wait_until_settled(90)
+        follower = accept(system.database, system.request("after"))
+        system.wait_until_settled(90)
+    states = [
+        read_turn(system.database, system.tenant_id, turn.turn_id).state
+        for turn in (poison, follower)
+    ]
+    assert states == [TurnState.PARKED, TurnState.COMPLETED]
+    deaths = [event for event in events if event.kind is ChildEventKind.DIED]
+    assert [event.exit_code for event in deaths] == [HUNG_STATUS]
 
 
 def test_a_stopping_worker_does_not_wait_for_an_engine_that_hangs(

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from turnmill.schemas.errors import EngineFailure, EngineUnavailable
+from turnmill.schemas.errors import EngineDied, EngineFailure
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Lane, Message, Role
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
@@ -151,9 +151,9 @@ def test_a_killed_engine_tells_everyone_and_takes_no_more(eventually: Callable[.
     next(waiting)
     started = [each for each in children(os.getpid()) if each not in before and is_vllm(each)]
     next(each for each in started if "EngineCore" in title(each)).kill()
-    with pytest.raises(EngineUnavailable):
+    with pytest.raises(EngineDied):
         list(waiting)
-    with pytest.raises(EngineUnavailable, match="has died"):
+    with pytest.raises(EngineDied):
         list(generate(engine))
     engine.close()
     eventually(lambda: not living(started), 60)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from turnmill.schemas.errors import EngineFailure, EngineUnavailable, PermanentError
+from turnmill.schemas.errors import EngineDied, EngineFailure, EngineUnavailable, PermanentError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Prompt
@@ -84,7 +84,7 @@ def test_a_dead_scheduler_tells_everyone_and_takes_no_more(
         for each in waiting:
             with pytest.raises(EngineUnavailable):
                 each.result(timeout=30)
-    with pytest.raises(EngineUnavailable, match="device lost"):
+    with pytest.raises(EngineDied, match="device lost"):
         ask(engine, "e")
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from turnmill.schemas.errors import EngineFailure, EngineUnavailable
+from turnmill.schemas.errors import EngineDied, EngineFailure, EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Prompt
@@ -48,6 +48,7 @@ def test_whether_it_goes_on_after_a_prefix_is_a_setting() -> None:
     [
         ("[[fail]]", EngineFailure),
         ("[[unavailable]]", EngineUnavailable),
+        ("[[die]]", EngineDied),
         ("[[memory]]", MemoryError),
         ("[[exit]]", SystemExit),
     ],

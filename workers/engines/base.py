@@ -71,6 +71,7 @@ class Engine(Protocol):
         Raises:
             ContextOverflow: the prompt leaves no room for a reply.
             EngineUnavailable: the engine is overloaded or closing.
+            EngineDied: it will answer no more turns; the process ends, for a fresh one.
             EngineFailure: the engine cannot answer this prompt.
         """
         ...

@@ -15,6 +15,7 @@ import structlog
 
 from turnmill.schemas.errors import (
     ContextOverflow,
+    EngineDied,
     EngineFailure,
     EngineUnavailable,
     TurnmillError,
@@ -86,7 +87,7 @@ class Scheduling(Protocol):
     """Takes turns in from many threads, and gives each its tokens."""
 
     def submit(self, generation: Generation) -> None:
-        """Raises `EngineUnavailable` once it is closed or has died."""
+        """Raises `EngineUnavailable` once it is closed, `EngineDied` once it has died."""
         ...
 
     def close(self) -> None:
@@ -117,13 +118,14 @@ class Scheduler:
         self._lock = Lock()
         #: Why no more turns are taken.
         self._closed_because: str | None = None
+        self._has_died = False
         self._thread = Thread(target=self._run, name="engine-scheduler", daemon=True)
         self._thread.start()
 
     def submit(self, generation: Generation) -> None:
         with self._lock:
             if self._closed_because:
-                raise EngineUnavailable(self._closed_because)
+                raise self._error()
             self._inbox.put(generation)
 
     def close(self) -> None:
@@ -138,6 +140,7 @@ class Scheduler:
                     self._batch.step()
         except BaseException as error:
             log.exception("engine.died")
+            self._has_died = True
             self._refuse(f"The engine has stopped after an error: {type(error).__name__}: {error}")
         finally:
             self._refuse("The engine is closed.")
@@ -176,7 +179,10 @@ class Scheduler:
             if generation := self._inbox.get():
                 waiting.append(generation)
         for generation in waiting:
-            generation.events.put(EngineUnavailable(self._closed_because))
+            generation.events.put(self._error())
+
+    def _error(self) -> EngineUnavailable:
+        return (EngineDied if self._has_died else EngineUnavailable)(self._closed_because)
 
 
 class BatchingEngine:

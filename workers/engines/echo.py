@@ -7,6 +7,7 @@ what a real engine does on a bad day; they are left out of the reply:
     [[wait=1.5]]        wait 1.5 seconds before the first token
     [[fail]]            raise EngineFailure: this turn cannot be answered
     [[unavailable]]     raise EngineUnavailable: try the turn again
+    [[die]]             raise EngineDied: the worker must be started again
     [[memory]]          raise MemoryError, as no engine should: the worker must survive it
     [[exit]]            raise SystemExit, likewise
     [[hang]]            never answer and never let go, not even when told to stop
@@ -20,7 +21,7 @@ import re
 from collections.abc import Iterator, Sequence
 from threading import Event
 
-from turnmill.schemas.errors import ContextOverflow, EngineFailure, EngineUnavailable
+from turnmill.schemas.errors import ContextOverflow, EngineDied, EngineFailure, EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
@@ -32,7 +33,7 @@ DEFAULT_CONTEXT_WINDOW = 8192
 CRASH_STATUS = 70
 
 MAGIC = re.compile(
-    r"\[\[(tokens|wait|fail|unavailable|memory|exit|hang|crash)(?:=(\d+(?:\.\d+)?))?\]\]"
+    r"\[\[(tokens|wait|fail|unavailable|die|memory|exit|hang|crash)(?:=(\d+(?:\.\d+)?))?\]\]"
 )
 WORD = re.compile(r"\s*\S+")
 
@@ -129,6 +130,8 @@ def _misbehave(magic: dict[str, str]) -> None:
         Event().wait()
     if "unavailable" in magic:
         raise EngineUnavailable("The message says [[unavailable]].")
+    if "die" in magic:
+        raise EngineDied("The message says [[die]].")
     if "fail" in magic:
         raise EngineFailure("The message says [[fail]].")
 

@@ -21,7 +21,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from turnmill.schemas.errors import EngineFailure, EngineUnavailable, TurnmillError
+from turnmill.schemas.errors import EngineDied, EngineFailure, EngineUnavailable, TurnmillError
 from turnmill.schemas.turns import Lane
 from turnmill.workers.engines.batching import Generation, Token
 from turnmill.workers.engines.vllm_plugin import dying_with_this_process
@@ -40,10 +40,7 @@ RESERVED_SHARE = 8
 SWEEP_S = 0.02
 
 #: How long its processes may take to end by themselves.
-SHUTDOWN_S = 5.0
-
-CLOSED = "The engine is closed."
-DIED = "vLLM has died; its worker must be started again."
+SHUTDOWN_S = 1.0
 
 
 class VLLMFront:
@@ -59,8 +56,8 @@ class VLLMFront:
         self._ids = itertools.count()
         self._batch_room = asyncio.Semaphore(max(1, slots - max(1, slots // RESERVED_SHARE)))
         self._lock = Lock()
-        #: Why no more turns are taken.
-        self._closed_because: str | None = None
+        #: What is raised when no more turns are taken.
+        self._refusal: type[EngineUnavailable] | None = None
         self._is_closing = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._started: Future[AsyncLLM] = Future()
@@ -75,8 +72,8 @@ class VLLMFront:
 
     def submit(self, generation: Generation) -> None:
         with self._lock:
-            if self._closed_because:
-                raise EngineUnavailable(self._closed_because)
+            if self._refusal:
+                raise self._refusal()
             self._loop.call_soon_threadsafe(self._begin, generation)
 
     def close(self) -> None:
@@ -102,7 +99,7 @@ class VLLMFront:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._is_closing.wait(), SWEEP_S)
         finally:
-            self._end(CLOSED)
+            self._end(EngineUnavailable)
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
             if handler := self._llm.output_handler:
                 handler.cancel()  # or it would report its own end as a failure
@@ -112,21 +109,21 @@ class VLLMFront:
         for generation, task in self._tasks.items():
             if generation.is_unwanted:
                 task.cancel()
-        if self._llm.errored and not self._closed_because:
+        if self._llm.errored and not self._refusal:
             log.error("engine.died")
-            self._end(DIED)
+            self._end(EngineDied)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, refusal: type[EngineUnavailable]) -> None:
         """Take no more turns, and tell those who wait."""
         with self._lock:
-            self._closed_because = reason
+            self._refusal = refusal
         for generation, task in self._tasks.items():
-            generation.events.put(EngineUnavailable(reason))
+            generation.events.put(refusal())
             task.cancel()
 
     def _begin(self, generation: Generation) -> None:
-        if self._closed_because:
-            generation.events.put(EngineUnavailable(self._closed_because))
+        if self._refusal:
+            generation.events.put(self._refusal())
             return
         task = self._loop.create_task(self._generate(generation))
         self._tasks[generation] = task
@@ -143,7 +140,7 @@ class VLLMFront:
         except VLLMClientError as error:
             end = EngineFailure(f"The engine refuses the turn: {error}")
         except EngineDeadError:
-            end = EngineUnavailable(DIED)
+            end = EngineDied()
         except Exception as error:
             end = EngineUnavailable(f"vLLM gave the turn up: {error}")
         finally:
