@@ -4,6 +4,7 @@ In CI 20,000 turns, at home a tenth of them. `turnmill chaos` runs the same from
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,17 @@ def broker(request: pytest.FixtureRequest) -> str:
     if kind == "rabbitmq":
         require_rabbitmq()
     return kind
+
+
+def test_conversations_return_to_their_worker_and_survive_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storm = make_storm("affinity", "valkey", Options(seed=20261124, turns=180, conversations=20))
+    # Chance alone would be a third; a machine that is busy otherwise may make many hints late.
+    storm = replace(storm, least_hit_rate=0.6)
+    with capsys.disabled():
+        is_kept = run_storms([(storm, "valkey")], tmp_path, "postgres", Console(width=100))
+    assert is_kept
 
 
 def test_nothing_is_lost_doubled_or_reordered_in_a_storm(

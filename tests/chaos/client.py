@@ -43,6 +43,10 @@ class Load:
     #: Turns of each kind that go wrong on purpose.
     poison: tuple[str, ...] = ()
     max_words: int = 12
+    #: Of the turns that are not streamed.
+    lane: Lane = Lane.BATCH
+    #: Every conversation has as many turns as the others, one after the other in rounds.
+    is_even: bool = False
 
 
 class Client:
@@ -117,7 +121,8 @@ class Client:
         return dict(zip(numbers, self._load.poison, strict=True))
 
     def _intent(self, number: int, magic: str) -> Intent:
-        conversation = f"c{self._random.randrange(self._load.conversations)}"
+        count = self._load.conversations
+        conversation = f"c{number % count if self._load.is_even else self._random.randrange(count)}"
         self._numbers[conversation] += 1
         words = self._random.choices(_WORDS, k=self._random.randint(2, self._load.max_words))
         text = " ".join([f"{conversation}/{self._numbers[conversation]}", *words, magic]).strip()
@@ -141,7 +146,7 @@ class Client:
             tenant_id=self._tenant_id,
             bot=self._model,
             messages=(Message(role=Role.USER, content=intent.text),),
-            lane=Lane.BATCH,
+            lane=self._load.lane,
             conversation_id=derived_id(self._tenant_id, self._model, intent.conversation),
             idempotency_key=intent.key,
         )

@@ -19,7 +19,7 @@ WHERE t.tenant_id = %s AND t.model = %s ORDER BY t.conversation_id, t.seq
 _ATTEMPTS = """
 SELECT a.turn_id::text AS turn_id, a.number, a.worker_id::text AS worker_id, a.outcome,
     extract(epoch FROM a.started_at)::float AS started_at,
-    extract(epoch FROM a.ended_at)::float AS ended_at
+    extract(epoch FROM a.ended_at)::float AS ended_at, a.is_warm
 FROM attempts a JOIN turns t ON t.id = a.turn_id
 WHERE t.tenant_id = %s AND t.model = %s ORDER BY a.turn_id, a.number
 """
@@ -50,6 +50,8 @@ class AttemptRow:
     outcome: str | None
     started_at: float
     ended_at: float | None
+    #: Whether the worker that held the conversation made it; None where no live one held it.
+    is_warm: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

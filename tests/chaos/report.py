@@ -40,6 +40,9 @@ class Figures:
     restart: dict[str, dict[str, float]]
     #: By fault that hit no single worker: the longest time after it that nothing was begun.
     stall: dict[str, dict[str, float]]
+    #: Share of the turns that a live worker held that this worker got, the faults and what comes
+    #: right after them aside; none where none was held.
+    hit_rate: float | None
     turns_per_s: float
     seed: int
 
@@ -62,6 +65,7 @@ def figures(outcome: Outcome) -> Figures:
         refused=sum(promise.tries - 1 for promise in promises),
         restart={name: _spread(times) for name, times in restarts(outcome).items()},
         stall={name: _spread(times) for name, times in stalls(outcome).items()},
+        hit_rate=hit_rate(outcome),
         turns_per_s=len(turns) / outcome.took_s,
         seed=outcome.storm.load.seed,
     )
@@ -107,6 +111,26 @@ def stalls(outcome: Outcome) -> dict[str, list[float]]:
     return dict(times)
 
 
+def hit_rate(outcome: Outcome) -> float | None:
+    """Of the turns begun between the faults: see `Figures.hit_rate`."""
+    warm = [
+        attempt.is_warm
+        for attempts in outcome.observed.attempts.values()
+        for attempt in attempts[:1]
+        if attempt.is_warm is not None
+        and not any(
+            fault.at <= attempt.started_at <= fault.until + _AFTERMATH_S for fault in outcome.faults
+        )
+    ]
+    return sum(warm) / len(warm) if warm else None
+
+
+def is_kept(outcome: Outcome) -> bool:
+    """Every promise was kept."""
+    rate = hit_rate(outcome) or 0.0
+    return outcome.verdict.is_clean and rate >= outcome.storm.least_hit_rate
+
+
 def _is_hit(attempt: AttemptRow, fault: Fault) -> bool:
     """Handed back, or found dead, after the fault and not before it."""
     is_cut = attempt.outcome in ("crashed", "handed_back")
@@ -122,6 +146,8 @@ def show(outcome: Outcome, console: Console) -> None:
     for name, found in outcome.verdict.sets.items():
         table.add_row(name, f"[red]{len(found)}[/]" if found else "0")
     table.add_row("wasted generation", f"{result.wasted:.2%}")
+    if result.hit_rate is not None:
+        table.add_row("affinity hit rate", f"{result.hit_rate:.2%} between faults")
     table.add_row("latency", _words(result.latency))
     table.add_row("acceptance", _words(result.acceptance))
     table.add_row("refused calls", str(result.refused))

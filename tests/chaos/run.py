@@ -10,7 +10,7 @@ import structlog
 from rich.console import Console
 
 from turnmill.chaos.actions import ACTIONS
-from turnmill.chaos.report import plot, show, write_json
+from turnmill.chaos.report import is_kept, plot, show, write_json
 from turnmill.chaos.scenarios import SCENARIOS
 from turnmill.chaos.site import BROKERS, DATABASES, open_servers
 from turnmill.chaos.storm import Outcome, Storm, run_storm
@@ -51,7 +51,7 @@ def run_storms(
         write_json([outcome], folder / "figures.json")
         console.print(f"Plot, figures, record and logs: {folder}")
         outcomes.append(outcome)
-    return all(outcome.verdict.is_clean for outcome in outcomes)
+    return all(is_kept(outcome) for outcome in outcomes)
 
 
 def list_names(console: Console) -> None:

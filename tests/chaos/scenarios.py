@@ -7,6 +7,7 @@ from turnmill.chaos.client import Load
 from turnmill.chaos.plan import Strike
 from turnmill.chaos.site import Size
 from turnmill.chaos.storm import Storm
+from turnmill.schemas.turns import Lane
 
 #: Each turn that crashes ends four workers before it is parked; the others take no worker along.
 _POISON = ("[[wait=0.1]] [[crash]]", "[[memory]]", "[[exit]]")
@@ -66,6 +67,17 @@ def failover(options: Options) -> Storm:
     return _scripted(options, load, *kills)
 
 
+def affinity(options: Options) -> Storm:
+    """Conversations in rounds, while workers are killed, stopped, and started again."""
+    turns = options.turns or 4000
+    options = replace(options, conversations=options.conversations or max(turns // 20, 1))
+    load = replace(_load(options, turns=turns, rate=40.0), lane=Lane.INTERACTIVE, is_even=True)
+    # The first is early, so that a short run has one.
+    names = ("kill-worker", "drain-worker") * 4
+    script = [Strike(15.0 if n else 3.0, name, options.seed + n) for n, name in enumerate(names)]
+    return replace(_scripted(options, load, *script), least_hit_rate=0.9)
+
+
 def _scripted(options: Options, load: Load, *script: Strike) -> Storm:
     never = Strike(float("inf"), "", 0)
     size = Size(workers=options.workers)
@@ -88,6 +100,7 @@ SCENARIOS: dict[str, Callable[[Options], Storm]] = {
     "broker-outage": broker_outage,
     "takeover": takeover,
     "failover": failover,
+    "affinity": affinity,
 }
 
 

@@ -59,6 +59,9 @@ class Storm:
     faults: tuple[str, ...] = ()
     #: These strikes, and no others, instead of a drawn plan.
     script: tuple[Strike, ...] = ()
+    #: What share of the turns, those around the faults aside, must go to the worker that holds
+    #: their conversation.
+    least_hit_rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
