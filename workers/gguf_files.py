@@ -1,4 +1,4 @@
-"""GGUF files: what their header says, and a rewrite to 16-bit weights.
+"""GGUF files: what their header says, and a rewrite to 16-bit or 8-bit weights.
 
 The header is read without the `gguf` library, which takes seconds to list a vocabulary.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -32,6 +32,9 @@ STRING, ARRAY = 8, 9
 #: Tensor types that every engine reads exactly: F32, F16.
 EXACT_TENSOR_TYPES = frozenset({0, 1})
 
+#: Blocks of 32 weights in 8 bits with a 16-bit scale.
+Q8_0 = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -43,6 +46,10 @@ class Header:
     @property
     def is_exact(self) -> bool:
         return self.tensor_types <= EXACT_TENSOR_TYPES
+
+    @property
+    def is_q8_0(self) -> bool:
+        return Q8_0 in self.tensor_types and self.tensor_types <= {*EXACT_TENSOR_TYPES, Q8_0}
 
     @property
     def context_length(self) -> int | None:
@@ -75,31 +82,40 @@ def read_header(path: Path) -> Header:
         raise SettingsError(f"{path} is not a readable GGUF file: {error}") from error
 
 
-def rewrite_as_f16(source: Path, target: Path) -> None:
-    """Copy the model with all quantized tensors dequantized to 16-bit floats."""
+def rewrite(source: Path, target: Path, *, to_q8_0: bool = False) -> None:
+    """Copy the model with all quantized tensors dequantized to 16-bit floats, or all matrices
+    quantized to Q8_0.
+    """
     import gguf
 
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
+    file_type = gguf.LlamaFileType.MOSTLY_Q8_0 if to_q8_0 else gguf.LlamaFileType.MOSTLY_F16
     for key, entry in reader.fields.items():
         if key.startswith("GGUF.") or key == "general.architecture":
             continue
-        value = entry.contents()
-        if key == "general.file_type":
-            value = int(gguf.LlamaFileType.MOSTLY_F16)
+        value = int(file_type) if key == "general.file_type" else entry.contents()
         is_array = entry.types[0] == gguf.GGUFValueType.ARRAY
         writer.add_key_value(key, value, entry.types[0], entry.types[-1] if is_array else None)
-    half = gguf.GGMLQuantizationType.F16
     for tensor in reader.tensors:
-        if int(tensor.tensor_type) in EXACT_TENSOR_TYPES:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        else:
-            weights = gguf.dequantize(tensor.data, tensor.tensor_type)
-            writer.add_tensor(tensor.name, gguf.quantize(weights, half), raw_dtype=half)
+        kind = gguf.GGMLQuantizationType(_new_type(tensor, to_q8_0))
+        data = tensor.data
+        if kind != tensor.tensor_type:
+            data = gguf.quantize(gguf.dequantize(data, tensor.tensor_type), kind)
+        writer.add_tensor(tensor.name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _new_type(tensor: Any, to_q8_0: bool) -> int:
+    """Vectors, such as norms, are few and stay exact."""
+    is_matrix = len(tensor.shape) > 1 and int(tensor.shape[0]) % 32 == 0
+    if to_q8_0 and is_matrix:
+        return Q8_0
+    kind = int(tensor.tensor_type)
+    return kind if kind in EXACT_TENSOR_TYPES else 1
 
 
 class _Reader:

