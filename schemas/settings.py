@@ -194,7 +194,7 @@ class EngineSettings(Section):
     device: str = "auto"
     #: `auto`, `float32`, `bfloat16`, `float16`.
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    #: bitsandbytes weights (transformers engine only).
+    #: Weights in fewer bits: bitsandbytes `int8` or `nf4` (transformers), `int8` (OpenVINO, GGUF).
     quantization: Literal["none", "int8", "nf4"] = "none"
     #: Tokens of prompt and reply together; the model's own limit when left out.
     context_window: int | None = Field(default=None, ge=16)
@@ -207,6 +207,10 @@ class EngineSettings(Section):
     prefix_cache: bool = True
     #: GPUs that share the model (vLLM engine only).
     tensor_parallel: int = Field(default=1, ge=1)
+    #: Numbers in the KV cache (OpenVINO engine only; `auto` is its own choice).
+    kv_cache_dtype: Literal["auto", "int8", "float32", "bfloat16", "float16"] = "auto"
+    #: Prompt tokens computed between two tokens of the turns that are already running.
+    prefill_tokens: int = Field(default=256, ge=16)
     #: Where downloaded and converted models are kept; `models` in the data folder when left out.
     models_dir: Path | None = None
     #: Echo engine: seconds per token.

@@ -38,9 +38,9 @@ def messages(question: str) -> tuple[Message, ...]:
     return (Message(role=Role.USER, content=question),)
 
 
-def settings_for(name: str, dtype: str) -> EngineSettings:
+def settings_for(name: str, dtype: str, **others: str) -> EngineSettings:
     return EngineSettings.model_validate(
-        {"name": name, "dtype": dtype, "device": "cpu", "models_dir": MODELS_DIR}
+        {"name": name, "dtype": dtype, "device": "cpu", "models_dir": MODELS_DIR, **others}
     )
 
 
@@ -75,6 +75,12 @@ def together(engine: Engine) -> list[str]:
         return list(pool.map(reply, QUESTIONS))
 
 
+@pytest.fixture(params=["openvino", "transformers"])
+def engine_name(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     module, extra = REQUIREMENTS[request.param[0]]
@@ -104,6 +110,34 @@ def test_by_default_replies_begin_alike(engine: Engine, references: list[str]) -
     pairs = list(zip(replies, references, strict=True))
     assert sum(ours.split()[0] == theirs.split()[0] for ours, theirs in pairs) >= 10
     assert sum(ours == theirs for ours, theirs in pairs) >= 6
+
+
+def test_8_bit_weights_begin_alike(references: list[str]) -> None:
+    """OpenVINO reads a file that was rewritten to Q8_0. Measured: 10 of 11 first words alike."""
+    engine = create_engine(settings_for("openvino", "auto", quantization="int8"))
+    engine.start()
+    try:
+        pairs = list(zip(together(engine), references, strict=True))
+    finally:
+        engine.close()
+    assert sum(ours.split()[0] == theirs.split()[0] for ours, theirs in pairs) >= 9
+
+
+def test_a_conversation_finds_its_past_in_the_cache(engine_name: str) -> None:
+    """What `cached_tokens` counts: nothing at first, then all but the end of the past."""
+    engine = create_engine(settings_for(engine_name, "auto"))
+    engine.start()
+    params = GenerationParams(temperature=0, max_tokens=MAX_TOKENS).over(DEFAULT_PARAMS)
+    past = messages(" ".join(QUESTIONS))
+    try:
+        chunks = list(engine.generate(Prompt(past), params, threading.Event()))
+        assert chunks[-1].cached_tokens == 0
+        reply = Message(role=Role.ASSISTANT, content="".join(chunk.text for chunk in chunks))
+        again = Prompt((*past, reply, *messages("And then?")))
+        *_, last = engine.generate(again, params, threading.Event())
+    finally:
+        engine.close()
+    assert chunks[-1].prompt_tokens - 32 <= last.cached_tokens < last.prompt_tokens
 
 
 @pytest.mark.parametrize("engine", [("transformers", "float32")], indirect=True)

@@ -1,5 +1,6 @@
 """Slots against plain `generate`, on tiny random models of several architectures."""
 
+import random
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 import pytest
 
 from turnmill.schemas.errors import EngineFailure, EngineUnavailable, TurnmillError
-from turnmill.schemas.turns import GenerationParams
+from turnmill.schemas.turns import GenerationParams, Lane
 from turnmill.workers.engines.batching import Generation, Token
 
 torch = pytest.importorskip("torch", reason="pip install 'turnmill[transformers]'")
 transformers = pytest.importorskip("transformers", reason="pip install 'turnmill[transformers]'")
 slots = pytest.importorskip("turnmill.workers.engines.slots")
+sampling = pytest.importorskip("turnmill.workers.engines.sampling")
 
 SIZES = {
     "vocab_size": 97,
@@ -58,6 +60,12 @@ def tokens_of(each: Generation) -> list[int]:
     return [event.id for event in events_of(each) if isinstance(event, Token)]
 
 
+def make_batch(
+    model: Any, ends: frozenset[int], max_slots: int, max_cached_tokens: int, **limits: Any
+) -> Any:
+    return slots.SlotBatch(model, ends, slots.Limits(max_slots, max_cached_tokens, **limits))
+
+
 def run(batch: Any, arrivals: Sequence[Generation]) -> None:
     """One turn arrives every other step."""
     waiting = list(arrivals)
@@ -67,7 +75,7 @@ def run(batch: Any, arrivals: Sequence[Generation]) -> None:
             batch.admit(waiting.pop(0))
         batch.step()
         steps += 1
-        assert steps < 500
+        assert steps < 20_000
 
 
 def plain(model: Any, ids: list[int]) -> list[int]:
@@ -87,7 +95,7 @@ def plain(model: Any, ids: list[int]) -> list[int]:
 def test_a_turn_among_others_equals_plain_generate(kind: str) -> None:
     model = make_model(kind)
     turns = [generation(ids) for ids in PROMPTS]
-    run(slots.SlotBatch(model, frozenset({2}), 4, 10_000), turns)
+    run(make_batch(model, frozenset({2}), 4, 10_000), turns)
     replies = [tokens_of(turn) for turn in turns]
     assert replies == [plain(model, ids) for ids in PROMPTS]
     assert max(map(len, replies)) == 12
@@ -97,21 +105,21 @@ def test_neighbours_do_not_shift_what_a_seed_draws() -> None:
     model = make_model("llama")
     params = GenerationParams(temperature=1.0, top_p=0.9, max_tokens=12, seed=5)
     alone, among = generation([5, 6], params), generation([5, 6], params)
-    run(slots.SlotBatch(model, frozenset({2}), 4, 10_000), [alone])
+    run(make_batch(model, frozenset({2}), 4, 10_000), [alone])
     others = [generation(ids, params.model_copy(update={"seed": 9})) for ids in PROMPTS]
-    run(slots.SlotBatch(model, frozenset({2}), 4, 10_000), [*others[:2], among, *others[2:]])
+    run(make_batch(model, frozenset({2}), 4, 10_000), [*others[:2], among, *others[2:]])
     assert tokens_of(alone) == tokens_of(among)
 
 
 def test_a_full_cache_makes_turns_wait_not_fail() -> None:
     model = make_model("llama")
     turns = [generation(ids) for ids in PROMPTS]
-    run(slots.SlotBatch(model, frozenset({2}), 4, 60), turns)
+    run(make_batch(model, frozenset({2}), 4, 60), turns)
     assert [tokens_of(turn) for turn in turns] == [plain(model, ids) for ids in PROMPTS]
 
 
 def test_an_aborted_turn_leaves_its_slot_to_others() -> None:
-    batch = slots.SlotBatch(make_model("llama"), frozenset(), 2, 10_000)
+    batch = make_batch(make_model("llama"), frozenset(), 2, 10_000)
     stays, goes, comes = (generation(ids) for ids in PROMPTS[:3])
     for each in (goes, stays, comes):
         batch.admit(each)
@@ -128,8 +136,10 @@ class FailingModel:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.device = model.device
         self.fails_when: Any = lambda inputs: None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
 
     def __call__(self, **inputs: Any) -> Any:
         if error := self.fails_when(inputs["input_ids"]):
@@ -141,27 +151,131 @@ def test_a_prompt_that_cannot_be_computed_fails_alone() -> None:
     model = FailingModel(make_model("llama"))
     model.fails_when = lambda ids: RuntimeError("bad") if ids.shape[1] == 3 else None
     bad, good = generation(PROMPTS[0]), generation(PROMPTS[1])
-    run(slots.SlotBatch(model, frozenset({2}), 4, 10_000), [bad, good])
+    run(make_batch(model, frozenset({2}), 4, 10_000), [bad, good])
     assert isinstance(events_of(bad)[-1], EngineFailure)
     assert tokens_of(good) == plain(model.model, PROMPTS[1])
 
 
-def test_memory_running_out_costs_the_newest_turn_only() -> None:
+def test_when_memory_runs_out_the_newest_turn_waits_for_the_others() -> None:
     model = FailingModel(make_model("llama"))
     failures = [torch.OutOfMemoryError()]
     model.fails_when = lambda ids: failures.pop() if ids.shape[0] == 3 and failures else None
-    turns = [generation(ids) for ids in PROMPTS[:3]]
-    run(slots.SlotBatch(model, frozenset(), 4, 10_000), turns)
-    assert isinstance(events_of(turns[2])[-1], EngineUnavailable)
-    alone = [generation(ids) for ids in PROMPTS[:2]]
+    turns = [generation(ids) for ids in PROMPTS[:4]]
+    run(make_batch(model, frozenset(), 4, 10_000), turns)
+    assert not failures
+    alone = [generation(ids) for ids in PROMPTS[:4]]
     for each in alone:
-        run(slots.SlotBatch(model, frozenset(), 4, 10_000), [each])
-    assert [tokens_of(turn) for turn in turns[:2]] == [tokens_of(turn) for turn in alone]
+        run(make_batch(model, frozenset(), 4, 10_000), [each])
+    assert [tokens_of(turn) for turn in turns] == [tokens_of(turn) for turn in alone]
+
+
+def test_a_turn_for_which_memory_does_not_even_suffice_alone_may_come_again() -> None:
+    model = FailingModel(make_model("llama"))
+    model.fails_when = lambda ids: torch.OutOfMemoryError()
+    turn = generation(PROMPTS[0])
+    run(make_batch(model, frozenset({2}), 4, 10_000), [turn])
+    assert isinstance(events_of(turn)[-1], EngineUnavailable)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral-sliding"])
+def test_a_prompt_is_computed_in_pieces_to_the_same_end(kind: str) -> None:
+    model = make_model(kind)
+    turns = [generation(ids) for ids in PROMPTS]
+    run(make_batch(model, frozenset({2}), 4, 10_000, prefill_tokens=5), turns)
+    assert [tokens_of(turn) for turn in turns] == [plain(model, ids) for ids in PROMPTS]
+
+
+def computed_by(model: FailingModel) -> list[int]:
+    """Grows by the number of prompt tokens of each pass over more than one token."""
+    counts: list[int] = []
+    model.fails_when = lambda ids: counts.append(ids.shape[1]) if ids.shape[1] > 1 else None
+    return counts
+
+
+def test_a_conversation_goes_on_without_computing_its_past_again() -> None:
+    model = FailingModel(make_model("llama"))
+    computed = computed_by(model)
+    batch = make_batch(model, frozenset(), 4, 10_000)
+    past, first = PROMPTS[1], generation(PROMPTS[1])
+    run(batch, [first])
+    past = [*past, *tokens_of(first)]
+    second = generation([*past, 60, 61, 62])
+    run(batch, [second])
+    # The last token of the reply was never fed back.
+    assert second.cached_tokens == len(past) - 1
+    assert computed == [len(PROMPTS[1]), 4]
+    fresh = generation(second.prompt_ids)
+    run(make_batch(model.model, frozenset(), 4, 10_000, reuses_prefixes=False), [fresh])
+    assert tokens_of(second) == tokens_of(fresh)
+    assert fresh.cached_tokens == 0
+
+
+def test_a_system_prompt_is_computed_once_for_turns_that_run_together() -> None:
+    model = FailingModel(make_model("llama"))
+    computed = computed_by(model)
+    system = list(range(20, 60))
+    turns = [generation([*system, 3 + number, 7]) for number in range(4)]
+    batch = make_batch(model, frozenset({2}), 4, 10_000)
+    for turn in turns:
+        batch.admit(turn)
+    run(batch, [])
+    assert [turn.cached_tokens for turn in turns] == [0, 40, 40, 40]
+    assert computed == [42, 2, 2, 2]
+    assert [tokens_of(turn) for turn in turns] == [
+        plain(model.model, turn.prompt_ids) for turn in turns
+    ]
+
+
+def test_an_interactive_turn_takes_the_slot_of_a_batch_turn_which_goes_on_later() -> None:
+    model = make_model("llama")
+    batch = make_batch(model, frozenset({2}), 2, 10_000)
+    slow = [generation(ids) for ids in PROMPTS[:3]]
+    for turn in slow:
+        turn.lane = Lane.BATCH
+        batch.admit(turn)
+    batch.step()
+    urgent = generation(PROMPTS[3])
+    batch.admit(urgent)
+    batch.step()
+    assert len(tokens_of(urgent)) >= 1
+    run(batch, [])
+    assert [tokens_of(turn) for turn in slow] == [plain(model, ids) for ids in PROMPTS[:3]]
+
+
+def test_a_thousand_odd_turns_leave_nothing_behind() -> None:
+    """Random aborts, lengths, seeds and lanes, with too little memory for all."""
+    chance = random.Random(11)
+    batch = make_batch(make_model("llama"), frozenset({2}), 6, 300, prefill_tokens=16)
+    finished, going = 0, []
+    for _ in range(1_000):
+        ids = [chance.randrange(3, 97) for _ in range(chance.randint(1, 40))]
+        params = GREEDY.model_copy(
+            update={"temperature": chance.choice([0, 1.0]), "seed": chance.randrange(99)}
+        )
+        turn = generation(ids, params, limit=chance.randint(1, 20))
+        turn.lane = chance.choice(list(Lane)[:2])
+        batch.admit(turn)
+        going.append(turn)
+        if chance.random() < 0.2:
+            chance.choice(going).abort.set()
+        if chance.random() < 0.5:
+            batch.step()
+    run(batch, [])
+    for turn in going:
+        events = events_of(turn)
+        last = events[-1]
+        is_aborted = last is None and turn.abort.is_set()
+        assert is_aborted or (isinstance(last, Token) and last.finish_reason)
+        assert sum(isinstance(event, Token) for event in events) <= turn.limit
+        finished += not is_aborted
+    assert finished > 500
+    assert not batch.generations
+    assert batch.held_tokens <= 300
 
 
 def test_the_nucleus_holds_the_likeliest_tokens_only() -> None:
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     params = GenerationParams(temperature=1.0, top_p=0.7)
     generator = torch.Generator().manual_seed(1)
-    drawn = {slots.sample(logits, params, generator) for _ in range(200)}
+    drawn = {sampling.sample(logits, params, generator) for _ in range(200)}
     assert drawn == {0, 1}

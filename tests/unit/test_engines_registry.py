@@ -65,7 +65,7 @@ def test_auto_takes_transformers_for_what_openvino_cannot_open(
     monkeypatch.setattr(registry, "find_spec", lambda name: True)
     for settings in (
         EngineSettings(device="cpu", model="someone/some-model"),
-        EngineSettings(device="cpu", quantization="int8"),
+        EngineSettings(device="cpu", quantization="nf4"),
     ):
         assert resolve_engine_name(settings) == "transformers"
 

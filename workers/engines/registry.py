@@ -75,7 +75,7 @@ def _suits_vllm(settings: EngineSettings) -> bool:
 
 
 def _suits_openvino(settings: EngineSettings) -> bool:
-    if settings.quantization != "none" or settings.device.startswith("cuda"):
+    if settings.quantization == "nf4" or settings.device.startswith("cuda"):
         return False
     path = Path(settings.model).expanduser()
     if path.is_dir():

@@ -14,7 +14,8 @@ from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.engines.batching import BatchingEngine, LoadedModel
 from turnmill.workers.engines.hf_tokenizer import HFTokenizer
-from turnmill.workers.engines.slots import SlotBatch
+from turnmill.workers.engines.kv_rows import works_in_rows
+from turnmill.workers.engines.slots import Limits, SlotBatch
 from turnmill.workers.models import prepare_model
 
 DEFAULT_CONTEXT_WINDOW = 4096
@@ -38,7 +39,14 @@ def load(settings: EngineSettings) -> LoadedModel:
     cached_tokens = int(settings.kv_cache_gib * 2**30 / _kv_bytes_per_token(config, model.dtype))
     return LoadedModel(
         batch=SlotBatch(
-            model, _end_tokens(model, tokenizer), settings.max_batch_size, cached_tokens
+            model,
+            _end_tokens(model, tokenizer),
+            Limits(
+                settings.max_batch_size,
+                cached_tokens,
+                settings.prefill_tokens,
+                settings.prefix_cache,
+            ),
         ),
         template=tokenizer.template,
         encode=tokenizer.encode,
@@ -100,8 +108,15 @@ def _dtype(settings: EngineSettings, device: Any) -> Any:
 
 def _refuse_other_caches(model: Any) -> None:
     """Slots move rows of keys and values; a recurrent state has neither."""
-    if getattr(model, "_is_stateful", False) or not getattr(model, "can_generate", bool)():
-        raise SettingsError("The transformers engine needs a causal model with a KV cache.")
+    if (
+        getattr(model, "_is_stateful", False)
+        or not getattr(model, "can_generate", bool)()
+        or not works_in_rows(model)
+    ):
+        raise SettingsError(
+            "The transformers engine needs a causal model with a KV cache that can be kept in "
+            "rows; this architecture's cannot."
+        )
 
 
 def _context_window(config: Any, settings: EngineSettings) -> int:
