@@ -16,10 +16,10 @@ EXTRAS := embedded openvino transformers parquet chaos dev
 PIP := $(BIN)/pip --disable-pip-version-check
 STAMPS := .stamps
 CODE := producer schemas workers infra tests
-PACKAGES := turnmill.chaos turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
+PACKAGES := turnmill.benchmarks turnmill.chaos turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-vllm chaos check format bench lock build servers clean
+.PHONY: help demo up test test-vllm chaos check format bench bench-engine lock build servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -53,7 +53,10 @@ format: $(STAMPS)/dev ## Format the code
 	$(BIN)/ruff check --fix $(CODE)
 
 bench: $(STAMPS)/dev servers ## What the system costs, as ratios within one run
-	$(BIN)/python -m tests.benchmarks $(ARGS)
+	$(BIN)/turnmill bench system $(ARGS)
+
+bench-engine: $(STAMPS)/dev servers ## What engines do, alone and in the system (ARGS="--engine transformers")
+	$(BIN)/turnmill bench engine $(ARGS)
 
 build: $(STAMPS)/dev ## An sdist, and the wheel built from it
 	rm -rf dist

@@ -10,6 +10,7 @@ from rich.console import Console
 from turnmill.producer.cli import (
     admin,
     batch,
+    bench,
     chaos,
     parked,
     processes,
@@ -40,6 +41,7 @@ for part in (stack, talk, processes, admin, chaos, retention):
 app.add_typer(turn.app, name="turn")
 app.add_typer(parked.app, name="parked")
 app.add_typer(batch.app, name="batch")
+app.add_typer(bench.app, name="bench")
 app.add_typer(admin.keys, name="keys")
 app.add_typer(admin.bots, name="bots")
 app.add_typer(processes.db, name="db")

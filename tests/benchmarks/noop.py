@@ -32,7 +32,7 @@ def create_app(broker_url: str) -> Celery:
         task_default_queue=QUEUE,
     )
 
-    @app.task(name="noop", ignore_result=True)
+    @app.task(name="noop", ignore_result=True)  # type: ignore[untyped-decorator]
     def noop(left: int) -> None:
         if left == 0:
             print(LAST, flush=True)  # noqa: T201 - the benchmark waits for this line

@@ -13,13 +13,15 @@ from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ
 from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.infra.migrations import upgrade
-from turnmill.schemas.settings import Settings, load_settings
+from turnmill.schemas.settings import EngineSettings, Settings, load_settings
 
 BROKERS = {"rabbitmq": EmbeddedRabbitMQ, "valkey": EmbeddedValkey}
 
 
 @contextmanager
-def servers(broker: str, concurrency: int) -> Iterator[Settings]:
+def servers(
+    broker: str, concurrency: int, engine: EngineSettings | None = None
+) -> Iterator[Settings]:
     """A durable PostgreSQL and a broker, migrated and empty; the settings to reach them."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="turnmill-bench-")))
@@ -31,7 +33,7 @@ def servers(broker: str, concurrency: int) -> Iterator[Settings]:
             data=folder,
             database={"url": postgres.url},
             broker={"url": server.url},
-            engine={"name": "echo"},
+            engine=(engine or EngineSettings(name="echo")).model_dump(),
             worker={"concurrency": concurrency},
         )
 
@@ -43,10 +45,13 @@ def process(settings: Settings, *command: str, ready: str) -> Iterator[Path]:
         "TURNMILL_DATA": str(settings.data),
         "TURNMILL_DATABASE__URL": settings.database.url,
         "TURNMILL_BROKER__URL": settings.broker.url,
-        "TURNMILL_ENGINE__NAME": settings.engine.name,
         "TURNMILL_WORKER__CONCURRENCY": str(settings.worker.concurrency),
         "TURNMILL_LOG__LEVEL": "info",
         "BENCH_BROKER_URL": settings.broker.url,
+    }
+    environment |= {
+        f"TURNMILL_ENGINE__{name.upper()}": str(value)
+        for name, value in settings.engine.model_dump(exclude_defaults=True).items()
     }
     log = settings.data / f"{command[0].replace('/', '-')[-20:]}.log"
     with log.open("wb") as output:
@@ -54,7 +59,7 @@ def process(settings: Settings, *command: str, ready: str) -> Iterator[Path]:
             [sys.executable, *command], env=environment, stdout=output, stderr=output
         )
         try:
-            wait_for(lambda: ready in log.read_text() or child.poll() is not None, 60)
+            wait_for(lambda: ready in log.read_text() or child.poll() is not None, 180)
             if child.poll() is not None:
                 raise RuntimeError(f"{command} ended:\n{log.read_text()}")
             yield log

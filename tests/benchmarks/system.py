@@ -1,4 +1,4 @@
-"""`make bench`: what the system costs, as ratios within one run, with an engine that costs nothing.
+"""`turnmill bench system`: what the system costs with an engine that costs nothing, as ratios.
 
 Throughput: turns through the whole system (accept, relay, broker, worker, settle) over
 no-op tasks through bare Celery on the same broker, both published and consumed in the run.
@@ -6,18 +6,20 @@ Latency: one turn at a time through the whole system, less the same turn asked o
 directly.
 """
 
-import argparse
 import asyncio
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.noop import LAST, create_app
-from tests.benchmarks.servers import process, servers, turnmill, wait_for
+from turnmill.benchmarks.noop import LAST, create_app
+from turnmill.benchmarks.servers import process, servers, turnmill, wait_for
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.follow import Follower
 from turnmill.producer.tenants import ensure_defaults
@@ -33,14 +35,23 @@ TEXT = "The parcel has not arrived yet."
 ACCEPT_SIZE = 250
 
 
-def main() -> None:
-    arguments = _parse()
+@dataclass(frozen=True, slots=True)
+class Load:
+    turns: int
+    #: Turns asked one at a time.
+    singles: int
+    rounds: int
+    #: Threads of the worker.
+    concurrency: int
+
+
+def run_system(brokers: Sequence[str], load: Load) -> None:
     table = Table("broker", "figure", "turnmill", "compared with", "ratio or difference")
-    for broker in arguments.broker:
-        with servers(broker, arguments.concurrency) as settings:
-            for _ in range(arguments.rounds):
-                _throughput(table, broker, settings, arguments.turns)
-            _latency(table, broker, settings, arguments.singles)
+    for broker in brokers:
+        with servers(broker, load.concurrency) as settings:
+            for _ in range(load.rounds):
+                _throughput(table, broker, settings, load.turns)
+            _latency(table, broker, settings, load.singles)
     console.print(f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB")
     console.print(table)
 
@@ -140,24 +151,10 @@ def _engine_latencies(count: int) -> list[float]:
     return latencies
 
 
-def _request(settings: Settings, tenant_id, lane: Lane) -> TurnRequest:  # type: ignore[no-untyped-def]
+def _request(settings: Settings, tenant_id: UUID, lane: Lane) -> TurnRequest:
     return TurnRequest(
         tenant_id=tenant_id,
         bot=settings.engine.model_name,
         messages=(Message(role=Role.USER, content=TEXT),),
         lane=lane,
     )
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, prog="make bench")
-    parser.add_argument("--broker", nargs="+", default=["rabbitmq", "valkey"])
-    parser.add_argument("--turns", type=int, default=5000)
-    parser.add_argument("--singles", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--concurrency", type=int, default=32)
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,111 @@
+"""`turnmill bench`: what engines and the system do on this machine."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from turnmill.schemas.errors import InvalidInput, SettingsError
+from turnmill.schemas.settings import EngineSettings, load_settings
+
+app = typer.Typer(help="Measure engines and the system, as ratios within one run.")
+console = Console(highlight=False, width=120)
+
+
+@app.command()
+def engine(
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--engine", help="An engine's name (repeatable). Default: the configured."),
+    ] = None,
+    chats: Annotated[int, typer.Option(min=4, help="Mixed chats, asked all at once.")] = 64,
+    seed: Annotated[int, typer.Option(help="Another seed, other chats.")] = 1,
+    naive_s: Annotated[
+        float, typer.Option("--naive-s", min=1, help="Most seconds for plain `generate`.")
+    ] = 60.0,
+    has_manager: Annotated[
+        bool, typer.Option("--manager", help="Also measure transformers' continuous batching.")
+    ] = False,
+    broker: Annotated[
+        str, typer.Option(help="rabbitmq, valkey, or none for the engines alone.")
+    ] = "valkey",
+    out: Annotated[Path, typer.Option(help="Where figures and plot go.")] = Path("bench-runs"),
+) -> None:
+    """Compare engines with plain `generate`, and the whole system with its engine alone.
+
+    Model, device, precision and batch size are those of the settings (TURNMILL_ENGINE__…).
+    Servers, relay and worker are started for the run and stopped after it.
+
+    Example: turnmill bench engine --engine openvino --engine transformers
+    """
+    _check_broker(broker, "none")
+    try:
+        from turnmill.benchmarks.engines import Plan, run_plan
+        from turnmill.benchmarks.report import plot, show, write_json
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+    plan = Plan(
+        engines=tuple(_engines(name or [])),
+        chats=chats,
+        seed=seed,
+        naive_s=naive_s,
+        with_manager=has_manager,
+        broker=None if broker == "none" else broker,
+    )
+    folder = out / time.strftime("%Y%m%d-%H%M%S-engine")
+    results = run_plan(plan, console)
+    folder.mkdir(parents=True)
+    show(results, console)
+    write_json(results, folder / "figures.json")
+    plot(results, folder / "rates.png")
+    console.print(f"Figures and plot: {folder}")
+
+
+@app.command()
+def system(
+    broker: Annotated[
+        list[str] | None, typer.Option(help="rabbitmq or valkey (repeatable). Default: both.")
+    ] = None,
+    turns: Annotated[int, typer.Option(min=1, help="Turns per round.")] = 5000,
+    singles: Annotated[int, typer.Option(min=20, help="Turns asked one at a time.")] = 300,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    concurrency: Annotated[int, typer.Option(min=1, help="Threads of the worker.")] = 32,
+) -> None:
+    """Measure what the system costs, with an engine that costs nothing.
+
+    Turns/s over a bare Celery's
+    no-op tasks/s on the same broker, and the time from accepting a turn to its reply.
+
+    Example: turnmill bench system --broker rabbitmq --rounds 1
+    """
+    brokers = broker or ["rabbitmq", "valkey"]
+    for each in brokers:
+        _check_broker(each)
+    try:
+        from turnmill.benchmarks.system import Load, run_system
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+    run_system(brokers, Load(turns, singles, rounds, concurrency))
+
+
+def _check_broker(name: str, *others: str) -> None:
+    known = ("rabbitmq", "valkey", *others)
+    if name not in known:
+        raise InvalidInput(f"'{name}' is no broker of the benchmark: {', '.join(known)}.")
+
+
+def _missing(error: ModuleNotFoundError) -> SettingsError:
+    return SettingsError(
+        f"{error.name} is not installed: pip install 'turnmill[bench,embedded,transformers]'"
+    )
+
+
+def _engines(names: list[str]) -> list[EngineSettings]:
+    from turnmill.workers.engines.registry import resolve_engine_name
+
+    settings = load_settings()
+    base = settings.engine.model_copy(update={"models_dir": settings.models_dir})
+    chosen = [base.model_copy(update={"name": name}) for name in names or [base.name]]
+    return [each.model_copy(update={"name": resolve_engine_name(each)}) for each in chosen]

@@ -1,0 +1,112 @@
+"""`turnmill bench engine`: naive `generate`, an engine alone, and the engine in the system."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from turnmill.benchmarks import measure, peers, through
+from turnmill.benchmarks.measure import Run, isolated
+from turnmill.benchmarks.workload import Chat, mixed_chats, short_chats
+from turnmill.schemas.settings import EngineSettings
+
+#: Turns of a conversation, and conversations whose median is taken.
+TURNS, CONVERSATIONS = 20, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    engines: tuple[EngineSettings, ...]
+    chats: int = 64
+    seed: int = 1
+    #: Seconds after which naive `generate` is stopped between two chats.
+    naive_s: float = 60.0
+    #: Whether transformers' own continuous batching is measured too.
+    with_manager: bool = False
+    #: Where turns go through the whole system; None leaves that out.
+    broker: str | None = "valkey"
+
+
+@dataclass(slots=True)
+class EngineResult:
+    """One engine; times in seconds."""
+
+    offline: Run
+    #: The same with prefixes remembered, from the same chats asked before.
+    remembering: Run
+    in_system: Run | None = None
+    #: Time to each turn's first token in a conversation, and tokens it had in the cache.
+    conversation: list[float] = field(default_factory=list)
+    cached: list[int] = field(default_factory=list)
+    conversation_in_system: list[float] = field(default_factory=list)
+    #: Times to the first token of interactive turns: idle, beside a full batch lane.
+    idle: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+    idle_in_system: list[float] = field(default_factory=list)
+    busy_in_system: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Results:
+    seed: int
+    naive: dict[str, Run] = field(default_factory=dict)
+    manager: Run | None = None
+    engines: dict[str, EngineResult] = field(default_factory=dict)
+
+
+def run_plan(plan: Plan, console: Console) -> Results:
+    """Everything in one run, each engine in processes of its own.
+
+    Raises:
+        SettingsError: an engine is unknown, or its libraries are not installed.
+    """
+    results = Results(plan.seed)
+    chats = mixed_chats(plan.seed, plan.chats)
+    tell = _teller(console)
+    for dtype in sorted({_naive_dtype(each) for each in plan.engines}):
+        settings = plan.engines[0].model_copy(update={"dtype": dtype, "device": "cpu"})
+        naive = isolated(peers.naive, settings, chats, plan.naive_s)
+        results.naive[dtype] = tell(f"naive generate, {dtype}", naive)
+    if plan.with_manager:
+        results.manager = tell(
+            "transformers' manager", isolated(peers.manager, plan.engines[0], chats)
+        )
+    for settings in plan.engines:
+        results.engines[settings.name] = _measure(settings, chats, plan, tell)
+    return results
+
+
+def _measure(
+    settings: EngineSettings, chats: Sequence[Chat], plan: Plan, tell: Callable[..., Run]
+) -> EngineResult:
+    name = settings.name
+    warm_up = short_chats(plan.seed + 1, 8, 16)
+    forgetful = settings.model_copy(update={"prefix_cache": False})
+    offline = isolated(measure.offline, forgetful, chats, warm_up)
+    tell(f"{name}, prefix cache off", offline)
+    remembering = isolated(measure.offline, settings, chats, warm_up)
+    result = EngineResult(offline, tell(f"{name}, prefix cache on", remembering))
+    if plan.broker:
+        with through.system(settings, plan.broker) as target:
+            result.in_system = through.at_once(target, chats, warm_up)
+            tell(f"{name}, through the system", result.in_system)
+            result.conversation_in_system = through.talk(target, TURNS, CONVERSATIONS)
+            result.idle_in_system, result.busy_in_system = through.lanes(target)
+    result.conversation, result.cached = isolated(measure.talk, settings, TURNS, CONVERSATIONS)
+    result.idle, result.busy = isolated(measure.lanes, settings)
+    return result
+
+
+def _naive_dtype(settings: EngineSettings) -> Any:
+    return "bfloat16" if settings.dtype == "auto" else settings.dtype
+
+
+def _teller(console: Console) -> Callable[[str, Run], Run]:
+    def tell(name: str, run: Run) -> Run:
+        console.print(
+            f"{name}: {run.tokens_per_s:,.1f} tokens/s, {run.chats} chats", highlight=False
+        )
+        return run
+
+    return tell

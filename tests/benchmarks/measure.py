@@ -1,0 +1,179 @@
+"""What one engine does with a workload, measured in a process of its own."""
+
+import resource
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from turnmill.benchmarks.workload import Chat, conversation, short_chats
+from turnmill.schemas.settings import EngineSettings
+from turnmill.schemas.turns import Lane, Message, Role
+from turnmill.workers.engines.base import Engine, Prompt
+from turnmill.workers.engines.registry import create_engine
+
+Result = TypeVar("Result")
+
+#: Turns that keep the batch lane busy while an interactive one is timed.
+PROBES = 24
+
+
+@dataclass(slots=True)
+class Run:
+    """One workload on one engine; times in seconds."""
+
+    tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    took_s: float = 0.0
+    #: Chats answered; fewer than asked where a peer was stopped after its time.
+    chats: int = 0
+    first_token_s: list[float] = field(default_factory=list)
+    between_tokens_s: list[float] = field(default_factory=list)
+    #: Of the process with the model, MiB.
+    peak_mib: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.took_s
+
+
+@dataclass(slots=True)
+class Answer:
+    """One turn as its reader saw it."""
+
+    text: str = ""
+    tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    first_token_s: float = 0.0
+    gaps_s: list[float] = field(default_factory=list)
+
+
+def isolated(work: Callable[..., Result], *arguments: Any) -> Result:
+    """Call it in a fresh process: memory is its own, and nothing is warm by chance."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def answer(engine: Engine, prompt: Prompt, chat: Chat) -> Answer:
+    result, started_at = Answer(), time.perf_counter()
+    last_at = started_at
+    for chunk in engine.generate(prompt, chat.params, threading.Event()):
+        now = time.perf_counter()
+        if not result.tokens:
+            result.first_token_s = now - started_at
+        elif chunk.token_count:
+            result.gaps_s.append((now - last_at) / chunk.token_count)
+        last_at = now
+        result.text += chunk.text
+        result.tokens += chunk.token_count
+        result.prompt_tokens = chunk.prompt_tokens
+        result.cached_tokens = chunk.cached_tokens
+    return result
+
+
+def offline(settings: EngineSettings, chats: Sequence[Chat], warm_up: Sequence[Chat]) -> Run:
+    """All chats at once, each from a thread of its own as in a worker."""
+    with _running(settings) as engine:
+        _all_at_once(engine, warm_up)
+        started_at = time.perf_counter()
+        answers = _all_at_once(engine, chats)
+        return summary(answers, time.perf_counter() - started_at)
+
+
+def summary(answers: Iterable[Answer], took_s: float) -> Run:
+    run = Run(took_s=took_s, peak_mib=peak_mib())
+    for each in answers:
+        run.chats += 1
+        run.tokens += each.tokens
+        run.prompt_tokens += each.prompt_tokens
+        run.cached_tokens += each.cached_tokens
+        run.first_token_s.append(each.first_token_s)
+        run.between_tokens_s.extend(each.gaps_s)
+    return run
+
+
+def talk(settings: EngineSettings, turns: int, rounds: int) -> tuple[list[float], list[int]]:
+    """A conversation turn by turn: the median time to each turn's first token over some
+    conversations, and each turn's cached tokens.
+    """
+    times: list[list[float]] = []
+    cached: list[int] = []
+    with _running(settings) as engine:
+        _all_at_once(engine, short_chats(1, 2, 8))
+        for seed in range(rounds):
+            answers = list(_talk(engine, conversation(seed, turns)))
+            times.append([each.first_token_s for each in answers])
+            cached = [each.cached_tokens for each in answers]
+    return [statistics.median(each) for each in zip(*times, strict=True)], cached
+
+
+def lanes(settings: EngineSettings) -> tuple[list[float], list[float]]:
+    """Times to the first token of interactive turns, idle and beside a full batch lane."""
+    with _running(settings) as engine:
+        _all_at_once(engine, short_chats(1, 2, 8))
+        idle = [_probe(engine, chat) for chat in short_chats(2, PROBES, 8)]
+        is_over = threading.Event()
+        with ThreadPoolExecutor(settings.max_batch_size) as pool:
+            feeds = [
+                pool.submit(_feed, engine, seed, is_over)
+                for seed in range(100, 100 + settings.max_batch_size)
+            ]
+            time.sleep(3)
+            busy = [_probe(engine, chat) for chat in short_chats(3, PROBES, 8)]
+            is_over.set()
+            for feed in feeds:
+                feed.result()
+    return idle, busy
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0
+
+
+class _running:
+    def __init__(self, settings: EngineSettings) -> None:
+        self._engine = create_engine(settings)
+
+    def __enter__(self) -> Engine:
+        self._engine.start()
+        return self._engine
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.close()
+
+
+def _all_at_once(engine: Engine, chats: Sequence[Chat]) -> list[Answer]:
+    with ThreadPoolExecutor(len(chats)) as pool:
+        return list(pool.map(lambda chat: answer(engine, Prompt(chat.messages), chat), chats))
+
+
+def _talk(engine: Engine, chats: Sequence[Chat]) -> Iterable[Answer]:
+    past: tuple[Message, ...] = ()
+    for chat in chats:
+        past += chat.messages
+        each = answer(engine, Prompt(past), chat)
+        past += (Message(role=Role.ASSISTANT, content=each.text),)
+        yield each
+
+
+def _probe(engine: Engine, chat: Chat) -> float:
+    return answer(engine, Prompt(chat.messages), chat).first_token_s
+
+
+def _feed(engine: Engine, seed: int, is_over: threading.Event) -> None:
+    ask = partial(Prompt, lane=Lane.BATCH)
+    for chat in short_chats(seed, 1_000, 96):
+        if is_over.is_set():
+            return
+        answer(engine, ask(chat.messages), chat)

@@ -1,0 +1,97 @@
+"""What Turnmill's engines are compared with: transformers as its manual shows it."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from turnmill.benchmarks.measure import Run, peak_mib
+from turnmill.benchmarks.workload import Chat
+from turnmill.schemas.settings import EngineSettings
+from turnmill.workers.models import prepare_model
+
+
+def naive(settings: EngineSettings, chats: Sequence[Chat], most_s: float) -> Run:
+    """Plain `generate`, one chat after the other, for no longer than `most_s` seconds."""
+    import torch
+
+    model, tokenizer = _load(settings)
+    run = Run()
+    prompts = [_ids(tokenizer, chat) for chat in chats]
+    with torch.inference_mode():
+        _generate(model, prompts[0], 4)
+        started_at = time.perf_counter()
+        for chat, ids in zip(chats, prompts, strict=True):
+            run.tokens += _generate(model, ids, chat.max_tokens)
+            run.prompt_tokens += ids.shape[1]
+            run.chats += 1
+            run.took_s = time.perf_counter() - started_at
+            if run.took_s > most_s:
+                break
+    run.peak_mib = peak_mib()
+    return run
+
+
+def manager(settings: EngineSettings, chats: Sequence[Chat]) -> Run:
+    """transformers' own continuous batching, with the cache sizes it needs on a CPU."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    model, tokenizer = _load(settings)
+    prompts = [_ids(tokenizer, chat)[0].tolist() for chat in chats]
+    generation = GenerationConfig(
+        max_new_tokens=128,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    cache = ContinuousBatchingConfig(page_size=16, num_blocks=2048, max_batch_tokens=512)
+    run = Run()
+    with model.continuous_batching_context_manager(
+        generation_config=generation, continuous_batching_config=cache
+    ) as manager_:
+        started_at = time.perf_counter()
+        for ids, chat in zip(prompts, chats, strict=True):
+            manager_.add_request(ids, max_new_tokens=chat.max_tokens)
+        while run.chats < len(chats):
+            result = manager_.get_result(timeout=60)
+            if result is None:
+                raise RuntimeError("transformers' manager has stopped.")
+            if result.is_finished():
+                run.chats += 1
+                run.tokens += len(result.generated_tokens)
+        run.took_s = time.perf_counter() - started_at
+    run.peak_mib = peak_mib()
+    return run
+
+
+def _load(settings: EngineSettings) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    path = prepare_model(settings, "safetensors")
+    dtype = torch.bfloat16 if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map={"": device})
+    return model.eval(), AutoTokenizer.from_pretrained(path)
+
+
+def _ids(tokenizer: Any, chat: Chat) -> Any:
+    messages = [{"role": str(each.role), "content": each.content} for each in chat.messages]
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
+
+
+def _generate(model: Any, ids: Any, limit: int) -> int:
+    import torch
+
+    ids = ids.to(model.device)
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=limit,
+        do_sample=False,
+        pad_token_id=model.generation_config.eos_token_id,
+    )
+    return int(output.shape[1] - ids.shape[1])

@@ -1,0 +1,118 @@
+"""What `turnmill bench engine` prints, draws and writes."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from turnmill.benchmarks.engines import EngineResult, Results
+from turnmill.benchmarks.measure import Run, percentile
+
+
+def show(results: Results, console: Console) -> None:
+    console.print(
+        f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
+        f"{platform.machine()}, Python {platform.python_version()}, seed {results.seed}",
+        highlight=False,
+    )
+    rates = Table("", "tokens/s", "÷ naive", "chats", "first token p50 / p99",
+                  "between tokens p50 / p99", "cached tokens", "peak MiB")  # fmt: skip
+    base = results.naive.get("bfloat16") or next(iter(results.naive.values()))
+    for name, run in _runs(results):
+        rates.add_row(
+            name, f"{run.tokens_per_s:,.1f}", f"{run.tokens_per_s / base.tokens_per_s:.1f}",
+            str(run.chats), _pair(run.first_token_s), _pair(run.between_tokens_s),
+            f"{run.cached_tokens} of {run.prompt_tokens}",
+            f"{run.peak_mib:,.0f}" if run.peak_mib else "",
+        )  # fmt: skip
+    console.print(rates)
+    for name, result in results.engines.items():
+        console.print(_ratios(name, result))
+
+
+def _runs(results: Results) -> Iterator[tuple[str, Run]]:
+    for dtype, run in results.naive.items():
+        yield f"naive generate, {dtype}", run
+    if results.manager:
+        yield "transformers' own manager", results.manager
+    for name, result in results.engines.items():
+        yield f"{name}, prefix cache off", result.offline
+        yield f"{name}, prefix cache on", result.remembering
+        if result.in_system:
+            yield f"{name}, through the system", result.in_system
+
+
+def _ratios(name: str, result: EngineResult) -> Table:
+    table = Table(name, "engine alone", "through the system")
+    rate = result.in_system and result.in_system.tokens_per_s / result.remembering.tokens_per_s
+    table.add_row("tokens/s ÷ engine alone", "1", f"{rate:.2f}" if rate else "")
+    for title, alone, in_system in (
+        ("first token of turn 20 ÷ turn 1", result.conversation, result.conversation_in_system),
+    ):
+        table.add_row(title, _growth(alone), _growth(in_system))
+    table.add_row(
+        "interactive p95 first token, batch lane full ÷ idle",
+        _spread(result.busy, result.idle),
+        _spread(result.busy_in_system, result.idle_in_system),
+    )
+    if result.cached:
+        table.add_row("cached tokens of turn 20", str(result.cached[-1]), "")
+    return table
+
+
+def _growth(times: list[float]) -> str:
+    if not times:
+        return ""
+    return f"{times[-1] / times[0]:.2f} ({times[-1] * 1e3:.0f} ÷ {times[0] * 1e3:.0f} ms)"
+
+
+def _spread(busy: list[float], idle: list[float]) -> str:
+    if not idle:
+        return ""
+    above, below = percentile(busy, 0.95), percentile(idle, 0.95)
+    return f"{above / below:.2f} ({above * 1e3:.0f} ÷ {below * 1e3:.0f} ms)"
+
+
+def _pair(values: list[float]) -> str:
+    if not values:
+        return ""
+    return " / ".join(f"{percentile(values, share) * 1e3:,.0f}" for share in (0.5, 0.99)) + " ms"
+
+
+def write_json(results: Results, path: Path) -> None:
+    path.write_text(json.dumps(asdict(results), indent=1))
+
+
+def plot(results: Results, path: Path) -> None:
+    """A PNG: tokens/s of each run, and the first token of each turn of a conversation."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (rates, times) = pyplot.subplots(1, 2, figsize=(14, 5), layout="constrained")
+    names, runs = zip(*_runs(results), strict=True)
+    bars = rates.barh(names, [run.tokens_per_s for run in runs], color="#3465a4")
+    rates.bar_label(bars, fmt="%.0f", padding=3)
+    rates.invert_yaxis()
+    rates.set_xlabel("tokens/s, all chats at once")
+    for name, result in results.engines.items():
+        for where, series in (
+            ("alone", result.conversation),
+            ("through the system", result.conversation_in_system),
+        ):
+            turns = range(1, len(series) + 1)
+            times.plot(turns, [each * 1e3 for each in series], marker=".", label=f"{name}, {where}")
+    times.set_ylim(bottom=0)
+    times.set_xlabel("turn of the conversation")
+    times.set_ylabel("time to the first token, ms")
+    times.legend()
+    times.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
