@@ -46,8 +46,12 @@ class Link(psycopg.Connection[Any]):
     ) -> Self:
         link = cls.connect(conninfo, autocommit=True, **(options | KEEPALIVE))
         link.answer_timeout_s = answer_timeout_s
-        link.execute(_SESSION)
-        link.autocommit = autocommit
+        try:
+            link.execute(_SESSION)
+            link.autocommit = autocommit
+        except BaseException:
+            link.close()
+            raise
         return link
 
     def wait(self, gen: PQGen[ResultT], *args: Any, **kwargs: Any) -> ResultT:
@@ -65,7 +69,11 @@ class AsyncLink(psycopg.AsyncConnection[Any]):
     async def open(cls, conninfo: str, *, answer_timeout_s: float, **options: Any) -> Self:
         link = await cls.connect(conninfo, autocommit=True, **(options | KEEPALIVE))
         link.answer_timeout_s = answer_timeout_s
-        await link.execute(_SESSION)
+        try:
+            await link.execute(_SESSION)
+        except BaseException:
+            await link.close()
+            raise
         return link
 
     async def wait(self, gen: PQGen[ResultT], *args: Any, **kwargs: Any) -> ResultT:
