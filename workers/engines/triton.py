@@ -150,11 +150,17 @@ class TritonServer:
         if abort.is_set():
             return
         stream = self._begin(values)
+        is_last = False
         try:
-            while (response := stream.next(abort, self._silence_s)) is not None:
-                yield _answered(response)
+            while not is_last and (response := stream.next(abort, self._silence_s)) is not None:
+                answered = _answered(response)
+                is_last = answered.chunk.finish_reason is not None
+                yield answered
         finally:
-            stream.cancel()
+            # Its thread reads the end that is about to come. To cancel a stream just then has
+            # brought a Triton (2.51) down.
+            if not is_last:
+                stream.cancel()
 
     def _begin(self, values: Mapping[str, Value]) -> "_Stream":
         request = pb.ModelInferRequest(
