@@ -16,6 +16,9 @@ from turnmill.workers.engines.base import Engine
 from turnmill.workers.engines.registry import ENGINES, REQUIREMENTS, create_engine
 from turnmill.workers.models import prepare_model
 
+from .openai_standin import serving
+from .vllm_server import serving_vllm
+
 #: Kept from run to run: fetching and converting take half a minute.
 MODELS_DIR = Path("~/.cache/turnmill/models").expanduser()
 
@@ -43,6 +46,16 @@ def require_libraries(name: str) -> None:
         pytest.skip(reason)
 
 
+@pytest.fixture(scope="session")
+def openai_endpoints() -> Iterator[tuple[str, ...]]:
+    """A real vLLM where it is installed (`make test-vllm`), else two stand-ins."""
+    with ExitStack() as stack:
+        if find_spec("vllm") is None:
+            yield tuple(stack.enter_context(serving()).url for _ in range(2))
+        else:
+            yield (stack.enter_context(serving_vllm(MODELS_DIR)).url,)
+
+
 @pytest.fixture(scope="session", params=list(ENGINES))
 def make_engine(request: pytest.FixtureRequest) -> Callable[[], Engine]:
     require_libraries(request.param)
@@ -58,6 +71,9 @@ def make_engine(request: pytest.FixtureRequest) -> Callable[[], Engine]:
         max_batch_size=8,
         silence_s=300,
     )
+    if request.param == "openai_http":
+        endpoints = request.getfixturevalue("openai_endpoints")
+        settings = settings.model_copy(update={"endpoints": endpoints})
     if request.param == "tfserving":
         peer = request.getfixturevalue("smollm2_at_tfserving")
         settings = settings.model_copy(update={"endpoints": (peer.url,), "remote_model": "chat"})

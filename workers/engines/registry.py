@@ -16,6 +16,7 @@ ENGINES = {
     "transformers": "turnmill.workers.engines.transformers:TransformersEngine",
     "vllm": "turnmill.workers.engines.vllm:VLLMEngine",
     "triton": "turnmill.workers.engines.triton:TritonEngine",
+    "openai_http": "turnmill.workers.engines.openai_http:OpenAIEngine",
 }
 
 #: What an engine needs installed, and the extra that brings it.
@@ -25,6 +26,7 @@ REQUIREMENTS = {
     "transformers": ("transformers", "transformers"),
     "vllm": ("vllm", "vllm"),
     "triton": ("tritonclient", "triton"),
+    "openai_http": ("httpx", "remote"),
 }
 
 

@@ -69,6 +69,8 @@ class RemoteEngine:
         )
         try:
             self._pool.start()
+            # Some servers say only now what they can.
+            self._pool.can_continue = self.can_continue
             limits = (settings.context_window, self._pool.call(lambda one: one.context_window()))
         except BaseException:
             self.close()

@@ -139,7 +139,7 @@ class ReplicaPool(Generic[ReplicaT]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._members = [Member(replica) for replica in replicas]
-        self._can_continue = can_continue
+        self.can_continue = can_continue
         self._check_every_s = check_every_s
         self._clock = clock
         self._lock = Lock()
@@ -206,7 +206,7 @@ class ReplicaPool(Generic[ReplicaT]):
             with self._chosen(progress.reasons, tokens) as debt:
                 yield from self._read(debt, progress, abort)
                 return
-            if progress.text and not self._can_continue:
+            if progress.text and not self.can_continue:
                 why = _no_replica(progress.reasons)
                 raise EngineUnavailable(f"{why} The reply had begun and cannot go on elsewhere.")
 

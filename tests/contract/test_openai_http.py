@@ -1,0 +1,207 @@
+"""What OpenAI-compatible servers send, and what the engine makes of it; servers are killed."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from itertools import islice
+from typing import Any
+
+import pytest
+
+from turnmill.schemas.errors import ContextOverflow, EngineFailure, EngineUnavailable
+from turnmill.schemas.settings import EngineSettings
+from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
+from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.sse import MAX_EVENT_BYTES, EventReader
+
+from .conftest import MODELS_DIR
+from .openai_standin import serving
+from .vllm_server import serving_vllm
+
+httpx = pytest.importorskip("httpx")
+
+PROMPT = Prompt((Message(role=Role.USER, content="[[tokens=60]]"),))
+PARAMS = GenerationParams(temperature=0, max_tokens=60).over(DEFAULT_PARAMS)
+
+
+def new_engine(*urls: str, **values: Any) -> Any:
+    from turnmill.workers.engines.openai_http import OpenAIEngine
+
+    values = {"context_window": 512, **values}
+    return OpenAIEngine(EngineSettings(name="openai_http", endpoints=urls, **values))
+
+
+def text_of(chunks: list[Chunk]) -> str:
+    return "".join(chunk.text for chunk in chunks)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_events_are_whole_wherever_the_bytes_are_cut(size: int) -> None:
+    texts = ["a\u2028b\u0085c", "😀 é", ""]
+    data = b": ping\r\n\r\n" + b"".join(f"data: {each}\r\n\r\n".encode() for each in texts)
+    reader = EventReader()
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    assert [event.decode() for piece in pieces for event in reader.push(piece)] == texts
+
+
+def test_an_event_without_end_is_given_up() -> None:
+    reader = EventReader()
+    with pytest.raises(EngineUnavailable):
+        for _ in range(3):
+            list(reader.push(b"x" * (MAX_EVENT_BYTES // 2)))
+
+
+def test_a_turn_whose_replica_is_killed_goes_on_at_another_one() -> None:
+    with serving(0.02) as first, serving(0.02) as second:
+        engine = new_engine(first.url, second.url)
+        engine.start()
+        try:
+            chunks = engine.generate(PROMPT, PARAMS, threading.Event())
+            begun = list(islice(chunks, 5))
+            first.process.kill()  # the turn went to the first of two that owe nothing
+            reply = begun + list(chunks)
+        finally:
+            engine.close()
+    assert text_of(reply) == " ".join(f"w{number}" for number in range(1, 61))
+    assert sum(chunk.token_count for chunk in reply) == 60
+    assert (reply[-1].finish_reason, reply[-1].prompt_tokens) == ("stop", 1)
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="tested by `make test-vllm`")
+def test_a_turn_whose_vllm_is_killed_ends_at_another_one_with_the_same_text() -> None:
+    prompt = Prompt((Message(role=Role.USER, content="Write a story about a fox and a hen."),))
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        both = pool.map(lambda _: stack.enter_context(serving_vllm(MODELS_DIR)), range(2))
+        servers = {server.url: server for server in both}
+        engine = new_engine(*servers)
+        stack.callback(engine.close)
+        engine.start()
+        undisturbed = list(engine.generate(prompt, PARAMS, threading.Event()))
+        chunks = engine.generate(prompt, PARAMS, threading.Event())
+        begun = list(islice(chunks, 10))
+        (busy,) = [one.replica.name for one in engine._pool._members if one.owed_tokens]
+        servers[busy].kill()
+        reply = begun + list(chunks)
+    assert text_of(reply) == text_of(undisturbed)
+    assert sum(chunk.token_count for chunk in reply) == 60
+    assert (reply[-1].finish_reason, reply[-1].prompt_tokens) == (
+        undisturbed[-1].finish_reason,
+        undisturbed[-1].prompt_tokens,
+    )
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """A plain server: no token counts, nothing beyond the protocol."""
+
+    status, kind, data = 200, "text/event-stream", b""
+    refuses_options = False
+    said_goodbye = threading.Event()
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        self.say(200, "application/json", b'{"data": [{"id": "smollm2-135m-instruct"}]}')
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.refuses_options and "stream_options" in body:
+            self.say(422, "application/json", b'{"error": "unknown field stream_options"}')
+            return
+        self.say(self.status, self.kind, self.data)
+        if b"[DONE]" not in self.data and self.data.endswith(b"\n\n"):
+            self.connection.settimeout(20)
+            if self.connection.recv(1) == b"":
+                self.said_goodbye.set()
+
+    def say(self, status: int, kind: str, data: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def ask() -> Iterator[Callable[..., list[Chunk]]]:
+    """Ask a server that says what is given."""
+    handler = type("Handler", (Scripted,), {"said_goodbye": threading.Event()})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=[0.02])
+    thread.start()
+    engine = new_engine(f"http://127.0.0.1:{server.server_port}/v1", silence_s=0.5)
+
+    def ask(**says: Any) -> list[Chunk]:
+        for name, value in says.items():
+            setattr(handler, name, value)
+        engine.start()
+        return list(engine.generate(PROMPT, PARAMS, threading.Event()))
+
+    ask.handler, ask.engine = handler, engine  # type: ignore[attr-defined]
+    yield ask
+    engine.close()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def event(text: str, reason: str | None = None) -> bytes:
+    body = {"choices": [{"delta": {"content": text}, "finish_reason": reason}]}
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n".encode()
+
+
+END = event("", "stop") + b"data: [DONE]\n\n"
+
+
+def test_a_plain_server_is_believed_as_far_as_it_speaks(ask: Any) -> None:
+    usage = b'data: {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 5}}\n\n'
+    data = event("a\u2028") + event("😀") + event("", "length") + usage + b"data: [DONE]\n\n"
+    reply = ask(data=data, refuses_options=True)
+    assert text_of(reply) == "a\u2028😀"
+    assert sum(chunk.token_count for chunk in reply) == 5
+    assert (reply[-1].finish_reason, reply[-1].prompt_tokens) == ("length", 9)
+    assert not ask.engine.can_continue
+
+
+def test_usage_may_be_missing(ask: Any) -> None:
+    reply = ask(data=event("a") + END)
+    assert (sum(chunk.token_count for chunk in reply), reply[-1].prompt_tokens) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("says", "error"),
+    [
+        (
+            {"status": 400, "data": b'{"error": {"message": "maximum context length"}}'},
+            ContextOverflow,
+        ),
+        ({"status": 400, "data": b'{"error": {"message": "bad temperature"}}'}, EngineFailure),
+        ({"status": 401}, EngineUnavailable),
+        ({"status": 429}, EngineUnavailable),
+        ({"status": 500, "data": b"oops"}, EngineUnavailable),
+        ({"kind": "text/html", "data": b"<html>"}, EngineUnavailable),
+        ({"data": b"data: garbage\n\n"}, EngineUnavailable),
+        ({"data": b'data: {"error": {"message": "out of memory"}}\n\n'}, EngineUnavailable),
+        ({"data": event("closed") + b":"}, EngineUnavailable),
+        ({"data": event("silent")}, EngineUnavailable),
+    ],
+)
+def test_what_goes_wrong_is_an_error_of_ours(
+    ask: Any, says: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        ask(**says)
+
+
+def test_an_abort_closes_the_connection_of_a_silent_server(ask: Any) -> None:
+    ask(data=END)
+    ask.handler.data = event("begun")
+    abort = threading.Event()
+    chunks = ask.engine.generate(PROMPT, PARAMS, abort)
+    assert next(chunks).text == "begun"
+    abort.set()
+    assert list(chunks) == []
+    assert ask.handler.said_goodbye.wait(20)

@@ -1,0 +1,179 @@
+"""HTTP to one server, for many threads, on an event loop in a thread of its own.
+
+A turn is a task there, so that giving it up closes its connection at once, also while the server
+says nothing.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Event, Lock, Thread
+from typing import Any, TypeVar
+
+import httpx
+
+from turnmill.schemas.errors import EngineUnavailable, TurnmillError
+
+#: Seconds to connect; and for answers that need no model.
+CONNECT_S = 3.0
+SHORT_S = 5.0
+#: Servers close idle connections after 5 s; a turn must not meet one that is being closed.
+KEEP_ALIVE_S = 2.0
+#: How often a reader who waits looks whether its turn is still wanted.
+POLL_S = 0.02
+#: Bodies of answers that are read whole.
+MAX_BODY_BYTES = 1 << 20
+
+#: What an answer's status and the beginning of its body mean, if it is not 200.
+Translate = Callable[[int, str], TurnmillError]
+ResultT = TypeVar("ResultT")
+
+
+class HTTPFront:
+    """A pool of connections to `url`; `silence_s` is how long a stream may say nothing."""
+
+    def __init__(
+        self, url: str, headers: dict[str, str], silence_s: float, translate: Translate
+    ) -> None:
+        self._translate = translate
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            headers=headers,
+            timeout=httpx.Timeout(silence_s, connect=CONNECT_S),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
+        )
+        self._is_closed = False
+        self._lock = Lock()
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = Thread(target=self._run, name=f"http-{url}", daemon=True)
+        self._thread.start()
+
+    def get(self, path: str) -> Any:
+        """The JSON at a path, asked for with little patience. Errors as `stream`."""
+        return self._wait(self._whole("GET", path, None))
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """As `get`."""
+        return self._wait(self._whole("POST", path, body))
+
+    def stream(self, path: str, body: dict[str, Any], abort: Event) -> Iterator[bytes]:
+        """The bytes of an event stream as they come; ends early once `abort` is set.
+
+        Raises:
+            EngineUnavailable: the server cannot be reached, is silent, or breaks off.
+            TurnmillError: what `translate` makes of its status.
+        """
+        events: SimpleQueue[bytes | TurnmillError | None] = SimpleQueue()
+        task = self._submit(self._pass_on(path, body, events))
+        try:
+            while not abort.is_set():
+                try:
+                    event = events.get(timeout=POLL_S)
+                except Empty:
+                    continue
+                if event is None:
+                    return
+                if isinstance(event, TurnmillError):
+                    raise event
+                yield event
+        finally:
+            task.cancel()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def _submit(self, work: Coroutine[Any, Any, ResultT]) -> Any:
+        with self._lock:
+            if not self._is_closed:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        raise EngineUnavailable("The engine is closed.")
+
+    def _wait(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+        try:
+            result: ResultT = self._submit(work).result()
+        except CancelledError:
+            raise EngineUnavailable("The engine is closed.") from None
+        return result
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        await self._stop.wait()
+        turns = asyncio.all_tasks() - {asyncio.current_task()}
+        for turn in turns:
+            turn.cancel()
+        await asyncio.gather(*turns, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _whole(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        try:
+            async with asyncio.timeout(SHORT_S):
+                async with self._client.stream(method, path, **_content(body)) as answer:
+                    text = await _beginning(answer)
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise _unavailable(error) from None
+        if answer.status_code != httpx.codes.OK:
+            raise self._translate(answer.status_code, text)
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise EngineUnavailable(f"its answer at {path} is not JSON") from None
+
+    async def _pass_on(
+        self, path: str, body: dict[str, Any], events: SimpleQueue[bytes | TurnmillError | None]
+    ) -> None:
+        end: TurnmillError | None = EngineUnavailable("The engine is closed.")
+        try:
+            async with self._client.stream("POST", path, **_content(body)) as answer:
+                await self._check(answer)
+                async for data in answer.aiter_bytes():
+                    events.put(data)
+            end = None
+        except TurnmillError as error:
+            end = error
+        except httpx.HTTPError as error:
+            end = _unavailable(error)
+        finally:
+            events.put(end)
+
+    async def _check(self, answer: httpx.Response) -> None:
+        if answer.status_code != httpx.codes.OK:
+            raise self._translate(answer.status_code, await _beginning(answer))
+        kind = answer.headers.get("content-type", "")
+        if not kind.startswith("text/event-stream"):
+            raise EngineUnavailable(f"it answers with '{kind}' instead of an event stream")
+
+
+def _content(body: dict[str, Any] | None) -> dict[str, Any]:
+    if body is None:
+        return {}
+    # In ASCII: a lone surrogate cannot be written in UTF-8.
+    headers = {"Content-Type": "application/json"}
+    return {"content": json.dumps(body).encode(), "headers": headers}
+
+
+async def _beginning(answer: httpx.Response) -> str:
+    """As much of the body as is read."""
+    body = bytearray()
+    with suppress(httpx.DecodingError):
+        async for data in answer.aiter_bytes():
+            body += data
+            if len(body) > MAX_BODY_BYTES:
+                break
+    return body[:MAX_BODY_BYTES].decode(errors="replace")
+
+
+def _unavailable(error: Exception) -> EngineUnavailable:
+    return EngineUnavailable(f"it does not answer ({type(error).__name__}: {error})")
