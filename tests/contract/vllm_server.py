@@ -1,4 +1,4 @@
-"""`vllm serve` on the CPU with the default model in 32 bits, for tests in vLLM's environment."""
+"""vLLM's own server on the CPU with the default model in 32 bits, for `make test-vllm`."""
 
 import os
 import signal
@@ -77,4 +77,4 @@ def wait_until_ready(server: VLLMServer) -> None:
                 return
         except httpx.TransportError:
             time.sleep(0.2)
-    raise AssertionError("vllm serve did not come up")
+    raise AssertionError("vLLM did not come up")

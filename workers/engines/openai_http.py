@@ -69,23 +69,14 @@ class OpenAIEngine(RemoteEngine):
     """Replicas of one model behind OpenAI-compatible endpoints."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        self._known: list[OpenAIServer] = []
-        super().__init__(settings, self._open)
+        super().__init__(settings, OpenAIServer)
 
     @property
     def can_continue(self) -> bool:  # type: ignore[override]
         """Whether all servers that have answered so far can."""
-        dialects = [server.dialect for server in self._known if server.dialect]
+        servers = [one for one in self._servers if isinstance(one, OpenAIServer)]
+        dialects = [server.dialect for server in servers if server.dialect]
         return bool(dialects) and all(dialect.continues for dialect in dialects)
-
-    def close(self) -> None:
-        super().close()
-        self._known = []
-
-    def _open(self, endpoint: str, settings: EngineSettings) -> "OpenAIServer":
-        server = OpenAIServer(endpoint, settings)
-        self._known.append(server)
-        return server
 
 
 class OpenAIServer:
