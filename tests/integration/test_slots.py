@@ -15,6 +15,7 @@ from turnmill.workers.engines.scheduling import Generation, Token
 torch = pytest.importorskip("torch", reason="pip install 'turnmill[transformers]'")
 transformers = pytest.importorskip("transformers", reason="pip install 'turnmill[transformers]'")
 slots = import_module("turnmill.workers.engines.slots")
+cpu_attention = import_module("turnmill.workers.engines.cpu_attention")
 sampling = import_module("turnmill.workers.engines.sampling")
 
 SIZES = {
@@ -237,6 +238,33 @@ def test_a_conversation_goes_on_without_computing_its_past_again() -> None:
     assert fresh.cached_tokens == 0
 
 
+def test_conversations_that_take_turns_alone_keep_what_is_theirs() -> None:
+    """Each goes on in the memory it had; one that only begins like another leaves that alone."""
+    model = make_model("llama")
+    batch = make_batch(model, frozenset(), 4, 10_000)
+    pasts = [PROMPTS[1], [*PROMPTS[1][:20], 90, 91], PROMPTS[4]]
+    for round_ in range(8):
+        for at, past in enumerate(pasts):
+            turn = generation([*past, 60 + round_, 61, 62], limit=4)
+            run(batch, [turn])
+            fresh = generation(turn.prompt_ids, limit=4)
+            run(make_batch(model, frozenset(), 4, 10_000, reuses_prefixes=False), [fresh])
+            tokens = tokens_of(turn)
+            assert tokens == tokens_of(fresh)
+            if round_:
+                assert turn.cached_tokens == len(past) - 1
+            pasts[at] = [*turn.prompt_ids, *tokens]
+    assert batch.held["rows"] == 0
+
+
+def test_what_is_remembered_of_a_turn_that_was_alone_is_counted_with_its_room_to_grow() -> None:
+    batch = make_batch(make_model("llama"), frozenset(), 4, 600)
+    for start in range(3, 90, 10):
+        run(batch, [generation([start, *PROMPTS[1]])])
+        assert batch.held_tokens <= 600
+    assert batch.held_tokens > 0
+
+
 def test_a_system_prompt_is_computed_once_for_turns_that_run_together() -> None:
     model = FailingModel(make_model("llama"))
     computed = computed_by(model)
@@ -268,6 +296,25 @@ def test_an_interactive_turn_takes_the_slot_of_a_batch_turn_which_goes_on_later(
     assert len(tokens_of(urgent)) == 1
     run(batch, [])
     assert [tokens_of(turn) for turn in slow] == [plain(model, ids) for ids in PROMPTS[:3]]
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral-sliding"])
+def test_shared_heads_that_are_not_written_out_answer_the_same(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_replies = [plain(make_model(kind), ids) for ids in PROMPTS]
+    masked = []
+
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **settings: Any) -> Any:
+        masked.append(mask is not None and query.shape[2] > 1 and query.shape[1] > key.shape[1])
+        return cpu_attention.attend(module, query, key, value, mask, **settings)
+
+    functions = transformers.AttentionInterface._global_mapping
+    monkeypatch.setitem(functions, "sdpa", attend)
+    turns = [generation(ids) for ids in PROMPTS]
+    run(make_batch(make_model(kind), frozenset({2}), 4, 10_000, prefill_tokens=5), turns)
+    assert [tokens_of(turn) for turn in turns] == plain_replies
+    assert any(masked)
 
 
 def test_the_nucleus_holds_the_likeliest_tokens_only() -> None:

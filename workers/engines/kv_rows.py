@@ -13,7 +13,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 #: Columns are added in steps, so that a growing turn seldom moves the batch.
 COLUMN_STEP = 256
 
-#: For each layer the keys and the values of one turn, [heads, tokens, head size].
+#: For each layer the keys and the values of one turn, [heads, columns, head size]. There may be
+#: more columns than the turn has tokens.
 RowStates = list[tuple[Any, Any]]
 
 
@@ -37,6 +38,12 @@ class KVRows(Cache):  # type: ignore[misc]
         keys = self.layers[0].keys
         return 0 if keys is None else len(keys)
 
+    @property
+    def column_count(self) -> int:
+        """Tokens that each row has memory for."""
+        keys = self.layers[0].keys
+        return 0 if keys is None else int(keys.shape[2])
+
     def aim(self, first_row: int, starts: Any, width: int) -> None:
         self.first_row, self.starts, self.width = first_row, starts, width
 
@@ -52,6 +59,23 @@ class KVRows(Cache):  # type: ignore[misc]
             (layer.keys[row, :, :length].clone(), layer.values[row, :, :length].clone())
             for layer in self.layers
         ]
+
+    def detach(self) -> RowStates:
+        """The only row, with the memory it is in. Afterwards no row has memory."""
+        states = [(layer.keys[0], layer.values[0]) for layer in self.layers]
+        self.release()
+        return states
+
+    def attach(self, states: RowStates, columns: int) -> None:
+        """Go on in the memory of a row that was detached; nobody may have a row.
+
+        Where so many `columns` do not fit, it grows by a quarter at once: a conversation grows
+        with each of its turns, and each time all of it is moved.
+        """
+        for layer, (keys, values) in zip(self.layers, states, strict=True):
+            layer.keys, layer.values = keys[None], values[None]
+            if columns > keys.shape[1]:
+                layer.reserve(layer.keys, layer.values, 1, columns + columns // 4)
 
     def copy_in(self, row: int, states: RowStates, length: int, columns: int) -> None:
         """The first `length` tokens of `states` become the beginning of a row, which will soon

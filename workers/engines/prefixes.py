@@ -19,13 +19,19 @@ class Remembered:
     tokens: list[int]
     states: RowStates
 
+    @property
+    def column_count(self) -> int:
+        """Tokens that the memory of the states has room for."""
+        return int(self.states[0][0].shape[1])
+
 
 class PrefixStore:
     """The states used least recently go first when they no longer fit."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[int, Remembered] = OrderedDict()
-        self.token_count = 0
+        #: Tokens that the memory of all states has room for.
+        self.column_count = 0
 
     def longest(self, tokens: Sequence[int]) -> tuple[Remembered | None, int]:
         """What shares the longest beginning with `tokens`, and how long that is."""
@@ -45,15 +51,21 @@ class PrefixStore:
                 self._drop(key)
         entry = Remembered(tokens, states)
         self._entries[id(entry)] = entry
-        self.token_count += len(tokens)
+        self.column_count += entry.column_count
 
-    def shrink_to(self, token_count: int) -> None:
-        """Forget until no more than so many tokens are kept."""
-        while self._entries and self.token_count > token_count:
+    def take(self, entry: Remembered) -> RowStates:
+        """The states, for somebody who goes on in their memory; they are forgotten here."""
+        if id(entry) in self._entries:
+            self._drop(id(entry))
+        return entry.states
+
+    def shrink_to(self, column_count: int) -> None:
+        """Forget until the states have room for no more tokens than that."""
+        while self._entries and self.column_count > column_count:
             self._drop(next(iter(self._entries)))
 
     def _drop(self, key: int) -> None:
-        self.token_count -= len(self._entries.pop(key).tokens)
+        self.column_count -= self._entries.pop(key).column_count
 
 
 def shared_length(one: Sequence[int], other: Sequence[int]) -> int:

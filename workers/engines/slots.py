@@ -114,7 +114,7 @@ class SlotBatch:
     @property
     def held_tokens(self) -> int:
         """Tokens whose keys and values are in memory."""
-        return self._store.token_count + len(self._slots) * self._width()
+        return self._store.column_count + len(self._slots) * self._width()
 
     def admit(self, generation: Generation) -> None:
         generator = create_generator(generation.params, self._model.device)
@@ -174,13 +174,19 @@ class SlotBatch:
         self._slots.pop()
 
     def _remember(self, row: int, slot: Slot) -> None:
-        room = self._limits.max_cached_tokens - len(self._slots) * self._width() - slot.computed
-        tokens = slot.tokens[: slot.computed]
+        most, tokens = self._limits.max_cached_tokens, slot.tokens[: slot.computed]
+        # Nobody needs the memory of the only row any more: it is kept as it is.
+        is_whole = len(self._slots) == self._rows.row_count == 1 and self._rows.column_count <= most
+        if is_whole:
+            room = most - self._rows.column_count
+        else:
+            room = most - len(self._slots) * self._width() - len(tokens)
         if room < 0 or self._store.longest(tokens)[1] == len(tokens):
             return
         self._store.shrink_to(room)
         try:
-            self._store.add(tokens, self._rows.copy_out(row, slot.computed))
+            states = self._rows.detach() if is_whole else self._rows.copy_out(row, len(tokens))
+            self._store.add(tokens, states)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -224,7 +230,10 @@ class SlotBatch:
         self._joining = slot
         self._reserve_memory()
         if remembered is not None and length >= max(shared, MIN_TOKENS):
-            self._rows.copy_in(row, remembered.states, length, columns)
+            if row == 0 and length == len(remembered.tokens):
+                self._rows.attach(self._store.take(remembered), columns)
+            else:
+                self._rows.copy_in(row, remembered.states, length, columns)
             slot.computed = length
         elif shared >= MIN_TOKENS:
             self._rows.copy_within(neighbour, row, shared, columns)

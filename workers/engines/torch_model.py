@@ -8,6 +8,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import EngineSettings
+from turnmill.workers.engines.cpu_attention import share_heads
 from turnmill.workers.engines.hf_tokenizer import HFTokenizer
 from turnmill.workers.engines.kv_rows import works_in_rows
 from turnmill.workers.engines.scheduling import Batch, Facts
@@ -40,6 +41,8 @@ def load_batch(settings: EngineSettings) -> tuple[Batch, Facts]:
 def _load_model(path: str, settings: EngineSettings) -> Any:
     device = _device(settings)
     dtype = _dtype(settings, device)
+    if device.type == "cpu":
+        share_heads()
     model = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
