@@ -143,7 +143,7 @@ class WorkerSettings(Section):
     #: hung: its turn is taken from it, and the process ends for a fresh one to be started.
     #: Longer than Postgres may take to answer, for which a turn may be waiting instead.
     hang_s: float = Field(default=15.0, gt=0)
-    #: Chunks of a turn are kept, and shown to its readers, at most once in this time.
+    #: Chunks of a turn are kept, and shown to its readers, about once in this time.
     flush_s: float = Field(default=0.25, ge=0.01)
     #: How often lost turns and lost hints are looked for.
     rescue_every_s: float = Field(default=1.0, gt=0)

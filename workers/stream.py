@@ -2,9 +2,11 @@
 has to repeat what a reader has seen.
 
 Chunks are shown by keeping them: a reader only ever sees rows of the chunks table. One
-thread writes for all turns of the process, each turn at most once per `flush_s`.
+thread writes for all turns of the process, each turn once per `flush_s`, and all that are due
+in one transaction: after their first chunk they are due at the ticks of a common clock.
 """
 
+import math
 import threading
 import time
 
@@ -143,7 +145,11 @@ class Stream:
                     del stream.pieces[: stream.written]
                     stream.written = 0
                     stream.position += 1
-                    stream.due_at = now + self._flush_s
+                    stream.due_at = self._next_tick(now)
+
+    def _next_tick(self, now: float) -> float:
+        """The tick that is about `flush_s` away, half of it at least."""
+        return math.ceil(now / self._flush_s + 0.5) * self._flush_s
 
     def _keep(self, streams: list[TurnStream]) -> None:
         claims = [stream.claim for stream in streams]

@@ -264,6 +264,30 @@ def test_a_late_attempt_cannot_add_to_the_text_that_readers_see(system: Any) -> 
     assert chunks(system) == ["one ", "two "]
 
 
+def test_the_chunks_of_turns_that_began_at_different_times_are_soon_kept_together(
+    system: Any, eventually: Eventually
+) -> None:
+    stream = Stream(system.database, 0.1)
+    accept_many(system.database, [system.request(f"turn {n}") for n in range(3)])
+    ids = [row.id for row in system.database.run("SELECT id FROM turns")]
+    streams = [stream.open(claim) for claim in new_leases(system)._claim(ids) if claim]
+    for opened in streams:
+        stream.add(opened, "first ", 1)
+        stream.flush([opened])
+
+    def sizes() -> list[int]:
+        """Of the transactions."""
+        for opened in streams:
+            stream.add(opened, "next ", 1)
+        stream.flush()
+        rows = system.database.run("SELECT count(*) AS size FROM chunks GROUP BY xmin::text")
+        return [row.size for row in rows]
+
+    eventually(lambda: sizes().count(3) >= 4)
+    # The first chunks, and what a tick between two of them may have parted.
+    assert len([size for size in sizes() if size < 3]) <= 5
+
+
 def test_a_chunk_that_is_written_while_its_turn_settles_does_not_stay_behind(
     system: Any, eventually: Eventually
 ) -> None:
