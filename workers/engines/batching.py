@@ -6,6 +6,7 @@ which turns tokens into text: a turn that cannot be decoded harms itself only.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from threading import Event, Lock
 
 import structlog
@@ -19,6 +20,9 @@ from turnmill.workers.engines.scheduling import Facts, Generation, Scheduler, To
 from turnmill.workers.engines.text import Detokenizer, StopFilter
 
 log = structlog.get_logger(__name__)
+
+#: Prompts whose tokens are remembered: each is counted first, to see whether it fits.
+REMEMBERED_PROMPTS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,7 @@ def _with_one_tokenizer(text: TextSide) -> TextSide:
     """
     lock = Lock()
 
+    @lru_cache(REMEMBERED_PROMPTS)
     def encode(words: str) -> list[int]:
         with lock:
             return text.encode(words)
