@@ -184,6 +184,17 @@ replies = Table(
     postgresql_partition_by="RANGE (turn_id)",
 )
 
+#: What prompts tell of the turns that they have no room for, where workers write summaries.
+summaries = Table(
+    "summaries",
+    metadata,
+    Column("conversation_id", Uuid, primary_key=True),
+    #: The last turn that it tells of.
+    Column("seq", Integer, nullable=False),
+    Column("content", Text, nullable=False),
+    _time("created_at", default_now=True),
+)
+
 outbox = Table(
     "outbox",
     metadata,

@@ -1,8 +1,9 @@
 """Retention: what goes in one round of pruning, a few hundred rows at a time.
 
-A turn goes with all that belongs to it: reply, attempts, and its conversation when that has no
-turn left. An open turn never goes, whatever its age; the turns of a batch go with the batch.
-Rows that somebody holds are passed over, so no statement here waits for anybody.
+A turn goes with all that belongs to it: reply, attempts, its conversation's summary, and the
+conversation when that has no turn left. An open turn never goes, whatever its age; the turns of
+a batch go with the batch. Rows that somebody holds are passed over, so no statement here waits
+for anybody.
 """
 
 import time
@@ -84,6 +85,12 @@ WHERE batch_id IS NOT NULL AND NOT EXISTS (SELECT FROM batches WHERE id = batch_
 _LOCK_TURNS = """
 SELECT id, conversation_id FROM turns WHERE id = ANY(%s) AND state = ANY(%s)
 ORDER BY id FOR UPDATE SKIP LOCKED
+"""
+
+#: One that is just being written is passed over: it goes with the conversation's next turn.
+_SUMMARIES = """
+summaries WHERE conversation_id IN (
+    SELECT conversation_id FROM summaries WHERE conversation_id = ANY(%s) FOR UPDATE SKIP LOCKED)
 """
 
 _EMPTY = """
@@ -191,8 +198,10 @@ class Round:
             gone = [row.id for row in rows]
             for table in ("chunks", "attempts", "replies"):
                 self._remove(table, f"{table} WHERE turn_id = ANY(%s)", (gone,))
+            conversations = list({row.conversation_id for row in rows})
+            self._remove("summaries", _SUMMARIES, (conversations,))
             self._remove("turns", "turns WHERE id = ANY(%s)", (gone,))
-            self._remove_conversations(list({row.conversation_id for row in rows}))
+            self._remove_conversations(conversations)
 
     def _remove_conversations(self, ids: list[UUID]) -> None:
         """Locked by one statement and looked at again by the next: `accept` holds its

@@ -310,6 +310,54 @@ def test_a_conversation_goes_with_its_last_turn_and_can_begin_anew(system: Any) 
     assert (anew.seq, anew.state) == (1, TurnState.QUEUED)
 
 
+def test_a_summary_goes_with_the_turns_that_it_tells_of(system: Any) -> None:
+    old, young = begin(system, ["one", "two"]), begin(system, ["one", "two"])
+    for turn in (old[0], young[0]):
+        summarize(system, turn)
+    backdate(system, old[:1], 400)
+    gone = prune_now(system)
+    assert gone is not None
+    assert (gone["turns"], gone["summaries"]) == (1, 1)
+    assert rows(system, "summaries", "conversation_id") == {young[0].conversation_id}
+
+
+def test_no_summary_outlives_its_conversation(system: Any) -> None:
+    talk = begin(system, ["one", "two"])
+    backdate(system, talk[:1], 400)
+    assert prune_now(system) is not None
+    # Written while the turn that it tells of was being pruned.
+    summarize(system, talk[0])
+    backdate(system, talk[1:], 400)
+    assert prune_now(system) is not None
+    assert rows(system, "conversations") == rows(system, "summaries", "conversation_id") == set()
+
+
+def test_the_pruner_passes_over_a_summary_that_is_being_written(system: Any) -> None:
+    talk = begin(system, ["one", "two", "three"])
+    summarize(system, talk[0])
+    backdate(system, talk[:1], 400)
+    with psycopg.connect(system.settings.database.url) as writer:
+        writer.execute("UPDATE summaries SET content = 'new'")
+        assert (prune_now(system) or Counter())["turns"] == 1
+    assert len(rows(system, "summaries", "conversation_id")) == 1
+    backdate(system, talk[1:2], 400)
+    assert (prune_now(system) or Counter())["summaries"] == 1
+
+
+def begin(system: Any, texts: Sequence[str]) -> list[AcceptedTurn]:
+    """A conversation that is answered to its end."""
+    conversation_id = new_id()
+    return answer(system, *(system.request(t, conversation_id=conversation_id) for t in texts))
+
+
+def summarize(system: Any, turn: AcceptedTurn) -> None:
+    """As if a worker had told of the conversation up to this turn."""
+    system.database.run(
+        "INSERT INTO summaries (conversation_id, seq, content) VALUES (%s, %s, 'They spoke.')",
+        (turn.conversation_id, turn.seq),
+    )
+
+
 def test_a_batch_goes_as_a_whole_even_if_the_round_is_ended_in_between(
     system: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
