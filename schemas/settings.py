@@ -143,6 +143,9 @@ class WorkerSettings(Section):
     #: hung: its turn is taken from it, and the process ends for a fresh one to be started.
     #: Longer than Postgres may take to answer, for which a turn may be waiting instead.
     hang_s: float = Field(default=15.0, gt=0)
+    #: Where a conversation has outgrown the context window: the share of it that a summary of
+    #: the turns left out may take, written by the model itself; 0: they are left out without one.
+    summary_share: float = Field(default=0.0, ge=0, le=0.25)
     #: Chunks of a turn are kept, and shown to its readers, about once in this time.
     flush_s: float = Field(default=0.25, ge=0.01)
     #: How often lost turns and lost hints are looked for.

@@ -18,6 +18,7 @@ from turnmill.workers.lease import AbortReason, Attempt, Claim, Leases
 from turnmill.workers.prompt import build_prompt
 from turnmill.workers.settle import Settler
 from turnmill.workers.stream import Stream, TurnStream
+from turnmill.workers.summary import Summarizer
 
 log = structlog.get_logger()
 
@@ -33,6 +34,8 @@ class Worker:
     settler: Settler
     #: Set when the process will not wait any longer.
     give_up: Event
+    #: Of the context window: what a summary of dropped turns may take; 0: none is made.
+    summary_share: float = 0.0
 
 
 def answer_turn(worker: Worker, turn_id: UUID) -> bool:
@@ -84,7 +87,9 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
         if not worker.stream.restart(stream):
             return Cancelled()
         claim = replace(claim, kept_text="", kept_tokens=0)
-    prompt = build_prompt(worker.database, worker.engine, claim)
+    share = worker.summary_share
+    summarizer = Summarizer(worker.database, attempt, share) if share else None
+    prompt = build_prompt(worker.database, worker.engine, claim, summarizer)
     text, token_count = [claim.kept_text], claim.kept_tokens
     for chunk in _chunks(worker.engine, prompt, claim, attempt.abort):
         piece = chunk.text.replace("\0", "\ufffd")  # PostgreSQL cannot store U+0000

@@ -49,7 +49,9 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
     pruner = Pruner(database, settings.retention)
     give_up = Event()
     settler = Settler(database, max_attempts=settings.worker.max_attempts, give_up=give_up)
-    worker = Worker(database, engine, leases, stream, settler, give_up)
+    worker = Worker(
+        database, engine, leases, stream, settler, give_up, settings.worker.summary_share
+    )
     with ExitStack() as stack:
         stack.callback(database.close)
         stack.callback(engine.close)

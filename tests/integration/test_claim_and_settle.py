@@ -40,6 +40,7 @@ from turnmill.schemas.turns import (
     TurnState,
     Usage,
 )
+from turnmill.workers import prompt as prompt_module
 from turnmill.workers import settle as settle_module
 from turnmill.workers.answer import Worker, answer_turn
 from turnmill.workers.engines.base import Chunk, Prompt
@@ -842,6 +843,16 @@ def test_a_long_conversation_loses_whole_turns_oldest_first(system: Any, worker:
         prompt = prompt_of(system, worker, "d d d", context_window=context_window)
         assert [text for _, text in prompt] == ["Be kind always.", *expected, "d d d"]
         system.database.run("DELETE FROM replies USING turns WHERE id = turn_id AND seq > 3")
+
+
+def test_the_past_that_is_looked_at_begins_with_the_same_turn_for_a_while(
+    system: Any, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_module, "HISTORY_LIMIT", 6)
+    monkeypatch.setattr(prompt_module, "HISTORY_STEP", 4)
+    converse(system, [f"turn {number}" for number in range(1, 13)])
+    firsts = [prompt_of(system, worker, f"turn {number}")[0][1] for number in range(13, 21)]
+    assert firsts == [f"turn {number}" for number in (5, 5, 9, 9, 9, 9, 13, 13)]
 
 
 def test_a_prompt_that_cannot_fit_fails_its_turn_and_not_the_next(system: Any) -> None:
