@@ -1,21 +1,21 @@
-"""A transformers checkpoint of a llama, as a SavedModel for TensorFlow Serving.
+"""A transformers checkpoint of a llama or a T5, as a SavedModel for TensorFlow Serving.
 
 Runs where TensorFlow is installed; needs neither torch nor transformers.
 """
 
-import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import tensorflow as tf
 import typer
 from rich.console import Console
-from safetensors.tensorflow import load_file
 
-from turnmill.infra.tfserving.llama import Llama, Shape
+from turnmill.infra.tfserving.checkpoint import Checkpoint
+from turnmill.infra.tfserving.llama import Llama
 from turnmill.infra.tfserving.signatures import classifying, generating
+from turnmill.infra.tfserving.t5 import T5
 
 #: What a worker reads: the tokenizer, the chat template, the labels and the end tokens.
 ASSETS = (
@@ -26,6 +26,8 @@ ASSETS = (
     "chat_template.jinja",
 )
 CLASSIFIER = "LlamaForSequenceClassification"
+#: By config.json's `model_type`.
+WRITERS: dict[str, Callable[[Checkpoint], Llama | T5]] = {"llama": Llama, "t5": T5}
 
 
 def export(
@@ -70,55 +72,18 @@ def build(model: Path) -> tuple[Any, dict[str, Any]]:
         ValueError, KeyError: the checkpoint is of a kind that is not computed here.
         OSError: it cannot be read.
     """
-    config = json.loads((model / "config.json").read_text())
-    shape = Shape.of(config)
+    checkpoint = Checkpoint(model)
+    kind = checkpoint.config.get("model_type")
+    if kind not in WRITERS:
+        raise ValueError(f"it is a {kind}, and none of {', '.join(WRITERS)}")
+    writer = WRITERS[kind](checkpoint)
     module = tf.Module()
-    tensors: dict[str, Any] = {}
-    for file in sorted(model.glob("*.safetensors")):
-        tensors |= load_file(file)
-    module.weights = _arrange(tensors, shape)
-    llama = Llama(shape, module.weights)
-    if CLASSIFIER in config.get("architectures", ()):
-        module.classify = classifying(llama, "score")
-        return module, {"classify": module.classify, "serving_default": module.classify}
-    head = "lm_head" if "lm_head" in module.weights else "embedding"
-    module.generate = generating(llama, head, _end_ids(model, config))
-    return module, {"generate": module.generate, "serving_default": module.generate}
-
-
-def _arrange(tensors: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
-    """tf.Variables in 32 bits by our names, what is multiplied by the same input in one."""
-
-    def matrix(*names: str) -> Any:
-        parts = [tf.transpose(tf.cast(tensors[f"{name}.weight"], tf.float32)) for name in names]
-        return tf.Variable(tf.concat(parts, axis=1), trainable=False)
-
-    def vector(name: str) -> Any:
-        return tf.Variable(tf.cast(tensors[f"{name}.weight"], tf.float32), trainable=False)
-
-    weights = {"embedding": vector("model.embed_tokens"), "norm": vector("model.norm")}
-    for head in ("lm_head", "score"):
-        if f"{head}.weight" in tensors:
-            weights[head] = matrix(head)
-    for layer in range(shape.layers):
-        name = f"model.layers.{layer}"
-        projections = [f"{name}.self_attn.{part}_proj" for part in "qkv"]
-        weights |= {
-            f"{layer}.before": vector(f"{name}.input_layernorm"),
-            f"{layer}.qkv": matrix(*projections),
-            f"{layer}.out": matrix(f"{name}.self_attn.o_proj"),
-            f"{layer}.between": vector(f"{name}.post_attention_layernorm"),
-            f"{layer}.gate_up": matrix(f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"),
-            f"{layer}.down": matrix(f"{name}.mlp.down_proj"),
-        }
-    return weights
-
-
-def _end_ids(model: Path, config: Mapping[str, Any]) -> list[int]:
-    path = model / "generation_config.json"
-    found = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
-    ends = config.get("eos_token_id") if found is None else found
-    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+    module.weights = writer.weights
+    if isinstance(writer, Llama) and checkpoint.is_a(CLASSIFIER):
+        name, signature = "classify", classifying(writer.classify, writer.prompt)
+    else:
+        name, signature = "generate", generating(writer, checkpoint.end_ids)
+    return module, {name: signature, "serving_default": signature}
 
 
 if __name__ == "__main__":

@@ -12,12 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
-#: Tokens of a reply that one call generates, at most. A reader sees a reply in such pieces, and
-#: each piece computes the prompt again: fewer make a livelier stream, more a cheaper reply.
-BLOCK = 8
-
-#: What a mask adds to the score of a token that must not be seen.
-UNSEEN = -1e9
+from turnmill.infra.tfserving.checkpoint import Checkpoint
+from turnmill.infra.tfserving.signatures import BLOCK, UNSEEN, spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +57,52 @@ class Seen:
     mask: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A prompt that was read: what all layers see of it, and its tokens [b]."""
+
+    seen: Seen
+    length: Any
+
+
 class Llama:
-    """The layers; `weights` are tf.Variables by the names of transformers, matrices [in, out]."""
+    """A `Writer`, and what classifies."""
 
-    def __init__(self, shape: Shape, weights: Mapping[str, Any]) -> None:
-        self._shape = shape
-        self._weights = weights
+    prompt = (spec("input_ids", None), spec("length"))
 
-    def read(self, ids: Any, length: Any) -> tuple[Any, Any, Any]:
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._shape = Shape.of(checkpoint.config)
+        self.weights = _arrange(checkpoint, self._shape)
+
+    def begin(self, input_ids: Any, length: Any) -> tuple[Any, Past, tuple[Any, Any]]:
+        state, keys, values = self._read(input_ids, length)
+        padding = tf.range(tf.shape(input_ids)[1])[None] >= length[:, None]
+        seen = Seen(keys, values, UNSEEN * tf.cast(padding, tf.float32)[:, None])
+        empty = tf.zeros_like(keys[:, :, :1]) + tf.zeros([1, 1, BLOCK, 1, 1])
+        return state, Past(seen, length), (empty, empty)
+
+    def go_on(
+        self, token: Any, number: Any, past: Past, own: tuple[Any, Any]
+    ) -> tuple[Any, tuple[Any, Any]]:
+        unseen = UNSEEN * tf.cast(tf.range(BLOCK) >= number, tf.float32)[None, None]
+        seen = Seen(*own, unseen)
+        return self._step(token, past.length + number - 1, past.seen, seen, number - 1)
+
+    def logits(self, state: Any) -> Any:
+        head = "lm_head" if "lm_head" in self.weights else "embedding"
+        return tf.matmul(state, self.weights[head], transpose_b=head == "embedding")
+
+    def classify(self, input_ids: Any, length: Any) -> Any:
+        """Scores [b, labels]."""
+        return tf.matmul(self._read(input_ids, length)[0], self.weights["score"])
+
+    def _read(self, ids: Any, length: Any) -> tuple[Any, Any, Any]:
         """Prompts [b, n], padded at the end by anything, of `length` [b] tokens: the last token's
         state [b, hidden], and all keys and values [layers, b, n, kv heads, head size].
         """
         count = tf.shape(ids)[1]
         mask = UNSEEN * (1.0 - tf.linalg.band_part(tf.ones([1, count, count]), -1, 0))
-        state, keys, values = tf.gather(self._weights["embedding"], ids), [], []
+        state, keys, values = tf.gather(self.weights["embedding"], ids), [], []
         for layer in range(self._shape.layers):
             q, k, v = self._heads(layer, state, tf.range(count)[None])
             state = self._add(layer, state, q, [Seen(k, v, mask)])
@@ -82,11 +110,13 @@ class Llama:
             values.append(v)
         return self._last(state, length - 1), tf.stack(keys), tf.stack(values)
 
-    def step(self, token: Any, position: Any, past: Seen, own: Seen, slot: Any) -> Any:
+    def _step(
+        self, token: Any, position: Any, past: Seen, own: Seen, slot: Any
+    ) -> tuple[Any, tuple[Any, Any]]:
         """One more token [b] at `position` [b], after the prompt `past` and the reply `own`, whose
         `slot` it takes: state [b, hidden], and own keys and values [layers, b, s, …].
         """
-        state, keys, values = tf.gather(self._weights["embedding"], token[:, None]), [], []
+        state, keys, values = tf.gather(self.weights["embedding"], token[:, None]), [], []
         is_slot = (tf.range(tf.shape(own.keys)[2]) == slot)[None, :, None, None]
         for layer in range(self._shape.layers):
             q, k, v = self._heads(layer, state, position[:, None])
@@ -97,11 +127,8 @@ class Llama:
                 Seen(keys[-1], values[-1], own.mask),
             ]
             state = self._add(layer, state, q, seen)
-        return self._last(state, tf.zeros_like(position)), tf.stack(keys), tf.stack(values)
-
-    def head(self, name: str, state: Any) -> Any:
-        """Logits [b, out] of states [b, hidden]; `name` "embedding" where the two are one."""
-        return tf.matmul(state, self._weights[name], transpose_b=name == "embedding")
+        state = self._last(state, tf.zeros_like(position))
+        return state, (tf.stack(keys), tf.stack(values))
 
     def _last(self, state: Any, index: Any) -> Any:
         return self._norm("norm", tf.gather(state, index, axis=1, batch_dims=1))
@@ -109,7 +136,7 @@ class Llama:
     def _heads(self, layer: int, state: Any, positions: Any) -> tuple[Any, Any, Any]:
         shape = self._shape
         sizes = [shape.heads, shape.kv_heads, shape.kv_heads]
-        flat = tf.matmul(self._norm(f"{layer}.before", state), self._weights[f"{layer}.qkv"])
+        flat = tf.matmul(self._norm(f"{layer}.before", state), self.weights[f"{layer}.qkv"])
         parts = tf.split(flat, [count * shape.head_size for count in sizes], axis=-1)
         q, k, v = (
             tf.reshape(part, [*tf.unstack(tf.shape(part)[:2]), count, shape.head_size])
@@ -128,10 +155,10 @@ class Llama:
 
     def _add(self, layer: int, state: Any, q: Any, seen: Sequence[Seen]) -> Any:
         """The state after the layer: what it looks up, and what it makes of that, added to it."""
-        state += tf.matmul(self._attend(q, seen), self._weights[f"{layer}.out"])
-        mixed = tf.matmul(self._norm(f"{layer}.between", state), self._weights[f"{layer}.gate_up"])
+        state += tf.matmul(self._attend(q, seen), self.weights[f"{layer}.out"])
+        mixed = tf.matmul(self._norm(f"{layer}.between", state), self.weights[f"{layer}.gate_up"])
         gate, up = tf.split(mixed, 2, axis=-1)
-        return state + tf.matmul(tf.nn.silu(gate) * up, self._weights[f"{layer}.down"])
+        return state + tf.matmul(tf.nn.silu(gate) * up, self.weights[f"{layer}.down"])
 
     def _attend(self, q: Any, seen: Sequence[Seen]) -> Any:
         shape = self._shape
@@ -154,4 +181,22 @@ class Llama:
 
     def _norm(self, name: str, x: Any) -> Any:
         mean = tf.reduce_mean(tf.square(x), axis=-1, keepdims=True)
-        return x * tf.math.rsqrt(mean + self._shape.epsilon) * self._weights[f"{name}"]
+        return x * tf.math.rsqrt(mean + self._shape.epsilon) * self.weights[f"{name}"]
+
+
+def _arrange(checkpoint: Checkpoint, shape: Shape) -> dict[str, Any]:
+    """tf.Variables by our names."""
+    matrix, vector = checkpoint.matrix, checkpoint.vector
+    weights = {"embedding": vector("model.embed_tokens"), "norm": vector("model.norm")}
+    weights |= {head: matrix(head) for head in ("lm_head", "score") if checkpoint.has(head)}
+    for layer in range(shape.layers):
+        name = f"model.layers.{layer}"
+        weights |= {
+            f"{layer}.before": vector(f"{name}.input_layernorm"),
+            f"{layer}.qkv": matrix(*(f"{name}.self_attn.{part}_proj" for part in "qkv")),
+            f"{layer}.out": matrix(f"{name}.self_attn.o_proj"),
+            f"{layer}.between": vector(f"{name}.post_attention_layernorm"),
+            f"{layer}.gate_up": matrix(f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"),
+            f"{layer}.down": matrix(f"{name}.mlp.down_proj"),
+        }
+    return weights

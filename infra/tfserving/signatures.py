@@ -4,48 +4,73 @@ Both take a batch, so that TensorFlow Serving can put turns together that come a
 pads shorter prompts at the end with anything, and `length` says where each ends.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import tensorflow as tf
 
-from turnmill.infra.tfserving.llama import BLOCK, UNSEEN, Llama, Seen
+#: Tokens of a reply that one call generates, at most. A reader sees a reply in such pieces, and
+#: each piece computes the prompt again: fewer make a livelier stream, more a cheaper reply.
+BLOCK = 8
+
+#: What a mask adds to the score of a token that must not be seen.
+UNSEEN = -1e9
 
 #: Where a turn's reply has ended before that of its neighbours.
 NOTHING = -1
 
 
-def _spec(name: str, *shape: int | None, dtype: Any = tf.int32) -> Any:
+def spec(name: str, *shape: int | None, dtype: Any = tf.int32) -> Any:
+    """An input for a batch of turns."""
     return tf.TensorSpec([None, *shape], dtype, name=name)
 
 
-PROMPT = [_spec("input_ids", None), _spec("length")]
-SAMPLING = [
-    _spec("limit"),
-    _spec("temperature", dtype=tf.float32),
-    _spec("top_p", dtype=tf.float32),
-    _spec("seed", 2),
-]
+SAMPLING = (
+    spec("limit"),
+    spec("temperature", dtype=tf.float32),
+    spec("top_p", dtype=tf.float32),
+    spec("seed", 2),
+)
 
 
-def generating(llama: Llama, head: str, end_ids: Sequence[int]) -> Any:
-    """tf.function: the next tokens of each turn, `BLOCK` at most.
+class Writer(Protocol):
+    """A model that writes token after token."""
 
-    In: input_ids [b, n] int32; length, limit [b] int32; temperature (0 is greedy), top_p [b]
-    float32; seed [b, 2] int32. Out: output_ids [b, m] int32 with each turn's end token included,
-    and `NOTHING` after a turn's end.
+    @property
+    def prompt(self) -> Sequence[Any]:
+        """What it reads before it writes: inputs with names."""
+        ...
+
+    @property
+    def begin(self) -> Callable[..., tuple[Any, Any, Any]]:
+        """A function of these inputs: the last token's state [b, hidden]; what stays as it is while
+        the block is written; and a nest of tensors that it fills, with room for `BLOCK` tokens.
+        """
+        ...
+
+    def go_on(self, token: Any, number: Any, past: Any, own: Any) -> tuple[Any, Any]:
+        """After one more token [b], the block's `number`th: state [b, hidden], and the nest."""
+        ...
+
+    def logits(self, state: Any) -> Any:
+        """[b, vocabulary] of states [b, hidden]."""
+        ...
+
+
+def generating(writer: Writer, end_ids: Sequence[int]) -> Any:
+    """A signature: the next tokens of each turn, `BLOCK` at most.
+
+    In: the writer's prompt; limit [b] int32; temperature (0 is greedy), top_p [b] float32; seed
+    [b, 2] int32. Out: output_ids [b, m] int32 with each turn's end token included, and `NOTHING`
+    after a turn's end.
     """
 
     def generate(
-        input_ids: Any, length: Any, limit: Any, temperature: Any, top_p: Any, seed: Any
+        limit: Any, temperature: Any, top_p: Any, seed: Any, **prompt: Any
     ) -> dict[str, Any]:
         def pick(state: Any, number: Any) -> Any:
-            return _pick(
-                llama.head(head, state),
-                temperature,
-                top_p,
-                tf.stack([seed[:, 0], seed[:, 1] + number], 1),
-            )
+            numbers = tf.stack([seed[:, 0], seed[:, 1] + number], 1)
+            return _pick(writer.logits(state), temperature, top_p, numbers)
 
         def is_over(token: Any, number: Any) -> Any:
             is_end = tf.reduce_any(token[:, None] == tf.constant([*end_ids, NOTHING]), axis=1)
@@ -54,39 +79,29 @@ def generating(llama: Llama, head: str, end_ids: Sequence[int]) -> Any:
         def goes_on(number: Any, token: Any, *_: Any) -> Any:
             return (number < BLOCK) & ~tf.reduce_all(is_over(token, number))
 
-        def add_token(number: Any, token: Any, ids: Any, keys: Any, values: Any) -> Any:
-            unseen = UNSEEN * tf.cast(tf.range(BLOCK) >= number, tf.float32)[None, None]
-            state, keys, values = llama.step(
-                tf.maximum(token, 0),
-                length + number - 1,
-                past,
-                Seen(keys, values, unseen),
-                number - 1,
-            )
+        def add_token(number: Any, token: Any, ids: Any, own: Any) -> Any:
+            state, own = writer.go_on(tf.maximum(token, 0), number, past, own)
             after = tf.where(is_over(token, number), NOTHING, pick(state, number))
             ids = tf.where((tf.range(BLOCK) == number)[None], after[:, None], ids)
-            return number + 1, after, ids, keys, values
+            return number + 1, after, ids, own
 
-        state, keys, values = llama.read(input_ids, length)
-        padding = tf.range(tf.shape(input_ids)[1])[None] >= length[:, None]
-        past = Seen(keys, values, UNSEEN * tf.cast(padding, tf.float32)[:, None])
+        state, past, own = writer.begin(**prompt)
         first = pick(state, 0)
-        empty = tf.zeros_like(keys[:, :, :1]) + tf.zeros([1, 1, BLOCK, 1, 1])
         ids = tf.concat([first[:, None], tf.fill([tf.shape(first)[0], BLOCK - 1], NOTHING)], 1)
-        count, _, ids, *_ = tf.while_loop(goes_on, add_token, (1, first, ids, empty, empty))
+        count, _, ids, _ = tf.while_loop(goes_on, add_token, (1, first, ids, own))
         return {"output_ids": ids[:, :count]}
 
-    return tf.function(generate, input_signature=PROMPT + SAMPLING, autograph=False)
+    return _signature(generate, [*writer.prompt, *SAMPLING])
 
 
-def classifying(llama: Llama, head: str) -> Any:
-    """tf.function: input_ids [b, n] and length [b] int32 in, scores [b, labels] float32 out."""
+def classifying(classify: Callable[..., Any], prompt: Sequence[Any]) -> Any:
+    """A signature: a prompt in, scores [b, labels] float32 out."""
+    return _signature(lambda **given: {"scores": classify(**given)}, prompt)
 
-    def classify(input_ids: Any, length: Any) -> dict[str, Any]:
-        state, _, _ = llama.read(input_ids, length)
-        return {"scores": llama.head(head, state)}
 
-    return tf.function(classify, input_signature=PROMPT, autograph=False)
+def _signature(function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+    named = {each.name: each for each in inputs}
+    return tf.function(function, autograph=False).get_concrete_function(**named)
 
 
 def _pick(logits: Any, temperature: Any, top_p: Any, seed: Any) -> Any:

@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,10 @@ def start_tfserving(eventually: Callable[..., None]) -> Iterator[Callable[..., T
             if is_idle:
                 return peer
             peer.load()
-            name = arguments[1].partition("=")[0]
-            status = f"{peer.url}/v1/models/{name}"
-            eventually(lambda: "LOADING" not in httpx.get(status).text, timeout_s=120)
+            pairs = pairwise(arguments)
+            names = [value.partition("=")[0] for option, value in pairs if option == "--model"]
+            models = [f"{peer.url}/v1/models/{name}" for name in names]
+            eventually(lambda: not any("LOADING" in httpx.get(model).text for model in models), 120)
             return peer
 
         yield start

@@ -181,6 +181,20 @@ def test_a_turn_whose_replica_is_killed_goes_on_at_the_other(
     assert text == greedy_text(checkpoints["chat-1"], 48)
 
 
+def test_an_abort_costs_one_block_at_most(url: str, make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(url)
+    engine.start()
+    params = GenerationParams(temperature=0, max_tokens=200).over(DEFAULT_PARAMS)
+    abort = threading.Event()
+    chunks = iter(engine.generate(Prompt(MESSAGES), params, abort))
+    next(chunks)
+    asked = predictions_of(url)
+    abort.set()
+    assert list(chunks) == []
+    assert predictions_of(url) == asked
+    assert not any(engine.held.values())
+
+
 def test_a_replica_that_still_loads_gets_its_turns_when_it_is_ready(
     make_engine: Callable[..., Engine],
     start_tfserving: Callable[..., Any],

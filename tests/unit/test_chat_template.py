@@ -4,7 +4,7 @@ import pytest
 
 from turnmill.schemas.errors import EngineFailure
 from turnmill.schemas.turns import Message, Role
-from turnmill.workers.engines.chat_template import ChatTemplate
+from turnmill.workers.engines.chat_template import TASK_TEMPLATE, ChatTemplate
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -31,6 +31,15 @@ def test_control_tokens_of_a_user_are_broken_up() -> None:
 
 def test_a_model_without_a_template_gets_a_plain_one() -> None:
     assert ChatTemplate(None).render(user("Hi")) == "User: Hi\n\nAssistant:"
+
+
+def test_a_model_that_knows_no_dialogue_gets_the_task_and_the_last_text() -> None:
+    said = (Message(role=Role.SYSTEM, content="summarize:"), *user("Hi"))
+    answered = (*said, Message(role=Role.ASSISTANT, content="Hello"), *user("Bye"))
+    template = ChatTemplate(TASK_TEMPLATE)
+    assert template.render(said) == "summarize: Hi"
+    assert template.render(answered) == "summarize: Bye"
+    assert template.render(user("Hi")) == "Hi"
 
 
 def test_a_refusal_of_the_template_fails_the_turn() -> None:

@@ -1,7 +1,7 @@
 """The wire of the TensorFlow Serving engine, against a server that says what it is told to."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 
 from turnmill.schemas.errors import EngineFailure, EngineUnavailable, SettingsError
 from turnmill.schemas.settings import EngineSettings
@@ -22,8 +23,15 @@ from turnmill.workers.engines.tfserving import TFServingServer
 from turnmill.workers.engines.tfserving_http import ModelClient
 
 WORDS = ["<end>", "<start>", "User:", "Assistant:", "hello", "one", "two", "three", "?"]
+CONFIG = {
+    "eos_token_id": 0,
+    "decoder_start_token_id": 1,
+    "max_position_embeddings": 64,
+    "id2label": {"0": "calm", "1": "angry"},
+}
 PARAMS = GenerationParams(temperature=0, max_tokens=10).over(DEFAULT_PARAMS)
 AVAILABLE = {"model_version_status": [{"version": "3", "state": "AVAILABLE", "status": {}}]}
+SEQ2SEQ = ["input_ids", "decoder_input_ids", "limit"]
 GENERATE = ["input_ids", "length", "limit", "temperature", "top_p", "seed"]
 
 
@@ -91,22 +99,31 @@ def script(scripted: Script) -> Script:
     return scripted
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> LocalTokenizer:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    vocabulary = {word: number for number, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="?"))  # noqa: S106
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.add_special_tokens(["<end>", "<start>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "eos_token_id": 0,
-        "decoder_start_token_id": 1,
-        "max_position_embeddings": 64,
-        "id2label": {"0": "calm", "1": "angry"},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    return LocalTokenizer(folder)
+MakeTokenizer = Callable[..., LocalTokenizer]
+
+
+@pytest.fixture
+def make_tokenizer(tmp_path: Path) -> MakeTokenizer:
+    """`make(template, **config)`; `<end>` ends a whole text."""
+
+    def make(template: str | None = None, **config: Any) -> LocalTokenizer:
+        vocabulary = {word: number for number, word in enumerate(WORDS)}
+        tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="?"))  # noqa: S106
+        tokenizer.pre_tokenizer = WhitespaceSplit()
+        tokenizer.add_special_tokens(["<end>", "<start>"])
+        tokenizer.post_processor = TemplateProcessing("$A <end>", special_tokens=[("<end>", 0)])
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        config = CONFIG | config
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+        return LocalTokenizer(tmp_path)
+
+    return make
+
+
+@pytest.fixture
+def tokenizer(make_tokenizer: MakeTokenizer) -> LocalTokenizer:
+    return make_tokenizer()
 
 
 def server(script: Script, tokenizer: LocalTokenizer, **settings: Any) -> TFServingServer:
@@ -155,21 +172,43 @@ def test_a_seed_draws_the_same_numbers_again(script: Script, tokenizer: LocalTok
 
 
 def test_an_encoder_gets_the_prompt_and_its_decoder_the_reply(
-    script: Script, tokenizer: LocalTokenizer
+    script: Script, make_tokenizer: MakeTokenizer
 ) -> None:
-    inputs = ["input_ids", "decoder_input_ids", "limit"]
+    inputs = ["input_ids", "decoder_input_ids", "decoder_length", "limit"]
     script.metadata = (200, metadata("serving_default", inputs, "DT_INT64"))
     script.predictions = [(200, {"outputs": [[6]]}), (200, {"outputs": [[0]]})]
+    tokenizer = make_tokenizer(is_encoder_decoder=True)
     reply(server(script, tokenizer), prefix="one")
-    assert [each["input_ids"] for each in script.inputs] == [[[2, 4, 3]]] * 2
+    # Without a template, the text is what a tokenizer makes of a whole one.
+    assert [each["input_ids"] for each in script.inputs] == [[[4, 0]]] * 2
     assert [each["decoder_input_ids"] for each in script.inputs] == [[[1, 5]], [[1, 5, 6]]]
+    assert [each["decoder_length"] for each in script.inputs] == [[2], [3]]
+
+
+def test_the_template_of_an_encoder_decoder_model_writes_all_there_is(
+    script: Script, make_tokenizer: MakeTokenizer
+) -> None:
+    script.metadata = (200, metadata("generate", SEQ2SEQ, "DT_INT32"))
+    script.predictions = [(200, {"outputs": [[0]]})]
+    template = "{% for each in messages %}User: {{ each.content }} {% endfor %}Assistant:"
+    reply(server(script, make_tokenizer(template, is_encoder_decoder=True)))
+    assert [each["input_ids"] for each in script.inputs] == [[[2, 4, 3]]]
+
+
+def test_what_an_encoder_decoder_model_said_cannot_end_its_reply(
+    script: Script, make_tokenizer: MakeTokenizer
+) -> None:
+    script.metadata = (200, metadata("generate", SEQ2SEQ, "DT_INT32"))
+    script.predictions = [(200, {"outputs": [[0]]})]
+    reply(server(script, make_tokenizer(is_encoder_decoder=True)), prefix="<end>")
+    assert script.inputs[0]["decoder_input_ids"] == [[1, WORDS.index("?")]]
 
 
 def test_a_classifier_replies_with_its_label(script: Script, tokenizer: LocalTokenizer) -> None:
     script.metadata = (200, metadata("classify", ["input_ids"], "DT_FLOAT"))
     script.predictions = [(200, {"outputs": [[0.1, 0.9]]})]
-    assert reply(server(script, tokenizer)) == [Chunk("angry", 0, "stop", prompt_tokens=1)]
-    assert script.inputs == [{"input_ids": [[4]]}]
+    assert reply(server(script, tokenizer)) == [Chunk("angry", 0, "stop", prompt_tokens=2)]
+    assert script.inputs == [{"input_ids": [[4, 0]]}]
 
 
 @pytest.mark.parametrize(

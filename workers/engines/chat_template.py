@@ -23,6 +23,15 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
+#: For encoder-decoder models without a template, which were trained on one text and not on a
+#: dialogue: the instructions say what is to be done ("translate English to German:"), and the last
+#: user message to what.
+TASK_TEMPLATE = (
+    "{% set asked = messages | selectattr('role', 'equalto', 'user') | list %}"
+    "{{ ((messages | selectattr('role', 'equalto', 'system') | list) + asked[-1:])"
+    " | map(attribute='content') | join(' ') }}"
+)
+
 #: Invisible; keeps the tokenizer from seeing a control token.
 WORD_JOINER = "\N{WORD JOINER}"
 
@@ -57,14 +66,15 @@ class ChatTemplate:
         Raises:
             EngineFailure: the template refuses the messages, as some do with system messages.
         """
-        entries = [{"role": m.role.value, "content": self._defuse(m.content)} for m in messages]
+        entries = [{"role": m.role.value, "content": self.defuse(m.content)} for m in messages]
         try:
             text = self._template.render(messages=entries, add_generation_prompt=True)
         except TemplateError as error:
             raise EngineFailure(f"The model's chat template refuses the prompt: {error}") from error
-        return text + self._defuse(prefix)
+        return text + self.defuse(prefix)
 
-    def _defuse(self, text: str) -> str:
+    def defuse(self, text: str) -> str:
+        """The text without control tokens that could be mistaken for the model's."""
         for token in self._control_tokens:
             if token in text:
                 text = text.replace(token, token[0] + WORD_JOINER + token[1:])

@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from turnmill.schemas.errors import SettingsError
-from turnmill.workers.engines.chat_template import ChatTemplate
+from turnmill.workers.engines.chat_template import TASK_TEMPLATE, ChatTemplate
 
 
 class LocalTokenizer:
@@ -24,7 +24,7 @@ class LocalTokenizer:
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             self.config = self._read("config.json")
             settings = self._read("tokenizer_config.json")
-            generation = self._read("generation_config.json")
+            self._generation = self._read("generation_config.json")
         except Exception as error:
             raise SettingsError(
                 f"There is no usable tokenizer in {folder}: {error}. TURNMILL_ENGINE__MODEL names "
@@ -32,14 +32,19 @@ class LocalTokenizer:
             ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        source = self._template(settings.get("chat_template"))
+        #: The model's own; without it, a plain one takes its place.
+        self.has_template = source is not None
+        if source is None and self.config.get("is_encoder_decoder"):
+            source = TASK_TEMPLATE
         added = self._tokenizer.get_added_tokens_decoder().values()
         self.template = ChatTemplate(
-            self._template(settings.get("chat_template")),
+            source,
             bos_token=_content(settings.get("bos_token")),
             eos_token=_content(settings.get("eos_token")),
             control_tokens=[token.content for token in added if token.special],
         )
-        ends = generation.get("eos_token_id", self.config.get("eos_token_id"))
+        ends = self._configured("eos_token_id")
         #: Tokens that end a reply.
         self.end_ids = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
@@ -52,7 +57,7 @@ class LocalTokenizer:
     @property
     def start_id(self) -> int:
         """What the decoder of an encoder-decoder model begins with."""
-        return int(self.config.get("decoder_start_token_id") or 0)
+        return int(self._configured("decoder_start_token_id") or 0)
 
     def label(self, number: int) -> str:
         """What a classifier's score of this number is for."""
@@ -65,6 +70,10 @@ class LocalTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _configured(self, name: str) -> Any:
+        found = self._generation.get(name)
+        return self.config.get(name) if found is None else found
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self._folder / name

@@ -4,7 +4,8 @@ TensorFlow Serving cannot stream. A reply therefore comes in blocks: each call g
 what was generated so far, and answers with the next few tokens. The server keeps nothing between
 two calls, so an abort costs a block at most, and so does a replica that dies.
 
-A classifier's reply is the label with the highest score, for the last user message.
+A classifier's reply is the label with the highest score, for the last user message. A model with
+a decoder of its own gets the prompt and its reply apart.
 """
 
 import hashlib
@@ -94,7 +95,7 @@ class TFServingServer:
         else:
             limit = min(params.max_tokens or room, room)
             tokens = self._tokens(signature, asked, limit, params, abort)
-            context = asked.ids[-1:] if prompt.prefix else ()
+            context = (asked.decoder_ids or asked.ids)[-1:] if prompt.prefix else ()
             detokenizer = Detokenizer(self._tokenizer.decode, context)
             chunks = to_chunks(tokens, detokenizer, StopFilter(params.stop, prompt.prefix))
         for chunk in chunks:
@@ -112,21 +113,23 @@ class TFServingServer:
 
     def _encode(self, signature: Signature, prompt: Prompt) -> "_Asked":
         has_decoder = "decoder_input_ids" in signature.inputs
-        is_whole = has_decoder or signature.kind == "scores"
+        template = self._tokenizer.template
         if signature.kind == "scores":
-            text = _last_user_text(prompt.messages)
+            text, is_whole = _last_user_text(prompt.messages), True
+        elif has_decoder:
+            # A template of the model's own writes the tokens around a text, too.
+            text, is_whole = template.render(prompt.messages), not self._tokenizer.has_template
         else:
-            text = self._tokenizer.template.render(
-                prompt.messages, "" if has_decoder else prompt.prefix
-            )
+            text, is_whole = template.render(prompt.messages, prompt.prefix), False
         try:
             ids = self._tokenizer.encode(text, is_whole=is_whole)
-            begun = self._tokenizer.encode(prompt.prefix) if has_decoder else []
+            begun = self._tokenizer.encode(template.defuse(prompt.prefix)) if has_decoder else []
         except Exception as error:
             raise EngineFailure(f"The prompt cannot be tokenized: {error}") from error
         if not ids:
             raise EngineFailure("The prompt has no tokens.")
-        return _Asked(ids, [self._tokenizer.start_id, *begun] if has_decoder else [])
+        decoder_ids = [self._tokenizer.start_id, *begun] if has_decoder else []
+        return _Asked(ids, decoder_ids)
 
     def _tokens(
         self,
@@ -193,6 +196,7 @@ class _Asked:
             "attention_mask": [[1] * len(ids)],
             "token_type_ids": [[0] * len(ids)],
             "decoder_input_ids": [self.decoder_ids + reply],
+            "decoder_length": [len(self.decoder_ids) + len(reply)],
         }
 
 

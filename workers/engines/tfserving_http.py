@@ -27,6 +27,7 @@ INPUTS = frozenset(
     {
         "attention_mask",
         "decoder_input_ids",
+        "decoder_length",
         "input_ids",
         "length",
         "limit",
