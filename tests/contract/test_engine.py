@@ -129,6 +129,52 @@ def test_an_abort_ends_the_reply_within_two_tokens(engine: Engine) -> None:
     assert all(chunk.finish_reason is None for chunk in rest)
 
 
+def test_nothing_is_held_for_a_turn_that_was_aborted(
+    engine: Engine, eventually: Callable[..., None]
+) -> None:
+    abort = threading.Event()
+    chunks = engine.generate(ask(STORY * 2), params(max_tokens=300), abort)
+    next(iter(chunks))
+    abort.set()
+    assert all(chunk.finish_reason is None for chunk in chunks)
+    eventually(lambda: not any(engine.held.values()))
+
+
+def test_an_abort_frees_the_engine_within_two_steps(
+    engine: Engine, eventually: Callable[..., None]
+) -> None:
+    """As a turn beside it sees it, which gets a token a step."""
+    reply(engine, ask(STORY), max_tokens=1)  # some say what they hold when they have held something
+    if "turns" not in engine.held:
+        pytest.skip("what this engine holds is elsewhere")
+    #: At each of the neighbour's tokens, the turns that the engine held.
+    held: list[float] = []
+    is_over = threading.Event()
+
+    def read() -> None:
+        for _ in engine.generate(ask(STORY * 2), params(max_tokens=300), is_over):
+            held.append(engine.held["turns"])
+
+    with ThreadPoolExecutor(2) as pool:
+        neighbour = pool.submit(read)
+        try:
+            for number in range(5):
+                abort = threading.Event()
+                chunks = engine.generate(ask(f"{number} {STORY}"), params(max_tokens=200), abort)
+                assert len(list(islice(chunks, 2))) == 2
+                # Its reader waits for a token, as a worker's does.
+                reading = pool.submit(list, chunks)
+                eventually(lambda: held[-1:] == [2])
+                abort.set()
+                before = len(held)
+                eventually(lambda: held[-1] == 1 or neighbour.done())
+                assert held[before:].count(2) <= 2
+                assert not neighbour.done()
+                assert sum(chunk.token_count for chunk in reading.result()) <= 2
+        finally:
+            is_over.set()
+
+
 def test_an_aborted_turn_is_not_begun(engine: Engine) -> None:
     abort = threading.Event()
     abort.set()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import psutil
 import pytest
@@ -37,6 +38,7 @@ class LetterBatch:
 
     def __init__(self) -> None:
         self.generations: list[Generation] = []
+        self.steps = 0
 
     @property
     def is_busy(self) -> bool:
@@ -61,14 +63,22 @@ class LetterBatch:
         if "?" in letters:
             log.warning("question.asked", count=letters.count("?"))
         for generation in self.generations:
+            if generation.prompt_ids[-1] == ord("@") and self.steps:
+                wait_while_exists("".join(map(chr, generation.prompt_ids[:-1])))
             if generation.is_unwanted:
                 generation.events.put(None)
             elif generation.prompt_ids[-1] != ord(" "):
                 reason = "length" if generation.limit == 1 else None
                 generation.events.put(Token(generation.prompt_ids[-1], reason))
+        self.steps += 1
         self.generations = [
             each for each in self.generations if each.limit > 1 and not each.is_unwanted
         ]
+
+
+def wait_while_exists(path: str) -> None:
+    while Path(path).exists():
+        time.sleep(0.001)
 
 
 def load_text(_: EngineSettings) -> TextSide:
@@ -148,6 +158,24 @@ def test_an_abort_reaches_a_turn_that_has_no_token_yet(engine: BatchingEngine) -
         assert not waiting.done()
         abort.set()
         assert waiting.result(timeout=30) == ""
+
+
+def test_an_abort_does_not_wait_for_the_step_that_lasts(
+    engine: BatchingEngine, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    gate, abort = tmp_path / "gate", threading.Event()
+    gate.touch()
+    prompt = Prompt((Message(role=Role.USER, content=f"{gate}@"),))
+    chunks = engine.generate(prompt, DEFAULT_PARAMS, abort)
+    assert next(iter(chunks)).text == "@"
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(list, chunks)
+        eventually(reading.running)
+        try:
+            abort.set()
+            assert reading.result(timeout=30) == []
+        finally:
+            gate.unlink()
 
 
 def test_what_the_batch_logs_is_logged_here(

@@ -37,6 +37,9 @@ log = structlog.get_logger(__name__)
 #: How long a child that was told to end may take before it is killed.
 SHUTDOWN_S = 5.0
 
+#: How often turns that nobody wants any more are looked for while a step lasts, seconds.
+SWEEP_S = 0.02
+
 #: prctl(2): the signal that a process gets when the thread that started it has ended.
 PR_SET_PDEATHSIG = 1
 
@@ -145,6 +148,9 @@ class ChildScheduler:
             try:
                 self._start()
                 while True:
+                    # Told of an abort only when a step ends, the child has begun the next one.
+                    while not self._connection.poll(SWEEP_S):
+                        self._sweep()
                     self._take(self._connection.recv())
             except (EOFError, OSError) as error:
                 self._end(f"Its process {self._ending(error)}.")
@@ -186,6 +192,9 @@ class ChildScheduler:
                 self._generations.pop(key)
                 generation.cached_tokens = cached_tokens
             generation.events.put(event)
+        self._sweep()
+
+    def _sweep(self) -> None:
         with self._lock:
             unwanted = [key for key, each in self._generations.items() if each.is_unwanted]
             for key in unwanted:
