@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turnmill.benchmarks import measure, peers
+from turnmill.benchmarks.aborts import Abort
 from turnmill.benchmarks.measure import Run, isolated
 from turnmill.benchmarks.workload import Chat, mixed_chats, short_chats
 from turnmill.schemas.settings import EngineSettings
@@ -43,6 +44,7 @@ class EngineResult:
     busy: list[float] = field(default_factory=list)
     idle_in_system: list[float] = field(default_factory=list)
     busy_in_system: list[float] = field(default_factory=list)
+    aborts: list[Abort] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -117,7 +119,7 @@ def _measure(
             result.conversation_in_system = through.talk(target, TURNS, CONVERSATIONS)
             result.idle_in_system, result.busy_in_system = through.lanes(target)
     result.conversation, result.cached = isolated(measure.talk, settings, TURNS, CONVERSATIONS)
-    result.idle, result.busy = isolated(measure.lanes, settings)
+    result.idle, result.busy, result.aborts = isolated(measure.beside_others, settings)
     return result
 
 

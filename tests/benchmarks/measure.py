@@ -11,6 +11,7 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from turnmill.benchmarks.aborts import Abort, abort_many
 from turnmill.benchmarks.workload import Chat, conversation, short_chats
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import Lane, Message, Role
@@ -124,8 +125,10 @@ def talk(settings: EngineSettings, turns: int, rounds: int) -> tuple[list[float]
     return [statistics.median(each) for each in zip(*times, strict=True)], cached
 
 
-def lanes(settings: EngineSettings) -> tuple[list[float], list[float]]:
-    """Times to the first token of interactive turns, idle and beside a full batch lane."""
+def beside_others(settings: EngineSettings) -> tuple[list[float], list[float], list[Abort]]:
+    """Times to the first token of interactive turns, idle and beside a full batch lane; and what
+    aborts take.
+    """
     with _running(settings) as engine:
         _all_at_once(engine, short_chats(1, 2, 8))
         idle = [_probe(engine, chat) for chat in short_chats(2, PROBES, 8)]
@@ -141,7 +144,7 @@ def lanes(settings: EngineSettings) -> tuple[list[float], list[float]]:
             is_over.set()
             for feed in feeds:
                 feed.result()
-    return idle, busy
+        return idle, busy, abort_many(engine, settings.max_batch_size)
 
 
 def wait_until_full(running: Callable[[], int], most: int) -> int:

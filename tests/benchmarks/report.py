@@ -12,11 +12,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from turnmill.benchmarks.aborts import Abort
 from turnmill.benchmarks.engines import EngineResult, Results
 from turnmill.benchmarks.measure import Run, percentile
 
 #: What a terminal, a log and a page of documentation can show without folding.
 WIDTH = 100
+
+
+ABORT_CAPTION = """\
+Abort: until the engine says that it no longer holds the turn. A step is the median time between
+two tokens of the turns beside it meanwhile."""
 
 
 class Journal:
@@ -92,6 +98,11 @@ def _ratios(name: str, result: EngineResult) -> Table:
     )
     if result.cached:
         table.add_row("cached tokens of the last turn", str(result.cached[-1]), "")
+    if result.aborts:
+        table.add_row("abort until the turn is no longer held, p50", _abort(result.aborts, 0.5), "")
+        table.add_row(f"…, worst of {len(result.aborts)}", _abort(result.aborts, 1), "")
+        table.caption = ABORT_CAPTION
+        table.caption_justify = "left"
     return table
 
 
@@ -99,6 +110,11 @@ def _growth(times: list[float]) -> str:
     if not times:
         return ""
     return f"{times[-1] / times[0]:.2f} ({times[-1] * 1e3:.0f} ÷ {times[0] * 1e3:.0f} ms)"
+
+
+def _abort(aborts: list[Abort], share: float) -> str:
+    steps = percentile([each.steps for each in aborts], share)
+    return f"{steps:.1f} steps ({percentile([each.took_s for each in aborts], share) * 1e3:.0f} ms)"
 
 
 def _spread(busy: list[float], idle: list[float]) -> str:

@@ -4,19 +4,27 @@ import io
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Thread
 
 import pytest
 from rich.console import Console
 
 from tests.conftest import require_service
 from turnmill.benchmarks import gpu, measure, through
+from turnmill.benchmarks.aborts import Abort, abort_many
 from turnmill.benchmarks.engines import EngineResult, Results
+from turnmill.benchmarks.measure import percentile
 from turnmill.benchmarks.report import WIDTH, Journal, plot, show
 from turnmill.benchmarks.workload import conversation, mixed_chats, short_chats
 from turnmill.schemas.settings import EngineSettings
+from turnmill.schemas.turns import GenerationParams
+from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.echo import EchoEngine
 
 ECHO = EngineSettings(name="echo", echo_token_s=0.001, max_batch_size=8)
 
@@ -31,7 +39,8 @@ def result() -> EngineResult:
         in_system = through.at_once(target, chats, warm_up)
         talk = through.talk(target, turns=3, rounds=1)
     times, cached = measure.talk(ECHO, 3, 1)
-    return EngineResult(alone, alone, in_system, times, cached, talk)
+    aborts = [Abort(took_s=each / 100, step_s=0.01) for each in (1, 1, 2)]
+    return EngineResult(alone, alone, in_system, times, cached, talk, aborts=aborts)
 
 
 def test_the_system_generates_what_the_engine_alone_does(result: EngineResult) -> None:
@@ -71,6 +80,7 @@ def test_a_run_that_is_cut_has_shown_and_kept_what_it_measured(
     assert lines[1]["conversation"] == result.conversation
     assert "naive generate: " in text.getvalue()
     assert "first token of turn 3 ÷ turn 1" in text.getvalue()
+    assert "2.0 steps (20 ms)" in text.getvalue()
 
 
 def test_the_batch_lane_is_full_when_no_more_turns_join(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,8 +95,66 @@ def test_the_batch_lane_is_full_when_no_more_turns_join(monkeypatch: pytest.Monk
 
 def test_interactive_turns_are_timed_beside_a_full_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "PROBES", 3)
-    idle, busy = measure.lanes(ECHO)
+    idle, busy, aborts = measure.beside_others(ECHO)
     assert len(idle) == len(busy) == 3
+    assert aborts == []  # it does not say what it holds
+
+
+@dataclass
+class Stepped:
+    """A turn of the engine below."""
+
+    abort: Event
+    tokens_left: int
+    late_left: int
+    words: SimpleQueue[str | None] = field(default_factory=SimpleQueue)
+
+
+class SteppingEngine(EchoEngine):
+    """All turns get a token a step, and an aborted one is kept for `late` steps more."""
+
+    def __init__(self, late: int) -> None:
+        super().__init__(ECHO)
+        self._late = late
+        self._turns: list[Stepped] = []
+        self._is_over = Event()
+        self._thread = Thread(target=self._run)
+        self._thread.start()
+
+    @property
+    def held(self) -> Mapping[str, float]:
+        return {"turns": len(self._turns)}
+
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+        turn = Stepped(abort, params.max_tokens or 0, self._late)
+        self._turns.append(turn)
+        while word := turn.words.get():
+            yield Chunk(word, 1)
+
+    def close(self) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._is_over.wait(0.005):
+            for turn in list(self._turns):
+                turn.tokens_left -= 1
+                turn.late_left -= turn.abort.is_set()
+                is_over = turn.late_left < 0 or turn.tokens_left < 0
+                if is_over:
+                    self._turns.remove(turn)
+                turn.words.put(None if is_over else "word ")
+
+
+@pytest.mark.parametrize("late", [1, 12])
+def test_an_abort_is_measured_in_steps_of_the_turns_beside_it(late: int) -> None:
+    engine = SteppingEngine(late)
+    try:
+        aborts = abort_many(engine, 4)
+    finally:
+        engine.close()
+    assert len(aborts) == 20
+    assert late - 1 < percentile([each.steps for each in aborts], 0.5) < late + 3
 
 
 def test_chats_differ_from_their_first_words_on_and_come_again_with_their_seed() -> None:
