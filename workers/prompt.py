@@ -81,8 +81,8 @@ def _summarized(
 
 
 def _trimmed(draft: Draft) -> tuple[Message, ...]:
-    fewest = draft.fewest_to_drop()
-    # What cannot fit is the engine's to refuse.
+    # What cannot fit is the engine's to refuse; counting may take a call to a server.
+    fewest = draft.fewest_to_drop() if draft.past else None
     return draft.messages(len(draft.past) if fewest is None else draft.steady_to_drop(fewest))
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from turnmill.benchmarks import measure, peers
 from turnmill.benchmarks.aborts import Abort
@@ -12,6 +11,10 @@ from turnmill.schemas.settings import EngineSettings
 
 #: Turns of a conversation, and conversations whose median is taken.
 TURNS, CONVERSATIONS = 20, 3
+
+
+#: What plain `generate` computes in, unless an engine in torch computes in something else.
+BASE_DTYPE = "bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class EngineResult:
     idle_in_system: list[float] = field(default_factory=list)
     busy_in_system: list[float] = field(default_factory=list)
     aborts: list[Abort] = field(default_factory=list)
+    #: Of the naive run that it is compared with.
+    naive_dtype: str = BASE_DTYPE
 
 
 @dataclass(slots=True)
@@ -53,6 +58,8 @@ class Results:
     naive: dict[str, Run] = field(default_factory=dict)
     peers: dict[str, Run] = field(default_factory=dict)
     engines: dict[str, EngineResult] = field(default_factory=dict)
+    #: Of the naive run that the peers are compared with.
+    base_dtype: str = BASE_DTYPE
 
 
 #: Is told each figure as soon as it is there, by name.
@@ -72,9 +79,9 @@ def run_plan(plan: Plan, note: Note) -> Results:
     Raises:
         SettingsError: an engine is unknown, or its libraries are not installed.
     """
-    results = Results(plan.seed)
+    results = Results(plan.seed, base_dtype=_base_dtype(plan.engines[0]))
     chats = mixed_chats(plan.seed, plan.chats)
-    for dtype in sorted({_naive_dtype(each) for each in plan.engines}):
+    for dtype in sorted({results.base_dtype, *map(_naive_dtype, plan.engines)}):
         settings = plan.engines[0].model_copy(update={"dtype": dtype})
         if settings.name != "transformers":
             settings = settings.model_copy(update={"device": "cpu"})
@@ -105,7 +112,9 @@ def _measure(
     name = settings.name
     warm_up = short_chats(plan.seed + 1, 8, 16)
     forgetful = settings.model_copy(update={"prefix_cache": False})
-    result = EngineResult(isolated(measure.offline, forgetful, chats, warm_up))
+    result = EngineResult(
+        isolated(measure.offline, forgetful, chats, warm_up), naive_dtype=_naive_dtype(settings)
+    )
     note(f"{name}, cache off", result.offline)
     result.remembering = isolated(measure.offline, settings, chats, warm_up)
     note(f"{name}, cache on", result.remembering)
@@ -123,5 +132,14 @@ def _measure(
     return result
 
 
-def _naive_dtype(settings: EngineSettings) -> Any:
-    return "bfloat16" if settings.dtype == "auto" else settings.dtype
+def _base_dtype(settings: EngineSettings) -> str:
+    return BASE_DTYPE if settings.dtype == "auto" else settings.dtype
+
+
+def _naive_dtype(settings: EngineSettings) -> str:
+    """What `generate` computes in that an engine is compared with: an engine in torch with its
+    own numbers, all others with what a checkpoint has.
+    """
+    if settings.dtype == "auto" and settings.name == "transformers":
+        return isolated(peers.engine_dtype, settings)
+    return _base_dtype(settings)

@@ -10,6 +10,13 @@ from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.models import prepare_model
 
 
+def engine_dtype(settings: EngineSettings) -> str:
+    """What the transformers engine computes in, with these settings on this machine."""
+    from turnmill.workers.engines.torch_model import choose_device, choose_dtype
+
+    return str(choose_dtype(settings, choose_device(settings))).removeprefix("torch.")
+
+
 def naive(settings: EngineSettings, chats: Sequence[Chat], most_s: float) -> Run:
     """Plain `generate`, one chat after the other, for no longer than `most_s` seconds."""
     import torch

@@ -52,8 +52,8 @@ def show(results: Results, console: Console) -> None:
     )
     rates = _table("", "tokens/s", "÷ naive", "chats", "first token\np50 / p99 ms",
                    "next token\np50 / p99", "cached", "MiB")  # fmt: skip
-    base = results.naive.get("bfloat16") or next(iter(results.naive.values()))
-    for name, run in _runs(results):
+    for name, dtype, run in _runs(results):
+        base = results.naive[dtype]
         cached = run.cached_tokens / run.prompt_tokens if run.prompt_tokens else 0
         rates.add_row(
             name, f"{run.tokens_per_s:,.1f}", f"{run.tokens_per_s / base.tokens_per_s:.1f}",
@@ -71,15 +71,17 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-def _runs(results: Results) -> Iterator[tuple[str, Run]]:
+def _runs(results: Results) -> Iterator[tuple[str, str, Run]]:
+    """Name, the dtype of the naive run that it is compared with, run."""
     for dtype, run in results.naive.items():
-        yield f"naive generate, {dtype}", run
-    yield from results.peers.items()
+        yield f"naive generate, {dtype}", dtype, run
+    for name, run in results.peers.items():
+        yield name, results.base_dtype, run
     for name, result in results.engines.items():
-        yield f"{name}, cache off", result.offline
-        yield f"{name}, cache on", result.remembering
+        yield f"{name}, cache off", result.naive_dtype, result.offline
+        yield f"{name}, cache on", result.naive_dtype, result.remembering
         if result.in_system:
-            yield f"{name}, in the system", result.in_system
+            yield f"{name}, in the system", result.naive_dtype, result.in_system
 
 
 def _ratios(name: str, result: EngineResult) -> Table:
@@ -138,7 +140,7 @@ def plot(results: Results, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (rates, times) = pyplot.subplots(1, 2, figsize=(14, 5), layout="constrained")
-    names, runs = zip(*_runs(results), strict=True)
+    names, _, runs = zip(*_runs(results), strict=True)
     bars = rates.barh(names, [run.tokens_per_s for run in runs], color="#3465a4")
     rates.bar_label(bars, fmt="%.0f", padding=3)
     rates.invert_yaxis()

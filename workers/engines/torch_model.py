@@ -39,8 +39,8 @@ def load_batch(settings: EngineSettings) -> tuple[Batch, Facts]:
 
 
 def _load_model(path: str, settings: EngineSettings) -> Any:
-    device = _device(settings)
-    dtype = _dtype(settings, device)
+    device = choose_device(settings)
+    dtype = choose_dtype(settings, device)
     if device.type == "cpu":
         share_heads()
     model = AutoModelForCausalLM.from_pretrained(
@@ -63,7 +63,7 @@ def _quantization(settings: EngineSettings, dtype: Any) -> Any:
     return None
 
 
-def _device(settings: EngineSettings) -> Any:
+def choose_device(settings: EngineSettings) -> Any:
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,7 +76,7 @@ def _device(settings: EngineSettings) -> Any:
     return device
 
 
-def _dtype(settings: EngineSettings, device: Any) -> Any:
+def choose_dtype(settings: EngineSettings, device: Any) -> Any:
     """16 bits where the hardware computes in them; elsewhere they are slower than 32."""
     if settings.dtype != "auto":
         return getattr(torch, settings.dtype)
