@@ -199,8 +199,9 @@ class EngineSettings(Section):
     device: str = "auto"
     #: `auto`, `float32`, `bfloat16`, `float16`.
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    #: Weights in fewer bits: bitsandbytes `int8` or `nf4` (transformers), `int8` (OpenVINO, GGUF).
-    quantization: Literal["none", "int8", "nf4"] = "none"
+    #: Weights in fewer bits: `int8` or `int4` (OpenVINO, for GGUF), bitsandbytes' `int8` or `nf4`
+    #: (transformers), bitsandbytes' `nf4` (vLLM, on a GPU). `none` for what is quantized already.
+    quantization: Literal["none", "int8", "int4", "nf4"] = "none"
     #: Tokens of prompt and reply together; the model's own limit when left out.
     context_window: int | None = Field(default=None, ge=16)
     #: Turns generated together, at most.

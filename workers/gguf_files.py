@@ -1,4 +1,4 @@
-"""GGUF files: what their header says, and a rewrite to 16-bit or 8-bit weights.
+"""GGUF files: what their header says, and a rewrite to weights of 16, 8 or 4 bits.
 
 The header is read without the `gguf` library, which takes seconds to list a vocabulary.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -7,7 +7,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from turnmill.schemas.errors import SettingsError
 
@@ -32,8 +32,16 @@ STRING, ARRAY = 8, 9
 #: Tensor types that every engine reads exactly: F32, F16.
 EXACT_TENSOR_TYPES = frozenset({0, 1})
 
-#: Blocks of 32 weights in 8 bits with a 16-bit scale.
-Q8_0 = 8
+#: Blocks of 32 weights in 8 or 4 bits with a 16-bit scale. Q4_1 has an offset beside it, which
+#: OpenVINO's reader looks for a byte too early, and for the weights two (`extract_q4_1_data` in its
+#: gguf_quants.cpp): it answers differently.
+Q4_0, Q8_0 = 2, 8
+
+#: What matrices are rewritten to.
+Weights = Literal["f16", "q8_0", "q4_0"]
+
+#: The first and the last matrix: in 4 bits they would cost most, so they are kept in 8.
+VOCABULARY_TENSORS = ("token_embd.weight", "output.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,14 @@ class Header:
     @property
     def is_q8_0(self) -> bool:
         return Q8_0 in self.tensor_types and self.tensor_types <= {*EXACT_TENSOR_TYPES, Q8_0}
+
+    @property
+    def is_q4_0(self) -> bool:
+        return Q4_0 in self.tensor_types and self.tensor_types <= {*EXACT_TENSOR_TYPES, Q8_0, Q4_0}
+
+    def has(self, weights: Weights) -> bool:
+        """Whether a rewrite to these would change nothing."""
+        return {"f16": self.is_exact, "q8_0": self.is_q8_0, "q4_0": self.is_q4_0}[weights]
 
     @property
     def context_length(self) -> int | None:
@@ -82,15 +98,15 @@ def read_header(path: Path) -> Header:
         raise SettingsError(f"{path} is not a readable GGUF file: {error}") from error
 
 
-def rewrite(source: Path, target: Path, *, to_q8_0: bool = False) -> None:
+def rewrite(source: Path, target: Path, weights: Weights) -> None:
     """Copy the model with all quantized tensors dequantized to 16-bit floats, or all matrices
-    quantized to Q8_0.
+    quantized to Q8_0 or Q4_0; what is in the wanted form already is copied bit for bit.
     """
     import gguf
 
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
-    file_type = gguf.LlamaFileType.MOSTLY_Q8_0 if to_q8_0 else gguf.LlamaFileType.MOSTLY_F16
+    file_type = gguf.LlamaFileType[f"MOSTLY_{weights.upper()}"]
     for key, entry in reader.fields.items():
         if key.startswith("GGUF.") or key == "general.architecture":
             continue
@@ -98,7 +114,7 @@ def rewrite(source: Path, target: Path, *, to_q8_0: bool = False) -> None:
         is_array = entry.types[0] == gguf.GGUFValueType.ARRAY
         writer.add_key_value(key, value, entry.types[0], entry.types[-1] if is_array else None)
     for tensor in reader.tensors:
-        kind = gguf.GGMLQuantizationType(_new_type(tensor, to_q8_0))
+        kind = gguf.GGMLQuantizationType(_new_type(tensor, weights))
         data = tensor.data
         if kind != tensor.tensor_type:
             data = gguf.quantize(gguf.dequantize(data, tensor.tensor_type), kind)
@@ -109,12 +125,14 @@ def rewrite(source: Path, target: Path, *, to_q8_0: bool = False) -> None:
     writer.close()
 
 
-def _new_type(tensor: Any, to_q8_0: bool) -> int:
+def _new_type(tensor: Any, weights: Weights) -> int:
     """Vectors, such as norms, are few and stay exact."""
-    is_matrix = len(tensor.shape) > 1 and int(tensor.shape[0]) % 32 == 0
-    if to_q8_0 and is_matrix:
-        return Q8_0
     kind = int(tensor.tensor_type)
+    is_matrix = len(tensor.shape) > 1 and int(tensor.shape[0]) % 32 == 0
+    if is_matrix and weights == "q4_0":
+        return Q8_0 if tensor.name in VOCABULARY_TENSORS and kind != Q4_0 else Q4_0
+    if is_matrix and weights == "q8_0":
+        return Q8_0
     return kind if kind in EXACT_TENSOR_TYPES else 1
 
 

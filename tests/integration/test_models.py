@@ -14,7 +14,7 @@ import pytest
 from turnmill.schemas.errors import EngineFailure, SettingsError
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
 from turnmill.workers import models
-from turnmill.workers.gguf_files import read_header
+from turnmill.workers.gguf_files import read_header, rewrite
 from turnmill.workers.models import prepare_model
 
 gguf = pytest.importorskip("gguf", reason="pip install 'turnmill[openvino]'")
@@ -23,7 +23,7 @@ Pip = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def write_gguf(path: Path) -> "numpy.ndarray[tuple[int, int], numpy.dtype[numpy.float32]]":
-    """A file like the default model's, with one quantized tensor; returns its exact weights."""
+    """A file like the default model's, its two matrices alike; returns their exact weights."""
     weights = numpy.random.default_rng(1).normal(size=(4, 64)).astype(numpy.float32)
     kind = gguf.GGMLQuantizationType.Q4_1
     quantized = gguf.quantize(weights, kind)
@@ -37,6 +37,7 @@ def write_gguf(path: Path) -> "numpy.ndarray[tuple[int, int], numpy.dtype[numpy.
     writer.add_chat_template("{{ messages }}")
     writer.add_tensor("output.weight", quantized, raw_dtype=kind)
     writer.add_tensor("norm.weight", weights[0], raw_dtype=gguf.GGMLQuantizationType.F32)
+    writer.add_tensor("blk.0.ffn_up.weight", quantized, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -98,6 +99,27 @@ def test_quantized_weights_are_rewritten_in_16_bits_once(tmp_path: Path) -> None
     assert Path(prepare_model(settings, "gguf")).stat().st_mtime_ns == changed_at
     # What is exact already is opened where it lies.
     assert prepare_model(settings_for(path, tmp_path / "models"), "gguf") == str(path)
+
+
+def test_for_4_bits_only_matrices_between_the_vocabularies_lose_any(tmp_path: Path) -> None:
+    exact = write_gguf(tmp_path / "m.gguf")
+    settings = settings_for(tmp_path / "m.gguf", tmp_path / "models")
+    path = prepare_model(settings, "gguf-q4_0")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    assert {name: tensor.tensor_type.name for name, tensor in tensors.items()} == {
+        "output.weight": "Q8_0",
+        "norm.weight": "F32",
+        "blk.0.ffn_up.weight": "Q4_0",
+    }
+    for name, most in {"output.weight": 0.02, "blk.0.ffn_up.weight": 0.4}.items():
+        weights = gguf.dequantize(tensors[name].data, tensors[name].tensor_type)
+        numpy.testing.assert_allclose(weights, exact, atol=most)
+    # What is in 4 bits already is opened where it lies, and never quantized a second time.
+    assert prepare_model(settings_for(path, tmp_path / "models"), "gguf-q4_0") == path
+    rewrite(Path(path), tmp_path / "again.gguf", "q4_0")
+    again = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "again.gguf").tensors}
+    for name, tensor in tensors.items():
+        numpy.testing.assert_array_equal(again[name].data, tensor.data)
 
 
 def test_the_default_model_is_fetched_once_by_many(

@@ -77,11 +77,19 @@ def test_auto_takes_vllm_on_a_gpu_where_it_is_installed(monkeypatch: pytest.Monk
     assert resolve_engine_name(EngineSettings()) == "vllm"
     assert resolve_engine_name(EngineSettings(device="cpu")) == "openvino"
     assert resolve_engine_name(EngineSettings(device="cuda:1")) == "transformers"
-    assert resolve_engine_name(EngineSettings(quantization="int8")) == "transformers"
+    for bits in ("int8", "int4"):
+        assert resolve_engine_name(EngineSettings(quantization=bits)) == "transformers"
+        assert resolve_engine_name(EngineSettings(quantization=bits, device="cpu")) == "openvino"
     installed.remove("vllm")
     assert resolve_engine_name(EngineSettings()) == "transformers"
     monkeypatch.setattr(registry, "_has_gpu", lambda: False)
     assert resolve_engine_name(EngineSettings()) == "openvino"
+
+
+def test_the_transformers_engine_leaves_int4_to_openvino() -> None:
+    pytest.importorskip("transformers", reason="pip install 'turnmill[transformers]'")
+    with pytest.raises(SettingsError, match="nf4"):
+        create_engine(EngineSettings(name="transformers", quantization="int4"))
 
 
 def test_choosing_echo_loads_no_heavy_library() -> None:

@@ -1,11 +1,10 @@
 """The engine for CPUs: OpenVINO GenAI's continuous batching, without torch.
 
-It opens GGUF files (rewritten to 16-bit weights, `workers/models.py`) and folders that hold
-an exported OpenVINO model.
+It opens GGUF files (rewritten to weights that it reads exactly, `workers/models.py`) and
+folders that hold an exported OpenVINO model.
 """
 
 import itertools
-import json
 import math
 import random
 import sys
@@ -13,35 +12,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
-from turnmill.schemas.errors import EngineFailure, EngineUnavailable, SettingsError
+from turnmill.schemas.errors import EngineFailure, EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Lane
 from turnmill.workers.engines.batching import BatchingEngine, TextSide
 from turnmill.workers.engines.blocks import BlockRecord
 from turnmill.workers.engines.chat_template import ChatTemplate
 from turnmill.workers.engines.child import ChildScheduler
+from turnmill.workers.engines.openvino_setup import (
+    block_record,
+    context_window,
+    device,
+    openvino_path,
+    properties,
+)
 from turnmill.workers.engines.scheduling import Batch, Facts, Generation, Token
 from turnmill.workers.engines.text import REPLACEMENT
-from turnmill.workers.gguf_files import read_header
-from turnmill.workers.models import prepare_model
 
 # OpenVINO reports every import to its makers, unless the module that does so is missing.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino_genai  # noqa: E402
-
-PRECISIONS = {"int8": "u8", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-
-DEFAULT_CONTEXT_WINDOW = 4096
-
-#: Bytes of one number in the KV cache, at most (it is quantized to fewer by default).
-KV_BYTES = {"auto": 2, "int8": 2, "bfloat16": 2, "float16": 2, "float32": 4}
-
-#: Tokens in a block of the KV cache on a CPU.
-BLOCK_SIZE = 32
 
 STATUS = openvino_genai.GenerationStatus
 
@@ -54,7 +47,7 @@ class OpenVINOEngine(BatchingEngine):
 
 
 def load_text(settings: EngineSettings) -> TextSide:
-    tokenizer = openvino_genai.Tokenizer(str(_openvino_path(settings)))
+    tokenizer = openvino_genai.Tokenizer(str(openvino_path(settings)))
     control_tokens = _control_tokens(tokenizer)
     return TextSide(
         template=ChatTemplate(
@@ -69,16 +62,16 @@ def load_text(settings: EngineSettings) -> TextSide:
 
 
 def load_batch(settings: EngineSettings) -> tuple[Batch, Facts]:
-    path = _openvino_path(settings)
+    path = openvino_path(settings)
     pipeline = openvino_genai.ContinuousBatchingPipeline(
-        str(path), _scheduler_config(settings), _device(settings), _properties(settings)
+        str(path), _scheduler_config(settings), device(settings), properties(settings)
     )
     facts = Facts(
-        context_window=_context_window(path, settings),
+        context_window=context_window(path, settings),
         vocabulary_size=max(pipeline.get_tokenizer().get_vocab().values()) + 1,
         dtype=settings.dtype,
     )
-    return OpenVINOBatch(pipeline, settings.max_batch_size, _block_record(path, settings)), facts
+    return OpenVINOBatch(pipeline, settings.max_batch_size, block_record(path, settings)), facts
 
 
 @dataclass(eq=False, slots=True)
@@ -234,17 +227,6 @@ def _new_tokens(handle: Any) -> Iterator[Token]:
             yield from (Token(token, reason) for token in ids[-1:])
 
 
-def _openvino_path(settings: EngineSettings) -> Path:
-    is_int8 = settings.quantization == "int8"
-    path = Path(prepare_model(settings, "gguf-q8_0" if is_int8 else "gguf"))
-    if path.suffix == ".gguf" or (path / "openvino_model.xml").exists():
-        return path
-    raise SettingsError(
-        f"OpenVINO opens GGUF files and exported OpenVINO models; '{settings.model}' is neither. "
-        "Choose TURNMILL_ENGINE__NAME=transformers for it."
-    )
-
-
 def _scheduler_config(settings: EngineSettings) -> Any:
     config = openvino_genai.SchedulerConfig()
     config.cache_size = math.ceil(settings.kv_cache_gib)
@@ -254,48 +236,6 @@ def _scheduler_config(settings: EngineSettings) -> Any:
     config.dynamic_split_fuse = True
     config.max_num_batched_tokens = max(settings.prefill_tokens, settings.max_batch_size)
     return config
-
-
-def _device(settings: EngineSettings) -> str:
-    if settings.device.startswith("cuda"):
-        raise SettingsError(
-            "OpenVINO does not run on CUDA. Choose TURNMILL_ENGINE__NAME=transformers."
-        )
-    return "CPU" if settings.device == "auto" else settings.device.upper()
-
-
-def _properties(settings: EngineSettings) -> dict[str, str]:
-    if settings.quantization not in ("none", "int8"):
-        raise SettingsError("OpenVINO has no nf4 weights. Choose int8, or the transformers engine.")
-    precisions = {
-        "INFERENCE_PRECISION_HINT": settings.dtype,
-        "KV_CACHE_PRECISION": settings.kv_cache_dtype,
-    }
-    return {key: PRECISIONS[value] for key, value in precisions.items() if value != "auto"}
-
-
-def _block_record(path: Path, settings: EngineSettings) -> BlockRecord:
-    """As many blocks as the cache holds at least; none where nothing is kept."""
-    if not settings.prefix_cache:
-        return BlockRecord(BLOCK_SIZE, 0)
-    values = read_header(path).kv_values_per_token() if path.suffix == ".gguf" else None
-    cache = math.ceil(settings.kv_cache_gib) << 30
-    tokens = cache // (values * KV_BYTES[settings.dtype]) if values else DEFAULT_CONTEXT_WINDOW
-    return BlockRecord(BLOCK_SIZE, tokens // BLOCK_SIZE)
-
-
-def _context_window(path: Path, settings: EngineSettings) -> int:
-    """The smallest of what the model was made for, the settings ask, and the KV cache holds."""
-    limits = [settings.context_window]
-    if path.suffix == ".gguf":
-        header = read_header(path)
-        limits.append(header.context_length)
-        if values := header.kv_values_per_token():
-            cache = math.ceil(settings.kv_cache_gib) << 30
-            limits.append(cache // (values * KV_BYTES[settings.dtype]))
-    elif (path / "config.json").exists():
-        limits.append(json.loads((path / "config.json").read_text()).get("max_position_embeddings"))
-    return min((limit for limit in limits if limit), default=DEFAULT_CONTEXT_WINDOW)
 
 
 def _control_tokens(tokenizer: Any) -> list[str]:

@@ -77,7 +77,7 @@ def _best_installed(settings: EngineSettings) -> str:
 
 
 def _suits_vllm(settings: EngineSettings) -> bool:
-    return settings.quantization != "int8" and settings.device in ("auto", "cuda")
+    return settings.quantization in ("none", "nf4") and settings.device in ("auto", "cuda")
 
 
 def _suits_openvino(settings: EngineSettings) -> bool:

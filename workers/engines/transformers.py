@@ -6,6 +6,7 @@ turn ends the batch for everyone.
 
 from functools import partial
 
+from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.engines.batching import BatchingEngine, TextSide
 from turnmill.workers.engines.child import ChildScheduler
@@ -19,6 +20,10 @@ class TransformersEngine(BatchingEngine):
     """A model in torch; `max_batch_size` turns at once."""
 
     def __init__(self, settings: EngineSettings) -> None:
+        if settings.quantization == "int4":
+            raise SettingsError(
+                "The transformers engine's 4-bit weights are called nf4; int4 is OpenVINO's."
+            )
         super().__init__(settings, load_text, partial(ChildScheduler, LOAD_BATCH))
 
 
