@@ -1,5 +1,6 @@
 """The model of the transformers engine, in the process that steps it."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,11 +18,16 @@ from turnmill.workers.models import prepare_model
 
 DEFAULT_CONTEXT_WINDOW = 4096
 
+#: Ways in which a checkpoint may be quantized, and the packages of our extra that read them.
+READERS = {"bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed_tensors"}
+
 
 def load_batch(settings: EngineSettings) -> tuple[Batch, Facts]:
     path = prepare_model(settings, "safetensors")
     disable_progress_bar()
-    config = AutoConfig.from_pretrained(path).get_text_config()
+    whole_config = AutoConfig.from_pretrained(path)
+    check_quantized(whole_config, settings)
+    config = whole_config.get_text_config()
     model = _load_model(path, settings)
     _refuse_other_caches(model)
     context_window = _context_window(config, settings)
@@ -38,29 +44,55 @@ def load_batch(settings: EngineSettings) -> tuple[Batch, Facts]:
     return SlotBatch(model, _end_tokens(model, HFTokenizer(path)), limits), facts
 
 
+def check_quantized(config: Any, settings: EngineSettings) -> None:
+    """Whether a checkpoint that is quantized already can be loaded as the settings say.
+
+    Raises:
+        SettingsError: it is to be quantized once more, or its reader is not installed.
+    """
+    found = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(), "quantization_config", None
+    )
+    if not found:
+        return
+    method = found.get("quant_method", "bitsandbytes")  # which did not always write it down
+    if settings.quantization != "none":
+        raise SettingsError(
+            f"'{settings.model}' is quantized already ({method}). Leave "
+            "TURNMILL_ENGINE__QUANTIZATION out, or name a model that is not quantized."
+        )
+    if method in READERS and find_spec(READERS[method]) is None:
+        raise SettingsError(
+            f"'{settings.model}' is quantized with {method}, which is not installed: "
+            "pip install 'turnmill[transformers]'."
+        )
+
+
 def _load_model(path: str, settings: EngineSettings) -> Any:
     device = choose_device(settings)
     dtype = choose_dtype(settings, device)
     if device.type == "cpu":
         share_heads()
     model = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=dtype,
-        device_map={"": device},
-        quantization_config=_quantization(settings, dtype),
+        path, dtype=dtype, device_map={"": device}, **_quantization(settings, dtype)
     )
     return model.eval()
 
 
-def _quantization(settings: EngineSettings, dtype: Any) -> Any:
-    """bitsandbytes: https://arxiv.org/abs/2208.07339 (int8), 2305.14314 (nf4)."""
+def _quantization(settings: EngineSettings, dtype: Any) -> dict[str, Any]:
+    """bitsandbytes: https://arxiv.org/abs/2208.07339 (int8), 2305.14314 (nf4).
+
+    No argument where there is nothing to say: a None would hide how the checkpoint is quantized
+    from transformers, which then reads its packed weights as plain ones, or makes up random ones.
+    """
     if settings.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     if settings.quantization == "nf4":
-        return BitsAndBytesConfig(
+        config = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
-    return None
+        return {"quantization_config": config}
+    return {}
 
 
 def choose_device(settings: EngineSettings) -> Any:
