@@ -17,7 +17,7 @@ VLLM := .venv-vllm
 TENSORFLOW := .venv-tensorflow
 TRITON := .venv-triton
 # All but vllm, whose own versions do not go with the others'.
-EXTRAS := embedded openvino transformers triton parquet chaos dev
+EXTRAS := embedded openvino transformers remote triton parquet chaos bench dev
 PIP := $(BIN)/pip --disable-pip-version-check
 STAMPS := .stamps
 CODE := producer schemas workers infra tests
