@@ -25,6 +25,18 @@ from turnmill.workers.engines.transformers import load_text
 from turnmill.workers.engines.vllm_front import VLLMFront
 from turnmill.workers.models import prepare_model
 
+#: With fewer CPUs than this, none is kept free of the model.
+FEW_CPUS = 8
+
+if current_platform.is_cpu() and len(os.sched_getaffinity(0)) < FEW_CPUS:
+    # The model then runs in the scheduler's process, which else spins on a CPU of its own: of two
+    # CPUs, the model would get one.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+#: Tokens in a block of the KV cache on a CPU: the fewest its attention takes, so that the least of
+#: a conversation is computed again. (vLLM's own choice is 128.)
+CPU_BLOCK_SIZE = 32
+
 
 class VLLMEngine(BatchingEngine):
     """A model in vLLM; `max_batch_size` turns at once."""
@@ -50,13 +62,28 @@ def _arguments(path: str, settings: EngineSettings) -> AsyncEngineArgs:
         # -1: as much of what the model was made for as the KV cache holds.
         max_model_len=settings.context_window or -1,
         max_num_seqs=settings.max_batch_size,
+        # What a step computes: the next token of each running turn, and pieces of prompts.
+        max_num_batched_tokens=settings.max_batch_size + settings.prefill_tokens,
         kv_cache_memory_bytes=int(settings.kv_cache_gib * 2**30),
         enable_prefix_caching=settings.prefix_cache,
         scheduling_policy="priority",
-        # Compiling pays on a GPU; on a CPU it takes minutes at every start.
-        enforce_eager=on_cpu,
+        **(_cpu_arguments() if on_cpu else _gpu_arguments(settings)),
         disable_log_stats=True,
     )
+
+
+def _cpu_arguments() -> dict[str, Any]:
+    return {
+        # Compiling pays on a GPU; on a CPU it takes minutes at every start.
+        "enforce_eager": True,
+        "block_size": CPU_BLOCK_SIZE,
+        "scheduler_cls": "turnmill.workers.engines.vllm_scheduler.LaneScheduler",
+    }
+
+
+def _gpu_arguments(settings: EngineSettings) -> dict[str, Any]:
+    # One long prompt leaves room for another one to begin.
+    return {"long_prefill_token_threshold": max(1, settings.prefill_tokens // 2)}
 
 
 def _check_device(settings: EngineSettings) -> None:
