@@ -20,9 +20,11 @@ from turnmill.benchmarks.measure import Run, percentile
 WIDTH = 100
 
 
-ABORT_CAPTION = """\
-Abort: until the engine says that it no longer holds the turn. A step is the median time between
-two tokens of the turns beside it meanwhile."""
+#: Without line breaks: rich folds it to the width of the table.
+ABORT_CAPTION = (
+    "Abort: until the engine says that it no longer holds the turn. A step is the median time "
+    "between two tokens of the turns beside it meanwhile."
+)
 
 
 class Journal:
