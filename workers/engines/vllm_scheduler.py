@@ -21,7 +21,8 @@ class LaneScheduler(Scheduler):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         # `vllm.py` gives a step room for them and for one token of each turn.
-        self._prefill_tokens = self.max_num_scheduled_tokens - self.max_num_running_reqs
+        limits = self.scheduler_config
+        self._prefill_tokens = int(limits.max_num_batched_tokens - limits.max_num_seqs)
         self._left_out_batch = False
         #: Prompt tokens of the last step, if it left the batch lane out.
         self._spent = 0
