@@ -160,7 +160,7 @@ def worker(system: Any) -> Iterator[Worker]:
 @pytest.fixture
 def talk(system: Any, worker: Worker, eventually: Eventually) -> Talk:
     talk = Talk(system, worker)
-    talk.engine.until_kept = lambda: eventually(lambda: system.database.run("SELECT FROM chunks"))
+    talk.engine.until_kept = lambda: eventually(lambda: system.database.run("SELECT 1 FROM chunks"))
     return talk
 
 
