@@ -57,17 +57,19 @@ WITH RECURSIVE owed (model) AS (
     FROM taken LEFT JOIN held USING (turn_id) LEFT JOIN busy USING (worker_id)
     WHERE outbox.turn_id = taken.turn_id
     RETURNING outbox.turn_id, outbox.model, outbox.lane,
-        CASE WHEN own_until IS NOT NULL THEN outbox.worker_id END AS own_worker_id
+        CASE WHEN own_until IS NOT NULL THEN outbox.worker_id END AS own_worker_id,
+        outbox.deadline_at, outbox.due_at
 ), late AS (
     UPDATE outbox SET published_at = clock_timestamp(), own_until = NULL WHERE turn_id IN (
         SELECT turn_id FROM outbox WHERE own_until IS NOT NULL
           AND own_until <= clock_timestamp() AND published_at IS NOT NULL
         FOR UPDATE SKIP LOCKED
     )
-    RETURNING turn_id, model, lane, NULL::uuid
+    RETURNING turn_id, model, lane, NULL::uuid, deadline_at, due_at
 )
 SELECT hint.*, set_config('synchronous_commit', 'off', true)
 FROM (SELECT * FROM marked UNION ALL SELECT * FROM late) AS hint
+ORDER BY hint.deadline_at, hint.due_at, hint.turn_id
 """
 
 #: A row that somebody holds is being claimed; waiting for it could deadlock.
