@@ -12,6 +12,7 @@ from turnmill.schemas.database import Database
 from turnmill.schemas.errors import ContextOverflow, EngineDied, PermanentError, TransientError
 from turnmill.schemas.outcomes import HANDED_BACK, Answered, Cancelled, Failed, Outcome, Snoozed
 from turnmill.schemas.turns import Reply, Usage
+from turnmill.workers.abort import Abort
 from turnmill.workers.backoff import backoff_s
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.lease import AbortReason, Attempt, Claim, Leases
@@ -111,7 +112,7 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
     return _aborted(attempt)
 
 
-def _chunks(engine: Engine, prompt: Prompt, claim: Claim, abort: Event) -> Iterator[Chunk]:
+def _chunks(engine: Engine, prompt: Prompt, claim: Claim, abort: Abort) -> Iterator[Chunk]:
     """What the engine adds to the kept text; only an end, if there is no room for more."""
     if not claim.is_complete:
         try:

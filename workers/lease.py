@@ -27,6 +27,7 @@ from turnmill.schemas.routes import ABORT_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import GenerationParams, Lane, Message
+from turnmill.workers.abort import Abort
 from turnmill.workers.coalesce import Coalescer
 from turnmill.workers.liveness import GRACE_S, take_over
 
@@ -145,7 +146,7 @@ class Attempt:
     def __init__(self, claim: Claim, timeout_s: float) -> None:
         self.claim = claim
         #: Set when the engine must stop; `reason` says why.
-        self.abort = threading.Event()
+        self.abort = Abort()
         self.reason: AbortReason | None = None
         #: The engine has let go of the turn; what is left is to settle it.
         self.has_outcome = False
@@ -187,7 +188,6 @@ class Leases:
         #: `claim(turn_id)`: win the turn for a new attempt, or None if there is nothing to
         #: win. Raises `DatabaseUnavailable`: whether it was won is unknown; its lease will tell.
         self.claim = Coalescer(self._claim)
-        #: Called when an engine does not let go of a turn, at each such turn.
         #: Called when the engine hangs or has died: it will not get better in this process.
         self.on_hang: Callable[[], None] = lambda: None
         self._held: set[Attempt] = set()

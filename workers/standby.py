@@ -1,12 +1,12 @@
 """Standby: a worker whose model is warm, and that waits until no primary is left."""
 
 import time
-from threading import Event
 
 import structlog
 
 from turnmill.schemas.errors import TurnmillError
 from turnmill.schemas.turns import DEFAULT_PARAMS, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.answer import Worker
 from turnmill.workers.engines.base import Engine, Prompt
 
@@ -21,7 +21,7 @@ def warm_up(engine: Engine) -> None:
     prompt = Prompt((Message(role=Role.USER, content="Hello"),))
     params = DEFAULT_PARAMS.model_copy(update={"max_tokens": 1})
     try:
-        for _ in engine.generate(prompt, params, Event()):
+        for _ in engine.generate(prompt, params, Abort()):
             pass
     except TurnmillError as error:
         # The model is loaded; what ails it now may have passed by the time it is needed.

@@ -33,6 +33,9 @@ def engine(
     broker: Annotated[
         str, typer.Option(help="rabbitmq, valkey, or none for the engines alone.")
     ] = "valkey",
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Engine alone and in the system, in turn, so many times.")
+    ] = 3,
     out: Annotated[Path, typer.Option(help="Where figures and plot go.")] = Path("bench-runs"),
 ) -> None:
     """Compare engines with plain `generate`, and the whole system with its engine alone.
@@ -56,6 +59,7 @@ def engine(
         seed=seed,
         naive_s=naive_s,
         peers=_peers(peer or []),
+        rounds=rounds,
         broker=None if broker == "none" else broker,
     )
     folder = out / time.strftime("%Y%m%d-%H%M%S-engine")

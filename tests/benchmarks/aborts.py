@@ -6,7 +6,6 @@ is how many turns they hold (`Engine.held`), and the turns beside it tell how lo
 
 import random
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from turnmill.benchmarks.workload import short_chats
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Engine, Prompt
 
 #: Turns that run beside the aborted one, at most.
@@ -30,12 +30,12 @@ PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Abort:
+class AbortTime:
     """Of one turn."""
 
     #: Until the engine no longer held the turn.
     took_s: float
-    #: Between two tokens of a turn beside it, at that time; the median.
+    #: Between two tokens of a turn beside it, until all of them got one more; the median.
     step_s: float
 
     @property
@@ -49,7 +49,7 @@ class _Neighbours:
     def __init__(self, engine: Engine, count: int) -> None:
         self._engine = engine
         self.count = count
-        self._is_over = threading.Event()
+        self._is_over = Abort()
         #: When each of them got a token last; None between two replies.
         self._told_at: list[float | None] = [None] * count
         #: (when, seconds since the token before).
@@ -91,7 +91,7 @@ class _Neighbours:
             self.gaps.append((now, (now - before) / tokens))
 
 
-def abort_many(engine: Engine, batch_size: int) -> list[Abort]:
+def abort_many(engine: Engine, batch_size: int) -> list[AbortTime]:
     """Turns aborted one after the other while others run, `batch_size` at most in all. None for an
     engine that does not say how many turns it holds, or that has one at a time.
 
@@ -100,7 +100,7 @@ def abort_many(engine: Engine, batch_size: int) -> list[Abort]:
     """
     if batch_size < 2:
         return []
-    chance, found = random.Random(7), list[Abort]()
+    chance, found = random.Random(7), list[AbortTime]()
     neighbours = _Neighbours(engine, min(NEIGHBOURS, batch_size - 1))
     with neighbours.running(), ThreadPoolExecutor(1) as reader:
         for seed in range(TRIES):
@@ -116,10 +116,10 @@ def abort_many(engine: Engine, batch_size: int) -> list[Abort]:
 
 def _abort_one(
     engine: Engine, neighbours: _Neighbours, reader: ThreadPoolExecutor, seed: int, phase: float
-) -> Abort | None:
+) -> AbortTime | None:
     """`phase` of a step after a token. None: the turns beside it did not stay the same."""
     (chat,) = short_chats(seed, 1, LONG)
-    abort, told_at = threading.Event(), list[float]()
+    abort, told_at = Abort(), list[float]()
 
     def read() -> None:
         for _ in engine.generate(Prompt(chat.messages), chat.params, abort):
@@ -138,7 +138,7 @@ def _abort_one(
     reading.result()
     if neighbours.changes > changes or len(told_at) < TOKENS or held != neighbours.count + 1:
         return None
-    return Abort(freed_at - aborted_at, neighbours.step_s(told_at[0], time.perf_counter()))
+    return AbortTime(freed_at - aborted_at, neighbours.step_s(aborted_at, time.perf_counter()))
 
 
 def _step_of(told_at: Sequence[float]) -> float:

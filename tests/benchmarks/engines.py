@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from turnmill.benchmarks import measure, peers
-from turnmill.benchmarks.aborts import Abort
+from turnmill.benchmarks import ceiling, measure, peers
+from turnmill.benchmarks.aborts import AbortTime
+from turnmill.benchmarks.ceiling import Ceiling
 from turnmill.benchmarks.measure import Run, isolated
 from turnmill.benchmarks.workload import Chat, mixed_chats, short_chats
 from turnmill.schemas.settings import EngineSettings
@@ -26,6 +27,8 @@ class Plan:
     naive_s: float = 60.0
     #: Of `PEERS`: what the engines are compared with besides plain `generate`.
     peers: tuple[str, ...] = ()
+    #: How often an engine alone and the same in the system are measured in turn.
+    rounds: int = 3
     #: Where turns go through the whole system; None leaves that out.
     broker: str | None = "valkey"
 
@@ -34,10 +37,12 @@ class Plan:
 class EngineResult:
     """One engine; times in seconds."""
 
-    offline: Run
-    #: The same with prefixes remembered, from the same chats asked before.
-    remembering: Run = field(default_factory=Run)
-    in_system: Run | None = None
+    #: With its prefix cache off.
+    forgetful: Run
+    #: With the settings' own, once a round: each has other chats.
+    alone: list[Run] = field(default_factory=list)
+    #: The same chats as in that round, right after it.
+    in_system: list[Run] = field(default_factory=list)
     #: Time to each turn's first token in a conversation, and tokens it had in the cache.
     conversation: list[float] = field(default_factory=list)
     cached: list[int] = field(default_factory=list)
@@ -47,9 +52,15 @@ class EngineResult:
     busy: list[float] = field(default_factory=list)
     idle_in_system: list[float] = field(default_factory=list)
     busy_in_system: list[float] = field(default_factory=list)
-    aborts: list[Abort] = field(default_factory=list)
+    aborts: list[AbortTime] = field(default_factory=list)
     #: Of the naive run that it is compared with.
     naive_dtype: str = BASE_DTYPE
+
+    @property
+    def kept(self) -> list[float]:
+        """What the system keeps of the engine's rate, by round."""
+        rounds = zip(self.in_system, self.alone, strict=False)
+        return [inside.tokens_per_s / outside.tokens_per_s for inside, outside in rounds]
 
 
 @dataclass(slots=True)
@@ -60,6 +71,7 @@ class Results:
     engines: dict[str, EngineResult] = field(default_factory=dict)
     #: Of the naive run that the peers are compared with.
     base_dtype: str = BASE_DTYPE
+    ceiling: Ceiling | None = None
 
 
 #: Is told each figure as soon as it is there, by name.
@@ -80,6 +92,7 @@ def run_plan(plan: Plan, note: Note) -> Results:
         SettingsError: an engine is unknown, or its libraries are not installed.
     """
     results = Results(plan.seed, base_dtype=_base_dtype(plan.engines[0]))
+    results.ceiling = isolated(ceiling.find, plan.engines[0])
     chats = mixed_chats(plan.seed, plan.chats)
     for dtype in sorted({results.base_dtype, *map(_naive_dtype, plan.engines)}):
         settings = plan.engines[0].model_copy(update={"dtype": dtype})
@@ -91,7 +104,7 @@ def run_plan(plan: Plan, note: Note) -> Results:
         results.peers[PEERS[name]] = _measure_peer(name, plan, chats)
         note(PEERS[name], results.peers[PEERS[name]])
     for settings in plan.engines:
-        results.engines[settings.name] = _measure(settings, chats, plan, note)
+        results.engines[settings.name] = _measure(settings, plan, note)
         note(settings.name, results.engines[settings.name])
     return results
 
@@ -106,27 +119,29 @@ def _measure_peer(name: str, plan: Plan, chats: Sequence[Chat]) -> Run:
     return isolated({"manager": peers.manager, "vllm": peers.vllm}[name], settings, chats)
 
 
-def _measure(
-    settings: EngineSettings, chats: Sequence[Chat], plan: Plan, note: Note
-) -> EngineResult:
+def _measure(settings: EngineSettings, plan: Plan, note: Note) -> EngineResult:
     name = settings.name
-    warm_up = short_chats(plan.seed + 1, 8, 16)
-    forgetful = settings.model_copy(update={"prefix_cache": False})
+    chats, warm_up = mixed_chats(plan.seed, plan.chats), short_chats(plan.seed + 1, 8, 16)
+    without_cache = settings.model_copy(update={"prefix_cache": False})
     result = EngineResult(
-        isolated(measure.offline, forgetful, chats, warm_up), naive_dtype=_naive_dtype(settings)
+        isolated(measure.offline, without_cache, chats, warm_up), naive_dtype=_naive_dtype(settings)
     )
-    note(f"{name}, cache off", result.offline)
-    result.remembering = isolated(measure.offline, settings, chats, warm_up)
-    note(f"{name}, cache on", result.remembering)
-    if plan.broker:
-        # Only here are servers and their clients needed.
-        from turnmill.benchmarks import through
+    note(f"{name}, cache off", result.forgetful)
+    for number in range(plan.rounds if plan.broker else 1):
+        chats = mixed_chats(plan.seed + number, plan.chats)
+        result.alone.append(isolated(measure.offline, settings, chats, warm_up))
+        note(f"{name}, cache on", result.alone[-1])
+        if plan.broker:
+            # Only here are servers and their clients needed.
+            from turnmill.benchmarks import through
 
-        with through.system(settings, plan.broker) as target:
-            result.in_system = through.at_once(target, chats, warm_up)
-            note(f"{name}, in the system", result.in_system)
-            result.conversation_in_system = through.talk(target, TURNS, CONVERSATIONS)
-            result.idle_in_system, result.busy_in_system = through.lanes(target)
+            # Not kept for the next round: an idle worker takes its share of the machine, too.
+            with through.system(settings, plan.broker) as target:
+                result.in_system.append(through.at_once(target, chats, warm_up))
+                note(f"{name}, in the system", result.in_system[-1])
+                if not number:
+                    result.conversation_in_system = through.talk(target, TURNS, CONVERSATIONS)
+                    result.idle_in_system, result.busy_in_system = through.lanes(target)
     result.conversation, result.cached = isolated(measure.talk, settings, TURNS, CONVERSATIONS)
     result.idle, result.busy, result.aborts = isolated(measure.beside_others, settings)
     return result

@@ -11,17 +11,18 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-from turnmill.benchmarks.aborts import Abort, abort_many
+from turnmill.benchmarks.aborts import AbortTime, abort_many
 from turnmill.benchmarks.workload import Chat, conversation, short_chats
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import Lane, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Engine, Prompt
 from turnmill.workers.engines.registry import create_engine
 
 Result = TypeVar("Result")
 
 #: Turns that keep the batch lane busy while an interactive one is timed.
-PROBES = 24
+PROBES = 60
 
 #: Seconds in which no turn joins a full batch lane, and in which the first ones do.
 STEADY_S, JOINING_S = 2.0, 120.0
@@ -71,7 +72,7 @@ def answer(
     """Ask, and read to the end; `has_begun` is set at the first token."""
     result, started_at = Answer(), time.perf_counter()
     last_at = started_at
-    for chunk in engine.generate(prompt, chat.params, threading.Event()):
+    for chunk in engine.generate(prompt, chat.params, Abort()):
         now = time.perf_counter()
         if not result.tokens:
             result.first_token_s = now - started_at
@@ -96,6 +97,20 @@ def offline(settings: EngineSettings, chats: Sequence[Chat], warm_up: Sequence[C
         run = summary(answers, time.perf_counter() - started_at)
     run.peak_mib = peak_mib()
     return run
+
+
+def merged(runs: Sequence[Run]) -> Run:
+    """All of them, one after the other."""
+    return Run(
+        tokens=sum(run.tokens for run in runs),
+        prompt_tokens=sum(run.prompt_tokens for run in runs),
+        cached_tokens=sum(run.cached_tokens for run in runs),
+        took_s=sum(run.took_s for run in runs),
+        chats=sum(run.chats for run in runs),
+        first_token_s=[each for run in runs for each in run.first_token_s],
+        between_tokens_s=[each for run in runs for each in run.between_tokens_s],
+        peak_mib=max(run.peak_mib for run in runs),
+    )
 
 
 def summary(answers: Iterable[Answer], took_s: float) -> Run:
@@ -125,7 +140,7 @@ def talk(settings: EngineSettings, turns: int, rounds: int) -> tuple[list[float]
     return [statistics.median(each) for each in zip(*times, strict=True)], cached
 
 
-def beside_others(settings: EngineSettings) -> tuple[list[float], list[float], list[Abort]]:
+def beside_others(settings: EngineSettings) -> tuple[list[float], list[float], list[AbortTime]]:
     """Times to the first token of interactive turns, idle and beside a full batch lane; and what
     aborts take.
     """

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import statistics
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +13,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from turnmill.benchmarks.aborts import Abort
+from turnmill.benchmarks.aborts import AbortTime
 from turnmill.benchmarks.engines import EngineResult, Results
-from turnmill.benchmarks.measure import Run, percentile
+from turnmill.benchmarks.measure import Run, merged, percentile
 
 #: What a terminal, a log and a page of documentation can show without folding.
 WIDTH = 100
@@ -63,6 +64,14 @@ def show(results: Results, console: Console) -> None:
             f"{cached:.0%}", f"{run.peak_mib:,.0f}" if run.peak_mib else "",
         )  # fmt: skip
     console.print(rates)
+    if results.ceiling and results.engines:
+        ceiling, result = results.ceiling, next(iter(results.engines.values()))
+        most, naive = ceiling.tokens_per_s(result.forgetful), results.naive[results.base_dtype]
+        console.print(
+            f"Products of matrices: {ceiling.flops / 1e9:,.0f} GFLOP/s ({ceiling.dtype}). "
+            f"The linear layers alone allow {most:,.1f} tokens/s, "
+            f"{most / naive.tokens_per_s:.1f} ÷ naive, to engines that compute in such numbers."
+        )
 
 
 def _table(first: str, *others: str) -> Table:
@@ -80,16 +89,15 @@ def _runs(results: Results) -> Iterator[tuple[str, str, Run]]:
     for name, run in results.peers.items():
         yield name, results.base_dtype, run
     for name, result in results.engines.items():
-        yield f"{name}, cache off", result.naive_dtype, result.offline
-        yield f"{name}, cache on", result.naive_dtype, result.remembering
+        yield f"{name}, cache off", result.naive_dtype, result.forgetful
+        yield f"{name}, cache on", result.naive_dtype, merged(result.alone)
         if result.in_system:
-            yield f"{name}, in the system", result.naive_dtype, result.in_system
+            yield f"{name}, in the system", result.naive_dtype, merged(result.in_system)
 
 
 def _ratios(name: str, result: EngineResult) -> Table:
     table = _table(name, "engine alone", "in the system")
-    rate = result.in_system and result.in_system.tokens_per_s / result.remembering.tokens_per_s
-    table.add_row("tokens/s ÷ engine alone", "1", f"{rate:.2f}" if rate else "")
+    table.add_row("tokens/s ÷ engine alone", "1", _kept(result.kept))
     table.add_row(
         f"first token of turn {len(result.conversation)} ÷ turn 1",
         _growth(result.conversation),
@@ -110,13 +118,20 @@ def _ratios(name: str, result: EngineResult) -> Table:
     return table
 
 
+def _kept(shares: list[float]) -> str:
+    if not shares:
+        return ""
+    each = ", ".join(f"{share:.2f}" for share in shares)
+    return f"{statistics.median(shares):.2f} (median of {each})"
+
+
 def _growth(times: list[float]) -> str:
     if not times:
         return ""
     return f"{times[-1] / times[0]:.2f} ({times[-1] * 1e3:.0f} ÷ {times[0] * 1e3:.0f} ms)"
 
 
-def _abort(aborts: list[Abort], share: float) -> str:
+def _abort(aborts: list[AbortTime], share: float) -> str:
     steps = percentile([each.steps for each in aborts], share)
     return f"{steps:.1f} steps ({percentile([each.took_s for each in aborts], share) * 1e3:.0f} ms)"
 

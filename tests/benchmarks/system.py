@@ -7,7 +7,6 @@ directly.
 """
 
 import asyncio
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from turnmill.producer.tenants import ensure_defaults
 from turnmill.schemas.database import Database
 from turnmill.schemas.settings import EngineSettings, Settings
 from turnmill.schemas.turns import DEFAULT_PARAMS, Lane, Message, Role, TurnRequest
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.echo import EchoEngine
 
@@ -145,7 +145,7 @@ def _engine_latencies(count: int) -> list[float]:
     latencies = []
     for _ in range(count):
         started_at = time.perf_counter()
-        for _ in engine.generate(prompt, DEFAULT_PARAMS, threading.Event()):
+        for _ in engine.generate(prompt, DEFAULT_PARAMS, Abort()):
             pass
         latencies.append(time.perf_counter() - started_at)
     return latencies

@@ -13,10 +13,10 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from threading import Event
 
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.echo import EchoEngine
 
@@ -33,7 +33,7 @@ class ChaosEngine(EchoEngine):
         super().__init__(settings)
         self._tokens = TokenCounter(Path(os.environ[TOKENS_DIR]))
 
-    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         for chunk in super().generate(_digested(prompt), params, abort):
             self._tokens.add(chunk.token_count)
             yield chunk

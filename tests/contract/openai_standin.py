@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event
 from typing import Any
 
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.echo import EchoEngine
 
@@ -69,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
         prompt_tokens = self.engine.count_tokens(prompt.messages) + len(prompt.prefix.split())
         params = GenerationParams(max_tokens=body["max_tokens"], seed=body.get("seed"))
         count = 0
-        for chunk in self.engine.generate(prompt, params, Event()):
+        for chunk in self.engine.generate(prompt, params, Abort()):
             count += chunk.token_count
             choice = {"delta": {"content": chunk.text}, "finish_reason": chunk.finish_reason}
             usage = {"prompt_tokens": prompt_tokens, "completion_tokens": count}

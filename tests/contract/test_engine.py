@@ -9,6 +9,7 @@ import pytest
 
 from turnmill.schemas.errors import ContextOverflow, EngineUnavailable, TurnmillError
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 
 STORY = "Write a long story about a fox and a hen who sail across the sea to find a new home."
@@ -25,7 +26,7 @@ def params(**values: object) -> GenerationParams:
 
 
 def reply(engine: Engine, prompt: Prompt, **values: object) -> list[Chunk]:
-    return list(engine.generate(prompt, params(**values), threading.Event()))
+    return list(engine.generate(prompt, params(**values), Abort()))
 
 
 def text_of(chunks: list[Chunk]) -> str:
@@ -120,7 +121,7 @@ def test_a_reply_goes_on_the_same_wherever_it_was_cut(
 
 
 def test_an_abort_ends_the_reply_within_two_tokens(engine: Engine) -> None:
-    abort = threading.Event()
+    abort = Abort()
     chunks = engine.generate(ask(STORY * 2), params(max_tokens=300), abort)
     assert len(list(islice(chunks, 2))) == 2
     abort.set()
@@ -132,7 +133,7 @@ def test_an_abort_ends_the_reply_within_two_tokens(engine: Engine) -> None:
 def test_nothing_is_held_for_a_turn_that_was_aborted(
     engine: Engine, eventually: Callable[..., None]
 ) -> None:
-    abort = threading.Event()
+    abort = Abort()
     chunks = engine.generate(ask(STORY * 2), params(max_tokens=300), abort)
     next(iter(chunks))
     abort.set()
@@ -149,7 +150,7 @@ def test_an_abort_frees_the_engine_within_two_steps(
         pytest.skip("what this engine holds is elsewhere")
     #: At each of the neighbour's tokens, the turns that the engine held.
     held: list[float] = []
-    is_over = threading.Event()
+    is_over = Abort()
 
     def read() -> None:
         for _ in engine.generate(ask(STORY * 2), params(max_tokens=300), is_over):
@@ -159,7 +160,7 @@ def test_an_abort_frees_the_engine_within_two_steps(
         neighbour = pool.submit(read)
         try:
             for number in range(5):
-                abort = threading.Event()
+                abort = Abort()
                 chunks = engine.generate(ask(f"{number} {STORY}"), params(max_tokens=200), abort)
                 assert len(list(islice(chunks, 2))) == 2
                 # Its reader waits for a token, as a worker's does.
@@ -176,14 +177,14 @@ def test_an_abort_frees_the_engine_within_two_steps(
 
 
 def test_an_aborted_turn_is_not_begun(engine: Engine) -> None:
-    abort = threading.Event()
+    abort = Abort()
     abort.set()
     assert list(engine.generate(ask(STORY), params(), abort)) == []
 
 
 def test_a_reader_who_leaves_harms_nobody(engine: Engine) -> None:
     expected = reply(engine, ask(STORY))
-    chunks = engine.generate(ask(STORY * 2), params(max_tokens=300), threading.Event())
+    chunks = engine.generate(ask(STORY * 2), params(max_tokens=300), Abort())
     next(chunks)
     chunks.close()  # type: ignore[attr-defined]
     assert reply(engine, ask(STORY)) == expected
@@ -238,12 +239,12 @@ def test_closing_tells_those_who_wait_and_leaves_no_thread(
     before = set(threading.enumerate())
     engine = make_engine()
     engine.start()
-    waiting = engine.generate(ask(STORY * 3), params(max_tokens=300), threading.Event())
+    waiting = engine.generate(ask(STORY * 3), params(max_tokens=300), Abort())
     next(waiting)
     engine.close()
     engine.close()
     with pytest.raises(EngineUnavailable):
-        list(engine.generate(ask(STORY), params(), threading.Event()))
+        list(engine.generate(ask(STORY), params(), Abort()))
     try:
         list(waiting)
     except TurnmillError as error:

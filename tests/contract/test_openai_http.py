@@ -15,6 +15,7 @@ import pytest
 from turnmill.schemas.errors import ContextOverflow, EngineFailure, EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.sse import MAX_EVENT_BYTES, EventReader
 
@@ -60,7 +61,7 @@ def test_a_turn_whose_replica_is_killed_goes_on_at_another_one() -> None:
         engine = new_engine(first.url, second.url)
         engine.start()
         try:
-            chunks = engine.generate(PROMPT, PARAMS, threading.Event())
+            chunks = engine.generate(PROMPT, PARAMS, Abort())
             begun = list(islice(chunks, 5))
             first.process.kill()  # the turn went to the first of two that owe nothing
             reply = begun + list(chunks)
@@ -80,8 +81,8 @@ def test_a_turn_whose_vllm_is_killed_ends_at_another_one_with_the_same_text() ->
         engine = new_engine(*servers)
         stack.callback(engine.close)
         engine.start()
-        undisturbed = list(engine.generate(prompt, PARAMS, threading.Event()))
-        chunks = engine.generate(prompt, PARAMS, threading.Event())
+        undisturbed = list(engine.generate(prompt, PARAMS, Abort()))
+        chunks = engine.generate(prompt, PARAMS, Abort())
         begun = list(islice(chunks, 10))
         (busy,) = [one.replica.name for one in engine._pool._members if one.owed_tokens]
         servers[busy].kill()
@@ -138,7 +139,7 @@ def ask() -> Iterator[Callable[..., list[Chunk]]]:
         for name, value in says.items():
             setattr(handler, name, value)
         engine.start()
-        return list(engine.generate(PROMPT, PARAMS, threading.Event()))
+        return list(engine.generate(PROMPT, PARAMS, Abort()))
 
     ask.handler, ask.engine = handler, engine  # type: ignore[attr-defined]
     yield ask
@@ -199,7 +200,7 @@ def test_what_goes_wrong_is_an_error_of_ours(
 def test_an_abort_closes_the_connection_of_a_silent_server(ask: Any) -> None:
     ask(data=END)
     ask.handler.data = event("begun")
-    abort = threading.Event()
+    abort = Abort()
     chunks = ask.engine.generate(PROMPT, PARAMS, abort)
     assert next(chunks).text == "begun"
     abort.set()

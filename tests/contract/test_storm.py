@@ -22,6 +22,7 @@ import pytest
 from turnmill.schemas.errors import ContextOverflow
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Lane, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.engines.batching import BatchingEngine, TextSide
 from turnmill.workers.engines.chat_template import ChatTemplate
@@ -88,10 +89,10 @@ def orders(engine: Engine) -> list[Order]:
     """Turns asked alone; and of each greedy one all that can be told of its shorter forms."""
     known = [Order(ask("word " * engine.context_window), make_params(), None)]
     for text in (*TEXTS, longest_that_fits(engine)):
-        known += cut(ask(text), list(engine.generate(ask(text), make_params(), threading.Event())))
+        known += cut(ask(text), list(engine.generate(ask(text), make_params(), Abort())))
     for seed, text in enumerate(TEXTS[1:3]):
         params = make_params(temperature=1.0, top_p=0.9, seed=seed)
-        chunks = list(engine.generate(ask(text), params, threading.Event()))
+        chunks = list(engine.generate(ask(text), params, Abort()))
         known.append(Order(ask(text), params, text_of(chunks)))
     return known
 
@@ -119,7 +120,7 @@ def random_fate(chance: random.Random) -> Fate:
 
 def answer(engine: Engine, order: Order, lane: Lane, fate: Fate) -> bool:
     """Whether the turn came to its end. Its text is its own in any case."""
-    abort = threading.Event()
+    abort = Abort()
     timer = threading.Timer(fate.seconds or 0, abort.set)
     if fate.seconds is not None:
         timer.start()

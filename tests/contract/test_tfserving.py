@@ -3,7 +3,6 @@ says what transformers says; versions and labels; a replica that dies, one that 
 """
 
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from turnmill.schemas.errors import EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.engines.registry import create_engine
 from turnmill.workers.models import prepare_model
@@ -94,7 +94,7 @@ def make_engine(checkpoints: dict[str, Path]) -> Iterator[Callable[..., Engine]]
 
 def reply(engine: Engine, max_tokens: int = 24) -> Iterator[Chunk]:
     params = GenerationParams(temperature=0, max_tokens=max_tokens).over(DEFAULT_PARAMS)
-    return iter(engine.generate(Prompt(MESSAGES), params, threading.Event()))
+    return iter(engine.generate(Prompt(MESSAGES), params, Abort()))
 
 
 def text_of(chunks: Iterator[Chunk]) -> str:
@@ -185,7 +185,7 @@ def test_an_abort_costs_one_block_at_most(url: str, make_engine: Callable[..., E
     engine = make_engine(url)
     engine.start()
     params = GenerationParams(temperature=0, max_tokens=200).over(DEFAULT_PARAMS)
-    abort = threading.Event()
+    abort = Abort()
     chunks = iter(engine.generate(Prompt(MESSAGES), params, abort))
     next(chunks)
     asked = predictions_of(url)

@@ -2,7 +2,6 @@
 says what transformers says, and the engine keeps to what all engines keep to.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.engines.registry import create_engine
 
@@ -155,7 +155,7 @@ def engine(start_engine: Callable[[str], Engine]) -> Engine:
 
 def reply(engine: Engine, *messages: Message) -> list[Chunk]:
     params = GenerationParams(temperature=0, max_tokens=24).over(DEFAULT_PARAMS)
-    return list(engine.generate(Prompt(messages), params, threading.Event()))
+    return list(engine.generate(Prompt(messages), params, Abort()))
 
 
 def user(text: str) -> Message:

@@ -16,13 +16,14 @@ from rich.console import Console
 
 from tests.conftest import require_service
 from turnmill.benchmarks import gpu, measure, through
-from turnmill.benchmarks.aborts import Abort, abort_many
+from turnmill.benchmarks.aborts import AbortTime, abort_many
 from turnmill.benchmarks.engines import EngineResult, Results
 from turnmill.benchmarks.measure import percentile
 from turnmill.benchmarks.report import WIDTH, Journal, plot, show
 from turnmill.benchmarks.workload import conversation, mixed_chats, short_chats
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.echo import EchoEngine
 
@@ -39,15 +40,15 @@ def result() -> EngineResult:
         in_system = through.at_once(target, chats, warm_up)
         talk = through.talk(target, turns=3, rounds=1)
     times, cached = measure.talk(ECHO, 3, 1)
-    aborts = [Abort(took_s=each / 100, step_s=0.01) for each in (1, 1, 2)]
-    return EngineResult(alone, alone, in_system, times, cached, talk, aborts=aborts)
+    aborts = [AbortTime(took_s=each / 100, step_s=0.01) for each in (1, 1, 2)]
+    return EngineResult(alone, [alone], [in_system], times, cached, talk, aborts=aborts)
 
 
 def test_the_system_generates_what_the_engine_alone_does(result: EngineResult) -> None:
-    assert result.in_system is not None
-    assert result.offline.chats == result.in_system.chats == 12
-    assert result.offline.tokens == result.in_system.tokens > 0
-    assert result.offline.prompt_tokens == result.in_system.prompt_tokens > 0
+    [alone], [in_system] = result.alone, result.in_system
+    assert alone.chats == in_system.chats == 12
+    assert alone.tokens == in_system.tokens > 0
+    assert alone.prompt_tokens == in_system.prompt_tokens > 0
 
 
 def test_each_turn_of_a_conversation_is_timed(result: EngineResult) -> None:
@@ -56,8 +57,8 @@ def test_each_turn_of_a_conversation_is_timed(result: EngineResult) -> None:
 
 
 def test_the_report_shows_draws_and_keeps_each_run(result: EngineResult, tmp_path: Path) -> None:
-    peers = {"transformers' own manager": replace(result.offline, took_s=0.001)}
-    results = Results(1, {"bfloat16": result.offline}, peers, {"transformers": result})
+    peers = {"transformers' own manager": replace(result.forgetful, took_s=0.001)}
+    results = Results(1, {"bfloat16": result.forgetful}, peers, {"transformers": result})
     text = io.StringIO()
     show(results, Console(file=text, width=WIDTH))
     rows = text.getvalue().splitlines()
@@ -73,7 +74,7 @@ def test_a_run_that_is_cut_has_shown_and_kept_what_it_measured(
 ) -> None:
     text = io.StringIO()
     journal = Journal(Console(file=text, width=WIDTH), tmp_path / "figures.jsonl")
-    journal.note("naive generate", result.offline)
+    journal.note("naive generate", result.forgetful)
     journal.note("echo", result)
     lines = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == ["naive generate", "echo"]
@@ -104,7 +105,7 @@ def test_interactive_turns_are_timed_beside_a_full_lane(monkeypatch: pytest.Monk
 class Stepped:
     """A turn of the engine below."""
 
-    abort: Event
+    abort: Abort
     tokens_left: int
     late_left: int
     words: SimpleQueue[str | None] = field(default_factory=SimpleQueue)
@@ -125,7 +126,7 @@ class SteppingEngine(EchoEngine):
     def held(self) -> Mapping[str, float]:
         return {"turns": len(self._turns)}
 
-    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         turn = Stepped(abort, params.max_tokens or 0, self._late)
         self._turns.append(turn)
         while word := turn.words.get():

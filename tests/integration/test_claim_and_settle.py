@@ -42,6 +42,7 @@ from turnmill.schemas.turns import (
 )
 from turnmill.workers import prompt as prompt_module
 from turnmill.workers import settle as settle_module
+from turnmill.workers.abort import Abort
 from turnmill.workers.answer import Worker, answer_turn
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.lease import AbortReason, Claim, Leases
@@ -495,7 +496,7 @@ class Scripted:
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return sum(len(message.content.split()) for message in messages)
 
-    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         self.prompts.append(prompt)
         self.params.append(params)
         for step in self._script.pop(0) if self._script else [Chunk("", finish_reason="stop")]:

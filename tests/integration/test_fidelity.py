@@ -1,6 +1,5 @@
 """The engines say what the model says: measured against plain `generate` in full precision."""
 
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Engine, Prompt
 from turnmill.workers.engines.registry import REQUIREMENTS, create_engine
 from turnmill.workers.models import prepare_model
@@ -72,7 +72,7 @@ def together(engine: Engine) -> list[str]:
     params = GenerationParams(temperature=0, max_tokens=MAX_TOKENS).over(DEFAULT_PARAMS)
 
     def reply(question: str) -> str:
-        chunks = engine.generate(Prompt(messages(question)), params, threading.Event())
+        chunks = engine.generate(Prompt(messages(question)), params, Abort())
         return "".join(chunk.text for chunk in chunks)
 
     with ThreadPoolExecutor(len(QUESTIONS)) as pool:
@@ -158,11 +158,11 @@ def test_a_conversation_finds_its_past_in_the_cache(engine_name: str) -> None:
     params = GenerationParams(temperature=0, max_tokens=MAX_TOKENS).over(DEFAULT_PARAMS)
     past = messages(" ".join(QUESTIONS))
     try:
-        chunks = list(engine.generate(Prompt(past), params, threading.Event()))
+        chunks = list(engine.generate(Prompt(past), params, Abort()))
         assert chunks[-1].cached_tokens == 0
         reply = Message(role=Role.ASSISTANT, content="".join(chunk.text for chunk in chunks))
         again = Prompt((*past, reply, *messages("And then?")))
-        *_, last = engine.generate(again, params, threading.Event())
+        *_, last = engine.generate(again, params, Abort())
     finally:
         engine.close()
     assert chunks[-1].prompt_tokens - 32 <= last.cached_tokens < last.prompt_tokens

@@ -1,6 +1,5 @@
 """Checkpoints that are quantized already, through the transformers engine."""
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -12,6 +11,7 @@ import pytest
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.registry import create_engine
 
@@ -153,7 +153,7 @@ def test_a_quantized_checkpoint_answers_as_plain_generate_does(artifact: Path) -
 
     def reply(prompt: str) -> str:
         messages = (Message(role=Role.USER, content=prompt),)
-        chunks = engine.generate(Prompt(messages), params, threading.Event())
+        chunks = engine.generate(Prompt(messages), params, Abort())
         return "".join(chunk.text for chunk in chunks)
 
     try:

@@ -1,6 +1,5 @@
 """Slots against plain `generate`, on tiny random models of several architectures."""
 
-import threading
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -48,7 +47,7 @@ def make_model(kind: str) -> Any:
 
 
 def generation(ids: list[int], params: GenerationParams = GREEDY, limit: int = 12) -> Generation:
-    return Generation(ids, limit, params, threading.Event())
+    return Generation(ids, limit, params)
 
 
 def events_of(each: Generation) -> list[Token | TurnmillError | None]:
@@ -127,7 +126,7 @@ def test_an_aborted_turn_leaves_its_slot_to_others() -> None:
         batch.admit(each)
     batch.step()
     batch.step()
-    goes.abort.set()
+    goes.is_unwanted = True
     run(batch, [])
     assert events_of(goes)[-1] is None
     assert len(tokens_of(stays)) == len(tokens_of(comes)) == 12

@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from threading import Event
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +19,7 @@ from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import GenerationParams, Lane, TurnState
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.echo import EchoEngine
 from turnmill.workers.liveness import take_over
@@ -148,7 +148,7 @@ class Counting(EchoEngine):
         super().__init__(EngineSettings())
         self.chunks: list[Chunk] = []
 
-    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         for chunk in super().generate(prompt, params, abort):
             self.chunks.append(chunk)
             yield chunk

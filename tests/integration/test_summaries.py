@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import DatabaseUnavailable, EngineFailure, EngineUnavailable
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.turns import AcceptedTurn, GenerationParams, Message, Role, TurnState
+from turnmill.workers.abort import Abort
 from turnmill.workers.answer import Worker, answer_turn
 from turnmill.workers.draft import SUMMARY_HEADING
 from turnmill.workers.engines.base import Chunk, Prompt
@@ -59,7 +59,7 @@ class Remembering:
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return sum(len(message.content.split()) for message in messages)
 
-    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         tokens = self.count_tokens(prompt.messages)
         assert tokens + (params.max_tokens or 0) <= WINDOW
         is_summary = prompt.messages[-1].content.startswith("Summarize ")

@@ -12,6 +12,7 @@ import pytest
 from turnmill.schemas.errors import ContextOverflow, EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.engines.registry import create_engine
 
@@ -34,7 +35,7 @@ def connected(*endpoints: str, **settings: Any) -> Iterator[Engine]:
 def ask(engine: Engine, text: str, abort: threading.Event | None = None) -> Iterator[Chunk]:
     prompt = Prompt((Message(role=Role.USER, content=text),))
     params = GenerationParams(temperature=0, max_tokens=4000).over(DEFAULT_PARAMS)
-    return engine.generate(prompt, params, abort or threading.Event())
+    return engine.generate(prompt, params, abort or Abort())
 
 
 def text_of(chunks: Iterator[Chunk]) -> str:
@@ -72,7 +73,7 @@ def test_an_abort_frees_the_engine_behind_the_server_and_spares_the_neighbour(
     slow: Any, eventually: Callable[..., None]
 ) -> None:
     with connected(slow.endpoint) as engine:
-        abort = threading.Event()
+        abort = Abort()
         neighbour, aborted, left = ask(engine, ENDLESS), ask(engine, ENDLESS, abort), None
         assert next(neighbour).token_count == next(aborted).token_count == 1
         left = ask(engine, ENDLESS)
@@ -110,7 +111,7 @@ def test_an_error_of_the_served_engine_keeps_its_kind(slow: Any) -> None:
 
 def test_a_silent_server_is_left_at_the_abort_and_after_silence_s(slow: Any) -> None:
     with connected(slow.endpoint, silence_s=1.0) as engine:
-        abort = threading.Event()
+        abort = Abort()
         timer = threading.Timer(0.2, abort.set)
         timer.start()
         assert list(ask(engine, "[[wait=60]]", abort)) == []

@@ -17,6 +17,7 @@ import pytest
 from turnmill.schemas.errors import EngineDied, EngineFailure
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Lane, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.engines.registry import create_engine
 
@@ -67,11 +68,11 @@ def generate(
     text: str = STORY,
     max_tokens: int = 8,
     lane: Lane = Lane.INTERACTIVE,
-    abort: threading.Event | None = None,
+    abort: Abort | None = None,
 ) -> Iterator[Chunk]:
     params = GenerationParams(temperature=0, max_tokens=max_tokens).over(DEFAULT_PARAMS)
     prompt = Prompt((Message(role=Role.USER, content=text),), lane=lane)
-    return engine.generate(prompt, params, abort or threading.Event())
+    return engine.generate(prompt, params, abort or Abort())
 
 
 def children(pid: int) -> list[psutil.Process]:
@@ -171,7 +172,7 @@ def test_running_turns_go_on_while_a_long_prompt_is_computed(engine: Engine, lan
 def test_a_turn_that_waits_for_a_slot_can_be_aborted(engine: Engine) -> None:
     running = generate(engine, max_tokens=300, lane=Lane.BATCH)
     next(running)
-    abort = threading.Event()
+    abort = Abort()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(list, generate(engine, lane=Lane.BATCH, abort=abort))
         abort.set()

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from turnmill.schemas.errors import (
 )
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.batching import BatchingEngine, TextSide
 from turnmill.workers.engines.chat_template import ChatTemplate
@@ -117,12 +117,10 @@ def children() -> list[psutil.Process]:
     return psutil.Process().children()
 
 
-def ask(
-    engine: BatchingEngine, text: str, abort: threading.Event | None = None, limit: int = 900
-) -> str:
+def ask(engine: BatchingEngine, text: str, abort: Abort | None = None, limit: int = 900) -> str:
     prompt = Prompt((Message(role=Role.USER, content=text),))
     params = GenerationParams(stop=("zzzz", "yyyy"), max_tokens=limit).over(DEFAULT_PARAMS)
-    return "".join(c.text for c in engine.generate(prompt, params, abort or threading.Event()))
+    return "".join(c.text for c in engine.generate(prompt, params, abort or Abort()))
 
 
 @pytest.mark.parametrize(("letter", "reason"), [("#", "device lost"), ("$", "was killed")])
@@ -152,7 +150,7 @@ def test_tokens_outside_the_vocabulary_never_reach_the_batch(engine: BatchingEng
 
 
 def test_an_abort_reaches_a_turn_that_has_no_token_yet(engine: BatchingEngine) -> None:
-    abort = threading.Event()
+    abort = Abort()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(ask, engine, "silence: ", abort)
         assert not waiting.done()
@@ -163,7 +161,7 @@ def test_an_abort_reaches_a_turn_that_has_no_token_yet(engine: BatchingEngine) -
 def test_an_abort_does_not_wait_for_the_step_that_lasts(
     engine: BatchingEngine, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
-    gate, abort = tmp_path / "gate", threading.Event()
+    gate, abort = tmp_path / "gate", Abort()
     gate.touch()
     prompt = Prompt((Message(role=Role.USER, content=f"{gate}@"),))
     chunks = engine.generate(prompt, DEFAULT_PARAMS, abort)
@@ -189,7 +187,7 @@ def test_what_the_batch_logs_is_logged_here(
 def test_closing_ends_running_turns(engine: BatchingEngine) -> None:
     with ThreadPoolExecutor(1) as pool:
         prompt = Prompt((Message(role=Role.USER, content="a"),))
-        chunks = engine.generate(prompt, DEFAULT_PARAMS, threading.Event())
+        chunks = engine.generate(prompt, DEFAULT_PARAMS, Abort())
         next(chunks)
         pool.submit(engine.close).result(timeout=30)
         with pytest.raises(EngineUnavailable):

@@ -8,6 +8,7 @@ import pytest
 from turnmill.schemas.errors import EngineDied, EngineFailure, EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.echo import EchoEngine
 
@@ -16,7 +17,7 @@ def say(text: str, engine: EchoEngine | None = None, prefix: str = "", seed: int
     engine = engine or EchoEngine(EngineSettings(name="echo"))
     prompt = Prompt((Message(role=Role.USER, content=text),), prefix)
     params = GenerationParams(seed=seed).over(DEFAULT_PARAMS)
-    return "".join(chunk.text for chunk in engine.generate(prompt, params, threading.Event()))
+    return "".join(chunk.text for chunk in engine.generate(prompt, params, Abort()))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_a_seed_decides_which_turns_fail() -> None:
 
 
 def test_an_abort_ends_a_wait_at_once() -> None:
-    abort = threading.Event()
+    abort = Abort()
     prompt = Prompt((Message(role=Role.USER, content="[[wait=60]] late"),))
     chunks = EchoEngine(EngineSettings(name="echo")).generate(prompt, DEFAULT_PARAMS, abort)
     threading.Timer(0.05, abort.set).start()

@@ -1,12 +1,12 @@
 """The pool over replicas: who gets a turn, and where a turn goes whose replica fails."""
 
 from collections.abc import Callable, Iterator
-from threading import Event
 
 import pytest
 
 from turnmill.schemas.errors import ContextOverflow, EngineUnavailable
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.replicas import FAILURES_TO_OPEN, OPEN_S, ReplicaPool
 
@@ -31,7 +31,7 @@ class CountingReplica:
         if not self.is_ready:
             raise EngineUnavailable("it does not answer")
 
-    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         self.asked.append((prompt.prefix, params.max_tokens))
         begin = next(n for n in range(5) if "".join(WORDS[:n]) == prompt.prefix)
         for count, word in enumerate(WORDS[begin:]):
@@ -87,7 +87,7 @@ def make_pool(replicas: list[CountingReplica], clock: Clock) -> Iterator[MakePoo
 def generate(
     pool: ReplicaPool[CountingReplica], params: GenerationParams = PARAMS, prompt_tokens: int = 5
 ) -> Iterator[Chunk]:
-    return pool.generate(PROMPT, params, Event(), prompt_tokens=prompt_tokens)
+    return pool.generate(PROMPT, params, Abort(), prompt_tokens=prompt_tokens)
 
 
 def say(pool: ReplicaPool[CountingReplica]) -> str:
@@ -246,7 +246,7 @@ def test_a_question_is_put_to_another_replica_too(
 def test_an_aborted_turn_is_not_tried_elsewhere(
     make_pool: MakePool, replicas: list[CountingReplica]
 ) -> None:
-    abort = Event()
+    abort = Abort()
     chunks = make_pool().generate(PROMPT, PARAMS, abort, prompt_tokens=5)
     next(chunks)
     abort.set()

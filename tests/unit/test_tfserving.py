@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from turnmill.schemas.errors import EngineFailure, EngineUnavailable, SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.local_tokenizer import LocalTokenizer
 from turnmill.workers.engines.tfserving import TFServingServer
@@ -134,7 +135,7 @@ def server(script: Script, tokenizer: LocalTokenizer, **settings: Any) -> TFServ
 
 def reply(one: TFServingServer, prefix: str = "", **params: Any) -> list[Chunk]:
     prompt = Prompt((Message(role=Role.USER, content="hello"),), prefix)
-    return list(one.generate(prompt, PARAMS.model_copy(update=params), Event()))
+    return list(one.generate(prompt, PARAMS.model_copy(update=params), Abort()))
 
 
 def text_of(chunks: list[Chunk]) -> str:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from threading import Event
 from typing import Protocol
 
 from turnmill.schemas.turns import FinishReason, GenerationParams, Lane, Message
+from turnmill.workers.abort import Abort
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Engine(Protocol):
         """Tokens of the messages as rendered for the model, the reply's opening included."""
         ...
 
-    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         """Yield the reply piece by piece; the last chunk carries finish_reason and usage.
 
         `params` is complete (nothing but the seed is None). Once `abort` is set the

@@ -7,13 +7,14 @@ which turns tokens into text: a turn that cannot be decoded harms itself only.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from threading import Event, Lock
+from threading import Lock
 
 import structlog
 
 from turnmill.schemas.errors import ContextOverflow, EngineFailure, EngineUnavailable, TurnmillError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.chat_template import ChatTemplate
 from turnmill.workers.engines.scheduling import Facts, Generation, Scheduler, Token
@@ -78,7 +79,7 @@ class BatchingEngine:
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return len(_encode(self._loaded(), Prompt(tuple(messages))))
 
-    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         model = self._loaded()
         prompt_ids = _encode(model, prompt)
         window = model.facts.context_window
@@ -90,12 +91,16 @@ class BatchingEngine:
                 param="messages",
             )
         limit = min(params.max_tokens or room, room)
-        generation = Generation(prompt_ids, limit, params, abort, prompt.lane)
+        generation = Generation(prompt_ids, limit, params, prompt.lane)
         model.scheduler.submit(generation)
         # A text that goes on is decoded after what was there; a new one begins without a space.
         detokenizer = Detokenizer(model.text.decode, prompt_ids[-1:] if prompt.prefix else ())
         stops = StopFilter(params.stop, prompt.prefix)
-        yield from _read_chunks(generation, detokenizer, stops)
+        try:
+            with abort.telling(lambda: generation.events.put(None)):
+                yield from _read_chunks(generation, abort, detokenizer, stops)
+        finally:
+            model.scheduler.give_up(generation)
 
     def close(self) -> None:
         if self._model is not None:
@@ -163,26 +168,23 @@ def _encode(model: _Model, prompt: Prompt) -> list[int]:
 
 
 def _read_chunks(
-    generation: Generation, detokenizer: Detokenizer, stops: StopFilter
+    generation: Generation, abort: Abort, detokenizer: Detokenizer, stops: StopFilter
 ) -> Iterator[Chunk]:
     """The generation's tokens as text, until it ends or is aborted."""
-    try:
-        for chunk in to_chunks(_tokens(generation), detokenizer, stops):
-            if not chunk.finish_reason:
-                yield chunk
-                continue
-            prompt_tokens = len(generation.prompt_ids)
-            yield replace(
-                chunk, prompt_tokens=prompt_tokens, cached_tokens=generation.cached_tokens
+    for chunk in to_chunks(_tokens(generation, abort), detokenizer, stops):
+        if chunk.finish_reason:
+            chunk = replace(
+                chunk,
+                prompt_tokens=len(generation.prompt_ids),
+                cached_tokens=generation.cached_tokens,
             )
-    finally:
-        generation.is_abandoned = True
+        yield chunk
 
 
-def _tokens(generation: Generation) -> Iterator[Token]:
-    while not generation.abort.is_set():
+def _tokens(generation: Generation, abort: Abort) -> Iterator[Token]:
+    while not abort.is_set():
         token = generation.events.get()
-        if token is None or generation.abort.is_set():
+        if token is None or abort.is_set():
             return
         if isinstance(token, TurnmillError):
             raise token

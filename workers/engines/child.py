@@ -21,7 +21,7 @@ from importlib import import_module
 from itertools import count
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from threading import Event, Lock, Thread
+from threading import Lock, Thread
 from typing import Any
 
 import structlog
@@ -36,9 +36,6 @@ log = structlog.get_logger(__name__)
 
 #: How long a child that was told to end may take before it is killed.
 SHUTDOWN_S = 5.0
-
-#: How often turns that nobody wants any more are looked for while a step lasts, seconds.
-SWEEP_S = 0.02
 
 #: prctl(2): the signal that a process gets when the thread that started it has ended.
 PR_SET_PDEATHSIG = 1
@@ -130,6 +127,14 @@ class ChildScheduler:
             self._generations[turn.key] = generation
             self._send(turn)
 
+    def give_up(self, generation: Generation) -> None:
+        with self._lock:
+            for key, each in self._generations.items():
+                if each is generation:
+                    del self._generations[key]
+                    self._send(_Abort(key))
+                    return
+
     def close(self) -> None:
         self._refuse(EngineUnavailable("The engine is closed."))
         with self._lock:
@@ -148,9 +153,6 @@ class ChildScheduler:
             try:
                 self._start()
                 while True:
-                    # Told of an abort only when a step ends, the child has begun the next one.
-                    while not self._connection.poll(SWEEP_S):
-                        self._sweep()
                     self._take(self._connection.recv())
             except (EOFError, OSError) as error:
                 self._end(f"Its process {self._ending(error)}.")
@@ -184,22 +186,15 @@ class ChildScheduler:
 
     def _pass_on(self, news: _News) -> None:
         self._held = news.held
-        for key, event, cached_tokens in news.events:
-            generation = self._generations.get(key)
-            if generation is None:
-                continue
-            if not isinstance(event, Token) or event.finish_reason:
-                self._generations.pop(key)
-                generation.cached_tokens = cached_tokens
-            generation.events.put(event)
-        self._sweep()
-
-    def _sweep(self) -> None:
         with self._lock:
-            unwanted = [key for key, each in self._generations.items() if each.is_unwanted]
-            for key in unwanted:
-                self._send(_Abort(key))
-                self._generations.pop(key).events.put(None)
+            for key, event, cached_tokens in news.events:
+                generation = self._generations.get(key)
+                if generation is None:
+                    continue
+                if not isinstance(event, Token) or event.finish_reason:
+                    del self._generations[key]
+                    generation.cached_tokens = cached_tokens
+                generation.events.put(event)
 
     def _end(self, reason: str) -> None:
         """Tell everyone, the first time that it is called."""
@@ -257,12 +252,12 @@ class Child:
             if isinstance(message, _Turn):
                 self._admit(message)
             elif generation := self._generations.get(message.key):
-                generation.abort.set()
+                generation.is_unwanted = True
             timeout_s = 0.0
         return True
 
     def _admit(self, turn: _Turn) -> None:
-        generation = Generation(turn.prompt_ids, turn.limit, turn.params, Event(), turn.lane)
+        generation = Generation(turn.prompt_ids, turn.limit, turn.params, turn.lane)
         self._generations[turn.key] = generation
         try:
             self._batch.admit(generation)

@@ -24,6 +24,7 @@ from threading import Event
 from turnmill.schemas.errors import ContextOverflow, EngineDied, EngineFailure, EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.text import StopFilter
 
@@ -64,7 +65,7 @@ class EchoEngine:
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return sum(len(message.content.split()) for message in messages)
 
-    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         if self._is_closed:
             raise EngineUnavailable("The engine is closed.")
         prompt_tokens = self.count_tokens(prompt.messages) + len(prompt.prefix.split())
@@ -94,7 +95,7 @@ class EchoEngine:
         words: list[str],
         limit: int,
         stops: StopFilter,
-        abort: Event,
+        abort: Abort,
         prompt_tokens: int,
     ) -> Iterator[Chunk]:
         finish: FinishReason = "length" if len(words) > limit else "stop"

@@ -9,21 +9,20 @@ import json
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from queue import Empty, SimpleQueue
-from threading import Event, Lock, Thread
+from queue import SimpleQueue
+from threading import Lock, Thread
 from typing import Any, TypeVar
 
 import httpx
 
 from turnmill.schemas.errors import EngineUnavailable, TurnmillError
+from turnmill.workers.abort import Abort
 
 #: Seconds to connect; and for answers that need no model.
 CONNECT_S = 3.0
 SHORT_S = 5.0
 #: Servers close idle connections after 5 s; a turn must not meet one that is being closed.
 KEEP_ALIVE_S = 2.0
-#: How often a reader who waits looks whether its turn is still wanted.
-POLL_S = 0.02
 #: Bodies of answers that are read whole.
 MAX_BODY_BYTES = 1 << 20
 
@@ -60,7 +59,7 @@ class HTTPFront:
         """As `get`."""
         return self._wait(self._whole("POST", path, body))
 
-    def stream(self, path: str, body: dict[str, Any], abort: Event) -> Iterator[bytes]:
+    def stream(self, path: str, body: dict[str, Any], abort: Abort) -> Iterator[bytes]:
         """The bytes of an event stream as they come; ends early once `abort` is set.
 
         Raises:
@@ -70,16 +69,11 @@ class HTTPFront:
         events: SimpleQueue[bytes | TurnmillError | None] = SimpleQueue()
         task = self._submit(self._pass_on(path, body, events))
         try:
-            while not abort.is_set():
-                try:
-                    event = events.get(timeout=POLL_S)
-                except Empty:
-                    continue
-                if event is None:
-                    return
-                if isinstance(event, TurnmillError):
-                    raise event
-                yield event
+            with abort.telling(lambda: events.put(None)):
+                while (event := events.get()) is not None and not abort.is_set():
+                    if isinstance(event, TurnmillError):
+                        raise event
+                    yield event
         finally:
             task.cancel()
 

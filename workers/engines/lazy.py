@@ -4,9 +4,10 @@ The quarantine worker hardly ever has one; until then it costs no memory for a m
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from threading import Event, Lock
+from threading import Lock
 
 from turnmill.schemas.turns import GenerationParams, Message
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 
 
@@ -36,7 +37,7 @@ class LazyEngine:
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return self._started().count_tokens(messages)
 
-    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         return self._started().generate(prompt, params, abort)
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ https://platform.openai.com/docs/api-reference/chat-streaming
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from threading import Event
 from typing import Any
 
 from turnmill.schemas.errors import (
@@ -19,6 +18,7 @@ from turnmill.schemas.errors import (
 )
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.http_front import HTTPFront
 from turnmill.workers.engines.remote import CHARACTERS_PER_TOKEN, RemoteEngine
@@ -120,7 +120,7 @@ class OpenAIServer:
         """Exact where the server counts for others (vLLM); else guessed by the characters."""
         return self._count(Prompt(tuple(messages)))
 
-    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         if prompt.prefix and not self._dialect.continues:
             raise EngineUnavailable("it cannot go on after the beginning of a reply")
         if abort.is_set():
@@ -198,7 +198,7 @@ class OpenAIServer:
         text = sum(len(each.content) for each in prompt.messages) + len(prompt.prefix)
         return max(1, text // CHARACTERS_PER_TOKEN)
 
-    def _events(self, body: dict[str, Any], abort: Event) -> Iterator[bytes]:
+    def _events(self, body: dict[str, Any], abort: Abort) -> Iterator[bytes]:
         if self._takes_stream_options:
             options = {"include_usage": True}
             if self._dialect.counts_chunks:
@@ -212,7 +212,7 @@ class OpenAIServer:
             self._takes_stream_options = False
         yield from self._stream(body, abort)
 
-    def _stream(self, body: dict[str, Any], abort: Event) -> Iterator[bytes]:
+    def _stream(self, body: dict[str, Any], abort: Abort) -> Iterator[bytes]:
         reader = EventReader()
         for data in self._http.stream(COMPLETIONS, body, abort):
             yield from reader.push(data)

@@ -1,7 +1,6 @@
 """What the engines that ask servers have in common: replicas of one model behind one pool."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from threading import Event
 from typing import Protocol
 
 import structlog
@@ -9,6 +8,7 @@ import structlog
 from turnmill.schemas.errors import EngineUnavailable, SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.replicas import Replica, ReplicaPool
 
@@ -87,7 +87,7 @@ class RemoteEngine:
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return self._running().call(lambda server: server.count_tokens(messages))
 
-    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         tokens = sum(len(each.content) for each in prompt.messages) // CHARACTERS_PER_TOKEN
         return self._running().generate(prompt, params, abort, prompt_tokens=tokens)
 

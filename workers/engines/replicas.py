@@ -16,6 +16,7 @@ import structlog
 
 from turnmill.schemas.errors import EngineUnavailable, TurnmillError
 from turnmill.schemas.turns import GenerationParams
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 
 log = structlog.get_logger(__name__)
@@ -40,7 +41,7 @@ class Replica(Protocol):
         """Return within a few seconds if it is ready. Raises `EngineUnavailable` if it is not."""
         ...
 
-    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         """As `Engine.generate`."""
         ...
 
@@ -187,7 +188,7 @@ class ReplicaPool(Generic[ReplicaT]):
                 return result
 
     def generate(
-        self, prompt: Prompt, params: GenerationParams, abort: Event, *, prompt_tokens: int
+        self, prompt: Prompt, params: GenerationParams, abort: Abort, *, prompt_tokens: int
     ) -> Iterator[Chunk]:
         """As `Engine.generate`; `prompt_tokens`, roughly, is what the turn weighs in balancing.
 
@@ -216,7 +217,7 @@ class ReplicaPool(Generic[ReplicaT]):
         for thread in self._threads:
             thread.join()
 
-    def _read(self, debt: _Debt[ReplicaT], progress: _Progress, abort: Event) -> Iterator[Chunk]:
+    def _read(self, debt: _Debt[ReplicaT], progress: _Progress, abort: Abort) -> Iterator[Chunk]:
         before = progress.token_count
         prompt, params = progress.rest()
         for chunk in debt.member.replica.generate(prompt, params, abort):

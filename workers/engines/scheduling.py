@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from threading import Event
 from typing import Protocol
 
 from turnmill.schemas.errors import TurnmillError
@@ -27,18 +26,13 @@ class Generation:
     #: Tokens to generate, at most.
     limit: int
     params: GenerationParams
-    abort: Event
     lane: Lane = Lane.INTERACTIVE
     #: From the scheduler to the waiting thread; an error or None is the last one.
     events: "SimpleQueue[Token | TurnmillError | None]" = field(default_factory=SimpleQueue)
     #: Tokens of the prompt that the batch did not compute again; known with the last token.
     cached_tokens: int = 0
-    #: The waiting thread has gone, or has all it wants.
-    is_abandoned: bool = False
-
-    @property
-    def is_unwanted(self) -> bool:
-        return self.is_abandoned or self.abort.is_set()
+    #: Nobody waits for tokens any more: it leaves the batch before the next step.
+    is_unwanted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +63,10 @@ class Scheduler(Protocol):
 
     def submit(self, generation: Generation) -> None:
         """Raises `EngineUnavailable` once it is closed, `EngineDied` once it has died."""
+        ...
+
+    def give_up(self, generation: Generation) -> None:
+        """Nobody waits for it any more; nothing to one that has ended."""
         ...
 
     def close(self) -> None:

@@ -13,12 +13,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from turnmill.schemas.errors import ContextOverflow, EngineFailure, SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.batching import to_chunks
 from turnmill.workers.engines.local_tokenizer import LocalTokenizer
@@ -80,7 +80,7 @@ class TFServingServer:
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return self._encode(self._known_signature(), Prompt(tuple(messages))).token_count
 
-    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         signature = self._known_signature()
         asked = self._encode(signature, prompt)
         room = self.context_window() - asked.token_count
@@ -137,7 +137,7 @@ class TFServingServer:
         asked: "_Asked",
         limit: int,
         params: GenerationParams,
-        abort: Event,
+        abort: Abort,
     ) -> Iterator[Token]:
         reply: list[int] = []
         seed = os.urandom(8) if params.seed is None else params.seed.to_bytes(8, "little")

@@ -7,9 +7,8 @@ it, so that a turn can leave a server that says nothing.
 
 import itertools
 import queue
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from threading import Event, Lock, Thread
+from threading import Lock, Thread
 from typing import Any
 
 import grpc
@@ -19,6 +18,7 @@ from tritonclient.grpc import service_pb2 as pb
 from turnmill.schemas.errors import EngineUnavailable, SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.remote import RemoteEngine
 from turnmill.workers.engines.triton_errors import translated
@@ -38,8 +38,6 @@ from turnmill.workers.engines.triton_wire import (
 _SERVICE = "/inference.GRPCInferenceService/"
 #: Errors end a stream with a status, as anywhere in gRPC, and do not come as a text within it.
 _ERRORS_AS_STATUS = ("triton_grpc_error", "true")
-#: How often an abort is looked for while no chunk comes.
-ABORT_CHECK_S = 0.02
 #: Health checks are answered at once or not at all.
 CHECK_TIMEOUT_S = 3.0
 CHANNEL_OPTIONS = (
@@ -120,7 +118,7 @@ class TritonServer:
         asked = {"action": "count_tokens", "messages": encode_messages(messages)}
         return self._last(asked).chunk.prompt_tokens
 
-    def generate(self, prompt: Prompt, params: GenerationParams, abort: Event) -> Iterator[Chunk]:
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         for answered in self._ask(encode_prompt(prompt, params), abort):
             yield answered.chunk
 
@@ -140,22 +138,23 @@ class TritonServer:
         return f"the model '{self._model}'{version}"
 
     def _last(self, values: Mapping[str, Value]) -> Answered:
-        answers = list(self._ask(values, Event()))
+        answers = list(self._ask(values, Abort()))
         if not answers:
             raise EngineUnavailable("it ended the stream without an answer")
         return answers[-1]
 
-    def _ask(self, values: Mapping[str, Value], abort: Event) -> Iterator[Answered]:
+    def _ask(self, values: Mapping[str, Value], abort: Abort) -> Iterator[Answered]:
         """What the model answers; silence, or the stream's end, is the reader's to judge."""
         if abort.is_set():
             return
         stream = self._begin(values)
         is_last = False
         try:
-            while not is_last and (response := stream.next(abort, self._silence_s)) is not None:
-                answered = _answered(response)
-                is_last = answered.chunk.finish_reason is not None
-                yield answered
+            with abort.telling(stream.wake):
+                while not is_last and (response := stream.next(abort, self._silence_s)) is not None:
+                    answered = _answered(response)
+                    is_last = answered.chunk.finish_reason is not None
+                    yield answered
         finally:
             # Its thread reads the end that is about to come. To cancel a stream just then has
             # brought a Triton (2.51) down.
@@ -223,24 +222,25 @@ class _Stream(Thread):
             self._forget(self)
             self._came.put(end)
 
-    def next(self, abort: Event, silence_s: float) -> Any:
+    def next(self, abort: Abort, silence_s: float) -> Any:
         """The next response; None after the last, and once `abort` is set.
 
         Raises:
             TurnmillError: the stream ended with it, or nothing came for `silence_s` seconds.
         """
-        deadline = time.monotonic() + silence_s
-        while not abort.is_set():
-            try:
-                came = self._came.get(timeout=ABORT_CHECK_S)
-            except queue.Empty:
-                if time.monotonic() > deadline:
-                    raise EngineUnavailable(f"it said nothing for {silence_s:g} s") from None
-                continue
-            if isinstance(came, grpc.RpcError):
-                raise translated(came)
-            return came
-        return None
+        try:
+            came = self._came.get(timeout=silence_s)
+        except queue.Empty:
+            raise EngineUnavailable(f"it said nothing for {silence_s:g} s") from None
+        if abort.is_set():
+            return None
+        if isinstance(came, grpc.RpcError):
+            raise translated(came)
+        return came
+
+    def wake(self) -> None:
+        """Who waits for a response looks at the abort."""
+        self._came.put(None)
 
     def cancel(self) -> None:
         """Tell the server that nobody waits any more; nothing to it if the stream has ended."""

@@ -25,6 +25,7 @@ from turnmill.schemas.errors import (
 )
 from turnmill.schemas.logs import configure_logging
 from turnmill.schemas.settings import EngineSettings, load_settings
+from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk
 from turnmill.workers.engines.registry import create_engine
 from turnmill.workers.engines.triton_wire import (
@@ -101,7 +102,7 @@ class ServedModel:
             log.exception("turn.failed")
             turn.end(EngineFailure("The served engine failed; its log says more."))
 
-    def _answer(self, asked: Asked, abort: Event) -> Iterator[Answered]:
+    def _answer(self, asked: Asked, abort: Abort) -> Iterator[Answered]:
         window = self._engine.context_window
         if asked.action == "describe":
             yield Answered(Chunk("", finish_reason="stop"), window)
@@ -161,7 +162,7 @@ class _Turn:
         # Triton forgets a request with its last response: to ask about it then would crash it.
         self._lock = Lock()
         self._is_ended = False
-        self.abort = Event()
+        self.abort = Abort()
 
     def check_cancelled(self) -> None:
         with self._lock:

@@ -36,9 +36,8 @@ LAST = 1
 #: One slot in so many is kept free of the batch lane.
 RESERVED_SHARE = 8
 
-#: How often turns that nobody wants any more are looked for while they get no token, and
-#: whether vLLM is still alive.
-SWEEP_S = 0.02
+#: How often is looked whether vLLM is still alive.
+LOOK_S = 0.1
 
 #: How long its processes may take to end by themselves.
 SHUTDOWN_S = 1.0
@@ -87,6 +86,10 @@ class VLLMFront:
                 raise self._refusal()
             self._loop.call_soon_threadsafe(self._begin, generation)
 
+    def give_up(self, generation: Generation) -> None:
+        with suppress(RuntimeError):  # its loop is closed already
+            self._loop.call_soon_threadsafe(self._cancel, generation)
+
     def close(self) -> None:
         with suppress(RuntimeError):  # its loop is closed already
             self._loop.call_soon_threadsafe(self._is_closing.set)
@@ -106,9 +109,9 @@ class VLLMFront:
         self._started.set_result(self._llm)
         try:
             while not self._is_closing.is_set():
-                self._sweep()
+                self._look()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._is_closing.wait(), SWEEP_S)
+                    await asyncio.wait_for(self._is_closing.wait(), LOOK_S)
         finally:
             self._end(EngineUnavailable)
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -116,10 +119,11 @@ class VLLMFront:
                 handler.cancel()  # or it would report its own end as a failure
             await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_S)
 
-    def _sweep(self) -> None:
-        for generation, task in self._tasks.items():
-            if generation.is_unwanted:
-                task.cancel()
+    def _cancel(self, generation: Generation) -> None:
+        if task := self._tasks.get(generation):
+            task.cancel()
+
+    def _look(self) -> None:
         if self._llm.errored and not self._refusal:
             log.error("engine.died")
             self._end(EngineDied)
@@ -146,8 +150,7 @@ class VLLMFront:
             async with AsyncExitStack() as stack:
                 if generation.lane is not Lane.INTERACTIVE:
                     await stack.enter_async_context(self._batch_room)
-                if not generation.is_unwanted:
-                    await self._pass_on(generation)
+                await self._pass_on(generation)
         except VLLMClientError as error:
             end = EngineFailure(f"The engine refuses the turn: {error}")
         except EngineDeadError:
@@ -169,8 +172,6 @@ class VLLMFront:
                 generation.cached_tokens = output.num_cached_tokens or 0
                 for token in _new_tokens(output):
                     generation.events.put(token)
-                if generation.is_unwanted:
-                    return
 
 
 def _sampling(generation: Generation) -> SamplingParams:
