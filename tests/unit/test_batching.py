@@ -65,15 +65,16 @@ class LetterBatch:
         for generation in self.generations:
             if generation.prompt_ids[-1] == ord("@") and self.steps:
                 wait_while_exists("".join(map(chr, generation.prompt_ids[:-1])))
-            if generation.is_unwanted:
-                generation.events.put(None)
-            elif generation.prompt_ids[-1] != ord(" "):
+            if generation.prompt_ids[-1] != ord(" "):
                 reason = "length" if generation.limit == 1 else None
                 generation.events.put(Token(generation.prompt_ids[-1], reason))
         self.steps += 1
-        self.generations = [
-            each for each in self.generations if each.limit > 1 and not each.is_unwanted
-        ]
+        self.generations = [each for each in self.generations if each.limit > 1]
+
+    def drop_unwanted(self) -> None:
+        for generation in [each for each in self.generations if each.is_unwanted]:
+            generation.events.put(None)
+            self.generations.remove(generation)
 
 
 def wait_while_exists(path: str) -> None:

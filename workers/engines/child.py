@@ -245,6 +245,7 @@ class Child:
     def _read(self) -> bool:
         """Take in what has come; wait while there is nothing to do. False at the end."""
         timeout_s = 0.0 if self._batch.is_busy else None
+        has_unwanted = False
         while self._connection.poll(timeout_s):
             message = self._connection.recv()
             if message is None:
@@ -252,8 +253,12 @@ class Child:
             if isinstance(message, _Turn):
                 self._admit(message)
             elif generation := self._generations.get(message.key):
-                generation.is_unwanted = True
+                generation.is_unwanted = has_unwanted = True
             timeout_s = 0.0
+        if has_unwanted:
+            # Said before the step: what they held is free now, and not when it ends.
+            self._batch.drop_unwanted()
+            self._connection.send(self._news())
         return True
 
     def _admit(self, turn: _Turn) -> None:

@@ -8,6 +8,7 @@ import itertools
 import math
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,6 +38,12 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 import openvino_genai  # noqa: E402
 
 STATUS = openvino_genai.GenerationStatus
+
+#: So long after an interactive turn came, more of them are expected, seconds.
+EXPECTED_S = 10.0
+#: Meanwhile the batch lane gets all slots but one in so many: an interactive turn waits for the end
+#: of one step and for another of its own, and each running turn makes both of them longer.
+RESERVED_SHARE = 4
 
 
 class OpenVINOEngine(BatchingEngine):
@@ -111,6 +118,7 @@ class OpenVINOBatch:
         self._waiting: list[Request] = []
         self._running: list[Request] = []
         self._arrivals = 0
+        self._last_interactive_at = float("-inf")
         # Never the turn's own id: the same turn may come again while it is still here.
         self._ids = itertools.count()
 
@@ -124,11 +132,14 @@ class OpenVINOBatch:
         return {"turns": turns, "pipeline": self._pipeline.has_non_finished_requests()}
 
     def admit(self, generation: Generation) -> None:
-        self._wait(Request(generation, self._arrivals))
+        request = Request(generation, self._arrivals)
         self._arrivals += 1
+        if request.is_interactive:
+            self._last_interactive_at = time.monotonic()
+        self._wait(request)
 
     def step(self) -> None:
-        self._drop_unwanted()
+        self.drop_unwanted()
         self._join_waiting()
         self._pipeline.step()
         for request in list(self._running):
@@ -138,7 +149,7 @@ class OpenVINOBatch:
         self._waiting.append(request)
         self._waiting.sort(key=attrgetter("rank"))
 
-    def _drop_unwanted(self) -> None:
+    def drop_unwanted(self) -> None:
         for request in [each for each in self._running if each.generation.is_unwanted]:
             self._leave(request).cancel()
             request.generation.events.put(None)
@@ -153,7 +164,7 @@ class OpenVINOBatch:
         has_joined = False
         while self._waiting:
             first = self._waiting[0]
-            if has_joined and not first.is_interactive:
+            if not first.is_interactive and (has_joined or not self._has_batch_room()):
                 return
             if len(self._running) >= self._max_slots:
                 last = max(self._running, key=attrgetter("rank"))
@@ -168,6 +179,12 @@ class OpenVINOBatch:
                 failure = EngineFailure(f"The engine refuses the turn: {error}")
                 first.generation.events.put(failure)
             has_joined = True
+
+    def _has_batch_room(self) -> bool:
+        expects_others = time.monotonic() - self._last_interactive_at < EXPECTED_S
+        reserved = self._max_slots // RESERVED_SHARE if expects_others else 0
+        running = sum(not each.is_interactive for each in self._running)
+        return running < self._max_slots - reserved
 
     def _join(self, request: Request) -> None:
         generation = request.generation

@@ -91,6 +91,10 @@ class Batch(Protocol):
         """Take a turn in. What it raises fails this turn only."""
         ...
 
+    def drop_unwanted(self) -> None:
+        """No step computes anything for unwanted turns any more."""
+        ...
+
     def step(self) -> None:
         """Drop unwanted turns, generate a token for the others. What it raises ends the engine."""
         ...

@@ -121,22 +121,22 @@ class SlotBatch:
         self._wait(Slot(generation, generator, self._arrivals))
         self._arrivals += 1
 
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def step(self) -> None:
-        with torch.inference_mode():
-            self._drop_unwanted()
-            try:
-                # One or the other: who waits for the first token of a prompt does not wait for the
-                # others' next one.
-                if self._prefill_budget <= 0 or not self._prefill():
-                    self._decode()
-                    self._prefill_budget = self._limits.prefill_tokens
-                self._grow_back()
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._make_do_with_less(error)
-            if not self._slots:
-                self._rows.release()
+        self.drop_unwanted()
+        try:
+            # One or the other: who waits for the first token of a prompt does not wait for the
+            # others' next one.
+            if self._prefill_budget <= 0 or not self._prefill():
+                self._decode()
+                self._prefill_budget = self._limits.prefill_tokens
+            self._grow_back()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._make_do_with_less(error)
+        if not self._slots:
+            self._rows.release()
 
     # Joining and leaving
 
@@ -144,13 +144,16 @@ class SlotBatch:
         self._waiting.append(slot)
         self._waiting.sort(key=attrgetter("rank"))
 
-    def _drop_unwanted(self) -> None:
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def drop_unwanted(self) -> None:
         for slot in [*self._waiting, *self._slots]:
             if slot.generation.is_unwanted:
                 slot.generation.events.put(None)
                 slot.is_finished = True
         self._waiting = [slot for slot in self._waiting if not slot.is_finished]
         self._leave_finished()
+        if not self._slots:
+            self._rows.release()
 
     def _leave_finished(self) -> None:
         for slot in [slot for slot in self._slots if slot.is_finished]:

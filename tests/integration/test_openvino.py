@@ -1,0 +1,82 @@
+"""What the openvino engine does with the slots of its batch, step by step."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turnmill.schemas.settings import EngineSettings
+from turnmill.schemas.turns import GenerationParams, Lane
+from turnmill.workers.engines.scheduling import Generation
+
+openvino = pytest.importorskip("turnmill.workers.engines.openvino")
+
+MODELS_DIR = Path("~/.cache/turnmill/models").expanduser()
+SLOTS = 4
+
+
+@pytest.fixture
+def batch() -> Iterator[Any]:
+    settings = EngineSettings(name="openvino", models_dir=MODELS_DIR, max_batch_size=SLOTS)
+    batch = openvino.load_batch(settings)[0]
+    yield batch
+    while batch.is_busy:  # or the pipeline complains of what it lost
+        for request in (*batch._waiting, *batch._running):
+            request.generation.is_unwanted = True
+        batch.step()
+
+
+def admit(batch: Any, lane: Lane, count: int, limit: int = 500) -> list[Generation]:
+    turns = [
+        Generation(range(100 * n + 1, 100 * n + 21), limit, GenerationParams(temperature=0), lane)
+        for n in range(count)
+    ]
+    for turn in turns:
+        batch.admit(turn)
+    return turns
+
+
+def running_count(batch: Any, turns: Sequence[Generation]) -> int:
+    """How many of them a step generates a token for."""
+    before = [turn.events.qsize() for turn in turns]
+    batch.step()
+    return sum(turn.events.qsize() > count for turn, count in zip(turns, before, strict=True))
+
+
+def test_the_batch_lane_has_all_slots_while_nobody_else_comes(batch: Any) -> None:
+    backlog = admit(batch, Lane.BATCH, 6)
+    counts = [running_count(batch, backlog) for _ in range(6)]
+    assert counts == [1, 2, 3, 4, 4, 4], "one joins a step"
+
+
+def test_an_interactive_turn_gets_its_first_token_in_the_next_step(batch: Any) -> None:
+    backlog = admit(batch, Lane.BATCH, SLOTS)
+    while running_count(batch, backlog) < SLOTS:
+        pass
+    [asked] = admit(batch, Lane.INTERACTIVE, 1)
+    assert running_count(batch, [*backlog, asked]) == SLOTS, "one of the backlog is paused"
+    assert asked.events.qsize() == 1
+
+
+def test_a_slot_stays_free_while_interactive_turns_are_expected(
+    batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backlog = admit(batch, Lane.BATCH, 6)
+    while running_count(batch, backlog) < SLOTS:
+        pass
+    admit(batch, Lane.INTERACTIVE, 1, limit=1)
+    assert [running_count(batch, backlog) for _ in range(4)] == [SLOTS - 1] * 4
+    monkeypatch.setattr(openvino, "EXPECTED_S", 0.0)
+    assert running_count(batch, backlog) == SLOTS
+
+
+def test_no_step_computes_a_turn_that_was_dropped(batch: Any) -> None:
+    backlog = admit(batch, Lane.BATCH, 3)
+    while running_count(batch, backlog) < 3:
+        pass
+    backlog[0].is_unwanted = True
+    batch.drop_unwanted()
+    assert batch.held["turns"] == 2
+    batch.step()
+    assert batch._pipeline.get_metrics().scheduled_requests == 2
