@@ -121,8 +121,7 @@ def _ratios(name: str, result: EngineResult) -> Table:
 def _kept(shares: list[float]) -> str:
     if not shares:
         return ""
-    each = ", ".join(f"{share:.2f}" for share in shares)
-    return f"{statistics.median(shares):.2f} (median of {each})"
+    return f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
 
 
 def _growth(times: list[float]) -> str:
