@@ -128,8 +128,9 @@ def ask(engine: BatchingEngine, text: str, abort: Abort | None = None, limit: in
 def test_a_dead_batch_tells_everyone_and_takes_no_more(
     engine: BatchingEngine, letter: str, reason: str
 ) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        waiting = [pool.submit(ask, engine, each) for each in f"abc{letter}"]
+    # Many: those that were told leave while the rest still is.
+    with ThreadPoolExecutor(40) as pool:
+        waiting = [pool.submit(ask, engine, each) for each in f"{'abc' * 13}{letter}"]
         for each in waiting:
             with pytest.raises(EngineUnavailable):
                 each.result(timeout=30)

@@ -203,8 +203,10 @@ class ChildScheduler:
         self._refuse(EngineDied(f"The engine has stopped after an error: {reason}"))
         if not self._facts.done():
             self._facts.set_exception(EngineFailure(f"The model cannot be loaded: {reason}"))
-        while self._generations:
-            _, generation = self._generations.popitem()
+        with self._lock:
+            told = list(self._generations.values())
+            self._generations.clear()
+        for generation in told:
             generation.events.put(self._error())
 
     def _refuse(self, refusal: EngineUnavailable) -> None:
