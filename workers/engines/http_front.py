@@ -68,6 +68,8 @@ class HTTPFront:
         """
         events: SimpleQueue[bytes | TurnmillError | None] = SimpleQueue()
         task = self._submit(self._pass_on(path, body, events))
+        # Cancelled before it has begun, it says nothing itself.
+        task.add_done_callback(lambda _: events.put(None))
         try:
             with abort.telling(lambda: events.put(None)):
                 while (event := events.get()) is not None and not abort.is_set():
