@@ -17,6 +17,7 @@ from rich.console import Console
 from tests.conftest import require_service
 from turnmill.benchmarks import gpu, measure, through
 from turnmill.benchmarks.aborts import AbortTime, abort_many
+from turnmill.benchmarks.ceiling import Ceiling
 from turnmill.benchmarks.engines import EngineResult, Results
 from turnmill.benchmarks.measure import percentile
 from turnmill.benchmarks.report import WIDTH, Journal, plot, show
@@ -59,14 +60,22 @@ def test_each_turn_of_a_conversation_is_timed(result: EngineResult) -> None:
 def test_the_report_shows_draws_and_keeps_each_run(result: EngineResult, tmp_path: Path) -> None:
     peers = {"transformers' own manager": replace(result.forgetful, took_s=0.001)}
     results = Results(1, {"bfloat16": result.forgetful}, peers, {"transformers": result})
+    results.ceiling = Ceiling(flops=2e9, dtype="float32", token_flop=1.0, head_flop=1.0)
     text = io.StringIO()
     show(results, Console(file=text, width=WIDTH))
     rows = text.getvalue().splitlines()
     # Nothing is folded: what belongs together stands in one row.
     assert [row for row in rows if "transformers, in the system " in row and "0%" in row]
     assert [row for row in rows if "891,000.0" in row]
+    assert "Products of matrices: 2 GFLOP/s (float32)." in text.getvalue()
     plot(results, tmp_path / "rates.png")
     assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_ceiling_counts_what_is_computed_and_what_is_generated() -> None:
+    ceiling = Ceiling(flops=1e9, dtype="float32", token_flop=1e6, head_flop=1e6)
+    run = measure.Run(tokens=100, prompt_tokens=1_000, cached_tokens=200)
+    assert ceiling.tokens_per_s(run) == 100
 
 
 def test_a_run_that_is_cut_has_shown_and_kept_what_it_measured(

@@ -10,7 +10,9 @@ from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Lane
 from turnmill.workers.engines.scheduling import Generation
 
-openvino = pytest.importorskip("turnmill.workers.engines.openvino")
+openvino = pytest.importorskip(
+    "turnmill.workers.engines.openvino", reason="pip install 'turnmill[openvino]'"
+)
 
 MODELS_DIR = Path("~/.cache/turnmill/models").expanduser()
 SLOTS = 4
@@ -44,6 +46,11 @@ def running_count(batch: Any, turns: Sequence[Generation]) -> int:
     return sum(turn.events.qsize() > count for turn, count in zip(turns, before, strict=True))
 
 
+def fill(batch: Any, backlog: Sequence[Generation], count: int) -> None:
+    counts = [running_count(batch, backlog) for _ in range(count + 2)]
+    assert counts[-1] == count
+
+
 def test_the_batch_lane_has_all_slots_while_nobody_else_comes(batch: Any) -> None:
     backlog = admit(batch, Lane.BATCH, 6)
     counts = [running_count(batch, backlog) for _ in range(6)]
@@ -52,8 +59,7 @@ def test_the_batch_lane_has_all_slots_while_nobody_else_comes(batch: Any) -> Non
 
 def test_an_interactive_turn_gets_its_first_token_in_the_next_step(batch: Any) -> None:
     backlog = admit(batch, Lane.BATCH, SLOTS)
-    while running_count(batch, backlog) < SLOTS:
-        pass
+    fill(batch, backlog, SLOTS)
     [asked] = admit(batch, Lane.INTERACTIVE, 1)
     assert running_count(batch, [*backlog, asked]) == SLOTS, "one of the backlog is paused"
     assert asked.events.qsize() == 1
@@ -63,8 +69,7 @@ def test_a_slot_stays_free_while_interactive_turns_are_expected(
     batch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backlog = admit(batch, Lane.BATCH, 6)
-    while running_count(batch, backlog) < SLOTS:
-        pass
+    fill(batch, backlog, SLOTS)
     admit(batch, Lane.INTERACTIVE, 1, limit=1)
     assert [running_count(batch, backlog) for _ in range(4)] == [SLOTS - 1] * 4
     monkeypatch.setattr(openvino, "EXPECTED_S", 0.0)
@@ -73,8 +78,7 @@ def test_a_slot_stays_free_while_interactive_turns_are_expected(
 
 def test_no_step_computes_a_turn_that_was_dropped(batch: Any) -> None:
     backlog = admit(batch, Lane.BATCH, 3)
-    while running_count(batch, backlog) < 3:
-        pass
+    fill(batch, backlog, 3)
     backlog[0].is_unwanted = True
     batch.drop_unwanted()
     assert batch.held["turns"] == 2

@@ -36,7 +36,7 @@ LAST = 1
 #: One slot in so many is kept free of the batch lane.
 RESERVED_SHARE = 8
 
-#: How often is looked whether vLLM is still alive.
+#: How often a look tells whether vLLM is still alive.
 LOOK_S = 0.1
 
 #: How long its processes may take to end by themselves.
