@@ -26,6 +26,7 @@ def batch() -> Iterator[Any]:
     while batch.is_busy:  # or the pipeline complains of what it lost
         for request in (*batch._waiting, *batch._running):
             request.generation.is_unwanted = True
+        batch.drop_unwanted()
         batch.step()
 
 

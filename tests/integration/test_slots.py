@@ -127,6 +127,7 @@ def test_an_aborted_turn_leaves_its_slot_to_others() -> None:
     batch.step()
     batch.step()
     goes.is_unwanted = True
+    batch.drop_unwanted()
     run(batch, [])
     assert events_of(goes)[-1] is None
     assert len(tokens_of(stays)) == len(tokens_of(comes)) == 12

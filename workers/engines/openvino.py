@@ -139,7 +139,6 @@ class OpenVINOBatch:
         self._wait(request)
 
     def step(self) -> None:
-        self.drop_unwanted()
         self._join_waiting()
         self._pipeline.step()
         for request in list(self._running):

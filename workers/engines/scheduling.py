@@ -31,7 +31,7 @@ class Generation:
     events: "SimpleQueue[Token | TurnmillError | None]" = field(default_factory=SimpleQueue)
     #: Tokens of the prompt that the batch did not compute again; known with the last token.
     cached_tokens: int = 0
-    #: Nobody waits for tokens any more: it leaves the batch before the next step.
+    #: Nobody waits for tokens any more: `Batch.drop_unwanted` takes it out.
     is_unwanted: bool = False
 
 
@@ -96,5 +96,5 @@ class Batch(Protocol):
         ...
 
     def step(self) -> None:
-        """Drop unwanted turns, generate a token for the others. What it raises ends the engine."""
+        """Generate a token for each turn that has a slot. What it raises ends the engine."""
         ...

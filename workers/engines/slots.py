@@ -123,7 +123,6 @@ class SlotBatch:
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def step(self) -> None:
-        self.drop_unwanted()
         try:
             # One or the other: who waits for the first token of a prompt does not wait for the
             # others' next one.
