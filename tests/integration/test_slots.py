@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="pip install 'turnmill[transformers]
 transformers = pytest.importorskip("transformers", reason="pip install 'turnmill[transformers]'")
 slots = import_module("turnmill.workers.engines.slots")
 cpu_attention = import_module("turnmill.workers.engines.cpu_attention")
+cpu_linear = import_module("turnmill.workers.engines.cpu_linear")
 sampling = import_module("turnmill.workers.engines.sampling")
 
 SIZES = {
@@ -315,6 +316,23 @@ def test_shared_heads_that_are_not_written_out_answer_the_same(
     run(make_batch(make_model(kind), frozenset({2}), 4, 10_000, prefill_tokens=5), turns)
     assert [tokens_of(turn) for turn in turns] == plain_replies
     assert any(masked)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_packed_linear_layers_answer_the_same(kind: str) -> None:
+    model = make_model(kind)
+    packed_replies = [generation(ids) for ids in PROMPTS]
+    cpu_linear.pack_linears(model)
+    assert isinstance(model.lm_head, cpu_linear.PackedLinear)
+    run(make_batch(model, frozenset({2}), 4, 10_000), packed_replies)
+    plain_replies = [plain(make_model(kind), ids) for ids in PROMPTS]
+    assert [tokens_of(turn) for turn in packed_replies] == plain_replies
+
+
+def test_numbers_that_onednn_does_not_multiply_stay_as_they_are() -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 4, dtype=torch.float64))
+    cpu_linear.pack_linears(layers)
+    assert type(layers[0]) is torch.nn.Linear
 
 
 def test_the_nucleus_holds_the_likeliest_tokens_only() -> None:

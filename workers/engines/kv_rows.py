@@ -161,7 +161,7 @@ class Masks:
 
     def __init__(self, model: Any) -> None:
         config = model.config.get_text_config()
-        self._dtype = None if config._attn_implementation == "sdpa" else model.dtype
+        self._dtype = model.dtype
         window = getattr(config, "sliding_window", None)
         types = getattr(config, "layer_types", None) or [
             "sliding_attention" if window else "full_attention"
@@ -171,7 +171,10 @@ class Masks:
         }
 
     def for_tokens(self, positions: Any, width: int) -> Any:
-        """The 4D mask, or one for each type of layer, for tokens at `positions` [rows, new]."""
+        """The 4D mask, or one for each type of layer, for tokens at `positions` [rows, new].
+
+        Numbers to add, not what is visible: torch would turn that into them in each layer.
+        """
         masks = {
             kind: self._mask(positions, width, window) for kind, window in self._windows.items()
         }
@@ -183,8 +186,6 @@ class Masks:
         visible = columns <= last
         if window:
             visible &= columns > last - window
-        if self._dtype is None:
-            return visible
         mask = torch.zeros(visible.shape, dtype=self._dtype, device=positions.device)
         return mask.masked_fill_(~visible, torch.finfo(self._dtype).min)
 

@@ -10,6 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.engines.cpu_attention import share_heads
+from turnmill.workers.engines.cpu_linear import pack_linears
 from turnmill.workers.engines.hf_tokenizer import HFTokenizer
 from turnmill.workers.engines.kv_rows import works_in_rows
 from turnmill.workers.engines.scheduling import Batch, Facts
@@ -76,6 +77,8 @@ def _load_model(path: str, settings: EngineSettings) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=dtype, device_map={"": device}, **_quantization(settings, dtype)
     )
+    if device.type == "cpu" and not getattr(model, "is_quantized", False):
+        pack_linears(model)
     return model.eval()
 
 

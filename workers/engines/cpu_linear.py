@@ -1,0 +1,52 @@
+"""Linear layers on a CPU, their weights laid out once the way oneDNN multiplies them.
+
+A plain matrix is either laid out anew at each call or multiplied as it is, and for a handful of
+tokens (a step of a batch, and the last layer's large matrix above all) both take longer than the
+product. https://uxlfoundation.github.io/oneDNN/dev_guide_inner_product.html ("Data Layouts")
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class PackedLinear(nn.Module):  # type: ignore[misc]
+    """As the `nn.Linear` it takes the place of. `weight` is oneDNN's, to be multiplied only.
+
+    torch's compiler uses the same two operators, which have no public name.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, states: Any) -> Any:
+        """states: [..., in]; the result: [..., out]."""
+        return torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")
+
+
+def pack_linears(model: nn.Module) -> None:
+    """Replace the linear layers of a model on a CPU whose weights are not quantized.
+
+    They stay as they are where oneDNN does not multiply numbers of their type.
+    """
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.Linear and _can_pack(layer):
+                setattr(parent, name, PackedLinear(layer))
+
+
+def _can_pack(linear: nn.Linear) -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    match linear.weight.dtype:
+        case torch.float32:
+            return True
+        case torch.bfloat16:
+            return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        case torch.float16:
+            return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return False
