@@ -23,6 +23,9 @@ log = structlog.get_logger()
 #: The first text of a reply is shown this soon; shorter turns are settled without a chunk.
 FIRST_FLUSH_S = 0.03
 
+#: Turns that an engine answers together come one after the other, but are kept together.
+GATHER_S = 0.01
+
 #: Share-locking the turn orders this write before or after a takeover: what a fenced
 #: attempt writes too late is dropped, and what it wrote in time its successor continues.
 _KEEP = """
@@ -79,6 +82,9 @@ class Stream:
         self._flush_s = flush_s
         self._open: set[TurnStream] = set()
         self._lock = threading.Lock()
+        self._due = threading.Condition(self._lock)
+        #: When the thread looks again if nobody wakes it before.
+        self._wakes_at = math.inf
         #: One flush at a time; the next one takes what came meanwhile.
         self._flushing = threading.Lock()
         self._stopping = threading.Event()
@@ -88,7 +94,9 @@ class Stream:
         self._thread.start()
 
     def close(self) -> None:
-        self._stopping.set()
+        with self._due:
+            self._stopping.set()
+            self._due.notify()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
 
@@ -99,8 +107,12 @@ class Stream:
         return stream
 
     def add(self, stream: TurnStream, text: str, token_count: int) -> None:
-        with self._lock:
+        with self._due:
+            if not stream.pieces:
+                stream.due_at = max(stream.due_at, time.monotonic() + GATHER_S)
             stream.pieces.append((text, token_count))
+            if stream.due_at < self._wakes_at:
+                self._due.notify()
 
     def discard(self, stream: TurnStream) -> None:
         """Forget the stream; what is not kept yet will not be."""
@@ -134,7 +146,7 @@ class Stream:
                 due = [
                     stream
                     for stream in (self._open if streams is None else streams)
-                    if stream.pieces and (streams is not None or now >= stream.due_at)
+                    if stream.pieces and (streams is not None or now + GATHER_S >= stream.due_at)
                 ]
                 for stream in due:
                     stream.written = stream.written or len(stream.pieces)
@@ -168,8 +180,20 @@ class Stream:
             },
         )
 
+    def _wait_until_due(self) -> bool:
+        """Until there is text to keep; False: the stream is closed."""
+        with self._due:
+            while not self._stopping.is_set():
+                due = (stream.due_at for stream in self._open if stream.pieces)
+                self._wakes_at = min(due, default=math.inf)
+                left_s = self._wakes_at - time.monotonic()
+                if left_s <= 0:
+                    return True
+                self._due.wait(None if math.isinf(left_s) else left_s)
+            return False
+
     def _run(self) -> None:
-        while not self._stopping.wait(FIRST_FLUSH_S):
+        while self._wait_until_due():
             try:
                 self.flush()
             except DatabaseUnavailable as error:

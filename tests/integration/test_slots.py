@@ -258,6 +258,19 @@ def test_conversations_that_take_turns_alone_keep_what_is_theirs() -> None:
     assert batch.held["rows"] == 0
 
 
+@pytest.mark.parametrize(("most", "has_room"), [(10_000, True), (300, False)])
+def test_a_conversation_has_room_for_its_next_turn_before_that_comes(
+    most: int, has_room: bool
+) -> None:
+    batch = make_batch(make_model("llama"), frozenset(), 4, most)
+    turn = generation([*range(3, 90)])
+    for _ in range(2):
+        run(batch, [turn])
+        turn = generation([*turn.prompt_ids, *tokens_of(turn), *range(10, 80)])
+    assert (batch.held_tokens >= len(turn.prompt_ids) + turn.limit) is has_room
+    assert batch.held_tokens <= most
+
+
 def test_what_is_remembered_of_a_turn_that_was_alone_is_counted_with_its_room_to_grow() -> None:
     batch = make_batch(make_model("llama"), frozenset(), 4, 600)
     for start in range(3, 90, 10):

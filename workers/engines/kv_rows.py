@@ -67,14 +67,21 @@ class KVRows(Cache):  # type: ignore[misc]
         return states
 
     def attach(self, states: RowStates, columns: int) -> None:
-        """Go on in the memory of a row that was detached; nobody may have a row.
-
-        Where so many `columns` do not fit, it grows by a quarter at once: a conversation grows
-        with each of its turns, and each time all of it is moved.
+        """Go on in the memory of a row that was detached, which will soon have so many columns;
+        nobody may have a row.
         """
         for layer, (keys, values) in zip(self.layers, states, strict=True):
             layer.keys, layer.values = keys[None], values[None]
-            if columns > keys.shape[1]:
+        self.widen(columns)
+
+    def widen(self, columns: int) -> None:
+        """Have so many columns in the only row.
+
+        Where they do not fit, it grows by a quarter at once: a conversation grows with each of its
+        turns, and each time all of it is moved.
+        """
+        if columns > self.column_count:
+            for layer in self.layers:
                 layer.reserve(layer.keys, layer.values, 1, columns + columns // 4)
 
     def copy_in(self, row: int, states: RowStates, length: int, columns: int) -> None:

@@ -177,22 +177,34 @@ class SlotBatch:
 
     def _remember(self, row: int, slot: Slot) -> None:
         most, tokens = self._limits.max_cached_tokens, slot.tokens[: slot.computed]
+        if self._store.longest(tokens)[1] == len(tokens):
+            return
         # Nobody needs the memory of the only row any more: it is kept as it is.
         is_whole = len(self._slots) == self._rows.row_count == 1 and self._rows.column_count <= most
-        if is_whole:
-            room = most - self._rows.column_count
-        else:
-            room = most - len(self._slots) * self._width() - len(tokens)
-        if room < 0 or self._store.longest(tokens)[1] == len(tokens):
-            return
-        self._store.shrink_to(room)
         try:
+            if is_whole:
+                self._make_room_to_go_on(slot)
+                room = most - self._rows.column_count
+            else:
+                room = most - len(self._slots) * self._width() - len(tokens)
+            if room < 0:
+                return
+            self._store.shrink_to(room)
             states = self._rows.detach() if is_whole else self._rows.copy_out(row, len(tokens))
             self._store.add(tokens, states)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             self._store.shrink_to(0)
+
+    def _make_room_to_go_on(self, slot: Slot) -> None:
+        """For as much as this turn has added to its conversation, now that nobody waits: when the
+        next turn comes, its first token would wait for the row to be moved.
+        """
+        added = slot.computed - slot.generation.cached_tokens
+        columns = slot.computed + added + HEADROOM
+        if slot.generation.cached_tokens and 2 * columns <= self._limits.max_cached_tokens:
+            self._rows.widen(columns)
 
     def _pause(self, slot: Slot, *, remembers: bool) -> None:
         self._leave(slot, remembers=remembers)
