@@ -342,8 +342,8 @@ def test_packed_linear_layers_answer_the_same(kind: str) -> None:
     assert [tokens_of(turn) for turn in packed_replies] == plain_replies
 
 
-def test_numbers_that_onednn_does_not_multiply_stay_as_they_are() -> None:
-    layers = torch.nn.Sequential(torch.nn.Linear(4, 4, dtype=torch.float64))
+def test_linear_layers_in_16_bits_stay_as_they_are() -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 4, dtype=torch.bfloat16))
     cpu_linear.pack_linears(layers)
     assert type(layers[0]) is torch.nn.Linear
 
