@@ -180,7 +180,7 @@ class Masks:
     def for_tokens(self, positions: Any, width: int) -> Any:
         """The 4D mask, or one for each type of layer, for tokens at `positions` [rows, new].
 
-        Numbers to add, not what is visible: torch would turn that into them in each layer.
+        Numbers to add rather than booleans, which torch would turn into such in each layer.
         """
         masks = {
             kind: self._mask(positions, width, window) for kind, window in self._windows.items()

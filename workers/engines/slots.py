@@ -179,7 +179,7 @@ class SlotBatch:
         most, tokens = self._limits.max_cached_tokens, slot.tokens[: slot.computed]
         if self._store.longest(tokens)[1] == len(tokens):
             return
-        # Nobody needs the memory of the only row any more: it is kept as it is.
+        # Nobody needs the memory of the only row any more: it is kept itself, not a copy.
         is_whole = len(self._slots) == self._rows.row_count == 1 and self._rows.column_count <= most
         try:
             if is_whole:
