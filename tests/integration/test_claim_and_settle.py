@@ -4,6 +4,7 @@ With a real Postgres and no broker. Most tests drive the steps of an attempt by 
 what happens in between is chosen and not a matter of luck.
 """
 
+import math
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -264,6 +265,20 @@ def test_a_late_attempt_cannot_add_to_the_text_that_readers_see(system: Any) -> 
     stream.add(current, "two ", 1)
     stream.flush([current])
     assert chunks(system) == ["one ", "two "]
+
+
+def test_text_wakes_the_stream_that_slept_and_its_close_does_too(
+    system: Any, eventually: Eventually
+) -> None:
+    stream = Stream(system.database, 0.05)
+    stream.start()
+    opened = stream.open(claimed(new_leases(system), accept(system.database, system.request("hi"))))
+    for text in ("one ", "two "):
+        eventually(lambda: math.isinf(stream._wakes_at))  # it sleeps until it is told
+        stream.add(opened, text, 1)
+        eventually(lambda text=text: chunks(system)[-1:] == [text])
+    stream.close()
+    assert not stream._thread.is_alive()
 
 
 def test_the_chunks_of_turns_that_began_at_different_times_are_soon_kept_together(
