@@ -5,7 +5,8 @@
     │   ├── DatabaseUnavailable
     │   ├── BrokerUnavailable
     │   ├── EngineUnavailable
-    │   │   └── EngineDied          its worker has to be started again
+    │   │   ├── EngineDied          its worker has to be started again
+    │   │   └── Unanswered          a server of the engine said nothing in time
     │   └── LaterTurnRunning        the parked turn cannot be replayed right now
     └── PermanentError              trying again cannot help
         ├── SettingsError
@@ -65,6 +66,10 @@ class EngineUnavailable(TransientError):
 
 class EngineDied(EngineUnavailable):
     """The engine has died; its worker has to be started again."""
+
+
+class Unanswered(EngineUnavailable):
+    """A server said nothing in time; it may only have more to do than it can."""
 
 
 class LaterTurnRunning(TransientError):

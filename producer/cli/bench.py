@@ -28,7 +28,9 @@ def engine(
     ] = 60.0,
     peer: Annotated[
         list[str] | None,
-        typer.Option(help="celery, manager or vllm (repeatable): what else to compare with."),
+        typer.Option(
+            help="celery, llama, manager or vllm (repeatable): what else to compare with."
+        ),
     ] = None,
     broker: Annotated[
         str, typer.Option(help="rabbitmq, valkey, or none for the engines alone.")
@@ -42,8 +44,8 @@ def engine(
 
     Model, device, precision and batch size are those of the settings (TURNMILL_ENGINE__…).
     Servers, relay and worker are started for the run and stopped after it. Figures are kept as they
-    come. Peers: plain Celery with one `generate` a task, transformers' own continuous batching,
-    and vLLM offline (where it is installed).
+    come. Peers: plain Celery with one `generate` a task, llama.cpp's server, transformers' own
+    continuous batching, and vLLM offline (where it is installed).
 
     Example: turnmill bench engine --engine openvino --engine transformers
     """
@@ -108,6 +110,8 @@ def _peers(names: list[str]) -> tuple[str, ...]:
 
     if unknown := [name for name in names if name not in PEERS]:
         raise InvalidInput(f"'{unknown[0]}' is no peer of the benchmark: {', '.join(PEERS)}.")
+    if "llama" in names and find_spec("xllamacpp") is None:
+        raise SettingsError("llama.cpp's server is not installed: pip install 'turnmill[bench]'")
     if "vllm" in names and find_spec("vllm") is None:
         raise SettingsError("vLLM is not installed here; see docs/engines.md for its environment.")
     return tuple(names)

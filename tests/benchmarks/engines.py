@@ -80,6 +80,7 @@ Note = Callable[[str, Run | EngineResult], None]
 #: What a peer's row is called.
 PEERS = {
     "celery": "Celery + generate",
+    "llama": "llama.cpp's server",
     "manager": "transformers' own manager",
     "vllm": "vLLM's LLM, offline",
 }
@@ -116,12 +117,14 @@ def _measure_peer(name: str, plan: Plan, chats: Sequence[Chat]) -> Run:
 
         # Not isolated: it has a worker of its own.
         return celery_peer.measure(settings, plan.broker or "valkey", chats, plan.naive_s)
+    if name == "llama":
+        return isolated(peers.llama, settings, chats, _warm_up(plan))
     return isolated({"manager": peers.manager, "vllm": peers.vllm}[name], settings, chats)
 
 
 def _measure(settings: EngineSettings, plan: Plan, note: Note) -> EngineResult:
     name = settings.name
-    chats, warm_up = mixed_chats(plan.seed, plan.chats), short_chats(plan.seed + 1, 8, 16)
+    chats, warm_up = mixed_chats(plan.seed, plan.chats), _warm_up(plan)
     without_cache = settings.model_copy(update={"prefix_cache": False})
     result = EngineResult(
         isolated(measure.offline, without_cache, chats, warm_up), naive_dtype=_naive_dtype(settings)
@@ -145,6 +148,10 @@ def _measure(settings: EngineSettings, plan: Plan, note: Note) -> EngineResult:
     result.conversation, result.cached = isolated(measure.talk, settings, TURNS, CONVERSATIONS)
     result.idle, result.busy, result.aborts = isolated(measure.beside_others, settings)
     return result
+
+
+def _warm_up(plan: Plan) -> Sequence[Chat]:
+    return short_chats(plan.seed + 1, 8, 16)
 
 
 def _base_dtype(settings: EngineSettings) -> str:

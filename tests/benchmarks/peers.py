@@ -1,13 +1,19 @@
-"""What Turnmill's engines are compared with: transformers as its manual shows it."""
+"""What Turnmill's engines are compared with."""
 
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from turnmill.benchmarks.measure import Run, peak_mib
+from turnmill.benchmarks.llama_server import serving_llama
+from turnmill.benchmarks.measure import Run, offline, peak_mib
 from turnmill.benchmarks.workload import Chat
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.models import prepare_model
+
+#: Of each of llama.cpp's slots: room for the longest of the chats.
+LLAMA_CONTEXT_WINDOW = 1024
+#: A chat may wait so long for a slot, and then for its first token.
+LLAMA_QUEUE_S = 900
 
 
 def engine_dtype(settings: EngineSettings) -> str:
@@ -98,6 +104,22 @@ def vllm(settings: EngineSettings, chats: Sequence[Chat]) -> Run:
         chats=len(outputs),
         took_s=time.perf_counter() - started_at,
     )
+
+
+def llama(settings: EngineSettings, chats: Sequence[Chat], warm_up: Sequence[Chat]) -> Run:
+    """llama.cpp's server with 16-bit weights, asked all at once through our own engine for
+    OpenAI-compatible endpoints.
+    """
+    model = prepare_model(settings, "gguf")
+    name, slots = settings.model_name, settings.max_batch_size
+    window = settings.context_window or LLAMA_CONTEXT_WINDOW
+    with serving_llama(model, name, slots, window) as server:
+        asks = EngineSettings(
+            name="openai_http", endpoints=(server.url,), remote_model=name, silence_s=LLAMA_QUEUE_S
+        )
+        run = offline(asks, chats, warm_up)
+    run.peak_mib = peak_mib()
+    return run
 
 
 def load(settings: EngineSettings) -> tuple[Any, Any]:

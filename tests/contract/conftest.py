@@ -7,17 +7,17 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import pytest
 
-from turnmill.schemas.settings import EngineSettings
+from turnmill.benchmarks.llama_server import serving_llama
+from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
 from turnmill.workers.engines.base import Engine
 from turnmill.workers.engines.registry import ENGINES, REQUIREMENTS, create_engine
 from turnmill.workers.models import prepare_model
 
-from .openai_standin import serving
 from .vllm_server import serving_vllm
 
 #: Kept from run to run: fetching and converting take half a minute.
@@ -38,23 +38,43 @@ PEER = Path(__file__).with_name("tfserving_peer.py")
 def require_libraries(name: str) -> None:
     """A missing library skips at home and fails in CI, but for engines that are tested apart."""
     module, extra = REQUIREMENTS.get(name, ("turnmill", ""))
+    if name in OWN_ENVIRONMENT and find_spec(module) is None:
+        pytest.skip(f"the engine '{name}' is tested by `{OWN_ENVIRONMENT[name]}`")
+    require_module(module, extra)
+
+
+def require_module(module: str, extra: str) -> None:
     if find_spec(module) is None:
-        if name in OWN_ENVIRONMENT:
-            pytest.skip(f"the engine '{name}' is tested by `{OWN_ENVIRONMENT[name]}`")
-        reason = f"pip install 'turnmill[{extra}]' to test the engine '{name}'"
+        reason = f"pip install 'turnmill[{extra}]' for the tests that need {module}"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
 
 
+class OpenAIServerProcess(Protocol):
+    url: str
+
+    def kill(self) -> None: ...
+
+
 @pytest.fixture(scope="session")
-def openai_endpoints() -> Iterator[tuple[str, ...]]:
-    """A real vLLM where it is installed (`make test-vllm`), else two stand-ins."""
+def start_openai_server() -> Callable[[ExitStack], OpenAIServerProcess]:
+    """A server that lives as long as the stack: vLLM's where it is installed
+    (`make test-vllm`), else llama.cpp's.
+    """
+    if find_spec("vllm") is not None:
+        return lambda stack: stack.enter_context(serving_vllm(MODELS_DIR))
+    require_module("xllamacpp", "dev")
+    path = prepare_model(EngineSettings(models_dir=MODELS_DIR), "gguf")
+    return lambda stack: stack.enter_context(serving_llama(path, DEFAULT_MODEL, 8, CONTEXT_WINDOW))
+
+
+@pytest.fixture(scope="session")
+def openai_endpoints(
+    start_openai_server: Callable[[ExitStack], OpenAIServerProcess],
+) -> Iterator[tuple[str, ...]]:
     with ExitStack() as stack:
-        if find_spec("vllm") is None:
-            yield tuple(stack.enter_context(serving()).url for _ in range(2))
-        else:
-            yield (stack.enter_context(serving_vllm(MODELS_DIR)).url,)
+        yield (start_openai_server(stack).url,)
 
 
 @pytest.fixture(scope="session", params=list(ENGINES))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
@@ -19,9 +18,8 @@ from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.sse import MAX_EVENT_BYTES, EventReader
 
-from .conftest import MODELS_DIR
+from .conftest import OpenAIServerProcess
 from .openai_standin import serving
-from .vllm_server import serving_vllm
 
 httpx = pytest.importorskip("httpx")
 
@@ -57,6 +55,7 @@ def test_an_event_without_end_is_given_up() -> None:
 
 
 def test_a_turn_whose_replica_is_killed_goes_on_at_another_one() -> None:
+    """Stand-ins that speak like vLLM."""
     with serving(0.02) as first, serving(0.02) as second:
         engine = new_engine(first.url, second.url)
         engine.start()
@@ -72,11 +71,12 @@ def test_a_turn_whose_replica_is_killed_goes_on_at_another_one() -> None:
     assert (reply[-1].finish_reason, reply[-1].prompt_tokens) == ("stop", 1)
 
 
-@pytest.mark.skipif(find_spec("vllm") is None, reason="tested by `make test-vllm`")
-def test_a_turn_whose_vllm_is_killed_ends_at_another_one_with_the_same_text() -> None:
+def test_a_turn_whose_server_is_killed_ends_at_another_one_with_the_same_text(
+    start_openai_server: Callable[[ExitStack], OpenAIServerProcess],
+) -> None:
     prompt = Prompt((Message(role=Role.USER, content="Write a story about a fox and a hen."),))
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
-        both = pool.map(lambda _: stack.enter_context(serving_vllm(MODELS_DIR)), range(2))
+        both = pool.map(start_openai_server, [stack] * 2)
         servers = {server.url: server for server in both}
         engine = new_engine(*servers)
         stack.callback(engine.close)

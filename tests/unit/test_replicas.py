@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from turnmill.schemas.errors import ContextOverflow, EngineUnavailable
+from turnmill.schemas.errors import ContextOverflow, EngineUnavailable, Unanswered
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
@@ -21,6 +21,10 @@ class CountingReplica:
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_ready = True
+        self.checks = 0
+        #: Lets checks wait, and does this meanwhile.
+        self.is_silent = False
+        self.while_silent: Callable[[], object] = lambda: None
         #: Words after which it breaks off; None for never.
         self.breaks_after: int | None = None
         self.ends_quietly = False
@@ -28,6 +32,10 @@ class CountingReplica:
         self.asked: list[tuple[str, int | None]] = []
 
     def check(self) -> None:
+        self.checks += 1
+        if self.is_silent:
+            self.while_silent()
+            raise Unanswered("it does not answer in time")
         if not self.is_ready:
             raise EngineUnavailable("it does not answer")
 
@@ -217,6 +225,58 @@ def test_a_replica_that_comes_back_is_used_again(
     replicas[2].is_ready = True
     replicas[0].is_ready = replicas[1].is_ready = False
     eventually(lambda: say(pool) and replicas[2].asked)
+
+
+def test_a_check_unanswered_while_tokens_come_says_that_a_replica_is_busy(
+    make_pool: MakePool,
+    replicas: list[CountingReplica],
+    clock: Clock,
+    eventually: Callable[..., None],
+) -> None:
+    del replicas[1:]
+    pool = make_pool(check_every_s=0.01)
+    replica = replicas[0]
+    replica.while_silent = lambda: say(pool)
+    replica.is_silent = True
+    before = replica.checks
+    eventually(lambda: replica.checks > before + 2)
+    assert say(pool) == "".join(WORDS)
+    replica.while_silent = lambda: None
+
+    def is_given_up() -> bool:
+        try:
+            say(pool)
+        except EngineUnavailable as error:
+            return "in time" in error.message
+        clock.now += 1
+        return False
+
+    eventually(is_given_up)
+
+
+def test_questions_that_a_busy_replica_leaves_unanswered_do_not_open_its_circuit(
+    make_pool: MakePool, replicas: list[CountingReplica], clock: Clock
+) -> None:
+    del replicas[1:]
+    pool = make_pool()
+    served = generate(pool)
+
+    def wait(_: CountingReplica) -> None:
+        next(served, None)
+        raise Unanswered("it does not answer in time")
+
+    for _ in range(FAILURES_TO_OPEN):
+        clock.now += 1
+        with pytest.raises(EngineUnavailable, match="in time"):
+            pool.call(wait)
+    assert say(pool) == "".join(WORDS)
+    list(served)
+    for _ in range(FAILURES_TO_OPEN):
+        clock.now += 1
+        with pytest.raises(EngineUnavailable, match="in time"):
+            pool.call(wait)
+    with pytest.raises(EngineUnavailable, match="in time"):
+        say(pool)
 
 
 def test_no_replica_ready_at_the_start_is_an_error(

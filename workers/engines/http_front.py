@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from turnmill.schemas.errors import EngineUnavailable, TurnmillError
+from turnmill.schemas.errors import EngineUnavailable, TurnmillError, Unanswered
 from turnmill.workers.abort import Abort
 
 #: Seconds to connect; and for answers that need no model.
@@ -172,4 +172,6 @@ async def _beginning(answer: httpx.Response) -> str:
 
 
 def _unavailable(error: Exception) -> EngineUnavailable:
+    if isinstance(error, TimeoutError | httpx.TimeoutException):
+        return Unanswered(f"it does not answer in time ({type(error).__name__})")
     return EngineUnavailable(f"it does not answer ({type(error).__name__}: {error})")

@@ -6,8 +6,10 @@ https://platform.openai.com/docs/api-reference/chat-streaming
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import httpx
 
 from turnmill.schemas.errors import (
     ContextOverflow,
@@ -17,7 +19,7 @@ from turnmill.schemas.errors import (
     TurnmillError,
 )
 from turnmill.schemas.settings import EngineSettings
-from turnmill.schemas.turns import FinishReason, GenerationParams, Message
+from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
 from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.http_front import HTTPFront
@@ -52,17 +54,32 @@ class Dialect:
 
     #: Goes on after a last message of the assistant (`continue_final_message`).
     continues: bool = False
-    #: Says with every chunk how many tokens it is (`continuous_usage_stats`).
-    counts_chunks: bool = False
-    #: Where messages are counted.
+    #: What says with every chunk how many tokens the reply has: its usage, if it is asked for
+    #: (`continuous_usage_stats`), or llama.cpp's timings (`timings_per_token`).
+    counts_by: Literal["usage", "timings"] | None = None
+    #: Where messages are counted, and what the count is called in the answer.
     tokenize: str | None = None
+    count: str = "count"
+    #: Where a prompt is shown as the model reads it.
+    render: str | None = None
 
 
 PLAIN = Dialect()
 DIALECTS = {
-    "vllm": Dialect(continues=True, counts_chunks=True, tokenize="/tokenize"),
-    "sglang": Dialect(continues=True, counts_chunks=True),
+    "vllm": Dialect(continues=True, counts_by="usage", tokenize="/tokenize"),
+    "sglang": Dialect(continues=True, counts_by="usage"),
+    "llamacpp": Dialect(
+        continues=True,
+        counts_by="timings",
+        tokenize="/v1/chat/completions/input_tokens",
+        count="input_tokens",
+        render="/apply-template",
+    ),
 }
+
+
+class NotServed(EngineUnavailable):
+    """The server has nothing at that path, or no such model."""
 
 
 class OpenAIEngine(RemoteEngine):
@@ -103,9 +120,9 @@ class OpenAIServer:
                 "set TURNMILL_ENGINE__REMOTE_MODEL"
             )
         card = models[self._model]
-        window = card.get("max_model_len")
-        self._window = window if isinstance(window, int) else None
-        self.dialect = DIALECTS.get(str(card.get("owned_by")), PLAIN)
+        self._window = _window(card)
+        if self.dialect is None:
+            self.dialect = self._known_here(DIALECTS.get(str(card.get("owned_by")), PLAIN))
 
     def context_window(self) -> int:
         limits = [limit for limit in (self._window, self._setting) if limit]
@@ -117,8 +134,10 @@ class OpenAIServer:
         return min(limits)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        """Exact where the server counts for others (vLLM); else guessed by the characters."""
-        return self._count(Prompt(tuple(messages)))
+        """Exact where the server counts for others (vLLM, llama.cpp); else guessed by the
+        characters.
+        """
+        return self._count(Prompt(tuple(messages)), self._dialect)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         if prompt.prefix and not self._dialect.continues:
@@ -136,7 +155,7 @@ class OpenAIServer:
                 break
         if reply.finish_reason and not abort.is_set():
             if not reply.prompt_tokens:
-                reply.prompt_tokens = self._count(prompt)
+                reply.prompt_tokens = self._count(prompt, self._dialect)
             yield reply.last()
 
     def close(self) -> None:
@@ -145,6 +164,23 @@ class OpenAIServer:
     @property
     def _dialect(self) -> Dialect:
         return self.dialect or PLAIN
+
+    def _known_here(self, dialect: Dialect) -> Dialect:
+        """What this version of the server knows of it, or is set to do."""
+        prompt = Prompt((Message(role=Role.USER, content="Hello"),), "Hel")
+        if dialect.tokenize:
+            try:
+                self._count(prompt, dialect)
+            except NotServed:
+                dialect = replace(dialect, tokenize=None)
+        if dialect.render:
+            try:
+                answer = self._http.post(dialect.render, self._rendered(prompt))
+            except NotServed:
+                answer = None
+            shown = str(answer.get("prompt")) if isinstance(answer, dict) else ""
+            dialect = replace(dialect, continues=shown.endswith(prompt.prefix))
+        return dialect
 
     def _body(self, prompt: Prompt, params: GenerationParams) -> dict[str, Any]:
         body = {
@@ -157,6 +193,8 @@ class OpenAIServer:
         }
         if params.seed is not None:
             body["seed"] = params.seed
+        if self._dialect.counts_by == "timings":
+            body["timings_per_token"] = True
         return body
 
     def _room(self, prompt: Prompt, params: GenerationParams) -> int | None:
@@ -169,7 +207,7 @@ class OpenAIServer:
         most = len(text) * 4 + TEMPLATE_TOKENS * (len(prompt.messages) + 2)
         if most + limit <= window or not self._dialect.tokenize:
             return params.max_tokens
-        count = self._count(prompt)
+        count = self._count(prompt, self._dialect)
         if count >= window:
             raise ContextOverflow(
                 f"The prompt has {count} tokens; the context window is {window}.",
@@ -188,20 +226,20 @@ class OpenAIServer:
             "add_generation_prompt": False,
         }
 
-    def _count(self, prompt: Prompt) -> int:
-        if path := self._dialect.tokenize:
+    def _count(self, prompt: Prompt, dialect: Dialect) -> int:
+        if path := dialect.tokenize:
             body = {"model": self._model, **self._rendered(prompt)}
             answer = self._http.post(path, body)
-            if isinstance(answer, dict) and isinstance(answer.get("count"), int):
-                return int(answer["count"])
-            raise EngineUnavailable(f"its answer at {path} has no count")
+            if isinstance(answer, dict) and isinstance(answer.get(dialect.count), int):
+                return int(answer[dialect.count])
+            raise EngineUnavailable(f"its answer at {path} has no {dialect.count}")
         text = sum(len(each.content) for each in prompt.messages) + len(prompt.prefix)
         return max(1, text // CHARACTERS_PER_TOKEN)
 
     def _events(self, body: dict[str, Any], abort: Abort) -> Iterator[bytes]:
         if self._takes_stream_options:
             options = {"include_usage": True}
-            if self._dialect.counts_chunks:
+            if self._dialect.counts_by == "usage":
                 options["continuous_usage_stats"] = True
             try:
                 yield from self._stream({**body, "stream_options": options}, abort)
@@ -263,7 +301,7 @@ class _Reply:
             body = json.loads(event)
             if error := body.get("error"):
                 raise _in_stream(error)
-            self._keep_usage(body.get("usage") or {})
+            self._keep_usage(body.get("usage") or {}, body.get("timings") or {})
             if not body.get("choices"):
                 return "", None
             choice = body["choices"][0]
@@ -271,10 +309,11 @@ class _Reply:
         except (ValueError, TypeError, AttributeError, LookupError):
             raise EngineUnavailable("it sent an event that is not a chunk of a reply") from None
 
-    def _keep_usage(self, usage: dict[str, Any]) -> None:
+    def _keep_usage(self, usage: dict[str, Any], timings: dict[str, Any]) -> None:
         self.prompt_tokens = int(usage.get("prompt_tokens") or self.prompt_tokens)
-        if "completion_tokens" in usage:
-            self._counted = int(usage["completion_tokens"])
+        for counted in (timings.get("predicted_n"), usage.get("completion_tokens")):
+            if counted is not None:
+                self._counted = int(counted)
         details = usage.get("prompt_tokens_details") or {}
         self._cached_tokens = int(details.get("cached_tokens") or self._cached_tokens)
 
@@ -291,7 +330,8 @@ def translated(status: int, text: str) -> TurnmillError:
     """What a status other than 200 means, of an answer that begins with `text`."""
     said = _message(text)
     if status in REMEDIES:
-        return EngineUnavailable(f"it answers {status} ({said}): {REMEDIES[status]}")
+        kind = NotServed if status == httpx.codes.NOT_FOUND else EngineUnavailable
+        return kind(f"it answers {status} ({said}): {REMEDIES[status]}")
     if status in BUSY or not 400 <= status < 500:
         return EngineUnavailable(f"it answers {status} ({said})")
     return _refused(said)
@@ -321,6 +361,13 @@ def _message(text: str) -> str:
     except (ValueError, AttributeError):
         said = text
     return str(said)[:300]
+
+
+def _window(card: dict[str, Any]) -> int | None:
+    """Where vLLM and SGLang say it, or where llama.cpp does."""
+    meta = card.get("meta")
+    said = card.get("max_model_len", meta.get("n_ctx") if isinstance(meta, dict) else None)
+    return said if isinstance(said, int) else None
 
 
 def _entries(answer: Any) -> dict[str, dict[str, Any]]:

@@ -1,10 +1,12 @@
 """A pool over the replicas of a remote engine: which one gets a turn, and what if it fails.
 
 A turn goes to the usable replica that owes the fewest tokens. One that fails its health check, or
-whose circuit is open, is passed over (the circuit breaker of Nygard's "Release It!", 2007). A
-turn whose replica fails goes on at another one.
+whose circuit is open, is passed over (the circuit breaker of Nygard's "Release It!", 2007). One
+that leaves a question unanswered while it delivers tokens is busy, and fails neither. A turn
+whose replica fails goes on at another one.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 import structlog
 
-from turnmill.schemas.errors import EngineUnavailable, TurnmillError
+from turnmill.schemas.errors import EngineUnavailable, TurnmillError, Unanswered
 from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
@@ -57,6 +59,8 @@ class Member(Generic[ReplicaT]):
     replica: ReplicaT
     #: Tokens of prompts and replies that it has been asked for and has not delivered.
     owed_tokens: int = 0
+    #: When it delivered something last (clock of the pool).
+    delivered_at: float = -math.inf
     #: When it was chosen last, as a count: of two that owe the same, the longer idle is taken.
     chosen_at: int = 0
     failures_in_a_row: int = 0
@@ -72,6 +76,10 @@ class Member(Generic[ReplicaT]):
     def is_open(self) -> bool:
         """No turns, but for one at a time that tries it once the pause is over."""
         return self.failures_in_a_row >= FAILURES_TO_OPEN
+
+    def is_busy(self, error: Exception, since: float) -> bool:
+        """It left a call unanswered that began at `since`, and delivered to others meanwhile."""
+        return isinstance(error, Unanswered) and self.delivered_at >= since
 
     def passed_over_because(self, now: float) -> str | None:
         if self.unhealthy_because is not None:
@@ -90,6 +98,8 @@ class _Debt(Generic[ReplicaT]):
     tokens: int
     #: The call that tries whether the replica works again.
     is_probe: bool
+    #: When the replica was chosen (clock of the pool).
+    began_at: float
     #: The replica did what it was asked for.
     is_answered: bool = False
 
@@ -222,7 +232,7 @@ class ReplicaPool(Generic[ReplicaT]):
         prompt, params = progress.rest()
         for chunk in debt.member.replica.generate(prompt, params, abort):
             debt.is_answered = chunk.finish_reason is not None
-            self._pay(debt, chunk.token_count)
+            self._pay(debt, chunk.token_count, is_delivered=True)
             yield progress.add(chunk, before)
             if debt.is_answered:
                 return
@@ -239,7 +249,7 @@ class ReplicaPool(Generic[ReplicaT]):
             if self._closed.is_set():
                 raise
             reasons[debt.member.replica.name] = error.message
-            self._count_failure(debt.member, error.message)
+            self._count_failure(debt, error)
         except TurnmillError:
             debt.is_answered = True  # the turn is wrong, not the replica
             raise
@@ -268,10 +278,12 @@ class ReplicaPool(Generic[ReplicaT]):
             chosen.chosen_at = self._choices
             chosen.owed_tokens += tokens
             chosen.is_probed = chosen.is_open
-            return _Debt(chosen, tokens, is_probe=chosen.is_probed)
+            return _Debt(chosen, tokens, is_probe=chosen.is_probed, began_at=now)
 
-    def _pay(self, debt: _Debt[ReplicaT], tokens: int) -> None:
+    def _pay(self, debt: _Debt[ReplicaT], tokens: int, is_delivered: bool = False) -> None:
         with self._lock:
+            if is_delivered:
+                debt.member.delivered_at = self._clock()
             debt.tokens -= tokens
             debt.member.owed_tokens -= tokens
 
@@ -283,22 +295,28 @@ class ReplicaPool(Generic[ReplicaT]):
             if debt.is_answered:
                 debt.member.failures_in_a_row = 0
 
-    def _count_failure(self, member: Member[ReplicaT], reason: str) -> None:
+    def _count_failure(self, debt: _Debt[ReplicaT], error: EngineUnavailable) -> None:
+        member, reason = debt.member, error.message
         with self._lock:
-            member.failures_in_a_row += 1
-            member.last_error = reason
-            member.open_until = self._clock() + OPEN_S
-        log.warning("replica.failed", replica=member.replica.name, reason=reason)
+            event = "replica.busy"
+            if not member.is_busy(error, debt.began_at):
+                event = "replica.failed"
+                member.failures_in_a_row += 1
+                member.last_error = reason
+                member.open_until = self._clock() + OPEN_S
+        log.warning(event, replica=member.replica.name, reason=reason)
 
     def _watch(self, member: Member[ReplicaT]) -> None:
         while not self._closed.wait(self._check_every_s):
             self._check(member)
 
     def _check(self, member: Member[ReplicaT]) -> None:
-        because = None
+        because, began_at = None, self._clock()
         try:
             member.replica.check()
         except EngineUnavailable as error:
+            if member.is_busy(error, began_at):
+                return
             because = error.message
         except Exception as error:
             because = f"its health check failed: {type(error).__name__}: {error}"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import httpx
 
-from turnmill.schemas.errors import EngineFailure, EngineUnavailable
+from turnmill.schemas.errors import EngineFailure, EngineUnavailable, Unanswered
 from turnmill.schemas.settings import EngineSettings
 
 #: Seconds for a connection and for a look at the model; predictions may take `silence_s`.
@@ -126,7 +126,7 @@ class ModelClient:
         try:
             return self._http.request(method, path, **options)
         except httpx.TimeoutException as error:
-            raise EngineUnavailable("it does not answer in time") from error
+            raise Unanswered("it does not answer in time") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EngineUnavailable(f"it cannot be asked: {error}") from error
         except RuntimeError as error:  # closed a moment ago

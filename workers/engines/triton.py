@@ -15,7 +15,7 @@ import grpc
 import grpc.experimental
 from tritonclient.grpc import service_pb2 as pb
 
-from turnmill.schemas.errors import EngineUnavailable, SettingsError
+from turnmill.schemas.errors import EngineUnavailable, SettingsError, Unanswered
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message
 from turnmill.workers.abort import Abort
@@ -231,7 +231,7 @@ class _Stream(Thread):
         try:
             came = self._came.get(timeout=silence_s)
         except queue.Empty:
-            raise EngineUnavailable(f"it said nothing for {silence_s:g} s") from None
+            raise Unanswered(f"it said nothing for {silence_s:g} s") from None
         if abort.is_set():
             return None
         if isinstance(came, grpc.RpcError):

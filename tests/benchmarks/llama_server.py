@@ -1,0 +1,66 @@
+"""llama.cpp's own server, out of the wheel `xllamacpp`, as a process of its own.
+
+python llama_server.py MODEL NAME SLOTS CONTEXT_WINDOW
+
+serves a GGUF file under a name on a free port of loopback, prints its address, and ends with
+whoever holds its standard input. https://github.com/ggml-org/llama.cpp/tree/master/tools/server
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+#: llama.cpp's log: errors only.
+VERBOSITY = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaServer:
+    url: str
+    process: subprocess.Popen[str]
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+@contextmanager
+def serving_llama(model: str, name: str, slots: int, context_window: int) -> Iterator[LlamaServer]:
+    """A server of `model`, a GGUF file, for `slots` turns at once of `context_window` tokens each.
+
+    Raises:
+        RuntimeError: it does not come up.
+    """
+    command = [sys.executable, __file__, model, name, str(slots), str(context_window)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            if not url:
+                raise RuntimeError(f"llama.cpp's server does not start: {' '.join(command)}")
+            yield LlamaServer(url, process)
+        finally:
+            process.kill()
+
+
+def _serve(model: str, name: str, slots: int, context_window: int) -> None:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.model_alias = model, {name}
+    params.port = 0
+    params.n_parallel, params.n_ctx = slots, slots * context_window
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count() or 1
+    params.verbosity = VERBOSITY
+    server = xllamacpp.Server(params)
+    print(server.listening_address, flush=True)  # noqa: T201
+    sys.stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
