@@ -16,6 +16,9 @@ from dataclasses import dataclass
 #: llama.cpp's log: errors only.
 VERBOSITY = 1
 
+#: For each slot.
+HTTP_THREADS = 4
+
 
 @dataclass(frozen=True, slots=True)
 class LlamaServer:
@@ -55,6 +58,8 @@ def _serve(model: str, name: str, slots: int, context_window: int) -> None:
     params.port = 0
     params.n_parallel, params.n_ctx = slots, slots * context_window
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count() or 1
+    # One for each connection: those that wait for a slot keep one, too.
+    params.n_threads_http = HTTP_THREADS * slots
     params.verbosity = VERBOSITY
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)  # noqa: T201

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -99,6 +99,9 @@ class Scripted(BaseHTTPRequestHandler):
     """A plain server: no token counts, nothing beyond the protocol."""
 
     status, kind, data = 200, "text/event-stream", b""
+    card: ClassVar[dict[str, Any]] = {"id": "smollm2-135m-instruct"}
+    #: Paths that it knows nothing of.
+    lacks: tuple[str, ...] = ()
     refuses_options = False
     said_goodbye = threading.Event()
 
@@ -106,10 +109,13 @@ class Scripted(BaseHTTPRequestHandler):
         """Say nothing."""
 
     def do_GET(self) -> None:
-        self.say(200, "application/json", b'{"data": [{"id": "smollm2-135m-instruct"}]}')
+        self.say(200, "application/json", json.dumps({"data": [self.card]}).encode())
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path in self.lacks:
+            self.say(404, "application/json", b'{"error": {"message": "File Not Found"}}')
+            return
         if self.refuses_options and "stream_options" in body:
             self.say(422, "application/json", b'{"error": "unknown field stream_options"}')
             return
@@ -165,6 +171,16 @@ def test_a_plain_server_is_believed_as_far_as_it_speaks(ask: Any) -> None:
     assert sum(chunk.token_count for chunk in reply) == 5
     assert (reply[-1].finish_reason, reply[-1].prompt_tokens) == ("length", 9)
     assert not ask.engine.can_continue
+
+
+def test_an_old_llama_cpp_is_taken_as_it_is(ask: Any) -> None:
+    card = {**Scripted.card, "owned_by": "llamacpp", "meta": {"n_ctx": 256}}
+    lacks = ("/apply-template", "/v1/chat/completions/input_tokens")
+    reply = ask(card=card, lacks=lacks, data=event("a") + event(" b") + END)
+    assert not ask.engine.can_continue
+    assert ask.engine.context_window == 256
+    assert sum(chunk.token_count for chunk in reply) == 2
+    assert reply[-1].prompt_tokens == ask.engine.count_tokens(PROMPT.messages) == 3
 
 
 def test_usage_may_be_missing(ask: Any) -> None:

@@ -60,13 +60,15 @@ class Dialect:
     #: Where messages are counted, and what the count is called in the answer.
     tokenize: str | None = None
     count: str = "count"
+    #: Refuses a turn whose `max_tokens` do not fit; others end its reply where the window ends.
+    is_strict: bool = False
     #: Where a prompt is shown as the model reads it.
     render: str | None = None
 
 
 PLAIN = Dialect()
 DIALECTS = {
-    "vllm": Dialect(continues=True, counts_by="usage", tokenize="/tokenize"),
+    "vllm": Dialect(continues=True, counts_by="usage", tokenize="/tokenize", is_strict=True),
     "sglang": Dialect(continues=True, counts_by="usage"),
     "llamacpp": Dialect(
         continues=True,
@@ -198,14 +200,14 @@ class OpenAIServer:
         return body
 
     def _room(self, prompt: Prompt, params: GenerationParams) -> int | None:
-        """`max_tokens` that fit: some servers refuse a turn that may overflow, others end it.
+        """`max_tokens` that fit, where that matters.
 
         A token takes a byte at least, so that most prompts need not be counted.
         """
         window, limit = self.context_window(), params.max_tokens or 1
         text = "".join(each.content for each in prompt.messages) + prompt.prefix
         most = len(text) * 4 + TEMPLATE_TOKENS * (len(prompt.messages) + 2)
-        if most + limit <= window or not self._dialect.tokenize:
+        if most + limit <= window or not (self._dialect.is_strict and self._dialect.tokenize):
             return params.max_tokens
         count = self._count(prompt, self._dialect)
         if count >= window:
