@@ -36,7 +36,7 @@ up: $(STAMPS)/app ## Start the embedded stack and keep it up until Ctrl-C
 	@exec $(BIN)/turnmill up
 
 test: $(STAMPS)/dev servers ## Run all tests (pytest's options: make test ARGS="-k delivery")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 # vLLM's versions of torch and transformers are its own. Its warnings are, too.
 test-vllm: $(STAMPS)/vllm ## Test vLLM on the CPU, as engine and as server, in its own environment (3 GB)

@@ -3,9 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import open_system
 from turnmill.producer.cli.texts import plain
 from turnmill.schemas.ids import Prefix, parse_id
@@ -13,7 +13,7 @@ from turnmill.schemas.turns import GenerationParams
 
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 bots = typer.Typer(help="Bots: a model with instructions and defaults.", no_args_is_help=True)
-console = Console(highlight=False)
+console = make_console()
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -13,6 +12,7 @@ from turnmill.producer.backlog import Backlog, read_backlog
 from turnmill.producer.batch_results import check_results_path, results, write_results
 from turnmill.producer.batches import find_batch, list_batches, progress, submit
 from turnmill.producer.cli import batch_view
+from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import System, open_system
 from turnmill.producer.cli.texts import plain
 from turnmill.schemas.batches import Batch, BatchProgress
@@ -20,7 +20,7 @@ from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.turns import GenerationParams
 
 app = typer.Typer(help="Backlog files: JSONL, CSV, Parquet.", no_args_is_help=True)
-console = Console(highlight=False)
+console = make_console()
 
 #: Replies shown when a batch is done.
 SHOWN_REPLIES = 10

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from turnmill.producer.cli.console import make_console
 from turnmill.schemas.errors import SettingsError
 
-console = Console(highlight=False)
+console = make_console()
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -4,10 +4,10 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.texts import plain
 from turnmill.producer.doctor import Finding, Level
 
@@ -20,7 +20,7 @@ _STYLES = {
 
 
 def show_findings(findings: Sequence[Finding]) -> None:
-    console = Console(highlight=False)
+    console = make_console()
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)

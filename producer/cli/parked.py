@@ -8,10 +8,10 @@ from typing import Annotated
 from uuid import UUID
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from turnmill.producer.cli import parked_view
+from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import System, open_system
 from turnmill.producer.parked import find_parked, list_parked, read_parked
 from turnmill.producer.replay import Change, drop, foresee, replay
@@ -21,7 +21,7 @@ from turnmill.schemas.parked import ParkedFilter
 from turnmill.schemas.turns import Lane
 
 app = typer.Typer(help="Turns that ran out of attempts.", no_args_is_help=True)
-console = Console(highlight=False)
+console = make_console()
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 

@@ -5,14 +5,14 @@ from threading import Event
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import open_system
 from turnmill.producer.cli.processes import db
 
-console = Console(highlight=False)
+console = make_console()
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import open_system
 from turnmill.schemas.errors import StackError
 from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from turnmill.infra.embedded.stack import Stack
     from turnmill.infra.embedded.supervisor import ChildEvent
 
-console = Console(highlight=False)
+console = make_console()
 
 SAMPLE = Path("samples") / "tickets.jsonl"
 

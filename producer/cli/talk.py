@@ -5,9 +5,9 @@ from typing import Annotated
 from uuid import UUID
 
 import typer
-from rich.console import Console
 
 from turnmill.producer.accept import accept
+from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import System, open_system
 from turnmill.producer.cli.texts import plain
 from turnmill.producer.follow import Follower, Restart
@@ -15,7 +15,7 @@ from turnmill.producer.turns import read_conversation
 from turnmill.schemas.ids import Prefix, parse_id, show_id
 from turnmill.schemas.turns import GenerationParams, Message, Role, Turn, TurnRequest, TurnState
 
-console = Console(highlight=False)
+console = make_console()
 
 BotOption = Annotated[
     str | None, typer.Option(help="Which bot; the default model's when left out.")

@@ -3,9 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import open_system
 from turnmill.producer.cli.texts import plain
 from turnmill.schemas.ids import Prefix, parse_id, show_id
@@ -26,7 +26,7 @@ def show(turn_id: TurnId) -> None:
 
     with open_system() as system:
         turn = read_turn(system.database, system.tenant_id, parse_id(Prefix.TURN, turn_id))
-    Console().print(_table(turn))
+    make_console().print(_table(turn))
 
 
 @app.command()
@@ -39,7 +39,7 @@ def cancel(turn_id: TurnId) -> None:
 
     with open_system() as system:
         was_open = cancel_turn(system.database, system.tenant_id, parse_id(Prefix.TURN, turn_id))
-    Console().print("Cancelled." if was_open else "It had already ended; nothing changed.")
+    make_console().print("Cancelled." if was_open else "It had already ended; nothing changed.")
 
 
 def _table(turn: Turn) -> Table:

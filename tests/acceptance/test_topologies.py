@@ -15,10 +15,9 @@ from turnmill.chaos.scenarios import Options, make_storm
     [("rabbitmq-cluster", "postgres"), ("sentinel", "postgres"), ("valkey", "postgres-pair")],
 )
 def test_nothing_is_lost_doubled_or_reordered_when_the_leader_dies(
-    broker: str, database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    broker: str, database: str, tmp_path: Path
 ) -> None:
     if broker.startswith("rabbitmq"):
         require_rabbitmq()
     storm = make_storm("failover", broker, Options(seed=20261124, turns=450))
-    with capsys.disabled():
-        assert run_storms([(storm, broker)], tmp_path, database, Console(width=100))
+    assert run_storms([(storm, broker)], tmp_path, database, Console(width=100))
