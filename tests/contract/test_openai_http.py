@@ -1,5 +1,6 @@
 """What OpenAI-compatible servers send, and what the engine makes of it; servers are killed."""
 
+import gc
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -103,10 +104,19 @@ class Scripted(BaseHTTPRequestHandler):
     #: Paths that it knows nothing of.
     lacks: tuple[str, ...] = ()
     refuses_options = False
+    #: Requests that it answers on one connection; on the next one it hangs up.
+    keeps_for = 0
     said_goodbye = threading.Event()
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
+
+    def parse_request(self) -> bool:
+        self.request_count = getattr(self, "request_count", 0) + 1
+        if self.keeps_for and self.request_count > self.keeps_for:
+            self.close_connection = True
+            return False
+        return super().parse_request()
 
     def do_GET(self) -> None:
         self.say(200, "application/json", json.dumps({"data": [self.card]}).encode())
@@ -128,6 +138,8 @@ class Scripted(BaseHTTPRequestHandler):
     def say(self, status: int, kind: str, data: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
+        if self.keeps_for:
+            self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
 
@@ -139,7 +151,8 @@ def ask() -> Iterator[Callable[..., list[Chunk]]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=[0.02])
     thread.start()
-    engine = new_engine(f"http://127.0.0.1:{server.server_port}/v1", silence_s=0.5)
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    engine = new_engine(url, silence_s=0.5)
 
     def ask(**says: Any) -> list[Chunk]:
         for name, value in says.items():
@@ -147,7 +160,7 @@ def ask() -> Iterator[Callable[..., list[Chunk]]]:
         engine.start()
         return list(engine.generate(PROMPT, PARAMS, Abort()))
 
-    ask.handler, ask.engine = handler, engine  # type: ignore[attr-defined]
+    ask.handler, ask.engine, ask.url = handler, engine, url  # type: ignore[attr-defined]
     yield ask
     engine.close()
     server.shutdown()
@@ -181,6 +194,28 @@ def test_an_old_llama_cpp_is_taken_as_it_is(ask: Any) -> None:
     assert ask.engine.context_window == 256
     assert sum(chunk.token_count for chunk in reply) == 2
     assert reply[-1].prompt_tokens == ask.engine.count_tokens(PROMPT.messages) == 3
+
+
+def test_a_turn_that_meets_a_connection_being_closed_is_asked_again(ask: Any) -> None:
+    reply = ask(protocol_version="HTTP/1.1", keeps_for=1, data=event("a") + END)
+    assert text_of(reply) == "a"
+
+
+def test_turns_that_end_leave_no_connection_open(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is forgotten open is a ResourceWarning, and those are errors here. Turns
+    close each other's old ones as they end.
+    """
+    monkeypatch.setattr("turnmill.workers.engines.http_front.KEEP_ALIVE_S", 0.002)
+    engine = new_engine(ask.url)
+    ask(protocol_version="HTTP/1.1", keeps_for=1_000, data=event("a") + END)
+    engine.start()
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(
+            pool.map(lambda _: list(engine.generate(PROMPT, PARAMS, Abort())), range(400))
+        )
+    engine.close()
+    gc.collect()
+    assert {text_of(reply) for reply in replies} == {"a"}
 
 
 def test_usage_may_be_missing(ask: Any) -> None:

@@ -1,18 +1,21 @@
 """HTTP to one server, for many threads, on an event loop in a thread of its own.
 
 A turn is a task there, so that giving it up closes its connection at once, also while the server
-says nothing.
+says nothing. It is given up by anyio's cancel scopes, as httpx expects: `Task.cancel` would also
+reach it while it closes other turns' old connections, and leave those open.
+https://anyio.readthedocs.io/en/stable/cancellation.html
 """
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import CancelledError
-from contextlib import suppress
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
+import anyio
 import httpx
 
 from turnmill.schemas.errors import EngineUnavailable, TurnmillError, Unanswered
@@ -23,12 +26,28 @@ CONNECT_S = 3.0
 SHORT_S = 5.0
 #: Servers close idle connections after 5 s; a turn must not meet one that is being closed.
 KEEP_ALIVE_S = 2.0
+#: What is said of a connection that the server has closed.
+CLOSED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 #: Bodies of answers that are read whole.
 MAX_BODY_BYTES = 1 << 20
 
 #: What an answer's status and the beginning of its body mean, if it is not 200.
 Translate = Callable[[int, str], TurnmillError]
 ResultT = TypeVar("ResultT")
+
+
+class _Call:
+    """A question to the server. Only the loop's thread touches it."""
+
+    def __init__(self) -> None:
+        #: Once it has begun.
+        self.scope: anyio.CancelScope | None = None
+        self.is_given_up = False
+
+    def give_up(self) -> None:
+        self.is_given_up = True
+        if self.scope is not None:
+            self.scope.cancel()
 
 
 class HTTPFront:
@@ -45,6 +64,8 @@ class HTTPFront:
             limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
         )
         self._is_closed = False
+        #: Those that run.
+        self._calls: set[_Call] = set()
         self._lock = Lock()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -67,9 +88,8 @@ class HTTPFront:
             TurnmillError: what `translate` makes of its status.
         """
         events: SimpleQueue[bytes | TurnmillError | None] = SimpleQueue()
-        task = self._submit(self._pass_on(path, body, events))
-        # Cancelled before it has begun, it says nothing itself.
-        task.add_done_callback(lambda _: events.put(None))
+        call = _Call()
+        self._submit(self._pass_on(path, body, events, call))
         try:
             with abort.telling(lambda: events.put(None)):
                 while (event := events.get()) is not None and not abort.is_set():
@@ -77,7 +97,7 @@ class HTTPFront:
                         raise event
                     yield event
         finally:
-            task.cancel()
+            self._give_up(call)
 
     def close(self) -> None:
         with self._lock:
@@ -95,11 +115,13 @@ class HTTPFront:
         raise EngineUnavailable("The engine is closed.")
 
     def _wait(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-        try:
-            result: ResultT = self._submit(work).result()
-        except CancelledError:
-            raise EngineUnavailable("The engine is closed.") from None
+        result: ResultT = self._submit(work).result()
         return result
+
+    def _give_up(self, call: _Call) -> None:
+        with self._lock:
+            if not self._is_closed:
+                self._loop.call_soon_threadsafe(call.give_up)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -107,19 +129,39 @@ class HTTPFront:
 
     async def _serve(self) -> None:
         await self._stop.wait()
-        turns = asyncio.all_tasks() - {asyncio.current_task()}
-        for turn in turns:
-            turn.cancel()
-        await asyncio.gather(*turns, return_exceptions=True)
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        # One that has not begun yet is given up as it begins.
+        for call in self._calls:
+            call.give_up()
+        await asyncio.gather(*calls, return_exceptions=True)
         await self._client.aclose()
 
-    async def _whole(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    @contextmanager
+    def _running(self, call: _Call, most_s: float = math.inf) -> Iterator[anyio.CancelScope]:
+        """The block ends early, and quietly, once the call is given up, the front is closed, or
+        the time is over.
+        """
+        self._calls.add(call)
         try:
-            async with asyncio.timeout(SHORT_S):
-                async with self._client.stream(method, path, **_content(body)) as answer:
+            with anyio.move_on_after(most_s) as call.scope:
+                if call.is_given_up or self._stop.is_set():
+                    call.scope.cancel()
+                yield call.scope
+        finally:
+            self._calls.discard(call)
+
+    async def _whole(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        answer, text = None, ""
+        try:
+            with self._running(_Call(), SHORT_S) as scope:
+                async with self._asked(method, path, body) as answer:
                     text = await _beginning(answer)
-        except (httpx.HTTPError, TimeoutError) as error:
+        except httpx.HTTPError as error:
             raise _unavailable(error) from None
+        if self._stop.is_set():
+            raise EngineUnavailable("The engine is closed.")
+        if answer is None or scope.cancelled_caught:
+            raise Unanswered(f"it does not answer within {SHORT_S:g} s")
         if answer.status_code != httpx.codes.OK:
             raise self._translate(answer.status_code, text)
         try:
@@ -128,21 +170,48 @@ class HTTPFront:
             raise EngineUnavailable(f"its answer at {path} is not JSON") from None
 
     async def _pass_on(
-        self, path: str, body: dict[str, Any], events: SimpleQueue[bytes | TurnmillError | None]
+        self,
+        path: str,
+        body: dict[str, Any],
+        events: SimpleQueue[bytes | TurnmillError | None],
+        call: _Call,
     ) -> None:
         end: TurnmillError | None = EngineUnavailable("The engine is closed.")
         try:
-            async with self._client.stream("POST", path, **_content(body)) as answer:
-                await self._check(answer)
-                async for data in answer.aiter_bytes():
-                    events.put(data)
-            end = None
+            with self._running(call):
+                async with self._asked("POST", path, body) as answer:
+                    await self._check(answer)
+                    async for data in answer.aiter_bytes():
+                        events.put(data)
+                end = None
         except TurnmillError as error:
             end = error
         except httpx.HTTPError as error:
             end = _unavailable(error)
         finally:
             events.put(end)
+
+    @asynccontextmanager
+    async def _asked(
+        self, method: str, path: str, body: dict[str, Any] | None
+    ) -> AsyncIterator[httpx.Response]:
+        """The answer, its body still to come.
+
+        A kept connection may be one that the server closes just now (RFC 9112, section 9.6): what
+        was not answered at all is asked once more.
+        """
+        try:
+            answer = await self._sent(method, path, body)
+        except CLOSED:
+            answer = await self._sent(method, path, body)
+        try:
+            yield answer
+        finally:
+            await answer.aclose()
+
+    async def _sent(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        request = self._client.build_request(method, path, **_content(body))
+        return await self._client.send(request, stream=True)
 
     async def _check(self, answer: httpx.Response) -> None:
         if answer.status_code != httpx.codes.OK:
@@ -172,6 +241,6 @@ async def _beginning(answer: httpx.Response) -> str:
 
 
 def _unavailable(error: Exception) -> EngineUnavailable:
-    if isinstance(error, TimeoutError | httpx.TimeoutException):
+    if isinstance(error, httpx.TimeoutException):
         return Unanswered(f"it does not answer in time ({type(error).__name__})")
     return EngineUnavailable(f"it does not answer ({type(error).__name__}: {error})")
