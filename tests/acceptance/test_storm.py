@@ -27,9 +27,7 @@ def broker(request: pytest.FixtureRequest) -> str:
     return kind
 
 
-def test_conversations_return_to_their_worker_and_survive_it(
-    tmp_path: Path,
-) -> None:
+def test_conversations_return_to_their_worker_and_survive_it(tmp_path: Path) -> None:
     # Long enough that there are turns between the faults on a machine where workers start slowly.
     storm = make_storm("affinity", "valkey", Options(seed=20261124, turns=600, conversations=30))
     # Chance alone would be a third; a machine that is busy otherwise may make many hints late.

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -37,6 +38,11 @@ def token_count(chunks: list[Chunk]) -> int:
     return sum(chunk.token_count for chunk in chunks)
 
 
+def told(chunks: list[Chunk]) -> list[Chunk]:
+    """All but what was remembered of the prompt, which depends on who was asked before."""
+    return [replace(chunk, cached_tokens=0) for chunk in chunks]
+
+
 def test_a_reply_comes_in_chunks_and_only_the_last_one_says_why_it_ended(engine: Engine) -> None:
     chunks = reply(engine, ask(STORY))
     assert len([chunk for chunk in chunks if chunk.text]) > 1
@@ -68,9 +74,7 @@ def test_many_threads_at_once_get_their_own_reply(engine: Engine) -> None:
 
 
 def test_a_greedy_reply_is_repeatable(engine: Engine) -> None:
-    first, second = (reply(engine, ask(STORY)) for _ in range(2))
-    assert text_of(first) == text_of(second)
-    assert token_count(first) == token_count(second)
+    assert told(reply(engine, ask(STORY))) == told(reply(engine, ask(STORY)))
 
 
 def test_a_sampled_reply_is_repeatable_with_its_seed(engine: Engine) -> None:
@@ -185,11 +189,11 @@ def test_an_aborted_turn_is_not_begun(engine: Engine) -> None:
 
 
 def test_a_reader_who_leaves_harms_nobody(engine: Engine) -> None:
-    expected = text_of(reply(engine, ask(STORY)))
+    expected = told(reply(engine, ask(STORY)))
     chunks = engine.generate(ask(STORY * 2), params(max_tokens=300), Abort())
     next(chunks)
     chunks.close()  # type: ignore[attr-defined]
-    assert text_of(reply(engine, ask(STORY))) == expected
+    assert told(reply(engine, ask(STORY))) == expected
 
 
 def test_characters_are_never_broken(engine: Engine) -> None:

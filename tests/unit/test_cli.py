@@ -11,6 +11,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from turnmill.producer.cli.app import app, main
+from turnmill.producer.cli.console import PIPED_WIDTH, make_console
 
 #: Run `turnmill` with these words: exit status, standard output, standard error.
 Turnmill = Callable[..., tuple[int, str, str]]
@@ -164,3 +165,17 @@ def test_an_unknown_command_is_refused_by_name(turnmill: Turnmill) -> None:
     status, _, said = turnmill("aks")
     assert status == 2
     assert "No such command 'aks'" in said
+
+
+@pytest.mark.parametrize("terminal", ["dumb", "xterm"])
+@pytest.mark.parametrize(
+    ("columns", "width"), [(None, PIPED_WIDTH), ("90", 90), ("x", PIPED_WIDTH)]
+)
+def test_output_that_no_terminal_shows_is_wide(
+    terminal: str, columns: str | None, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", terminal)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert make_console().width == width
