@@ -7,11 +7,10 @@ whoever holds its standard input. https://github.com/ggml-org/llama.cpp/tree/mas
 """
 
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+
+from turnmill.benchmarks.announced import Announced, announced
 
 #: llama.cpp's log: errors only.
 VERBOSITY = 1
@@ -20,34 +19,15 @@ VERBOSITY = 1
 HTTP_THREADS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class LlamaServer:
-    url: str
-    process: subprocess.Popen[str]
-
-    def kill(self) -> None:
-        self.process.kill()
-
-
-@contextmanager
-def serving_llama(model: str, name: str, slots: int, context_window: int) -> Iterator[LlamaServer]:
+def serving_llama(
+    model: str, name: str, slots: int, context_window: int
+) -> AbstractContextManager[Announced]:
     """A server of `model`, a GGUF file, for `slots` turns at once of `context_window` tokens each.
 
     Raises:
         RuntimeError: it does not come up.
     """
-    command = [sys.executable, __file__, model, name, str(slots), str(context_window)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            url = process.stdout.readline().strip()
-            if not url:
-                raise RuntimeError(f"llama.cpp's server does not start: {' '.join(command)}")
-            yield LlamaServer(url, process)
-        finally:
-            process.kill()
+    return announced(sys.executable, __file__, model, name, str(slots), str(context_window))
 
 
 def _serve(model: str, name: str, slots: int, context_window: int) -> None:

@@ -4,14 +4,12 @@ python tests/contract/openai_standin.py SECONDS_PER_TOKEN
 """
 
 import json
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from turnmill.benchmarks.announced import Announced, announced
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message, Role
 from turnmill.workers.abort import Abort
@@ -19,21 +17,8 @@ from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.echo import EchoEngine
 
 
-@dataclass(frozen=True, slots=True)
-class StandIn:
-    url: str
-    process: subprocess.Popen[str]
-
-
-@contextmanager
-def serving(token_s: float = 0.0) -> Iterator[StandIn]:
-    command = [sys.executable, __file__, str(token_s)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield StandIn(process.stdout.readline().strip(), process)
-        finally:
-            process.kill()
+def serving(token_s: float = 0.0) -> AbstractContextManager[Announced]:
+    return announced(sys.executable, __file__, str(token_s))
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -63,7 +63,7 @@ def test_a_turn_whose_replica_is_killed_goes_on_at_another_one() -> None:
         try:
             chunks = engine.generate(PROMPT, PARAMS, Abort())
             begun = list(islice(chunks, 5))
-            first.process.kill()  # the turn went to the first of two that owe nothing
+            first.kill()  # the turn went to the first of two that owe nothing
             reply = begun + list(chunks)
         finally:
             engine.close()
@@ -106,13 +106,14 @@ class Scripted(BaseHTTPRequestHandler):
     refuses_options = False
     #: Requests that it answers on one connection; on the next one it hangs up.
     keeps_for = 0
+    request_count = 0
     said_goodbye = threading.Event()
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
 
     def parse_request(self) -> bool:
-        self.request_count = getattr(self, "request_count", 0) + 1
+        self.request_count += 1
         if self.keeps_for and self.request_count > self.keeps_for:
             self.close_connection = True
             return False

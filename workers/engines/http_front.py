@@ -10,6 +10,7 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -74,11 +75,11 @@ class HTTPFront:
 
     def get(self, path: str) -> Any:
         """The JSON at a path, asked for with little patience. Errors as `stream`."""
-        return self._wait(self._whole("GET", path, None))
+        return self._submit(self._whole("GET", path, None)).result()
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """As `get`."""
-        return self._wait(self._whole("POST", path, body))
+        return self._submit(self._whole("POST", path, body)).result()
 
     def stream(self, path: str, body: dict[str, Any], abort: Abort) -> Iterator[bytes]:
         """The bytes of an event stream as they come; ends early once `abort` is set.
@@ -107,16 +108,12 @@ class HTTPFront:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
-    def _submit(self, work: Coroutine[Any, Any, ResultT]) -> Any:
+    def _submit(self, work: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
         with self._lock:
             if not self._is_closed:
                 return asyncio.run_coroutine_threadsafe(work, self._loop)
         work.close()
         raise EngineUnavailable("The engine is closed.")
-
-    def _wait(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-        result: ResultT = self._submit(work).result()
-        return result
 
     def _give_up(self, call: _Call) -> None:
         with self._lock:
