@@ -168,7 +168,7 @@ class OpenAIServer:
         return self.dialect or PLAIN
 
     def _known_here(self, dialect: Dialect) -> Dialect:
-        """What this version of the server knows of it, or is set to do."""
+        """What this version of the server knows of it."""
         prompt = Prompt((Message(role=Role.USER, content="Hello"),), "Hel")
         if dialect.tokenize:
             try:
