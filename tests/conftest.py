@@ -252,6 +252,10 @@ class Process:
     def wait(self, timeout_s: float) -> int:
         return self._popen.wait(timeout_s)
 
+    def says(self, text: str) -> bool:
+        """Whether it has printed that by now."""
+        return text.encode() in self.log.read_bytes()
+
     @property
     def is_running(self) -> bool:
         return self._popen.poll() is None
@@ -295,9 +299,7 @@ class System:
     def start_worker(self, *arguments: str, **environment: str) -> Process:
         """A worker that consumes when this returns."""
         worker = self.start("worker", *arguments, **environment)
-        self._eventually(
-            lambda: b"worker.consuming" in worker.log.read_bytes() or not worker.is_running, 30
-        )
+        self._eventually(lambda: worker.says("worker.consuming") or not worker.is_running, 30)
         assert worker.is_running, worker.log.read_text()
         return worker
 

@@ -108,6 +108,7 @@ class Drain:
     def _cancel_queues(self) -> None:
         try:
             self._consumer.task_consumer.cancel()
+            log.info("drain.consuming_stopped")
         except Exception as error:
             # The connection is gone, and with it the consumers.
             log.info("drain.disconnected", error=type(error).__name__)

@@ -21,7 +21,7 @@ def test_a_worker_whose_clock_is_an_hour_wrong_doubles_nothing(
     system.start("relay")
     system.start_worker()
     wrong = system.start("3600", "worker", module="turnmill.chaos.clock")
-    eventually(lambda: b"worker.consuming" in wrong.log.read_bytes(), 30)
+    eventually(lambda: wrong.says("worker.consuming"), 30)
     accepted = accept_many(
         system.database,
         [system.request(f"[[wait=1]] turn {n}", lane=Lane.BATCH) for n in range(64)],

@@ -109,7 +109,7 @@ def test_a_worker_consumes_on_after_rabbitmqs_consumer_timeout(
         system.start("relay")
         worker = system.start_worker()
         accepted = accept_turns(system, 10, "[[wait=3]] longer than the timeout")
-        eventually(lambda: b"PRECONDITION_FAILED" in worker.log.read_bytes(), 30)
+        eventually(lambda: worker.says("PRECONDITION_FAILED"), 30)
         accepted += accept_turns(system, 4, "after")
         system.wait_until_settled()
     assert worker.is_running

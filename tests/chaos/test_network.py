@@ -111,7 +111,7 @@ def test_a_worker_cut_off_from_postgres_is_replaced_fenced_and_comes_back(
         assert not is_live(system, cut_off.pid)
         substitute.kill()
         proxy.heal()
-        eventually(lambda: b"turn.fenced" in cut_off.log.read_bytes(), 40)
+        eventually(lambda: cut_off.says("turn.fenced"), 40)
         eventually(lambda: is_live(system, cut_off.pid), 40)
         assert system.database.run("SELECT * FROM replies ORDER BY turn_id") == before
         # Longer than a lease: its heartbeats are back too.

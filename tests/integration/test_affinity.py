@@ -22,7 +22,10 @@ from turnmill.schemas.turns import Lane
 
 Eventually = Callable[..., None]
 
+#: A hint is late after that many milliseconds: longer than a busy machine takes to deliver one.
+TTL_MS = 2000
 NEVER = {"TURNMILL_WORKER__HINT_LOST_AFTER_S": "3600"}
+PATIENT = {"TURNMILL_AFFINITY__TTL_MS": str(TTL_MS)}
 #: Two workers that compete evenly would give six turns in a row to one of them by chance, 1 in 32.
 TURNS = 12
 
@@ -63,8 +66,8 @@ def warmth(system: Any) -> list[bool | None]:
 
 def start_two(system: Any) -> dict[int, Any]:
     """A relay and two workers, by process id."""
-    system.start("relay")
-    workers = [system.start_worker(**NEVER) for _ in range(2)]
+    system.start("relay", **PATIENT)
+    workers = [system.start_worker(**NEVER, **PATIENT) for _ in range(2)]
     return {worker.pid: worker for worker in workers}
 
 
@@ -105,7 +108,7 @@ def test_a_draining_worker_strands_nothing_and_batch_turns_are_any_workers(
     eventually(lambda: system.count("state = 'running'") == 1)
     workers[holder].send(signal.SIGTERM)
     talk.ask()
-    eventually(lambda: system.database.run("SELECT 1 FROM worker_liveness WHERE NOT is_consuming"))
+    eventually(lambda: workers[holder].says("drain.consuming_stopped"))
     assert talk.ask() != holder
 
 

@@ -113,7 +113,7 @@ def test_a_worker_paused_past_its_lease_cannot_overwrite(
     system.wait_until_settled()
     before = system.database.run("SELECT * FROM replies ORDER BY turn_id")
     paused.send(signal.SIGCONT)
-    eventually(lambda: b"turn.fenced" in paused.log.read_bytes())
+    eventually(lambda: paused.says("turn.fenced"))
     assert system.database.run("SELECT * FROM replies ORDER BY turn_id") == before
     system.assert_answered_once_and_in_order(accepted)
     assert system.count("attempt > 1") >= 4

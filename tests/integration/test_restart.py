@@ -34,7 +34,7 @@ def client(system: Any, eventually: Eventually) -> openai.OpenAI:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     api = system.start("api", TURNMILL_API__PORT=str(port))
-    eventually(lambda: b"api.started" in api.log.read_bytes(), 30)
+    eventually(lambda: api.says("api.started"), 30)
     key = create_key(system.database, system.tenant_id, "test")
     return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0)
 
@@ -62,7 +62,7 @@ def test_readers_of_a_reply_that_begins_again_are_told_and_see_all_of_it(
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch, client, seen)
         asked = system.start("ask", QUESTION)
-        eventually(lambda: "w2" in text_of(seen) and b"w2" in asked.log.read_bytes(), 30)
+        eventually(lambda: "w2" in text_of(seen) and asked.says("w2"), 30)
         doomed.kill()
         system.start_worker(**BEGINS_AGAIN)
         watching.result(60)

@@ -34,13 +34,9 @@ Eventually = Callable[..., None]
 def start_standby(system: Any, eventually: Eventually, *arguments: str) -> Any:
     """A standby that waits when this returns."""
     worker = system.start("worker", "--standby", *arguments)
-    eventually(lambda: says(worker, "worker.standing_by") or not worker.is_running, 30)
+    eventually(lambda: worker.says("worker.standing_by") or not worker.is_running, 30)
     assert worker.is_running, worker.log.read_text()
     return worker
-
-
-def says(worker: Any, event: str) -> bool:
-    return event.encode() in worker.log.read_bytes()
 
 
 def is_consuming(system: Any, worker: Any) -> bool:
@@ -75,7 +71,7 @@ def test_a_standby_consumes_nothing_until_the_primary_is_killed(
     eventually(lambda: system.count("state = 'running'") == 4)
     primary.kill()
     system.wait_until_settled()
-    assert says(standby, "worker.took_over")
+    assert standby.says("worker.took_over")
     turns = [read_turn(system.database, system.tenant_id, turn.turn_id) for turn in interrupted]
     assert {turn.state for turn in turns} == {TurnState.COMPLETED}
     assert attempts_of(system, standby) == 4
@@ -98,6 +94,7 @@ def test_a_standby_takes_over_from_a_primary_that_still_drains(
     slow = accept(system.database, system.request("[[wait=20]] slow"))
     eventually(lambda: system.count("state = 'running'") == 1)
     primary.send(signal.SIGTERM)
+    eventually(lambda: primary.says("drain.consuming_stopped"))
     quick = accept(system.database, system.request("quick"))
     eventually(lambda: system.count("state = 'completed'") == 1)
     assert read_turn(system.database, system.tenant_id, quick.turn_id).state == "completed"
@@ -120,7 +117,7 @@ def test_a_standby_replaces_a_paused_primary_and_both_may_go_on(
     system.wait_until_settled()
     assert attempts_of(system, standby) == 1, "it took the turn over with the place"
     primary.send(signal.SIGCONT)
-    eventually(lambda: says(primary, "turn.fenced"))
+    eventually(lambda: primary.says("turn.fenced"))
     accept_many(system.database, [system.request(f"turn {n}") for n in range(20)])
     system.wait_until_settled()
     assert read_turn(system.database, system.tenant_id, turn.turn_id).attempt == 2
@@ -135,7 +132,7 @@ def test_a_standby_that_is_stopped_while_it_waits_ends_cleanly(
     standby = start_standby(system, eventually)
     standby.send(signal.SIGTERM)
     assert standby.wait(timeout_s=20) == 0
-    assert not says(standby, "worker.took_over")
+    assert not standby.says("worker.took_over")
     assert primary.is_running
     assert is_consuming(system, primary)
 
