@@ -215,8 +215,9 @@ class EngineSettings(Section):
     tensor_parallel: int = Field(default=1, ge=1)
     #: Numbers in the KV cache (OpenVINO engine only; `auto` is its own choice).
     kv_cache_dtype: Literal["auto", "int8", "float32", "bfloat16", "float16"] = "auto"
-    #: Prompt tokens computed between two tokens of the turns that are already running.
-    prefill_tokens: int = Field(default=256, ge=16)
+    #: Prompt tokens computed between two tokens of the turns that are already running; left out,
+    #: 96 (OpenVINO, vLLM on a CPU) or 256 (transformers, vLLM on a GPU).
+    prefill_tokens: int | None = Field(default=None, ge=16)
     #: Where downloaded and converted models are kept; `models` in the data folder when left out.
     models_dir: Path | None = None
     #: The servers of a remote engine (`openai_http`, `triton`, `tfserving`), as a JSON list of

@@ -342,8 +342,18 @@ def test_packed_linear_layers_answer_the_same(kind: str) -> None:
     assert [tokens_of(turn) for turn in packed_replies] == plain_replies
 
 
-def test_linear_layers_in_16_bits_stay_as_they_are() -> None:
-    layers = torch.nn.Sequential(torch.nn.Linear(4, 4, dtype=torch.bfloat16))
+def test_linear_layers_in_bfloat16_are_packed_where_the_cpu_multiplies_such() -> None:
+    plain_layer = torch.nn.Linear(64, 32, dtype=torch.bfloat16)
+    layers = torch.nn.Sequential(plain_layer)
+    cpu_linear.pack_linears(layers)
+    is_packed = isinstance(layers[0], cpu_linear.PackedLinear)
+    assert is_packed == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    states = torch.randn(3, 64, dtype=torch.bfloat16)
+    torch.testing.assert_close(layers(states), plain_layer(states))
+
+
+def test_linear_layers_in_float16_stay_as_they_are() -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 4, dtype=torch.float16))
     cpu_linear.pack_linears(layers)
     assert type(layers[0]) is torch.nn.Linear
 

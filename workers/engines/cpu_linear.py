@@ -29,13 +29,13 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
 
 
 def pack_linears(model: nn.Module) -> None:
-    """Replace the linear layers of a model on a CPU whose weights are not quantized.
-
-    Those in 32 bits only: with 16, where a CPU multiplies such, it has not been measured.
-    """
+    """Replace the linear layers of a model on a CPU whose weights are not quantized."""
     if not torch.backends.mkldnn.is_available():
         return
+    dtypes = {torch.float32}
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        dtypes.add(torch.bfloat16)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:
+            if type(layer) is nn.Linear and layer.weight.dtype in dtypes:
                 setattr(parent, name, PackedLinear(layer))

@@ -29,7 +29,7 @@ from turnmill.workers.engines.openvino_setup import (
     openvino_path,
     properties,
 )
-from turnmill.workers.engines.scheduling import Batch, Facts, Generation, Token
+from turnmill.workers.engines.scheduling import CPU_PREFILL_TOKENS, Batch, Facts, Generation, Token
 from turnmill.workers.engines.text import REPLACEMENT
 
 # OpenVINO reports every import to its makers, unless the module that does so is missing.
@@ -250,7 +250,9 @@ def _scheduler_config(settings: EngineSettings) -> Any:
     config.max_num_seqs = 2 * settings.max_batch_size
     config.enable_prefix_caching = settings.prefix_cache
     config.dynamic_split_fuse = True
-    config.max_num_batched_tokens = max(settings.prefill_tokens, settings.max_batch_size)
+    # The next token of each running turn, and pieces of prompts.
+    prefill_tokens = settings.prefill_tokens or CPU_PREFILL_TOKENS
+    config.max_num_batched_tokens = settings.max_batch_size + prefill_tokens
     return config
 
 

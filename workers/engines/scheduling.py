@@ -8,6 +8,12 @@ from typing import Protocol
 from turnmill.schemas.errors import TurnmillError
 from turnmill.schemas.turns import FinishReason, GenerationParams, Lane
 
+#: What `prefill_tokens` is when left out.
+PREFILL_TOKENS = 256
+#: And where a CPU computes prompts in one step with the running turns' next tokens: prompts and
+#: replies then come to an end about together, and interactive turns wait for short steps.
+CPU_PREFILL_TOKENS = 96
+
 
 @dataclass(frozen=True, slots=True)
 class Token:

@@ -21,7 +21,7 @@ from turnmill.schemas.turns import FinishReason, Lane
 from turnmill.workers.engines.kv_rows import KVRows, Masks, forward
 from turnmill.workers.engines.prefixes import MIN_TOKENS, PrefixStore, shared_length
 from turnmill.workers.engines.sampling import create_generator, next_tokens
-from turnmill.workers.engines.scheduling import Generation, Token
+from turnmill.workers.engines.scheduling import PREFILL_TOKENS, Generation, Token
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +40,7 @@ class Limits:
     #: Tokens whose keys and values fit into memory, those of ended turns included.
     max_cached_tokens: int
     #: Prompt tokens computed between two steps of the running turns.
-    prefill_tokens: int = 256
+    prefill_tokens: int = PREFILL_TOKENS
     #: Whether the keys and values of ended turns are kept for those that begin alike.
     reuses_prefixes: bool = True
 

@@ -13,7 +13,7 @@ from turnmill.workers.engines.cpu_attention import share_heads
 from turnmill.workers.engines.cpu_linear import pack_linears
 from turnmill.workers.engines.hf_tokenizer import HFTokenizer
 from turnmill.workers.engines.kv_rows import works_in_rows
-from turnmill.workers.engines.scheduling import Batch, Facts
+from turnmill.workers.engines.scheduling import PREFILL_TOKENS, Batch, Facts
 from turnmill.workers.engines.slots import Limits, SlotBatch
 from turnmill.workers.models import prepare_model
 
@@ -34,7 +34,10 @@ def load_batch(settings: EngineSettings) -> tuple[Batch, Facts]:
     context_window = _context_window(config, settings)
     cached_tokens = int(settings.kv_cache_gib * 2**30 / _kv_bytes_per_token(config, model.dtype))
     limits = Limits(
-        settings.max_batch_size, cached_tokens, settings.prefill_tokens, settings.prefix_cache
+        settings.max_batch_size,
+        cached_tokens,
+        settings.prefill_tokens or PREFILL_TOKENS,
+        settings.prefix_cache,
     )
     facts = Facts(
         context_window=max(1, min(context_window, cached_tokens)),

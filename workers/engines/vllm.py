@@ -21,6 +21,7 @@ from vllm.platforms import current_platform
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.engines.batching import BatchingEngine
+from turnmill.workers.engines.scheduling import CPU_PREFILL_TOKENS, PREFILL_TOKENS
 from turnmill.workers.engines.transformers import load_text
 from turnmill.workers.engines.vllm_front import VLLMFront
 from turnmill.workers.models import prepare_model
@@ -53,6 +54,7 @@ def start_front(settings: EngineSettings) -> VLLMFront:
 
 def _arguments(path: str, settings: EngineSettings) -> AsyncEngineArgs:
     on_cpu = current_platform.is_cpu()
+    prefill_tokens = settings.prefill_tokens or (CPU_PREFILL_TOKENS if on_cpu else PREFILL_TOKENS)
     return AsyncEngineArgs(
         model=path,
         dtype=_dtype(settings, on_cpu),
@@ -63,11 +65,11 @@ def _arguments(path: str, settings: EngineSettings) -> AsyncEngineArgs:
         max_model_len=settings.context_window or -1,
         max_num_seqs=settings.max_batch_size,
         # What a step computes: the next token of each running turn, and pieces of prompts.
-        max_num_batched_tokens=settings.max_batch_size + settings.prefill_tokens,
+        max_num_batched_tokens=settings.max_batch_size + prefill_tokens,
         kv_cache_memory_bytes=int(settings.kv_cache_gib * 2**30),
         enable_prefix_caching=settings.prefix_cache,
         scheduling_policy="priority",
-        **(_cpu_arguments() if on_cpu else _gpu_arguments(settings)),
+        **(_cpu_arguments() if on_cpu else _gpu_arguments(prefill_tokens)),
         disable_log_stats=True,
     )
 
@@ -81,9 +83,9 @@ def _cpu_arguments() -> dict[str, Any]:
     }
 
 
-def _gpu_arguments(settings: EngineSettings) -> dict[str, Any]:
+def _gpu_arguments(prefill_tokens: int) -> dict[str, Any]:
     # One long prompt leaves room for another one to begin.
-    return {"long_prefill_token_threshold": max(1, settings.prefill_tokens // 2)}
+    return {"long_prefill_token_threshold": prefill_tokens // 2}
 
 
 def _check_device(settings: EngineSettings) -> None:
