@@ -331,6 +331,27 @@ def test_shared_heads_that_are_not_written_out_answer_the_same(
     assert any(masked)
 
 
+@pytest.mark.parametrize("shared", [3, 9])
+def test_a_few_bfloat16_tokens_after_a_long_past_get_what_torchs_own_attention_says(
+    shared: int,
+) -> None:
+    torch.manual_seed(1)
+    new, columns = 20, 600
+    query = torch.randn(1, new, 9, 64).transpose(1, 2)
+    key, value = torch.randn(2, 1, shared, columns, 64)
+    hidden = torch.arange(columns) > torch.arange(columns - new, columns)[:, None]
+    mask = torch.zeros(1, 1, new, columns).masked_fill_(hidden, torch.finfo(torch.bfloat16).min)
+    states = [each.bfloat16() for each in (query, key, value, mask)]
+    attended, _ = cpu_attention.attend(None, *states, scaling=0.125)
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=0.125, enable_gqa=True
+    )
+    error = (attended.float() - wanted.transpose(1, 2)).abs()
+    assert attended.shape == (1, new, 9, 64)
+    assert error.max() < 0.02
+    assert error.mean() < 0.002
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_packed_linear_layers_answer_the_same(kind: str) -> None:
     model = make_model(kind)
