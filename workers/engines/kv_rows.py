@@ -7,8 +7,11 @@ rows. Buffers grow as they are needed and are never shrunk while they are in use
 
 from typing import Any
 
+import structlog
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+log = structlog.get_logger(__name__)
 
 #: Columns are added in steps, so that a growing turn seldom moves the batch.
 COLUMN_STEP = 256
@@ -211,7 +214,8 @@ def works_in_rows(model: Any) -> bool:
             starts = [len(prompt) - 1 for prompt in prompts]
             together = forward(model, rows, masks, 0, [each[-1:] for each in prompts], starts)
             alone = torch.cat([_alone(model, prompt) for prompt in prompts])
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        log.warning("engine.trial_failed", error=f"{type(error).__name__}: {error}")
         return False
     # Rounding differs with the size of a batch; a wrong mask differs by far more.
     return bool((together.float() - alone).abs().mean() < 0.05 * alone.std())
