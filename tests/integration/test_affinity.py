@@ -22,10 +22,9 @@ from turnmill.schemas.turns import Lane
 
 Eventually = Callable[..., None]
 
-#: A hint is late after that many milliseconds: longer than a busy machine takes to deliver one.
-TTL_MS = 2000
 NEVER = {"TURNMILL_WORKER__HINT_LOST_AFTER_S": "3600"}
-PATIENT = {"TURNMILL_AFFINITY__TTL_MS": str(TTL_MS)}
+#: A hint is late after longer than a busy machine takes to deliver one.
+PATIENT = {"TURNMILL_AFFINITY__TTL_MS": "2000"}
 #: Two workers that compete evenly would give six turns in a row to one of them by chance, 1 in 32.
 TURNS = 12
 
