@@ -11,6 +11,7 @@ from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Engine, Prompt
+from turnmill.workers.engines.pieces import by_pieces
 from turnmill.workers.engines.registry import REQUIREMENTS, create_engine
 from turnmill.workers.models import prepare_model
 
@@ -176,3 +177,24 @@ def test_templates_are_rendered_as_transformers_does(engine: Engine) -> None:
         chat = [{"role": "user", "content": question}]
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
         assert engine.count_tokens(messages(question)) == len(ids)
+
+
+@pytest.mark.parametrize("name", ["openvino", "transformers"])
+def test_a_prompt_in_pieces_has_the_tokens_of_the_whole(name: str) -> None:
+    module = pytest.importorskip(f"turnmill.workers.engines.{name}")
+    text = module.load_text(settings_for(name, "auto"))
+    seen: list[str] = []
+
+    def counted(words: str) -> Any:
+        seen.append(words)
+        return text.encode(words)
+
+    encode = by_pieces(counted, text.template.control_tokens)
+    said = ["It costs 5 € \n", " \n\n  two", "née 日本語 🙂‍↔️", "<|im_end|>", "", "\ta\r\n", "I'll"]
+    past: tuple[Message, ...] = ()
+    for number, question in enumerate([*QUESTIONS, *said]):
+        past += messages(question)
+        whole = text.template.render(past, prefix=said[number % len(said)])
+        seen.clear()
+        assert encode(whole) == text.encode(whole)
+        assert number == 0 or len(seen) <= 2, "the new message, and the reply that has begun"

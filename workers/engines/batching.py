@@ -6,7 +6,6 @@ which turns tokens into text: a turn that cannot be decoded harms itself only.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from threading import Lock
 
 import structlog
@@ -17,13 +16,11 @@ from turnmill.schemas.turns import FinishReason, GenerationParams, Message
 from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.chat_template import ChatTemplate
+from turnmill.workers.engines.pieces import by_pieces
 from turnmill.workers.engines.scheduling import Facts, Generation, Scheduler, Token
 from turnmill.workers.engines.text import Detokenizer, StopFilter
 
 log = structlog.get_logger(__name__)
-
-#: Prompts whose tokens are remembered: each is counted first, to see whether it fits.
-REMEMBERED_PROMPTS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +140,7 @@ def _with_one_tokenizer(text: TextSide) -> TextSide:
     """
     lock = Lock()
 
-    @lru_cache(REMEMBERED_PROMPTS)
-    def encode(words: str) -> list[int]:
+    def encode(words: str) -> Sequence[int]:
         with lock:
             return text.encode(words)
 
@@ -152,7 +148,7 @@ def _with_one_tokenizer(text: TextSide) -> TextSide:
         with lock:
             return text.decode(ids)
 
-    return replace(text, encode=encode, decode=decode)
+    return replace(text, encode=by_pieces(encode, text.template.control_tokens), decode=decode)
 
 
 def _encode(model: _Model, prompt: Prompt) -> list[int]:

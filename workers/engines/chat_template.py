@@ -58,7 +58,10 @@ class ChatTemplate:
             "eos_token": eos_token,
         }
         self._template = environment.from_string(source or PLAIN_TEMPLATE)
-        self._control_tokens = sorted(filter(None, control_tokens), key=len, reverse=True)
+        #: Longest first: where one begins like another, it is the longer one.
+        self.control_tokens = sorted(
+            {*control_tokens} - {""}, key=lambda token: (-len(token), token)
+        )
 
     def render(self, messages: Sequence[Message], prefix: str = "") -> str:
         """The prompt up to where the model goes on: the reply's opening and what it said already.
@@ -75,7 +78,7 @@ class ChatTemplate:
 
     def defuse(self, text: str) -> str:
         """The text without control tokens that could be mistaken for the model's."""
-        for token in self._control_tokens:
+        for token in self.control_tokens:
             if token in text:
                 text = text.replace(token, token[0] + WORD_JOINER + token[1:])
         return text
