@@ -331,10 +331,12 @@ def test_shared_heads_that_are_not_written_out_answer_the_same(
     assert any(masked)
 
 
+@pytest.mark.parametrize("has_amx", [False, True])
 @pytest.mark.parametrize("shared", [3, 9])
 def test_a_few_bfloat16_tokens_after_a_long_past_get_what_torchs_own_attention_says(
-    shared: int,
+    shared: int, has_amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cpu_attention, "HAS_AMX", has_amx)
     torch.manual_seed(1)
     new, columns = 20, 600
     query = torch.randn(1, new, 9, 64).transpose(1, 2)
