@@ -27,6 +27,7 @@ from turnmill.schemas.broker import OWN_QUEUE_EXPIRES_S, celery_settings, hint_q
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import BrokerUnavailable, DatabaseUnavailable
 from turnmill.schemas.ids import new_id
+from turnmill.schemas.links import Stop
 from turnmill.schemas.routes import ANSWER_TASK, OUTBOX_CHANNEL, own_queue_name, queue_name
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.turns import Lane
@@ -38,9 +39,6 @@ WINDOW_POLL_S = 0.02
 
 #: Pause before a late hint is looked for again: its row may be held by who claims it.
 LATE_POLL_S = 0.005
-
-#: How soon a stop is noticed.
-STOP_POLL_S = 0.2
 
 #: Pause before the next try to reach PostgreSQL.
 RECONNECT_S = 0.5
@@ -191,7 +189,7 @@ class Relay:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._database = Database(settings.database)
-        self._stopping = threading.Event()
+        self._stopping = Stop()
         count = settings.relay.publishers
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="publisher")
         self._free: SimpleQueue[Publisher] = SimpleQueue()
@@ -230,7 +228,7 @@ class Relay:
                 assert due is not None
                 pause_s = WINDOW_POLL_S if due.is_owed else self._settings.relay.sweep_s
                 late_in_s = math.inf if due.late_in_s is None else due.late_in_s
-                self._wait(connection, min(pause_s, max(late_in_s, LATE_POLL_S)))
+                connection.hear(min(pause_s, max(late_in_s, LATE_POLL_S)), self._stopping)
 
     def _take(self, publisher: Publisher) -> list[Any]:
         relay, affinity = self._settings.relay, self._settings.affinity
@@ -250,13 +248,6 @@ class Relay:
             # Whatever it was, the loop goes on and needs its publishers back.
             self._free.put(publisher)
             raise
-
-    def _wait(self, connection: psycopg.Connection[Any], timeout_s: float) -> None:
-        """Until something new is owed, or the time is up; a stop is noticed soon."""
-        ends_at = time.monotonic() + timeout_s
-        while (left_s := ends_at - time.monotonic()) > 0 and not self._stopping.is_set():
-            for _ in connection.notifies(timeout=min(left_s, STOP_POLL_S), stop_after=1):
-                return
 
     def _publish(self, publisher: Publisher, rows: list[Any]) -> None:
         try:

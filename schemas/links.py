@@ -6,7 +6,11 @@ a load balancer that keeps dead connections open neither helps: there only a lim
 for an answer does. The server gets the same limits, lest a lock outlive whoever held it.
 """
 
+import os
+import select
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
@@ -28,6 +32,24 @@ _SESSION = """
 SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
 SET tcp_user_timeout = '10s'; SET idle_in_transaction_session_timeout = '10s'
 """
+
+
+class Stop(threading.Event):
+    """An event that ends `Link.hear`, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reader, self._writer = os.pipe()
+        for end in (self._reader, self._writer):
+            weakref.finalize(self, os.close, end)
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def set(self) -> None:
+        if not self.is_set():
+            os.write(self._writer, b"!")
+        super().set()
 
 
 class Link(psycopg.Connection[Any]):
@@ -58,6 +80,26 @@ class Link(psycopg.Connection[Any]):
         return super().wait(
             _within(self.answer_timeout_s, gen, self.pgconn.finish), *args, **kwargs
         )
+
+    def hear(self, timeout_s: float, stop: Stop) -> list[str]:
+        """The payloads of notifications, as soon as there are any; none after `timeout_s`, or when
+        told to stop.
+
+        psycopg's own wait wakes ten times a second, which every idle process would pay for.
+        Raises `psycopg.OperationalError` when the connection breaks.
+        """
+        poll, ends_at = select.poll(), time.monotonic() + timeout_s
+        for each in (self, stop):
+            poll.register(each, select.POLLIN)
+        # What comes need not be a notification; of an end, it is the server's word of it first.
+        while not (heard := self._payloads()) and not stop.is_set():
+            if (left_s := ends_at - time.monotonic()) <= 0:
+                break
+            poll.poll(left_s * 1000)
+        return heard
+
+    def _payloads(self) -> list[str]:
+        return [each.payload for each in self.notifies(timeout=0)]
 
 
 class AsyncLink(psycopg.AsyncConnection[Any]):

@@ -23,6 +23,7 @@ import structlog
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.ids import new_id
+from turnmill.schemas.links import Link, Stop
 from turnmill.schemas.routes import ABORT_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
@@ -35,9 +36,6 @@ log = structlog.get_logger()
 
 #: How often a process says that it lives, and looks at the deadlines of its turns.
 TICK_S = 0.5
-
-#: A stop is noticed this soon.
-STOP_POLL_S = 0.1
 
 #: The claim need not survive a crash of Postgres: the turn is then simply queued again, and
 #: the fence names the worker beside the number. So it does not wait for the disk.
@@ -198,7 +196,7 @@ class Leases:
         if not self._stands_by:
             self.consuming.set()
         self._lock = threading.Lock()
-        self._stopping = threading.Event()
+        self._stopping = Stop()
         self._registered = threading.Event()
         self._reconnected_at = float("-inf")
         self._thread = threading.Thread(target=self._keep, name="leases", daemon=True)
@@ -350,7 +348,7 @@ class Leases:
             self._stands_by = False
             self.consuming.set()
 
-    def _beat(self, connection: psycopg.Connection[Any]) -> None:
+    def _beat(self, connection: Link) -> None:
         self._say_seen(connection)
         self._try_lock(connection)
         self._take_over(connection)
@@ -364,13 +362,13 @@ class Leases:
             self._renew(connection)
             self._renewed_at = now
 
-    def _listen(self, connection: psycopg.Connection[Any]) -> None:
+    def _listen(self, connection: Link) -> None:
         """For the rest of the tick; a stopping process is not kept waiting for its end."""
         ends_at = time.monotonic() + TICK_S
         while (left_s := ends_at - time.monotonic()) > 0 and not self._stopping.is_set():
-            for notification in connection.notifies(timeout=min(left_s, STOP_POLL_S)):
+            for turn_id in connection.hear(left_s, self._stopping):
                 for attempt in self._attempts():
-                    if attempt.claim.turn_id.hex == notification.payload:
+                    if attempt.claim.turn_id.hex == turn_id:
                         attempt.stop(AbortReason.LOST)
 
     def _look_for_hung(self, now: float) -> None:

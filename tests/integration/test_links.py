@@ -1,13 +1,15 @@
-"""Connections to PostgreSQL that cannot be set up."""
+"""Connections to PostgreSQL: set up, and listened on."""
 
 import asyncio
 import gc
+import threading
+import time
 
 import psycopg
 import pytest
 
 from turnmill.schemas import links
-from turnmill.schemas.links import AsyncLink, Link
+from turnmill.schemas.links import AsyncLink, Link, Stop
 
 
 async def open_async(url: str) -> None:
@@ -25,3 +27,43 @@ def test_a_connection_that_cannot_be_set_up_is_closed(
         else:
             asyncio.run(open_async(postgres_url))
     gc.collect()  # one that is still open would fail the test, by its ResourceWarning
+
+
+def test_what_was_notified_is_heard_at_once_and_once(postgres_url: str) -> None:
+    stop = Stop()
+    with (
+        Link.open(postgres_url, answer_timeout_s=5, autocommit=True) as link,
+        psycopg.connect(postgres_url, autocommit=True) as other,
+    ):
+        link.execute("LISTEN news")
+        other.execute("NOTIFY news, 'first'")
+        assert link.hear(60, stop) == ["first"]
+        threading.Timer(0.1, lambda: other.execute("NOTIFY news, 'second'")).start()
+        assert link.hear(60, stop) == ["second"]
+        other.execute("NOTIFY news, 'third'")
+        link.execute("SELECT 1")  # whose answer it comes with
+        assert link.hear(60, stop) == ["third"]
+        assert link.hear(0.01, stop) == []
+
+
+def test_who_is_told_to_stop_hears_nothing_more(postgres_url: str) -> None:
+    stop = Stop()
+    with Link.open(postgres_url, answer_timeout_s=5, autocommit=True) as link:
+        threading.Timer(0.1, stop.set).start()
+        began_at = time.monotonic()
+        assert link.hear(60, stop) == []
+        stop.set()
+        assert link.hear(60, stop) == []
+    assert stop.is_set()
+    assert time.monotonic() - began_at < 30
+
+
+def test_a_connection_that_breaks_ends_the_wait(postgres_url: str) -> None:
+    with (
+        Link.open(postgres_url, answer_timeout_s=5, autocommit=True) as link,
+        psycopg.connect(postgres_url, autocommit=True) as other,
+    ):
+        end = ("SELECT pg_terminate_backend(%s)", (link.info.backend_pid,))
+        threading.Timer(0.1, lambda: other.execute(*end)).start()
+        with pytest.raises(psycopg.OperationalError):
+            link.hear(60, Stop())
