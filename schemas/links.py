@@ -47,9 +47,10 @@ class Stop(threading.Event):
         return self._reader
 
     def set(self) -> None:
-        if not self.is_set():
-            os.write(self._writer, b"!")
+        was_set = self.is_set()
         super().set()
+        if not was_set:
+            os.write(self._writer, b"!")
 
 
 class Link(psycopg.Connection[Any]):
