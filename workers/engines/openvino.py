@@ -43,7 +43,7 @@ STATUS = openvino_genai.GenerationStatus
 EXPECTED_S = 10.0
 #: Meanwhile the batch lane gets all slots but one in so many: an interactive turn waits for the end
 #: of one step and for another of its own, and each running turn makes both of them longer.
-RESERVED_SHARE = 4
+RESERVED_SHARE = 3
 
 
 class OpenVINOEngine(BatchingEngine):
