@@ -24,7 +24,7 @@ def engine(
     chats: Annotated[int, typer.Option(min=4, help="Mixed chats, asked all at once.")] = 64,
     seed: Annotated[int, typer.Option(help="Another seed, other chats.")] = 1,
     naive_s: Annotated[
-        float, typer.Option("--naive-s", min=1, help="Most seconds for plain `generate`.")
+        float, typer.Option("--naive-s", min=1, help="Seconds of plain `generate` for each engine.")
     ] = 60.0,
     peer: Annotated[
         list[str] | None,
@@ -36,7 +36,10 @@ def engine(
         str, typer.Option(help="rabbitmq, valkey, or none for the engines alone.")
     ] = "valkey",
     rounds: Annotated[
-        int, typer.Option(min=1, help="Engine alone and in the system, in turn, so many times.")
+        int,
+        typer.Option(
+            min=1, help="`generate`, engine alone and in the system, in turn, so many times."
+        ),
     ] = 3,
     out: Annotated[Path, typer.Option(help="Where figures and plot go.")] = Path("bench-runs"),
 ) -> None:

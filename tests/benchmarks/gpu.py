@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="1b", help="the model that is made")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--chats", type=int, default=64)
-    parser.add_argument("--naive-s", type=float, default=60, help="most seconds for `generate`")
+    parser.add_argument("--naive-s", type=float, default=60, help="seconds of `generate`")
     parser.add_argument("--out", type=Path, default=Path("bench-runs"))
     options = parser.parse_args()
     if options.device.startswith("cuda"):
@@ -83,7 +83,7 @@ def main() -> None:
             kv_cache_gib=8,
             max_batch_size=64,
         )
-        plan = Plan((settings,), options.chats, naive_s=options.naive_s, broker=None)
+        plan = Plan((settings,), options.chats, naive_s=options.naive_s, rounds=1, broker=None)
         results = run_plan(plan, Journal(console, folder / "figures.jsonl").note)
     show(results, console)
     console.print(f"Random weights, size {options.size}, on {options.device}. Figures: {folder}")

@@ -56,7 +56,7 @@ def show(results: Results, console: Console) -> None:
     rates = _table("", "tokens/s", "÷ naive", "chats", "first token\np50 / p99 ms",
                    "next token\np50 / p99", "cached", "MiB")  # fmt: skip
     for name, dtype, run in _runs(results):
-        base = results.naive[dtype]
+        base = merged(results.naive[dtype])
         cached = run.cached_tokens / run.prompt_tokens if run.prompt_tokens else 0
         rates.add_row(
             name, f"{run.tokens_per_s:,.1f}", f"{run.tokens_per_s / base.tokens_per_s:.1f}",
@@ -66,7 +66,8 @@ def show(results: Results, console: Console) -> None:
     console.print(rates)
     if results.ceiling and results.engines:
         ceiling, result = results.ceiling, next(iter(results.engines.values()))
-        most, naive = ceiling.tokens_per_s(result.forgetful), results.naive[results.base_dtype]
+        most = ceiling.tokens_per_s(merged(result.forgetful))
+        naive = merged(results.naive[results.base_dtype])
         console.print(
             f"Products of matrices: {ceiling.flops / 1e9:,.0f} GFLOP/s ({ceiling.dtype}). "
             f"The linear layers alone allow {most:,.1f} tokens/s, "
@@ -84,12 +85,12 @@ def _table(first: str, *others: str) -> Table:
 
 def _runs(results: Results) -> Iterator[tuple[str, str, Run]]:
     """Name, the dtype of the naive run that it is compared with, run."""
-    for dtype, run in results.naive.items():
-        yield f"naive generate, {dtype}", dtype, run
+    for dtype, naive in results.naive.items():
+        yield f"naive generate, {dtype}", dtype, merged(naive)
     for name, run in results.peers.items():
         yield name, results.base_dtype, run
     for name, result in results.engines.items():
-        yield f"{name}, cache off", result.naive_dtype, result.forgetful
+        yield f"{name}, cache off", result.naive_dtype, merged(result.forgetful)
         yield f"{name}, cache on", result.naive_dtype, merged(result.alone)
         if result.in_system:
             yield f"{name}, in the system", result.naive_dtype, merged(result.in_system)
@@ -97,7 +98,8 @@ def _runs(results: Results) -> Iterator[tuple[str, str, Run]]:
 
 def _ratios(name: str, result: EngineResult) -> Table:
     table = _table(name, "engine alone", "in the system")
-    table.add_row("tokens/s ÷ engine alone", "1", _kept(result.kept))
+    table.add_row("tokens/s, cache off ÷ naive generate", _by_round(result.gained), "")
+    table.add_row("tokens/s ÷ engine alone", "1", _by_round(result.kept))
     table.add_row(
         f"first token of turn {len(result.conversation)} ÷ turn 1",
         _growth(result.conversation),
@@ -118,10 +120,10 @@ def _ratios(name: str, result: EngineResult) -> Table:
     return table
 
 
-def _kept(shares: list[float]) -> str:
-    if not shares:
+def _by_round(ratios: list[float]) -> str:
+    if not ratios:
         return ""
-    return f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def _growth(times: list[float]) -> str:

@@ -42,7 +42,7 @@ def result() -> EngineResult:
         talk = through.talk(target, turns=3, rounds=1)
     times, cached = measure.talk(ECHO, 3, 1)
     aborts = [AbortTime(took_s=each / 100, step_s=0.01) for each in (1, 1, 2)]
-    return EngineResult(alone, [alone], [in_system], times, cached, talk, aborts=aborts)
+    return EngineResult([alone], [alone], [alone], [in_system], times, cached, talk, aborts=aborts)
 
 
 def test_the_system_generates_what_the_engine_alone_does(result: EngineResult) -> None:
@@ -58,8 +58,9 @@ def test_each_turn_of_a_conversation_is_timed(result: EngineResult) -> None:
 
 
 def test_the_report_shows_draws_and_keeps_each_run(result: EngineResult, tmp_path: Path) -> None:
-    peers = {"transformers' own manager": replace(result.forgetful, took_s=0.001)}
-    results = Results(1, {"bfloat16": result.forgetful}, peers, {"transformers": result})
+    [alone] = result.alone
+    peers = {"transformers' own manager": replace(alone, took_s=0.001)}
+    results = Results(1, {"bfloat16": [alone]}, peers, {"transformers": result})
     results.ceiling = Ceiling(flops=2e9, dtype="float32", token_flop=1.0, head_flop=1.0)
     text = io.StringIO()
     show(results, Console(file=text, width=WIDTH))
@@ -83,12 +84,15 @@ def test_a_run_that_is_cut_has_shown_and_kept_what_it_measured(
 ) -> None:
     text = io.StringIO()
     journal = Journal(Console(file=text, width=WIDTH), tmp_path / "figures.jsonl")
-    journal.note("naive generate", result.forgetful)
-    journal.note("echo", result)
+    [alone] = result.alone
+    slower = replace(alone, took_s=4 * alone.took_s)
+    journal.note("naive generate", slower)
+    journal.note("echo", replace(result, naive=[slower, slower], forgetful=[alone, slower]))
     lines = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == ["naive generate", "echo"]
     assert lines[1]["conversation"] == result.conversation
     assert "naive generate: " in text.getvalue()
+    assert "2.50 (1.00 to 4.00)" in text.getvalue()
     assert "first token of turn 3 ÷ turn 1" in text.getvalue()
     assert "2.0 steps (20 ms)" in text.getvalue()
 
