@@ -35,7 +35,8 @@ class AbortTime:
 
     #: Until the engine no longer held the turn.
     took_s: float
-    #: Between two tokens of a turn beside it, until all of them got one more; the median.
+    #: Between two tokens of a turn beside it, until all of them got one more; the mean, as steps
+    #: that took long made `took_s` longer, too.
     step_s: float
 
     @property
@@ -72,7 +73,7 @@ class _Neighbours:
         return all(told_at is not None and told_at > at for told_at in self._told_at)
 
     def step_s(self, begun_at: float, ended_at: float) -> float:
-        return statistics.median(gap for at, gap in self.gaps if begun_at < at <= ended_at)
+        return statistics.fmean(gap for at, gap in self.gaps if begun_at < at <= ended_at)
 
     def _run(self, number: int) -> None:
         for chat in short_chats(200 + number, 1_000, LONG):
