@@ -23,7 +23,7 @@ WIDTH = 100
 
 #: Without line breaks: rich folds it to the width of the table.
 ABORT_CAPTION = (
-    "Abort: until the engine says that it no longer holds the turn. A step is the median time "
+    "Abort: until the engine says that it no longer holds the turn. A step is the mean time "
     "between two tokens of the turns beside it meanwhile."
 )
 
