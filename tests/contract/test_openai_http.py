@@ -153,7 +153,7 @@ def ask() -> Iterator[Callable[..., list[Chunk]]]:
     thread = threading.Thread(target=server.serve_forever, args=[0.02])
     thread.start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    engine = new_engine(url, silence_s=0.5)
+    engine = new_engine(url, silence_s=2)
 
     def ask(**says: Any) -> list[Chunk]:
         for name, value in says.items():

@@ -723,7 +723,7 @@ def test_a_turn_that_takes_too_long_is_stopped(
     system: Any, limit: str, eventually: Eventually
 ) -> None:
     by_turn = limit == "deadline of the turn"
-    settings = with_settings(system, "worker", turn_timeout_s=300.0 if by_turn else 0.3)
+    settings = with_settings(system, "worker", turn_timeout_s=300.0 if by_turn else 2.0)
     first, second = pair(system, "[[wait=60]]", timeout_s=0.3 if by_turn else None)
     with InlineWorker(settings):
         system.wait_until_settled(10)

@@ -319,11 +319,16 @@ def test_a_summary_may_not_take_the_time_of_its_turn(
     system: Any, talk: Talk, eventually: Eventually
 ) -> None:
     talk.until_it_is_full()
-    ends_at = float("inf")
-    talk.engine.script = [lambda: eventually(lambda: time.monotonic() > ends_at)]
+    ends_at = 0.0
+
+    def take_more_than_half() -> None:
+        late_at = (time.monotonic() + ends_at) / 2
+        eventually(lambda: time.monotonic() > late_at)
+
+    talk.engine.script = [take_more_than_half]
     while not talk.engine.questions:
-        turn = talk.accept(timeout_s=4.0)
-        ends_at = time.monotonic() + 2.1
+        turn = talk.accept(timeout_s=8.0)
+        ends_at = time.monotonic() + 8.0
         assert answer_turn(talk.worker, turn.turn_id)
     assert talk.state(turn) is TurnState.COMPLETED
     assert summaries(system) == []
