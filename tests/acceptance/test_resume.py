@@ -104,7 +104,7 @@ def test_a_submission_that_was_cut_off_goes_on_with_the_missing_rows(
         eventually(lambda: system.database.run(WAITS_AT_GATE) or not first.is_running)
         assert first.is_running, first.log.read_text()
         first.send(number)
-        status = first.wait(10)
+        status = first.wait(30)
         assert system.count("true") == ROWS_BEFORE_GATE
     assert not results.exists()
     if number is signal.SIGINT:
@@ -118,12 +118,12 @@ def test_a_submission_that_was_cut_off_goes_on_with_the_missing_rows(
 def test_a_run_that_was_cut_off_while_watching_ends_with_all_results(
     system: Any, backlog: Path, results: Path, number: signal.Signals, eventually: Eventually
 ) -> None:
-    rows = [{"id": f"r{n}", "prompt": f"[[wait=0.2]] r{n}"} for n in range(1, 101)]
+    rows = [{"id": f"r{n}", "prompt": f"[[wait=0.5]] r{n}"} for n in range(1, 101)]
     write_rows(backlog, rows)
     first = system.start("batch", "run", str(backlog), "-o", str(results))
     eventually(lambda: system.count("state = 'completed'") >= 10 or not first.is_running)
     first.send(number)
-    status = first.wait(10)
+    status = first.wait(30)
     assert system.count("state = 'completed'") < len(rows)
     assert not results.exists()
     if number is signal.SIGINT:

@@ -749,7 +749,7 @@ def test_a_stop_ends_open_calls_politely_and_soon(
         streamed = pool.submit(api.post, "nobody answers", stream=True)
         eventually(lambda: count_turns(api) == 2)
         running.send_signal(number)
-        assert running.wait(5) == 0
+        assert running.wait(20) == 0
         assert plain.result().status_code == 503
         assert plain.result().json()["error"]["code"] == "stopping"
         if streamed.result().status_code == 200:
