@@ -5,7 +5,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from itertools import islice
@@ -69,10 +69,16 @@ def generate(
     max_tokens: int = 8,
     lane: Lane = Lane.INTERACTIVE,
     abort: Abort | None = None,
+    temperature: float = 0,
 ) -> Iterator[Chunk]:
-    params = GenerationParams(temperature=0, max_tokens=max_tokens).over(DEFAULT_PARAMS)
+    given = GenerationParams(temperature=temperature, seed=7, max_tokens=max_tokens)
+    params = given.over(DEFAULT_PARAMS)
     prompt = Prompt((Message(role=Role.USER, content=text),), lane=lane)
     return engine.generate(prompt, params, abort or Abort())
+
+
+def text_of(chunks: Iterable[Chunk]) -> str:
+    return "".join(chunk.text for chunk in chunks)
 
 
 def children(pid: int) -> list[psutil.Process]:
@@ -105,6 +111,14 @@ def test_a_prompt_that_was_there_before_is_not_computed_again(engine: Engine) ->
     assert first.cached_tokens == 0
     # Whole blocks of 32 tokens; the last token is always computed.
     assert second.cached_tokens == (first.prompt_tokens - 1) // 32 * 32 > 0
+
+
+def test_a_seed_counts_from_the_first_token_of_the_reply(engine: Engine) -> None:
+    """However many steps its prompt takes: all of it in pieces, then the rest beside the cache."""
+    text = "In another time there was " + STORY * 10
+    first, second = (list(generate(engine, text, temperature=1.0)) for _ in range(2))
+    assert second[-1].cached_tokens > 0
+    assert text_of(second) == text_of(first) != text_of(generate(engine, text))
 
 
 def test_an_interactive_turn_does_not_wait_for_the_batch_lane(engine: Engine) -> None:

@@ -80,6 +80,7 @@ def _cpu_arguments() -> dict[str, Any]:
         "enforce_eager": True,
         "block_size": CPU_BLOCK_SIZE,
         "scheduler_cls": "turnmill.workers.engines.vllm_scheduler.LaneScheduler",
+        "worker_cls": "turnmill.workers.engines.vllm_worker.SeededCPUWorker",
     }
 
 
