@@ -168,7 +168,7 @@ class Fleet:
         row = {
             "id": new_id(), "host": "h", "pid": 1, "model": self._system.settings.engine.model_name,
             "engine": "echo", "lanes": ["interactive"], "slots": 2, "is_consuming": True,
-            "own_lanes": ["interactive"], **changes,
+            "own_lanes": ["interactive"], "seen_at": "infinity", **changes,
         }  # fmt: skip
         self._database.run(
             f"INSERT INTO worker_liveness ({', '.join(row)}) "

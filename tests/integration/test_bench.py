@@ -98,9 +98,10 @@ def test_a_run_that_is_cut_has_shown_and_kept_what_it_measured(
 
 
 def test_the_batch_lane_is_full_when_no_more_turns_join(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "STEADY_S", 0.05)
+    monkeypatch.setattr(measure, "STEADY_S", 60.0)
     counts = iter([0, 1, 1, 5])
     assert measure.wait_until_full(lambda: next(counts), 5) == 5
+    monkeypatch.setattr(measure, "STEADY_S", 0.05)
     assert measure.wait_until_full(lambda: 3, 8) == 3
     monkeypatch.setattr(measure, "JOINING_S", 0.05)
     with pytest.raises(RuntimeError):

@@ -61,14 +61,14 @@ def test_turns_of_a_killed_worker_are_answered_by_another(
 def test_a_killed_workers_reader_never_sees_the_text_change(
     system: Any, eventually: Eventually
 ) -> None:
-    slow = {"TURNMILL_ENGINE__ECHO_TOKEN_S": "0.05"}
+    slow = {"TURNMILL_ENGINE__ECHO_TOKEN_S": "0.5"}
     system.start("relay")
     doomed = system.start_worker(**slow)
     turn = accept(system.database, system.request("[[tokens=60]]"))
     eventually(lambda: seen_text(system, turn.turn_id) != "")
     doomed.kill()
     seen = seen_text(system, turn.turn_id)
-    system.start_worker(**slow)
+    system.start_worker()
     system.wait_until_settled()
     reply = read_turn(system.database, system.tenant_id, turn.turn_id).reply
     assert reply is not None
@@ -106,7 +106,7 @@ def test_a_worker_paused_past_its_lease_cannot_overwrite(
 ) -> None:
     system.start("relay")
     paused = system.start_worker()
-    accepted = accept_conversations(system, count=6, length=2, text="[[wait=1]] paused")
+    accepted = accept_conversations(system, count=6, length=2, text="[[wait=3]] paused")
     eventually(lambda: system.count("state = 'running'") >= 4)
     paused.send(signal.SIGSTOP)
     system.start_worker()
@@ -136,7 +136,7 @@ def test_a_stopping_worker_hands_its_turns_back(system: Any, eventually: Eventua
 def test_a_stopping_worker_finishes_what_it_can(system: Any, eventually: Eventually) -> None:
     system.start("relay")
     stopping = system.start_worker()
-    accepted = accept_conversations(system, count=4, length=1, text="[[wait=1]] finish me")
+    accepted = accept_conversations(system, count=4, length=1, text="[[wait=3]] finish me")
     eventually(lambda: system.count("state = 'running'") == 4)
     stopping.send(signal.SIGTERM)
     assert stopping.wait(timeout_s=10) == 0

@@ -17,9 +17,9 @@ from turnmill.workers.drain import HUNG_STATUS
 
 Eventually = Callable[..., None]
 
-#: A second of generation, half a second to let go, one crash until quarantine.
+#: Seconds of generation, half a second to let go, one crash until quarantine.
 IMPATIENT = {
-    "TURNMILL_WORKER__TURN_TIMEOUT_S": "1.5",
+    "TURNMILL_WORKER__TURN_TIMEOUT_S": "4",
     "TURNMILL_WORKER__HANG_S": "0.5",
     "TURNMILL_WORKER__DRAIN_S": "5",
     "TURNMILL_WORKER__QUARANTINE_AFTER": "1",
@@ -73,13 +73,18 @@ def test_a_turn_that_hangs_its_engine_is_parked_and_its_neighbours_are_answered(
 
 
 def test_a_worker_whose_engine_has_died_is_replaced(
-    make_system: Callable[..., Any], database_url: str, valkey_url: str, tmp_path: Path
-) -> None:
+    make_system: Callable[..., Any], database_url: str, valkey_url: str, tmp_path: Path,
+    eventually: Eventually,
+) -> None:  # fmt: skip
+    def deaths() -> list[int | None]:
+        return [event.exit_code for event in events if event.kind is ChildEventKind.DIED]
+
     system = make_system(database_url, valkey_url)
     system.start("relay")
     poison = accept(system.database, system.request("[[die]]"))
     with supervised_workers(system, tmp_path, TURNMILL_WORKER__MAX_ATTEMPTS="1") as events:
         system.wait_until_settled(90)
+        eventually(deaths)
         follower = accept(system.database, system.request("after"))
         system.wait_until_settled(90)
     states = [
@@ -87,8 +92,7 @@ def test_a_worker_whose_engine_has_died_is_replaced(
         for turn in (poison, follower)
     ]
     assert states == [TurnState.PARKED, TurnState.COMPLETED]
-    deaths = [event for event in events if event.kind is ChildEventKind.DIED]
-    assert [event.exit_code for event in deaths] == [HUNG_STATUS]
+    assert deaths() == [HUNG_STATUS]
 
 
 def test_a_stopping_worker_does_not_wait_for_an_engine_that_hangs(

@@ -54,7 +54,7 @@ def test_turns_in_work_survive_a_restart_of_postgres(
         system.start_worker()
         accepted = accept_many(
             system.database,
-            [system.request(f"[[wait=1]] turn {n}", lane=Lane.BATCH) for n in range(12)],
+            [system.request(f"[[wait=3]] turn {n}", lane=Lane.BATCH) for n in range(12)],
         )
         eventually(lambda: system.count("state = 'running'") == 8)
         postgres.stop()

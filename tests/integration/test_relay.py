@@ -92,6 +92,12 @@ def take_hints(
     return taken
 
 
+def declare_queues(system: Any) -> None:
+    """Before a relay that must not find them half declared, and publish what it sent again."""
+    for lane in (Lane.INTERACTIVE, Lane.BATCH):
+        assert take_hints(system, lane) == []
+
+
 def turn_ids(hints: list[dict[str, Any]]) -> list[UUID]:
     bodies = [json.loads(hint["body"]) for hint in hints]
     return [UUID(kwargs["turn_id"]) for _, kwargs, _ in bodies]
@@ -115,6 +121,7 @@ def test_what_is_published_together_is_in_the_order_of_acceptance_and_deadlines_
 ) -> None:
     patient = accept_turns(system, 60)
     hasty = accept_turns(system, 3, timeout_s=600)
+    declare_queues(system)
     start_relay(with_relay(system, publishers=1))
     eventually(lambda: published_count(system) == 63)
     hints: list[UUID] = []
@@ -126,6 +133,7 @@ def test_a_hint_holds_ids_and_never_what_was_said(
     system: Any, start_relay: Callable[..., Relay], eventually: Eventually
 ) -> None:
     (turn_id,) = accept_turns(system, 1)
+    declare_queues(system)
     start_relay(system.settings)
     eventually(lambda: published_count(system) == 1)
     hints: list[dict[str, Any]] = []
@@ -141,6 +149,7 @@ def test_the_broker_holds_a_window_of_hints_and_postgres_the_rest(
 ) -> None:
     accept_turns(system, 30)
     batch = accept_turns(system, 5, lane=Lane.BATCH)
+    declare_queues(system)
     start_relay(with_relay(system, window=8, batch_size=3, publishers=2))
     eventually(lambda: published_count(system) == 8 + 5)
     hints: list[UUID] = []

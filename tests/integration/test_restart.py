@@ -17,7 +17,7 @@ Eventually = Callable[..., None]
 QUESTION = "[[tokens=60]]"
 TEXT = " ".join(f"w{n}" for n in range(1, 61))
 BEGINS_AGAIN = {
-    "TURNMILL_ENGINE__ECHO_TOKEN_S": "0.05",
+    "TURNMILL_ENGINE__ECHO_TOKEN_S": "0.01",
     "TURNMILL_ENGINE__ECHO_CAN_CONTINUE": "false",
 }
 
@@ -57,7 +57,7 @@ def text_of(chunks: Sequence[Any]) -> str:
 def test_readers_of_a_reply_that_begins_again_are_told_and_see_all_of_it(
     system: Any, client: openai.OpenAI, eventually: Eventually
 ) -> None:
-    doomed = system.start_worker(**BEGINS_AGAIN)
+    doomed = system.start_worker(**BEGINS_AGAIN | {"TURNMILL_ENGINE__ECHO_TOKEN_S": "0.5"})
     seen: list[Any] = []
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch, client, seen)

@@ -66,7 +66,7 @@ def test_a_standby_consumes_nothing_until_the_primary_is_killed(
     assert (attempts_of(system, primary), attempts_of(system, standby)) == (40, 0)
 
     interrupted = accept_many(
-        system.database, [system.request(f"[[wait=1]] turn {n}") for n in range(4)]
+        system.database, [system.request(f"[[wait=3]] turn {n}") for n in range(4)]
     )
     eventually(lambda: system.count("state = 'running'") == 4)
     primary.kill()
@@ -111,7 +111,7 @@ def test_a_standby_replaces_a_paused_primary_and_both_may_go_on(
     system.start("relay")
     primary = system.start_worker("--standby")
     standby = start_standby(system, eventually)
-    turn = accept(system.database, system.request("[[wait=1]] paused"))
+    turn = accept(system.database, system.request("[[wait=3]] paused"))
     eventually(lambda: system.count("state = 'running'") == 1)
     primary.send(signal.SIGSTOP)
     system.wait_until_settled()
