@@ -1,10 +1,7 @@
 """vLLM's worker for a CPU, named by its path in `vllm.py` and run in vLLM's own process."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 
@@ -17,20 +14,10 @@ class SeededCPUWorker(CPUWorker):  # type: ignore[misc]
     """
 
     def sample_tokens(self, grammar_output: Any) -> Any:
-        with self._set_aside(self._thrown_away()):
-            return super().sample_tokens(grammar_output)
-
-    def _thrown_away(self) -> list[int]:
-        """Rows of the step whose token nobody gets."""
         runner = self.model_runner
-        mask = runner.discard_request_mask.np[: runner.input_batch.num_reqs]
-        return [int(row) for row in np.flatnonzero(mask)]
-
-    @contextmanager
-    def _set_aside(self, rows: list[int]) -> Iterator[None]:
-        generators = self.model_runner.input_batch.generators
-        kept = {row: generators.pop(row) for row in rows if row in generators}
+        generators, is_thrown_away = runner.input_batch.generators, runner.discard_request_mask.np
+        kept = {row: generators.pop(row) for row in list(generators) if is_thrown_away[row]}
         try:
-            yield
+            return super().sample_tokens(grammar_output)
         finally:
             generators.update(kept)
