@@ -31,7 +31,7 @@ from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.database import Database
-from turnmill.schemas.errors import StackError
+from turnmill.schemas.errors import DatabaseUnavailable, StackError
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.turns import AcceptedTurn, Lane, Message, Role, TurnRequest, TurnState
 
@@ -316,6 +316,13 @@ class System:
         """Turns for which an SQL condition holds."""
         rows = self.database.run(f"SELECT count(*) AS n FROM turns WHERE {condition}")
         return int(rows[0].n)
+
+    def has_database(self) -> bool:
+        """Whether PostgreSQL is back; a connection of before fails once, as documented."""
+        try:
+            return bool(self.database.run("SELECT true"))
+        except DatabaseUnavailable:
+            return False
 
     def wait_until_settled(self, timeout_s: float = 60.0) -> None:
         self._eventually(

@@ -16,7 +16,6 @@ import pytest
 
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.turns import read_turn
-from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered
 from turnmill.schemas.routes import OUTBOX_CHANNEL
@@ -269,7 +268,7 @@ def test_after_an_outage_of_postgres_nobody_is_taken_for_dead_who_is_coming_back
         allow_connections(system, False)
         time.sleep(GRACE_S + 0.2)
         allow_connections(system, True)
-        eventually(lambda: is_there_again(system) and 0 <= leases.reconnected_s < float("inf"))
+        eventually(lambda: system.has_database() and 0 <= leases.reconnected_s < float("inf"))
         reconnected_at = time.time() - leases.reconnected_s
         slow_to_return.beat()
         eventually(lambda: system.count("state = 'queued' AND crashes = 1") == 1)
@@ -296,14 +295,6 @@ def allow_connections(system: Any, is_allowed: bool) -> None:
             link.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
             )
-
-
-def is_there_again(system: Any) -> bool:
-    """Whether PostgreSQL answers: what the pool holds may be connections of before."""
-    try:
-        return bool(system.database.run("SELECT true"))
-    except DatabaseUnavailable:
-        return False
 
 
 # --- Poison
