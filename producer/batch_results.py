@@ -42,15 +42,23 @@ _RESULT = sa.select(
 ).outerjoin(replies, replies.c.turn_id == turns.c.id)  # fmt: skip
 
 
-def results(database: Database, batch_id: UUID, limit: int | None = None) -> Iterator[BatchResult]:
+def results(
+    database: Database, tenant_id: UUID, batch_id: UUID, limit: int | None = None
+) -> Iterator[BatchResult]:
     """The accepted rows in the order of the file, with what has become of them so far.
+
+    Another tenant's batch has no rows.
 
     Read page by page, so that no transaction stays open while a slow reader writes them away.
     """
     after = 0
     while limit is None or limit > 0:
         size = PAGE_ROWS if limit is None else min(limit, PAGE_ROWS)
-        query = _RESULT.where(turns.c.batch_id == batch_id, turns.c.batch_row > after)
+        query = _RESULT.where(
+            turns.c.batch_id == batch_id,
+            turns.c.tenant_id == tenant_id,
+            turns.c.batch_row > after,
+        )
         with database.begin() as connection:
             page = connection.execute(query.order_by(turns.c.batch_row).limit(size)).all()
         yield from map(_result, page)

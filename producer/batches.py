@@ -66,12 +66,14 @@ def submit(
     return batch
 
 
-def progress(database: Database, batch_id: UUID) -> BatchProgress:
+def progress(database: Database, tenant_id: UUID, batch_id: UUID) -> BatchProgress:
     """How far the batch is. Raises `NotFound`.
 
     The cost grows with the batch (about a second for a million turns): poll with measure.
     """
-    total = sa.select(batches.c.total).where(batches.c.id == batch_id)
+    total = sa.select(batches.c.total).where(
+        batches.c.id == batch_id, batches.c.tenant_id == tenant_id
+    )
     with database.begin() as connection:
         known = connection.execute(total).scalar_one_or_none()
         if known is None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -10,16 +11,26 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from turnmill.schemas.database import Database
-from turnmill.schemas.errors import InvalidInput, NotAuthenticated, NotFound
+from turnmill.schemas.errors import Conflict, InvalidInput, NotAuthenticated, NotFound
 from turnmill.schemas.ids import Prefix, new_id, show_id
-from turnmill.schemas.settings import Settings
+from turnmill.schemas.settings import DEFAULT_TENANT, Settings
 from turnmill.schemas.tables import api_keys, bots, tenants
+from turnmill.schemas.tenants import DEFAULT_SCOPES, Caller, Scope
 from turnmill.schemas.turns import GenerationParams
 
-DEFAULT_TENANT = "default"
+#: Characters of a tenant's or bot's name.
+MAX_NAME = 100
 
 #: Small models wander at temperature 1; the model card of SmolLM2 recommends these.
 _SMALL_MODEL_PARAMS = GenerationParams(temperature=0.2, top_p=0.9, max_tokens=256)
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    name: str
+    key_count: int
+    bot_count: int
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +38,7 @@ class APIKey:
     key_id: UUID
     name: str
     hint: str
+    scopes: tuple[str, ...]
     created_at: datetime
     revoked_at: datetime | None
 
@@ -46,8 +58,6 @@ class Bot:
 
 def ensure_defaults(database: Database, settings: Settings) -> UUID:
     """The default tenant's id; on first use creates it with a bot named like the engine's model."""
-    model = settings.engine.model_name
-    params = _SMALL_MODEL_PARAMS.model_dump(mode="json", exclude_defaults=True)
     with database.begin() as connection:
         connection.execute(
             insert(tenants).values(id=new_id(), name=DEFAULT_TENANT).on_conflict_do_nothing()
@@ -55,12 +65,67 @@ def ensure_defaults(database: Database, settings: Settings) -> UUID:
         tenant_id: UUID = connection.execute(
             sa.select(tenants.c.id).where(tenants.c.name == DEFAULT_TENANT)
         ).scalar_one()
-        connection.execute(
-            insert(bots)
-            .values(id=new_id(), tenant_id=tenant_id, name=model, model=model, params=params)
-            .on_conflict_do_nothing()
+        _add_default_bot(connection, tenant_id, settings)
+    return tenant_id
+
+
+def create_tenant(database: Database, name: str, settings: Settings) -> UUID:
+    """Create a tenant with a bot named like the engine's model, and return the tenant's id.
+
+    Raises:
+        InvalidInput: the name is not 1 to 100 printable characters.
+        Conflict: the name is taken.
+    """
+    if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
+        raise InvalidInput(
+            f"A tenant's name has 1 to {MAX_NAME} printable characters.", param="name"
+        )
+    create = insert(tenants).values(id=new_id(), name=name).on_conflict_do_nothing()
+    with database.begin() as connection:
+        tenant_id: UUID | None = connection.execute(
+            create.returning(tenants.c.id)
+        ).scalar_one_or_none()
+        if tenant_id is None:
+            raise Conflict(f"There is a tenant '{name}' already.", param="name")
+        _add_default_bot(connection, tenant_id, settings)
+    return tenant_id
+
+
+def find_tenant(database: Database, name: str) -> UUID:
+    """Return the id of the tenant with this name. Raises `NotFound`."""
+    with database.begin() as connection:
+        tenant_id: UUID | None = connection.execute(
+            sa.select(tenants.c.id).where(tenants.c.name == name)
+        ).scalar_one_or_none()
+    if tenant_id is None:
+        raise NotFound(
+            f"There is no tenant '{name[:MAX_NAME]}'. "
+            "List them with 'turnmill tenants list', or create it with 'turnmill tenants create'."
         )
     return tenant_id
+
+
+def list_tenants(database: Database) -> list[Tenant]:
+    """Return all tenants by name, with the number of their bots and of their keys in force."""
+    key_count = (
+        sa.select(sa.func.count())
+        .where(api_keys.c.tenant_id == tenants.c.id, api_keys.c.revoked_at.is_(None))
+        .scalar_subquery()
+    )
+    bot_count = sa.select(sa.func.count()).where(bots.c.tenant_id == tenants.c.id).scalar_subquery()
+    query = sa.select(tenants.c.name, key_count, bot_count, tenants.c.created_at)
+    with database.begin() as connection:
+        return [Tenant(*row) for row in connection.execute(query.order_by(tenants.c.name))]
+
+
+def _add_default_bot(connection: sa.Connection, tenant_id: UUID, settings: Settings) -> None:
+    model = settings.engine.model_name
+    params = _SMALL_MODEL_PARAMS.model_dump(mode="json", exclude_defaults=True)
+    connection.execute(
+        insert(bots)
+        .values(id=new_id(), tenant_id=tenant_id, name=model, model=model, params=params)
+        .on_conflict_do_nothing()
+    )
 
 
 def save_bot(
@@ -72,8 +137,8 @@ def save_bot(
     params: GenerationParams,
 ) -> None:
     """Create a bot, or change it from the next turn on. Raises `InvalidInput`."""
-    if not name.strip() or len(name) > 100:
-        raise InvalidInput("A bot's name has 1 to 100 characters.", param="name")
+    if not name.strip() or len(name) > MAX_NAME:
+        raise InvalidInput(f"A bot's name has 1 to {MAX_NAME} characters.", param="name")
     values = {
         "model": model,
         "instructions": instructions,
@@ -101,8 +166,13 @@ def list_bots(database: Database, tenant_id: UUID) -> list[Bot]:
         ]
 
 
-def create_key(database: Database, tenant_id: UUID, name: str) -> str:
-    """A new API key's secret, `tm-` and 43 characters. It is shown once: only its hash is kept."""
+def create_key(
+    database: Database, tenant_id: UUID, name: str, scopes: Iterable[Scope] = DEFAULT_SCOPES
+) -> str:
+    """Create an API key and return its secret, `tm-` and 43 characters.
+
+    The secret is shown once: the database stores only its hash.
+    """
     secret = f"tm-{secrets.token_urlsafe(32)}"
     with database.begin() as connection:
         connection.execute(
@@ -112,6 +182,7 @@ def create_key(database: Database, tenant_id: UUID, name: str) -> str:
                 name=name,
                 hint=secret[:9],
                 digest=_digest(secret),
+                scopes=sorted(set(scopes)),
             )
         )
     return secret
@@ -121,7 +192,7 @@ def list_keys(database: Database, tenant_id: UUID) -> list[APIKey]:
     query = sa.select(api_keys).where(api_keys.c.tenant_id == tenant_id)
     with database.begin() as connection:
         return [
-            APIKey(row.id, row.name, row.hint, row.created_at, row.revoked_at)
+            APIKey(row.id, row.name, row.hint, tuple(row.scopes), row.created_at, row.revoked_at)
             for row in connection.execute(query.order_by(api_keys.c.created_at))
         ]
 
@@ -138,16 +209,16 @@ def revoke_key(database: Database, tenant_id: UUID, key_id: UUID) -> None:
             raise NotFound("There is no such API key.")
 
 
-def authenticate(database: Database, secret: str) -> UUID:
-    """The tenant an API key belongs to. Raises `NotAuthenticated`."""
-    query = sa.select(api_keys.c.tenant_id).where(
+def authenticate(database: Database, secret: str) -> Caller:
+    """Return whose key this is and what it may be used for. Raises `NotAuthenticated`."""
+    query = sa.select(api_keys.c.tenant_id, api_keys.c.scopes).where(
         api_keys.c.digest == _digest(secret), api_keys.c.revoked_at.is_(None)
     )
     with database.begin() as connection:
-        tenant_id: UUID | None = connection.execute(query).scalar_one_or_none()
-    if tenant_id is None:
+        row = connection.execute(query).one_or_none()
+    if row is None:
         raise NotAuthenticated("The API key is wrong or revoked. Create one: turnmill keys create")
-    return tenant_id
+    return Caller(row.tenant_id, frozenset(row.scopes))
 
 
 def _digest(secret: str) -> bytes:

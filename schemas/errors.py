@@ -13,6 +13,7 @@
         ├── InvalidInput            the caller's input is malformed or out of bounds
         │   └── ContextOverflow
         ├── NotAuthenticated
+        ├── NotPermitted            the API key lacks the scope that the call needs
         ├── UnknownBot
         ├── NotFound
         ├── Conflict
@@ -106,6 +107,12 @@ class NotAuthenticated(PermanentError):
     """The API key is missing, wrong or revoked."""
 
     code = "invalid_api_key"
+
+
+class NotPermitted(PermanentError):
+    """The API key may not be used for this call."""
+
+    code = "insufficient_scope"
 
 
 class UnknownBot(PermanentError):

@@ -34,6 +34,7 @@ from turnmill.schemas.turns import Lane
 
 PREFIX = "TURNMILL_"
 DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_TENANT = "default"
 
 #: Written by the embedded stack into its data folder, mode 0600.
 STACK_FILE = "stack.json"
@@ -292,6 +293,8 @@ class Settings(BaseSettings):
 
     #: The embedded stack's data, downloaded models, results.
     data: Path = Field(default_factory=lambda: default_data_dir())
+    #: The tenant that commands act for; `--tenant` chooses another one.
+    tenant: str = DEFAULT_TENANT
     database: DatabaseSettings = DatabaseSettings()
     broker: BrokerSettings = BrokerSettings()
     relay: RelaySettings = RelaySettings()

@@ -71,9 +71,13 @@ api_keys = Table(
     Column("hint", Text, nullable=False),
     #: SHA-256 of the secret: 256 random bits need no slow hash.
     Column("digest", LargeBinary, nullable=False, unique=True),
+    #: What the key may be used for: `Scope`. API processes that do not know scopes yet create
+    #: keys with the default.
+    Column("scopes", ARRAY(Text), nullable=False,
+           server_default=text("'{turns,batches,admin}'")),
     _time("created_at", default_now=True),
     _time("revoked_at"),
-)
+)  # fmt: skip
 
 bots = Table(
     "bots",

@@ -33,6 +33,7 @@ STATUSES: dict[str, tuple[int, str]] = {
     "invalid_input": (400, "invalid_request_error"),
     "context_length_exceeded": (400, "invalid_request_error"),
     "invalid_api_key": (401, "authentication_error"),
+    "insufficient_scope": (403, "permission_error"),
     "model_not_found": (404, "not_found_error"),
     "not_found": (404, "not_found_error"),
     "unknown_url": (404, "not_found_error"),

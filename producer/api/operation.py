@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from turnmill.producer.api.auth import TenantOf
+from turnmill.producer.api.auth import ObservingTenantOf
 from turnmill.producer.api.metrics import APIMetrics
 from turnmill.producer.api.services import ServicesOf
 from turnmill.schemas.database import Database
@@ -43,8 +43,10 @@ async def get_readiness(services: ServicesOf) -> Status:
 
 
 @router.get("/metrics", response_class=Response)
-async def get_metrics(request: Request, services: ServicesOf, tenant_id: TenantOf) -> Response:
-    """Prometheus' text format. Any API key reads it; the figures are the whole system's."""
+async def get_metrics(
+    request: Request, services: ServicesOf, tenant_id: ObservingTenantOf
+) -> Response:
+    """Prometheus' text format, for keys with the scope `metrics`: it covers all tenants."""
     metrics: APIMetrics = request.app.state.metrics
     text = await services.call(metrics.render, services.database)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
-from turnmill.producer.api.auth import TenantOf
+from turnmill.producer.api.auth import AdministeredTenantOf
 from turnmill.producer.api.errors import Problem
 from turnmill.producer.api.services import Services, ServicesOf
 from turnmill.producer.api.turns import TurnBody
@@ -31,7 +31,7 @@ class PageQuery(ParkedFilter):
 
 @router.get("/parked")
 async def list_parked_turns(
-    query: Annotated[PageQuery, Query()], services: ServicesOf, tenant_id: TenantOf
+    query: Annotated[PageQuery, Query()], services: ServicesOf, tenant_id: AdministeredTenantOf
 ) -> ParkedPage:
     """Parked turns, the latest accepted first, and how many there are of each error."""
     return await services.call(
@@ -45,7 +45,9 @@ async def list_parked_turns(
 
 
 @router.get("/parked/{turn_id}")
-async def get_parked_turn(turn_id: str, services: ServicesOf, tenant_id: TenantOf) -> ParkedDetails:
+async def get_parked_turn(
+    turn_id: str, services: ServicesOf, tenant_id: AdministeredTenantOf
+) -> ParkedDetails:
     """Everything about a parked turn: messages, attempts, and what a replay would do."""
     known = parse_id(Prefix.TURN, turn_id)
     return await services.call(read_parked, services.database, tenant_id, known)
@@ -53,7 +55,7 @@ async def get_parked_turn(turn_id: str, services: ServicesOf, tenant_id: TenantO
 
 @router.post("/parked/{turn_id}/replay", response_model=TurnBody)
 async def replay_parked_turn(
-    turn_id: str, services: ServicesOf, tenant_id: TenantOf, into: Lane | None = None
+    turn_id: str, services: ServicesOf, tenant_id: AdministeredTenantOf, into: Lane | None = None
 ) -> TurnBody | Response:
     """Put a parked turn back into its place in its conversation: it is answered as if for the
     first time, `into` this lane if one is named. 409 says why that cannot be."""
@@ -64,7 +66,7 @@ async def replay_parked_turn(
 
 @router.delete("/parked/{turn_id}", response_model=TurnBody)
 async def drop_parked_turn(
-    turn_id: str, services: ServicesOf, tenant_id: TenantOf
+    turn_id: str, services: ServicesOf, tenant_id: AdministeredTenantOf
 ) -> TurnBody | Response:
     """Give a parked turn up: it has failed, with the error that it had."""
     known = parse_id(Prefix.TURN, turn_id)

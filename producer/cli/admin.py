@@ -1,16 +1,21 @@
-"""Commands of whoever runs the system: `doctor`, `keys`, `bots`."""
+"""Commands of whoever runs the system: `doctor`, `tenants`, `keys`, `bots`."""
 
+import shlex
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from turnmill.producer.cli.console import make_console
-from turnmill.producer.cli.context import open_system
+from turnmill.producer.cli.context import TenantOption, open_system
 from turnmill.producer.cli.texts import plain
 from turnmill.schemas.ids import Prefix, parse_id
+from turnmill.schemas.tenants import DEFAULT_SCOPES, Scope
 from turnmill.schemas.turns import GenerationParams
 
+tenants = typer.Typer(
+    help="Tenants: each has bots, keys and turns of its own.", no_args_is_help=True
+)
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 bots = typer.Typer(help="Bots: a model with instructions and defaults.", no_args_is_help=True)
 console = make_console()
@@ -44,56 +49,102 @@ def doctor(
         raise typer.Exit(1)
 
 
+@tenants.command("create")
+def create_tenant(name: Annotated[str, typer.Argument(help="1 to 100 characters.")]) -> None:
+    """Create a tenant, with a bot named like the workers' model.
+
+    Example: turnmill tenants create acme && turnmill keys create web --tenant acme
+    """
+    from turnmill.producer.tenants import create_tenant
+
+    with open_system() as system:
+        create_tenant(system.database, name, system.settings)
+    suggested = f"turnmill keys create NAME --tenant {shlex.quote(name)}"
+    console.print(plain(f"Created. An API key for it: {suggested}"), soft_wrap=True)
+
+
+@tenants.command("list")
+def list_tenants() -> None:
+    """List the tenants."""
+    from turnmill.producer.tenants import list_tenants
+
+    table = Table("tenant", "bots", "keys in force", "created", box=None)
+    with open_system() as system:
+        for tenant in list_tenants(system.database):
+            created = f"{tenant.created_at:%Y-%m-%d %H:%M}"
+            table.add_row(plain(tenant.name), str(tenant.bot_count), str(tenant.key_count), created)
+    console.print(table)
+
+
 @keys.command("create")
-def create_key(name: Annotated[str, typer.Argument(help="Who will use it.")]) -> None:
+def create_key(
+    name: Annotated[str, typer.Argument(help="Who will use it.")],
+    scope: Annotated[
+        list[Scope] | None,
+        typer.Option(help="What it may be used for (repeatable). Default: turns and batches."),
+    ] = None,
+    tenant: TenantOption = None,
+) -> None:
     """Create an API key. It is printed once, alone on its line: only its hash is kept.
 
     Example: turnmill keys create slack-bot
-    """
-    from turnmill.producer import tenants
 
-    with open_system() as system:
-        typer.echo(tenants.create_key(system.database, system.tenant_id, name))
+    Example of one for Prometheus: turnmill keys create prometheus --scope metrics
+    """
+    from turnmill.producer.tenants import create_key
+
+    with open_system(tenant=tenant) as system:
+        scopes = scope or DEFAULT_SCOPES
+        typer.echo(create_key(system.database, system.tenant_id, name, scopes))
 
 
 @keys.command("list")
-def list_keys() -> None:
-    """List the API keys."""
-    from turnmill.producer import tenants
+def list_keys(tenant: TenantOption = None) -> None:
+    """List the API keys.
 
-    table = Table("id", "name", "starts with", "created", "revoked", box=None)
+    Example: turnmill keys list --tenant acme
+    """
+    from turnmill.producer.tenants import list_keys
+
+    table = Table("id", "name", "starts with", "scopes", "created", "revoked", box=None)
     table.columns[0].no_wrap = True
-    with open_system() as system:
-        for key in tenants.list_keys(system.database, system.tenant_id):
+    with open_system(tenant=tenant) as system:
+        for key in list_keys(system.database, system.tenant_id):
+            created = f"{key.created_at:%Y-%m-%d %H:%M}"
             revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
-            table.add_row(
-                key.shown_id, plain(key.name), key.hint, f"{key.created_at:%Y-%m-%d %H:%M}", revoked
-            )
+            scopes = ", ".join(key.scopes)
+            table.add_row(key.shown_id, plain(key.name), key.hint, scopes, created, revoked)
     console.print(table)
 
 
 @keys.command("revoke")
-def revoke_key(key_id: Annotated[str, typer.Argument(help="key_… from `keys list`.")]) -> None:
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="key_… from `keys list`.")],
+    tenant: TenantOption = None,
+) -> None:
     """Refuse an API key from now on (API processes notice within 5 seconds).
 
     Example: turnmill keys revoke key_01a20ab599f77372a3962160f383535f
     """
-    from turnmill.producer import tenants
+    from turnmill.producer.tenants import revoke_key
 
-    with open_system() as system:
-        tenants.revoke_key(system.database, system.tenant_id, parse_id(Prefix.KEY, key_id))
+    with open_system(tenant=tenant) as system:
+        revoke_key(system.database, system.tenant_id, parse_id(Prefix.KEY, key_id))
     console.print("Revoked.")
 
 
 @bots.command("list")
-def list_bots() -> None:
-    """List the bots."""
-    from turnmill.producer import tenants
+def list_bots(tenant: TenantOption = None) -> None:
+    """List the bots.
+
+    Example: turnmill bots list --tenant acme
+    """
+    from turnmill.producer.tenants import list_bots
 
     table = Table("name", "model", "parameters", "instructions")
     table.columns[0].overflow = table.columns[1].overflow = "fold"
-    with open_system() as system:
-        for bot in tenants.list_bots(system.database, system.tenant_id):
+    with open_system(tenant=tenant) as system:
+        for bot in list_bots(system.database, system.tenant_id):
             params = bot.params.model_dump_json(exclude_defaults=True)
             table.add_row(*map(plain, (bot.name, bot.model, params, bot.instructions)))
     console.print(table)
@@ -107,16 +158,17 @@ def save_bot(
     temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
     top_p: Annotated[float | None, typer.Option(min=0.0001, max=1)] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    tenant: TenantOption = None,
 ) -> None:
     """Create a bot, or change it from its next turn on.
 
     Example: turnmill bots save support --instructions "You answer for ACME Parcels."
     """
-    from turnmill.producer import tenants
+    from turnmill.producer.tenants import save_bot
 
     params = GenerationParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
-    with open_system() as system:
-        tenants.save_bot(
+    with open_system(tenant=tenant) as system:
+        save_bot(
             system.database,
             system.tenant_id,
             name,

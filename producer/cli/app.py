@@ -21,6 +21,7 @@ from turnmill.producer.cli import (
 )
 from turnmill.producer.cli.texts import plain
 from turnmill.schemas.errors import (
+    Conflict,
     InvalidInput,
     NotFound,
     SettingsError,
@@ -42,6 +43,7 @@ app.add_typer(turn.app, name="turn")
 app.add_typer(parked.app, name="parked")
 app.add_typer(batch.app, name="batch")
 app.add_typer(bench.app, name="bench")
+app.add_typer(admin.tenants, name="tenants")
 app.add_typer(admin.keys, name="keys")
 app.add_typer(admin.bots, name="bots")
 app.add_typer(processes.db, name="db")
@@ -81,6 +83,6 @@ def main() -> None:
 
 
 def _status(error: TurnmillError) -> int:
-    if isinstance(error, InvalidInput | NotFound | SettingsError | UnknownBot):
+    if isinstance(error, Conflict | InvalidInput | NotFound | SettingsError | UnknownBot):
         return USAGE
     return UNAVAILABLE if error.code.endswith("unavailable") else FAILED

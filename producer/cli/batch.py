@@ -13,7 +13,7 @@ from turnmill.producer.batch_results import check_results_path, results, write_r
 from turnmill.producer.batches import find_batch, list_batches, progress, submit
 from turnmill.producer.cli import batch_view
 from turnmill.producer.cli.console import make_console
-from turnmill.producer.cli.context import System, open_system
+from turnmill.producer.cli.context import System, TenantOption, open_system
 from turnmill.producer.cli.texts import plain
 from turnmill.schemas.batches import Batch, BatchProgress
 from turnmill.schemas.ids import Prefix, show_id
@@ -42,6 +42,7 @@ def run(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="For all rows.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="For all rows.")] = None,
+    tenant: TenantOption = None,
 ) -> None:
     """Answer every row of a backlog file and write the results.
 
@@ -50,7 +51,7 @@ def run(
     Example: turnmill batch run tickets.csv -o answers.csv --max-tokens 80
     """
     output = output or file.with_name(f"{file.name.split('.')[0]}-results.jsonl")
-    with open_system() as system:
+    with open_system(tenant=tenant) as system:
         try:
             status = answer_backlog(
                 system, file, output, bot=bot, name=name,
@@ -66,12 +67,13 @@ def run(
 def status(
     batch_id: Annotated[str | None, typer.Argument(help="All batches when left out.")] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay until it is done.")] = False,
+    tenant: TenantOption = None,
 ) -> None:
     """Show how far a batch is.
 
     Example: turnmill batch status --watch batch_01a2
     """
-    with open_system() as system:
+    with open_system(tenant=tenant) as system:
         if batch_id is None:
             console.print(_overview(system))
             return
@@ -80,7 +82,7 @@ def status(
             if _watch(system, batch, Path("results.jsonl")) is None:
                 raise typer.Exit(INTERRUPTED)
         else:
-            now = progress(system.database, batch.batch_id)
+            now = progress(system.database, system.tenant_id, batch.batch_id)
             console.print(batch_view.describe_progress(now, batch_view.Pace()))
             console.print(batch_view.summary(now, None))
 
@@ -89,15 +91,16 @@ def status(
 def write(
     batch_id: BatchId,
     output: Annotated[Path, typer.Option("--output", "-o", help=".jsonl, .csv or .parquet")],
+    tenant: TenantOption = None,
 ) -> None:
     """Write what a batch has so far.
 
     Example: turnmill batch results batch_01a2 -o answers.parquet
     """
     check_results_path(output)
-    with open_system() as system:
+    with open_system(tenant=tenant) as system:
         batch = find_batch(system.database, system.tenant_id, batch_id)
-        count = write_results(output, results(system.database, batch.batch_id))
+        count = write_results(output, results(system.database, system.tenant_id, batch.batch_id))
     console.print(plain(f"{count:,} rows in {output}"), soft_wrap=True)
 
 
@@ -125,8 +128,8 @@ def answer_backlog(
     done = _watch(system, batch, output)
     if done is None:
         return INTERRUPTED
-    write_results(output, results(system.database, batch.batch_id))
-    first = results(system.database, batch.batch_id, limit=SHOWN_REPLIES)
+    write_results(output, results(system.database, system.tenant_id, batch.batch_id))
+    first = results(system.database, system.tenant_id, batch.batch_id, limit=SHOWN_REPLIES)
     console.print(batch_view.replies_table(first))
     console.print(batch_view.summary(done, output))
     return 0 if done.completed == done.total else 1
@@ -151,11 +154,11 @@ def _submit(
 
 def _watch(system: System, batch: Batch, output: Path) -> BatchProgress | None:
     shown = show_id(Prefix.BATCH, batch.batch_id)
-    write = f"turnmill batch results {shown} -o {shlex.quote(str(output))}"
+    write = f"turnmill batch results {shown} -o {shlex.quote(str(output))}{system.suffix}"
     return batch_view.watch(
-        lambda: progress(system.database, batch.batch_id),
+        lambda: progress(system.database, system.tenant_id, batch.batch_id),
         console,
-        resume_command=f"turnmill batch status --watch {shown} && {write}",
+        resume_command=f"turnmill batch status --watch {shown}{system.suffix} && {write}",
     )
 
 

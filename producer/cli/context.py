@@ -1,14 +1,23 @@
 """What most commands need: the settings, the database, and the tenant they act for."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated
 from uuid import UUID
 
-from turnmill.producer.tenants import ensure_defaults
+import typer
+
+from turnmill.producer.tenants import ensure_defaults, find_tenant
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
-from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
+from turnmill.schemas.settings import DEFAULT_TENANT, STACK_FILE, Settings, load_settings
+
+TenantOption = Annotated[
+    str | None,
+    typer.Option("--tenant", help="Whose; TURNMILL_TENANT or 'default' when left out."),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,14 +25,17 @@ class System:
     settings: Settings
     database: Database
     tenant_id: UUID
+    #: What follows a suggested command, so that it acts for the same tenant.
+    suffix: str = ""
 
 
 @contextmanager
-def open_system(settings: Settings | None = None) -> Iterator[System]:
-    """The configured system, or the embedded stack that runs on this machine.
+def open_system(settings: Settings | None = None, *, tenant: str | None = None) -> Iterator[System]:
+    """Open the configured system, or the embedded stack that runs on this machine.
 
     Raises:
         DatabaseUnavailable: there is none, with what to do about it.
+        NotFound: there is no such tenant.
     """
     settings = settings or load_settings()
     database = Database(settings.database)
@@ -37,6 +49,10 @@ def open_system(settings: Settings | None = None) -> Iterator[System]:
                 f"{error.message}\nNo embedded stack runs from {settings.data}. Start one with "
                 "'turnmill up', or point TURNMILL_DATABASE__URL at your PostgreSQL."
             ) from error
-        yield System(settings, database, tenant_id)
+        name = tenant or settings.tenant
+        if name != DEFAULT_TENANT:
+            tenant_id = find_tenant(database, name)
+        suffix = f" --tenant {shlex.quote(tenant)}" if tenant else ""
+        yield System(settings, database, tenant_id, suffix)
     finally:
         database.close()

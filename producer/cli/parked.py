@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from turnmill.producer.cli import parked_view
 from turnmill.producer.cli.console import make_console
-from turnmill.producer.cli.context import System, open_system
+from turnmill.producer.cli.context import System, TenantOption, open_system
 from turnmill.producer.parked import find_parked, list_parked, read_parked
 from turnmill.producer.replay import Change, drop, foresee, replay
 from turnmill.schemas.errors import InvalidInput
@@ -50,6 +50,7 @@ def show_list(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Turns shown.")] = 50,
     after: Annotated[str | None, typer.Option(help="The next page: the last turn shown.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As the API says it.")] = False,
+    tenant: TenantOption = None,
 ) -> None:
     """List parked turns, the latest first, and how many there are of each error.
 
@@ -57,7 +58,7 @@ def show_list(
     """
     wanted = _filter(bot, model, lane, error_code, since)
     start = None if after is None else parse_id(Prefix.TURN, after)
-    with open_system() as system:
+    with open_system(tenant=tenant) as system:
         page = list_parked(system.database, system.tenant_id, wanted, limit=limit, after=start)
     if as_json:
         typer.echo(page.model_dump_json(indent=2))
@@ -69,12 +70,13 @@ def show_list(
 def show(
     turn_id: TurnId,
     as_json: Annotated[bool, typer.Option("--json", help="As the API says it.")] = False,
+    tenant: TenantOption = None,
 ) -> None:
     """Show everything about a parked turn, what was asked included.
 
     Example: turnmill parked show turn_01a20a667dde743da35d0f8a02aa55e1
     """
-    with open_system() as system:
+    with open_system(tenant=tenant) as system:
         turn = read_parked(system.database, system.tenant_id, parse_id(Prefix.TURN, turn_id))
     if as_json:
         typer.echo(turn.model_dump_json(indent=2))
@@ -97,6 +99,7 @@ def replay_turns(
     ] = None,
     dry_run: DryRunOption = False,
     yes: YesOption = False,
+    tenant: TenantOption = None,
 ) -> None:
     """Put parked turns back into their places in their conversations, to be answered.
 
@@ -106,7 +109,7 @@ def replay_turns(
     Example: turnmill parked replay --all --error-code worker_lost --into quarantine --limit 10
     """
     wanted = _filter(bot, model, lane, error_code, since)
-    with open_system() as system:
+    with open_system(tenant=tenant) as system:
         chosen = _choose(system, turn_ids, is_all, wanted, limit)
         if dry_run:
             changes = foresee(system.database, system.tenant_id, chosen)
@@ -130,13 +133,14 @@ def drop_turns(
     since: SinceOption = None,
     limit: LimitOption = None,
     yes: YesOption = False,
+    tenant: TenantOption = None,
 ) -> None:
     """Give parked turns up for good: they have failed, with the error that they had.
 
     Example: turnmill parked drop --all --error-code worker_lost
     """
     wanted = _filter(bot, model, lane, error_code, since)
-    with open_system() as system:
+    with open_system(tenant=tenant) as system:
         chosen = _choose(system, turn_ids, is_all, wanted, limit)
         _confirm("Drop", chosen, is_all and not yes)
         with _progress("Dropping", len(chosen)) as on_done:

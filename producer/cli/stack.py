@@ -16,6 +16,7 @@ from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import open_system
 from turnmill.schemas.errors import StackError
 from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
+from turnmill.schemas.tenants import Scope
 
 if TYPE_CHECKING:
     from turnmill.infra.embedded.stack import Stack
@@ -151,7 +152,8 @@ def _introduce(stack: "Stack") -> None:
     with open_system(load_settings(data=stack.folder.path)) as system:
         secret = None
         if not tenants.list_keys(system.database, system.tenant_id):
-            secret = tenants.create_key(system.database, system.tenant_id, "first")
+            # Whoever starts the stack is its operator.
+            secret = tenants.create_key(system.database, system.tenant_id, "first", Scope)
         model = system.settings.engine.model_name
         user = system.settings.flower.user
     console.print(f"\n[bold green]Turnmill is up[/] with the model {model}.\n")

@@ -8,7 +8,7 @@ import typer
 
 from turnmill.producer.accept import accept
 from turnmill.producer.cli.console import make_console
-from turnmill.producer.cli.context import System, open_system
+from turnmill.producer.cli.context import System, TenantOption, open_system
 from turnmill.producer.cli.texts import plain
 from turnmill.producer.follow import Follower, Restart
 from turnmill.producer.turns import read_conversation
@@ -33,24 +33,27 @@ def ask(
     bot: BotOption = None,
     conversation: ResumeOption = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of the reply.")] = None,
+    tenant: TenantOption = None,
 ) -> None:
     """Ask one question and print the reply as it comes.
 
     Example: turnmill ask "Where is my parcel?"
     """
-    with open_system() as system:
+    with open_system(tenant=tenant) as system:
         talk = _Talk(system, bot, _parse(conversation), GenerationParams(max_tokens=max_tokens))
         turn = talk.say(question)
     if turn.state is not TurnState.COMPLETED:
         raise typer.Exit(1)
 
 
-def chat(bot: BotOption = None, conversation: ResumeOption = None) -> None:
+def chat(
+    bot: BotOption = None, conversation: ResumeOption = None, tenant: TenantOption = None
+) -> None:
     """Talk with a bot; Ctrl-D ends, and the conversation can be resumed later.
 
     Example: turnmill chat --conversation conv_01a20a667dde700b9901e3ce4b9ac89c
     """
-    with open_system() as system:
+    with open_system(tenant=tenant) as system:
         talk = _Talk(system, bot, _parse(conversation), GenerationParams())
         talk.show_past()
         while (line := _read_line()) is not None:
@@ -95,7 +98,9 @@ class _Talk:
             return asyncio.run(self._print_reply(accepted.turn_id))
         except KeyboardInterrupt:
             shown = show_id(Prefix.TURN, accepted.turn_id)
-            console.print(f"\n[dim]The turn goes on: turnmill turn show {shown}[/]")
+            console.print(
+                f"\n[dim]The turn goes on: turnmill turn show {shown}{self._system.suffix}[/]"
+            )
             raise typer.Exit(130) from None
 
     async def _print_reply(self, turn_id: UUID) -> Turn:
@@ -123,7 +128,8 @@ class _Talk:
     def show_how_to_resume(self) -> None:
         if self._conversation_id is not None:
             shown = show_id(Prefix.CONVERSATION, self._conversation_id)
-            console.print(f"\n[dim]Go on later: turnmill chat --conversation {shown}[/]")
+            command = f"turnmill chat --conversation {shown}{self._system.suffix}"
+            console.print(f"\n[dim]Resume later: {command}[/]")
 
 
 def _read_line() -> str | None:

@@ -6,7 +6,7 @@ import typer
 from rich.table import Table
 
 from turnmill.producer.cli.console import make_console
-from turnmill.producer.cli.context import open_system
+from turnmill.producer.cli.context import TenantOption, open_system
 from turnmill.producer.cli.texts import plain
 from turnmill.schemas.ids import Prefix, parse_id, show_id
 from turnmill.schemas.turns import Turn
@@ -17,27 +17,27 @@ TurnId = Annotated[str, typer.Argument(help="turn_… as the API and the logs sh
 
 
 @app.command()
-def show(turn_id: TurnId) -> None:
+def show(turn_id: TurnId, tenant: TenantOption = None) -> None:
     """Show a turn: its state, its messages and its reply.
 
     Example: turnmill turn show turn_01a20a667dde743da35d0f8a02aa55e1
     """
     from turnmill.producer.turns import read_turn
 
-    with open_system() as system:
+    with open_system(tenant=tenant) as system:
         turn = read_turn(system.database, system.tenant_id, parse_id(Prefix.TURN, turn_id))
     make_console().print(_table(turn))
 
 
 @app.command()
-def cancel(turn_id: TurnId) -> None:
+def cancel(turn_id: TurnId, tenant: TenantOption = None) -> None:
     """Cancel a turn that is not answered yet; its conversation goes on.
 
     Example: turnmill turn cancel turn_01a20a667dde743da35d0f8a02aa55e1
     """
     from turnmill.producer.cancel import cancel as cancel_turn
 
-    with open_system() as system:
+    with open_system(tenant=tenant) as system:
         was_open = cancel_turn(system.database, system.tenant_id, parse_id(Prefix.TURN, turn_id))
     make_console().print("Cancelled." if was_open else "It had already ended; nothing changed.")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,9 +27,11 @@ from turnmill.producer.tenants import create_key, ensure_defaults, list_keys, re
 from turnmill.schemas.database import Database
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import Settings, load_settings
+from turnmill.schemas.tenants import DEFAULT_SCOPES, Scope
 from turnmill.workers.testing import InlineWorker
 
 BOT = "echo"
+NOBODYS = "0" * 32
 
 
 class API:
@@ -38,7 +41,7 @@ class API:
         self.settings = settings
         self.database = database
         self.tenant_id = ensure_defaults(database, settings)
-        self.key = create_key(database, self.tenant_id, "test")
+        self.key = create_key(database, self.tenant_id, "test", Scope)
         self.url = f"http://127.0.0.1:{port}"
         self.http = httpx.Client(
             base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=30
@@ -570,7 +573,7 @@ def test_another_tenant_s_parked_turns_do_not_exist(api: API) -> None:
     (turn_id,) = park(api, "mine")
     tenant_id = uuid4()
     api.database.run("INSERT INTO tenants (id, name) VALUES (%s, 'other')", (tenant_id,))
-    other = {"Authorization": f"Bearer {create_key(api.database, tenant_id, 'other')}"}
+    other = {"Authorization": f"Bearer {create_key(api.database, tenant_id, 'other', Scope)}"}
     assert api.http.get("/parked", headers=other).json()["total"] == 0
     for method, path in (("GET", ""), ("POST", "/replay"), ("DELETE", "")):
         path = f"/parked/{turn_id}{path}"
@@ -619,6 +622,57 @@ def test_an_api_without_tables_is_not_ready(
             response = httpx.get(f"http://127.0.0.1:{port}/readyz")
     assert response.status_code == 503
     assert "turnmill db upgrade" in response.json()["error"]["message"]
+
+
+SCOPES = {
+    "GET /v1/models": Scope.TURNS,
+    "POST /v1/chat/completions": Scope.TURNS,
+    "GET /turns/{turn}": Scope.TURNS,
+    "DELETE /turns/{turn}": Scope.TURNS,
+    "GET /conversations/{conversation}": Scope.TURNS,
+    "GET /parked": Scope.ADMIN,
+    "GET /parked/{turn}": Scope.ADMIN,
+    "POST /parked/{turn}/replay": Scope.ADMIN,
+    "DELETE /parked/{turn}": Scope.ADMIN,
+    "GET /metrics": Scope.METRICS,
+}
+
+
+@pytest.mark.parametrize("call", SCOPES)
+def test_a_key_reaches_only_what_its_scopes_name(api: API, call: str) -> None:
+    method, _, path = call.partition(" ")
+    path = path.format(turn=f"turn_{NOBODYS}", conversation=f"conv_{NOBODYS}")
+
+    def status(*scopes: Scope) -> int:
+        key = create_key(api.database, api.tenant_id, "x", scopes)
+        headers = {"Authorization": f"Bearer {key}"}
+        response = api.http.request(method, path, headers=headers)
+        if response.status_code == 403:
+            error = response.json()["error"]
+            assert error["code"] == "insufficient_scope"
+            assert f"--scope {SCOPES[call]}" in error["message"]
+        return response.status_code
+
+    assert status(SCOPES[call]) != 403
+    assert status(*(scope for scope in Scope if scope is not SCOPES[call])) == 403
+
+
+def test_every_route_that_needs_a_key_has_a_scope(api: API) -> None:
+    described = api.http.get("/openapi.json").json()["paths"]
+    protected = {
+        f"{method.upper()} {re.sub(r'_id}', '}', path)}"
+        for path, methods in described.items()
+        for method, operation in methods.items()
+        if operation.get("security")
+    }
+    assert protected - {"GET /v1/models/{name}"} == set(SCOPES)
+
+
+def test_a_tenant_s_ordinary_key_does_not_read_metrics(api: API) -> None:
+    key = create_key(api.database, api.tenant_id, "web")
+    assert Scope.METRICS not in DEFAULT_SCOPES
+    headers = {"Authorization": f"Bearer {key}"}
+    assert api.http.get("/metrics", headers=headers).status_code == 403
 
 
 def test_metrics_say_what_is_open(make_api: MakeAPI) -> None:

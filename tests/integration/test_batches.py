@@ -76,7 +76,7 @@ def test_turns_of_a_conversation_are_accepted_in_order(
 ) -> None:
     counts: list[int] = []
     batch = submit(database, tenant_id, BOT, backlog, on_accepted=counts.append)
-    rows = list(results(database, batch.batch_id))
+    rows = list(results(database, tenant_id, batch.batch_id))
     assert counts == [7, 14, 21, 28, 35, 40]
     assert [row.row for row in rows] == list(range(1, 41))
     assert [row.id for row in rows[28:32]] == ["8-1", "9-1", "31", "32"]
@@ -115,7 +115,7 @@ def test_interrupted_submission_goes_on_where_it_stopped(
     assert stored_turns(database) == 14
     batch = submit(database, tenant_id, BOT, backlog)
     assert sent == [7, 7, 7, 7, 7, 7, 5]
-    assert len(list(results(database, batch.batch_id))) == 40
+    assert len(list(results(database, tenant_id, batch.batch_id))) == 40
 
 
 def test_other_parameters_or_another_name_make_another_batch(
@@ -163,13 +163,23 @@ def test_batch_is_found_by_the_start_of_its_id(
 
 def test_progress_before_any_answer(database: Database, tenant_id: UUID, backlog: Backlog) -> None:
     batch = submit(database, tenant_id, BOT, backlog)
-    before = progress(database, batch.batch_id)
+    before = progress(database, tenant_id, batch.batch_id)
     assert before.states == {TurnState.QUEUED: 20, TurnState.WAITING: 20}
     assert (before.total, before.accepted, before.settled, before.attempts) == (40, 40, 0, 0)
     assert not before.is_done
     assert before.latency_p50_s is None
     with pytest.raises(NotFound):
-        progress(database, new_id())
+        progress(database, tenant_id, new_id())
+
+
+def test_another_tenant_s_batch_does_not_exist(
+    database: Database, tenant_id: UUID, backlog: Backlog
+) -> None:
+    batch = submit(database, tenant_id, BOT, backlog)
+    with pytest.raises(NotFound):
+        progress(database, new_id(), batch.batch_id)
+    assert list(results(database, new_id(), batch.batch_id)) == []
+    assert len(list(results(database, tenant_id, batch.batch_id))) == 40
 
 
 def test_batch_is_answered_and_written(
@@ -178,8 +188,8 @@ def test_batch_is_answered_and_written(
 ) -> None:  # fmt: skip
     batch = submit(database, tenant_id, BOT, backlog)
     with InlineWorker(settings):
-        eventually(lambda: progress(database, batch.batch_id).is_done)
-    end = progress(database, batch.batch_id)
+        eventually(lambda: progress(database, tenant_id, batch.batch_id).is_done)
+    end = progress(database, tenant_id, batch.batch_id)
     assert (end.completed, end.failed, end.settled) == (40, 0, 40)
     assert end.attempts == 40
     assert end.completion_tokens > 0 and end.prompt_tokens > 0
@@ -188,9 +198,11 @@ def test_batch_is_answered_and_written(
     assert end.wall_s and end.wall_s > 0
 
     monkeypatch.setattr("turnmill.producer.batch_results.PAGE_ROWS", 7)
-    rows = list(results(database, batch.batch_id))
+    rows = list(results(database, tenant_id, batch.batch_id))
     assert len(rows) == 40 and all(row.reply and row.latency_s for row in rows)
-    assert [row.row for row in results(database, batch.batch_id, limit=9)] == list(range(1, 10))
+    assert [row.row for row in results(database, tenant_id, batch.batch_id, limit=9)] == list(
+        range(1, 10)
+    )
     assert_written(tmp_path, rows)
 
 

@@ -70,6 +70,59 @@ def accept_one(text: str) -> Any:
         database.close()
 
 
+def test_tenants_are_made_listed_and_chosen(turnmill: Turnmill, migrated: str) -> None:
+    assert turnmill("tenants", "create", "acme & co")[1].count("--tenant 'acme & co'") == 1
+    assert turnmill("tenants", "create", "acme & co")[0] == USAGE
+    turnmill("keys", "create", "web", "--tenant", "acme & co")
+    turnmill("bots", "save", "support", "--tenant", "acme & co")
+    assert "web" not in turnmill("keys", "list")[1]
+    assert "support" not in turnmill("bots", "list")[1]
+    assert "turns" in turnmill("keys", "list", "--tenant", "acme & co")[1]
+    rows = turnmill("tenants", "list")[1].splitlines()
+    assert [" ".join(row.split()[:-2]) for row in rows[1:]] == ["acme & co 2 1", "default 1 0"]
+
+
+def test_the_environment_chooses_a_tenant_too(
+    turnmill: Turnmill, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turnmill("tenants", "create", "acme")
+    turn_id = f"turn_{accept_one('whose?').turn_id.hex}"
+    assert turnmill("turn", "show", turn_id)[0] == 0
+    monkeypatch.setenv("TURNMILL_TENANT", "acme")
+    assert turnmill("turn", "show", turn_id)[0] == USAGE
+    assert turnmill("turn", "show", turn_id, "--tenant", "default")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("keys", "create", "x"),
+        ("keys", "list"),
+        ("keys", "revoke", f"key_{NOBODYS}"),
+        ("bots", "list"),
+        ("bots", "save", "x"),
+        ("batch", "run", "x.csv"),
+        ("batch", "status"),
+        ("batch", "results", "batch_0000", "-o", "x.csv"),
+        ("parked", "list"),
+        ("parked", "show", f"turn_{NOBODYS}"),
+        ("parked", "replay", "--all"),
+        ("parked", "drop", "--all"),
+        ("turn", "show", f"turn_{NOBODYS}"),
+        ("turn", "cancel", f"turn_{NOBODYS}"),
+        ("ask", "x"),
+        ("chat",),
+    ],
+    ids=" ".join,
+)
+def test_every_command_that_acts_for_a_tenant_refuses_an_unknown_one(
+    turnmill: Turnmill, migrated: str, words: tuple[str, ...]
+) -> None:
+    status, _, said = turnmill(*words, "--tenant", "nobody")
+    assert status == USAGE
+    assert "There is no tenant 'nobody'" in said and "turnmill tenants create" in said
+
+
 def test_the_schema_is_made_once_and_may_be_asked_for_again(
     turnmill: Turnmill, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -544,22 +544,24 @@ def test_a_replayed_row_makes_its_batch_incomplete_and_then_whole(
     path.write_text("id,conversation,prompt\na,1,first\nb,1,second\nc,,alone\n")
     bot = system.settings.engine.model_name
     batch = submit(system.database, system.tenant_id, bot, read_backlog(path))
-    ids = [UUID(row.turn_id[5:]) for row in results(system.database, batch.batch_id)]
+    ids = [
+        UUID(row.turn_id[5:]) for row in results(system.database, system.tenant_id, batch.batch_id)
+    ]
     leases = new_leases(system)
     for turn_id, outcome in zip(ids, (REPLY, BUSY, BUSY), strict=True):
         claim = leases.claim(turn_id)
         assert claim is not None
         assert settle(system, claim, outcome)
-    done = progress(system.database, batch.batch_id)
+    done = progress(system.database, system.tenant_id, batch.batch_id)
     assert (done.is_done, done.completed, done.failed) == (True, 1, 2)
 
     replay(system.database, system.tenant_id, ids[1:])
-    again = progress(system.database, batch.batch_id)
+    again = progress(system.database, system.tenant_id, batch.batch_id)
     assert (again.is_done, again.settled, again.failed) == (False, 1, 0)
     answer_all(system)
-    whole = progress(system.database, batch.batch_id)
+    whole = progress(system.database, system.tenant_id, batch.batch_id)
     assert (whole.is_done, whole.completed, whole.attempts) == (True, 3, 5)
-    rows = list(results(system.database, batch.batch_id))
+    rows = list(results(system.database, system.tenant_id, batch.batch_id))
     assert [(row.id, row.reply, row.error) for row in rows] == [
         ("a", "yes", None),
         ("b", "second", None),

@@ -189,6 +189,24 @@ def test_attempts_and_replies_become_partitions_and_whole_again_with_their_rows(
     assert rows_of(engine) == before
 
 
+def test_only_the_operator_s_old_keys_keep_reading_metrics(
+    engine: sa.Engine, empty_database_url: str
+) -> None:
+    upgrade(empty_database_url, "0006")
+    insert = """
+        WITH t AS (INSERT INTO tenants (id, name) VALUES (gen_random_uuid(), :name) RETURNING id)
+        INSERT INTO api_keys (id, tenant_id, name, hint, digest)
+        SELECT gen_random_uuid(), id, :name, '', convert_to(:name, 'UTF8') FROM t"""
+    with engine.begin() as connection:
+        for name in ("default", "acme"):
+            connection.execute(sa.text(insert), {"name": name})
+    upgrade(empty_database_url)
+    with engine.begin() as connection:
+        query = sa.text("SELECT name, 'metrics' = ANY(scopes) AS may_read FROM api_keys")
+        may_read = {row.name: row.may_read for row in connection.execute(query)}
+        assert may_read == {"default": True, "acme": False}
+
+
 def rows_of(engine: sa.Engine, *tables: str) -> dict[str, Any]:
     """The rows of the partitioned tables, or of their partitions."""
     with engine.connect() as connection:

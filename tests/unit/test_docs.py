@@ -30,6 +30,13 @@ This page is generated from `schemas/settings.py`.
 """
 
 
+#: The defaults of the settings without a section, for people.
+DEFAULTS = {
+    "data": "`~/.local/share/turnmill`, for root `/var/lib/turnmill`",
+    "tenant": "`default`",
+}
+
+
 def configuration_page() -> str:
     source = Path(settings_module.__file__).read_text()
     lines = [INTRODUCTION]
@@ -45,10 +52,11 @@ def configuration_page() -> str:
             meaning = _comment(body, inner)
             lines.append(f"| `{PREFIX}{name.upper()}__{inner.upper()}` | `{shown}` | {meaning} |")
         lines.append("")
-    meaning = _comment(source[source.index("class Settings(") :], "data")
-    root = "`~/.local/share/turnmill`, for root `/var/lib/turnmill`"
-    lines += ["## data", "", "| variable | default | meaning |", "|---|---|---|"]
-    return "\n".join([*lines, f"| `{PREFIX}DATA` | {root} | {meaning} |", ""])
+    lines += ["## Without a section", "", "| variable | default | meaning |", "|---|---|---|"]
+    body = source[source.index("class Settings(") :]
+    for name, default in DEFAULTS.items():
+        lines.append(f"| `{PREFIX}{name.upper()}` | {default} | {_comment(body, name)} |")
+    return "\n".join([*lines, ""])
 
 
 def _comment(body: str, field: str) -> str:
