@@ -21,6 +21,7 @@ from turnmill.schemas.batches import BatchResult, ResultError, row_id_of
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, show_id
+from turnmill.schemas.json_lines import one_line
 from turnmill.schemas.tables import replies, turns
 
 #: Results in memory at a time.
@@ -117,7 +118,7 @@ def _replaced(path: Path) -> Iterator[Path]:
 
 def _write_jsonl(path: Path, results: Iterator[BatchResult]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(result.model_dump_json() + "\n" for result in results)
+        file.writelines(one_line(result.model_dump_json()) + "\n" for result in results)
 
 
 def _write_csv(path: Path, results: Iterator[BatchResult]) -> None:

@@ -260,8 +260,10 @@ class APISettings(Section):
     port: int = Field(default=8000, ge=0, le=65535)
     #: Larger requests are refused with 413.
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
-    #: Longest time a plain call waits for its reply before it answers 504; the turn goes on.
-    wait_s: float = Field(default=600.0, gt=0)
+    #: Seconds from the start of a plain call to its answer, at most: it then answers 504, and the
+    #: turn goes on. Less than the clients' own timeout, which is 600 s for OpenAI's: a client that
+    #: gives up first does not see the 504 and repeats the call as another turn.
+    wait_s: float = Field(default=570.0, gt=0)
     #: How long a streamed call waits for the first chunk before it sends its headers.
     stream_headers_s: float = Field(default=10.0, gt=0)
 

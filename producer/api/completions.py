@@ -2,13 +2,15 @@
 
 The turn is accepted before anything is awaited, and nothing that happens to the call
 afterwards (a client that leaves, a wait that ends, this process being stopped) takes it back:
-it is answered and kept, and readable under `/turns/{id}`.
+it is answered and kept, and readable under `/turns/{id}`. A client that wants it otherwise
+sends `X-Turnmill-Cancel-On-Disconnect: true`.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
@@ -32,6 +34,7 @@ from turnmill.producer.api.services import Services, ServicesOf
 from turnmill.producer.api.shapes import CompletionShape
 from turnmill.producer.api.stream import events
 from turnmill.producer.api.watch import Interrupt, Watch
+from turnmill.producer.cancel import cancel
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.openai import ChatCompletion, ChatCompletionRequest, parse_chat_request
 from turnmill.schemas.turns import AcceptedTurn, Turn, TurnRequest
@@ -67,15 +70,47 @@ async def create_chat_completion(
     Without `X-Turnmill-Conversation` the messages are the whole prompt. With it (a key of your
     own, or a `conv_…` id) Turnmill keeps the history and the messages are the new ones.
     `Idempotency-Key` makes repeating the call safe; `X-Turnmill-Timeout` is the number of
-    seconds after which nobody wants the reply.
+    seconds after which nobody wants the reply; `X-Turnmill-Cancel-On-Disconnect: true` cancels
+    the turn when the client disconnects.
     """
+    started = asyncio.get_running_loop().time()
     headers = read_headers(request)
     body = parse_chat_request(await read_body(request, services.settings.api.max_body_bytes))
     accepted = await services.call(_accept, services, tenant_id, body, headers)
     may_repeat = headers.idempotency_key is not None
     shape = CompletionShape(accepted.turn_id, body.model, may_repeat, body.wants_usage)
-    answer = _stream if body.stream else _answer
-    return await answer(request, services, tenant_id, accepted, shape)
+    call = _Call(request, services, tenant_id, headers, accepted, shape, started)
+    return await (_stream(call) if body.stream else _answer(call))
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call whose turn is accepted."""
+
+    request: Request
+    services: Services
+    tenant_id: UUID
+    headers: CallHeaders
+    accepted: AcceptedTurn
+    shape: CompletionShape
+    #: On the clock of the event loop.
+    started: float
+
+    @property
+    def answer_headers(self) -> dict[str, str]:
+        return {
+            TURN_HEADER: show_id(Prefix.TURN, self.accepted.turn_id),
+            CONVERSATION_HEADER: show_id(Prefix.CONVERSATION, self.accepted.conversation_id),
+        }
+
+    def watch(self) -> contextlib.AbstractAsyncContextManager[Watch]:
+        return self.services.watch(self.tenant_id, self.accepted.turn_id)
+
+    async def note_departure(self) -> None:
+        """Cancel the turn if its client asked for that; otherwise it stays accepted."""
+        if self.headers.cancels_on_disconnect:
+            database, turn_id = self.services.database, self.accepted.turn_id
+            await self.services.call(cancel, database, self.tenant_id, turn_id)
 
 
 def _accept(
@@ -97,61 +132,60 @@ def _accept(
     )
 
 
-async def _answer(
-    request: Request,
-    services: Services,
-    tenant_id: UUID,
-    accepted: AcceptedTurn,
-    shape: CompletionShape,
-) -> Response:
-    wait_s = services.settings.api.wait_s
-    async with services.watch(tenant_id, accepted.turn_id) as watch, _noticing(request, watch):
-        end = await watch.settled(wait_s)
+async def _answer(call: _Call) -> Response:
+    wait_s = call.services.settings.api.wait_s
+    left_s = call.started + wait_s - asyncio.get_running_loop().time()
+    async with call.watch() as watch, _noticing(call.request, watch):
+        end = await watch.settled(left_s)
     match end:
         case Turn(reply=reply) if reply is not None:
-            body = shape.completion(reply).model_dump_json()
-            return Response(body, headers=_headers(accepted), media_type="application/json")
+            body = call.shape.completion(reply).model_dump_json()
+            return Response(body, headers=call.answer_headers, media_type="application/json")
         case Turn():
             problem = problem_of_turn(end)
         case _:
-            problem = _interrupted(end, shape, wait_s)
-    return problem.response(_headers(accepted))
+            problem = await _interrupted(end, call, wait_s)
+    return problem.response(call.answer_headers)
 
 
-async def _stream(
-    request: Request,
-    services: Services,
-    tenant_id: UUID,
-    accepted: AcceptedTurn,
-    shape: CompletionShape,
-) -> Response:
-    api = services.settings.api
+async def _stream(call: _Call) -> Response:
+    headers_s = call.services.settings.api.stream_headers_s
     async with AsyncExitStack() as stack:
-        watch = await stack.enter_async_context(services.watch(tenant_id, accepted.turn_id))
+        watch = await stack.enter_async_context(call.watch())
         # An early end can still have its own status: the headers wait for the first text.
-        async with _noticing(request, watch):
-            opening = await watch.opening(api.stream_headers_s)
+        async with _noticing(call.request, watch):
+            opening = await watch.opening(headers_s)
         if isinstance(opening, Turn) and opening.reply is None:
-            return problem_of_turn(opening).response(_headers(accepted))
+            return problem_of_turn(opening).response(call.answer_headers)
         if isinstance(opening, Interrupt):
-            return _interrupted(opening, shape, api.stream_headers_s).response(_headers(accepted))
-        return _TurnStream(
-            events(watch, opening, shape), _headers(accepted) | _STREAM_HEADERS, stack.pop_all()
-        )
+            problem = await _interrupted(opening, call, headers_s)
+            return problem.response(call.answer_headers)
+        return _TurnStream(events(watch, opening, call.shape), call, stack.pop_all())
 
 
 class _TurnStream(StreamingResponse):
     """Server-sent events; the watch ends with them, however they end."""
 
-    def __init__(
-        self, content: AsyncIterator[str], headers: Mapping[str, str], watching: AsyncExitStack
-    ) -> None:
-        super().__init__(content, headers=headers, media_type="text/event-stream")
+    def __init__(self, content: AsyncIterator[str], call: _Call, watching: AsyncExitStack) -> None:
+        super().__init__(
+            self._to_the_end(content),
+            headers=call.answer_headers | _STREAM_HEADERS,
+            media_type="text/event-stream",
+        )
+        self._call = call
         self._watching = watching
+        self._has_ended = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._watching:
             await super().__call__(scope, receive, send)
+        if not self._has_ended:
+            await self._call.note_departure()
+
+    async def _to_the_end(self, content: AsyncIterator[str]) -> AsyncIterator[str]:
+        async for event in content:
+            yield event
+        self._has_ended = True
 
 
 @contextlib.asynccontextmanager
@@ -171,18 +205,13 @@ async def _noticing(request: Request, watch: Watch) -> AsyncIterator[None]:
         await asyncio.wait([task])
 
 
-def _interrupted(reason: Interrupt, shape: CompletionShape, wait_s: float) -> Problem:
+async def _interrupted(reason: Interrupt, call: _Call, wait_s: float) -> Problem:
+    turn_id, may_repeat = call.accepted.turn_id, call.shape.may_repeat
     match reason:
         case Interrupt.LEFT:
+            await call.note_departure()
             raise ClientDisconnect
         case Interrupt.TIMEOUT:
-            return wait_timeout(shape.turn_id, wait_s, may_repeat=shape.may_repeat)
+            return wait_timeout(turn_id, wait_s, may_repeat=may_repeat)
         case Interrupt.STOPPING:
-            return stopping(shape.turn_id, may_repeat=shape.may_repeat)
-
-
-def _headers(accepted: AcceptedTurn) -> dict[str, str]:
-    return {
-        TURN_HEADER: show_id(Prefix.TURN, accepted.turn_id),
-        CONVERSATION_HEADER: show_id(Prefix.CONVERSATION, accepted.conversation_id),
-    }
+            return stopping(turn_id, may_repeat=may_repeat)

@@ -12,6 +12,7 @@ from turnmill.schemas.ids import Prefix, derived_id, parse_id
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 TIMEOUT_HEADER = "X-Turnmill-Timeout"
+CANCEL_HEADER = "X-Turnmill-Cancel-On-Disconnect"
 
 MAX_CONVERSATION_KEY = 200
 MAX_IDEMPOTENCY_KEY = 255
@@ -25,6 +26,7 @@ class CallHeaders:
     conversation: str | None
     idempotency_key: str | None
     timeout_s: float | None
+    cancels_on_disconnect: bool = False
 
     @property
     def given_conversation_id(self) -> UUID | None:
@@ -46,6 +48,7 @@ def read_headers(request: Request) -> CallHeaders:
         conversation=_text(request, CONVERSATION_HEADER, MAX_CONVERSATION_KEY),
         idempotency_key=_text(request, IDEMPOTENCY_HEADER, MAX_IDEMPOTENCY_KEY),
         timeout_s=_timeout(request),
+        cancels_on_disconnect=_flag(request, CANCEL_HEADER),
     )
 
 
@@ -75,6 +78,13 @@ def _text(request: Request, name: str, max_length: int) -> str | None:
     if not 0 < len(text) <= max_length or not text.isprintable():
         raise InvalidInput(f"{name} must be 1 to {max_length} printable characters.", param=name)
     return text
+
+
+def _flag(request: Request, name: str) -> bool:
+    value = request.headers.get(name, "false").lower()
+    if value not in ("true", "false"):
+        raise InvalidInput(f"{name} must be 'true' or 'false'.", param=name)
+    return value == "true"
 
 
 def _timeout(request: Request) -> float | None:

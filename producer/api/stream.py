@@ -11,10 +11,16 @@ from turnmill.producer.api.errors import problem_of, problem_of_turn, stopping
 from turnmill.producer.api.shapes import CompletionShape
 from turnmill.producer.api.watch import Interrupt, Item, Watch
 from turnmill.producer.follow import Restart
+from turnmill.schemas.json_lines import one_line
 from turnmill.schemas.turns import Turn
 
-#: A comment: clients ignore it, proxies and clients see that the connection lives.
-WAITING = ": waiting\n\n"
+#: A comment: proxies and clients see that the connection lives. One line, and no blank one after
+#: it: a blank line ends an event, and clients that do not skip events without data (openai-go
+#: before 3.43) fail at parsing it.
+WAITING = ": waiting\n"
+#: Silent seconds after which comments are sent: the first few, then each multiple of the last.
+#: Seldom, because go-openai gives a stream up after 300 lines without data.
+COMMENTS_AT_S = (1, 2, 4, 8, 15)
 DONE = "data: [DONE]\n\n"
 
 log = structlog.get_logger()
@@ -23,9 +29,15 @@ log = structlog.get_logger()
 async def events(watch: Watch, item: Item, shape: CompletionShape) -> AsyncIterator[str]:
     """Say the reply as it comes; a failure after the first event is an event too."""
     yield _event(shape.opening())
+    silent_s = 0
     try:
         while isinstance(item, str | Restart):
-            yield _event(_said(item, shape)) if item else WAITING
+            # The watch says an empty text once a second while there is none.
+            silent_s = 0 if item else silent_s + 1
+            if item:
+                yield _event(_said(item, shape))
+            elif silent_s in COMMENTS_AT_S or silent_s % COMMENTS_AT_S[-1] == 0:
+                yield WAITING
             item = await watch.next()
         for line in _closing(item, shape):
             yield line
@@ -52,4 +64,4 @@ def _closing(item: Turn | Interrupt, shape: CompletionShape) -> Iterator[str]:
 
 
 def _event(data: str) -> str:
-    return f"data: {data}\n\n"
+    return f"data: {one_line(data)}\n\n"

@@ -290,6 +290,29 @@ def test_a_client_that_leaves_loses_nothing(
         )
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("asked", ["true", "false"])
+def test_a_client_that_leaves_cancels_its_turn_only_if_it_asked_for_that(
+    make_api: MakeAPI, eventually: Callable[..., None], stream: bool, asked: str
+) -> None:
+    api = make_api(api={"stream_headers_s": 0.05})
+    headers = {"X-Turnmill-Cancel-On-Disconnect": asked}
+    body = {"model": BOT, "messages": [{"role": "user", "content": "x"}], "stream": stream}
+    with pytest.raises(httpx.ReadTimeout):
+        api.http.post("/v1/chat/completions", json=body, headers=headers, timeout=0.3)
+    route = 'turnmill_api_requests_total{method="POST",route="/v1/chat/completions",status='
+    eventually(lambda: any(name.startswith(route) for name in samples(api)))
+    if asked == "true":
+        eventually(lambda: count_turns(api, "cancelled") == 1)
+    assert count_turns(api, "queued") == (asked == "false")
+
+
+def test_a_cancelling_header_must_be_true_or_false(api: API) -> None:
+    response = api.post("x", headers={"X-Turnmill-Cancel-On-Disconnect": "yes"})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "X-Turnmill-Cancel-On-Disconnect"
+
+
 # Conversations
 
 

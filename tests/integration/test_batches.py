@@ -207,6 +207,7 @@ def test_batch_is_answered_and_written(
 
 
 def assert_written(folder: Path, rows: list[BatchResult]) -> None:
+    rows = [rows[0].model_copy(update={"reply": "one\u2028two\x85three"}), *rows[1:]]
     expected = [row.model_dump(mode="json") for row in rows]
     assert write_results(folder / "new" / "r.jsonl", rows) == 40
     lines = (folder / "new" / "r.jsonl").read_text().splitlines()
