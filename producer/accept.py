@@ -218,7 +218,8 @@ def _columns(entries: list[_Entry], accepted: list[AcceptedTurn]) -> tuple[list[
             entry.request.lane,
             turn.state,
             Jsonb([message.model_dump(mode="json") for message in entry.request.messages]),
-            Jsonb(entry.params.model_dump(mode="json")),
+            # Without the fields that nobody set: the previous release's workers may not know them.
+            Jsonb(entry.params.model_dump(mode="json", exclude_none=True)),
             entry.request.idempotency_key,
             entry.fingerprint,
             entry.request.batch_id,

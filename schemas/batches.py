@@ -109,13 +109,7 @@ class BacklogRow(GenerationParams):
 
     @property
     def params(self) -> GenerationParams:
-        return GenerationParams(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            max_tokens=self.max_tokens,
-            stop=self.stop,
-            seed=self.seed,
-        )
+        return GenerationParams(**self.model_dump(include={*GenerationParams.model_fields}))
 
 
 def row_key(batch_id: UUID, row_id: str) -> str:

@@ -5,10 +5,19 @@ from enum import StrEnum
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
 from pydantic_core import PydanticCustomError
 
-FinishReason = Literal["stop", "length"]
+#: Why a reply ended: by itself or at a stop string, at its limit, or because a remote server
+#: withheld the rest.
+FinishReason = Literal["stop", "length", "content_filter"]
 
 #: Characters of one message. The engine's context window is the real limit; this one
 #: only keeps a hostile body from reaching the database.
@@ -91,6 +100,21 @@ class Message(BaseModel):
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(refuse_nul)]
 
 
+def _read_top_k(value: object) -> object:
+    """Clients of vLLM write -1 for "all tokens"."""
+    return 0 if value == -1 else value
+
+
+#: The value at which a sampling parameter changes nothing.
+NEUTRAL: dict[str, float] = {
+    "temperature": 1,
+    "top_p": 1,
+    "top_k": 0,
+    "min_p": 0,
+    "repetition_penalty": 1,
+}
+
+
 class GenerationParams(BaseModel):
     """How to sample a reply. What is left out is taken from the bot, then from `DEFAULT_PARAMS`."""
 
@@ -100,6 +124,14 @@ class GenerationParams(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=2)
     #: Nucleus sampling, https://arxiv.org/abs/1904.09751.
     top_p: float | None = Field(default=None, gt=0, le=1)
+    #: Draw from that many of the likeliest tokens; 0 (or -1): from all.
+    top_k: Annotated[int | None, BeforeValidator(_read_top_k)] = Field(default=None, ge=0, lt=2**31)
+    #: Draw no token less likely than this share of the likeliest one's probability; 0: any.
+    #: https://arxiv.org/abs/2407.01082
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    #: Divide the scores of tokens that stand in the prompt or the reply; 1: leave them.
+    #: https://arxiv.org/abs/1909.05858, section 4.1
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     #: Tokens of the reply, at most.
     max_tokens: int | None = Field(default=None, ge=1, le=131_072)
     #: The reply ends before the first of these strings.
@@ -110,6 +142,16 @@ class GenerationParams(BaseModel):
     def over(self, defaults: "GenerationParams") -> "GenerationParams":
         """These parameters, completed by the defaults."""
         return defaults.model_copy(update=self.model_dump(exclude_defaults=True))
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """The sampling parameters that change something, by name."""
+        values = {name: getattr(self, name) for name in NEUTRAL}
+        return {
+            name: value
+            for name, value in values.items()
+            if value is not None and value != NEUTRAL[name]
+        }
 
 
 DEFAULT_PARAMS = GenerationParams(temperature=1.0, top_p=1.0, max_tokens=512)

@@ -8,10 +8,16 @@ from itertools import islice
 
 import pytest
 
-from turnmill.schemas.errors import ContextOverflow, EngineUnavailable, TurnmillError
+from turnmill.schemas.errors import (
+    ContextOverflow,
+    EngineUnavailable,
+    InvalidInput,
+    TurnmillError,
+)
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
+from turnmill.workers.engines.echo import EchoEngine
 
 STORY = "Write a long story about a fox and a hen who sail across the sea to find a new home."
 COUNTRIES = ("France", "Spain", "Japan", "China", "India", "Egypt", "Peru", "Chile", "Cuba", "Mali")
@@ -80,6 +86,34 @@ def test_a_greedy_reply_is_repeatable(engine: Engine) -> None:
 def test_a_sampled_reply_is_repeatable_with_its_seed(engine: Engine) -> None:
     first = text_of(reply(engine, ask(STORY), temperature=1.0, top_p=0.9, seed=7))
     assert first == text_of(reply(engine, ask(STORY), temperature=1.0, top_p=0.9, seed=7))
+
+
+@pytest.mark.parametrize("wish", [{"top_k": 1}, {"min_p": 1.0}])
+def test_a_draw_from_the_likeliest_token_alone_is_greedy(
+    engine: Engine, wish: dict[str, object]
+) -> None:
+    try:
+        drawn = text_of(reply(engine, ask(STORY), temperature=1.5, seed=7, **wish))
+    except InvalidInput as error:
+        assert error.param in wish  # an engine may refuse it, by name
+        return
+    assert drawn == text_of(reply(engine, ask(STORY)))
+
+
+def test_a_penalty_on_repetition_changes_what_is_repeated(engine: Engine) -> None:
+    prompt = ask("Repeat: one two one two one two one two one two one two")
+    try:
+        penalized = text_of(reply(engine, prompt, repetition_penalty=5.0))
+    except InvalidInput as error:
+        assert error.param == "repetition_penalty"
+        return
+    is_fake = isinstance(engine, EchoEngine)
+    assert (penalized == text_of(reply(engine, prompt))) is is_fake
+
+
+def test_sampling_parameters_that_change_nothing_are_taken(engine: Engine) -> None:
+    neutral = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert text_of(reply(engine, ask(STORY), **neutral)) == text_of(reply(engine, ask(STORY)))
 
 
 @pytest.mark.parametrize(("start", "length"), [(3, 4), (10, 9), (21, 1)])

@@ -80,7 +80,7 @@ def run(batch: Any, arrivals: Sequence[Generation]) -> None:
         assert steps < 20_000
 
 
-def plain(model: Any, ids: list[int]) -> list[int]:
+def plain(model: Any, ids: list[int], **options: Any) -> list[int]:
     inputs = torch.tensor([ids])
     output = model.generate(
         input_ids=inputs,
@@ -88,6 +88,7 @@ def plain(model: Any, ids: list[int]) -> list[int]:
         max_new_tokens=12,
         do_sample=False,
         pad_token_id=0,
+        **options,
     )
     tokens: list[int] = output[0, len(ids) :].tolist()
     return tokens
@@ -387,3 +388,22 @@ def test_the_nucleus_holds_the_likeliest_tokens_only() -> None:
     generator = torch.Generator().manual_seed(1)
     drawn = {sampling.sample(logits, params, generator) for _ in range(200)}
     assert drawn == {0, 1}
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 2}, {"min_p": 0.5}, {"top_k": 3, "top_p": 0.8}])
+def test_unlikely_tokens_are_never_drawn(cut: dict[str, float]) -> None:
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    params = GenerationParams(temperature=1.0, **cut)
+    generator = torch.Generator().manual_seed(1)
+    drawn = {sampling.sample(logits, params, generator) for _ in range(200)}
+    assert drawn == {0, 1}
+
+
+def test_a_penalty_on_repetition_equals_that_of_plain_generate() -> None:
+    model = make_model("llama")
+    params = GREEDY.model_copy(update={"repetition_penalty": 1.3})
+    turns = [generation(ids, params) for ids in PROMPTS]
+    run(make_batch(model, frozenset({2}), 4, 10_000), turns)
+    expected = [plain(model, ids, repetition_penalty=1.3) for ids in PROMPTS]
+    assert [tokens_of(turn) for turn in turns] == expected
+    assert expected != [plain(model, ids) for ids in PROMPTS]

@@ -14,7 +14,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
-from turnmill.schemas.errors import EngineFailure, EngineUnavailable, SettingsError
+from turnmill.schemas.errors import (
+    EngineFailure,
+    EngineUnavailable,
+    InvalidInput,
+    SettingsError,
+)
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.abort import Abort
@@ -301,3 +306,13 @@ def test_a_closed_server_and_one_that_is_not_there_say_so(
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"tokenizer\.json"):
         LocalTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("wish", [{"top_k": 5}, {"min_p": 0.1}, {"repetition_penalty": 1.1}])
+def test_sampling_that_the_model_does_not_know_is_refused_by_name(
+    script: Script, tokenizer: LocalTokenizer, wish: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidInput, match="TensorFlow Serving") as caught:
+        reply(server(script, tokenizer), **wish)
+    assert caught.value.param in wish
+    assert script.inputs == []

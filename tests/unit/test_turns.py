@@ -89,6 +89,9 @@ def test_a_nul_is_refused_in_escaped_json_too() -> None:
         {"seed": -1},
         {"stop": ("",)},
         {"stop": ("a", "b", "c", "d", "e")},
+        {"top_k": -2},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0},
         {"temprature": 1},
     ],
 )
@@ -103,8 +106,20 @@ def test_what_a_turn_leaves_out_comes_from_the_bot_and_then_from_the_defaults() 
     assert params == GenerationParams(temperature=0.0, top_p=1.0, max_tokens=7, stop=("END",))
 
 
+def test_sampling_parameters_that_change_nothing_are_not_among_those_that_do() -> None:
+    neutral = GenerationParams(temperature=1, top_p=1, top_k=-1, min_p=0.0, repetition_penalty=1.0)
+    assert neutral.sampling == DEFAULT_PARAMS.sampling == {}
+    assert GenerationParams(temperature=0, top_k=40).sampling == {"temperature": 0, "top_k": 40}
+
+
+def test_a_turn_can_turn_off_what_its_bot_turns_on() -> None:
+    bot = GenerationParams(top_k=40, min_p=0.1, repetition_penalty=1.2).over(DEFAULT_PARAMS)
+    assert bot.sampling == {"top_k": 40, "min_p": 0.1, "repetition_penalty": 1.2}
+    assert GenerationParams(top_k=-1, min_p=0, repetition_penalty=1).over(bot).sampling == {}
+
+
 def test_parameters_survive_the_way_through_json() -> None:
-    params = GenerationParams(temperature=0.3, stop=("a", "b"), seed=2**63 - 1)
+    params = GenerationParams(temperature=0.3, top_k=5, min_p=0.1, stop=("a", "b"), seed=2**63 - 1)
     stored = json.loads(json.dumps(params.model_dump(mode="json")))
     assert GenerationParams.model_validate(stored) == params
 

@@ -19,7 +19,7 @@ from turnmill.schemas.errors import (
     TurnmillError,
 )
 from turnmill.schemas.settings import EngineSettings
-from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
+from turnmill.schemas.turns import NEUTRAL, FinishReason, GenerationParams, Message, Role
 from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.http_front import HTTPFront
@@ -64,19 +64,34 @@ class Dialect:
     is_strict: bool = False
     #: Where a prompt is shown as the model reads it.
     render: str | None = None
+    #: Has defaults of its own where a sampling parameter is left out, often the model's
+    #: (generation_config.json), and takes every neutral value.
+    has_own_defaults: bool = False
+    #: What it calls the repetition penalty.
+    penalty: str = "repetition_penalty"
 
 
 PLAIN = Dialect()
 DIALECTS = {
-    "vllm": Dialect(continues=True, counts_by="usage", tokenize="/tokenize", is_strict=True),
-    "sglang": Dialect(continues=True, counts_by="usage"),
+    "vllm": Dialect(
+        continues=True,
+        counts_by="usage",
+        tokenize="/tokenize",
+        is_strict=True,
+        has_own_defaults=True,
+    ),
+    "sglang": Dialect(continues=True, counts_by="usage", has_own_defaults=True),
     "llamacpp": Dialect(
         continues=True,
         counts_by="timings",
         tokenize="/v1/chat/completions/input_tokens",
         count="input_tokens",
         render="/apply-template",
+        has_own_defaults=True,
+        penalty="repeat_penalty",
     ),
+    # LM Studio
+    "organization_owner": Dialect(has_own_defaults=True, penalty="repeat_penalty"),
 }
 
 
@@ -188,8 +203,7 @@ class OpenAIServer:
         body = {
             "model": self._model,
             "stream": True,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
+            **self._sampling(params),
             "max_tokens": self._room(prompt, params),
             **self._rendered(prompt),
         }
@@ -198,6 +212,20 @@ class OpenAIServer:
         if self._dialect.counts_by == "timings":
             body["timings_per_token"] = True
         return body
+
+    def _sampling(self, params: GenerationParams) -> dict[str, Any]:
+        """Leave out what changes nothing: TGI refuses a `top_p` of 1, and strict servers refuse
+        names that OpenAI does not have (https://github.com/huggingface/text-generation-inference).
+        """
+        values: dict[str, Any] = params.sampling
+        if self._dialect.has_own_defaults:
+            values = params.model_dump(include={*NEUTRAL}, exclude_none=True)
+        if penalty := values.pop("repetition_penalty", None):
+            values[self._dialect.penalty] = penalty
+            if self._dialect.penalty == "repeat_penalty":
+                # Else only the last 64 tokens count.
+                values["repeat_last_n"] = self.context_window()
+        return values
 
     def _room(self, prompt: Prompt, params: GenerationParams) -> int | None:
         """`max_tokens` that fit, where that matters.

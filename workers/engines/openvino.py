@@ -39,6 +39,9 @@ import openvino_genai  # noqa: E402
 
 STATUS = openvino_genai.GenerationStatus
 
+#: OpenVINO refuses a `min_p` of 1.
+MOST_MIN_P = 0.9999
+
 #: So long after an interactive turn came, more of them are expected, seconds.
 EXPECTED_S = 10.0
 #: Meanwhile the batch lane gets all slots but one in so many: an interactive turn waits for the end
@@ -226,6 +229,10 @@ class OpenVINOBatch:
         if params.temperature:
             config.temperature = params.temperature
             config.top_p = params.top_p
+            config.min_p = min(params.min_p or 0.0, MOST_MIN_P)
+            if params.top_k:
+                config.top_k = params.top_k
+        config.repetition_penalty = params.repetition_penalty or 1.0
         config.eos_token_id = self._defaults.eos_token_id
         config.stop_token_ids = self._defaults.stop_token_ids
         return config

@@ -9,9 +9,17 @@ from turnmill.schemas.turns import GenerationParams
 
 
 def next_tokens(
-    logits: Any, params: Sequence[GenerationParams], generators: Sequence[Any]
+    logits: Any,
+    params: Sequence[GenerationParams],
+    generators: Sequence[Any],
+    contexts: Sequence[Sequence[int]],
 ) -> list[int]:
-    """One token a row of `logits` [turns, vocabulary]: the likeliest, or drawn at random."""
+    """Choose one token for each row of `logits` [turns, vocabulary]: the likeliest, or one drawn
+    at random. `contexts` holds the tokens of each turn's prompt and reply.
+    """
+    for row, (each, context) in enumerate(zip(params, contexts, strict=True)):
+        if each.repetition_penalty not in (None, 1):
+            logits[row] = penalize(logits[row], context, each.repetition_penalty)
     tokens: list[int] = logits.argmax(dim=-1).tolist()
     for row, (each, generator) in enumerate(zip(params, generators, strict=True)):
         if each.temperature:
@@ -20,14 +28,30 @@ def next_tokens(
 
 
 def sample(logits: Any, params: GenerationParams, generator: Any) -> int:
-    """A token drawn at `temperature` from the nucleus of `top_p` (arXiv 1904.09751)."""
+    """Draw a token at `temperature` from the `top_k` likeliest ones, of these from the ones above
+    `min_p`, and of these from the nucleus of `top_p`.
+    """
     probabilities = torch.softmax(logits / params.temperature, dim=-1)
+    if not params.sampling.keys() & {"top_k", "min_p", "top_p"}:
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+    ordered, order = probabilities.sort(descending=True)
+    if params.top_k:
+        ordered[params.top_k :] = 0
+    if params.min_p:
+        ordered[ordered < params.min_p * ordered[0]] = 0
     if params.top_p is not None and params.top_p < 1:
-        ordered, order = probabilities.sort(descending=True)
         # The token that crosses the line still belongs to the nucleus.
-        ordered[ordered.cumsum(-1) - ordered >= params.top_p] = 0
-        return int(order[torch.multinomial(ordered, 1, generator=generator)])
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+        ordered[ordered.cumsum(-1) - ordered >= params.top_p * ordered.sum()] = 0
+    return int(order[torch.multinomial(ordered, 1, generator=generator)])
+
+
+def penalize(logits: Any, context: Sequence[int], penalty: float) -> Any:
+    """The scores [vocabulary], those of the context's tokens moved away from certainty."""
+    said = torch.tensor(sorted(set(context)), device=logits.device)
+    scores = logits[said]
+    return logits.index_copy(
+        0, said, torch.where(scores > 0, scores / penalty, scores * penalty).to(logits.dtype)
+    )
 
 
 def create_generator(params: GenerationParams, device: Any) -> Any:

@@ -305,7 +305,8 @@ class SlotBatch:
 
     def _take_tokens(self, slots: list[Slot], logits: Any) -> None:
         params = [slot.generation.params for slot in slots]
-        tokens = next_tokens(logits, params, [slot.generator for slot in slots])
+        generators = [slot.generator for slot in slots]
+        tokens = next_tokens(logits, params, generators, [slot.tokens for slot in slots])
         for slot, token in zip(slots, tokens, strict=True):
             slot.tokens.append(token)
             reason: FinishReason | None = None

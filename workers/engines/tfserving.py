@@ -15,7 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from turnmill.schemas.errors import ContextOverflow, EngineFailure, SettingsError
+from turnmill.schemas.errors import (
+    ContextOverflow,
+    EngineFailure,
+    InvalidInput,
+    SettingsError,
+)
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
 from turnmill.workers.abort import Abort
@@ -27,6 +32,9 @@ from turnmill.workers.engines.scheduling import Token
 from turnmill.workers.engines.text import Detokenizer, StopFilter
 from turnmill.workers.engines.tfserving_http import ModelClient, Signature
 from turnmill.workers.models import prepare_model
+
+#: Sampling parameters that a signature may take.
+SAMPLING = frozenset({"temperature", "top_p"})
 
 #: Tokens asked for at once, at most: what an abort or a replica's death may waste.
 BLOCK = 8
@@ -93,6 +101,7 @@ class TFServingServer:
         if signature.kind == "scores":
             chunks = self._classify(signature, asked, prompt.prefix)
         else:
+            _refuse_unknown_sampling(params)
             limit = min(params.max_tokens or room, room)
             tokens = self._tokens(signature, asked, limit, params, abort)
             context = (asked.decoder_ids or asked.ids)[-1:] if prompt.prefix else ()
@@ -173,6 +182,14 @@ class TFServingServer:
     def _predict(self, signature: Signature, inputs: dict[str, list[Any]]) -> list[Any]:
         wanted = {name: value for name, value in inputs.items() if name in signature.inputs}
         return self._client.predict(signature, wanted)
+
+
+def _refuse_unknown_sampling(params: GenerationParams) -> None:
+    for name in params.sampling.keys() - SAMPLING:
+        raise InvalidInput(
+            f"'{name}' is not supported by this model in TensorFlow Serving. Leave it out.",
+            param=name,
+        )
 
 
 @dataclass(frozen=True, slots=True)

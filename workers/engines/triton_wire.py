@@ -97,7 +97,8 @@ def encode_prompt(prompt: Prompt, params: GenerationParams) -> dict[str, Value]:
         "action": "generate",
         "messages": encode_messages(prompt.messages),
         "prefix": prompt.prefix,
-        "params": params.model_dump_json(),
+        # A served model of the previous release may not know the fields that nobody set.
+        "params": params.model_dump_json(exclude_none=True),
         "lane": prompt.lane.value,
     }
 

@@ -179,6 +179,9 @@ def _sampling(generation: Generation) -> SamplingParams:
     return SamplingParams(
         temperature=params.temperature or 0.0,
         top_p=params.top_p or 1.0,
+        top_k=params.top_k or 0,
+        min_p=params.min_p or 0.0,
+        repetition_penalty=params.repetition_penalty or 1.0,
         seed=params.seed,
         max_tokens=generation.limit,
         # Tokens become text on the thread that waits for them.
