@@ -93,6 +93,11 @@ RETURNING lock_key
 
 _LOCK = "SELECT pg_try_advisory_lock(%s, %s)"
 
+#: The lock of a row that was deleted says nothing about the row that replaces it.
+_UNLOCK = "SELECT pg_advisory_unlock_all()"
+
+_NEW_LOCK_KEY = "UPDATE worker_liveness SET lock_key = DEFAULT WHERE id = %s RETURNING lock_key"
+
 _SEEN = "UPDATE worker_liveness SET seen_at = clock_timestamp(), is_consuming = %s WHERE id = %s"
 
 
@@ -185,6 +190,7 @@ class Leases:
         self._own_lanes = own_lanes
         #: `claim(turn_id)`: win the turn for a new attempt, or None if there is nothing to
         #: win. Raises `DatabaseUnavailable`: whether it was won is unknown; its lease will tell.
+        #: Nothing is claimed while the heartbeat has no connection: no lease could be renewed.
         self.claim = Coalescer(self._claim)
         #: Called when the engine hangs or has died: it will not get better in this process.
         self.on_hang: Callable[[], None] = lambda: None
@@ -217,6 +223,8 @@ class Leases:
         self.consuming.clear()
 
     def _claim(self, turn_ids: list[UUID]) -> list[Claim | None]:
+        if self.reconnected_s < 0:
+            raise DatabaseUnavailable("The worker's heartbeat is not connected to PostgreSQL.")
         rows = self._database.run(
             _CLAIM,
             {
@@ -321,6 +329,7 @@ class Leases:
         row = connection.execute(_REGISTER, identity).fetchone()
         assert row is not None
         connection.execute(f"LISTEN {ABORT_CHANNEL}")
+        connection.execute(_UNLOCK)
         self._lock_key: int | None = row.lock_key
         self._try_lock(connection)
         self._renewed_at = float("-inf")
@@ -329,14 +338,23 @@ class Leases:
         self._registered.set()
 
     def _try_lock(self, connection: psycopg.Connection[Any]) -> None:
-        """Without waiting: a connection that was cut may hold the lock until the server notices."""
-        if self._lock_key is not None:
-            cursor = connection.execute(_LOCK, (LIVENESS_LOCK_CLASS, self._lock_key))
-            if cursor.fetchone()[0]:  # type: ignore[index]
-                self._lock_key = None
+        """Take the lock of this worker's row, or give the row another key for the next try.
 
-    def _say_seen(self, connection: psycopg.Connection[Any]) -> None:
-        connection.execute(_SEEN, (self.consuming.is_set(), self.worker_id))
+        Another backend may hold the lock: this worker's own connection that was cut and that the
+        server has not noticed yet, or a foreign one. Waiting for it would leave the worker without
+        a lock, and after the worker's death its turns would look alive.
+        """
+        if self._lock_key is None:
+            return
+        cursor = connection.execute(_LOCK, (LIVENESS_LOCK_CLASS, self._lock_key))
+        if cursor.fetchone()[0]:  # type: ignore[index]
+            self._lock_key = None
+        elif row := connection.execute(_NEW_LOCK_KEY, (self.worker_id,)).fetchone():
+            self._lock_key = row.lock_key
+
+    def _say_seen(self, connection: psycopg.Connection[Any]) -> bool:
+        """False if this worker's row is gone."""
+        return connection.execute(_SEEN, (self.consuming.is_set(), self.worker_id)).rowcount == 1
 
     def _take_over(self, connection: psycopg.Connection[Any]) -> None:
         """If this is a standby and nobody else is left; not while all come back from an outage."""
@@ -349,7 +367,9 @@ class Leases:
             self.consuming.set()
 
     def _beat(self, connection: Link) -> None:
-        self._say_seen(connection)
+        if not self._say_seen(connection):
+            log.warning("worker.registration_lost", worker_id=self.worker_id.hex)
+            self._register(connection)
         self._try_lock(connection)
         self._take_over(connection)
         self._listen(connection)

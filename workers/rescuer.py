@@ -28,14 +28,17 @@ REHINTS_PER_SLOT = 8
 _GUARD = f"""
 guard AS MATERIALIZED (SELECT pg_try_advisory_xact_lock({RESCUER_LOCK_KEY}) AS is_mine)"""
 
-#: Turns that ran in quarantine when their worker died are left to `_park`.
+#: Turns that ran in quarantine when their worker died are left to `_park`. A worker without a
+#: row is not dead: its row was deleted, or restored away, and it writes it again at its next
+#: beat. Should it be dead after all, its leases expire.
 _REQUEUE_LOST = f"""
 WITH {_GUARD}, {ALIVE}, lost AS (
     SELECT t.id, t.attempt, t.worker_id, t.conversation_id, t.crashes + 1 AS crashes, t.model,
         t.lane, t.deadline_at, a.lane = '{Lane.QUARANTINE}' AS is_spent
     FROM turns t JOIN attempts a ON a.turn_id = t.id AND a.number = t.attempt
     WHERE (SELECT is_mine FROM guard) AND t.state = 'running'
-      AND (t.leased_until < clock_timestamp() OR t.worker_id NOT IN (SELECT id FROM alive))
+      AND (t.leased_until < clock_timestamp() OR t.worker_id IN (
+          SELECT id FROM worker_liveness EXCEPT SELECT id FROM alive))
     FOR UPDATE OF t SKIP LOCKED
 ), requeued AS (
     UPDATE turns t SET state = 'queued', worker_id = NULL, leased_until = NULL,

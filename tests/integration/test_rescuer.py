@@ -175,6 +175,19 @@ def test_a_lease_that_ran_out_frees_the_turn_of_a_paused_worker(
     assert settler.settle(current, REPLY)
 
 
+def test_a_worker_whose_row_was_deleted_keeps_its_turns_until_their_leases_expire(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    worker = new_worker()
+    turn = accept(system.database, system.request("hello"))
+    claim = worker.claim(turn)
+    system.database.run("DELETE FROM worker_liveness")
+    assert sweep_once(system) == 0
+    system.database.run("UPDATE turns SET leased_until = clock_timestamp() - interval '1 ms'")
+    assert sweep_once(system) == 1
+    assert new_worker().claim(turn).attempt == claim.attempt + 1
+
+
 def test_the_dead_worker_takes_nothing_of_its_neighbours_along(
     system: Any, new_worker: Callable[..., FakeWorker], eventually: Eventually
 ) -> None:
