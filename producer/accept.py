@@ -30,6 +30,9 @@ from turnmill.schemas.turns import (
 #: Races with calls of the same idempotency key; one is lost once per competing transaction.
 MAX_RACES = 10
 
+#: Parameters that fingerprints of the first release do not have.
+_LATER_PARAMS = ("top_k", "min_p", "repetition_penalty")
+
 _BOTS = "SELECT tenant_id, name, id, model, params FROM bots WHERE tenant_id = ANY(%s)"
 
 _SEEN = """
@@ -141,7 +144,7 @@ def _prepare(cursor: Cursor, requests: Sequence[TurnRequest]) -> list[_Entry]:
                 bot_id=bot.id,
                 model=bot.model,
                 params=request.params.over(defaults),
-                fingerprint=_fingerprint(request) if request.idempotency_key else None,
+                fingerprint=fingerprint(request) if request.idempotency_key else None,
             )
         )
     return entries
@@ -237,9 +240,15 @@ def _key(request: TurnRequest) -> tuple[UUID, str] | None:
     return request.tenant_id, request.idempotency_key
 
 
-def _fingerprint(request: TurnRequest) -> bytes:
+def fingerprint(request: TurnRequest) -> bytes:
+    """Digest what must be the same when an idempotency key is used again.
+
+    Parameters of later releases count only where they are given, so that a call repeated after an
+    upgrade finds its turn.
+    """
     asked = request.model_dump_json(
-        include={"bot", "messages", "params", "lane", "conversation_id", "timeout_s"}
+        include={"bot", "messages", "params", "lane", "conversation_id", "timeout_s"},
+        exclude={"params": {n for n in _LATER_PARAMS if getattr(request.params, n) is None}},
     )
     return hashlib.sha256(asked.encode()).digest()
 

@@ -53,6 +53,7 @@ class Bot:
     model: str
     instructions: str
     params: GenerationParams
+    ignores_tools: bool
     created_at: datetime
 
 
@@ -135,6 +136,8 @@ def save_bot(
     model: str,
     instructions: str,
     params: GenerationParams,
+    *,
+    ignores_tools: bool = False,
 ) -> None:
     """Create a bot, or change it from the next turn on. Raises `InvalidInput`."""
     if not name.strip() or len(name) > MAX_NAME:
@@ -143,6 +146,7 @@ def save_bot(
         "model": model,
         "instructions": instructions,
         "params": params.model_dump(mode="json", exclude_defaults=True),
+        "ignores_tools": ignores_tools,
     }
     statement = insert(bots).values(id=new_id(), tenant_id=tenant_id, name=name, **values)
     with database.begin() as connection:
@@ -160,10 +164,18 @@ def list_bots(database: Database, tenant_id: UUID) -> list[Bot]:
                 row.model,
                 row.instructions,
                 GenerationParams.model_validate(row.params),
+                row.ignores_tools,
                 row.created_at,
             )
             for row in connection.execute(query)
         ]
+
+
+def ignores_tools(database: Database, tenant_id: UUID, name: str) -> bool:
+    """Whether the bot with this name is there and set to ignore tools."""
+    query = "SELECT ignores_tools FROM bots WHERE tenant_id = %s AND name = %s"
+    rows = database.run(query, (tenant_id, name))
+    return bool(rows and rows[0].ignores_tools)
 
 
 def create_key(

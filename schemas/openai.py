@@ -2,7 +2,8 @@
 
 Nothing that would change the reply is ignored in silence: a field Turnmill cannot honour is
 refused by name, one that has no bearing on the reply is accepted, and one that nobody knows
-is an error. Everything is bounded here, before it meets a queue or a database.
+is an error. Everything is bounded here, before it meets a queue or a database, the work of
+finding out what is wrong with a body included.
 
 https://platform.openai.com/docs/api-reference/chat
 """
@@ -15,13 +16,16 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     StringConstraints,
     ValidationError,
+    model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.json_size import has_more_values
 from turnmill.schemas.turns import (
     MAX_MESSAGE_CHARS,
     MAX_MESSAGES,
@@ -34,8 +38,15 @@ from turnmill.schemas.turns import (
     refuse_nul,
 )
 
+#: JSON values of a body, keys included. Texts count as one; a body of 512 messages and some tools
+#: has a few thousand.
+MAX_VALUES = 50_000
+#: Mistakes that an error message tells.
+MAX_SHOWN_MISTAKES = 3
 #: Characters of a field's name that an error message repeats.
 MAX_SHOWN_NAME = 100
+
+_BOM = b"\xef\xbb\xbf"
 
 
 def _join_parts(content: object) -> object:
@@ -58,12 +69,27 @@ def _as_list(stop: object) -> object:
     return [stop] if isinstance(stop, str) else stop or []
 
 
+def _as_integer(number: object) -> object:
+    """JSON does not tell 16.0 from 16, and some clients have floats only."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _as_seed(number: object) -> object:
+    """OpenAI's seeds are signed; engines take the same 64 bits without the sign."""
+    number = _as_integer(number)
+    is_signed = isinstance(number, int) and -(2**63) <= number < 0
+    return number % 2**63 if is_signed else number  # type: ignore[operator]
+
+
 def _unless(*harmless: object) -> BeforeValidator:
     """Refuse a field whose value asks for something that Turnmill does not do."""
 
     def refuse(value: object) -> object:
-        # By type too: in Python False == 0 and True == 1.
-        if any(type(value) is type(item) and value == item for item in (None, *harmless)):
+        # In Python False == 0 and True == 1.
+        if any(
+            value == item and isinstance(value, bool) == isinstance(item, bool)
+            for item in (None, *harmless)
+        ):
             return value
         raise PydanticCustomError("not_supported", "Not supported")
 
@@ -77,24 +103,65 @@ Text = Annotated[
     AfterValidator(refuse_nul),
 ]
 
+Tokens = Annotated[int, BeforeValidator(_as_integer), Field(ge=1, le=131_072)]
+
 
 class _Body(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    """An object of a request. A field it does not know is one mistake, however many there are."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, json_schema_extra={"additionalProperties": False}
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, body: object) -> object:
+        if isinstance(body, dict) and not cls._is_open(body):
+            unknown = [name for name in body if name not in cls.model_fields]
+            if unknown:
+                names = [_shown(name) for name in unknown[:MAX_SHOWN_MISTAKES]]
+                context = {"names": names, "more": len(unknown) - len(names)}
+                raise PydanticCustomError("unknown_field", "Unknown", context)
+        return body
+
+    @classmethod
+    def _is_open(cls, body: dict[str, Any]) -> bool:
+        return False
 
 
 class ChatMessage(_Body):
-    """One message of a chat completion."""
+    """One message of a chat completion.
+
+    An assistant's message is history, and SDKs append to it what else they know of a reply
+    (`parsed`, `reasoning_content`, `provider_specific_fields`, …): it may have any field.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text = Field(description="A string, or a list of text parts; they are joined by \\n.")
 
-    # A reply that is sent back as history carries these; they say nothing to the model.
+    # These say nothing to the model.
+    id: Any = None
     name: Any = None
+    cache_control: Any = None
     annotations: Any = None
     refusal: Annotated[Any, _unless("")] = None
     tool_calls: Annotated[Any, _unless([])] = None
     function_call: Annotated[Any, _unless()] = None
     audio: Annotated[Any, _unless()] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_empty(cls, body: object) -> object:
+        """OpenAI's replies have `content: null` where there is no text."""
+        if isinstance(body, dict) and cls._is_open(body) and body.get("content") is None:
+            return body | {"content": ""}
+        return body
+
+    @classmethod
+    def _is_open(cls, body: dict[str, Any]) -> bool:
+        return body.get("role") == "assistant"
 
     def message(self) -> Message:
         role = Role.SYSTEM if self.role == "developer" else Role(self.role)
@@ -104,6 +171,7 @@ class ChatMessage(_Body):
 class StreamOptions(_Body):
     include_usage: bool = Field(default=False, description="End with a chunk that has the usage.")
     include_obfuscation: Any = None
+    continuous_usage_stats: Any = None
 
 
 class ChatCompletionRequest(_Body):
@@ -112,21 +180,29 @@ class ChatCompletionRequest(_Body):
     model: str = Field(
         min_length=1, max_length=200, description="The name of the bot that answers."
     )
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(
+        min_length=1, max_length=MAX_MESSAGES
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
-    max_tokens: int | None = Field(default=None, ge=1, le=131_072)
-    max_completion_tokens: int | None = Field(
-        default=None, ge=1, le=131_072, description="The newer name of max_tokens; it wins."
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = Field(
+        default=None, description="The newer name of max_tokens; it wins."
     )
     stop: Annotated[
         list[Stop],
         BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None),
     ] = Field(default=[], max_length=4)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    seed: Annotated[int | None, BeforeValidator(_as_seed)] = Field(default=None, ge=0, lt=2**63)
+    #: Not OpenAI's, but vLLM's and many others'.
+    top_k: Annotated[int | None, BeforeValidator(_as_integer)] = Field(
+        default=None, ge=-1, lt=2**31, description="0 or -1: all tokens."
+    )
+    min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10, allow_inf_nan=False)
 
     # Accepted; the reply does not depend on them.
     user: Any = None
@@ -142,26 +218,68 @@ class ChatCompletionRequest(_Body):
     reasoning_effort: Any = None
     verbosity: Any = None
 
+    # Refused, unless the bot ignores them or `tool_choice` is "none".
+    tools: Any = None
+    functions: Any = None
+
     # Refused, unless they ask for what Turnmill does anyway.
     n: Annotated[Any, _unless(1)] = None
-    tools: Annotated[Any, _unless([])] = None
     tool_choice: Annotated[Any, _unless("none", "auto")] = None
-    functions: Annotated[Any, _unless([])] = None
     function_call: Annotated[Any, _unless("none", "auto")] = None
     logprobs: Annotated[Any, _unless(False)] = None
     top_logprobs: Annotated[Any, _unless(0)] = None
     logit_bias: Annotated[Any, _unless({})] = None
-    frequency_penalty: Annotated[Any, _unless(0, 0.0)] = None
-    presence_penalty: Annotated[Any, _unless(0, 0.0)] = None
+    frequency_penalty: Annotated[Any, _unless(0)] = None
+    presence_penalty: Annotated[Any, _unless(0)] = None
     response_format: Annotated[Any, _unless({"type": "text"})] = None
     modalities: Annotated[Any, _unless(["text"], [])] = None
     audio: Annotated[Any, _unless()] = None
     moderation: Annotated[Any, _unless()] = None
     web_search_options: Annotated[Any, _unless()] = None
 
+    # The same; not OpenAI's, but sent to vLLM, SGLang, TGI and llama.cpp with every call.
+    add_generation_prompt: Annotated[Any, _unless(True)] = None
+    add_special_tokens: Annotated[Any, _unless(False)] = None
+    bad_words: Annotated[Any, _unless([])] = None
+    best_of: Annotated[Any, _unless(1)] = None
+    chat_template: Annotated[Any, _unless()] = None
+    chat_template_kwargs: Annotated[Any, _unless({})] = None
+    continue_final_message: Annotated[Any, _unless(False)] = None
+    documents: Annotated[Any, _unless([])] = None
+    early_stopping: Annotated[Any, _unless(False)] = None
+    echo: Annotated[Any, _unless(False)] = None
+    guided_choice: Annotated[Any, _unless([])] = None
+    guided_grammar: Annotated[Any, _unless("")] = None
+    guided_json: Annotated[Any, _unless()] = None
+    guided_regex: Annotated[Any, _unless("")] = None
+    ignore_eos: Annotated[Any, _unless(False)] = None
+    include_stop_str_in_output: Annotated[Any, _unless(False)] = None
+    length_penalty: Annotated[Any, _unless(1)] = None
+    logits_processors: Annotated[Any, _unless([])] = None
+    min_tokens: Annotated[Any, _unless(0)] = None
+    mirostat: Annotated[Any, _unless(0)] = None
+    priority: Annotated[Any, _unless(0)] = None
+    prompt_logprobs: Annotated[Any, _unless(0)] = None
+    skip_special_tokens: Annotated[Any, _unless(True)] = None
+    spaces_between_special_tokens: Annotated[Any, _unless(True)] = None
+    stop_token_ids: Annotated[Any, _unless([])] = None
+    structured_outputs: Annotated[Any, _unless({})] = None
+    tfs_z: Annotated[Any, _unless(1)] = None
+    top_a: Annotated[Any, _unless(0)] = None
+    truncate_prompt_tokens: Annotated[Any, _unless()] = None
+    typical_p: Annotated[Any, _unless(1)] = None
+    use_beam_search: Annotated[Any, _unless(False)] = None
+
     @property
     def wants_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def offered_tools(self) -> Literal["tools", "functions"] | None:
+        """The field with tools that the model might call."""
+        if self.tools and self.tool_choice != "none":
+            return "tools"
+        return "functions" if self.functions and self.function_call != "none" else None
 
     def turn_messages(self) -> tuple[Message, ...]:
         return tuple(message.message() for message in self.messages)
@@ -170,6 +288,9 @@ class ChatCompletionRequest(_Body):
         return GenerationParams(
             temperature=self.temperature,
             top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
             max_tokens=self.max_completion_tokens or self.max_tokens,
             stop=tuple(self.stop),
             seed=self.seed,
@@ -177,37 +298,64 @@ class ChatCompletionRequest(_Body):
 
 
 def parse_chat_request(body: bytes) -> ChatCompletionRequest:
-    """Read a body. Raises `InvalidInput` naming the field at fault, never repeating its value."""
+    """Read a body, which may begin with a UTF-8 byte order mark.
+
+    Raises:
+        InvalidInput: its message tells the first mistakes and `param` the first field at fault;
+            neither repeats a value.
+    """
+    if has_more_values(body, MAX_VALUES):
+        raise InvalidInput(f"The body has more than {MAX_VALUES} JSON values.")
     try:
-        return ChatCompletionRequest.model_validate_json(body)
+        return ChatCompletionRequest.model_validate_json(body.removeprefix(_BOM))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise _invalid(first) from None
+        raise _invalid(error.errors(include_url=False, include_input=False)) from None
 
 
-def _invalid(error: ErrorDetails) -> InvalidInput:
-    param = _path(error["loc"])
-    match error["type"]:
+def _invalid(mistakes: list[ErrorDetails]) -> InvalidInput:
+    sentences = [_sentence(mistake) for mistake in mistakes[:MAX_SHOWN_MISTAKES]]
+    if (more := len(mistakes) - len(sentences)) > 0:
+        sentences.append(f"There are {more} more mistakes.")
+    return InvalidInput(" ".join(sentences), param=_param(mistakes[0]))
+
+
+def _sentence(mistake: ErrorDetails) -> str:
+    param = _param(mistake)
+    match mistake["type"]:
         case "json_invalid":
-            reason = error["msg"].removeprefix("Invalid JSON: ")
-            return InvalidInput(f"The body is not valid JSON: {reason}.")
-        case "extra_forbidden":
-            return InvalidInput(f"Unrecognized request argument supplied: {param}", param=param)
+            reason = mistake["msg"].removeprefix("Invalid JSON: ")
+            return f"The body is not valid JSON: {reason}."
+        case "unknown_field":
+            more = f" and {mistake['ctx']['more']} more" if mistake["ctx"]["more"] else ""
+            names = ", ".join(_unknown(mistake))
+            return f"Unrecognized request argument supplied: {names}{more}."
         case "missing":
-            return InvalidInput(f"Missing required parameter: '{param}'.", param=param)
-        case "not_supported" if error["msg"] == "Not supported":
-            return InvalidInput(f"'{param}' is not supported with this value.", param=param)
+            return f"Missing required parameter: '{param}'."
+        case "not_supported" if mistake["msg"] == "Not supported":
+            return f"'{param}' is not supported with this value."
     if param is None:
-        return InvalidInput("The body must be a JSON object.")
-    return InvalidInput(f"Invalid '{param}': {error['msg']}.", param=param)
+        return "The body must be a JSON object."
+    return f"Invalid '{param}': {mistake['msg']}."
+
+
+def _param(mistake: ErrorDetails) -> str | None:
+    """The field at fault, `messages[0].content`."""
+    return _unknown(mistake)[0] if mistake["type"] == "unknown_field" else _path(mistake["loc"])
+
+
+def _unknown(mistake: ErrorDetails) -> list[str]:
+    return [_path([*mistake["loc"], name]) or "" for name in mistake["ctx"]["names"]]
 
 
 def _path(location: Iterable[int | str]) -> str | None:
-    """`messages[0].content`."""
     path = ""
     for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part[:MAX_SHOWN_NAME]}"
+        path += f"[{part}]" if isinstance(part, int) else f".{_shown(part)}"
     return path.lstrip(".") or None
+
+
+def _shown(name: str) -> str:
+    return name[:MAX_SHOWN_NAME]
 
 
 class PromptTokensDetails(BaseModel):

@@ -88,6 +88,8 @@ bots = Table(
     Column("model", Text, nullable=False),
     Column("instructions", Text, nullable=False, server_default=""),
     Column("params", JSONB, nullable=False, server_default="{}"),
+    #: Calls that offer the model tools are answered without them, and not refused.
+    Column("ignores_tools", Boolean, nullable=False, server_default=text("false")),
     _time("created_at", default_now=True),
     UniqueConstraint("tenant_id", "name"),
 )

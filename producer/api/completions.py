@@ -35,11 +35,16 @@ from turnmill.producer.api.shapes import CompletionShape
 from turnmill.producer.api.stream import events
 from turnmill.producer.api.watch import Interrupt, Watch
 from turnmill.producer.cancel import cancel
+from turnmill.producer.tenants import ignores_tools
+from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.openai import ChatCompletion, ChatCompletionRequest, parse_chat_request
 from turnmill.schemas.turns import AcceptedTurn, Turn, TurnRequest
 
 router = APIRouter(tags=["chat"])
+
+#: Larger bodies are parsed in a thread.
+LARGE_BODY_BYTES = 64 * 1024
 
 _STREAM_HEADERS = {
     "Cache-Control": "no-cache",
@@ -75,12 +80,19 @@ async def create_chat_completion(
     """
     started = asyncio.get_running_loop().time()
     headers = read_headers(request)
-    body = parse_chat_request(await read_body(request, services.settings.api.max_body_bytes))
+    body = await _read(request, services)
     accepted = await services.call(_accept, services, tenant_id, body, headers)
     may_repeat = headers.idempotency_key is not None
     shape = CompletionShape(accepted.turn_id, body.model, may_repeat, body.wants_usage)
     call = _Call(request, services, tenant_id, headers, accepted, shape, started)
     return await (_stream(call) if body.stream else _answer(call))
+
+
+async def _read(request: Request, services: Services) -> ChatCompletionRequest:
+    body = await read_body(request, services.settings.api.max_body_bytes)
+    if len(body) <= LARGE_BODY_BYTES:
+        return parse_chat_request(body)
+    return await services.parse(parse_chat_request, body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +130,8 @@ def _accept(
 ) -> AcceptedTurn:
     if (given := headers.given_conversation_id) is not None:
         require_conversation(services.database, tenant_id, given)
+    if body.offered_tools is not None:
+        _require_ignored_tools(services, tenant_id, body.model, body.offered_tools)
     return accept(
         services.database,
         TurnRequest(
@@ -130,6 +144,16 @@ def _accept(
             timeout_s=headers.timeout_s,
         ),
     )
+
+
+def _require_ignored_tools(services: Services, tenant_id: UUID, bot: str, field: str) -> None:
+    if not ignores_tools(services.database, tenant_id, bot):
+        raise InvalidInput(
+            f"'{field}' is not supported: no model calls tools yet. Leave '{field}' out, "
+            'send "tool_choice": "none", or let the bot ignore tools: '
+            "turnmill bots save … --ignore-tools",
+            param=field,
+        )
 
 
 async def _answer(call: _Call) -> Response:

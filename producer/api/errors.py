@@ -46,6 +46,7 @@ STATUSES: dict[str, tuple[int, str]] = {
     "cancelled": (409, "conflict_error"),
     "handed_off": (409, "conflict_error"),
     "body_too_large": (413, "invalid_request_error"),
+    "unsupported_encoding": (415, "invalid_request_error"),
     "unavailable": (503, "server_error"),
     "database_unavailable": (503, "server_error"),
     "broker_unavailable": (503, "server_error"),
@@ -55,7 +56,12 @@ STATUSES: dict[str, tuple[int, str]] = {
     "wait_timeout": (504, "timeout_error"),
 }
 
-_HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "body_too_large"}
+_HTTP_CODES = {
+    404: "unknown_url",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_encoding",
+}
 
 _ENDS = {
     TurnState.CANCELLED: ("cancelled", "The turn was cancelled."),

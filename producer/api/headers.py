@@ -53,7 +53,13 @@ def read_headers(request: Request) -> CallHeaders:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The body, refused with 413 as soon as it is known to be too long."""
+    """The body, refused with 413 as soon as it is known to be too long, and with 415 if it is
+    compressed: what it unpacks to has no bound."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise HTTPException(
+            415, f"Content-Encoding '{encoding[:50]}' is not supported. Send the body uncompressed."
+        )
     too_large = HTTPException(413, f"The body is larger than {limit} bytes.")
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced) > limit:

@@ -32,14 +32,19 @@ class Services:
     database: Database
     follower: Follower
     threads: ThreadPoolExecutor
+    #: One thread: large bodies are parsed one after the other, so that together they take no more
+    #: of the GIL from the event loop than one does.
+    parser: ThreadPoolExecutor
     is_stopping: bool = False
     _watches: set[Watch] = field(default_factory=set)
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a use case in a thread."""
-        loop = asyncio.get_running_loop()
-        call = partial(function, *args, **kwargs)
-        return await loop.run_in_executor(self.threads, copy_context().run, call)
+        return await _run(self.threads, partial(function, *args, **kwargs))
+
+    async def parse(self, function: Callable[[bytes], T], body: bytes) -> T:
+        """Parse a large body beside the event loop."""
+        return await _run(self.parser, partial(function, body))
 
     @contextlib.asynccontextmanager
     async def watch(self, tenant_id: UUID, turn_id: UUID) -> AsyncIterator[Watch]:
@@ -60,6 +65,10 @@ class Services:
             watch.interrupt(Interrupt.STOPPING)
 
 
+async def _run(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call)
+
+
 @contextlib.asynccontextmanager
 async def running_services(settings: Settings) -> AsyncIterator[Services]:
     """The services of one app, on the running event loop. Needs no database to start."""
@@ -69,12 +78,13 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
     # The follower reads in the loop's default threads.
     readers = ThreadPoolExecutor(half, thread_name_prefix="follow")
     asyncio.get_running_loop().set_default_executor(readers)
+    parser = ThreadPoolExecutor(1, thread_name_prefix="parse")
     try:
         async with Follower(database) as follower:
-            yield Services(settings, database, follower, threads)
+            yield Services(settings, database, follower, threads, parser)
     finally:
-        threads.shutdown(wait=False, cancel_futures=True)
-        readers.shutdown(wait=False, cancel_futures=True)
+        for pool in (threads, readers, parser):
+            pool.shutdown(wait=False, cancel_futures=True)
         database.close()
 
 

@@ -158,6 +158,10 @@ def save_bot(
     temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
     top_p: Annotated[float | None, typer.Option(min=0.0001, max=1)] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    ignore_tools: Annotated[
+        bool,
+        typer.Option("--ignore-tools", help="Answer calls that offer tools without using them."),
+    ] = False,
     tenant: TenantOption = None,
 ) -> None:
     """Create a bot, or change it from its next turn on.
@@ -175,5 +179,6 @@ def save_bot(
             model or system.settings.engine.model_name,
             instructions,
             params,
+            ignores_tools=ignore_tools,
         )
     console.print(plain(f"Saved. Clients use it as model='{name}'."))

@@ -1,5 +1,6 @@
 """The API as its clients meet it: real HTTP, a real Postgres, OpenAI's own client."""
 
+import gzip
 import json
 import os
 import re
@@ -23,11 +24,19 @@ from structlog.testing import capture_logs
 from turnmill.producer.api.app import Server
 from turnmill.producer.api.auth import KnownKeys
 from turnmill.producer.api.errors import STATUSES
-from turnmill.producer.tenants import create_key, ensure_defaults, list_keys, revoke_key
+from turnmill.producer.tenants import (
+    create_key,
+    ensure_defaults,
+    list_keys,
+    revoke_key,
+    save_bot,
+)
 from turnmill.schemas.database import Database
 from turnmill.schemas.ids import new_id
+from turnmill.schemas.openai import parse_chat_request
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.tenants import DEFAULT_SCOPES, Scope
+from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.testing import InlineWorker
 
 BOT = "echo"
@@ -423,6 +432,56 @@ def test_a_bad_body_is_refused_by_name(api: API) -> None:
     with pytest.raises(openai.BadRequestError, match="Unrecognized request argument supplied: foo"):
         api.ask("x", extra_body={"foo": 1})
     assert api.http.post("/v1/chat/completions", content=b"{").status_code == 400
+
+
+def test_a_large_body_is_parsed_beside_the_event_loop(
+    api: API, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_answered = threading.Event()
+
+    def parse(body: bytes) -> Any:
+        assert is_answered.wait(20), "the event loop waits for the body"
+        return parse_chat_request(body)
+
+    monkeypatch.setattr("turnmill.producer.api.completions.parse_chat_request", parse)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(api.post, "x" * 100_000, temprature=1)
+        assert httpx.get(f"{api.url}/healthz").status_code == 200
+        is_answered.set()
+        assert call.result().status_code == 400
+
+
+@pytest.mark.parametrize("size", [1000, 500_000])
+def test_the_answer_to_a_body_full_of_mistakes_is_small(api: API, size: int) -> None:
+    response = api.post("x", **{f"field_{number}": 1 for number in range(size // 14)})
+    assert response.status_code == 400
+    assert len(response.content) < 1000
+
+
+def test_a_compressed_body_is_refused_by_its_header(api: API) -> None:
+    headers = {"Content-Encoding": "gzip"}
+    response = api.http.post("/v1/chat/completions", content=gzip.compress(b"{}"), headers=headers)
+    assert response.status_code == 415
+    assert response.json()["error"]["code"] == "unsupported_encoding"
+    assert "Content-Encoding" in response.json()["error"]["message"]
+    plain = api.http.post(
+        "/v1/chat/completions", content=b"{}", headers={"Content-Encoding": "identity"}
+    )
+    assert plain.status_code == 400
+
+
+def test_a_bot_may_be_set_to_ignore_tools(answered: API) -> None:
+    tools = [{"type": "function", "function": {"name": "search", "parameters": {}}}]
+    with pytest.raises(openai.BadRequestError, match="--ignore-tools") as caught:
+        answered.ask("x", tools=tools)
+    assert caught.value.param == "tools"
+    assert answered.ask("x", tools=tools, tool_choice="none").choices[0].message.content == "x"
+    save_bot(
+        answered.database, answered.tenant_id, BOT, BOT, "", GenerationParams(), ignores_tools=True
+    )
+    assert answered.ask("x", tools=tools).choices[0].message.content == "x"
+    with pytest.raises(openai.BadRequestError):
+        answered.ask("x", tools=tools, tool_choice="required")
 
 
 def test_the_content_type_does_not_matter(answered: API) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.json_size import has_more_values
 from turnmill.schemas.openai import ChatCompletionRequest, parse_chat_request
 from turnmill.schemas.turns import GenerationParams, Message, Role
 
@@ -45,9 +46,54 @@ def test_a_plain_body_becomes_messages_and_parameters() -> None:
     )
 
 
+def test_a_byte_order_mark_before_the_body_is_passed_over() -> None:
+    body = {"model": "bot", "messages": [{"role": "user", "content": "x"}]}
+    assert parse_chat_request(b"\xef\xbb\xbf" + json.dumps(body).encode()).model == "bot"
+
+
 def test_what_is_left_out_is_left_to_the_bot() -> None:
     assert parse().params() == GenerationParams()
     assert parse(temperature=None, stop=None, seed=None).params() == GenerationParams()
+
+
+def test_sampling_parameters_that_are_not_openai_s_are_honoured() -> None:
+    params = parse(top_k=40.0, min_p=0.1, repetition_penalty=1.2).params()
+    assert (params.top_k, params.min_p, params.repetition_penalty) == (40, 0.1, 1.2)
+    neutral = parse(top_k=-1, min_p=0, repetition_penalty=1).params()
+    assert neutral.sampling == {}
+    # Said and not left out: the bot's own value gives way.
+    assert neutral.over(GenerationParams(top_k=5, min_p=0.5)).sampling == {}
+
+
+@pytest.mark.parametrize(("given", "taken"), [(16.0, 16), (1e3, 1000), (16, 16)])
+def test_a_whole_number_may_be_written_with_a_point(given: float, taken: int) -> None:
+    body = parse(max_tokens=given, seed=given)
+    assert (body.params().max_tokens, body.params().seed) == (taken, taken)
+    assert parse(max_completion_tokens=given).params().max_tokens == taken
+
+
+@pytest.mark.parametrize("seed", [-1, -(2**63), -42.0])
+def test_a_negative_seed_is_a_seed_of_its_own(seed: float) -> None:
+    first, again, other = (parse(seed=given).params().seed for given in (seed, seed, 1))
+    assert first == again != other
+    assert first is not None and 0 <= first < 2**63
+
+
+@pytest.mark.parametrize(
+    ("fields", "offered"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}], "tool_choice": "auto"}, "tools"),
+        ({"tools": [{"type": "function"}], "tool_choice": "none"}, None),
+        ({"tools": [], "functions": [{}]}, "functions"),
+        ({"functions": [{}], "function_call": "none"}, None),
+        ({"tools": None}, None),
+    ],
+)
+def test_tools_that_the_model_must_not_call_are_not_offered(
+    fields: dict[str, Any], offered: str | None
+) -> None:
+    assert parse(**fields).offered_tools == offered
 
 
 def test_the_newer_name_of_max_tokens_wins() -> None:
@@ -57,6 +103,23 @@ def test_the_newer_name_of_max_tokens_wins() -> None:
 def test_a_reply_can_be_sent_back_as_history() -> None:
     reply = {"role": "assistant", "content": "hi", "refusal": None, "annotations": []}
     assert parse(messages=[reply | {"tool_calls": None, "audio": None, "function_call": None}])
+    appended: dict[str, Any] = {
+        "id": "msg_1",
+        "parsed": {"a": 1},
+        "reasoning_content": "…",
+        "reasoning": None,
+        "provider_specific_fields": {"refusal": None},
+        "cache_control": {"type": "ephemeral"},
+        "what_comes_next_year": [1],
+    }
+    body = parse(messages=[reply | appended, reply | {"content": None}, {"role": "assistant"}])
+    assert [message.content for message in body.turn_messages()] == ["hi", "", ""]
+
+
+def test_a_user_s_message_may_have_what_clients_add_and_nothing_else() -> None:
+    message = {"role": "user", "content": "x"}
+    assert parse(messages=[message | {"id": "1", "name": "Ann", "cache_control": {}}])
+    assert refusal(messages=[message | {"contnet": "y"}]).param == "messages[0].contnet"
 
 
 @pytest.mark.parametrize(
@@ -66,6 +129,10 @@ def test_a_reply_can_be_sent_back_as_history() -> None:
         {"n": 1, "logprobs": False, "tools": [], "response_format": {"type": "text"}},
         {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "tool_choice": "none"},
         {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
+        {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        {"n": 1.0, "frequency_penalty": 0.0, "logprobs": None, "best_of": 1, "echo": False},
+        {"ignore_eos": False, "min_tokens": 0, "length_penalty": 1.0, "skip_special_tokens": True},
+        {"chat_template_kwargs": {}, "stop_token_ids": [], "typical_p": 1, "mirostat": 0},
     ],
 )
 def test_fields_that_change_nothing_are_accepted(fields: dict[str, Any]) -> None:
@@ -77,9 +144,13 @@ def test_fields_that_change_nothing_are_accepted(fields: dict[str, Any]) -> None
     [
         ("n", 2),
         ("n", True),
-        ("tools", [{"type": "function"}]),
-        ("functions", [{}]),
         ("tool_choice", "required"),
+        ("top_logprobs", 2),
+        ("ignore_eos", True),
+        ("min_tokens", 5),
+        ("stop_token_ids", [2]),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("guided_json", {}),
         ("logprobs", True),
         ("logit_bias", {"1": 1}),
         ("presence_penalty", 0.5),
@@ -97,8 +168,60 @@ def test_what_cannot_be_honoured_is_refused_by_name(param: str, value: Any) -> N
 
 def test_an_unknown_field_is_refused_as_openai_does() -> None:
     error = refusal(temprature=1)
-    assert error.message == "Unrecognized request argument supplied: temprature"
+    assert error.message == "Unrecognized request argument supplied: temprature."
     assert len(refusal(**{"x" * 1000: 1}).message) < 200
+
+
+def test_the_first_mistakes_are_told_and_the_others_counted() -> None:
+    error = refusal(model=3, temperature=9, n=2, seed="x", max_tokens=0)
+    assert error.param == "model"
+    assert all(f"'{name}'" in error.message for name in ("model", "temperature"))
+    assert "There are 2 more mistakes." in error.message
+    unknown = refusal(**{f"field_{number}": 1 for number in range(1000)})
+    assert "field_0, field_1, field_2 and 997 more" in unknown.message
+
+
+def _repeated(item: str, size: int = 4 * 1024 * 1024) -> str:
+    return ",".join([item] * (size // (len(item) + 1)))
+
+
+HOSTILE = {
+    "unknown fields": ",".join(f'"k{number}":1' for number in range(340_000)),
+    "a list of lists": f'"user":[{_repeated("[]")}]',
+    "a list of objects": f'"metadata":[{_repeated("{}")}]',
+    "a list of numbers": f'"tools":[{_repeated("1")}]',
+    "a list of texts": f'"user":[{_repeated(chr(34) * 2)}]',
+    "messages": f'"messages":[{_repeated("{}")}]',
+    "fields of a message": '"messages":[{"role":"user",'
+    + ",".join(f'"k{number}":1' for number in range(340_000))
+    + "}]",
+    "parts": '"messages":[{"role":"user","content":[' + _repeated('{"type":"text"}') + "]}]",
+}
+
+
+@pytest.mark.parametrize("fields", HOSTILE.values(), ids=HOSTILE)
+def test_a_body_with_too_many_values_is_refused_before_it_is_parsed(
+    fields: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ChatCompletionRequest, "model_validate_json", None)
+    error = refusal(f'{{"model":"bot",{fields}}}'.encode())
+    assert "JSON values" in error.message
+
+
+@pytest.mark.parametrize("text", ["a, [b], {c} " * 30_000, '"' * 300_000, "\\" * 100_001 + '"'])
+def test_a_text_counts_as_one_value_whatever_it_says(text: str) -> None:
+    assert parse(messages=[{"role": "user", "content": text}]).turn_messages()[0].content == text
+
+
+def test_values_are_counted_with_their_keys() -> None:
+    body = b'{"a": [1, "\\\\", {"b": "\\"[,"}], "c": null}'
+    assert not has_more_values(body, 11)
+    assert has_more_values(body, 10)
+
+
+@pytest.mark.parametrize("bad", [b'{"a', b'"', b"\\", b"", b'{"a\\"', b"]]]"])
+def test_what_is_not_json_can_be_counted(bad: bytes) -> None:
+    assert not has_more_values(bad, 100)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """The states of a turn and the shapes of what is asked: what every other part relies on."""
 
 import json
+from uuid import UUID
 
 import pytest
 from pydantic import ValidationError
 
+from turnmill.producer.accept import fingerprint
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.turns import (
     DEFAULT_PARAMS,
@@ -134,3 +136,18 @@ def test_a_turn_has_at_least_one_message_and_a_key_that_is_not_empty() -> None:
     for timeout_s in (0, -1, float("nan")):
         with pytest.raises(ValidationError):
             TurnRequest(tenant_id=new_id(), bot="b", messages=(message,), timeout_s=timeout_s)
+
+
+def test_a_key_means_the_same_turn_in_the_releases_before() -> None:
+    request = TurnRequest(
+        tenant_id=UUID(int=1),
+        bot="support",
+        messages=(Message(role=Role.USER, content="Where is it?"),),
+        params=GenerationParams(temperature=0.5, seed=7),
+        conversation_id=UUID(int=2),
+        timeout_s=9,
+    )
+    stored = "fbead96c50ffb78504aeeff1d49be2fdc49f9c1ec4a8e860ec8e182a04b67e68"
+    assert fingerprint(request).hex() == stored
+    other = request.model_copy(update={"params": request.params.model_copy(update={"top_k": 5})})
+    assert fingerprint(other).hex() != stored
