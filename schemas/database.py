@@ -27,6 +27,10 @@ OUTAGES = (
     psycopg.errors.ReadOnlySqlTransaction,
 )
 
+#: What psycopg raises when a value cannot be stored: the fault of that value, whoever shares the
+#: statement with it.
+DATA_ERRORS = (psycopg.DataError, UnicodeError)
+
 Cursor = psycopg.Cursor[Any]
 
 
@@ -40,6 +44,7 @@ class Database:
             pool_size=settings.pool_size,
             max_overflow=0,
             pool_timeout=30,
+            hide_parameters=True,
         )
         sqlalchemy.event.listen(self._engine, "do_connect", self._open_pooled)
 

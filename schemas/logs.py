@@ -6,10 +6,37 @@ logged; ids are.
 
 import logging
 import sys
+import traceback
 
 import structlog
+from structlog.typing import ExcInfo
 
 from turnmill.schemas.settings import LogSettings
+
+#: Libraries whose error messages quote the values that they were given.
+_QUOTING = frozenset({"jinja2", "psycopg", "pydantic_core", "sqlalchemy"})
+
+
+def format_exception(exc_info: ExcInfo) -> str:
+    """Format an exception and its causes, without messages that may quote a prompt or a reply."""
+    return _format(exc_info[1])
+
+
+def _format(error: BaseException) -> str:
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    before = f"{_format(cause)}\n\nThen:\n\n" if cause else ""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    return f"{before}Traceback (most recent call last):\n{frames}{_name(error)}"
+
+
+def _name(error: BaseException) -> str:
+    kind = type(error)
+    if kind.__module__.partition(".")[0] not in _QUOTING:
+        return "".join(traceback.format_exception_only(error)).rstrip()
+    sqlstate = getattr(error, "sqlstate", None)
+    return f"{kind.__module__}.{kind.__qualname__}" + (
+        f" (SQLSTATE {sqlstate})" if sqlstate else ""
+    )
 
 
 def configure_logging(settings: LogSettings) -> None:
@@ -34,7 +61,7 @@ def configure_logging(settings: LogSettings) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
+                structlog.processors.ExceptionRenderer(format_exception),
                 renderer,
             ],
         )

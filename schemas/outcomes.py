@@ -37,4 +37,10 @@ class Failed:
     message: str
 
 
+UNSTORABLE = Failed(
+    "engine_failure",
+    "The engine's reply cannot be stored. Ask again; if it happens again, ask the operator to look "
+    "for 'unstorable' in the worker's log.",
+)
+
 Outcome = Answered | Snoozed | Cancelled | Failed

@@ -14,6 +14,7 @@ from turnmill.schemas.outcomes import HANDED_BACK, Answered, Cancelled, Failed, 
 from turnmill.schemas.turns import Reply, Usage
 from turnmill.workers.abort import Abort
 from turnmill.workers.backoff import backoff_s
+from turnmill.workers.clean import clean
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.lease import AbortReason, Attempt, Claim, Leases
 from turnmill.workers.prompt import build_prompt
@@ -93,8 +94,7 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
     prompt = build_prompt(worker.database, worker.engine, claim, summarizer)
     text, token_count = [claim.kept_text], claim.kept_tokens
     for chunk in _chunks(worker.engine, prompt, claim, attempt.abort):
-        piece = chunk.text.replace("\0", "\ufffd")  # PostgreSQL cannot store U+0000
-        text.append(piece)
+        text.append(chunk.text)
         token_count += chunk.token_count
         if chunk.finish_reason is not None:
             # Never kept, but shown by settling: after it another attempt would talk on.
@@ -106,7 +106,7 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
             return Answered(
                 Reply(content="".join(text), finish_reason=chunk.finish_reason, usage=usage)
             )
-        worker.stream.add(stream, piece, chunk.token_count)
+        worker.stream.add(stream, chunk.text, chunk.token_count)
         if attempt.abort.is_set():
             break
     return _aborted(attempt)
@@ -116,7 +116,7 @@ def _chunks(engine: Engine, prompt: Prompt, claim: Claim, abort: Abort) -> Itera
     """What the engine adds to the kept text; only an end, if there is no room for more."""
     if not claim.is_complete:
         try:
-            yield from engine.generate(prompt, claim.params_left, abort)
+            yield from clean(engine.generate(prompt, claim.params_left, abort))
             return
         except ContextOverflow:
             if not prompt.prefix:

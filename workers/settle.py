@@ -13,12 +13,13 @@ from uuid import UUID
 import structlog
 
 from turnmill.schemas.advance import advance, lock_conversations, lock_turns
-from turnmill.schemas.database import Database
+from turnmill.schemas.database import DATA_ERRORS, Database
 from turnmill.schemas.errors import DatabaseUnavailable
-from turnmill.schemas.outcomes import Answered, Cancelled, Failed, Outcome, Snoozed
+from turnmill.schemas.outcomes import UNSTORABLE, Answered, Cancelled, Failed, Outcome, Snoozed
 from turnmill.schemas.routes import OUTBOX_CHANNEL, TURN_CHANNEL
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.backoff import backoff_s
+from turnmill.workers.clean import storable
 from turnmill.workers.coalesce import Coalescer
 from turnmill.workers.lease import Claim
 
@@ -126,7 +127,21 @@ class Settler:
         self._end: Coalescer[Ending, bool] = Coalescer(lambda items: end_turns(database, items))
 
     def settle(self, claim: Claim, outcome: Outcome) -> bool:
-        """Write the outcome, waiting for Postgres if it must; False if the attempt was fenced."""
+        """Write the outcome, waiting for Postgres if it must; False if the attempt was fenced.
+
+        A turn whose reply cannot be stored fails; one that cannot be settled is tried again.
+        """
+        try:
+            return self._write_in_time(claim, outcome)
+        except DATA_ERRORS as error:
+            log.error("reply.unstorable", turn_id=claim.turn_id.hex, error=type(error).__name__)
+            return self._write_in_time(claim, UNSTORABLE)
+        except Exception as error:
+            log.exception("settle.failed", turn_id=claim.turn_id.hex)
+            reason = f"{type(error).__name__} in the worker"
+            return self._write_in_time(claim, Snoozed(backoff_s(claim.failures + 1), reason))
+
+    def _write_in_time(self, claim: Claim, outcome: Outcome) -> bool:
         tries = 0
         while True:
             try:
@@ -165,7 +180,7 @@ class Settler:
                 "worker": claim.worker_id,
                 "counts": int(outcome.counts),
                 "outcome": "snoozed" if outcome.counts else "handed_back",
-                "error": _storable(outcome.reason),
+                "error": storable(outcome.reason),
                 "delay_s": outcome.delay_s,
             },
         )
@@ -209,10 +224,5 @@ def _unanswered(claim: Claim, state: TurnState, outcome: str, code: str, message
         state=state,
         outcome=outcome,
         error_code=code,
-        error_message=_storable(message),
+        error_message=storable(message),
     )
-
-
-def _storable(text: str) -> str:
-    """PostgreSQL cannot store U+0000, and an engine's message may hold anything."""
-    return text.replace("\0", "\ufffd")

@@ -12,8 +12,9 @@ import time
 
 import structlog
 
-from turnmill.schemas.database import Database
-from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.database import DATA_ERRORS, Database
+from turnmill.schemas.errors import DatabaseUnavailable, EngineFailure
+from turnmill.schemas.outcomes import UNSTORABLE
 from turnmill.schemas.routes import TURN_CHANNEL
 from turnmill.schemas.turns import Lane
 from turnmill.workers.lease import Claim
@@ -72,6 +73,8 @@ class TurnStream:
         #: same chunk is written again: one of that position may be kept already.
         self.written = 0
         self.due_at = time.monotonic() + FIRST_FLUSH_S
+        #: Set once a piece of the text could not be stored: the turn is to fail.
+        self.is_unstorable = False
 
 
 class Stream:
@@ -107,6 +110,9 @@ class Stream:
         return stream
 
     def add(self, stream: TurnStream, text: str, token_count: int) -> None:
+        """Queue a piece of the reply. Raises `EngineFailure` if an earlier one is unstorable."""
+        if stream.is_unstorable:
+            raise EngineFailure(UNSTORABLE.message)
         with self._due:
             if not stream.pieces:
                 stream.due_at = max(stream.due_at, time.monotonic() + GATHER_S)
@@ -151,7 +157,7 @@ class Stream:
                 for stream in due:
                     stream.written = stream.written or len(stream.pieces)
             if due:
-                self._keep(due)
+                self._keep_each(due)
             with self._lock:
                 for stream in due:
                     del stream.pieces[: stream.written]
@@ -162,6 +168,20 @@ class Stream:
     def _next_tick(self, now: float) -> float:
         """The tick that is about `flush_s` away, half of it at least."""
         return math.ceil(now / self._flush_s + 0.5) * self._flush_s
+
+    def _keep_each(self, streams: list[TurnStream]) -> None:
+        """Keep the chunks in one transaction; bisect the streams if a value cannot be stored."""
+        try:
+            self._keep(streams)
+        except DATA_ERRORS as error:
+            if len(streams) == 1:
+                turn_id = streams[0].claim.turn_id.hex
+                log.error("chunk.unstorable", turn_id=turn_id, error=type(error).__name__)
+                streams[0].is_unstorable = True
+                return
+            middle = len(streams) // 2
+            self._keep_each(streams[:middle])
+            self._keep_each(streams[middle:])
 
     def _keep(self, streams: list[TurnStream]) -> None:
         claims = [stream.claim for stream in streams]

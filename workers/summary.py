@@ -17,6 +17,7 @@ import structlog
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import TurnmillError
 from turnmill.schemas.turns import GenerationParams, Message, Reply, Role, Usage
+from turnmill.workers.clean import clean
 from turnmill.workers.draft import Draft, PastTurn, Summary
 from turnmill.workers.engines.base import Engine, Prompt
 from turnmill.workers.lease import Attempt
@@ -113,8 +114,8 @@ class Summarizer:
         prompt = Prompt(messages, lane=self.attempt.claim.lane)
         params = GenerationParams(temperature=0, top_p=1, max_tokens=limit)
         text, token_count = "", 0
-        for chunk in engine.generate(prompt, params, self.attempt.abort):
-            text += chunk.text.replace("\0", "\ufffd")  # PostgreSQL cannot store U+0000
+        for chunk in clean(engine.generate(prompt, params, self.attempt.abort)):
+            text += chunk.text
             token_count += chunk.token_count
             if chunk.finish_reason is not None:
                 usage = Usage(

@@ -685,16 +685,94 @@ def test_an_engine_that_stops_without_a_word_is_asked_again(system: Any, worker:
     assert system.count("failures = 1") == 1
 
 
+@pytest.mark.parametrize(
+    ("pieces", "content"),
+    [
+        (["a\0b ", "c\0", "\0"], "a\ufffdb c\ufffd\ufffd"),
+        (["cut \ud83d", " word", ""], "cut \ufffd word"),
+        (["smile \ud83d", "\ude00", ""], "smile \U0001f600"),
+        (["cut ", "off", "\ud83d"], "cut off\ufffd"),
+    ],
+)
 def test_a_character_that_postgres_cannot_keep_harms_neither_its_turn_nor_the_others(
-    system: Any, worker: Worker, eventually: Eventually
+    system: Any, worker: Worker, eventually: Eventually, pieces: list[str], content: str
 ) -> None:
     odd, even = [accept(system.database, system.request(text)) for text in ("odd", "even")]
     is_kept = kept_by(system, eventually)
-    nul = [Chunk("a\0b ", 1), is_kept, Chunk("c\0", 1), Chunk("\0", 1, finish_reason="stop")]
-    answer_with(worker, odd, nul)
-    assert read(system, odd).reply.content == "a\ufffdb c\ufffd\ufffd"
+    first, second, last = pieces
+    answer_with(
+        worker,
+        odd,
+        [Chunk(first, 1), is_kept, Chunk(second, 1), Chunk(last, 1, finish_reason="stop")],
+    )
+    assert read(system, odd).reply.content == content
     answer_with(worker, even, [Chunk("fine", 1), is_kept, Chunk("", finish_reason="stop")])
     assert read(system, even).reply.content == "fine"
+
+
+#: A number of tokens that no column takes, as a server may report it.
+UNSTORABLE_COUNT = 2**40
+
+
+def test_a_chunk_that_cannot_be_stored_fails_its_own_turn_at_once(
+    system: Any, worker: Worker, eventually: Eventually
+) -> None:
+    """It shares its flushes with others; what they say is kept all the same."""
+    turns = [accept(system.database, system.request(f"turn {n}")) for n in range(5)]
+    keeps = "SELECT count(DISTINCT turn_id) AS n FROM chunks WHERE text LIKE '%secret%'"
+    start = threading.Barrier(len(turns))
+
+    def others_are_kept() -> None:
+        eventually(lambda: system.database.run(keeps)[0].n == len(turns) - 1, 5)
+
+    def answer(number: int) -> None:
+        count = UNSTORABLE_COUNT if number == 2 else 1
+        told = [start.wait, Chunk("secret ", count), others_are_kept, start.wait, Chunk("word", 1)]
+        answer_with(worker, turns[number], [*told, Chunk("", finish_reason="stop")])
+
+    with capture_logs() as logs, ThreadPoolExecutor(len(turns)) as pool:
+        list(pool.map(answer, range(len(turns))))
+    expected = ["completed", "completed", "failed", "completed", "completed"]
+    assert [state(system, turn) for turn in turns] == expected
+    assert read(system, turns[2]).error_code == "engine_failure"
+    assert system.count("attempt > 1 OR crashes > 0") == 0
+    assert [log["turn_id"] for log in logs if "unstorable" in log["event"]] == [
+        turns[2].turn_id.hex
+    ]
+    assert "secret" not in str(logs)
+
+
+def test_a_reply_that_cannot_be_stored_fails_its_own_turn_at_once(
+    system: Any, worker: Worker
+) -> None:
+    turns = [accept(system.database, system.request(f"turn {n}")) for n in range(5)]
+    start = threading.Barrier(len(turns))
+
+    def answer(number: int) -> None:
+        count = UNSTORABLE_COUNT if number == 2 else 1
+        answer_with(worker, turns[number], [start.wait, Chunk("secret", count, "stop")])
+
+    with capture_logs() as logs, ThreadPoolExecutor(len(turns)) as pool:
+        list(pool.map(answer, range(len(turns))))
+    assert [turn for turn in turns if state(system, turn) is not TurnState.COMPLETED] == [turns[2]]
+    assert read(system, turns[2]).error_code == "engine_failure"
+    assert worker.leases.held_count == 0
+    assert "secret" not in str(logs)
+
+
+def test_a_turn_that_cannot_be_settled_is_tried_again_and_counts_no_crash(
+    system: Any, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = accept(system.database, system.request("hello"))
+
+    def fail(*_: Any) -> list[bool]:
+        raise psycopg.errors.CheckViolation("no partition of relation")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(settle_module, "end_turns", fail)
+        answer_with(worker, turn)
+    assert state(system, turn) is TurnState.QUEUED
+    assert system.count("failures = 1 AND crashes = 0") == 1
 
 
 def test_an_error_message_with_such_a_character_still_ends_its_turn(

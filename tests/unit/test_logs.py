@@ -4,8 +4,11 @@ import json
 import logging
 from collections.abc import Iterator
 
+import psycopg
 import pytest
+import sqlalchemy
 import structlog
+from pydantic import TypeAdapter
 
 from turnmill.schemas.logs import configure_logging
 from turnmill.schemas.settings import LogSettings
@@ -55,6 +58,42 @@ def test_an_exception_is_a_field_of_its_line(capsys: pytest.CaptureFixture[str])
         structlog.get_logger().exception("attempt.crashed")
     (line,) = lines(capsys)
     assert "ValueError: reason" in str(line["exception"])
+
+
+def test_an_exception_that_quotes_values_is_told_without_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """PostgreSQL's details, SQLAlchemy's parameters and pydantic's input may be a reply."""
+    configure_logging(LogSettings(format="json"))
+    told = "secret"[::-1]  # the lines of the program, which a traceback shows, say it backwards
+    for quoting in (
+        lambda: int_of({"n": told}),
+        lambda: raise_(psycopg.errors.InvalidTextRepresentation(f"DETAIL: {told}")),
+        lambda: raise_(sqlalchemy.exc.DBAPIError("INSERT", {"text": told}, Exception())),
+    ):
+        try:
+            try:
+                quoting()
+            except Exception as error:
+                raise ValueError("what it led to") from error
+        except ValueError:
+            structlog.get_logger().exception("attempt.crashed")
+    for line, name in zip(
+        lines(capsys),
+        ("ValidationError", "InvalidTextRepresentation (SQLSTATE 22P02)", "DBAPIError"),
+        strict=True,
+    ):
+        assert told not in str(line)
+        assert name in str(line["exception"])
+        assert "ValueError: what it led to" in str(line["exception"])
+
+
+def int_of(value: dict[str, str]) -> dict[str, int]:
+    return TypeAdapter(dict[str, int]).validate_python(value)
+
+
+def raise_(error: Exception) -> None:
+    raise error
 
 
 @pytest.mark.parametrize(
