@@ -2,7 +2,8 @@
 
 The file is read twice. The first pass finds every bad line and the file's fingerprint; the
 second hands out the rows, the turns of a conversation in their order. Neither holds the
-rows in memory: what stays are their ids and their places in the conversations.
+rows in memory: what stays are their ids, their places in the conversations, and each
+different system text once.
 """
 
 import hashlib
@@ -55,7 +56,7 @@ class Backlog:
         """
         self._check_unchanged()
         rows = ((number, row) for _, number, row in _read_rows(self.path, self._refuse))
-        yield from _in_order(rows, self.disordered) if self.disordered else rows
+        yield from _instructed(_in_order(rows, self.disordered) if self.disordered else rows)
         self._check_unchanged()
 
     def _check_unchanged(self) -> None:
@@ -185,6 +186,20 @@ def _in_order(
                 while turns and (row.conversation, turns[0]) in waiting:
                     spool.seek(waiting.pop((row.conversation, turns.popleft())))
                     yield _unspool(spool.readline())
+
+
+def _instructed(rows: Iterable[NumberedRow]) -> Iterator[NumberedRow]:
+    """Give every row the instructions of its conversation: a turn has only what it brings.
+
+    Equal texts are held in memory once.
+    """
+    texts: dict[str, str] = {}
+    given: dict[str, str] = {}
+    for number, row in rows:
+        if row.conversation is not None and row.system:
+            given[row.conversation] = texts.setdefault(row.system, row.system)
+        system = given.get(row.conversation or "", row.system)
+        yield number, row if system == row.system else row.model_copy(update={"system": system})
 
 
 def _unspool(line: bytes) -> NumberedRow:

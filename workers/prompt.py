@@ -1,8 +1,8 @@
 """The prompt of a turn: instructions, history, and the new messages, within the context window."""
 
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Any
 
 from turnmill.schemas.database import Database
@@ -20,17 +20,9 @@ HISTORY_LIMIT = 500
 HISTORY_STEP = 100
 
 _HISTORY = """
-SELECT t.seq, t.input, r.content FROM turns t LEFT JOIN replies r ON r.turn_id = t.id
+SELECT t.seq, t.input, r.content FROM turns t JOIN replies r ON r.turn_id = t.id
 WHERE t.conversation_id = %s AND t.seq > %s AND t.seq < %s ORDER BY t.seq
 """
-
-
-@dataclass(frozen=True, slots=True)
-class _History:
-    #: Instructions that came with past turns; they hold for the rest of the conversation.
-    instructions: list[str]
-    #: Answered turns, oldest first. One that failed is not part of what was said.
-    turns: list[PastTurn]
 
 
 def build_prompt(
@@ -38,9 +30,10 @@ def build_prompt(
 ) -> Prompt:
     """The prompt of a claimed turn.
 
-    History is dropped by whole turns, oldest first, until the reply has room; instructions
-    and the turn's own messages always stay. All instructions become one system message,
-    because many chat templates know no second one. With a summarizer, a summary of what was
+    History is dropped by whole turns, oldest first, until the reply has room; the bot's
+    instructions and the turn's own messages always stay. The instructions and the system texts
+    at the beginning of the turn's messages become one system message, because many chat
+    templates know no second one. With a summarizer, a summary of what was
     dropped stands at the end of it, where it fits.
     """
     draft = _draft(database, engine, claim)
@@ -52,14 +45,13 @@ def build_prompt(
 
 
 def _draft(database: Database, engine: Engine, claim: Claim) -> Draft:
-    history = _read_history(database, claim) if claim.seq > 1 else _History([], [])
     own = [message.content for message in takewhile(_is_system, claim.messages)]
     wanted = claim.params.max_tokens or 1
     return Draft(
         engine,
         budget=engine.context_window - min(wanted, engine.context_window // 2),
-        instructions=(claim.instructions, *history.instructions, *own),
-        past=history.turns,
+        instructions=(claim.instructions, *own),
+        past=_read_past(database, claim) if claim.seq > 1 else (),
         asked=claim.messages[len(own) :],
     )
 
@@ -90,18 +82,26 @@ def _is_system(message: Message) -> bool:
     return message.role is Role.SYSTEM
 
 
-def _read_history(database: Database, claim: Claim) -> _History:
+def _read_past(database: Database, claim: Claim) -> list[PastTurn]:
+    """The answered turns, oldest first. A turn that failed is not part of what was said."""
     before = (claim.seq - 1 - HISTORY_LIMIT) // HISTORY_STEP * HISTORY_STEP
-    history = _History([], [])
-    for row in database.run(_HISTORY, (claim.conversation_id, before, claim.seq)):
-        _add_to(history, row)
-    return history
+    rows = database.run(_HISTORY, (claim.conversation_id, before, claim.seq))
+    return [PastTurn(row.seq, (*_said(row.input), _assistant(row.content))) for row in rows]
 
 
-def _add_to(history: _History, row: Any) -> None:
-    messages = [Message.model_validate(message) for message in row.input]
-    instructions = list(takewhile(_is_system, messages))
-    history.instructions.extend(message.content for message in instructions)
-    if row.content is not None:
-        reply = Message(role=Role.ASSISTANT, content=row.content)
-        history.turns.append(PastTurn(row.seq, (*messages[len(instructions) :], reply)))
+def _assistant(content: str) -> Message:
+    return Message(role=Role.ASSISTANT, content=content)
+
+
+def _said(messages: Sequence[Any]) -> list[Message]:
+    """Select what later prompts repeat of a past turn's messages.
+
+    A system text belongs to its turn: where each turn brings another one, they would fill the
+    window. A history that the client sent along (it ends with its last assistant message) is
+    repeated with the system texts inside it.
+    """
+    said = list(dropwhile(_is_system, map(Message.model_validate, messages)))
+    history = [*said]
+    while history and history[-1].role is not Role.ASSISTANT:
+        history.pop()
+    return history + [each for each in said[len(history) :] if not _is_system(each)]

@@ -102,6 +102,22 @@ def test_row_becomes_messages_and_params(backlog_file: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (3, 1, 4, 2, 0)])
+def test_instructions_hold_for_the_rows_after_them_until_others_come(
+    tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    """In the order of the turns, wherever the rows stand in the file."""
+    systems = [None, "Be brief.", None, "Be kind.", None]
+    given = [{"conversation": "k", "turn": turn, "prompt": "?", "system": systems[turn]}
+             for turn in order]  # fmt: skip
+    alone = {"id": "alone", "prompt": "?"}
+    rows = rows_of(read_backlog(write_jsonl(tmp_path / "file.jsonl", [*given, alone])))
+    told = sorted((row.turn, row.system) for row in rows if row.turn is not None)
+    expected = [None, "Be brief.", "Be brief.", "Be kind.", "Be kind."]
+    assert told == list(enumerate(expected))
+    assert [row.system for row in rows if row.id == "alone"] == [None]
+
+
 def test_sample_tickets_are_a_valid_backlog() -> None:
     rows = rows_of(read_backlog(SAMPLES / "tickets.jsonl"))
     turns = defaultdict(int)
