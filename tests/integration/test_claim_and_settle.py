@@ -590,6 +590,14 @@ def test_the_next_attempt_goes_on_where_the_text_that_was_kept_ends(
     assert chunks(system) == []
 
 
+def test_a_reply_that_a_filter_cut_is_read_with_its_reason(system: Any, worker: Worker) -> None:
+    turn = accept(system.database, system.request("x"))
+    answer_with(worker, turn, [Chunk("some", 1), Chunk("", finish_reason="content_filter")])
+    reply = read(system, turn).reply
+    assert (reply.content, reply.finish_reason) == ("some", "content_filter")
+    assert outcomes(system, turn) == ["answered"]
+
+
 def keep(system: Any, leases: Leases, turn: AcceptedTurn, *pieces: str) -> None:
     """As if an attempt had shown these pieces, a token each, and died."""
     stream = Stream(system.database, 0.01)

@@ -32,6 +32,9 @@ CLOSED = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 #: Bodies of answers that are read whole.
 MAX_BODY_BYTES = 1 << 20
 
+#: What an answer to `stream` may be.
+EVENTS, JSON = "text/event-stream", "application/json"
+
 #: What an answer's status and the beginning of its body mean, if it is not 200.
 Translate = Callable[[int, str], TurnmillError]
 ResultT = TypeVar("ResultT")
@@ -178,8 +181,11 @@ class HTTPFront:
             with self._running(call):
                 async with self._asked("POST", path, body) as answer:
                     await self._check(answer)
-                    async for data in answer.aiter_bytes():
-                        events.put(data)
+                    if _kind(answer) == JSON:
+                        events.put(_as_event(await _beginning(answer)))
+                    else:
+                        async for data in answer.aiter_bytes():
+                            events.put(data)
                 end = None
         except TurnmillError as error:
             end = error
@@ -213,9 +219,10 @@ class HTTPFront:
     async def _check(self, answer: httpx.Response) -> None:
         if answer.status_code != httpx.codes.OK:
             raise self._translate(answer.status_code, await _beginning(answer))
-        kind = answer.headers.get("content-type", "")
-        if not kind.startswith("text/event-stream"):
-            raise EngineUnavailable(f"it answers with '{kind}' instead of an event stream")
+        if _kind(answer) not in (EVENTS, JSON):
+            raise EngineUnavailable(
+                f"it answers with '{_kind(answer)[:50]}' instead of an event stream"
+            )
 
 
 def _content(body: dict[str, Any] | None) -> dict[str, Any]:
@@ -224,6 +231,24 @@ def _content(body: dict[str, Any] | None) -> dict[str, Any]:
     # In ASCII: a lone surrogate cannot be written in UTF-8.
     headers = {"Content-Type": "application/json"}
     return {"content": json.dumps(body).encode(), "headers": headers}
+
+
+def _kind(answer: httpx.Response) -> str:
+    kind: str = answer.headers.get("content-type", "")
+    return kind.partition(";")[0].strip().lower()
+
+
+def _as_event(body: str) -> bytes:
+    """A whole answer of a server that does not stream, as a stream of one event.
+
+    Raises:
+        EngineUnavailable: it is not JSON.
+    """
+    try:
+        event = json.dumps(json.loads(body)).encode()
+    except ValueError:
+        raise EngineUnavailable("its answer is not JSON") from None
+    return b"data: " + event + b"\n\ndata: [DONE]\n\n"
 
 
 async def _beginning(answer: httpx.Response) -> str:

@@ -1,0 +1,251 @@
+"""Servers vary in what they send; a turn is answered all the same, or fails for what it asks."""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from turnmill.schemas.errors import EngineFailure, EngineUnavailable, TurnmillError
+from turnmill.schemas.settings import EngineSettings
+from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
+from turnmill.workers.abort import Abort
+from turnmill.workers.clean import clean
+from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.replicas import FAILURES_TO_OPEN
+
+from .odd_server import DONE, HELLOS, OddServer, chunk, event, serving, spelled
+
+pytest.importorskip("httpx")
+
+FILTERED = event(chunk("Hel")) + event(chunk(None, "content_filter")) + DONE
+
+
+@pytest.fixture
+def odd() -> Iterator[OddServer]:
+    with serving() as server:
+        yield server
+
+
+Ask = Callable[..., list[Chunk]]
+
+
+@pytest.fixture
+def ask(odd: OddServer) -> Iterator[Ask]:
+    from turnmill.workers.engines.openai_http import OpenAIEngine
+
+    engines: list[OpenAIEngine] = []
+
+    def ask(text: str = "Hi", url: str = "", **params: Any) -> list[Chunk]:
+        if not engines:
+            settings = EngineSettings(
+                name="openai_http",
+                endpoints=(url or odd.url,),
+                remote_model="m",
+                context_window=512,
+                silence_s=5,
+            )
+            engines.append(OpenAIEngine(settings))
+            engines[0].start()
+        wanted = GenerationParams(max_tokens=20, **params).over(DEFAULT_PARAMS)
+        prompt = Prompt((Message(role=Role.USER, content=text),))
+        return list(engines[0].generate(prompt, wanted, Abort()))
+
+    yield ask
+    for engine in engines:
+        engine.close()
+
+
+def text_of(chunks: list[Chunk]) -> str:
+    return "".join(each.text for each in chunks)
+
+
+def end_of(chunks: list[Chunk]) -> tuple[str, str | None]:
+    return text_of(chunks), chunks[-1].finish_reason
+
+
+@pytest.mark.parametrize("way", HELLOS)
+def test_a_reply_is_read_however_its_server_sends_it(ask: Ask, odd: OddServer, way: str) -> None:
+    odd.says = HELLOS[way]
+    assert end_of(ask()) == ("Hello", "stop")
+
+
+def test_a_whole_completion_is_a_reply_too(ask: Ask, odd: OddServer) -> None:
+    message = {"role": "assistant", "content": "Hello"}
+    odd.kind = "application/json; charset=utf-8"
+    odd.says = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+    assert end_of(ask()) == ("Hello", "stop")
+
+
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        ("eos_token", "stop"),
+        ("end_turn", "stop"),
+        ("STOP", "stop"),
+        ("tool_calls", "stop"),
+        ("function_call", "stop"),
+        ("completed", "stop"),
+        ("stop_sequence", "stop"),
+        ("never seen before", "stop"),
+        ("max_tokens", "length"),
+        ("MAX_TOKENS", "length"),
+        ("model_length", "length"),
+        ("content_filter", "content_filter"),
+        ("refusal", "content_filter"),
+        ("SAFETY", "content_filter"),
+    ],
+)
+def test_every_reason_ends_the_reply(ask: Ask, odd: OddServer, said: str, means: str) -> None:
+    odd.says = event(chunk("Hello")) + event(chunk(None, said)) + DONE
+    assert end_of(ask()) == ("Hello", means)
+
+
+def test_an_unknown_reason_is_logged_once(ask: Ask, odd: OddServer) -> None:
+    odd.says = event(chunk("Hello", "bored")) + DONE
+    structlog.reset_defaults()
+    with capture_logs() as logs:
+        assert [end_of(ask()) for _ in range(3)] == [("Hello", "stop")] * 3
+    told = [line["reason"] for line in logs if line["event"] == "replica.unknown_finish_reason"]
+    assert told == ["bored"]
+
+
+@pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource"])
+def test_a_reply_that_its_server_gave_up_is_tried_again(
+    ask: Ask, odd: OddServer, reason: str
+) -> None:
+    odd.says = event(chunk("Hel")) + event(chunk(None, reason)) + DONE
+    with pytest.raises(EngineUnavailable, match=reason):
+        ask()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": "model overloaded"},
+        {"error": {"message": "CUDA out of memory", "type": "server_error", "code": 500}},
+        {"text": "**NETWORK ERROR**", "error_code": 50004},
+    ],
+)
+def test_an_error_in_the_stream_is_tried_again(ask: Ask, odd: OddServer, body: Any) -> None:
+    odd.says = event(chunk("Hel")) + event(body) + DONE
+    with pytest.raises(EngineUnavailable):
+        ask()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "bad image", "type": "BadRequestError", "code": 400},
+        {"message": "bad image", "type": "invalid_request_error", "code": None},
+    ],
+)
+def test_an_error_in_the_stream_that_blames_the_turn_fails_it(
+    ask: Ask, odd: OddServer, error: Any
+) -> None:
+    odd.says = event({"error": error}) + DONE
+    with pytest.raises(EngineFailure, match="bad image"):
+        ask()
+
+
+def test_a_stream_without_a_reply_is_none(ask: Ask, odd: OddServer) -> None:
+    odd.says = DONE
+    with pytest.raises(EngineUnavailable, match="without a reply"):
+        ask()
+
+
+def test_a_stream_that_is_cut_off_is_no_whole_reply(ask: Ask, odd: OddServer) -> None:
+    odd.says = event(chunk("Hel"))
+    with pytest.raises(EngineUnavailable, match="in the middle"):
+        ask()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "means"),
+    [
+        ((r"\ud83d", r"\ude00"), "\N{GRINNING FACE}"),
+        ((r"cut \ud83d",), "cut \N{REPLACEMENT CHARACTER}"),
+        ((r"\ud83d", "x"), "\N{REPLACEMENT CHARACTER}x"),
+        ((r"\ude00",), "\N{REPLACEMENT CHARACTER}"),
+        ((r"\ud83d\ude00\u2028é",), "\N{GRINNING FACE}\u2028é"),
+    ],
+)
+def test_half_a_surrogate_pair_is_joined_or_replaced(
+    ask: Ask, odd: OddServer, pieces: tuple[str, ...], means: str
+) -> None:
+    odd.says = b"".join(map(spelled, pieces)) + event(chunk(None, "stop")) + DONE
+    assert text_of(list(clean(ask()))) == means
+
+
+def test_a_filter_that_withholds_replies_harms_no_neighbour(ask: Ask, odd: OddServer) -> None:
+    odd.says = {"FILTER": FILTERED}
+    ask()
+    prompts = ["FILTER x", "FILTER y", "Hi", "Hi", "Hi"] * 4
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        ends = [end_of(reply) for reply in pool.map(ask, prompts)]
+    assert ends == [("Hel", "content_filter")] * 2 + [("Hello", "stop")] * 3 + ends[:5] * 3
+    assert len(odd.bodies) == 1 + len(prompts)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "filtered", "code": "content_filter"},
+        {"message": "no", "code": None, "innererror": {"code": "ResponsibleAIPolicyViolation"}},
+        {"message": "no", "type": "content_policy_violation"},
+    ],
+)
+def test_a_prompt_that_a_filter_withholds_ends_with_content_filter(
+    ask: Ask, odd: OddServer, error: Any
+) -> None:
+    odd.refuses = lambda body: (400, {"error": error})
+    for _ in range(2 * FAILURES_TO_OPEN):
+        assert end_of(ask()) == ("", "content_filter")
+
+
+def test_parameters_at_their_neutral_value_are_not_sent(ask: Ask, odd: OddServer) -> None:
+    """TGI refuses a `top_p` of 1 with 422."""
+    odd.refuses = lambda body: (
+        None if 0 < body.get("top_p", 0.5) < 1 else (422, {"error": "top_p must be < 1.0"})
+    )
+    assert end_of(ask(top_p=1.0, top_k=-1, min_p=0, repetition_penalty=1)) == ("Hello", "stop")
+    assert not {"top_p", "top_k", "min_p", "repetition_penalty"} & odd.bodies[-1].keys()
+    ask(top_p=0.5, top_k=4, min_p=0.1, repetition_penalty=1.2)
+    sent = {"top_p": 0.5, "top_k": 4, "min_p": 0.1, "repetition_penalty": 1.2}
+    assert sent.items() <= odd.bodies[-1].items()
+
+
+def test_the_servers_own_name_for_the_limit_is_learned_once(ask: Ask, odd: OddServer) -> None:
+    said = {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."}
+    odd.refuses = lambda body: (400, {"error": said}) if "max_tokens" in body else None
+    assert end_of(ask()) == end_of(ask()) == ("Hello", "stop")
+    assert [body.get("max_completion_tokens") for body in odd.bodies] == [None, 20, 20]
+
+
+@pytest.mark.parametrize(
+    "models", [None, [], [{"id": "m:latest", "owned_by": "library"}], [{"id": "models/m"}]]
+)
+def test_a_list_of_models_may_be_missing_or_name_them_otherwise(
+    ask: Ask, odd: OddServer, models: Any
+) -> None:
+    odd.models = models
+    assert end_of(ask()) == ("Hello", "stop")
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1beta/openai", "/openai/v1"])
+def test_an_address_may_name_the_version_or_leave_it_out(
+    ask: Ask, odd: OddServer, path: str
+) -> None:
+    assert end_of(ask(url=odd.url + path)) == ("Hello", "stop")
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_no_error_repeats_the_prompt(ask: Ask, odd: OddServer, status: int) -> None:
+    prompt = "My account number is 4711-0815, please keep it to yourself."
+    odd.refuses = lambda body: (status, {"error": {"message": f"cannot parse: {body['messages']}"}})
+    with pytest.raises(TurnmillError) as caught:
+        ask(prompt)
+    assert "4711" not in caught.value.message

@@ -1,0 +1,71 @@
+"""What servers that speak OpenAI's chat completions know beyond the protocol, and call otherwise.
+
+The `owned_by` of a model in `/v1/models` tells which server answers.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What a server knows beyond the protocol."""
+
+    #: Continues a last message of the assistant (`continue_final_message`).
+    continues: bool = False
+    #: What says with every chunk how many tokens the reply has: its usage, if it is asked for
+    #: (`continuous_usage_stats`), or llama.cpp's timings (`timings_per_token`).
+    counts_by: Literal["usage", "timings"] | None = None
+    #: Where messages are counted, and what the count is called in the answer.
+    tokenize: str | None = None
+    count: str = "count"
+    #: Refuses a turn whose `max_tokens` do not fit; others end its reply where the window ends.
+    is_strict: bool = False
+    #: Where a prompt is shown as the model reads it.
+    render: str | None = None
+    #: Has defaults of its own where a sampling parameter is left out, often the model's
+    #: (generation_config.json), and takes every neutral value.
+    has_own_defaults: bool = False
+    #: What it calls the repetition penalty.
+    penalty: str = "repetition_penalty"
+
+
+PLAIN = Dialect()
+DIALECTS = {
+    "vllm": Dialect(
+        continues=True,
+        counts_by="usage",
+        tokenize="/tokenize",
+        is_strict=True,
+        has_own_defaults=True,
+    ),
+    "sglang": Dialect(continues=True, counts_by="usage", has_own_defaults=True),
+    "llamacpp": Dialect(
+        continues=True,
+        counts_by="timings",
+        tokenize="/v1/chat/completions/input_tokens",
+        count="input_tokens",
+        render="/apply-template",
+        has_own_defaults=True,
+        penalty="repeat_penalty",
+    ),
+    # LM Studio
+    "organization_owner": Dialect(has_own_defaults=True, penalty="repeat_penalty"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """Names that a server was found to want or to refuse."""
+
+    takes_stream_options: bool = True
+    #: Newer models of OpenAI and Azure refuse the old name.
+    limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+
+    def after(self, refusal: str) -> "Habits":
+        """The habits that a refusal teaches; these, if it names none of them."""
+        if "stream_options" in refusal:
+            return Habits(takes_stream_options=False, limit=self.limit)
+        if "max_completion_tokens" in refusal:
+            return Habits(self.takes_stream_options, "max_completion_tokens")
+        return self
