@@ -32,6 +32,9 @@ class TurnmillError(Exception):
     """Something went wrong in Turnmill."""
 
     code = "internal_error"
+    #: Whether a tenant may read the message. It may not where the message can carry an address, a
+    #: library's or a server's own words: these are for the log.
+    is_public = True
 
     def __init__(self, message: str | None = None, *, param: str | None = None) -> None:
         #: A sentence for a person: what is wrong and what to do about it.
@@ -39,6 +42,14 @@ class TurnmillError(Exception):
         #: The name of the input field at fault, where there is one.
         self.param = param
         super().__init__(self.message)
+
+    @property
+    def public_message(self) -> str:
+        """The sentence for a tenant: the message, or what the error's code says of it."""
+        if self.is_public:
+            return self.message
+        kind = next(each for each in type(self).__mro__ if "code" in vars(each))
+        return (kind.__doc__ or "").strip()
 
 
 class TransientError(TurnmillError):
@@ -48,21 +59,24 @@ class TransientError(TurnmillError):
 
 
 class DatabaseUnavailable(TransientError):
-    """PostgreSQL cannot be reached."""
+    """The database is unavailable. Try again shortly."""
 
     code = "database_unavailable"
+    is_public = False
 
 
 class BrokerUnavailable(TransientError):
     """The message broker cannot be reached."""
 
     code = "broker_unavailable"
+    is_public = False
 
 
 class EngineUnavailable(TransientError):
     """The engine cannot take the turn right now."""
 
     code = "engine_unavailable"
+    is_public = False
 
 
 class EngineDied(EngineUnavailable):
@@ -149,6 +163,7 @@ class EngineFailure(PermanentError):
     """The engine cannot answer this turn."""
 
     code = "engine_failure"
+    is_public = False
 
 
 class StackError(PermanentError):

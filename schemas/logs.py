@@ -9,8 +9,9 @@ import sys
 import traceback
 
 import structlog
-from structlog.typing import ExcInfo
+from structlog.typing import EventDict, ExcInfo
 
+from turnmill.schemas.masking import masked_within
 from turnmill.schemas.settings import LogSettings
 
 #: Libraries whose error messages quote the values that they were given.
@@ -39,6 +40,11 @@ def _name(error: BaseException) -> str:
     )
 
 
+def _mask(_: object, __: str, event: EventDict) -> EventDict:
+    """Mask the passwords of URLs, wherever in a line they are."""
+    return {key: masked_within(value) for key, value in event.items()}
+
+
 def configure_logging(settings: LogSettings) -> None:
     """Send this process's logs, the libraries' included, to stderr. Called once, by a command."""
     is_console = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
@@ -62,6 +68,7 @@ def configure_logging(settings: LogSettings) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.ExceptionRenderer(format_exception),
+                _mask,
                 renderer,
             ],
         )

@@ -30,6 +30,7 @@ from pydantic_settings import (
 )
 
 from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.masking import MASK, masked_within
 from turnmill.schemas.turns import Lane
 
 PREFIX = "TURNMILL_"
@@ -41,7 +42,14 @@ STACK_FILE = "stack.json"
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """Settings that belong together. Neither their `repr` nor an error shows a password."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            is_secret = name is not None and name.endswith("password") and value is not None
+            yield name, MASK if is_secret else masked_within(value)
 
 
 class DatabaseSettings(Section):
@@ -290,7 +298,11 @@ class Settings(BaseSettings):
     """All settings of one process."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid"
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
     )
 
     #: The embedded stack's data, downloaded models, results.

@@ -9,7 +9,13 @@ from uuid import UUID
 import structlog
 
 from turnmill.schemas.database import Database
-from turnmill.schemas.errors import ContextOverflow, EngineDied, PermanentError, TransientError
+from turnmill.schemas.errors import (
+    ContextOverflow,
+    EngineDied,
+    PermanentError,
+    TransientError,
+    TurnmillError,
+)
 from turnmill.schemas.outcomes import HANDED_BACK, Answered, Cancelled, Failed, Outcome, Snoozed
 from turnmill.schemas.turns import Reply, Usage
 from turnmill.workers.abort import Abort
@@ -66,12 +72,13 @@ def _attempt_reply(worker: Worker, attempt: Attempt) -> Outcome:
             worker.stream.flush([stream])
         return outcome
     except PermanentError as error:
-        return Failed(error.code, error.message)
-    except EngineDied as error:
-        worker.leases.on_hang()
-        return _snooze(attempt.claim, error.message)
+        _explain(attempt.claim, error)
+        return Failed(error.code, error.public_message)
     except TransientError as error:
-        return _snooze(attempt.claim, error.message)
+        _explain(attempt.claim, error)
+        if isinstance(error, EngineDied):
+            worker.leases.on_hang()
+        return _snooze(attempt.claim, error.public_message)
     except BaseException as error:
         # MemoryError and SystemExit too: escaping into Celery's thread pool they would cost
         # a slot for good.
@@ -147,6 +154,18 @@ def _deadline() -> Failed:
 
 def _snooze(claim: Claim, reason: str) -> Snoozed:
     return Snoozed(backoff_s(claim.failures + 1), reason)
+
+
+def _explain(claim: Claim, error: TurnmillError) -> None:
+    """Log what a tenant may not read of an error."""
+    if not error.is_public:
+        log.warning(
+            "attempt.failed",
+            turn_id=claim.turn_id.hex,
+            attempt=claim.attempt,
+            error=error.code,
+            reason=error.message,
+        )
 
 
 def _report(claim: Claim, outcome: Outcome, is_settled: bool) -> None:

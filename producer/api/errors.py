@@ -123,11 +123,10 @@ def problem_of(error: Exception) -> Problem:
     """What a client is told about an exception; of the unexpected ones nothing."""
     match error:
         case DatabaseUnavailable():
-            # Its message names hosts and accounts: for the log, not for a client.
             log.warning("database.lost", reason=error.message)
-            return Problem(error.code, "The database is unavailable. Try again shortly.")
+            return Problem(error.code, error.public_message)
         case TurnmillError():
-            return Problem(error.code, error.message, error.param)
+            return Problem(error.code, error.public_message, error.param)
         case HTTPException():
             code = _HTTP_CODES.get(error.status_code, "invalid_input")
             return Problem(code, error.detail, headers=error.headers or {})

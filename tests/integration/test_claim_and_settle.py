@@ -28,6 +28,7 @@ from turnmill.schemas.errors import (
     DatabaseUnavailable,
     EngineFailure,
     EngineUnavailable,
+    TurnmillError,
 )
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered, Failed, Outcome, Snoozed
@@ -564,6 +565,21 @@ def test_whatever_an_engine_raises_becomes_an_outcome(
         make_due(system)
         answer_with(worker, first, [Chunk("text", 1), Chunk("", finish_reason="stop")])
         assert read(system, first).reply.content == "some text"
+
+
+@pytest.mark.parametrize("kind", [EngineFailure, EngineUnavailable])
+def test_a_server_s_own_words_are_for_the_log_and_not_for_the_tenant(
+    system: Any, kind: type[TurnmillError]
+) -> None:
+    settings = with_settings(system, "worker", rescue_every_s=60.0, max_attempts=1)
+    turn, _ = pair(system)
+    words = "http://gpu7:8000: it answers 500 (CUDA error)"
+    with capture_logs() as logs, running_worker(settings) as (worker, _):
+        answer_with(worker, turn, [kind(words)])
+    assert "gpu7" not in (read(system, turn).error_message or "")
+    assert kind().message in (read(system, turn).error_message or "")
+    told = [line["reason"] for line in logs if line["event"] == "attempt.failed"]
+    assert told == [words]
 
 
 def kept_by(system: Any, eventually: Eventually) -> Callable[[], None]:

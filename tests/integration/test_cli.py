@@ -221,7 +221,7 @@ def test_a_reply_cannot_steer_the_terminal_while_it_is_streamed(
     assert "\x1b" not in said
     status, said, _ = turnmill("ask", "[[fail]]")
     assert status == 1
-    assert "failed (engine_failure): The message says [[fail]]." in said
+    assert "failed (engine_failure): The engine cannot answer this turn." in said
 
 
 def test_a_bot_is_changed_by_saving_it_again(turnmill: Turnmill, migrated: str) -> None:

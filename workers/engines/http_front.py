@@ -73,7 +73,7 @@ class HTTPFront:
         self._lock = Lock()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
-        self._thread = Thread(target=self._run, name=f"http-{url}", daemon=True)
+        self._thread = Thread(target=self._run, name="http-front", daemon=True)
         self._thread.start()
 
     def get(self, path: str) -> Any:

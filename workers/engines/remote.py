@@ -80,7 +80,7 @@ class RemoteEngine:
             "engine.started",
             engine=type(self).__name__,
             model=settings.model_at_endpoints,
-            endpoints=settings.endpoints,
+            endpoints=[server.name for server in self._servers],
             context_window=self._context_window,
         )
 

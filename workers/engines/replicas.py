@@ -8,11 +8,11 @@ whose replica fails goes on at another one.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Event, Lock, Thread
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
@@ -89,6 +89,10 @@ class Member(Generic[ReplicaT]):
         return None
 
 
+#: Why replicas do not answer. By member: two of them may be called the same.
+Reasons = dict[Member[Any], str]
+
+
 @dataclass(slots=True)
 class _Debt(Generic[ReplicaT]):
     """What a replica that was chosen owes for one call."""
@@ -113,7 +117,7 @@ class _Progress:
     text: str = ""
     token_count: int = 0
     #: Why each replica that was tried, or could not be, does not answer.
-    reasons: dict[str, str] = field(default_factory=dict)
+    reasons: "Reasons" = field(default_factory=dict)
 
     @property
     def left(self) -> int | None:
@@ -175,7 +179,7 @@ class ReplicaPool(Generic[ReplicaT]):
             thread.start()
         for thread in checks:
             thread.join()
-        unhealthy = {m.replica.name: m.unhealthy_because or "" for m in self._members}
+        unhealthy = {member: member.unhealthy_because or "" for member in self._members}
         if all(unhealthy.values()):
             raise EngineUnavailable(_no_replica(unhealthy))
         for member in self._members:
@@ -190,7 +194,7 @@ class ReplicaPool(Generic[ReplicaT]):
         Raises:
             EngineUnavailable: no replica is left; the sentence names why, for each.
         """
-        reasons: dict[str, str] = {}
+        reasons: Reasons = {}
         while True:
             with self._chosen(reasons) as debt:
                 result = ask(debt.member.replica)
@@ -240,7 +244,7 @@ class ReplicaPool(Generic[ReplicaT]):
             raise EngineUnavailable("it ended the stream in the middle of the reply")
 
     @contextmanager
-    def _chosen(self, reasons: dict[str, str], tokens: int = 0) -> Iterator[_Debt[ReplicaT]]:
+    def _chosen(self, reasons: Reasons, tokens: int = 0) -> Iterator[_Debt[ReplicaT]]:
         """A replica for one call. Its `EngineUnavailable` ends the block, kept as its reason."""
         debt = self._choose(reasons, tokens)
         try:
@@ -248,7 +252,7 @@ class ReplicaPool(Generic[ReplicaT]):
         except EngineUnavailable as error:
             if self._closed.is_set():
                 raise
-            reasons[debt.member.replica.name] = error.message
+            reasons[debt.member] = error.message
             self._count_failure(debt, error)
         except TurnmillError:
             debt.is_answered = True  # the turn is wrong, not the replica
@@ -257,7 +261,7 @@ class ReplicaPool(Generic[ReplicaT]):
             self._pay(debt, debt.tokens)
             self._end_probe(debt)
 
-    def _choose(self, reasons: dict[str, str], tokens: int) -> _Debt[ReplicaT]:
+    def _choose(self, reasons: Reasons, tokens: int) -> _Debt[ReplicaT]:
         """The usable replica, not in `reasons` yet, that owes least; why not the others."""
         if self._closed.is_set():
             raise EngineUnavailable("The engine is closed.")
@@ -265,10 +269,10 @@ class ReplicaPool(Generic[ReplicaT]):
             now = self._clock()
             usable = []
             for member in self._members:
-                if member.replica.name in reasons:
+                if member in reasons:
                     continue
                 if because := member.passed_over_because(now):
-                    reasons[member.replica.name] = because
+                    reasons[member] = because
                 else:
                     usable.append(member)
             if not usable:
@@ -327,6 +331,8 @@ class ReplicaPool(Generic[ReplicaT]):
             log.info(event, replica=member.replica.name, reason=because)
 
 
-def _no_replica(reasons: Mapping[str, str]) -> str:
-    each = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in reasons.items())
+def _no_replica(reasons: Reasons) -> str:
+    each = "; ".join(
+        f"{member.replica.name}: {reason.rstrip('.')}" for member, reason in reasons.items()
+    )
     return f"No replica can take the turn. {each}."

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import httpx
 
 from turnmill.schemas.errors import EngineFailure, EngineUnavailable, Unanswered
+from turnmill.schemas.masking import masked
 from turnmill.schemas.settings import EngineSettings
 
 #: Seconds for a connection and for a look at the model; predictions may take `silence_s`.
@@ -53,7 +54,7 @@ class ModelClient:
     """One model of one server. Thread-safe."""
 
     def __init__(self, endpoint: str, settings: EngineSettings) -> None:
-        self.endpoint = endpoint
+        self.endpoint = masked(endpoint)
         self._model = f"/v1/models/{settings.model_at_endpoints}"
         #: Digits are a version, all else is a label.
         version = settings.remote_version

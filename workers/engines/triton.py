@@ -16,6 +16,7 @@ import grpc.experimental
 from tritonclient.grpc import service_pb2 as pb
 
 from turnmill.schemas.errors import EngineUnavailable, SettingsError, Unanswered
+from turnmill.schemas.masking import masked
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message
 from turnmill.workers.abort import Abort
@@ -90,7 +91,7 @@ class TritonServer:
 
     @property
     def name(self) -> str:
-        return self._endpoint
+        return masked(self._endpoint)
 
     def check(self) -> None:
         model = {"name": self._model, "version": self._version}
@@ -253,7 +254,7 @@ def open_channel(endpoint: str) -> grpc.Channel:
     host, _, port = target.rstrip("/").rpartition(":")
     if scheme not in ("", "grpc", "grpcs") or not host or not port.isdecimal():
         raise SettingsError(
-            f"'{endpoint}' is not the address of a Triton server: grpc://host:port, or "
+            f"'{masked(endpoint)}' is not the address of a Triton server: grpc://host:port, or "
             "grpcs:// with TLS. Its gRPC port is 8001, if nobody chose another."
         )
     if scheme == "grpcs":

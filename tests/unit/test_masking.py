@@ -1,0 +1,120 @@
+"""Passwords of URLs stay out of settings' `repr`, of logs and of what tenants read."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from pydantic import ValidationError
+
+from turnmill.schemas import errors
+from turnmill.schemas.logs import configure_logging
+from turnmill.schemas.masking import masked
+from turnmill.schemas.settings import BrokerSettings, EngineSettings, LogSettings, Settings
+
+PASSWORD = "s3cr3t"  # noqa: S105
+
+
+@pytest.fixture
+def logging_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("amqp://u:s3cr3t@h1:1//;amqp://u:s3cr3t@h2//", "amqp://***@h1:1//;amqp://***@h2//"),
+        ("redis://:s3cr3t@h:6379/0", "redis://***@h:6379/0"),
+        ("postgresql://u:a@s3cr3t@h,h2:5/db", "postgresql://***@h,h2:5/db"),
+        ("postgresql://h/db?password=s3cr3t&x=1", "postgresql://h/db?password=***&x=1"),
+        ("host=h password='s3c r3t' user=u", "host=h password=*** user=u"),
+        ("it answers 401: https://u:s3cr3t@h/v1?", "it answers 401: https://***@h/v1?"),
+        ("http://host/a@b", "http://host/a@b"),
+        ("mail@example.org", "mail@example.org"),
+    ],
+)
+def test_the_password_of_a_url_is_masked_wherever_it_stands(text: str, shown: str) -> None:
+    assert masked(text) == shown
+
+
+def test_settings_do_not_show_their_passwords() -> None:
+    url = f"://u:{PASSWORD}@h/x"
+    settings = Settings(
+        database={"url": f"postgresql{url}"},
+        broker={
+            "url": f"sentinel{url}",
+            "sentinel_primary": "main",
+            "sentinel_password": PASSWORD,
+            "management_url": f"http{url}",
+        },
+        engine={"endpoints": [f"http{url}"], "endpoint_key": PASSWORD},
+        flower={"password": PASSWORD},
+    )
+    for shown in (repr(settings), str(settings), repr(settings.engine), f"{settings.broker}"):
+        assert PASSWORD not in shown
+    assert PASSWORD in settings.database.url
+
+
+def test_a_mistake_in_the_settings_does_not_show_the_value() -> None:
+    with pytest.raises(ValidationError) as caught:
+        BrokerSettings.model_validate({"url": [f"amqp://u:{PASSWORD}@h"]})
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.usefixtures("logging_as_it_was")
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_no_line_of_a_log_shows_the_password_of_a_url(
+    form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(LogSettings.model_validate({"format": form}))
+    url = f"http://u:{PASSWORD}@host/v1"
+    log = structlog.get_logger()
+    log.warning("replica.failed", replica=url, others=[url], by={"name": (url,)})
+    logging.getLogger("some.library").warning("cannot connect to %s", url)
+    try:
+        raise OSError(url)
+    except OSError:
+        log.exception("attempt.crashed")
+    said = capsys.readouterr().err
+    assert "host/v1" in said
+    assert PASSWORD not in said
+    if form == "json":
+        assert len([json.loads(line) for line in said.splitlines()]) == 3
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        errors.EngineUnavailable,
+        errors.EngineDied,
+        errors.Unanswered,
+        errors.EngineFailure,
+        errors.DatabaseUnavailable,
+        errors.BrokerUnavailable,
+    ],
+)
+def test_tenants_read_a_sentence_of_ours_and_not_a_servers(
+    kind: type[errors.TurnmillError],
+) -> None:
+    error = kind(f"http://u:{PASSWORD}@10.0.0.7:8000: it answers 500 (CUDA error at gpu.cc:7)")
+    assert "10.0.0.7" in error.message
+    assert error.public_message == kind().public_message
+    assert error.public_message.endswith(".")
+
+
+def test_tenants_read_what_is_wrong_with_their_input() -> None:
+    assert errors.ContextOverflow("The prompt has 9 tokens.").public_message.endswith("9 tokens.")
+
+
+def test_a_replica_is_called_by_its_address_without_its_password() -> None:
+    pytest.importorskip("httpx")
+    from turnmill.workers.engines.openai_http import OpenAIServer
+
+    server = OpenAIServer(f"http://u:{PASSWORD}@h:1", EngineSettings())
+    assert server.name == "http://***@h:1"
+    server.close()
