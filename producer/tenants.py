@@ -21,6 +21,8 @@ from turnmill.schemas.turns import GenerationParams
 #: Characters of a tenant's or bot's name.
 MAX_NAME = 100
 
+WRONG_KEY = "The API key is wrong or revoked. Create one: turnmill keys create"
+
 #: Small models wander at temperature 1; the model card of SmolLM2 recommends these.
 _SMALL_MODEL_PARAMS = GenerationParams(temperature=0.2, top_p=0.9, max_tokens=256)
 
@@ -229,7 +231,7 @@ def authenticate(database: Database, secret: str) -> Caller:
     with database.begin() as connection:
         row = connection.execute(query).one_or_none()
     if row is None:
-        raise NotAuthenticated("The API key is wrong or revoked. Create one: turnmill keys create")
+        raise NotAuthenticated(WRONG_KEY)
     return Caller(row.tenant_id, frozenset(row.scopes))
 
 

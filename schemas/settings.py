@@ -274,6 +274,18 @@ class APISettings(Section):
     wait_s: float = Field(default=570.0, gt=0)
     #: How long a streamed call waits for the first chunk before it sends its headers.
     stream_headers_s: float = Field(default=10.0, gt=0)
+    #: Connections a process holds, at most, and fewer where it may not open so many files. When all
+    #: are taken, one that still owes a request is closed for a new one.
+    max_connections: int = Field(default=8192, ge=1)
+    #: Seconds in which a request's headers must arrive.
+    header_timeout_s: float = Field(default=10.0, gt=0)
+    #: Seconds in which a request's body must arrive, and one more for each 10,000 bytes of it.
+    body_timeout_s: float = Field(default=20.0, gt=0)
+    #: Seconds in which a client must read something of what was sent to it.
+    send_timeout_s: float = Field(default=60.0, gt=0)
+    #: Seconds that a connection is kept for its next request. Longer than clients keep theirs: it
+    #: is the client that closes, and no request meets a connection that is just being closed.
+    idle_timeout_s: int = Field(default=75, ge=1)
 
 
 class FlowerSettings(Section):

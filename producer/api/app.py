@@ -5,10 +5,13 @@ there. On SIGTERM or SIGINT open calls end at once and politely: each tells its 
 the reply will be.
 """
 
+import asyncio
 import contextlib
+import errno
 import signal
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -26,18 +29,25 @@ from turnmill.producer.api import (
     turns,
 )
 from turnmill.producer.api.auth import KnownKeys
+from turnmill.producer.api.connections import Connection, Crowd
 from turnmill.producer.api.errors import add_error_handlers
+from turnmill.producer.api.files import (
+    accept_backlog,
+    connection_capacity,
+    deepen_backlog,
+    raise_file_limit,
+)
 from turnmill.producer.api.metrics import APIMetrics
 from turnmill.producer.api.middleware import ObservedCalls
+from turnmill.producer.api.rare_log import RareLog
 from turnmill.producer.api.services import Services, running_services
 from turnmill.schemas.openai import ChatCompletionRequest, ErrorBody
 from turnmill.schemas.settings import Settings
 
 #: Calls that have not ended by then are cut off.
 STOP_TIMEOUT_S = 4
-#: Longer than clients keep idle connections, so that it is the client that closes them and no
-#: call meets a connection that is just being closed.
-KEEP_ALIVE_S = 75
+
+_OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 _DESCRIPTION = """
 Turnmill answers dialogue turns through a message queue. `/v1` speaks OpenAI's protocol: point
@@ -77,6 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 def serve(settings: Settings) -> None:
     """Run the API until SIGTERM or SIGINT."""
+    raise_file_limit()
     Server(settings).run()
 
 
@@ -85,31 +96,52 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings) -> None:
         self._app = create_app(settings)
+        self._crowd = Crowd(settings.api, connection_capacity(settings))
+        self._accept_failures = RareLog("api.accept_failed")
         config = uvicorn.Config(
             self._app,
             host=settings.api.host,
             port=settings.api.port,
             lifespan="on",
+            # Left to themselves, uvicorn's choices depend on what else is installed and on
+            # variables of the environment.
+            http=partial(Connection, crowd=self._crowd),  # type: ignore[arg-type]
+            ws="none",
+            loop="asyncio",
+            workers=1,
+            forwarded_allow_ips="127.0.0.1",
+            backlog=accept_backlog(),
             # The command has configured logging; each call is logged by the app itself.
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_keep_alive=settings.api.idle_timeout_s,
             timeout_graceful_shutdown=STOP_TIMEOUT_S,
         )
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._note_loop_error)
         await super().startup(sockets)
         if self.started:
+            for server in self.servers:
+                deepen_backlog(server.sockets)
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            log.info("api.started", host=host, port=port)
+            log.info("api.started", host=host, port=port, max_connections=self._crowd.capacity)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         services: Services = self._app.state.services
         services.stop()
         await super().shutdown(sockets)
         log.info("api.stopped")
+
+    def _note_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Without files or memory asyncio reports each connection of the backlog, every second."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES:
+            self._accept_failures.note(errno.errorcode[error.errno])
+        else:
+            loop.default_exception_handler(context)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Unlike uvicorn's, does not raise the signal again at the end: a stop is no failure."""

@@ -1,29 +1,37 @@
 """Who is calling, and what the key may do: `Authorization: Bearer tm-…`.
 
 A key that was good is believed for a few seconds more, so that a busy client does not cost a
-query per call; a revoked key therefore works at most that much longer. A key that was refused
-is looked up every time.
+query per call; a revoked key therefore works at most that much longer. A key that was refused is
+refused for a moment without a query. Keys that were never good are looked up apart, where they
+take no thread and no connection from calls that are accepted.
 """
 
 import hashlib
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from turnmill.producer.api.services import ServicesOf
-from turnmill.producer.tenants import authenticate
+from turnmill.producer.api.services import Services, ServicesOf
+from turnmill.producer.tenants import WRONG_KEY, authenticate
 from turnmill.schemas.errors import NotAuthenticated
 from turnmill.schemas.tenants import Caller, Scope
 
 #: How long a key is believed without being looked up.
 TRUST_S = 5.0
-#: Keys remembered, at most.
+#: How long a key is refused without being looked up.
+DISTRUST_S = 1.0
+#: Keys remembered, at most: good ones, and as many others.
 MAX_KEYS = 4096
+
+T = TypeVar("T")
+
+_KEY = re.compile(r"tm-[A-Za-z0-9_-]{43}")
 
 _bearer = HTTPBearer(
     auto_error=False, description="An API key, `tm-…`. Create one: `turnmill keys create`."
@@ -31,20 +39,35 @@ _bearer = HTTPBearer(
 
 
 class KnownKeys:
-    """The callers whose keys were seen lately, oldest first. Lives in one event loop: no locks."""
+    """What was found out about keys lately, oldest first. Lives in one event loop: no locks."""
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
+        self._callers: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
+        self._refused: OrderedDict[bytes, float] = OrderedDict()
 
     def find(self, secret: str) -> Caller | None:
-        caller, until = self._entries.get(_digest(secret), (None, 0.0))
+        caller, until = self._callers.get(_digest(secret), (None, 0.0))
         return caller if time.monotonic() < until else None
 
+    def was_good(self, secret: str) -> bool:
+        return _digest(secret) in self._callers
+
+    def is_refused(self, secret: str) -> bool:
+        return time.monotonic() < self._refused.get(_digest(secret), 0.0)
+
     def add(self, secret: str, caller: Caller) -> None:
-        self._entries[_digest(secret)] = (caller, time.monotonic() + TRUST_S)
-        self._entries.move_to_end(_digest(secret))
-        if len(self._entries) > MAX_KEYS:
-            self._entries.popitem(last=False)
+        _remember(self._callers, _digest(secret), (caller, time.monotonic() + TRUST_S))
+
+    def refuse(self, secret: str) -> None:
+        self._callers.pop(_digest(secret), None)
+        _remember(self._refused, _digest(secret), time.monotonic() + DISTRUST_S)
+
+
+def _remember(entries: OrderedDict[bytes, T], key: bytes, value: T) -> None:
+    entries[key] = value
+    entries.move_to_end(key)
+    if len(entries) > MAX_KEYS:
+        entries.popitem(last=False)
 
 
 async def _caller(
@@ -60,9 +83,21 @@ async def _caller(
     known: KnownKeys = request.app.state.known_keys
     secret = credentials.credentials
     caller = known.find(secret)
-    if caller is None:
-        caller = await services.call(authenticate, services.database, secret)
-        known.add(secret, caller)
+    return caller or await _look_up(known, services, secret)
+
+
+async def _look_up(known: KnownKeys, services: Services, secret: str) -> Caller:
+    if known.is_refused(secret) or not _KEY.fullmatch(secret):
+        raise NotAuthenticated(WRONG_KEY)
+    try:
+        if known.was_good(secret):
+            caller = await services.call(authenticate, services.database, secret)
+        else:
+            caller = await services.lookout.call(lambda database: authenticate(database, secret))
+    except NotAuthenticated:
+        known.refuse(secret)
+        raise
+    known.add(secret, caller)
     return caller
 
 

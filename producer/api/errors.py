@@ -34,6 +34,7 @@ STATUSES: dict[str, tuple[int, str]] = {
     "context_length_exceeded": (400, "invalid_request_error"),
     "invalid_api_key": (401, "authentication_error"),
     "insufficient_scope": (403, "permission_error"),
+    "request_timeout": (408, "invalid_request_error"),
     "model_not_found": (404, "not_found_error"),
     "not_found": (404, "not_found_error"),
     "unknown_url": (404, "not_found_error"),

@@ -4,6 +4,7 @@ A log line has the route, never the path's query or anything that was said.
 """
 
 import asyncio
+import contextlib
 import re
 import time
 import traceback
@@ -31,6 +32,10 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 #: Whether the turn was accepted is not known here; with its idempotency key a client may ask.
 STOPPING = Problem("stopping", "The server is stopping. Send the call again.")
 
+#: How much of a refused body is read before its answer, and for how long.
+MAX_DISCARDED_BYTES = 64 * 1024 * 1024
+DISCARD_S = 5.0
+
 log = structlog.get_logger()
 
 
@@ -48,10 +53,10 @@ class ObservedCalls:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        call = _Call(scope, send, self._fresh_ids)
+        call = _Call(scope, receive, send, self._fresh_ids)
         with structlog.contextvars.bound_contextvars(request_id=call.request_id):
             try:
-                await self._app(scope, receive, call.send)
+                await self._app(scope, call.receive, call.send)
             except ClientDisconnect:
                 pass
             except asyncio.CancelledError:
@@ -79,20 +84,49 @@ class ObservedCalls:
 
 
 class _Call:
-    """One call: passes its answer on, and remembers the status."""
+    """One call: passes its body and its answer on, and remembers the status."""
 
-    def __init__(self, scope: Scope, send: Send, fresh_ids: Iterator[str]) -> None:
-        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, fresh_ids: Iterator[str]
+    ) -> None:
+        headers = Headers(scope=scope)
+        given = headers.get(REQUEST_ID_HEADER, "")
         self.request_id = given if _GOOD_ID.fullmatch(given) else next(fresh_ids)
         self.started = time.monotonic()
         self.status: int | None = None
+        self._receive = receive
         self._send = send
+        self._has_unread_body = headers.get("content-length", "0") != "0" or (
+            "transfer-encoding" in headers
+        )
+        #: Whether the client holds its body back until it is asked for it.
+        self._is_asked_for_body = "expect" not in headers
+
+    async def receive(self) -> Message:
+        self._is_asked_for_body = True
+        message = await self._receive()
+        self._has_unread_body = message.get("more_body", False)
+        return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)[REQUEST_ID_HEADER] = self.request_id
+            headers = MutableHeaders(scope=message)
+            headers[REQUEST_ID_HEADER] = self.request_id
+            if self._is_asked_for_body:
+                await self._discard_body()
+            if self._has_unread_body:
+                headers["Connection"] = "close"
         await self._send(message)
+
+    async def _discard_body(self) -> None:
+        """Read what an early answer left of the body, up to a limit: clients read no answer while
+        they send, and a connection that is closed on unread bytes is reset, the answer with it."""
+        size = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_S):
+                while self._has_unread_body and size < MAX_DISCARDED_BYTES:
+                    size += len((await self.receive()).get("body", b""))
 
 
 def _log_failure(error: Exception) -> None:

@@ -36,7 +36,7 @@ async def get_readiness(services: ServicesOf) -> Status:
         raise TransientError("The server is stopping.")
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
-            await services.call(_look, services.database)
+            await services.lookout.share(_look)
     except TimeoutError:
         raise DatabaseUnavailable(f"No answer within {READY_TIMEOUT_S:g} s.") from None
     return Status()
@@ -48,7 +48,7 @@ async def get_metrics(
 ) -> Response:
     """Prometheus' text format, for keys with the scope `metrics`: it covers all tenants."""
     metrics: APIMetrics = request.app.state.metrics
-    text = await services.call(metrics.render, services.database)
+    text = await services.lookout.call(metrics.render)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 

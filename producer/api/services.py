@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 from uuid import UUID
 
 from fastapi import Depends, Request
@@ -20,7 +20,12 @@ from fastapi import Depends, Request
 from turnmill.producer.api.watch import Interrupt, Watch
 from turnmill.producer.follow import Follower
 from turnmill.schemas.database import Database
-from turnmill.schemas.settings import Settings
+from turnmill.schemas.errors import TransientError
+from turnmill.schemas.settings import DatabaseSettings, Settings
+
+#: Threads and connections of the lookout, and calls that may wait for them.
+LOOKOUT_SIZE = 2
+MAX_LOOKOUT_CALLS = 256
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,6 +40,7 @@ class Services:
     #: One thread: large bodies are parsed one after the other, so that together they take no more
     #: of the GIL from the event loop than one does.
     parser: ThreadPoolExecutor
+    lookout: "Lookout"
     is_stopping: bool = False
     _watches: set[Watch] = field(default_factory=set)
 
@@ -65,6 +71,45 @@ class Services:
             watch.interrupt(Interrupt.STOPPING)
 
 
+class Lookout:
+    """Threads and connections for what must not take those that accept turns: probes, metrics, and
+    keys that nobody has seen yet."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self.database = Database(settings.model_copy(update={"pool_size": LOOKOUT_SIZE}))
+        self._threads = ThreadPoolExecutor(LOOKOUT_SIZE, thread_name_prefix="lookout")
+        self._waiting = 0
+        self._shared: dict[object, asyncio.Task[Any]] = {}
+
+    async def call(self, function: Callable[[Database], T]) -> T:
+        """Run a use case. Raises `TransientError` when too many wait already."""
+        if self._waiting >= MAX_LOOKOUT_CALLS:
+            raise TransientError("The server has too much to look up. Try again shortly.")
+        self._waiting += 1
+        try:
+            return await _run(self._threads, partial(function, self.database))
+        finally:
+            self._waiting -= 1
+
+    async def share(self, function: Callable[[Database], T]) -> T:
+        """Run a use case once for all who ask while it runs."""
+        if (task := self._shared.get(function)) is None:
+            task = asyncio.create_task(self.call(function))
+            self._shared[function] = task
+            task.add_done_callback(partial(self._end_sharing, function))
+        return await asyncio.shield(task)
+
+    def _end_sharing(self, function: object, task: asyncio.Task[Any]) -> None:
+        del self._shared[function]
+        if not task.cancelled():
+            # Nobody may be left to ask for it, and asyncio would complain.
+            task.exception()
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.database.close()
+
+
 async def _run(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call)
 
@@ -79,12 +124,14 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
     readers = ThreadPoolExecutor(half, thread_name_prefix="follow")
     asyncio.get_running_loop().set_default_executor(readers)
     parser = ThreadPoolExecutor(1, thread_name_prefix="parse")
+    lookout = Lookout(settings.database)
     try:
         async with Follower(database) as follower:
-            yield Services(settings, database, follower, threads, parser)
+            yield Services(settings, database, follower, threads, parser, lookout)
     finally:
         for pool in (threads, readers, parser):
             pool.shutdown(wait=False, cancel_futures=True)
+        lookout.close()
         database.close()
 
 

@@ -24,7 +24,9 @@ from structlog.testing import capture_logs
 from turnmill.producer.api.app import Server
 from turnmill.producer.api.auth import KnownKeys
 from turnmill.producer.api.errors import STATUSES
+from turnmill.producer.api.files import MIN_CONNECTIONS
 from turnmill.producer.tenants import (
+    authenticate,
     create_key,
     ensure_defaults,
     list_keys,
@@ -35,7 +37,7 @@ from turnmill.schemas.database import Database
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.openai import parse_chat_request
 from turnmill.schemas.settings import Settings, load_settings
-from turnmill.schemas.tenants import DEFAULT_SCOPES, Scope
+from turnmill.schemas.tenants import DEFAULT_SCOPES, Caller, Scope
 from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.testing import InlineWorker
 
@@ -405,6 +407,51 @@ def test_a_wrong_key_is_refused(api: API) -> None:
         stranger.models.list()
 
 
+def test_keys_nobody_knows_take_nothing_from_calls_that_are_accepted(
+    api: API, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_ups: list[str] = []
+    is_over = threading.Event()
+
+    def look_up(database: Database, secret: str) -> Caller:
+        look_ups.append(secret)
+        assert is_over.wait(20)
+        return authenticate(database, secret)
+
+    assert api.http.get("/v1/models").status_code == 200
+    monkeypatch.setattr("turnmill.producer.api.auth.authenticate", look_up)
+    pool_size = api.settings.database.pool_size
+    strangers = [{"Authorization": f"Bearer tm-{number:043}"} for number in range(pool_size * 2)]
+    with ThreadPoolExecutor(len(strangers)) as pool:
+        url = f"{api.url}/v1/models"
+        calls = [pool.submit(httpx.get, url, headers=one, timeout=30) for one in strangers]
+        for _ in range(3):
+            assert api.post("x", n=2).status_code == 400
+            assert api.http.get("/v1/models").status_code == 200
+        is_over.set()
+        assert {call.result().status_code for call in calls} == {401}
+    assert len(look_ups) == len(strangers)
+    for secret in ("tm-short", "sk-" + "x" * 43, "tm-" + "é" * 43):
+        headers = {"Authorization": f"Bearer {secret}".encode()}
+        assert httpx.get(url, headers=headers).status_code == 401
+    assert len(look_ups) == len(strangers)
+
+
+def test_a_wrong_key_is_looked_up_once_a_second(api: API, monkeypatch: pytest.MonkeyPatch) -> None:
+    look_ups: list[str] = []
+
+    def look_up(database: Database, secret: str) -> Caller:
+        look_ups.append(secret)
+        return authenticate(database, secret)
+
+    monkeypatch.setattr("turnmill.producer.api.auth.authenticate", look_up)
+    monkeypatch.setattr("turnmill.producer.api.auth.DISTRUST_S", 60)
+    headers = {"Authorization": f"Bearer tm-{'x' * 43}"}
+    for _ in range(5):
+        assert api.http.get("/v1/models", headers=headers).status_code == 401
+    assert len(look_ups) == 1
+
+
 def test_a_revoked_key_is_refused_once_it_is_looked_up_again(
     api: API, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -501,6 +548,52 @@ def test_a_body_too_large_is_refused_while_it_is_read(make_api: MakeAPI) -> None
     response = api.http.post("/v1/chat/completions", content=parts())
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize("more", [b"Connection: close\r\n", b""])
+@pytest.mark.parametrize("key", ["own", "wrong"])
+def test_an_early_answer_reaches_a_client_that_is_still_sending(
+    make_api: MakeAPI, more: bytes, key: str
+) -> None:
+    api = make_api(api={"max_body_bytes": 2048})
+    secret = api.key if key == "own" else "tm-wrong"
+    body = b"x" * 8_000_000
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n"
+        f"Content-Length: {len(body)}\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", int(api.url.rpartition(":")[2])), 20) as link:
+        link.sendall(head.encode() + more + b"\r\n" + body)
+        answer = link.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 413 " if key == "own" else b"HTTP/1.1 401 ")
+
+
+def test_a_client_that_asks_before_it_sends_is_told_not_to(make_api: MakeAPI) -> None:
+    api = make_api(api={"max_body_bytes": 2048})
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.key}\r\n"
+        "Content-Length: 8000000\r\nExpect: 100-continue\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", int(api.url.rpartition(":")[2])), 20) as link:
+        link.sendall(head.encode())
+        answer = b""
+        while data := link.recv(65536):
+            answer += data
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+def test_calls_that_wait_for_replies_keep_their_connections(
+    make_api: MakeAPI, eventually: Callable[..., None]
+) -> None:
+    api = make_api(api={"max_connections": MIN_CONNECTIONS, "wait_s": 3})
+    with ThreadPoolExecutor(MIN_CONNECTIONS) as pool:
+        calls = [pool.submit(api.post, "nobody answers") for _ in range(MIN_CONNECTIONS)]
+        eventually(lambda: count_turns(api) == MIN_CONNECTIONS)
+        refused = httpx.get(f"{api.url}/healthz")
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+        assert {call.result().status_code for call in calls} == {504}
+    assert httpx.get(f"{api.url}/healthz").status_code == 200
 
 
 def test_unknown_urls_and_methods_answer_in_the_same_shape(api: API) -> None:
@@ -692,6 +785,26 @@ def test_a_database_that_goes_away_is_an_outage_and_comes_back(
         with InlineWorker(api.settings):
             assert call.result().status_code == 200
             assert api.post("accepted again").status_code == 200
+
+
+def test_readiness_is_looked_at_once_for_all_who_ask(
+    api: API, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    looks: list[Database] = []
+    is_over = threading.Event()
+
+    def look(database: Database) -> None:
+        looks.append(database)
+        assert is_over.wait(20)
+
+    monkeypatch.setattr("turnmill.producer.api.operation._look", look)
+    with ThreadPoolExecutor(30) as pool:
+        probes = [pool.submit(httpx.get, f"{api.url}/readyz") for _ in range(30)]
+        eventually(lambda: looks)
+        assert api.http.get("/v1/models").status_code == 200
+        is_over.set()
+        assert {probe.result().status_code for probe in probes} == {200}
+    assert len(looks) < 30
 
 
 def test_an_api_without_tables_is_not_ready(
