@@ -274,6 +274,9 @@ class APISettings(Section):
     wait_s: float = Field(default=570.0, gt=0)
     #: How long a streamed call waits for the first chunk before it sends its headers.
     stream_headers_s: float = Field(default=10.0, gt=0)
+    #: Origins whose web pages may call the API (CORS), `https://chat.example.com`, or `*` for all;
+    #: none when left out. A page that calls it has an API key in it: give it one of its own.
+    cors_origins: tuple[str, ...] = ()
     #: Connections a process holds, at most, and fewer where it may not open so many files. When all
     #: are taken, one that still owes a request is closed for a new one.
     max_connections: int = Field(default=8192, ge=1)

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -19,6 +19,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
+from starlette.middleware.cors import CORSMiddleware
 
 from turnmill.producer.api import (
     completions,
@@ -30,7 +31,7 @@ from turnmill.producer.api import (
 )
 from turnmill.producer.api.auth import KnownKeys
 from turnmill.producer.api.connections import Connection, Crowd
-from turnmill.producer.api.errors import add_error_handlers
+from turnmill.producer.api.errors import CONVERSATION_HEADER, TURN_HEADER, add_error_handlers
 from turnmill.producer.api.files import (
     accept_backlog,
     connection_capacity,
@@ -38,7 +39,7 @@ from turnmill.producer.api.files import (
     raise_file_limit,
 )
 from turnmill.producer.api.metrics import APIMetrics
-from turnmill.producer.api.middleware import ObservedCalls
+from turnmill.producer.api.middleware import REQUEST_ID_HEADER, ObservedCalls
 from turnmill.producer.api.rare_log import RareLog
 from turnmill.producer.api.services import Services, running_services
 from turnmill.schemas.openai import ChatCompletionRequest, ErrorBody
@@ -78,11 +79,31 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.known_keys = KnownKeys()
     app.state.metrics = APIMetrics()
     app.add_middleware(ObservedCalls, metrics=app.state.metrics)
+    _allow_origins(app, settings.api.cors_origins)
     add_error_handlers(app)
     for part in (completions, models, turns, conversations, parked, operation):
         app.include_router(part.router)
     _describe(app)
     return app
+
+
+def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
+    """Let web pages of these origins call the API. Outermost, so that they can read every error."""
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=[
+                TURN_HEADER,
+                CONVERSATION_HEADER,
+                REQUEST_ID_HEADER,
+                "Location",
+                "Retry-After",
+                "x-should-retry",
+            ],
+        )
 
 
 def serve(settings: Settings) -> None:

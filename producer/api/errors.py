@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from turnmill.producer.api.pointers import pointer
 from turnmill.schemas.errors import DatabaseUnavailable, InvalidInput, TurnmillError
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.openai import ErrorBody, ErrorDetail
@@ -167,11 +168,22 @@ def _interrupted(code: str, message: str, turn_id: UUID, may_repeat: bool) -> Pr
     return Problem(code, shown, turn_id=turn_id, headers=headers)
 
 
+def _explained(error: HTTPException, request: Request) -> HTTPException:
+    """The router's own errors, in sentences."""
+    shown = f"{request.method} {request.url.path[:200]}"
+    match error.status_code:
+        case HTTPStatus.NOT_FOUND:
+            return HTTPException(404, f"Unknown request URL: {shown}. {pointer(request.url.path)}")
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            return HTTPException(405, f"{shown} is not supported; use {allowed}.", error.headers)
+    return error
+
+
 def add_error_handlers(app: FastAPI) -> None:
     async def show(request: Request, error: Exception) -> JSONResponse:
-        if isinstance(error, HTTPException) and error.status_code == HTTPStatus.NOT_FOUND:
-            shown = f"{request.method} {request.url.path[:200]}"
-            error = HTTPException(404, f"Unknown request URL: {shown}")
+        if isinstance(error, HTTPException):
+            error = _explained(error, request)
         return problem_of(error).response()
 
     for kind in (TurnmillError, RequestValidationError, HTTPException):

@@ -29,6 +29,9 @@ _GOOD_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 #: Methods that are worth a label of their own.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
+#: Routes that are called all the time.
+_PROBES = frozenset({"/health", "/healthz", "/readyz", "/metrics"})
+
 #: Whether the turn was accepted is not known here; with its idempotency key a client may ask.
 STOPPING = Problem("stopping", "The server is stopping. Send the call again.")
 
@@ -54,6 +57,9 @@ class ObservedCalls:
             await self._app(scope, receive, send)
             return
         call = _Call(scope, receive, send, self._fresh_ids)
+        if call.is_head:
+            # What a GET would be answered, without its body: the app has no routes for HEAD.
+            scope = {**scope, "method": "GET"}
         with structlog.contextvars.bound_contextvars(request_id=call.request_id):
             try:
                 await self._app(scope, call.receive, call.send)
@@ -72,13 +78,13 @@ class ObservedCalls:
                 self._observe(call, scope)
 
     def _observe(self, call: "_Call", scope: Scope) -> None:
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method = call.method if call.method in _METHODS else "other"
         route = getattr(scope.get("route"), "path", "unknown")
         # nginx's number for a client that left before anything was said.
         status = call.status or 499
         duration_s = time.monotonic() - call.started
         self._metrics.observe(route, method, status, duration_s)
-        level = "debug" if route in ("/healthz", "/readyz", "/metrics") else "info"
+        level = "debug" if route in _PROBES else "info"
         fields = {"method": method, "route": route, "status": status}
         getattr(log, level)("call.answered", **fields, duration_s=round(duration_s, 4))
 
@@ -94,6 +100,7 @@ class _Call:
         self.request_id = given if _GOOD_ID.fullmatch(given) else next(fresh_ids)
         self.started = time.monotonic()
         self.status: int | None = None
+        self.method: str = scope["method"]
         self._receive = receive
         self._send = send
         self._has_unread_body = headers.get("content-length", "0") != "0" or (
@@ -101,6 +108,10 @@ class _Call:
         )
         #: Whether the client holds its body back until it is asked for it.
         self._is_asked_for_body = "expect" not in headers
+
+    @property
+    def is_head(self) -> bool:
+        return self.method == "HEAD"
 
     async def receive(self) -> Message:
         self._is_asked_for_body = True
@@ -117,6 +128,8 @@ class _Call:
                 await self._discard_body()
             if self._has_unread_body:
                 headers["Connection"] = "close"
+        elif self.is_head:
+            message = {**message, "body": b""}
         await self._send(message)
 
     async def _discard_body(self) -> None:

@@ -11,6 +11,7 @@ from turnmill.schemas.openai import Model, ModelList
 router = APIRouter(tags=["chat"])
 
 
+@router.get("/v1/models/", include_in_schema=False)
 @router.get("/v1/models")
 async def list_models(services: ServicesOf, tenant_id: TenantOf) -> ModelList:
     """The bots that answer."""

@@ -23,6 +23,7 @@ class Status(BaseModel):
     status: str = "ok"
 
 
+@router.get("/health", include_in_schema=False)
 @router.get("/healthz")
 async def get_health() -> Status:
     """The process is alive. Asks nobody: a database that is away is no reason to restart."""

@@ -21,7 +21,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from turnmill.producer.api.app import Server
+from turnmill.producer.api.app import Server, create_app
 from turnmill.producer.api.auth import KnownKeys
 from turnmill.producer.api.errors import STATUSES
 from turnmill.producer.api.files import MIN_CONNECTIONS
@@ -600,8 +600,61 @@ def test_unknown_urls_and_methods_answer_in_the_same_shape(api: API) -> None:
     missing, wrong = api.http.get("/v1/nothing"), api.http.put("/v1/models")
     assert (missing.status_code, wrong.status_code) == (404, 405)
     assert missing.json()["error"]["code"] == "unknown_url"
+    lost = api.http.post("/chat/completions", json={})
+    assert "ends in one /v1" in lost.json()["error"]["message"]
     assert wrong.json()["error"]["code"] == "method_not_allowed"
     assert missing.headers["x-request-id"]
+
+
+def get_paths() -> list[str]:
+    paths = create_app(load_settings()).openapi()["paths"]
+    return [*(path for path in paths if "get" in paths[path]), "/health", "/docs", "/openapi.json"]
+
+
+def test_head_is_a_get_without_its_body(api: API) -> None:
+    for path in get_paths():
+        path = re.sub(r"{[^}]+}", "turn_" + "0" * 32, path)
+        get, head = api.http.get(path), api.http.head(path)
+        assert head.status_code == get.status_code, path
+        assert head.content == b""
+        assert head.headers["content-type"] == get.headers["content-type"]
+        if path != "/metrics":
+            assert head.headers["content-length"] == str(len(get.content))
+
+
+def test_other_spellings_of_an_address_are_answered(api: API) -> None:
+    assert api.http.get("/health").json() == {"status": "ok"}
+    assert api.http.get("/v1/models/").json() == api.http.get("/v1/models").json()
+    assert api.http.head("/v1/chat/completions").status_code == 405
+
+
+def test_a_wrong_method_says_which_is_right(api: API) -> None:
+    response = api.http.get("/v1/chat/completions")
+    assert response.status_code == 405
+    assert "use POST" in response.json()["error"]["message"]
+    assert response.headers["allow"] == "POST"
+
+
+def test_web_pages_call_the_api_only_from_origins_that_are_set(api: API, make_api: MakeAPI) -> None:
+    origin = "https://chat.example.com"
+    page = {"Origin": origin}
+    preflight = page | {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,x-turnmill-conversation",
+    }
+    assert "access-control-allow-origin" not in api.http.get("/v1/models", headers=page).headers
+    assert api.http.options("/v1/chat/completions", headers=preflight).status_code == 405
+    open_api = make_api(api={"cors_origins": [origin]})
+    asked = open_api.http.options("/v1/chat/completions", headers=preflight)
+    assert asked.status_code == 200
+    assert "x-turnmill-conversation" in asked.headers["access-control-allow-headers"]
+    for path, status in (("/v1/models", 200), ("/v1/nothing", 404), ("/turns/x", 400)):
+        answer = open_api.http.get(path, headers=page)
+        assert answer.status_code == status
+        assert answer.headers["access-control-allow-origin"] == origin
+        assert "X-Turnmill-Turn" in answer.headers["access-control-expose-headers"]
+    other = open_api.http.get("/v1/models", headers={"Origin": "https://other.example.com"})
+    assert "access-control-allow-origin" not in other.headers
 
 
 def test_every_status_has_its_code_listed_in_the_docs(request: pytest.FixtureRequest) -> None:
