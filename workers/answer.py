@@ -92,6 +92,8 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
     claim = attempt.claim
     if claim.deadline_s is not None and claim.deadline_s <= 0:
         return _deadline()
+    if claim.unreadable is not None:
+        return _snooze(claim, claim.unreadable)
     if claim.kept_text and not worker.engine.can_continue:
         if not worker.stream.restart(stream):
             return Cancelled()

@@ -19,6 +19,7 @@ from uuid import UUID
 
 import psycopg
 import structlog
+from pydantic import ValidationError
 
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
@@ -128,6 +129,8 @@ class Claim:
     next_position: int
     #: Seconds until nobody wants the reply any more.
     deadline_s: float | None
+    #: Why this worker cannot read the turn, whose messages are then empty.
+    unreadable: str | None = None
 
     @property
     def params_left(self) -> GenerationParams:
@@ -283,6 +286,7 @@ class Leases:
             return list(self._held)
 
     def _to_claim(self, row: Any) -> Claim:
+        messages, params, unreadable = _read(row)
         return Claim(
             turn_id=row.id,
             conversation_id=row.conversation_id,
@@ -292,8 +296,9 @@ class Leases:
             failures=row.failures,
             lane=Lane(row.lane),
             instructions=row.instructions,
-            messages=tuple(Message.model_validate(message) for message in row.input),
-            params=GenerationParams.model_validate(row.params),
+            messages=messages,
+            params=params,
+            unreadable=unreadable,
             kept_text=row.kept_text,
             kept_tokens=row.kept_tokens,
             next_position=row.next_position,
@@ -416,3 +421,17 @@ class Leases:
             # A turn that settled meanwhile is not kept either; stopping it does nothing.
             if attempt.claim.turn_id not in kept:
                 attempt.stop(AbortReason.LOST)
+
+
+def _read(row: Any) -> tuple[tuple[Message, ...], GenerationParams, str | None]:
+    """Read a turn's messages and parameters; why they cannot be read, if they cannot.
+
+    An API of a newer release may have accepted the turn. The turns that are claimed by the same
+    statement must not suffer for it.
+    """
+    try:
+        messages = tuple(Message.model_validate(message) for message in row.input)
+        return messages, GenerationParams.model_validate(row.params), None
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+        return (), GenerationParams(), f"this worker's release does not know: {fields[:200]}"

@@ -187,6 +187,24 @@ def test_a_claim_carries_what_the_turn_and_its_bot_say(system: Any) -> None:
     assert (claim.attempt, claim.seq, claim.failures, claim.kept_text) == (1, 1, 0, "")
 
 
+def test_a_turn_that_a_worker_cannot_read_is_tried_again_and_harms_no_other(
+    system: Any, worker: Worker
+) -> None:
+    """An API of the next release accepted it, with a parameter that this one does not know."""
+    turns = [accept(system.database, system.request(f"turn {n}")) for n in range(3)]
+    system.database.run(
+        """UPDATE turns SET params = params || '{"novel": 1}' WHERE id = %s""", (turns[1].turn_id,)
+    )
+    claims = worker.leases._claim([turn.turn_id for turn in turns])
+    assert [claim.turn_id for claim in claims if claim] == [turn.turn_id for turn in turns]
+    rescue(system)
+    for turn in turns:
+        answer_with(worker, turn)
+    assert [state(system, turn) for turn in turns] == ["completed", "queued", "completed"]
+    (attempt,) = system.database.run("SELECT error FROM attempts WHERE outcome = 'snoozed'")
+    assert "novel" in attempt.error
+
+
 def test_a_snoozed_turn_is_not_claimed_before_it_is_due(system: Any) -> None:
     leases, settler = new_leases(system), new_settler(system)
     turn = accept(system.database, system.request("hello"))
