@@ -18,11 +18,13 @@ from pydantic import (
     ConfigDict,
     FailFast,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     StringConstraints,
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.json_size import has_more_values
@@ -81,19 +83,30 @@ def _as_seed(number: object) -> object:
     return number % 2**63 if is_signed else number  # type: ignore[operator]
 
 
-def _unless(*harmless: object) -> BeforeValidator:
-    """Refuse a field whose value asks for something that Turnmill does not do."""
+class _Unless:
+    """Refuse a field, unless its value asks for nothing that Turnmill does not do."""
 
-    def refuse(value: object) -> object:
+    def __init__(self, *harmless: object) -> None:
+        self._harmless = (None, *harmless)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self._refuse, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"enum": [*self._harmless]}
+
+    def _refuse(self, value: object) -> object:
         # In Python False == 0 and True == 1.
         if any(
             value == item and isinstance(value, bool) == isinstance(item, bool)
-            for item in (None, *harmless)
+            for item in self._harmless
         ):
             return value
         raise PydanticCustomError("not_supported", "Not supported")
-
-    return BeforeValidator(refuse)
 
 
 Text = Annotated[
@@ -146,10 +159,10 @@ class ChatMessage(_Body):
     name: Any = None
     cache_control: Any = None
     annotations: Any = None
-    refusal: Annotated[Any, _unless("")] = None
-    tool_calls: Annotated[Any, _unless([])] = None
-    function_call: Annotated[Any, _unless()] = None
-    audio: Annotated[Any, _unless()] = None
+    refusal: Annotated[Any, _Unless("")] = None
+    tool_calls: Annotated[Any, _Unless([])] = None
+    function_call: Annotated[Any, _Unless()] = None
+    audio: Annotated[Any, _Unless()] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -223,52 +236,52 @@ class ChatCompletionRequest(_Body):
     functions: Any = None
 
     # Refused, unless they ask for what Turnmill does anyway.
-    n: Annotated[Any, _unless(1)] = None
-    tool_choice: Annotated[Any, _unless("none", "auto")] = None
-    function_call: Annotated[Any, _unless("none", "auto")] = None
-    logprobs: Annotated[Any, _unless(False)] = None
-    top_logprobs: Annotated[Any, _unless(0)] = None
-    logit_bias: Annotated[Any, _unless({})] = None
-    frequency_penalty: Annotated[Any, _unless(0)] = None
-    presence_penalty: Annotated[Any, _unless(0)] = None
-    response_format: Annotated[Any, _unless({"type": "text"})] = None
-    modalities: Annotated[Any, _unless(["text"], [])] = None
-    audio: Annotated[Any, _unless()] = None
-    moderation: Annotated[Any, _unless()] = None
-    web_search_options: Annotated[Any, _unless()] = None
+    n: Annotated[Any, _Unless(1)] = None
+    tool_choice: Annotated[Any, _Unless("none", "auto")] = None
+    function_call: Annotated[Any, _Unless("none", "auto")] = None
+    logprobs: Annotated[Any, _Unless(False)] = None
+    top_logprobs: Annotated[Any, _Unless(0)] = None
+    logit_bias: Annotated[Any, _Unless({})] = None
+    frequency_penalty: Annotated[Any, _Unless(0)] = None
+    presence_penalty: Annotated[Any, _Unless(0)] = None
+    response_format: Annotated[Any, _Unless({"type": "text"})] = None
+    modalities: Annotated[Any, _Unless(["text"], [])] = None
+    audio: Annotated[Any, _Unless()] = None
+    moderation: Annotated[Any, _Unless()] = None
+    web_search_options: Annotated[Any, _Unless()] = None
 
     # The same; not OpenAI's, but sent to vLLM, SGLang, TGI and llama.cpp with every call.
-    add_generation_prompt: Annotated[Any, _unless(True)] = None
-    add_special_tokens: Annotated[Any, _unless(False)] = None
-    bad_words: Annotated[Any, _unless([])] = None
-    best_of: Annotated[Any, _unless(1)] = None
-    chat_template: Annotated[Any, _unless()] = None
-    chat_template_kwargs: Annotated[Any, _unless({})] = None
-    continue_final_message: Annotated[Any, _unless(False)] = None
-    documents: Annotated[Any, _unless([])] = None
-    early_stopping: Annotated[Any, _unless(False)] = None
-    echo: Annotated[Any, _unless(False)] = None
-    guided_choice: Annotated[Any, _unless([])] = None
-    guided_grammar: Annotated[Any, _unless("")] = None
-    guided_json: Annotated[Any, _unless()] = None
-    guided_regex: Annotated[Any, _unless("")] = None
-    ignore_eos: Annotated[Any, _unless(False)] = None
-    include_stop_str_in_output: Annotated[Any, _unless(False)] = None
-    length_penalty: Annotated[Any, _unless(1)] = None
-    logits_processors: Annotated[Any, _unless([])] = None
-    min_tokens: Annotated[Any, _unless(0)] = None
-    mirostat: Annotated[Any, _unless(0)] = None
-    priority: Annotated[Any, _unless(0)] = None
-    prompt_logprobs: Annotated[Any, _unless(0)] = None
-    skip_special_tokens: Annotated[Any, _unless(True)] = None
-    spaces_between_special_tokens: Annotated[Any, _unless(True)] = None
-    stop_token_ids: Annotated[Any, _unless([])] = None
-    structured_outputs: Annotated[Any, _unless({})] = None
-    tfs_z: Annotated[Any, _unless(1)] = None
-    top_a: Annotated[Any, _unless(0)] = None
-    truncate_prompt_tokens: Annotated[Any, _unless()] = None
-    typical_p: Annotated[Any, _unless(1)] = None
-    use_beam_search: Annotated[Any, _unless(False)] = None
+    add_generation_prompt: Annotated[Any, _Unless(True)] = None
+    add_special_tokens: Annotated[Any, _Unless(False)] = None
+    bad_words: Annotated[Any, _Unless([])] = None
+    best_of: Annotated[Any, _Unless(1)] = None
+    chat_template: Annotated[Any, _Unless()] = None
+    chat_template_kwargs: Annotated[Any, _Unless({})] = None
+    continue_final_message: Annotated[Any, _Unless(False)] = None
+    documents: Annotated[Any, _Unless([])] = None
+    early_stopping: Annotated[Any, _Unless(False)] = None
+    echo: Annotated[Any, _Unless(False)] = None
+    guided_choice: Annotated[Any, _Unless([])] = None
+    guided_grammar: Annotated[Any, _Unless("")] = None
+    guided_json: Annotated[Any, _Unless()] = None
+    guided_regex: Annotated[Any, _Unless("")] = None
+    ignore_eos: Annotated[Any, _Unless(False)] = None
+    include_stop_str_in_output: Annotated[Any, _Unless(False)] = None
+    length_penalty: Annotated[Any, _Unless(1)] = None
+    logits_processors: Annotated[Any, _Unless([])] = None
+    min_tokens: Annotated[Any, _Unless(0)] = None
+    mirostat: Annotated[Any, _Unless(0)] = None
+    priority: Annotated[Any, _Unless(0)] = None
+    prompt_logprobs: Annotated[Any, _Unless(0)] = None
+    skip_special_tokens: Annotated[Any, _Unless(True)] = None
+    spaces_between_special_tokens: Annotated[Any, _Unless(True)] = None
+    stop_token_ids: Annotated[Any, _Unless([])] = None
+    structured_outputs: Annotated[Any, _Unless({})] = None
+    tfs_z: Annotated[Any, _Unless(1)] = None
+    top_a: Annotated[Any, _Unless(0)] = None
+    truncate_prompt_tokens: Annotated[Any, _Unless()] = None
+    typical_p: Annotated[Any, _Unless(1)] = None
+    use_beam_search: Annotated[Any, _Unless(False)] = None
 
     @property
     def wants_usage(self) -> bool:

@@ -148,10 +148,10 @@ def _accept(
 
 def _require_ignored_tools(services: Services, tenant_id: UUID, bot: str, field: str) -> None:
     if not ignores_tools(services.database, tenant_id, bot):
+        choice = "tool_choice" if field == "tools" else "function_call"
         raise InvalidInput(
-            f"'{field}' is not supported: no model calls tools yet. Leave '{field}' out, "
-            'send "tool_choice": "none", or let the bot ignore tools: '
-            "turnmill bots save … --ignore-tools",
+            f"'{field}' is not supported: no model calls tools yet. Leave '{field}' out, send "
+            f'"{choice}": "none", or let the bot ignore tools: turnmill bots save … --ignore-tools',
             param=field,
         )
 

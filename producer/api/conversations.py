@@ -6,12 +6,13 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from turnmill.producer.api.auth import TenantOf
+from turnmill.producer.api.parameters import ConversationId
 from turnmill.producer.api.services import ServicesOf
 from turnmill.producer.api.turns import TurnBody
 from turnmill.producer.turns import read_conversation
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import NotFound
-from turnmill.schemas.ids import Prefix, parse_id
+from turnmill.schemas.ids import Prefix, show_id
 
 _EXISTS = "SELECT 1 FROM conversations WHERE id = %s AND tenant_id = %s"
 
@@ -27,13 +28,13 @@ class ConversationBody(BaseModel):
 
 @router.get("/conversations/{conversation_id}")
 async def get_conversation(
-    conversation_id: str, services: ServicesOf, tenant_id: TenantOf
+    conversation_id: ConversationId, services: ServicesOf, tenant_id: TenantOf
 ) -> ConversationBody:
     """All turns of a conversation, in order."""
-    known = parse_id(Prefix.CONVERSATION, conversation_id)
-    turns = await services.call(read_conversation, services.database, tenant_id, known)
+    turns = await services.call(read_conversation, services.database, tenant_id, conversation_id)
     return ConversationBody(
-        conversation_id=conversation_id, turns=[TurnBody.of(turn) for turn in turns]
+        conversation_id=show_id(Prefix.CONVERSATION, conversation_id),
+        turns=[TurnBody.of(turn) for turn in turns],
     )
 
 

@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from turnmill.producer.api.pointers import pointer
 from turnmill.schemas.errors import DatabaseUnavailable, InvalidInput, TurnmillError
@@ -64,6 +65,8 @@ _HTTP_CODES = {
     413: "body_too_large",
     415: "unsupported_encoding",
 }
+
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 _ENDS = {
     TurnState.CANCELLED: ("cancelled", "The turn was cancelled."),
@@ -168,6 +171,17 @@ def _interrupted(code: str, message: str, turn_id: UUID, may_repeat: bool) -> Pr
     return Problem(code, shown, turn_id=turn_id, headers=headers)
 
 
+def _allowed_methods(request: Request) -> list[str]:
+    """All methods of a path; the router names those of its first route only."""
+    found = [
+        method
+        for method in _METHODS
+        for route in request.app.routes
+        if route.matches({**request.scope, "method": method})[0] is Match.FULL
+    ]
+    return ["HEAD", *found] if "GET" in found else found
+
+
 def _explained(error: HTTPException, request: Request) -> HTTPException:
     """The router's own errors, in sentences."""
     shown = f"{request.method} {request.url.path[:200]}"
@@ -175,8 +189,9 @@ def _explained(error: HTTPException, request: Request) -> HTTPException:
         case HTTPStatus.NOT_FOUND:
             return HTTPException(404, f"Unknown request URL: {shown}. {pointer(request.url.path)}")
         case HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = (error.headers or {}).get("Allow", "another method")
-            return HTTPException(405, f"{shown} is not supported; use {allowed}.", error.headers)
+            allowed = ", ".join(_allowed_methods(request))
+            message = f"{shown} is not supported; use {allowed}."
+            return HTTPException(405, message, {"Allow": allowed})
     return error
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from turnmill.producer.api.auth import AdministeredTenantOf
 from turnmill.producer.api.errors import Problem
+from turnmill.producer.api.parameters import TurnId, id_schema
 from turnmill.producer.api.services import Services, ServicesOf
 from turnmill.producer.api.turns import TurnBody
 from turnmill.producer.parked import list_parked, read_parked
@@ -26,7 +27,7 @@ class PageQuery(ParkedFilter):
 
     limit: int = Field(default=50, ge=1, le=1000)
     #: `next` of the page before.
-    after: str | None = None
+    after: str | None = Field(default=None, json_schema_extra=id_schema(Prefix.TURN))
 
 
 @router.get("/parked")
@@ -46,31 +47,28 @@ async def list_parked_turns(
 
 @router.get("/parked/{turn_id}")
 async def get_parked_turn(
-    turn_id: str, services: ServicesOf, tenant_id: AdministeredTenantOf
+    turn_id: TurnId, services: ServicesOf, tenant_id: AdministeredTenantOf
 ) -> ParkedDetails:
     """Everything about a parked turn: messages, attempts, and what a replay would do."""
-    known = parse_id(Prefix.TURN, turn_id)
-    return await services.call(read_parked, services.database, tenant_id, known)
+    return await services.call(read_parked, services.database, tenant_id, turn_id)
 
 
 @router.post("/parked/{turn_id}/replay", response_model=TurnBody)
 async def replay_parked_turn(
-    turn_id: str, services: ServicesOf, tenant_id: AdministeredTenantOf, into: Lane | None = None
+    turn_id: TurnId, services: ServicesOf, tenant_id: AdministeredTenantOf, into: Lane | None = None
 ) -> TurnBody | Response:
     """Put a parked turn back into its place in its conversation: it is answered as if for the
     first time, `into` this lane if one is named. 409 says why that cannot be."""
-    known = parse_id(Prefix.TURN, turn_id)
-    changes = await services.call(replay, services.database, tenant_id, [known], into=into)
+    changes = await services.call(replay, services.database, tenant_id, [turn_id], into=into)
     return await _told(services, tenant_id, changes)
 
 
 @router.delete("/parked/{turn_id}", response_model=TurnBody)
 async def drop_parked_turn(
-    turn_id: str, services: ServicesOf, tenant_id: AdministeredTenantOf
+    turn_id: TurnId, services: ServicesOf, tenant_id: AdministeredTenantOf
 ) -> TurnBody | Response:
     """Give a parked turn up: it has failed, with the error that it had."""
-    known = parse_id(Prefix.TURN, turn_id)
-    changes = await services.call(drop, services.database, tenant_id, [known])
+    changes = await services.call(drop, services.database, tenant_id, [turn_id])
     return await _told(services, tenant_id, changes)
 
 

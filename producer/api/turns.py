@@ -7,10 +7,11 @@ from pydantic import BaseModel
 
 from turnmill.producer.api.auth import TenantOf
 from turnmill.producer.api.errors import Problem
+from turnmill.producer.api.parameters import TurnId
 from turnmill.producer.api.services import Services, ServicesOf
 from turnmill.producer.cancel import cancel
 from turnmill.producer.turns import read_turn
-from turnmill.schemas.ids import Prefix, parse_id, show_id
+from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.turns import Lane, Message, Reply, Turn, TurnState
 
 router = APIRouter(tags=["turns"])
@@ -49,26 +50,24 @@ class TurnBody(BaseModel):
 
 
 @router.get("/turns/{turn_id}")
-async def get_turn(turn_id: str, services: ServicesOf, tenant_id: TenantOf) -> TurnBody:
+async def get_turn(turn_id: TurnId, services: ServicesOf, tenant_id: TenantOf) -> TurnBody:
     """The turn as it stands, with its reply once it is completed."""
-    known = parse_id(Prefix.TURN, turn_id)
-    return TurnBody.of(await services.call(read_turn, services.database, tenant_id, known))
+    return TurnBody.of(await services.call(read_turn, services.database, tenant_id, turn_id))
 
 
 @router.delete("/turns/{turn_id}", response_model=TurnBody)
 async def cancel_turn(
-    turn_id: str, services: ServicesOf, tenant_id: TenantOf
+    turn_id: TurnId, services: ServicesOf, tenant_id: TenantOf
 ) -> TurnBody | Response:
     """Cancel a turn that is still open. Cancelling twice is fine; a turn that has ended
     otherwise stays as it is: 409, code `already_settled`."""
-    known = parse_id(Prefix.TURN, turn_id)
 
     def cancel_and_read(services: Services) -> Turn:
-        cancel(services.database, tenant_id, known)
-        return read_turn(services.database, tenant_id, known)
+        cancel(services.database, tenant_id, turn_id)
+        return read_turn(services.database, tenant_id, turn_id)
 
     turn = await services.call(cancel_and_read, services)
     if turn.state is TurnState.CANCELLED:
         return TurnBody.of(turn)
     message = f"The turn had ended before: {turn.state}."
-    return Problem("already_settled", message, turn_id=known).response()
+    return Problem("already_settled", message, turn_id=turn_id).response()

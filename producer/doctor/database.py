@@ -9,8 +9,9 @@ from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.settings import Settings
 
-#: Connections of a process beside its pool: one that listens, one that holds its lock.
-_BESIDE_POOL = 2
+#: Connections of a process beside its pool: one that listens, and one that holds a worker's lock or
+#: two for the API's probes and unknown keys.
+_BESIDE_POOL = 3
 
 _DURABILITY = {
     "fsync": "a crash of its machine may leave the database unreadable",

@@ -633,6 +633,8 @@ def test_a_wrong_method_says_which_is_right(api: API) -> None:
     assert response.status_code == 405
     assert "use POST" in response.json()["error"]["message"]
     assert response.headers["allow"] == "POST"
+    turn = api.http.put(f"/turns/turn_{'0' * 32}")
+    assert turn.headers["allow"] == "HEAD, GET, DELETE"
 
 
 def test_web_pages_call_the_api_only_from_origins_that_are_set(api: API, make_api: MakeAPI) -> None:
@@ -995,6 +997,12 @@ def test_the_description_is_complete(api: API) -> None:
     schemas = schema["components"]["schemas"]
     assert {name.rpartition("/")[2] for name in references} <= set(schemas)
     assert "ChatCompletionRequest" in schemas
+    assert schemas["ChatCompletionRequest"]["properties"]["n"]["enum"] == [None, 1]
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] == "path" and path != "/v1/models/{name}":
+                    assert parameter["schema"]["pattern"]
     assert "HTTPValidationError" not in schemas
     assert httpx.get(f"{api.url}/docs").status_code == 200
 
