@@ -8,6 +8,9 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
+# Turns of each storm of test-storm.
+STORM_TURNS ?= 1000
+
 # For bench-gpu: one that has torch and transformers.
 GPU_PYTHON ?= $(PYTHON)
 
@@ -35,7 +38,7 @@ demo: $(STAMPS)/app ## Answer the sample backlog with the real default model
 up: $(STAMPS)/app ## Start the embedded stack and keep it up until Ctrl-C
 	@exec $(BIN)/turnmill up
 
-test: $(STAMPS)/dev servers ## Run all tests (pytest's options: make test ARGS="-k delivery")
+test: $(STAMPS)/dev servers ## Run all tests (pytest's options: make test ARGS="-m fast")
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 # vLLM's versions of torch and transformers are its own. Its warnings are, too.
@@ -47,8 +50,8 @@ test-triton: $(STAMPS)/dev $(STAMPS)/triton ## Test the Triton engine with a rea
 	$(BIN)/python -m pytest tests/contract tests/unit/test_triton.py tests/integration/test_triton.py \
 	  -k triton $(ARGS)
 
-test-storm: $(STAMPS)/dev ## 1,000 odd turns through every engine (ARGS="-k openvino"; STORM_SEED=2)
-	STORM_TURNS=1000 $(BIN)/python -m pytest tests/contract/test_storm.py $(ARGS)
+test-storm: $(STAMPS)/dev servers ## The storms of the tests with more turns (STORM_TURNS=5000; ARGS="-k openvino"; STORM_SEED=2)
+	STORM_TURNS=$(STORM_TURNS) $(BIN)/python -m pytest tests/contract/test_storm.py tests/acceptance/test_storm.py $(ARGS)
 
 # The tests run beside the others' libraries, the stand-in for TensorFlow Serving in its own.
 test-tfserving: $(STAMPS)/dev $(STAMPS)/tensorflow ## Test the TensorFlow Serving engine against a stand-in (2 GB)

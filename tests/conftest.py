@@ -24,6 +24,7 @@ import psycopg
 import pytest
 import redis
 
+from tests import selection
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ, rabbitmq_program
 from turnmill.infra.embedded.server import EmbeddedServer
@@ -40,49 +41,18 @@ ServerT = TypeVar("ServerT", bound=EmbeddedServer)
 LEASE_S = 2.0
 _TEMPLATE = "turnmill_template"
 _REPOSITORY = Path(__file__).parent.parent
-#: Made by `make test-triton`.
-TRITON_ENVIRONMENT = _REPOSITORY / ".venv-triton"
-#: Folders whose tests break things and time what happens, and the one that keeps models busy.
-WAITING, COMPUTING = ("acceptance", "chaos"), "contract"
-#: How nice the process is that has run it.
-GIVE_WAY = 5
-IS_XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 _numbers = count(1)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A shell starts what it puts in the background deaf to Ctrl-C, and so would be every process
     that a test interrupts. And xdist tells its processes of a terminal 80 columns wide.
     """
-    if IS_XDIST_WORKER:
+    config.pluginmanager.register(selection)
+    if selection.IS_XDIST_WORKER:
         os.environ.pop("COLUMNS", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """How `make test` shares the tests out among its processes: whole files, but faults one after
-    the other, and the contract suite in one process, which loads each engine once.
-
-    A scheduler, because the marks of `--dist loadgroup` do nothing with pytest 9.2:
-    https://github.com/pytest-dev/pytest-xdist/issues/1386
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            folder = nodeid.split("/")[1]
-            together = {**dict.fromkeys(WAITING, "faults"), COMPUTING: COMPUTING}
-            return together.get(folder, nodeid.partition("::")[0])
-
-    return Scheduling(config, log)
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Who computes gives way to who waits, whose faults are timed."""
-    if IS_XDIST_WORKER and item.path.parent.name == COMPUTING and os.nice(0) < GIVE_WAY:
-        os.nice(GIVE_WAY)
 
 
 def require_service(reason: str) -> NoReturn:
@@ -400,7 +370,7 @@ class TritonProcess:
             for name, port in ports.items()
             for key, value in (("address", "127.0.0.1"), ("port", port))
         ]
-        serve = [str(shipped / "serve.sh"), str(TRITON_ENVIRONMENT)]
+        serve = [str(shipped / "serve.sh"), str(selection.TRITON_ENVIRONMENT)]
         with self.log.open("wb") as log:
             self._popen = subprocess.Popen(
                 [*serve, f"--model-repository={folder}/models", *listen, *options],
@@ -427,8 +397,6 @@ class TritonProcess:
 @pytest.fixture(scope="session")
 def start_triton(eventually: Callable[..., None]) -> Iterator[Callable[..., TritonProcess]]:
     """`start_triton({1: {"name": "echo"}})`: ready when it returns."""
-    if not (TRITON_ENVIRONMENT / "bin/python").exists():
-        pytest.skip("the engine 'triton' is tested by `make test-triton`")
     with ExitStack() as stack:
 
         def start(versions: dict[int, dict[str, Any]], *options: str) -> TritonProcess:

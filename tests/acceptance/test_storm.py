@@ -1,9 +1,8 @@
 """A storm on each broker: nothing lost, nothing twice, in order, whatever is killed meanwhile.
 
-In CI 20,000 turns, at home a tenth of them. `turnmill chaos` runs the same from the command line.
+1,000 turns each, or STORM_TURNS; `make test-storm` and `make chaos` ask more of them.
 """
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +10,9 @@ import pytest
 from rich.console import Console
 
 from tests.conftest import require_rabbitmq
+from tests.selection import storm_turns
 from turnmill.chaos.run import run_storms
 from turnmill.chaos.scenarios import Options, make_storm
-
-IS_CI = os.environ.get("CI", "").lower() in ("true", "1")
-TURNS = 10_000 if IS_CI else 1_000
 
 
 @pytest.fixture(params=["rabbitmq", "valkey"])
@@ -36,5 +33,5 @@ def test_conversations_return_to_their_worker_and_survive_it(tmp_path: Path) -> 
 
 
 def test_nothing_is_lost_doubled_or_reordered_in_a_storm(broker: str, tmp_path: Path) -> None:
-    storm = make_storm("storm", broker, Options(seed=20261124, turns=TURNS, rate=65.0))
+    storm = make_storm("storm", broker, Options(seed=20261124, turns=storm_turns(1_000), rate=65.0))
     assert run_storms([(storm, broker)], tmp_path, "postgres", Console(width=100))

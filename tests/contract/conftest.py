@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import httpx
 import pytest
 
+from tests.selection import TENSORFLOW
 from turnmill.benchmarks.llama_server import serving_llama
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
 from turnmill.workers.engines.base import Engine
@@ -26,21 +27,12 @@ MODELS_DIR = Path("~/.cache/turnmill/models").expanduser()
 #: Small, so that a prompt that overflows it costs little.
 CONTEXT_WINDOW = 512
 
-
-#: Engines whose libraries do not fit beside the others', and where they are tested.
-OWN_ENVIRONMENT = {"vllm": "make test-vllm"}
-
-#: TensorFlow is too large to be installed beside the rest: `make test-tfserving` installs it here.
-TENSORFLOW = Path(__file__).parents[2] / ".venv-tensorflow" / "bin" / "python"
 PEER = Path(__file__).with_name("tfserving_peer.py")
 
 
 def require_libraries(name: str) -> None:
-    """A missing library skips at home and fails in CI, but for engines that are tested apart."""
-    module, extra = REQUIREMENTS.get(name, ("turnmill", ""))
-    if name in OWN_ENVIRONMENT and find_spec(module) is None:
-        pytest.skip(f"the engine '{name}' is tested by `{OWN_ENVIRONMENT[name]}`")
-    require_module(module, extra)
+    """A missing library skips at home and fails in CI."""
+    require_module(*REQUIREMENTS.get(name, ("turnmill", "")))
 
 
 def require_module(module: str, extra: str) -> None:
@@ -77,7 +69,10 @@ def openai_endpoints(
         yield (start_openai_server(stack).url,)
 
 
-@pytest.fixture(scope="session", params=list(ENGINES))
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=pytest.mark.needs(name)) for name in ENGINES],
+)
 def make_engine(request: pytest.FixtureRequest) -> Callable[[], Engine]:
     require_libraries(request.param)
     if request.param == "triton":
@@ -152,8 +147,6 @@ class TFServingPeer:
 @pytest.fixture(scope="session")
 def export_to_tfserving() -> Callable[..., None]:
     """`export(checkpoint, folder, version)`: with the command that users run."""
-    if not TENSORFLOW.exists():
-        pytest.skip("the engine 'tfserving' is tested by `make test-tfserving`")
 
     def export(checkpoint: Path, folder: Path, version: int = 1) -> None:
         module = ["-m", "turnmill.infra.tfserving.export"]

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.selection import storm_turns
 from turnmill.schemas.errors import ContextOverflow
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Lane, Message, Role
@@ -181,7 +182,7 @@ def test_a_storm_of_odd_turns_leaves_nothing_behind(
     engine: Engine, request: pytest.FixtureRequest, eventually: Callable[..., None]
 ) -> None:
     name = request.node.callspec.params["make_engine"]
-    storm(engine, int(os.environ.get("STORM_TURNS", DEFAULTS.get(name, FEW))), eventually)
+    storm(engine, storm_turns(DEFAULTS.get(name, FEW)), eventually)
 
 
 def load_tiny_batch(_: EngineSettings) -> tuple[Any, Facts]:
@@ -219,12 +220,14 @@ def load_tiny_text(_: EngineSettings) -> TextSide:
     )
 
 
-def test_a_thousand_odd_turns_with_too_little_memory(eventually: Callable[..., None]) -> None:
+def test_a_storm_with_too_little_memory_leaves_nothing_behind(
+    eventually: Callable[..., None],
+) -> None:
     pytest.importorskip("transformers", reason="pip install 'turnmill[transformers]'")
     schedule = partial(ChildScheduler, f"{__name__}:load_tiny_batch")
     engine = BatchingEngine(EngineSettings(), load_tiny_text, schedule)
     engine.start()
     try:
-        storm(engine, MANY, eventually)
+        storm(engine, storm_turns(SOME), eventually)
     finally:
         engine.close()

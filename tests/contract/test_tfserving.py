@@ -18,6 +18,8 @@ from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.engines.registry import create_engine
 from turnmill.workers.models import prepare_model
 
+pytestmark = pytest.mark.needs("tfserving")
+
 MODELS_DIR = Path("~/.cache/turnmill/models").expanduser()
 MESSAGES = (Message(role=Role.USER, content="Tell me of the sea, and of ships."),)
 LABELS = {0: "sea", 1: "land", 2: "air"}

@@ -37,6 +37,8 @@ from .test_engine import (  # noqa: F401
     test_usage_is_exact,
 )
 
+pytestmark = pytest.mark.needs("tfserving")
+
 SPECIAL = ("<pad>", "</s>", "<unk>")
 NAMES = ("pad_token", "eos_token", "unk_token")
 CAPITALS = "What is the capital of " + " ".join(f"{country}?" for country in COUNTRIES)

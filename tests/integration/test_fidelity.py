@@ -98,7 +98,11 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 @pytest.mark.parametrize(
     "engine",
-    [("openvino", "float32"), ("transformers", "float32"), ("vllm", "float32")],
+    [
+        ("openvino", "float32"),
+        ("transformers", "float32"),
+        pytest.param(("vllm", "float32"), marks=pytest.mark.needs("vllm")),
+    ],
     indirect=True,
     ids=["openvino", "transformers", "vllm"],
 )

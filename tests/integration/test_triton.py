@@ -16,7 +16,7 @@ from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.engines.registry import create_engine
 
-pytest.importorskip("tritonclient", reason="pip install 'turnmill[triton]'")
+pytestmark = pytest.mark.needs("triton")
 
 #: Two hundred seconds' worth of tokens: nobody ends it by waiting.
 ENDLESS = "[[tokens=4000]]"

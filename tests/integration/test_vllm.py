@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.engines.registry import create_engine
 
-pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="tested by `make test-vllm`")
+pytestmark = pytest.mark.needs("vllm")
 
 MODELS_DIR = Path("~/.cache/turnmill/models").expanduser()
 STORY = "Write a long story about a fox and a hen who sail across the sea to find a new home. "

@@ -1,0 +1,92 @@
+"""Which tests run here, how many turns a storm has, and how xdist shares the tests out.
+
+A pytest plugin; `tests/conftest.py` registers it.
+"""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_REPOSITORY = Path(__file__).parent.parent
+#: Made by `make test-triton`.
+TRITON_ENVIRONMENT = _REPOSITORY / ".venv-triton"
+#: The interpreter that `make test-tfserving` installs TensorFlow for.
+TENSORFLOW = _REPOSITORY / ".venv-tensorflow" / "bin" / "python"
+
+#: Folders whose tests break things and time what happens, and the one that keeps models busy.
+WAITING, COMPUTING = ("acceptance", "chaos"), "contract"
+#: The niceness of a process that has run a test of COMPUTING.
+GIVE_WAY = 5
+IS_XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
+#: Folders and files whose tests are marked `fast`: units, migrations, and the life of a turn in
+#: PostgreSQL.
+FAST = {"unit", "migration", "test_accept", "test_batches", "test_claim_and_settle", "test_rescuer"}
+
+
+def storm_turns(default: int) -> int:
+    """Return how many turns a storm of the tests asks: `STORM_TURNS`, else its default."""
+    return int(os.environ.get("STORM_TURNS", default))
+
+
+def environments() -> dict[str, bool]:
+    """Map each engine that a make target tests in its own environment to whether it is there."""
+    return {
+        "vllm": find_spec("vllm") is not None,
+        "triton": (TRITON_ENVIRONMENT / "bin/python").exists(),
+        "tfserving": TENSORFLOW.exists(),
+    }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "fast: the loop at the desk, under 90 s")
+    config.addinivalue_line("markers", "needs(engine): deselected unless its environment is there")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the fast tests, and deselect what the environments that are missing would test."""
+    missing = {name for name, is_there in environments().items() if not is_there}
+    elsewhere = [item for item in items if _needed(item) & missing]
+    for item in items:
+        if {item.path.parent.name, item.path.stem} & FAST:
+            item.add_marker("fast")
+    if elsewhere:
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = [item for item in items if not _needed(item) & missing]
+
+
+def _needed(item: pytest.Item) -> set[str]:
+    return {str(mark.args[0]) for mark in item.iter_markers("needs")}
+
+
+def pytest_report_header() -> list[str]:
+    missing = [f"make test-{name}" for name, is_there in environments().items() if not is_there]
+    return [f"tested elsewhere, and deselected here: {', '.join(missing)}"] if missing else []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How `make test` shares the tests out among its processes: whole files, but faults one after
+    the other, and the contract suite in one process, which loads each engine once.
+
+    A scheduler, because the marks of `--dist loadgroup` do nothing with pytest 9.2:
+    https://github.com/pytest-dev/pytest-xdist/issues/1386
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            folder = nodeid.split("/")[1]
+            together = {**dict.fromkeys(WAITING, "faults"), COMPUTING: COMPUTING}
+            return together.get(folder, nodeid.partition("::")[0])
+
+    return Scheduling(config, log)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Who computes gives way to who waits, whose faults are timed."""
+    if IS_XDIST_WORKER and item.path.parent.name == COMPUTING and os.nice(0) < GIVE_WAY:
+        os.nice(GIVE_WAY)
