@@ -53,7 +53,7 @@ WITH hinted AS (
       AND c.id = t.conversation_id AND c.answered_seq = t.seq - 1
       AND o.turn_id = t.id AND o.due_at <= clock_timestamp() AND o.lane = ANY(%(lanes)s)
     RETURNING t.id, t.conversation_id, t.seq, t.bot_id, t.attempt, t.failures, t.input, t.params,
-        t.lane, t.deadline_at, o.lane AS hint_lane, o.worker_id = %(worker)s AS is_warm
+        t.lane, t.deadline_at, t.tenant_id, o.lane AS hint_lane, o.worker_id = %(worker)s AS is_warm
 ), hint AS (
     DELETE FROM outbox USING turn WHERE turn_id = turn.id
 ), attempt AS (
@@ -61,6 +61,7 @@ WITH hinted AS (
     SELECT id, attempt, %(worker)s, hint_lane, is_warm FROM turn
 )
 SELECT turn.*, bots.instructions, kept.*,
+    (SELECT count(*) FROM (SELECT FROM tenants LIMIT 2) AS t) > 1 AS has_neighbours,
     extract(epoch FROM turn.deadline_at - clock_timestamp())::float AS deadline_s,
     set_config('synchronous_commit', 'off', true)
 FROM turn JOIN bots ON bots.id = turn.bot_id CROSS JOIN LATERAL (
@@ -123,6 +124,8 @@ class Claim:
     instructions: str
     messages: tuple[Message, ...]
     params: GenerationParams
+    #: As `Prompt.cache_namespace`: its tenant, where there are several.
+    cache_namespace: str
     #: What earlier attempts produced and readers may have seen.
     kept_text: str
     kept_tokens: int
@@ -299,6 +302,7 @@ class Leases:
             messages=messages,
             params=params,
             unreadable=unreadable,
+            cache_namespace=row.tenant_id.hex if row.has_neighbours else "",
             kept_text=row.kept_text,
             kept_tokens=row.kept_tokens,
             next_position=row.next_position,

@@ -41,7 +41,12 @@ def build_prompt(
     if summarizer is not None and draft.past:
         with suppress(EngineFailure):  # a chat template may know no system message
             messages = _summarized(draft, summarizer, may_extend=claim.attempt == 1)
-    return Prompt(messages or _trimmed(draft), prefix=claim.kept_text, lane=claim.lane)
+    return Prompt(
+        messages or _trimmed(draft),
+        prefix=claim.kept_text,
+        lane=claim.lane,
+        cache_namespace=claim.cache_namespace,
+    )
 
 
 def _draft(database: Database, engine: Engine, claim: Claim) -> Draft:

@@ -111,7 +111,8 @@ class Summarizer:
     def _generate(self, engine: Engine, messages: tuple[Message, ...], limit: int) -> Reply:
         """Raises `_NotWritten`."""
         ends_at = (time.monotonic() + self.attempt.ends_at) / 2
-        prompt = Prompt(messages, lane=self.attempt.claim.lane)
+        claim = self.attempt.claim
+        prompt = Prompt(messages, lane=claim.lane, cache_namespace=claim.cache_namespace)
         params = GenerationParams(temperature=0, top_p=1, max_tokens=limit)
         text, token_count = "", 0
         for chunk in clean(engine.generate(prompt, params, self.attempt.abort)):

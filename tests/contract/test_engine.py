@@ -18,6 +18,7 @@ from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Ro
 from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.engines.echo import EchoEngine
+from turnmill.workers.engines.remote import RemoteEngine
 
 STORY = "Write a long story about a fox and a hen who sail across the sea to find a new home."
 COUNTRIES = ("France", "Spain", "Japan", "China", "India", "Egypt", "Peru", "Chile", "Cuba", "Mali")
@@ -114,6 +115,29 @@ def test_a_penalty_on_repetition_changes_what_is_repeated(engine: Engine) -> Non
 def test_sampling_parameters_that_change_nothing_are_taken(engine: Engine) -> None:
     neutral = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
     assert text_of(reply(engine, ask(STORY), **neutral)) == text_of(reply(engine, ask(STORY)))
+
+
+def test_a_prompt_is_found_in_the_cache_by_its_own_namespace_only(engine: Engine) -> None:
+    """What a tenant asked shows neither in another one's `cached_tokens` nor in its time."""
+
+    def cached(namespace: str) -> int:
+        prompt = replace(ask(STORY * 6), cache_namespace=namespace)
+        chunks = reply(engine, prompt, max_tokens=4)
+        texts.add(text_of(chunks))
+        return chunks[-1].cached_tokens
+
+    texts: set[str] = set()
+    has_cache = [cached("") for _ in range(2)][-1] > 0
+    assert [cached(name) for name in ("one", "two", "three")] == [0, 0, 0]
+    again = [cached(name) for name in ("one", "two", "three", "")]
+    # A server without a salt computes every prompt again.
+    assert again == [again[-1]] * 4 or (is_remote(engine) and again[:3] == [0, 0, 0])
+    assert (again[-1] > 0) is has_cache
+    assert len(texts) == 1
+
+
+def is_remote(engine: Engine) -> bool:
+    return isinstance(engine, RemoteEngine)
 
 
 @pytest.mark.parametrize(("start", "length"), [(3, 4), (10, 9), (21, 1)])

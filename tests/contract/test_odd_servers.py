@@ -39,7 +39,7 @@ def ask(odd: OddServer) -> Iterator[Ask]:
 
     engines: list[OpenAIEngine] = []
 
-    def ask(text: str = "Hi", url: str = "", **params: Any) -> list[Chunk]:
+    def ask(text: str = "Hi", url: str = "", namespace: str = "", **params: Any) -> list[Chunk]:
         if not engines:
             settings = EngineSettings(
                 name="openai_http",
@@ -51,7 +51,7 @@ def ask(odd: OddServer) -> Iterator[Ask]:
             engines.append(OpenAIEngine(settings))
             engines[0].start()
         wanted = GenerationParams(max_tokens=20, **params).over(DEFAULT_PARAMS)
-        prompt = Prompt((Message(role=Role.USER, content=text),))
+        prompt = Prompt((Message(role=Role.USER, content=text),), cache_namespace=namespace)
         return list(engines[0].generate(prompt, wanted, Abort()))
 
     yield ask
@@ -249,3 +249,24 @@ def test_no_error_repeats_the_prompt(ask: Ask, odd: OddServer, status: int) -> N
     with pytest.raises(TurnmillError) as caught:
         ask(prompt)
     assert "4711" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("server", "sent"),
+    [
+        ("vllm", {"cache_salt": "tenant"}),
+        ("sglang", {"cache_salt": "tenant"}),
+        ("llamacpp", {"cache_prompt": False}),
+        ("somebody", {}),
+    ],
+)
+def test_a_server_s_cache_is_divided_where_the_server_can(
+    ask: Ask, odd: OddServer, server: str, sent: dict[str, Any]
+) -> None:
+    odd.models = [{"id": "m", "owned_by": server}]
+    odd.refuses = lambda body: None if "stream" in body else (404, {})
+    ask()
+    assert not {"cache_salt", "cache_prompt"} & odd.bodies[-1].keys()
+    ask(namespace="tenant")
+    assert odd.bodies[-1].items() >= sent.items()
+    assert {"cache_salt", "cache_prompt"} & odd.bodies[-1].keys() == sent.keys()

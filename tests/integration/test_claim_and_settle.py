@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.cancel import cancel
-from turnmill.producer.tenants import save_bot
+from turnmill.producer.tenants import create_tenant, save_bot
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import (
     ContextOverflow,
@@ -598,6 +598,27 @@ def test_a_server_s_own_words_are_for_the_log_and_not_for_the_tenant(
     assert kind().message in (read(system, turn).error_message or "")
     told = [line["reason"] for line in logs if line["event"] == "attempt.failed"]
     assert told == [words]
+
+
+def test_a_tenant_with_neighbours_has_a_namespace_in_the_engine_s_cache(
+    system: Any, worker: Worker
+) -> None:
+    def namespace() -> str:
+        turn = accept(system.database, system.request("x"))
+        prompt = answer_with(worker, turn).prompts[0]
+        return prompt.cache_namespace
+
+    assert namespace() == ""
+    name = f"neighbour-{new_id().hex}"
+    create_tenant(system.database, name, system.settings)
+    try:
+        assert namespace() == namespace() == system.tenant_id.hex
+    finally:
+        for statement in (
+            "DELETE FROM bots WHERE tenant_id = (SELECT id FROM tenants WHERE name = %s)",
+            "DELETE FROM tenants WHERE name = %s",
+        ):
+            system.database.run(statement, (name,))
 
 
 def kept_by(system: Any, eventually: Eventually) -> Callable[[], None]:

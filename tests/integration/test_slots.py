@@ -407,3 +407,22 @@ def test_a_penalty_on_repetition_equals_that_of_plain_generate() -> None:
     expected = [plain(model, ids, repetition_penalty=1.3) for ids in PROMPTS]
     assert [tokens_of(turn) for turn in turns] == expected
     assert expected != [plain(model, ids) for ids in PROMPTS]
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_a_turn_takes_nothing_from_another_namespace(is_running: bool) -> None:
+    """Neither from turns that have ended nor from one beside it."""
+    model = make_model("llama")
+    batch = make_batch(model, frozenset({2}), 4, 10_000)
+    prompt = list(range(3, 43))
+    first = Generation(prompt, 12, GREEDY, namespace="one")
+    run(batch, [first])
+    others = [Generation(prompt, 12, GREEDY, namespace=name) for name in ("two", "one", "two")]
+    if is_running:
+        run(batch, others)
+    else:
+        for turn in others:
+            run(batch, [turn])
+    assert [turn.cached_tokens for turn in (first, *others)] == [0, 0, 39, 39]
+    replies = [tokens_of(turn) for turn in (first, *others)]
+    assert replies == [replies[0]] * 4

@@ -1,5 +1,6 @@
 """Between the engine `triton` and its server: tensors, bounds, errors; a stand-in for Triton."""
 
+import json
 import queue
 import threading
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Lane, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.triton_wire import (
+    NAMESPACE,
     Answered,
     decode_answered,
     decode_asked,
@@ -184,12 +186,17 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
     served.finalize()
 
 
-def execute(model: Any, **values: str) -> Sender:
+def execute(model: Any, namespace: str = "", **values: str) -> Sender:
     numpy = pytest.importorskip("numpy")
     sender = Sender()
     arrays = {name: numpy.array([[text.encode()]], dtype=object) for name, text in values.items()}
     tensors = {name: SimpleNamespace(as_numpy=lambda a=a: a) for name, a in arrays.items()}
-    model.execute([SimpleNamespace(get_response_sender=lambda: sender, tensors=tensors)])
+    request = SimpleNamespace(
+        get_response_sender=lambda: sender,
+        tensors=tensors,
+        parameters=lambda: json.dumps({NAMESPACE: namespace}) if namespace else "",
+    )
+    model.execute([request])
     return sender
 
 
@@ -202,6 +209,21 @@ def test_the_served_model_answers_chunk_by_chunk_and_then_ends(model: Any) -> No
     texts = [dict(sender.sent.get(timeout=20)[0].output_tensors)["text"] for _ in range(3)]
     assert texts == [b"hello", b" you", b""]
     assert sender.sent.get(timeout=20) == (None, 1)
+
+
+def test_the_served_engine_is_told_whose_prompt_it_is(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, generate = [], model._engine.generate
+
+    def spy(prompt: Prompt, *rest: Any) -> Any:
+        seen.append(prompt.cache_namespace)
+        return generate(prompt, *rest)
+
+    monkeypatch.setattr(model._engine, "generate", spy)
+    for namespace in ("", "tenant"):
+        execute(model, namespace, messages=hello("hello")).sent.get(timeout=20)
+    assert seen == ["", "tenant"]
 
 
 def test_a_cancelled_request_is_ended_without_blocking_others(model: Any) -> None:

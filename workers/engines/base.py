@@ -18,6 +18,10 @@ class Prompt:
     prefix: str = ""
     #: Turns of the interactive lane go before those of the batch lane.
     lane: Lane = Lane.INTERACTIVE
+    #: Whose prompt it is. An engine that keeps what it computed of prompts never lets a prompt of
+    #: one namespace find what another one's left: neither `cached_tokens` nor time may tell what
+    #: others asked. Opaque to engines. Empty where all prompts are one tenant's.
+    cache_namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ class BatchingEngine:
                 param="messages",
             )
         limit = min(params.max_tokens or room, room)
-        generation = Generation(prompt_ids, limit, params, prompt.lane)
+        generation = Generation(prompt_ids, limit, params, prompt.lane, prompt.cache_namespace)
         model.scheduler.submit(generation)
         # A text that goes on is decoded after what was there; a new one begins without a space.
         detokenizer = Detokenizer(model.text.decode, prompt_ids[-1:] if prompt.prefix else ())

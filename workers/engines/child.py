@@ -61,6 +61,7 @@ class _Turn:
     limit: int
     params: GenerationParams
     lane: Lane
+    namespace: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +120,14 @@ class ChildScheduler:
         return {**self._held, "open": len(self._generations)}
 
     def submit(self, generation: Generation) -> None:
-        prompt_ids, limit = list(generation.prompt_ids), generation.limit
-        turn = _Turn(next(self._keys), prompt_ids, limit, generation.params, generation.lane)
+        turn = _Turn(
+            next(self._keys),
+            list(generation.prompt_ids),
+            generation.limit,
+            generation.params,
+            generation.lane,
+            generation.namespace,
+        )
         with self._lock:
             if self._refusal:
                 raise self._error()
@@ -264,7 +271,7 @@ class Child:
         return True
 
     def _admit(self, turn: _Turn) -> None:
-        generation = Generation(turn.prompt_ids, turn.limit, turn.params, turn.lane)
+        generation = Generation(turn.prompt_ids, turn.limit, turn.params, turn.lane, turn.namespace)
         self._generations[turn.key] = generation
         try:
             self._batch.admit(generation)

@@ -26,6 +26,9 @@ class Dialect:
     #: Has defaults of its own where a sampling parameter is left out, often the model's
     #: (generation_config.json), and takes every neutral value.
     has_own_defaults: bool = False
+    #: How prompts of one namespace are kept from finding what another one's left in its cache: by a
+    #: salt, or by computing the whole prompt again.
+    isolates_by: Literal["cache_salt", "cache_prompt"] | None = None
     #: What it calls the repetition penalty.
     penalty: str = "repetition_penalty"
 
@@ -38,8 +41,14 @@ DIALECTS = {
         tokenize="/tokenize",
         is_strict=True,
         has_own_defaults=True,
+        isolates_by="cache_salt",  # https://docs.vllm.ai/en/latest/design/prefix_caching/
     ),
-    "sglang": Dialect(continues=True, counts_by="usage", has_own_defaults=True),
+    "sglang": Dialect(
+        continues=True,
+        counts_by="usage",
+        has_own_defaults=True,
+        isolates_by="cache_salt",  # https://github.com/sgl-project/sglang/pull/23300
+    ),
     "llamacpp": Dialect(
         continues=True,
         counts_by="timings",
@@ -47,6 +56,7 @@ DIALECTS = {
         count="input_tokens",
         render="/apply-template",
         has_own_defaults=True,
+        isolates_by="cache_prompt",
         penalty="repeat_penalty",
     ),
     # LM Studio

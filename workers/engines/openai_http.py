@@ -174,6 +174,8 @@ class OpenAIServer:
             body["max_tokens"] = room
         if params.seed is not None:
             body["seed"] = params.seed
+        if prompt.cache_namespace and (way := self._dialect.isolates_by):
+            body[way] = prompt.cache_namespace if way == "cache_salt" else False
         if self._dialect.counts_by == "timings":
             body["timings_per_token"] = True
         return body

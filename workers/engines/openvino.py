@@ -13,19 +13,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
-from turnmill.schemas.errors import EngineFailure, EngineUnavailable
+import structlog
+
+from turnmill.schemas.errors import EngineFailure, EngineUnavailable, InvalidInput
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Lane
 from turnmill.workers.engines.batching import BatchingEngine, TextSide
 from turnmill.workers.engines.blocks import BlockRecord
 from turnmill.workers.engines.chat_template import ChatTemplate
 from turnmill.workers.engines.child import ChildScheduler
+from turnmill.workers.engines.openvino_namespaces import Namespaces, have_second_ids
 from turnmill.workers.engines.openvino_setup import (
     block_record,
     context_window,
     device,
+    embedding_rows,
     openvino_path,
     properties,
 )
@@ -36,6 +41,8 @@ from turnmill.workers.engines.text import REPLACEMENT
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino_genai  # noqa: E402
+
+log = structlog.get_logger(__name__)
 
 STATUS = openvino_genai.GenerationStatus
 
@@ -73,15 +80,38 @@ def load_text(settings: EngineSettings) -> TextSide:
 
 def load_batch(settings: EngineSettings) -> tuple[Batch, Facts]:
     path = openvino_path(settings)
-    pipeline = openvino_genai.ContinuousBatchingPipeline(
-        str(path), _scheduler_config(settings), device(settings), properties(settings)
-    )
+    pipeline = _pipeline(path, settings)
+    vocabulary_size = max(pipeline.get_tokenizer().get_vocab().values()) + 1
+    rows = embedding_rows(path, vocabulary_size)
+    if settings.prefix_cache and not have_second_ids(rows, partial(_greedy, pipeline)):
+        # Without namespaces tenants would find out what others asked.
+        log.warning("engine.prefix_cache_off", model=settings.model)
+        settings = settings.model_copy(update={"prefix_cache": False})
+        del pipeline
+        pipeline = _pipeline(path, settings)
     facts = Facts(
         context_window=context_window(path, settings),
-        vocabulary_size=max(pipeline.get_tokenizer().get_vocab().values()) + 1,
+        vocabulary_size=vocabulary_size,
         dtype=settings.dtype,
     )
-    return OpenVINOBatch(pipeline, settings.max_batch_size, block_record(path, settings)), facts
+    namespaces = Namespaces(rows) if settings.prefix_cache else None
+    blocks = block_record(path, settings)
+    return OpenVINOBatch(pipeline, settings.max_batch_size, blocks, namespaces), facts
+
+
+def _pipeline(path: Path, settings: EngineSettings) -> Any:
+    return openvino_genai.ContinuousBatchingPipeline(
+        str(path), _scheduler_config(settings), device(settings), properties(settings)
+    )
+
+
+def _greedy(pipeline: Any, ids: list[int]) -> list[int]:
+    """The four likeliest tokens after a prompt."""
+    config = openvino_genai.GenerationConfig(max_new_tokens=4, ignore_eos=True)
+    handle = pipeline.add_request(0, _tensor(ids), config)
+    while pipeline.has_non_finished_requests():
+        pipeline.step()
+    return [token.id for token in _new_tokens(handle)]
 
 
 @dataclass(eq=False, slots=True)
@@ -113,10 +143,18 @@ class OpenVINOBatch:
     leaves and comes back later, with what it has generated as the end of its prompt.
     """
 
-    def __init__(self, pipeline: Any, max_slots: int, blocks: BlockRecord) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        max_slots: int,
+        blocks: BlockRecord,
+        namespaces: Namespaces | None = None,
+    ) -> None:
+        """`namespaces`: None where no prefixes are kept."""
         self._pipeline = pipeline
         self._max_slots = max_slots
         self._blocks = blocks
+        self._namespaces = namespaces
         self._defaults = pipeline.get_config()
         self._waiting: list[Request] = []
         self._running: list[Request] = []
@@ -135,6 +173,12 @@ class OpenVINOBatch:
         return {"turns": turns, "pipeline": self._pipeline.has_non_finished_requests()}
 
     def admit(self, generation: Generation) -> None:
+        if generation.namespace and self._namespaces and _penalizes(generation.params):
+            raise InvalidInput(
+                "'repetition_penalty' is not supported by this model: OpenVINO cannot penalize "
+                "tokens while it keeps the prompts of several tenants apart. Leave it out.",
+                param="repetition_penalty",
+            )
         request = Request(generation, self._arrivals)
         self._arrivals += 1
         if request.is_interactive:
@@ -190,7 +234,7 @@ class OpenVINOBatch:
 
     def _join(self, request: Request) -> None:
         generation = request.generation
-        ids = [*generation.prompt_ids, *request.tokens]
+        ids = self._ids_of(request, request.tokens)
         if not request.tokens:
             generation.cached_tokens = self._blocks.known_tokens(ids)
         config = self._config(generation, len(request.tokens))
@@ -201,7 +245,7 @@ class OpenVINOBatch:
         generation = request.generation
         for token in _new_tokens(request.handle):
             if not request.tokens:
-                self._blocks.add(generation.prompt_ids)
+                self._blocks.add(self._ids_of(request, ()))
             request.tokens.append(token.id)
             generation.events.put(token)
             if token.finish_reason:
@@ -215,8 +259,13 @@ class OpenVINOBatch:
         """Its handle; the last token was never fed back."""
         self._running.remove(request)
         if request.tokens:
-            self._blocks.add([*request.generation.prompt_ids, *request.tokens[:-1]])
+            self._blocks.add(self._ids_of(request, request.tokens[:-1]))
         return request.handle
+
+    def _ids_of(self, request: Request, tokens: Sequence[int]) -> list[int]:
+        """Its prompt and these tokens, as the cache is to know them."""
+        ids = [*request.generation.prompt_ids, *tokens]
+        return self._namespaces.ids(ids, request.generation.namespace) if self._namespaces else ids
 
     def _config(self, generation: Generation, generated: int) -> Any:
         params: GenerationParams = generation.params
@@ -236,6 +285,10 @@ class OpenVINOBatch:
         config.eos_token_id = self._defaults.eos_token_id
         config.stop_token_ids = self._defaults.stop_token_ids
         return config
+
+
+def _penalizes(params: GenerationParams) -> bool:
+    return "repetition_penalty" in params.sampling
 
 
 def _new_tokens(handle: Any) -> Iterator[Token]:

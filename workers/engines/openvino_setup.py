@@ -92,3 +92,11 @@ def context_window(path: Path, settings: EngineSettings) -> int:
     elif (path / "config.json").exists():
         limits.append(json.loads((path / "config.json").read_text()).get("max_position_embeddings"))
     return min((limit for limit in limits if limit), default=DEFAULT_CONTEXT_WINDOW)
+
+
+def embedding_rows(path: Path, vocabulary_size: int) -> int:
+    """Rows of the table of embeddings, which may be padded beyond the vocabulary."""
+    config = path / "config.json"
+    if path.is_dir() and config.exists():
+        return int(json.loads(config.read_text()).get("vocab_size") or vocabulary_size)
+    return vocabulary_size

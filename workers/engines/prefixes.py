@@ -1,7 +1,8 @@
 """What the engine remembers of turns that have ended: keys and values by their tokens.
 
 A conversation's next prompt begins with the last one and its reply, and many conversations
-begin with the same system prompt; neither needs to be computed again.
+begin with the same system prompt; neither needs to be computed again. Each namespace has what its
+own turns left.
 """
 
 from collections import OrderedDict
@@ -18,6 +19,12 @@ MIN_TOKENS = 8
 class Remembered:
     tokens: list[int]
     states: RowStates
+    #: As `Prompt.cache_namespace`.
+    namespace: str
+
+    def shared_length(self, tokens: Sequence[int], namespace: str) -> int:
+        """How many tokens from the first on a prompt of that namespace may take from here."""
+        return shared_length(self.tokens, tokens) if namespace == self.namespace else 0
 
     @property
     def column_count(self) -> int:
@@ -33,23 +40,23 @@ class PrefixStore:
         #: Tokens that the memory of all states has room for.
         self.column_count = 0
 
-    def longest(self, tokens: Sequence[int]) -> tuple[Remembered | None, int]:
+    def longest(self, tokens: Sequence[int], namespace: str) -> tuple[Remembered | None, int]:
         """What shares the longest beginning with `tokens`, and how long that is."""
         best, length = None, 0
         for entry in self._entries.values():
-            shared = shared_length(entry.tokens, tokens)
+            shared = entry.shared_length(tokens, namespace)
             if shared > length:
                 best, length = entry, shared
         if best is not None:
             self._entries.move_to_end(id(best))
         return best, length
 
-    def add(self, tokens: list[int], states: RowStates) -> None:
+    def add(self, tokens: list[int], states: RowStates, namespace: str) -> None:
         """Remember a row; what it only continues need not be kept besides."""
         for key, entry in list(self._entries.items()):
-            if shared_length(entry.tokens, tokens) == len(entry.tokens):
+            if entry.shared_length(tokens, namespace) == len(entry.tokens):
                 self._drop(key)
-        entry = Remembered(tokens, states)
+        entry = Remembered(tokens, states, namespace)
         self._entries[id(entry)] = entry
         self.column_count += entry.column_count
 

@@ -33,6 +33,8 @@ class Generation:
     limit: int
     params: GenerationParams
     lane: Lane = Lane.INTERACTIVE
+    #: As `Prompt.cache_namespace`.
+    namespace: str = ""
     #: From the scheduler to the waiting thread; an error or None is the last one.
     events: "SimpleQueue[Token | TurnmillError | None]" = field(default_factory=SimpleQueue)
     #: Tokens of the prompt that the batch did not compute again; known with the last token.

@@ -177,7 +177,8 @@ class SlotBatch:
 
     def _remember(self, row: int, slot: Slot) -> None:
         most, tokens = self._limits.max_cached_tokens, slot.tokens[: slot.computed]
-        if self._store.longest(tokens)[1] == len(tokens):
+        namespace = slot.generation.namespace
+        if self._store.longest(tokens, namespace)[1] == len(tokens):
             return
         # Nobody needs the memory of the only row any more: it is kept itself, not a copy.
         is_whole = len(self._slots) == self._rows.row_count == 1 and self._rows.column_count <= most
@@ -191,7 +192,7 @@ class SlotBatch:
                 return
             self._store.shrink_to(room)
             states = self._rows.detach() if is_whole else self._rows.copy_out(row, len(tokens))
-            self._store.add(tokens, states)
+            self._store.add(tokens, states, namespace)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -235,8 +236,8 @@ class SlotBatch:
         return rows == 1 or rows * width <= self._limits.max_cached_tokens
 
     def _join(self, slot: Slot) -> None:
-        remembered, length = self._store.longest(slot.tokens)
-        neighbour, shared = self._longest_running(slot.tokens)
+        remembered, length = self._store.longest(slot.tokens, slot.generation.namespace)
+        neighbour, shared = self._longest_running(slot)
         # At least one token is computed: its logits are the next token's.
         length, shared = min(length, len(slot.tokens) - 1), min(shared, len(slot.tokens) - 1)
         row, columns = len(self._slots), len(slot.tokens) + HEADROOM
@@ -255,11 +256,16 @@ class SlotBatch:
         if len(slot.tokens) == len(slot.generation.prompt_ids):
             slot.generation.cached_tokens = slot.computed
 
-    def _longest_running(self, tokens: Sequence[int]) -> tuple[int, int]:
-        """The row that begins like `tokens` for longest, and for how long."""
+    def _longest_running(self, joining: Slot) -> tuple[int, int]:
+        """The row of its namespace that begins like a slot for longest, and for how long."""
         if not self._limits.reuses_prefixes:
             return 0, 0
-        lengths = [min(shared_length(slot.tokens, tokens), slot.computed) for slot in self._slots]
+        lengths = [
+            min(shared_length(slot.tokens, joining.tokens), slot.computed)
+            if slot.generation.namespace == joining.generation.namespace
+            else 0
+            for slot in self._slots
+        ]
         longest = max(lengths, default=0)
         return (lengths.index(longest), longest) if longest else (0, 0)
 

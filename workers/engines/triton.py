@@ -25,6 +25,7 @@ from turnmill.workers.engines.remote import RemoteEngine
 from turnmill.workers.engines.triton_errors import translated
 from turnmill.workers.engines.triton_wire import (
     INPUTS,
+    NAMESPACE,
     OUTPUTS,
     Answered,
     Value,
@@ -120,7 +121,8 @@ class TritonServer:
         return self._last(asked).chunk.prompt_tokens
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
-        for answered in self._ask(encode_prompt(prompt, params), abort):
+        asked = encode_prompt(prompt, params)
+        for answered in self._ask(asked, abort, prompt.cache_namespace):
             yield answered.chunk
 
     def close(self) -> None:
@@ -144,11 +146,13 @@ class TritonServer:
             raise EngineUnavailable("it ended the stream without an answer")
         return answers[-1]
 
-    def _ask(self, values: Mapping[str, Value], abort: Abort) -> Iterator[Answered]:
+    def _ask(
+        self, values: Mapping[str, Value], abort: Abort, namespace: str = ""
+    ) -> Iterator[Answered]:
         """What the model answers; silence, or the stream's end, is the reader's to judge."""
         if abort.is_set():
             return
-        stream = self._begin(values)
+        stream = self._begin(values, namespace)
         is_last = False
         try:
             with abort.telling(stream.wake):
@@ -162,7 +166,7 @@ class TritonServer:
             if not is_last:
                 stream.cancel()
 
-    def _begin(self, values: Mapping[str, Value]) -> "_Stream":
+    def _begin(self, values: Mapping[str, Value], namespace: str) -> "_Stream":
         request = pb.ModelInferRequest(
             model_name=self._model,
             model_version=self._version,
@@ -175,6 +179,9 @@ class TritonServer:
             ],
             raw_input_contents=[pack(value) for value in values.values()],
         )
+        if namespace:
+            # Not a tensor: a served model of the previous release has none for it.
+            request.parameters[NAMESPACE].string_param = namespace
         with self._lock:
             if self._is_closed:
                 raise EngineUnavailable("The engine is closed.")

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any, ClassVar
@@ -30,6 +31,7 @@ from turnmill.workers.engines.base import Chunk
 from turnmill.workers.engines.registry import create_engine
 from turnmill.workers.engines.triton_wire import (
     INPUTS,
+    NAMESPACE,
     OUTPUTS,
     Answered,
     Asked,
@@ -79,7 +81,8 @@ class ServedModel:
             turn = _Turn(request.get_response_sender(), self.backend)
             tensors = [self.backend.get_input_tensor_by_name(request, name) for name in INPUTS]
             arrays = [None if tensor is None else tensor.as_numpy() for tensor in tensors]
-            Thread(target=self._serve, args=[turn, arrays], name="turn", daemon=True).start()
+            arguments = [turn, arrays, _namespace(request)]
+            Thread(target=self._serve, args=arguments, name="turn", daemon=True).start()
 
     def finalize(self) -> None:
         """Triton unloads the model or ends."""
@@ -87,10 +90,11 @@ class ServedModel:
         self._watcher.join()
         self._engine.close()
 
-    def _serve(self, turn: "_Turn", arrays: list[Any]) -> None:
+    def _serve(self, turn: "_Turn", arrays: list[Any], namespace: str) -> None:
         try:
             with self._running(turn):
-                for answered in self._answer(decode_asked(_values(arrays)), turn.abort):
+                asked = decode_asked(_values(arrays))
+                for answered in self._answer(asked, namespace, turn.abort):
                     turn.send(answered)
             turn.end()
         except EngineDied:
@@ -102,7 +106,7 @@ class ServedModel:
             log.exception("turn.failed")
             turn.end(EngineFailure("The served engine failed; its log says more."))
 
-    def _answer(self, asked: Asked, abort: Abort) -> Iterator[Answered]:
+    def _answer(self, asked: Asked, namespace: str, abort: Abort) -> Iterator[Answered]:
         window = self._engine.context_window
         if asked.action == "describe":
             yield Answered(Chunk("", finish_reason="stop"), window)
@@ -112,7 +116,8 @@ class ServedModel:
             count = self._engine.count_tokens(asked.messages)
             yield Answered(Chunk("", finish_reason="stop", prompt_tokens=count), window)
         else:
-            for chunk in self._engine.generate(asked.prompt, asked.complete_params, abort):
+            prompt = replace(asked.prompt, cache_namespace=namespace)
+            for chunk in self._engine.generate(prompt, asked.complete_params, abort):
                 yield Answered(chunk, window)
 
     @contextmanager
@@ -218,6 +223,10 @@ def _engine_settings(folder: Path) -> EngineSettings:
     settings = load_settings(engine=own)
     configure_logging(settings.log)
     return settings.engine.model_copy(update={"models_dir": settings.models_dir})
+
+
+def _namespace(request: Any) -> str:
+    return str(json.loads(request.parameters() or "{}").get(NAMESPACE, ""))
 
 
 def _values(arrays: list[Any]) -> dict[str, Value]:

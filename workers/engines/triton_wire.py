@@ -43,6 +43,8 @@ INPUTS: dict[str, Datatype] = {
     "params": "BYTES",
     "lane": "BYTES",
 }
+#: The parameter of a request that says whose prompt it is, `Prompt.cache_namespace`.
+NAMESPACE = "turnmill_cache_namespace"
 #: What is answered, in each chunk; `finish_reason` is empty in all but the last.
 OUTPUTS: dict[str, Datatype] = {
     "text": "BYTES",

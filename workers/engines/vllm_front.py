@@ -161,8 +161,11 @@ class VLLMFront:
             generation.events.put(end)
 
     async def _pass_on(self, generation: Generation) -> None:
+        inputs = tokens_input(generation.prompt_ids)
+        if generation.namespace:
+            inputs["cache_salt"] = generation.namespace
         outputs = self._llm.generate(
-            tokens_input(generation.prompt_ids),
+            inputs,
             _sampling(generation),
             f"turn-{next(self._ids)}",
             priority=PRIORITIES.get(generation.lane, LAST),
