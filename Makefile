@@ -92,15 +92,15 @@ lock: $(STAMPS)/dev ## Pin the newest versions that fit pyproject.toml
 	    | grep -vE '^[[:space:]]*#|^(torch|triton==|nvidia-|cuda-)'; } > constraints.txt.new
 	mv constraints.txt.new constraints.txt
 
-# The integration tests start their own RabbitMQ nodes; only its programs are needed. Where
-# they cannot be installed, those tests are skipped, and fail if CI=true.
+# The integration tests start their own RabbitMQ nodes and PgBouncer; only the programs are needed.
+# Where they cannot be installed, those tests are skipped, and fail if CI=true.
 servers:
-	@if [ -d /usr/lib/rabbitmq ]; then :; \
+	@if [ -d /usr/lib/rabbitmq ] && [ -x /usr/sbin/pgbouncer ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo "Installing rabbitmq-server for the integration tests"; \
+	  echo "Installing rabbitmq-server and pgbouncer for the integration tests"; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
-	    apt-get install -y -qq --no-install-recommends rabbitmq-server >/dev/null; \
-	else echo "RabbitMQ is not installed: its tests will be skipped (apt-get install rabbitmq-server)"; fi
+	    apt-get install -y -qq --no-install-recommends rabbitmq-server pgbouncer >/dev/null; \
+	else echo "Tests of RabbitMQ or PgBouncer will be skipped (apt-get install rabbitmq-server pgbouncer)"; fi
 
 clean: ## Remove .venv and what the tools left behind
 	rm -rf $(VENV) $(VLLM) $(TENSORFLOW) $(TRITON) $(STAMPS) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -12,9 +12,9 @@ import psycopg
 import sqlalchemy
 import sqlalchemy.event
 from psycopg.rows import namedtuple_row
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import Connection
 
-from turnmill.schemas.errors import DatabaseUnavailable, SettingsError
+from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.links import AsyncLink, Link
 from turnmill.schemas.settings import DatabaseSettings
 
@@ -40,7 +40,8 @@ class Database:
     def __init__(self, settings: DatabaseSettings) -> None:
         self._settings = settings
         self._engine = sqlalchemy.create_engine(
-            sqlalchemy_url(settings.url),
+            # Only libpq reads the URL, in `_open_pooled`: SQLAlchemy knows no list of hosts.
+            "postgresql+psycopg://",
             pool_size=settings.pool_size,
             max_overflow=0,
             pool_timeout=30,
@@ -91,10 +92,13 @@ class Database:
                     driver.autocommit = False
 
     def connect(self, *, autocommit: bool = True) -> Link:
-        """A connection for LISTEN and advisory locks. Raises `DatabaseUnavailable`."""
+        """A connection with a session, for LISTEN and advisory locks: past any pooler.
+
+        Raises `DatabaseUnavailable`.
+        """
         try:
             return Link.open(
-                self._settings.url,
+                self._settings.session_url,
                 answer_timeout_s=self._settings.answer_timeout_s,
                 autocommit=autocommit,
                 row_factory=namedtuple_row,
@@ -107,7 +111,7 @@ class Database:
         """Like `connect`, for an event loop; in autocommit."""
         try:
             return await AsyncLink.open(
-                self._settings.url,
+                self._settings.session_url,
                 answer_timeout_s=self._settings.answer_timeout_s,
                 row_factory=namedtuple_row,
                 connect_timeout=self._settings.connect_timeout_s,
@@ -147,34 +151,15 @@ class Database:
         self, dialect: object, record: object, arguments: list[Any], options: dict[str, Any]
     ) -> Link:
         return Link.open(
-            *arguments,
+            self._settings.url,
             answer_timeout_s=self._settings.answer_timeout_s,
+            is_pooled=self._settings.is_pooled,
             **(options | {"connect_timeout": self._settings.connect_timeout_s}),
         )
 
     def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
         reason = str(error).strip().splitlines()
         return DatabaseUnavailable(f"PostgreSQL is unavailable: {reason[0] if reason else error!r}")
-
-
-def sqlalchemy_url(url: str) -> sqlalchemy.URL:
-    """The libpq URL with the driver SQLAlchemy needs named in it. Raises `SettingsError`.
-
-    The hosts of a multi-host URL go through a query parameter: SQLAlchemy knows one host only.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in ("postgresql", "postgres"):
-        raise SettingsError("TURNMILL_DATABASE__URL must start with postgresql://")
-    authority, _, tail = rest.partition("/")
-    credentials, at, hosts = authority.rpartition("@")
-    if "," in hosts:
-        path, _, query = tail.partition("?")
-        listed = "&".join(f"host={host}" for host in hosts.split(","))
-        rest = f"{credentials}{at}/{path}?{listed}{'&' if query else ''}{query}"
-    try:
-        return make_url(f"postgresql+psycopg://{rest}")
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        raise SettingsError("TURNMILL_DATABASE__URL is not a valid URL.") from None
 
 
 def notify(cursor: Cursor, channel: str, payload: str = "") -> None:

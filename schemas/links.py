@@ -27,11 +27,17 @@ KEEPALIVE: dict[str, Any] = {
     "tcp_user_timeout": 10_000,
 }
 
-#: The server's half: what it does when we are the one that vanished, or were paused.
+#: The server's half: what it does when we are the one that vanished, or were paused; and what our
+#: statements rely on, whatever the server, the database or the role has as its default.
 _SESSION = """
 SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
-SET tcp_user_timeout = '10s'; SET idle_in_transaction_session_timeout = '10s'
+SET tcp_user_timeout = '10s'; SET idle_in_transaction_session_timeout = '10s';
+SET idle_session_timeout = 0; SET default_transaction_isolation = 'read committed';
+SET default_transaction_read_only = off; SET DateStyle = ISO; SET TimeZone = 'UTC'
 """
+
+#: Sent with the connection's first packet, which poolers understand.
+_STARTUP: dict[str, Any] = {"client_encoding": "UTF8"}
 
 
 class Stop(threading.Event):
@@ -65,12 +71,20 @@ class Link(psycopg.Connection[Any]):
         *,
         answer_timeout_s: float,
         autocommit: bool = False,
+        is_pooled: bool = False,
         **options: Any,
     ) -> Self:
-        link = cls.connect(conninfo, autocommit=True, **(options | KEEPALIVE))
+        """Connect. Behind a pooler in transaction mode (`is_pooled`) there is no session: a SET
+        would reach whoever has the server connection next, and a prepared statement would be
+        missed by it. The server's defaults count there, and `suitability` looks at them.
+        """
+        link = cls.connect(conninfo, autocommit=True, **(options | KEEPALIVE | _STARTUP))
         link.answer_timeout_s = answer_timeout_s
         try:
-            link.execute(_SESSION)
+            if is_pooled:
+                link.prepare_threshold = None
+            else:
+                link.execute(_SESSION)
             link.autocommit = autocommit
         except BaseException:
             link.close()
@@ -110,7 +124,7 @@ class AsyncLink(psycopg.AsyncConnection[Any]):
 
     @classmethod
     async def open(cls, conninfo: str, *, answer_timeout_s: float, **options: Any) -> Self:
-        link = await cls.connect(conninfo, autocommit=True, **(options | KEEPALIVE))
+        link = await cls.connect(conninfo, autocommit=True, **(options | KEEPALIVE | _STARTUP))
         link.answer_timeout_s = answer_timeout_s
         try:
             await link.execute(_SESSION)

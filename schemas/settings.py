@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -32,6 +33,7 @@ from pydantic_settings import (
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.masking import MASK, masked_within
 from turnmill.schemas.turns import Lane
+from turnmill.schemas.urls import AMQP, SENTINEL, check_broker_url, check_database_url
 
 PREFIX = "TURNMILL_"
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -52,9 +54,16 @@ class Section(BaseModel):
             yield name, MASK if is_secret else masked_within(value)
 
 
+DatabaseURL = Annotated[str, AfterValidator(check_database_url)]
+BrokerURL = Annotated[str, AfterValidator(check_broker_url)]
+
+
 class DatabaseSettings(Section):
     #: libpq URL, `postgresql://user:password@host[,host2]:5432/name?target_session_attrs=read-write`.
-    url: str = "postgresql://turnmill@127.0.0.1:5432/turnmill"
+    url: DatabaseURL = "postgresql://turnmill@127.0.0.1:5432/turnmill"
+    #: The same database without its pooler, where `url` leads through one in transaction mode
+    #: (PgBouncer, Supavisor, …): for LISTEN, advisory locks and migrations. `url` when left out.
+    direct_url: DatabaseURL | None = None
     #: Connections a process keeps, at most.
     pool_size: int = Field(default=16, ge=1, le=1000)
     #: How long one attempt to connect may take.
@@ -65,6 +74,16 @@ class DatabaseSettings(Section):
     require_standby: bool = False
 
     @property
+    def is_pooled(self) -> bool:
+        """Whether each transaction may have another server connection: no session state."""
+        return self.direct_url is not None
+
+    @property
+    def session_url(self) -> str:
+        """Leads to a connection that keeps its session."""
+        return self.direct_url or self.url
+
+    @property
     def has_several_hosts(self) -> bool:
         return "," in self.url.partition("?")[0].rpartition("@")[2]
 
@@ -72,7 +91,7 @@ class DatabaseSettings(Section):
 class BrokerSettings(Section):
     #: `amqp://…` (RabbitMQ), `redis://…` (Redis or Valkey), `sentinel://…` (their Sentinels);
     #: several URLs joined with `;`.
-    url: str = "amqp://guest:guest@127.0.0.1:5672//"
+    url: BrokerURL = "amqp://guest:guest@127.0.0.1:5672//"
     #: Sentinel: what it calls the primary (`sentinel monitor NAME …`).
     sentinel_primary: str | None = None
     #: Sentinel: its own password, if it asks for one; the URL has the primary's.
@@ -93,11 +112,15 @@ class BrokerSettings(Section):
 
     @property
     def is_sentinel(self) -> bool:
-        return self.url.startswith("sentinel://")
+        return self._scheme in SENTINEL
 
     @property
     def is_amqp(self) -> bool:
-        return self.url.startswith(("amqp://", "amqps://", "pyamqp://"))
+        return self._scheme in AMQP
+
+    @property
+    def _scheme(self) -> str:
+        return self.url.partition("://")[0]
 
 
 class RelaySettings(Section):
@@ -421,4 +444,4 @@ def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
 def _describe(item: Any) -> str:
     """One mistake, without its value: it may be a password."""
     where = PREFIX + "__".join(str(part) for part in item["loc"]).upper()
-    return f"  {where}: {item['msg']}"
+    return f"  {where}: {item['msg'].removeprefix('Value error, ')}"

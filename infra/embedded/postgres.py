@@ -49,6 +49,12 @@ _SETTINGS = {
     "log_parameter_max_length_on_error": "0",
 }
 
+#: Folders made before had LC_CTYPE C. Neither order nor case depends on it under the builtin
+#: provider, so that no index changes; sessions that begin after this see it.
+_MEND_CTYPE = """
+UPDATE pg_database SET datctype = 'C.UTF-8' WHERE datctype = 'C' AND datlocprovider = 'b'
+"""
+
 #: For tests: survives `kill -9`, but not a power cut.
 _VOLATILE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
@@ -133,7 +139,8 @@ class EmbeddedPostgres(EmbeddedServer):
         )
         command = ["initdb", "-D", str(target), "-U", USER]
         command += ["-A", "scram-sha-256", "--pwfile", str(password_file), "-E", "UTF8"]
-        command += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        # The provider sorts; LC_CTYPE, which `--locale` sets, classifies letters for searches.
+        command += ["--locale=C.UTF-8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         command += [] if self._durable else ["--no-sync"]
         try:
             self._run(command)
@@ -165,6 +172,7 @@ class EmbeddedPostgres(EmbeddedServer):
                 ).fetchone()
                 if found is None:
                     link.execute(f"CREATE DATABASE {DATABASE}")
+                link.execute(_MEND_CTYPE)
         except psycopg.OperationalError as error:
             if "password authentication failed" in str(error):
                 raise StackError(

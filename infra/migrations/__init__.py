@@ -4,6 +4,8 @@ Migrations are expand/contract: `NNNN_pre_…` may run before the new code is de
 `NNNN_post_…` only after the last old process is gone.
 """
 
+from contextlib import closing
+from math import inf
 from pathlib import Path
 
 import sqlalchemy
@@ -12,16 +14,23 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from turnmill.schemas.database import sqlalchemy_url
+from turnmill.schemas.database import Database
+from turnmill.schemas.settings import DatabaseSettings
 
 #: Two starting processes must not migrate at once.
 _LOCK_KEY = 0x7A11_0002
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Bring the database at a libpq URL to a revision; waits for a migration already running."""
-    engine = sqlalchemy.create_engine(sqlalchemy_url(url), poolclass=sqlalchemy.NullPool)
-    with engine.begin() as connection:
+    """Bring the database at a libpq URL to a revision; waits for a migration already running.
+
+    Raises:
+        DatabaseUnavailable: it cannot be reached, or a table stayed locked too long.
+    """
+    # A migration may take its time: no limit on an answer, whatever the server's default is.
+    settings = DatabaseSettings(url=url, pool_size=1, answer_timeout_s=inf)
+    with closing(Database(settings)) as database, database.begin() as connection:
+        connection.execute(sqlalchemy.text("SET LOCAL statement_timeout = 0"))
         connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})"))
         configuration = _configuration()
         configuration.attributes["connection"] = connection

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -87,11 +88,17 @@ def flower() -> None:
 
 @db.command()
 def upgrade() -> None:
-    """Create the tables, or bring them up to date. Safe to run twice, or on many machines."""
+    """Create the tables, or bring them up to date. Safe to run twice, or on many machines.
+
+    A database that cannot carry Turnmill is refused.
+    """
     from turnmill.infra.migrations import upgrade as upgrade_database
     from turnmill.producer.tenants import ensure_defaults
     from turnmill.schemas.database import Database
+    from turnmill.schemas.suitability import refuse_unsuitable
 
     settings = _start()
-    upgrade_database(settings.database.url)
-    ensure_defaults(Database(settings.database), settings)
+    with closing(Database(settings.database)) as database:
+        refuse_unsuitable(database)
+        upgrade_database(settings.database.session_url)
+        ensure_defaults(database, settings)

@@ -8,6 +8,7 @@ from turnmill.producer.doctor.findings import Check, Finding, broken, note, ok, 
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.settings import Settings
+from turnmill.schemas.suitability import examine_server
 
 #: Connections of a process beside its pool: one that listens, and one that holds a worker's lock or
 #: two for the API's probes and unknown keys.
@@ -52,6 +53,24 @@ def _reached(patient: Patient) -> Iterator[Finding]:
         yield broken(error.message, "Does it run, and does TURNMILL_DATABASE__URL lead to it?")
     else:
         yield ok(" ".join(row.version.split()[:2]))
+
+
+def _suitable(patient: Patient) -> Iterator[Finding]:
+    for unsuitable in examine_server(patient.database):
+        yield broken(unsuitable.detail, unsuitable.fix)
+
+
+def _pooler(patient: Patient) -> Iterator[Finding]:
+    """A pooled connection has no session to set limits in: the server's defaults count."""
+    if not patient.settings.database.is_pooled:
+        return
+    statement = "SELECT current_setting('idle_in_transaction_session_timeout') AS value"
+    if patient.database.run(statement)[0].value == "0":
+        yield warning(
+            "transactions of a process that is paused keep their locks for ever",
+            "ALTER DATABASE … SET idle_in_transaction_session_timeout = '10s', or PgBouncer's "
+            "idle_transaction_timeout = 10",
+        )
 
 
 def _tables(patient: Patient) -> Iterator[Finding]:
@@ -121,6 +140,8 @@ def _clock(patient: Patient) -> Iterator[Finding]:
 
 REACHED: dict[str, Check[Patient]] = {"database": _reached}
 CHECKS: dict[str, Check[Patient]] = {
+    "suitability": _suitable,
+    "pooler": _pooler,
     "tables": _tables,
     "durability": _durability,
     "standby": _standby,

@@ -48,10 +48,14 @@ def broken(detail: str, fix: str = "") -> Finding:
 
 
 def examine(checks: Mapping[str, Check[PatientT]], patient: PatientT) -> Iterator[Finding]:
-    """The findings of some checks. One that fails itself is a note: the others go on."""
+    """The findings of some checks.
+
+    A check that fails itself has found something broken: what it should have told is unknown.
+    The other checks still run.
+    """
     for name, check in checks.items():
         try:
             yield from [finding.of(name) for finding in check(patient)]
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]
-            yield note(f"could not be examined: {type(error).__name__}: {reason}").of(name)
+            yield broken(f"could not be examined: {type(error).__name__}: {reason}").of(name)

@@ -126,7 +126,7 @@ def test_a_database_url_that_is_none_is_a_finding(
     servers: Callable[[str, str], None], valkey_url: str, url: str
 ) -> None:
     servers(url, valkey_url)
-    finding = found("database")
+    finding = found("settings")
     assert finding.level is Level.BROKEN
     assert "TURNMILL_DATABASE__URL" in finding.detail
     assert "hunter2" not in finding.detail

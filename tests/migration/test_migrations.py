@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from alembic import command
@@ -16,7 +17,6 @@ from alembic.script import ScriptDirectory
 
 from turnmill.infra import migrations
 from turnmill.infra.migrations import current_revision, head_revision, upgrade
-from turnmill.schemas.database import sqlalchemy_url
 from turnmill.schemas.ids import first_id
 from turnmill.schemas.partitions import PARTITIONED, is_partition
 from turnmill.schemas.tables import attempts, metadata, replies
@@ -24,7 +24,11 @@ from turnmill.schemas.tables import attempts, metadata, replies
 
 @pytest.fixture
 def engine(empty_database_url: str) -> Iterator[sa.Engine]:
-    engine = sa.create_engine(sqlalchemy_url(empty_database_url), poolclass=sa.NullPool)
+    engine = sa.create_engine(
+        "postgresql+psycopg://",
+        creator=lambda: psycopg.connect(empty_database_url),
+        poolclass=sa.NullPool,
+    )
     yield engine
     engine.dispose()
 

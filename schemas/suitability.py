@@ -1,0 +1,84 @@
+"""Look whether a PostgreSQL, and the way to it, can carry Turnmill at all.
+
+`turnmill db upgrade` refuses what cannot; the doctor calls it broken. Each of these lets a system
+start and look healthy, and then fails its calls or answers them seconds late.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import uuid4
+
+from turnmill.schemas.database import Database
+from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.links import Stop
+
+OLDEST_VERSION = 15
+#: A notification takes a millisecond; so much more is no slowness.
+_NOTIFIED_WITHIN_S = 3.0
+
+#: The isolation is what our own sessions set, or the server's default where a pooler is between.
+_SERVER = """
+SELECT current_setting('server_version_num')::int / 10000 AS version,
+       pg_encoding_to_char(encoding) AS encoding, datctype AS ctype, datname AS name,
+       current_setting('default_transaction_isolation') AS isolation
+FROM pg_database WHERE datname = current_database()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsuitable:
+    detail: str
+    #: What to do about it.
+    fix: str
+
+
+def refuse_unsuitable(database: Database) -> None:
+    """Raises `SettingsError` with all that is wrong; `DatabaseUnavailable` if it is not there."""
+    if found := list(examine_server(database)):
+        lines = [f"  {each.detail}: {each.fix}" for each in found]
+        raise SettingsError("\n".join(["The database cannot carry Turnmill.", *lines]))
+
+
+def examine_server(database: Database) -> Iterator[Unsuitable]:
+    """What keeps this database from working. Raises `DatabaseUnavailable`."""
+    row = database.run(_SERVER)[0]
+    anew = (
+        f"CREATE DATABASE {row.name} TEMPLATE template0 ENCODING 'UTF8' LC_CTYPE 'C.UTF-8' "
+        "LC_COLLATE 'C.UTF-8'; move the data, if there is any, with pg_dump and pg_restore"
+    )
+    if row.version < OLDEST_VERSION:
+        yield Unsuitable(
+            f"PostgreSQL {row.version} is too old", f"install {OLDEST_VERSION} or newer"
+        )
+    if row.encoding != "UTF8":
+        yield Unsuitable(f"its encoding is {row.encoding}, which cannot hold every text", anew)
+    if row.ctype in ("C", "POSIX"):
+        yield Unsuitable(
+            f"its LC_CTYPE is {row.ctype}, which knows no letters beyond ASCII: searches miss them",
+            anew,
+        )
+    if row.isolation != "read committed":
+        yield Unsuitable(
+            f"through the pooler transactions are {row.isolation} by default, and would fail when "
+            "they meet",
+            f"ALTER DATABASE {row.name} SET default_transaction_isolation = 'read committed', and "
+            "let the pooler reconnect",
+        )
+    if not _notifies(database):
+        yield Unsuitable(
+            "a notification does not arrive: a pooler in transaction mode stands before it, or "
+            "TURNMILL_DATABASE__DIRECT_URL leads elsewhere",
+            "set TURNMILL_DATABASE__DIRECT_URL to the same database without its pooler",
+        )
+
+
+def _notifies(database: Database) -> bool:
+    """Whether a connection with a session hears what a pooled one tells.
+
+    LISTEN, and advisory locks alike, need a server connection of their own, in the same database.
+    """
+    channel = f"turnmill_{uuid4().hex}"
+    with database.connect() as link:
+        link.execute(f"LISTEN {channel}")
+        database.run("SELECT pg_notify(%s, 'heard')", (channel,))
+        return "heard" in link.hear(_NOTIFIED_WITHIN_S, Stop())

@@ -1,0 +1,278 @@
+"""Databases that cannot carry the system, or ways to them, are refused; odd defaults do no harm."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+
+from tests.conftest import require_service
+from turnmill.infra.embedded.child import Child
+from turnmill.infra.embedded.folder import server_uid
+from turnmill.infra.embedded.ports import claim_port, listens
+from turnmill.infra.embedded.postgres import EmbeddedPostgres
+from turnmill.infra.embedded.supervisor import Supervisor
+from turnmill.infra.migrations import head_revision, upgrade
+from turnmill.producer.accept import accept
+from turnmill.producer.doctor import Level, diagnose, installation
+from turnmill.schemas.database import Database
+from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.settings import DatabaseSettings
+from turnmill.schemas.suitability import examine_server, refuse_unsuitable
+
+BROKEN, USAGE = 1, 64
+NO_BROKER = "redis://:secret-of-nobody@127.0.0.1:1/0"
+
+_PGBOUNCER = """\
+[databases]
+* = host={host} port={server_port}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = plain
+auth_file = {folder}/users.txt
+pool_mode = transaction
+default_pool_size = 4
+"""
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No stack of this machine is found."""
+    monkeypatch.setenv("TURNMILL_DATA", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def pooler_port(postgres_url: str, make_server_folder: Callable[[], Path]) -> Iterator[int]:
+    """A PgBouncer in transaction mode before the tests' PostgreSQL."""
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        require_service("No PgBouncer: apt-get install pgbouncer")
+    server, folder, claim = urlsplit(postgres_url), make_server_folder(), claim_port()
+    text = _PGBOUNCER.format(
+        host=server.hostname, server_port=server.port, port=claim.port, folder=folder
+    )
+    (folder / "pgbouncer.ini").write_text(text)
+    (folder / "users.txt").write_text(f'"{server.username}" "{server.password}"\n')
+    child = Child(
+        name="pgbouncer",
+        command=[program, str(folder / "pgbouncer.ini")],
+        ready=lambda pid: listens(claim.port),
+        uid=server_uid(),
+    )
+    supervisor = Supervisor([child], folder)
+    supervisor.start()
+    yield claim.port
+    supervisor.stop(hurry=True)
+    claim.release()
+
+
+@pytest.fixture
+def pooled_url(pooler_port: int, database_url: str) -> str:
+    return database_url.replace(f":{urlsplit(database_url).port}/", f":{pooler_port}/")
+
+
+@pytest.fixture
+def open_database() -> Iterator[Callable[..., Database]]:
+    opened: list[Database] = []
+
+    def open_(url: str, **settings: Any) -> Database:
+        opened.append(Database(DatabaseSettings(url=url, **settings)))
+        return opened[-1]
+
+    yield open_
+    for database in opened:
+        database.close()
+
+
+def alter(url: str, change: str) -> None:
+    """Change a default of a database, for the connections to come."""
+    with psycopg.connect(url, autocommit=True) as link:
+        link.execute(f"ALTER DATABASE {urlsplit(url).path[1:]} {change}")
+
+
+def command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "turnmill.producer.cli", *words],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def broken(what: str) -> list[str]:
+    """What the doctor calls broken."""
+    findings = diagnose(head_revision())
+    return [f.detail for f in findings if f.what == what and f.level is Level.BROKEN]
+
+
+def test_turns_are_answered_through_a_pooler_with_a_direct_url_beside_it(
+    make_system: Callable[..., Any],
+    pooled_url: str,
+    database_url: str,
+    valkey_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TURNMILL_DATABASE__DIRECT_URL", database_url)
+    system = make_system(pooled_url, valkey_url)
+    assert list(examine_server(system.database)) == []
+    system.start("relay")
+    system.start_worker()
+    with ThreadPoolExecutor(8) as threads:
+        accepted = list(
+            threads.map(
+                lambda number: accept(system.database, system.request(f"Turn {number}")), range(60)
+            )
+        )
+    system.wait_until_settled()
+    system.assert_answered_once_and_in_order(accepted)
+
+
+@pytest.mark.parametrize("elsewhere", [None, "other database", "the pooler"])
+def test_a_pooler_without_a_direct_url_to_the_same_database_is_refused(
+    pooled_url: str,
+    postgres_url: str,
+    elsewhere: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TURNMILL_DATABASE__URL", pooled_url)
+    monkeypatch.setenv("TURNMILL_BROKER__URL", NO_BROKER)
+    direct = {"other database": postgres_url, "the pooler": pooled_url}
+    if elsewhere is not None:
+        monkeypatch.setenv("TURNMILL_DATABASE__DIRECT_URL", direct[elsewhere])
+    (said,) = broken("suitability")
+    assert "a notification does not arrive" in said
+    refused = command("db", "upgrade")
+    assert refused.returncode == USAGE
+    assert "TURNMILL_DATABASE__DIRECT_URL" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "default",
+    [
+        "default_transaction_isolation = 'repeatable read'",
+        "default_transaction_isolation = 'serializable'",
+        "default_transaction_read_only = on",
+        "DateStyle = 'SQL, DMY'",
+        "TimeZone = 'Asia/Kathmandu'",
+        "client_encoding = 'LATIN1'",
+        "idle_session_timeout = '1s'",
+    ],
+)
+def test_no_default_of_the_database_reaches_our_sessions(
+    database_url: str, default: str, open_database: Callable[..., Database]
+) -> None:
+    name = default.partition(" ")[0]
+    wanted = {
+        "default_transaction_isolation": "read committed",
+        "default_transaction_read_only": "off",
+        "DateStyle": "ISO",
+        "TimeZone": "UTC",
+        "client_encoding": "UTF8",
+        "idle_session_timeout": "0",
+    }[name]
+    alter(database_url, f"SET {default}")
+    database = open_database(database_url)
+    show = f"SELECT current_setting('{name}') AS value, clock_timestamp() AS now, '客服' AS text"
+
+    async def ask() -> Any:
+        async with await database.connect_async() as link:
+            return await (await link.execute(show)).fetchone()
+
+    with database.connect() as link:
+        rows = [*database.run(show), link.execute(show).fetchone(), asyncio.run(ask())]
+    assert [row.value.split(",")[0] for row in rows] == [wanted] * 3
+    assert {row.text for row in rows} == {"客服"}
+    assert list(examine_server(database)) == []
+
+
+def test_behind_a_pooler_a_default_isolation_that_would_fail_calls_is_refused(
+    pooled_url: str, database_url: str, open_database: Callable[..., Database]
+) -> None:
+    alter(database_url, "SET default_transaction_isolation = 'repeatable read'")
+    with pytest.raises(SettingsError, match="default_transaction_isolation = 'read committed'"):
+        refuse_unsuitable(open_database(pooled_url, direct_url=database_url))
+
+
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [
+        ("ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C'", "encoding is LATIN1"),
+        ("ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C'", "encoding is SQL_ASCII"),
+        ("ENCODING 'UTF8' LC_CTYPE 'C'", "LC_CTYPE is C"),
+        ("ENCODING 'UTF8' LOCALE_PROVIDER libc LOCALE 'POSIX'", "LC_CTYPE is C"),
+    ],
+)
+def test_a_database_that_cannot_hold_or_search_every_text_is_refused(
+    postgres_url: str, made: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{postgres_url.rpartition('/')[0]}/unsuitable"
+    with psycopg.connect(postgres_url, autocommit=True) as link:
+        link.execute(f"CREATE DATABASE unsuitable TEMPLATE template0 {made}")
+        try:
+            monkeypatch.setenv("TURNMILL_DATABASE__URL", url)
+            monkeypatch.setenv("TURNMILL_BROKER__URL", NO_BROKER)
+            assert any(named in detail for detail in broken("suitability"))
+            refused = command("db", "upgrade")
+            assert refused.returncode == USAGE
+            assert named in refused.stderr
+            assert "CREATE DATABASE unsuitable TEMPLATE template0 ENCODING 'UTF8'" in refused.stderr
+            with psycopg.connect(url) as made_link:
+                row = made_link.execute("SELECT to_regclass('turns')").fetchone()
+            assert row == (None,)
+        finally:
+            link.execute("DROP DATABASE unsuitable WITH (FORCE)")
+
+
+def test_our_own_server_is_suitable_and_an_older_folder_becomes_so_at_its_next_start(
+    server_folder: Path, open_database: Callable[..., Database]
+) -> None:
+    with EmbeddedPostgres(server_folder, durable=False) as postgres:
+        assert list(examine_server(open_database(postgres.url))) == []
+        with psycopg.connect(postgres.url, autocommit=True) as link:
+            link.execute("UPDATE pg_database SET datctype = 'C'")
+        upgrade(postgres.url)
+        found = list(examine_server(open_database(postgres.url)))
+        assert ["LC_CTYPE" in each.detail for each in found] == [True]
+    with EmbeddedPostgres(server_folder, durable=False) as postgres:
+        assert list(examine_server(open_database(postgres.url))) == []
+
+
+def test_a_check_of_the_doctor_that_crashes_is_broken_and_fails_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from turnmill.producer.cli.app import app
+
+    def crash(_: None) -> Any:
+        raise ZeroDivisionError("the check itself")
+
+    monkeypatch.setitem(installation.CHECKS, "engines", crash)
+    for words in (["doctor", "--json"], ["doctor", "--json", "--strict"]):
+        with pytest.raises(SystemExit) as ended:
+            app(words)
+        assert ended.value.code == BROKEN
+        findings = {each["what"]: each for each in json.loads(capsys.readouterr().out)}
+        assert findings["engines"]["level"] == "broken"
+        assert "the check itself" in findings["engines"]["detail"]
+
+
+def test_a_database_that_is_away_refuses_the_migration_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TURNMILL_DATABASE__URL", "postgresql://u:hunter2@127.0.0.1:1/db")
+    refused = command("db", "upgrade")
+    assert "PostgreSQL is unavailable" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert "hunter2" not in refused.stderr
