@@ -65,8 +65,8 @@ FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::int[], %s::uuid[], %s::text[
 """
 
 _INSERT_OUTBOX = """
-INSERT INTO outbox (turn_id, model, lane, deadline_at)
-SELECT id, model, lane, deadline_at FROM turns WHERE id = ANY(%s)
+INSERT INTO outbox (turn_id, model, lane, deadline_at, is_immediate)
+SELECT id, model, lane, deadline_at, true FROM turns WHERE id = ANY(%s)
 """
 
 

@@ -6,8 +6,15 @@ free. One that is not claimed in time (`own_until`) is late, and is published to
 So a wrong guess costs a turn that time, once, and never more.
 """
 
+from turnmill.schemas.clock import IS_DUE
+
 #: A worker says so often that it lives that one silent for so long is not waited for, seconds.
 SEEN_S = 1.2
+
+#: Further in the future than the relay sets it: the clock stepped back since.
+_IS_LATE = """
+(own_until <= clock_timestamp() OR own_until > clock_timestamp() + make_interval(secs => %(ttl_s)s))
+"""
 
 #: The models are those that hints are owed for, found by skipping through the index: a bot may
 #: have moved on to another model since. Turns that were tried before are any worker's.
@@ -28,7 +35,7 @@ WITH RECURSIVE owed (model) AS (
     SELECT room.model, room.lane, due.turn_id FROM room CROSS JOIN LATERAL (
         SELECT turn_id FROM outbox
         WHERE model = room.model AND lane = room.lane AND published_at IS NULL
-          AND due_at <= clock_timestamp()
+          AND {IS_DUE}
         ORDER BY deadline_at, due_at
         LIMIT least(greatest(room.places, 0), %(batch_size)s)
         FOR UPDATE SKIP LOCKED
@@ -62,7 +69,7 @@ WITH RECURSIVE owed (model) AS (
 ), late AS (
     UPDATE outbox SET published_at = clock_timestamp(), own_until = NULL WHERE turn_id IN (
         SELECT turn_id FROM outbox WHERE own_until IS NOT NULL
-          AND own_until <= clock_timestamp() AND published_at IS NOT NULL
+          AND {_IS_LATE} AND published_at IS NOT NULL
         FOR UPDATE SKIP LOCKED
     )
     RETURNING turn_id, model, lane, NULL::uuid, deadline_at, due_at
@@ -80,9 +87,9 @@ UPDATE outbox SET published_at = NULL WHERE turn_id IN (
 """
 
 #: Whether a hint is due that found no place, and in how many seconds the next one is late.
-NEXT = """
+NEXT = f"""
 SELECT EXISTS (
-    SELECT 1 FROM outbox WHERE published_at IS NULL AND due_at <= clock_timestamp()
+    SELECT 1 FROM outbox WHERE published_at IS NULL AND {IS_DUE}
 ) AS is_owed, (
     SELECT extract(epoch FROM min(own_until) - clock_timestamp())::float FROM outbox
     WHERE own_until IS NOT NULL AND published_at IS NOT NULL

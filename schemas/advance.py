@@ -27,8 +27,8 @@ WITH head AS (
     UPDATE turns t SET state = 'queued' FROM head
     WHERE t.id = head.id AND head.state = 'waiting'
 ), hinted AS (
-    INSERT INTO outbox (turn_id, model, lane, deadline_at)
-    SELECT id, model, lane, deadline_at FROM head WHERE state = 'waiting' RETURNING turn_id
+    INSERT INTO outbox (turn_id, model, lane, deadline_at, is_immediate)
+    SELECT id, model, lane, deadline_at, true FROM head WHERE state = 'waiting' RETURNING turn_id
 )
 SELECT pg_notify('{OUTBOX_CHANNEL}', '') FROM hinted LIMIT 1
 """

@@ -208,6 +208,8 @@ outbox = Table(
     Column("model", Text, nullable=False),
     Column("lane", Text, nullable=False),
     _time("due_at", default_now=True),
+    #: Due whatever the clock shows: `due_at` is only its place in the lane's order.
+    Column("is_immediate", Boolean, nullable=False, server_default=text("false")),
     _time("deadline_at"),
     _time("published_at"),
     #: The live worker that holds the conversation, if there was one when the hint was published.

@@ -21,6 +21,7 @@ import psycopg
 import structlog
 from pydantic import ValidationError
 
+from turnmill.schemas.clock import IS_DUE
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.ids import new_id
@@ -30,6 +31,7 @@ from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import GenerationParams, Lane, Message
 from turnmill.workers.abort import Abort
+from turnmill.workers.clock import DatabaseClock
 from turnmill.workers.coalesce import Coalescer
 from turnmill.workers.liveness import GRACE_S, take_over
 
@@ -40,7 +42,7 @@ TICK_S = 0.5
 
 #: The claim need not survive a crash of Postgres: the turn is then simply queued again, and
 #: the fence names the worker beside the number. So it does not wait for the disk.
-_CLAIM = """
+_CLAIM = f"""
 WITH hinted AS (
     SELECT id FROM turns WHERE id = ANY(%(turns)s) AND state = 'queued'
     ORDER BY id FOR UPDATE SKIP LOCKED
@@ -51,9 +53,10 @@ WITH hinted AS (
     FROM hinted, conversations c, outbox o
     WHERE t.id = hinted.id
       AND c.id = t.conversation_id AND c.answered_seq = t.seq - 1
-      AND o.turn_id = t.id AND o.due_at <= clock_timestamp() AND o.lane = ANY(%(lanes)s)
+      AND o.turn_id = t.id AND {IS_DUE} AND o.lane = ANY(%(lanes)s)
     RETURNING t.id, t.conversation_id, t.seq, t.bot_id, t.attempt, t.failures, t.input, t.params,
-        t.lane, t.deadline_at, t.tenant_id, o.lane AS hint_lane, o.worker_id = %(worker)s AS is_warm
+        t.lane, t.accepted_at, t.deadline_at, t.tenant_id, o.lane AS hint_lane,
+        o.worker_id = %(worker)s AS is_warm
 ), hint AS (
     DELETE FROM outbox USING turn WHERE turn_id = turn.id
 ), attempt AS (
@@ -63,6 +66,8 @@ WITH hinted AS (
 SELECT turn.*, bots.instructions, kept.*,
     (SELECT count(*) FROM (SELECT FROM tenants LIMIT 2) AS t) > 1 AS has_neighbours,
     extract(epoch FROM turn.deadline_at - clock_timestamp())::float AS deadline_s,
+    extract(epoch FROM turn.accepted_at)::float AS accepted_s,
+    extract(epoch FROM clock_timestamp())::float AS now_s,
     set_config('synchronous_commit', 'off', true)
 FROM turn JOIN bots ON bots.id = turn.bot_id CROSS JOIN LATERAL (
     SELECT coalesce(string_agg(text, '' ORDER BY position), '') AS kept_text,
@@ -100,7 +105,10 @@ _UNLOCK = "SELECT pg_advisory_unlock_all()"
 
 _NEW_LOCK_KEY = "UPDATE worker_liveness SET lock_key = DEFAULT WHERE id = %s RETURNING lock_key"
 
-_SEEN = "UPDATE worker_liveness SET seen_at = clock_timestamp(), is_consuming = %s WHERE id = %s"
+_SEEN = """
+UPDATE worker_liveness SET seen_at = clock_timestamp(), is_consuming = %s WHERE id = %s
+RETURNING extract(epoch FROM clock_timestamp())::float AS now_s
+"""
 
 
 class AbortReason(StrEnum):
@@ -200,6 +208,7 @@ class Leases:
         self.claim = Coalescer(self._claim)
         #: Called when the engine hangs or has died: it will not get better in this process.
         self.on_hang: Callable[[], None] = lambda: None
+        self.clock = DatabaseClock()
         self._held: set[Attempt] = set()
         self._hung: set[Attempt] = set()
         #: Set while this process takes hints.
@@ -263,7 +272,9 @@ class Leases:
 
     @property
     def reconnected_s(self) -> float:
-        """Seconds since the connection was replaced; endless if it never was, negative without."""
+        """Seconds since the connection was replaced, or PostgreSQL's clock stepped; endless if
+        neither ever was, negative without a connection.
+        """
         return time.monotonic() - self._reconnected_at
 
     @property
@@ -306,8 +317,14 @@ class Leases:
             kept_text=row.kept_text,
             kept_tokens=row.kept_tokens,
             next_position=row.next_position,
-            deadline_s=row.deadline_s,
+            deadline_s=self._deadline_s(row),
         )
+
+    def _deadline_s(self, row: Any) -> float | None:
+        """Seconds that are left of those that the client gave, whatever the clock did meanwhile."""
+        if row.deadline_s is None:
+            return None
+        return float(row.deadline_s + self.clock.forward_between(row.accepted_s, row.now_s))
 
     def _keep(self) -> None:
         """The thread: stay registered as long as the process lives, over every reconnect."""
@@ -363,7 +380,17 @@ class Leases:
 
     def _say_seen(self, connection: psycopg.Connection[Any]) -> bool:
         """False if this worker's row is gone."""
-        return connection.execute(_SEEN, (self.consuming.is_set(), self.worker_id)).rowcount == 1
+        asked_at = time.monotonic()
+        row = connection.execute(_SEEN, (self.consuming.is_set(), self.worker_id)).fetchone()
+        if row is not None and (step_s := self.clock.observe(row.now_s, asked_at)):
+            self._on_step(step_s)
+        return row is not None
+
+    def _on_step(self, step_s: float) -> None:
+        """Renew the leases by the new time, and give the other workers time to do the same."""
+        log.warning("clock.stepped", by_s=round(step_s, 3))
+        self._renewed_at = float("-inf")
+        self._reconnected_at = time.monotonic()
 
     def _take_over(self, connection: psycopg.Connection[Any]) -> None:
         """If this is a standby and nobody else is left; not while all come back from an outage."""
@@ -381,12 +408,16 @@ class Leases:
             self._register(connection)
         self._try_lock(connection)
         self._take_over(connection)
+        self._renew_in_time(connection)
         self._listen(connection)
         now = time.monotonic()
         for attempt in self._attempts():
             if now >= attempt.ends_at:
                 attempt.stop(AbortReason.DEADLINE)
         self._look_for_hung(now)
+
+    def _renew_in_time(self, connection: Link) -> None:
+        now = time.monotonic()
         if now - self._renewed_at >= self._settings.lease_s / 4:
             self._renew(connection)
             self._renewed_at = now

@@ -6,6 +6,7 @@ from uuid import UUID
 import psycopg
 from psycopg.sql import SQL
 
+from turnmill.schemas.clock import within
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS, TAKEOVER_LOCK_CLASS
 
 #: A process without its advisory lock counts as alive this much longer: a dropped
@@ -15,7 +16,7 @@ GRACE_S = 1.2
 ALIVE = f"""
 alive AS MATERIALIZED (
     SELECT w.id, w.model, w.lanes, w.slots, w.seen_at, w.is_consuming FROM worker_liveness w
-    WHERE w.seen_at > clock_timestamp() - make_interval(secs => {GRACE_S})
+    WHERE {within("w.seen_at", GRACE_S)}
        OR w.lock_key IN (
            SELECT objid FROM pg_locks
            WHERE locktype = 'advisory' AND classid = {LIVENESS_LOCK_CLASS} AND granted
@@ -34,7 +35,7 @@ WHERE me.id = {{worker_id}} AND EXISTS (
     SELECT FROM unnest(me.lanes) AS lane WHERE NOT EXISTS (
         SELECT FROM alive a
         WHERE a.is_consuming AND a.model = me.model AND lane = ANY(a.lanes) AND a.id <> me.id
-          AND a.seen_at > clock_timestamp() - make_interval(secs => {{silence_s}})))
+          AND {within("a.seen_at", "{silence_s}")}))
 """
 
 

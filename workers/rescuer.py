@@ -15,6 +15,7 @@ from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.tables import RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane, TurnState
+from turnmill.workers.clock import TOLERANCE_S
 from turnmill.workers.lease import Leases
 from turnmill.workers.liveness import ALIVE, GRACE_S
 from turnmill.workers.settle import Ending, end_turns
@@ -25,8 +26,37 @@ log = structlog.get_logger()
 #: one message more; this keeps such messages few however long the queue is.
 REHINTS_PER_SLOT = 8
 
+#: Nothing is judged by a clock that has just stepped forward (`latest_s`): every lease looks
+#: expired until its worker has renewed it.
 _GUARD = f"""
-guard AS MATERIALIZED (SELECT pg_try_advisory_xact_lock({RESCUER_LOCK_KEY}) AS is_mine)"""
+guard AS MATERIALIZED (
+    SELECT clock_timestamp() < to_timestamp(%(latest_s)s)
+        AND pg_try_advisory_xact_lock({RESCUER_LOCK_KEY}) AS is_mine
+)"""
+
+#: After a step back, leases and hints of before would last until the clock shows their times
+#: again. They are cut to what they would be if written now: the leases of workers that were last
+#: seen in the future (one that lives is seen twice a second), and hints published there.
+_CUT = f"""
+WITH {_GUARD}, held AS (
+    SELECT t.id FROM turns t LEFT JOIN worker_liveness w ON w.id = t.worker_id
+    WHERE (SELECT is_mine FROM guard) AND t.state = 'running'
+      AND t.leased_until > clock_timestamp() + make_interval(secs => %(lease_s)s + {TOLERANCE_S})
+      AND (w.id IS NULL OR w.seen_at > clock_timestamp() + make_interval(secs => {TOLERANCE_S}))
+    ORDER BY t.id FOR NO KEY UPDATE OF t SKIP LOCKED
+), leases AS (
+    UPDATE turns t SET leased_until = clock_timestamp() + make_interval(secs => %(lease_s)s)
+    FROM held WHERE t.id = held.id RETURNING t.id
+), hinted AS (
+    SELECT turn_id FROM outbox WHERE (SELECT is_mine FROM guard)
+      AND published_at > clock_timestamp() + make_interval(secs => {TOLERANCE_S})
+    FOR UPDATE SKIP LOCKED
+), hints AS (
+    UPDATE outbox o SET published_at = clock_timestamp()
+    FROM hinted WHERE o.turn_id = hinted.turn_id RETURNING o.turn_id
+)
+SELECT (SELECT count(*) FROM leases) AS lease_count, (SELECT count(*) FROM hints) AS hint_count
+"""
 
 #: Turns that ran in quarantine when their worker died are left to `_park`. A worker without a
 #: row is not dead: its row was deleted, or restored away, and it writes it again at its next
@@ -49,9 +79,9 @@ WITH {_GUARD}, {ALIVE}, lost AS (
     UPDATE attempts a SET ended_at = clock_timestamp(), outcome = 'crashed'
     FROM requeued r WHERE a.turn_id = r.id AND a.number = r.attempt
 ), hinted AS (
-    INSERT INTO outbox (turn_id, model, lane, deadline_at)
+    INSERT INTO outbox (turn_id, model, lane, deadline_at, is_immediate)
     SELECT id, model, CASE WHEN crashes >= %(quarantine_after)s THEN '{Lane.QUARANTINE}'
-        ELSE lane END, deadline_at
+        ELSE lane END, deadline_at, true
     FROM lost WHERE NOT is_spent
 )
 SELECT lost.*, pg_notify('{OUTBOX_CHANNEL}', '') FROM lost
@@ -93,16 +123,21 @@ AND w.id NOT IN (SELECT id FROM alive)
 """
 
 
-def sweep(database: Database, settings: WorkerSettings) -> int:
+def sweep(database: Database, settings: WorkerSettings, *, latest_s: float = float("inf")) -> int:
     """Make lost turns, and turns with lost hints, due again; returns how many.
 
+    `latest_s`: PostgreSQL's Unix time at the latest, unless its clock has stepped forward.
     Raises `DatabaseUnavailable`.
     """
-    lost = database.run(_REQUEUE_LOST, {"quarantine_after": settings.quarantine_after})
+    clock = {"latest_s": latest_s}
+    (cut,) = database.run(_CUT, clock | {"lease_s": settings.lease_s})
+    if cut.lease_count or cut.hint_count:
+        log.warning("clock.stepped_back", **cut._asdict())
+    lost = database.run(_REQUEUE_LOST, clock | {"quarantine_after": settings.quarantine_after})
     for row in lost:
         if row.is_spent:
             _park(database, row)
-    rehinted = database.run(_REHINT, {"lost_after_s": settings.hint_lost_after_s})
+    rehinted = database.run(_REHINT, clock | {"lost_after_s": settings.hint_lost_after_s})
     if lost or rehinted:
         log.info("turns.rescued", lost_count=len(lost), rehinted_count=len(rehinted))
     return len(lost) + len(rehinted)
@@ -160,7 +195,7 @@ class Rescuer:
                 self._stopping.wait(GRACE_S / 4)
                 continue
             try:
-                sweep(self._database, self._settings)
+                sweep(self._database, self._settings, latest_s=self._leases.clock.latest_s)
                 if forget_in == 0:
                     self._database.run(_FORGET)
                 forget_in = (forget_in or 600) - 1

@@ -9,7 +9,7 @@ for anybody.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from turnmill.schemas.links import Link
 from turnmill.schemas.partitions import PARTITIONED
 from turnmill.schemas.settings import RetentionSettings
 from turnmill.schemas.turns import OPEN_STATES, TurnState
+from turnmill.workers.clock import steady_now
 from turnmill.workers.months import Pause, drop, expired, make_ahead
 
 log = structlog.get_logger()
@@ -30,6 +31,9 @@ PAGE_TURNS = 250
 #: Pause after each transaction, in times of what it took: three quarters of the time are the
 #: lanes'.
 _PAUSE_SHARE = 3.0
+
+#: So far apart, PostgreSQL's clock and this machine's are told of.
+_TOLERATED = timedelta(hours=1)
 
 _ENDED = [state.value for state in TurnState if state not in OPEN_STATES]
 _AGED = [state for state in _ENDED if state != TurnState.PARKED]
@@ -117,8 +121,11 @@ class Round:
         self._pause = pause
         self._on_progress = on_progress
         self._is_dry = is_dry
-        # Not this machine's clock: one that is ahead would delete what is young.
-        self._now = link.execute("SELECT clock_timestamp()").fetchone()[0]  # type: ignore[index]
+        self._there: datetime = link.execute("SELECT clock_timestamp()").fetchone()[0]  # type: ignore[index]
+        # A clock that is ahead would delete what is young: of two, the one that is behind counts.
+        self._now = min(self._there, steady_now())
+        if (ahead := self._there - self._now) > _TOLERATED:
+            log.warning("clock.ahead", by_s=round(ahead.total_seconds()))
         #: What went, by table.
         self.counts: Counter[str] = Counter()
 
@@ -135,7 +142,7 @@ class Round:
 
     def _make_months(self) -> None:
         for table in PARTITIONED:
-            for name in make_ahead(self._link, table, self._now, self._pause):
+            for name in make_ahead(self._link, table, self._there, self._pause):
                 self.counts[f"{name} (made)"] += 1
 
     def _prune_turns(self, page: str, days: int | None, states: list[str]) -> None:

@@ -13,6 +13,7 @@ from uuid import UUID
 import structlog
 
 from turnmill.schemas.advance import advance, lock_conversations, lock_turns
+from turnmill.schemas.clock import MAX_DELAY_S
 from turnmill.schemas.database import DATA_ERRORS, Database
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.outcomes import UNSTORABLE, Answered, Cancelled, Failed, Outcome, Snoozed
@@ -66,9 +67,9 @@ WITH turn AS (
     FROM turn WHERE turn_id = turn.id AND number = turn.attempt
     RETURNING attempts.lane
 ), hint AS (
-    INSERT INTO outbox (turn_id, model, lane, deadline_at, due_at)
+    INSERT INTO outbox (turn_id, model, lane, deadline_at, due_at, is_immediate)
     SELECT turn.id, model, attempt.lane, deadline_at,
-        clock_timestamp() + make_interval(secs => %(delay_s)s)
+        clock_timestamp() + make_interval(secs => %(delay_s)s), %(delay_s)s = 0
     FROM turn, attempt
 )
 SELECT id, pg_notify('{OUTBOX_CHANNEL}', '') FROM turn
@@ -181,7 +182,7 @@ class Settler:
                 "counts": int(outcome.counts),
                 "outcome": "snoozed" if outcome.counts else "handed_back",
                 "error": storable(outcome.reason),
-                "delay_s": outcome.delay_s,
+                "delay_s": min(outcome.delay_s, MAX_DELAY_S),
             },
         )
         return len(rows) == 1

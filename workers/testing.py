@@ -8,14 +8,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
+from turnmill.schemas.clock import IS_DUE
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.settings import Settings
 from turnmill.workers.answer import answer_turn
 from turnmill.workers.process import running_worker
 
-_DUE = """
+_DUE = f"""
 UPDATE outbox SET published_at = clock_timestamp()
-WHERE published_at IS NULL AND due_at <= clock_timestamp() AND model = %s AND lane = ANY(%s)
+WHERE published_at IS NULL AND {IS_DUE} AND model = %s AND lane = ANY(%s)
 RETURNING turn_id
 """
 

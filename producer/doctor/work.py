@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from turnmill.producer.affinity import WARMTH, ids_since
 from turnmill.producer.doctor.database import Patient
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
+from turnmill.schemas.clock import within
 
 #: A relay publishes within a second; so much more is not slowness.
 UNPUBLISHED_S = 30
@@ -15,10 +16,10 @@ PATIENCE_S = 60
 #: How far back the doctor looks for conversations that lost their worker, and how many must have.
 AFFINITY_S, AFFINITY_TURNS, AFFINITY_RATE = 600, 50, 0.9
 
-_LIVE = """
+_LIVE = f"""
 live AS (
     SELECT model, unnest(lanes) AS lane FROM worker_liveness
-    WHERE is_consuming AND seen_at > clock_timestamp() - make_interval(secs => %(lease_s)s)
+    WHERE is_consuming AND {within("seen_at", "%(lease_s)s")}
 )
 """
 

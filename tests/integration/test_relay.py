@@ -195,7 +195,8 @@ def test_a_hint_that_is_not_due_yet_stays(
 ) -> None:
     snoozed, due = accept_turns(system, 2)
     system.database.run(
-        "UPDATE outbox SET due_at = clock_timestamp() + interval '1 hour' WHERE turn_id = %s",
+        "UPDATE outbox SET is_immediate = false, due_at = clock_timestamp() + interval '25 s' "
+        "WHERE turn_id = %s",
         (snoozed,),
     )
     start_relay(with_relay(system, sweep_s=0.05))

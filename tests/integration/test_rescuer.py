@@ -241,8 +241,8 @@ def test_the_running_rescuer_does_all_this_by_itself_and_when_it_is_woken(
 ) -> None:
     has_swept = threading.Event()
 
-    def sweep_and_say_so(*arguments: Any) -> None:
-        sweep(*arguments)
+    def sweep_and_say_so(*arguments: Any, **options: Any) -> None:
+        sweep(*arguments, **options)
         has_swept.set()
 
     monkeypatch.setattr("turnmill.workers.rescuer.sweep", sweep_and_say_so)

@@ -1,0 +1,223 @@
+"""PostgreSQL's clock steps, an hour forward or back: no turn waits for it, and none is lost to it.
+
+With a real Postgres in which `clock_timestamp()` is a function of the test's own: it stands before
+PostgreSQL's on the search path when the tables are made and whenever a process connects. A server
+that takes over with another clock looks the same.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from structlog.testing import capture_logs
+
+from turnmill.infra.migrations import upgrade
+from turnmill.producer.accept import accept, accept_many
+from turnmill.producer.outbox import TAKE
+from turnmill.producer.turns import read_turn
+from turnmill.schemas.outcomes import Snoozed
+from turnmill.schemas.settings import RetentionSettings
+from turnmill.schemas.turns import AcceptedTurn, Lane
+from turnmill.workers.lease import Claim, Leases
+from turnmill.workers.pruner import prune
+from turnmill.workers.rescuer import sweep
+from turnmill.workers.settle import Settler
+from turnmill.workers.testing import InlineWorker
+
+Eventually = Callable[..., None]
+HOUR = 3600.0
+
+both_ways = pytest.mark.parametrize("step_s", [-HOUR, HOUR, -12.0])
+
+_CLOCK = """
+CREATE TABLE step (by interval);
+INSERT INTO step VALUES ('0');
+CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
+    'SELECT pg_catalog.clock_timestamp() + by FROM public.step';
+"""
+
+
+@pytest.fixture
+def system(make_system: Callable[..., Any], empty_database_url: str, valkey_url: str) -> Any:
+    with psycopg.connect(empty_database_url, autocommit=True) as link:
+        name = link.info.dbname
+        link.execute(_CLOCK)
+        link.execute(f"ALTER DATABASE {name} SET search_path = public, pg_catalog")
+    upgrade(empty_database_url)
+    return make_system(empty_database_url, valkey_url, hint_lost_after_s=0.5, rescue_every_s=0.3)
+
+
+def step(system: Any, by_s: float) -> None:
+    system.database.run("UPDATE step SET by = by + make_interval(secs => %s)", (by_s,))
+
+
+@pytest.fixture
+def leases(system: Any) -> Iterator[Leases]:
+    """Of a worker that is registered and then does nothing: it renews no lease."""
+    model = system.settings.engine.model_name
+    leases = Leases(system.database, system.settings.worker, model=model, engine="echo")
+    yield leases
+
+
+def claimed(leases: Leases, turn: AcceptedTurn) -> Claim:
+    claim = leases.claim(turn.turn_id)
+    assert claim is not None
+    return claim
+
+
+def read(system: Any, turn: AcceptedTurn) -> Any:
+    return read_turn(system.database, system.tenant_id, turn.turn_id)
+
+
+@both_ways
+def test_turns_that_were_queued_before_a_step_are_answered_at_once(
+    system: Any, step_s: float
+) -> None:
+    accepted = accept_many(
+        system.database,
+        [
+            system.request(f"turn {n}", lane=lane)
+            for n in range(10)
+            for lane in (Lane.INTERACTIVE, Lane.BATCH)
+        ],
+    )
+    step(system, step_s)
+    system.start("relay")
+    system.start_worker()
+    system.wait_until_settled(20)
+    system.assert_answered_once_and_in_order(accepted)
+    assert system.count("attempt > 1") == 0
+
+
+@both_ways
+def test_running_turns_survive_a_step_and_it_is_logged(
+    system: Any, step_s: float, eventually: Eventually
+) -> None:
+    turns = accept_many(
+        system.database, [system.request("[[wait=5]] hello", timeout_s=60.0) for _ in range(4)]
+    )
+    with capture_logs() as logs, InlineWorker(system.settings):
+        eventually(lambda: system.count("state = 'running'") == 4)
+        time.sleep(0.6)  # the worker has read the clock
+        step(system, step_s)
+        system.wait_until_settled(20)
+    assert [read(system, turn).state for turn in turns] == ["completed"] * 4
+    assert system.count("attempt > 1 OR crashes > 0") == 0
+    steps = [log["by_s"] for log in logs if log["event"] == "clock.stepped"]
+    assert [round(by_s) for by_s in steps] == [step_s]
+
+
+def test_a_deadline_knows_of_a_step_forward_that_the_worker_has_not_observed(
+    system: Any, leases: Leases
+) -> None:
+    leases.start()
+    first, second = (
+        accept(system.database, system.request("hello", timeout_s=60.0)) for _ in range(2)
+    )
+    leases.close()
+    step(system, HOUR)
+    left_s = claimed(leases, first).deadline_s
+    assert left_s is not None
+    assert 30 < left_s <= 61
+    step(system, -HOUR)
+    assert 30 < (claimed(leases, second).deadline_s or 0) <= 61
+
+
+def test_a_deadline_knows_of_a_step_forward(system: Any, eventually: Eventually) -> None:
+    """A minute from acceptance is a minute, though the clock shows an hour."""
+    with InlineWorker(system.settings) as inline:
+        eventually(lambda: inline.worker.leases.clock.latest_s < float("inf"))
+        first = accept(system.database, system.request("[[wait=3]] one", timeout_s=60.0))
+        second = accept(
+            system.database,
+            system.request("two", timeout_s=60.0, conversation_id=first.conversation_id),
+        )
+        eventually(lambda: system.count("state = 'running'") == 1)
+        step(system, HOUR)
+        system.wait_until_settled(20)
+    assert [read(system, turn).state for turn in (first, second)] == ["completed", "completed"]
+
+
+def test_the_lease_of_a_silent_worker_still_expires_after_a_step_back(
+    system: Any, leases: Leases
+) -> None:
+    turn = accept(system.database, system.request("hello"))
+    claimed(leases, turn)
+    step(system, -HOUR)
+    with InlineWorker(system.settings):
+        system.wait_until_settled(20)
+    assert (read(system, turn).state, system.count("attempt = 2")) == ("completed", 1)
+
+
+def test_the_longer_leases_of_a_worker_that_lives_are_left_alone(
+    system: Any, leases: Leases
+) -> None:
+    leases._settings = system.settings.worker.model_copy(update={"lease_s": 60.0})
+    leases.start()
+    claimed(leases, accept(system.database, system.request("hello")))
+    sweep(system.database, system.settings.worker)
+    leases.close()
+    assert system.count("leased_until > clock_timestamp() + interval '30 s'") == 1
+
+
+def test_a_worker_that_was_seen_before_a_step_back_may_be_dead(
+    make_system: Callable[..., Any], system: Any, leases: Leases
+) -> None:
+    """Its leases would last long; its lock is gone."""
+    leases._settings = system.settings.worker.model_copy(update={"lease_s": 15.0})
+    turn = accept(system.database, system.request("hello"))
+    leases.start()
+    claimed(leases, turn)
+    leases.close()
+    step(system, -HOUR)
+    with InlineWorker(system.settings):
+        system.wait_until_settled(10)
+    assert (read(system, turn).state, system.count("crashes = 1")) == ("completed", 1)
+
+
+def test_a_hint_that_was_lost_before_a_step_back_is_published_again(system: Any) -> None:
+    accepted = accept_many(system.database, [system.request(f"turn {n}") for n in range(5)])
+    system.database.run("UPDATE outbox SET published_at = clock_timestamp()")
+    step(system, -HOUR)
+    with InlineWorker(system.settings):
+        system.wait_until_settled(20)
+    system.assert_answered_once_and_in_order(accepted)
+
+
+def test_a_hint_that_waits_for_its_worker_is_late_after_a_step_back(system: Any) -> None:
+    turn = accept(system.database, system.request("hello"))
+    system.database.run(
+        "UPDATE outbox SET published_at = clock_timestamp(), "
+        "own_until = clock_timestamp() + interval '0.2 s'"
+    )
+    step(system, -HOUR)
+    lanes = [lane.value for lane in Lane]
+    params = {"window": 8, "batch_size": 8, "warm_lanes": lanes, "warm_s": 60.0, "ttl_s": 0.2}
+    rows = system.database.run(TAKE, params | {"lanes": lanes})
+    assert [(row.turn_id, row.own_worker_id) for row in rows] == [(turn.turn_id, None)]
+
+
+def test_the_pruner_deletes_nothing_because_the_clock_stepped_forward(system: Any) -> None:
+    turn = accept(system.database, system.request("hello"))
+    with InlineWorker(system.settings):
+        system.wait_until_settled()
+    step(system, 1000 * 24 * HOUR)
+    with capture_logs() as logs:
+        counts = prune(system.database, RetentionSettings(turns_days=30), lambda _: False)
+    assert not [name for name in counts or () if "(made)" not in name]
+    assert read(system, turn).state == "completed"
+    assert [log["by_s"] for log in logs if log["event"] == "clock.ahead"] == [1000 * 24 * HOUR]
+
+
+def test_a_turn_that_is_to_be_tried_again_does_not_wait_for_a_clock_that_stepped_back(
+    system: Any, leases: Leases
+) -> None:
+    turn = accept(system.database, system.request("hello"))
+    settler = Settler(system.database, max_attempts=5, give_up=threading.Event())
+    assert settler.settle(claimed(leases, turn), Snoozed(20.0, "busy"))
+    assert leases.claim(turn.turn_id) is None, "it waits for its time"
+    step(system, -HOUR)
+    assert leases.claim(turn.turn_id) is not None

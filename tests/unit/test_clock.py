@@ -1,0 +1,100 @@
+"""The database's clock: a step is told from drift, from a slow answer, and from a long pause."""
+
+import math
+
+import pytest
+
+from turnmill.workers import clock as clock_module
+from turnmill.workers.clock import TOLERANCE_S, DatabaseClock
+
+#: What the database's clock shows at the beginning.
+START = 1_800_000_000.0
+
+
+class Machine:
+    """A monotonic clock that is moved by hand, and a database whose clock can be set."""
+
+    def __init__(self) -> None:
+        self.now = 50.0
+        self.there = START
+        self.clock = DatabaseClock()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pass_(self, seconds: float) -> None:
+        self.now += seconds
+        self.there += seconds
+
+    def read(self, *, there_s: float = 0.0, back_s: float = 0.0) -> float:
+        """Ask the database; the question and the answer take so long."""
+        asked_at = self.now
+        self.pass_(there_s)
+        answer = self.there
+        self.pass_(back_s)
+        return self.clock.observe(answer, asked_at)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    monkeypatch.setattr(clock_module.time, "monotonic", machine.monotonic)
+    return machine
+
+
+def test_the_first_reading_is_no_step(machine: Machine) -> None:
+    assert machine.clock.latest_s == math.inf
+    assert machine.read() == 0
+    assert machine.clock.latest_s == START + TOLERANCE_S
+
+
+@pytest.mark.parametrize("by_s", [3600.0, -3600.0, 5.0, -5.0])
+def test_a_step_is_told_once(machine: Machine, by_s: float) -> None:
+    machine.read()
+    machine.pass_(0.5)
+    machine.there += by_s
+    assert machine.read(there_s=0.1) == pytest.approx(by_s, abs=0.2)
+    machine.pass_(0.5)
+    assert machine.read() == 0
+    assert machine.clock.latest_s == pytest.approx(machine.there + TOLERANCE_S, abs=0.2)
+
+
+@pytest.mark.parametrize(("there_s", "back_s"), [(0.0, 30.0), (30.0, 0.0), (15.0, 15.0)])
+def test_a_slow_answer_or_a_long_pause_is_no_step(
+    machine: Machine, there_s: float, back_s: float
+) -> None:
+    machine.read()
+    machine.pass_(7200)
+    assert machine.read(there_s=there_s, back_s=back_s) == 0
+    assert machine.read() == 0
+
+
+def test_a_step_behind_a_slow_answer_is_still_told(machine: Machine) -> None:
+    machine.read()
+    machine.there += 10
+    assert machine.read(there_s=15, back_s=15) == 0, "the answer may have been slow"
+    assert machine.read() == pytest.approx(10)
+
+
+def test_drift_is_no_step(machine: Machine) -> None:
+    for _ in range(10_000):
+        machine.pass_(0.5)
+        machine.there += 0.5 * 0.002
+        assert machine.read() == 0
+
+
+def test_what_was_timed_before_a_step_forward_knows_of_it(machine: Machine) -> None:
+    machine.read()
+    accepted_at = machine.there - 10
+    machine.there += 3600
+    machine.read()
+    later = machine.there
+    assert machine.clock.forward_between(accepted_at, machine.there) == 3600
+    assert machine.clock.forward_between(later, machine.there) == 0
+    machine.there += 60
+    assert machine.clock.forward_between(accepted_at, machine.there) == pytest.approx(3660)
+    assert machine.clock.forward_between(later, machine.there) == pytest.approx(60)
+    machine.read()
+    machine.there -= 3660
+    machine.read()
+    assert machine.clock.forward_between(accepted_at, machine.there) == pytest.approx(3660)

@@ -1,0 +1,63 @@
+"""The database's clock, held against this process's monotonic clock.
+
+Leases, hints and deadlines are times of the database's clock. That clock steps when somebody sets
+it, or when a server takes over whose clock differs. A process that reads it regularly sees by how
+much it stepped, because `time.monotonic` never does.
+"""
+
+import math
+import time
+from datetime import UTC, datetime, timedelta
+
+#: Smaller differences are drift, NTP's slewing, and a server that answers slowly.
+TOLERANCE_S = 2.0
+
+_STARTED_AT, _STARTED = datetime.now(UTC), time.monotonic()
+
+_Step = tuple[float, float]
+
+
+def steady_now() -> datetime:
+    """What this machine's clock shows unless it has stepped since the process started."""
+    return _STARTED_AT + timedelta(seconds=time.monotonic() - _STARTED)
+
+
+class DatabaseClock:
+    """What one process knows of the database's clock. One thread observes, any thread asks."""
+
+    def __init__(self) -> None:
+        #: Bounds of the database's Unix time less `time.monotonic`; and the steps forward, each
+        #: with the time that the clock showed before it. One value, so that both are of one moment.
+        self._known: tuple[float, float, tuple[_Step, ...]] = (-math.inf, math.inf, ())
+
+    def observe(self, there_s: float, asked_at: float) -> float:
+        """Compare a reading with the one before. Return the seconds of the step between; mostly 0.
+
+        `there_s` is the database's Unix time, read some time after `asked_at` (`time.monotonic`).
+        """
+        low, high = there_s - time.monotonic(), there_s - asked_at
+        before_low, before_high, steps = self._known
+        step_s = max(0.0, low - before_high) or min(0.0, high - before_low)
+        if abs(step_s) > TOLERANCE_S:
+            if step_s > 0:
+                steps += ((there_s - step_s, step_s),)
+        elif high - low > TOLERANCE_S / 2:
+            return 0.0  # a slow answer says little: the reading before is the better reference
+        self._known = (low, high, steps)
+        return step_s if abs(step_s) > TOLERANCE_S else 0.0
+
+    @property
+    def latest_s(self) -> float:
+        """The database's Unix time now, at the latest, unless its clock has stepped forward."""
+        return self._known[1] + time.monotonic() + TOLERANCE_S
+
+    def forward_between(self, then_s: float, now_s: float) -> float:
+        """The seconds by which the clock has stepped forward between two Unix times it showed.
+
+        `now_s` was read just now; it may tell of a step that was not observed yet.
+        """
+        _, high, steps = self._known
+        unseen_s = now_s - (high + time.monotonic())
+        if unseen_s > TOLERANCE_S:
+            steps += ((now_s - unseen_s, unseen_s),)
+        return sum(step_s for at, step_s in steps if then_s <= at)
