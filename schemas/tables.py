@@ -266,3 +266,5 @@ TAKEOVER_LOCK_CLASS = 0x7A12
 RESCUER_LOCK_KEY = 0x7A11_0001
 #: Held for the length of one round of pruning.
 PRUNER_LOCK_KEY = 0x7A11_0003
+#: The `application_name` of the connection that holds it.
+PRUNER_NAME = "turnmill pruner"

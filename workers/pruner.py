@@ -16,7 +16,7 @@ from turnmill.schemas.database import OUTAGES, Database
 from turnmill.schemas.errors import DatabaseUnavailable, SettingsError
 from turnmill.schemas.links import Link
 from turnmill.schemas.settings import RetentionSettings
-from turnmill.schemas.tables import PRUNER_LOCK_KEY
+from turnmill.schemas.tables import PRUNER_LOCK_KEY, PRUNER_NAME
 from turnmill.workers.months import Pause
 from turnmill.workers.retention import Round
 
@@ -30,7 +30,7 @@ _ANSWER_TIMEOUT_S = 120.0
 
 #: Nothing here should ever wait for a lock. If it does, it gives way.
 _SESSION = f"""
-SELECT set_config('application_name', 'turnmill pruner', false) AS name,
+SELECT set_config('application_name', '{PRUNER_NAME}', false) AS name,
     set_config('lock_timeout', '200ms', false) AS patience,
     pg_try_advisory_lock({PRUNER_LOCK_KEY}) AS is_mine
 """

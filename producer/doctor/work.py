@@ -6,6 +6,7 @@ from turnmill.producer.affinity import WARMTH, ids_since
 from turnmill.producer.doctor.database import Patient
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
 from turnmill.schemas.clock import within
+from turnmill.schemas.tables import PRUNER_LOCK_KEY, PRUNER_NAME, RESCUER_LOCK_KEY
 
 #: A relay publishes within a second; so much more is not slowness.
 UNPUBLISHED_S = 30
@@ -65,6 +66,19 @@ SELECT extract(epoch FROM clock_timestamp() - min(accepted_at))::int AS age_s FR
 ) AS oldest
 """
 
+#: A sweep is one statement, and the pruner's connection has a name: whoever else holds their locks
+#: keeps them from working, for as long as that connection lives.
+_SQUATTERS = f"""
+SELECT l.pid, a.application_name,
+    CASE l.objid::bigint WHEN {RESCUER_LOCK_KEY} THEN 'rescuer' ELSE 'pruner' END AS part
+FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 0 AND l.objsubid = 1
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND (l.objid::bigint = {RESCUER_LOCK_KEY} AND a.state <> 'active'
+        AND a.state_change < clock_timestamp() - interval '1 s'
+    OR l.objid::bigint = {PRUNER_LOCK_KEY} AND a.application_name <> '{PRUNER_NAME}')
+"""
+
 
 def _workers(patient: Patient) -> Iterator[Finding]:
     params = {"lease_s": patient.settings.worker.lease_s, "age_s": UNSERVED_S}
@@ -88,6 +102,19 @@ def _relay(patient: Patient) -> Iterator[Finding]:
             f"{row.turns} hints of lane {row.lane} of {row.model} are unpublished, "
             f"the oldest for {_span(row.age_s)}: no relay runs, or it does not reach the broker",
             "turnmill relay; its log says what stalls it (relay.stalled)",
+        )
+
+
+def _locks(patient: Patient) -> Iterator[Finding]:
+    left_undone = {
+        "rescuer": "turns of dead workers and lost hints are not rescued",
+        "pruner": "old turns are not deleted",
+    }
+    for row in patient.database.run(_SQUATTERS):
+        yield broken(
+            f"the advisory lock of the {row.part} is held by another program "
+            f"(backend {row.pid}, '{row.application_name}'): {left_undone[row.part]}",
+            f"SELECT pg_terminate_backend({row.pid}), and give that program its own database",
         )
 
 
@@ -123,6 +150,7 @@ def _span(seconds: int) -> str:
 CHECKS: dict[str, Check[Patient]] = {
     "relay": _relay,
     "workers": _workers,
+    "locks": _locks,
     "oldest turn": _oldest,
     "affinity": _affinity,
     "parked turns": _parked,

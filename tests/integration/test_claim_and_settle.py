@@ -257,6 +257,22 @@ def test_the_same_attempt_number_of_another_worker_is_fenced_too(system: Any) ->
     assert read(system, turn).reply.content == "yes"
 
 
+def test_a_reply_is_settled_though_rows_beside_its_turn_were_deleted(
+    system: Any, worker: Worker
+) -> None:
+    """By a hand, while the turn ran: its conversation, bot and batch, and the attempt itself."""
+    turn = accept(system.database, system.request("hello", batch_id=new_id(), batch_row=1))
+
+    def delete() -> None:
+        for table in ("attempts", "conversations", "bots", "batches"):
+            system.database.run(f"DELETE FROM {table}")
+
+    answer_with(worker, turn, [Chunk("yes", 1), delete, Chunk("", finish_reason="stop")])
+    (reply,) = system.database.run("SELECT content FROM replies")
+    assert reply.content == "yes"
+    assert system.count("state = 'completed'") == 1
+
+
 def test_a_cancelled_turn_takes_no_reply(system: Any) -> None:
     first, second = pair(system)
     claim = claimed(new_leases(system), first)

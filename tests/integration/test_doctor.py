@@ -29,6 +29,7 @@ from turnmill.schemas.broker import hint_queues
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import STACK_FILE, load_settings
+from turnmill.schemas.tables import PRUNER_LOCK_KEY, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane
 from turnmill.workers.main import run_worker
 
@@ -540,6 +541,22 @@ def test_turns_that_nobody_publishes_consumes_or_answers_are_found(stuck: Any) -
     assert "interactive" in found("workers", findings).detail
     assert found("oldest turn", findings).level is Level.WARNING
     assert "5 min" in found("oldest turn", findings).detail
+
+
+@pytest.mark.parametrize(
+    ("key", "part"), [(RESCUER_LOCK_KEY, "rescuer"), (PRUNER_LOCK_KEY, "pruner")]
+)
+def test_a_program_that_holds_a_lock_of_ours_is_found(
+    stuck: Any, key: int, part: str, eventually: Callable[..., None]
+) -> None:
+    with stuck.database.connect() as other:
+        assert not any(finding.what == "locks" for finding in diagnose())
+        other.execute("SELECT pg_advisory_lock(%s)", (key,))
+        eventually(lambda: any(finding.what == "locks" for finding in diagnose()))
+        finding = found("locks")
+        assert finding.level is Level.BROKEN
+        assert part in finding.detail
+        assert str(other.info.backend_pid) in finding.fix
 
 
 def test_a_full_window_is_no_dead_relay(stuck: Any, monkeypatch: pytest.MonkeyPatch) -> None:
