@@ -6,7 +6,7 @@ from itertools import dropwhile, takewhile
 from typing import Any
 
 from turnmill.schemas.database import Database
-from turnmill.schemas.errors import EngineFailure
+from turnmill.schemas.errors import EngineFailure, InvalidInput
 from turnmill.schemas.turns import Message, Role
 from turnmill.workers.draft import Draft, PastTurn
 from turnmill.workers.engines.base import Engine, Prompt
@@ -39,7 +39,7 @@ def build_prompt(
     draft = _draft(database, engine, claim)
     messages = None
     if summarizer is not None and draft.past:
-        with suppress(EngineFailure):  # a chat template may know no system message
+        with suppress(EngineFailure, InvalidInput):  # a chat template may know no system message
             messages = _summarized(draft, summarizer, may_extend=claim.attempt == 1)
     return Prompt(
         messages or _trimmed(draft),

@@ -20,6 +20,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from turnmill.producer.accept import accept, accept_many
+from turnmill.producer.api.errors import problem_of_turn
 from turnmill.producer.cancel import cancel
 from turnmill.producer.tenants import create_tenant, save_bot
 from turnmill.producer.turns import read_turn
@@ -28,6 +29,7 @@ from turnmill.schemas.errors import (
     DatabaseUnavailable,
     EngineFailure,
     EngineUnavailable,
+    InvalidInput,
     TurnmillError,
 )
 from turnmill.schemas.ids import new_id
@@ -614,6 +616,19 @@ def test_a_server_s_own_words_are_for_the_log_and_not_for_the_tenant(
     assert kind().message in (read(system, turn).error_message or "")
     told = [line["reason"] for line in logs if line["event"] == "attempt.failed"]
     assert told == [words]
+
+
+def test_a_template_that_refuses_the_roles_is_the_caller_s_mistake(
+    system: Any, worker: Worker
+) -> None:
+    turn, _ = pair(system)
+    refusal = InvalidInput("The model's chat template refuses the messages: roles must alternate")
+    answer_with(worker, turn, [refusal])
+    failed = read(system, turn)
+    assert (failed.state, failed.attempt) == (TurnState.FAILED, 1)
+    problem = problem_of_turn(failed)
+    assert (problem.status, problem.message) == (400, refusal.message)
+    assert problem.body.error.type == "invalid_request_error"
 
 
 def test_a_tenant_with_neighbours_has_a_namespace_in_the_engine_s_cache(

@@ -1,20 +1,24 @@
 """Messages to the one string that a chat model was trained on, by the model's own Jinja template.
 
-Templates come with the model, so they run in Jinja's sandbox. Control tokens that a user
-writes out ("<|im_end|>") are broken up: whoever could spell them could speak as the system.
+Templates come with the model, so they run in Jinja's sandbox, set up as transformers sets it up
+(`transformers/utils/chat_template_utils.py`). What marks a role, and control tokens, are broken in
+messages' texts: whoever could spell them could speak as the system.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from turnmill.schemas.errors import EngineFailure
+from turnmill.schemas.errors import EngineFailure, InvalidInput
 from turnmill.schemas.turns import Message
+from turnmill.workers.engines.markers import WORD_JOINER, breaker, find_marks
 
 #: For models without a template: not what they were trained on, but they understand it.
 PLAIN_TEMPLATE = (
@@ -32,8 +36,27 @@ TASK_TEMPLATE = (
     " | map(attribute='content') | join(' ') }}"
 )
 
-#: Invisible; keeps the tokenizer from seeing a control token.
-WORD_JOINER = "\N{WORD JOINER}"
+#: Texts without marks that are remembered, and characters of the longest of them.
+REMEMBERED_TEXTS, LONGEST_TEXT = 2048, 1 << 14
+
+
+class Refusal(TemplateError):
+    """The template calls `raise_exception`."""
+
+
+class GenerationTag(Extension):
+    """`{% generation %}`: marks what the assistant says for training; renders what is inside."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_render")
+        return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _render(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
 class ChatTemplate:
@@ -48,7 +71,7 @@ class ChatTemplate:
         control_tokens: Iterable[str] = (),
     ) -> None:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
         )
         environment.filters["tojson"] = _to_json
         environment.globals |= {
@@ -62,19 +85,38 @@ class ChatTemplate:
         self.control_tokens = sorted(
             {*control_tokens} - {""}, key=lambda token: (-len(token), token)
         )
+        self._break_marks = breaker(find_marks(self._render))
+        #: A conversation's past is part of each of its prompts.
+        self._remembered = lru_cache(REMEMBERED_TEXTS)(self._made_safe)
 
     def render(self, messages: Sequence[Message], prefix: str = "") -> str:
-        """The prompt up to where the model goes on: the reply's opening and what it said already.
+        """Render the prompt, with the opening of the reply and what the model said already.
 
         Raises:
-            EngineFailure: the template refuses the messages, as some do with system messages.
+            InvalidInput: the template refuses the messages, as some do with system messages.
+            EngineFailure: the template cannot be rendered.
         """
-        entries = [{"role": m.role.value, "content": self.defuse(m.content)} for m in messages]
+        texts = (self._safe(each.content) for each in messages)
+        safe = [
+            each.model_copy(update={"content": text})
+            for each, text in zip(messages, texts, strict=True)
+        ]
         try:
-            text = self._template.render(messages=entries, add_generation_prompt=True)
-        except TemplateError as error:
-            raise EngineFailure(f"The model's chat template refuses the prompt: {error}") from error
-        return text + self.defuse(prefix)
+            # The prefix is the model's own: it continues from the tokens that it generated.
+            return self._render(safe) + self.defuse(prefix)
+        except Refusal as error:
+            raise InvalidInput(
+                f"The model's chat template refuses the messages: {error}", param="messages"
+            ) from None
+        except Exception as error:
+            raise EngineFailure(f"The model's chat template fails: {error}") from error
+
+    def _safe(self, text: str) -> str:
+        """The text without roles' marks and control tokens."""
+        return self._made_safe(text) if len(text) > LONGEST_TEXT else self._remembered(text)
+
+    def _made_safe(self, text: str) -> str:
+        return self.defuse(self._break_marks(text))
 
     def defuse(self, text: str) -> str:
         """The text without control tokens that could be mistaken for the model's."""
@@ -83,15 +125,31 @@ class ChatTemplate:
                 text = text.replace(token, token[0] + WORD_JOINER + token[1:])
         return text
 
+    def _render(self, messages: Sequence[Message]) -> str:
+        entries = [{"role": each.role.value, "content": each.content} for each in messages]
+        return self._template.render(messages=entries, add_generation_prompt=True)
+
 
 def _refuse(message: str) -> None:
-    raise TemplateError(message)
+    raise Refusal(message)
 
 
 def _strftime_now(pattern: str) -> str:
     return datetime.now(UTC).strftime(pattern)
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """Unlike Jinja's own filter, without escapes for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )

@@ -14,6 +14,7 @@ from turnmill.schemas.errors import (
     ContextOverflow,
     EngineFailure,
     EngineUnavailable,
+    InvalidInput,
     TurnmillError,
 )
 
@@ -40,6 +41,9 @@ FILTERED = frozenset(
 #: Types of an error within a stream that blames the turn (OpenAI's, vLLM's).
 REFUSALS = frozenset({"invalid_request_error", "BadRequestError"})
 
+#: In lower case, what templates' refusals have in common (vLLM with 400, llama.cpp with 500).
+TEMPLATE_WORDS = ("roles must alternate", "role not supported", "jinja exception")
+
 #: Characters of a server's text that are kept.
 MAX_SAID = 300
 #: So many characters in a row that stand in the prompt too are the prompt's.
@@ -57,6 +61,8 @@ class Filtered(EngineFailure):
 def translated(status: int, text: str) -> TurnmillError:
     """What a status other than 200 means, of an answer that begins with `text`."""
     error = _error_of(text)
+    if any(word in _said(error).lower() for word in TEMPLATE_WORDS):
+        return InvalidInput("The model's chat template refuses the messages.", param="messages")
     if status in REMEDIES and not _is_filtered(error):
         kind = NotServed if status == httpx.codes.NOT_FOUND else EngineUnavailable
         return kind(f"it answers {status} ({_said(error)}): {REMEDIES[status]}")

@@ -21,6 +21,7 @@ from turnmill.schemas.turns import NEUTRAL, GenerationParams, Message, Role
 from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.http_front import HTTPFront
+from turnmill.workers.engines.markers import breaker
 from turnmill.workers.engines.openai_dialects import DIALECTS, PLAIN, Dialect, Habits
 from turnmill.workers.engines.openai_errors import (
     Filtered,
@@ -38,6 +39,9 @@ MODELS = "/models"
 
 #: Tokens that a template puts around a message, at most.
 TEMPLATE_TOKENS = 64
+
+#: Breaks the usual marks of roles.
+break_marks = breaker()
 
 #: A path that names a version has the API below it, as Gemini's `/v1beta/openai` has.
 VERSIONED = re.compile(r"/v\d\w*(/|$)")
@@ -213,7 +217,11 @@ class OpenAIServer:
         return min(params.max_tokens or window, window - count)
 
     def _rendered(self, prompt: Prompt) -> dict[str, Any]:
-        messages = [{"role": each.role.value, "content": each.content} for each in prompt.messages]
+        # Its template is unknown here, and many servers read control tokens in a message's text.
+        messages = [
+            {"role": each.role.value, "content": break_marks(each.content)}
+            for each in prompt.messages
+        ]
         if not prompt.prefix:
             return {"messages": messages}
         messages.append({"role": "assistant", "content": prompt.prefix})

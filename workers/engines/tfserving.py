@@ -124,7 +124,7 @@ class TFServingServer:
         has_decoder = "decoder_input_ids" in signature.inputs
         template = self._tokenizer.template
         if signature.kind == "scores":
-            text, is_whole = _last_user_text(prompt.messages), True
+            text, is_whole = template.defuse(_last_user_text(prompt.messages)), True
         elif has_decoder:
             # A template of the model's own writes the tokens around a text, too.
             text, is_whole = template.render(prompt.messages), not self._tokenizer.has_template
