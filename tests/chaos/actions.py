@@ -11,14 +11,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import psutil
 import psycopg
 
+from turnmill.chaos.clock import STEP
+from turnmill.chaos.engine import CHILD, away_switch
 from turnmill.chaos.faults import (
     drop_broker_connections,
+    forget_workers,
     kill_backends,
+    lock_table,
     memory_alarm,
     wipe_broker,
 )
+from turnmill.chaos.foreign import publish_foreign
 from turnmill.chaos.proxy import Proxy
 from turnmill.chaos.site import Site
 from turnmill.chaos.topologies.postgres_pair import PostgresPair
@@ -34,6 +40,13 @@ from turnmill.schemas.turns import Lane
 #: A paused process is paused this much longer than a lease.
 _PAUSE_S = (0.5, 3.0)
 _OUTAGE_S = 60.0
+#: How long engines are away: longer than the attempts of a turn with their pauses.
+_AWAY_S = (10.0, 30.0)
+_KILLS = 5
+#: Messages that are not ours, in one strike.
+_FOREIGN = 40
+_LOCK_S = 20.0
+_TABLES = ("turns", "attempts", "outbox", "worker_liveness")
 #: What an operator's tool may take to be sure that a PostgreSQL primary is gone.
 _DECISION_S = 1.0
 #: Longer than a lease, so that a silent network costs turns.
@@ -194,6 +207,50 @@ def _kill(pid: int | None) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def _take_engine_away(site: Site, chance: random.Random) -> str:
+    """All engines at once, as when the one server that they ask restarts with its model."""
+    switch = away_switch(site.tokens_dir)
+    switch.touch()
+    time.sleep(chance.uniform(*_AWAY_S))
+    switch.unlink(missing_ok=True)
+    return "all engines"
+
+
+def _kill_engine(site: Site, chance: random.Random) -> str:
+    """The engine's process, not the worker's."""
+    name = _any_of(site, "workers", chance)
+    worker = psutil.Process(site.pid_of(name))
+    for child in worker.children():
+        if child.name() == CHILD:
+            child.kill()
+    return name
+
+
+def _kill_all(site: Site, chance: random.Random) -> str:
+    """Everything that is ours, five times: what a machine does that reboots in a loop."""
+    for _ in range(_KILLS):
+        for name in site.names:
+            site.send(name, signal.SIGKILL)
+        time.sleep(site.size.lease_s + chance.uniform(*_PAUSE_S))
+    return f"all processes, {_KILLS} times"
+
+
+def _publish_foreign(site: Site, chance: random.Random) -> str:
+    queue = queue_name(chance.choice((Lane.INTERACTIVE, Lane.BATCH)), site.model)
+    publish_foreign(site.servers.broker_url, queue, _FOREIGN, chance)
+    return queue
+
+
+def _forget_workers(site: Site, chance: random.Random) -> str:
+    return f"{forget_workers(site.servers.database_url, site.model)} workers"
+
+
+def _lock_table(site: Site, chance: random.Random) -> str:
+    table = chance.choice(_TABLES)
+    lock_table(site.servers.database_url, table, _LOCK_S)
+    return table
+
+
 ACTIONS: dict[str, Action] = {
     "kill-worker": Action(_signalled("workers", signal.SIGKILL), 8),
     "pause-worker": Action(_paused("workers"), 3),
@@ -212,6 +269,13 @@ ACTIONS: dict[str, Action] = {
     "reset-network": _network(lambda proxy, chance: proxy.reset()),
     "refuse-network": _network(_cut_off),
     "silence-network": _network(lambda proxy, chance: proxy.half_open()),
+    "step-clock": Action(_signalled("names", STEP), 2),
+    "forget-workers": Action(_forget_workers, 1),
+    "engine-away": Action(_take_engine_away, 0),
+    "kill-engine": Action(_kill_engine, 0),
+    "kill-all": Action(_kill_all, 0),
+    "foreign-messages": Action(_publish_foreign, 0),
+    "lock-table": Action(_lock_table, 0),
     "fail-over": Action(_fail_over, 0, needs="topology"),
     "kill-primary": Action(_kill_primary, 0),
     "stop-broker": Action(_stop_broker, 0, needs="broker"),

@@ -1,7 +1,7 @@
 """The checker: compares what was promised with what is there, set by set.
 
 In the spirit of Jepsen's total-queue (https://github.com/jepsen-io/jepsen, checker.clj): every
-intent was recorded before it was tried, so at the end five sets must be empty. The checker
+intent was recorded before it was tried, so at the end six sets must be empty. The checker
 knows nothing of how the system works; it is tested with records that are wrong on purpose.
 """
 
@@ -21,28 +21,36 @@ _POISON = ("[[crash]]", "[[memory]]", "[[exit]]", "[[hang]]")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Five sets of findings, each one a sentence; all are empty when every promise was kept."""
+    """Six sets of findings, each one a sentence; all are empty when every promise was kept."""
 
     #: Accepted, and not answered.
     lost: list[str] = field(default_factory=list)
+    #: Innocents parked: given up though they harm nobody.
+    parked: list[str] = field(default_factory=list)
     #: Accepted, generated to the end or replied to more than once.
     duplicated: list[str] = field(default_factory=list)
     #: Not in the order in which the client submitted them.
     reordered: list[str] = field(default_factory=list)
     #: Turns, replies or streamed texts that nobody asked for.
     phantom: list[str] = field(default_factory=list)
-    #: Answered with another history than the conversation's.
+    #: Answered with another history than the conversation's, or by another model.
     mismatched: list[str] = field(default_factory=list)
 
     @property
     def sets(self) -> dict[str, list[str]]:
         return {
             "lost": self.lost,
+            "innocents parked": self.parked,
             "duplicated": self.duplicated,
             "reordered": self.reordered,
             "phantom": self.phantom,
             "history mismatch": self.mismatched,
         }
+
+    def add(self, name: str, other: "Verdict") -> None:
+        """Take over the findings of a neighbour."""
+        for kind, found in other.sets.items():
+            self.sets[kind].extend(f"{name}: {finding}" for finding in found)
 
     @property
     def is_clean(self) -> bool:
@@ -53,21 +61,22 @@ def is_poison(text: str) -> bool:
     return any(word in text for word in _POISON)
 
 
-def check(record: Iterable[Entry], observed: Observed) -> Verdict:
-    """Compare a client's record with the tables."""
+def check(record: Iterable[Entry], observed: Observed, model: str = "") -> Verdict:
+    """Compare a client's record with the tables; all was to be answered by one model."""
     entries = list(record)
     intents = {entry.key: entry for entry in entries if isinstance(entry, Intent)}
     promises = [entry for entry in entries if isinstance(entry, Promise)]
     turns = {turn.key: turn for turn in observed.turns if turn.key is not None}
     verdict = Verdict()
     verdict.lost.extend(_lost(intents, promises, turns))
+    verdict.parked.extend(_parked(intents, observed.turns))
     verdict.duplicated.extend(_duplicated(observed))
     verdict.phantom.extend(_phantom(intents, observed.turns))
     verdict.phantom.extend(_contradicted(entries, turns))
     for _, rows in groupby(observed.turns, key=lambda turn: turn.conversation_id):
         conversation = list(rows)
         verdict.reordered.extend(_reordered(intents, conversation, observed.attempts))
-        verdict.mismatched.extend(_mismatched(conversation))
+        verdict.mismatched.extend(_mismatched(conversation, model))
     return verdict
 
 
@@ -82,8 +91,18 @@ def _lost(
             yield f"{promise.key}: promised as {promise.turn_id}, but it is {turn.turn_id}"
         elif turn.state == "completed" and turn.reply is None:
             yield f"{promise.key}: completed without a reply"
-        elif turn.state != ("parked" if is_poison(intents[promise.key].text) else "completed"):
+        elif is_poison(intents[promise.key].text):
+            if turn.state != "parked":
+                yield f"{promise.key}: {turn.state}, and poison is to be parked"
+        elif turn.state not in ("completed", "parked"):
             yield f"{promise.key}: {turn.state} ({turn.error_code})"
+
+
+def _parked(intents: dict[str, Intent], turns: list[TurnRow]) -> Iterator[str]:
+    for turn in turns:
+        intent = intents.get(turn.key or "")
+        if turn.state == "parked" and intent is not None and not is_poison(intent.text):
+            yield f"{turn.key}: parked ({turn.error_code})"
 
 
 def _duplicated(observed: Observed) -> Iterator[str]:
@@ -134,14 +153,14 @@ def _reordered(
         settled_at = turn.settled_at or settled_at
 
 
-def _mismatched(conversation: list[TurnRow]) -> Iterator[str]:
+def _mismatched(conversation: list[TurnRow], model: str) -> Iterator[str]:
     said: list[tuple[str, str]] = []
     for turn in conversation:
         asked = [*said, ("user", turn.text)]
         if turn.reply is None:
             continue
-        if turn.reply.partition(" ")[0] != digest(asked):
-            yield f"{turn.key}: answered with another history than turns 1 to {turn.seq - 1}"
+        if turn.reply.partition(" ")[0] != digest(asked, model):
+            yield f"{turn.key}: answered by another model, or with another history than before it"
         said = [*asked, ("assistant", turn.reply)]
 
 

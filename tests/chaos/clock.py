@@ -1,15 +1,20 @@
 """`python -m turnmill.chaos.clock SECONDS worker …`: the command line, in a process whose wall
-clock is wrong by so many seconds (a negative number: behind). SIGUSR1 sets it right, and wrong
-again: a jump.
+clock is wrong by so many seconds (a negative number: behind). Each SIGUSR2 sets it right, or wrong
+again: a step.
 
 It is wrapped from outside before anything else is imported; monotonic clocks stay as they are.
+SIGUSR1 would not do: Celery's worker answers it with its stack.
 """
 
 import datetime
+import itertools
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from importlib import import_module
+
+STEP = signal.SIGUSR2
 
 _read = time.time
 _offset_s = 0.0
@@ -25,20 +30,21 @@ class _WrongDatetime(datetime.datetime):
         return cls.fromtimestamp(_wrong_time(), tz)
 
 
-def shift(seconds: float) -> None:
-    """Make `time.time` and `datetime.now` wrong from now on, and jump at each SIGUSR1."""
+def step_through(offsets_s: Iterable[float]) -> None:
+    """Make `time.time` wrong by the first offset, and at each `STEP` by the next one, in turn."""
     global _offset_s
-    _offset_s = seconds
+    offsets = itertools.cycle(offsets_s)
+    _offset_s = next(offsets)
     time.time = _wrong_time
-    datetime.datetime = _WrongDatetime  # type: ignore[misc]
 
-    def jump(number: int, frame: object) -> None:
+    def step(number: int, frame: object) -> None:
         global _offset_s
-        _offset_s = 0.0 if _offset_s else seconds
+        _offset_s = next(offsets)
 
-    signal.signal(signal.SIGUSR1, jump)
+    signal.signal(STEP, step)
 
 
 if __name__ == "__main__":
-    shift(float(sys.argv.pop(1)))
+    step_through((float(sys.argv.pop(1)), 0.0))
+    datetime.datetime = _WrongDatetime  # type: ignore[misc]
     import_module("turnmill.chaos.program").main()

@@ -10,10 +10,12 @@ import hashlib
 import mmap
 import os
 import struct
+import subprocess
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from turnmill.schemas.errors import EngineDied, EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message, Role
 from turnmill.workers.abort import Abort
@@ -23,6 +25,9 @@ from turnmill.workers.engines.echo import EchoEngine
 #: Folder of the token counters; an environment variable of the run, not a setting of the product.
 TOKENS_DIR = "CHAOS_TOKENS_DIR"
 
+#: The program of an engine's child: it ends when its standard input does.
+CHILD = "cat"
+
 _COUNT = struct.Struct("<q")
 
 
@@ -31,12 +36,39 @@ class ChaosEngine(EchoEngine):
 
     def __init__(self, settings: EngineSettings) -> None:
         super().__init__(settings)
-        self._tokens = TokenCounter(Path(os.environ[TOKENS_DIR]))
+        tokens_dir = Path(os.environ[TOKENS_DIR])
+        self._model = settings.model_name
+        self._tokens = TokenCounter(tokens_dir)
+        self._away = away_switch(tokens_dir)
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the child. It computes nothing: it is there to be killed, and ends with us."""
+        self._child = subprocess.Popen([CHILD], stdin=subprocess.PIPE)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
-        for chunk in super().generate(_digested(prompt), params, abort):
+        self._check()
+        for chunk in super().generate(_digested(prompt, self._model), params, abort):
+            self._check()
             self._tokens.add(chunk.token_count)
             yield chunk
+
+    def close(self) -> None:
+        super().close()
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+
+    def _check(self) -> None:
+        if self._child is not None and self._child.poll() is not None:
+            raise EngineDied("The engine's process has ended.")
+        if self._away.exists():
+            raise EngineUnavailable("The engine is away.")
+
+
+def away_switch(tokens_dir: Path) -> Path:
+    """The file that takes all engines of a run away while it exists."""
+    return tokens_dir.with_name("engine-away")
 
 
 class TokenCounter:
@@ -61,14 +93,14 @@ def generated_tokens(folder: Path) -> int:
     return sum(int(_COUNT.unpack(path.read_bytes())[0]) for path in folder.iterdir())
 
 
-def digest(messages: Iterable[tuple[str, str]]) -> str:
-    """Eight hex digits of (role, text) pairs: what an engine was shown, in its order."""
-    material = "\0".join(f"{role}\0{text}" for role, text in messages)
+def digest(messages: Iterable[tuple[str, str]], model: str = "") -> str:
+    """Eight hex digits of a model and the (role, text) pairs that it was shown, in their order."""
+    material = "\0".join([model, *(f"{role}\0{text}" for role, text in messages)])
     return hashlib.sha256(material.encode()).hexdigest()[:8]
 
 
-def _digested(prompt: Prompt) -> Prompt:
+def _digested(prompt: Prompt, model: str) -> Prompt:
     *history, last = prompt.messages
-    shown = digest((message.role.value, message.content) for message in prompt.messages)
+    shown = digest(((message.role.value, message.content) for message in prompt.messages), model)
     asked = Message(role=Role.USER, content=f"{shown} {last.content}")
     return Prompt(messages=(*history, asked), prefix=prompt.prefix)

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import psycopg
 import redis
+from psycopg import sql
 
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ, rabbitmq_program
 from turnmill.infra.embedded.server import EmbeddedServer
@@ -37,6 +38,27 @@ def kill_backends(database_url: str, application_name: str | None = None) -> int
     with psycopg.connect(database_url, connect_timeout=3, autocommit=True) as link:
         row = link.execute(_END_SESSIONS, {"name": application_name}).fetchone()
     return int(row[0]) if row else 0
+
+
+def lock_table(database_url: str, table: str, seconds: float) -> None:
+    """Hold a table's strongest lock, as a migration or a VACUUM FULL does.
+
+    Raises `psycopg.OperationalError`.
+    """
+    with psycopg.connect(database_url, connect_timeout=3) as link:
+        link.execute(
+            sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(table))
+        )
+        link.execute("SELECT pg_sleep(%s)", (seconds,))
+
+
+def forget_workers(database_url: str, model: str) -> int:
+    """Delete the rows of live workers, as a restored backup does; how many there were.
+
+    Raises `psycopg.OperationalError`.
+    """
+    with psycopg.connect(database_url, connect_timeout=3) as link:
+        return link.execute("DELETE FROM worker_liveness WHERE model = %s", (model,)).rowcount
 
 
 def drop_broker_connections(server: EmbeddedServer) -> None:

@@ -38,6 +38,11 @@ def storm(options: Options) -> Storm:
     )
 
 
+def neighbours(options: Options) -> Storm:
+    """The storm, beside a second deployment on its broker and a model of almost the same name."""
+    return replace(storm(options), has_neighbours=True)
+
+
 def calm(options: Options) -> Storm:
     """No fault at all: what the others are compared with."""
     return _scripted(options, _load(options, turns=2000, rate=60.0))
@@ -96,6 +101,7 @@ def _load(options: Options, *, turns: int, rate: float) -> Load:
 
 SCENARIOS: dict[str, Callable[[Options], Storm]] = {
     "storm": storm,
+    "neighbours": neighbours,
     "calm": calm,
     "broker-outage": broker_outage,
     "takeover": takeover,

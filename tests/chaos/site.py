@@ -36,6 +36,7 @@ DATABASES: dict[str, type[EmbeddedPostgres | PostgresPair]] = {
     "postgres": EmbeddedPostgres,
     "postgres-pair": PostgresPair,
 }
+QUARANTINE = "quarantine"
 _PROGRAM = (sys.executable, "-P", "-m", "turnmill.chaos.program")
 
 
@@ -146,6 +147,11 @@ class Site:
     def apis(self) -> list[str]:
         return [f"api-{number}" for number in range(1, self.size.apis + 1)]
 
+    @property
+    def names(self) -> list[str]:
+        """Every process of the site."""
+        return [*self.apis, *self.relays, *self.workers, QUARANTINE]
+
     def pid_of(self, name: str) -> int | None:
         return self._supervisor.pid_of(name) if self._supervisor else None
 
@@ -188,7 +194,7 @@ class Site:
             "TURNMILL_WORKER__LANES": f'["{Lane.QUARANTINE}"]',
             "TURNMILL_WORKER__CONCURRENCY": "1",
         }
-        return [*apis, *relays, *workers, self._child("quarantine", "worker", lonely)]
+        return [*apis, *relays, *workers, self._child(QUARANTINE, "worker", lonely)]
 
     def _child(
         self, name: str, command: str, overrides: Mapping[str, str], ready: str | None = None

@@ -16,6 +16,7 @@ from turnmill.chaos.actions import Action, available_actions
 from turnmill.chaos.checker import Verdict, check
 from turnmill.chaos.client import Client, Load
 from turnmill.chaos.engine import generated_tokens
+from turnmill.chaos.neighbours import neighbours
 from turnmill.chaos.observed import Observed, observe
 from turnmill.chaos.plan import Strike, make_plan
 from turnmill.chaos.record import Entry, Fault, Record, now, read_record
@@ -59,6 +60,8 @@ class Storm:
     faults: tuple[str, ...] = ()
     #: These strikes, and no others, instead of a drawn plan.
     script: tuple[Strike, ...] = ()
+    #: Whether others use the same broker and database: see `neighbours`.
+    has_neighbours: bool = False
     #: What share of the turns, those around the faults aside, must go to the worker that holds
     #: their conversation.
     least_hit_rate: float = 0.0
@@ -97,6 +100,8 @@ def run_storm(
         record = stack.enter_context(Record(folder / "record.jsonl"))
         networks = stack.enter_context(open_networks(servers))
         site = stack.enter_context(Site(folder, servers, model, storm.size, networks))
+        made = neighbours(folder, servers, model, storm.load) if storm.has_neighbours else ()
+        others = [stack.enter_context(each) for each in made]
         watch = stack.enter_context(_Watch(database, model))
         client = Client(
             storm.load,
@@ -110,10 +115,14 @@ def run_storm(
         )
         _Run(storm, site, client, watch, record, database, progress).until_settled()
         observed = observe(database, tenant_id, model)
+        verdicts = {other.name: other.verdict(SETTLE_S) for other in others}
     entries = list(read_record(record.path))
+    verdict = check(entries, observed, model)
+    for name, theirs in verdicts.items():
+        verdict.add(name, theirs)
     return Outcome(
         storm=storm,
-        verdict=check(entries, observed),
+        verdict=verdict,
         observed=observed,
         record=entries,
         generated_tokens=generated_tokens(site.tokens_dir),
@@ -210,7 +219,11 @@ class _Run:
 
     def _plan(self) -> Iterable[Strike]:
         storm = self._storm
-        weights = {name: action.weight for name, action in self._actions.items()}
+        # A fault that is asked for by its name comes, though no storm draws it by itself.
+        weights = {
+            name: action.weight or float(name in storm.faults)
+            for name, action in self._actions.items()
+        }
         return storm.script or make_plan(storm.load.seed, weights, storm.fault_every_s)
 
     def _strike_while(self, is_on: Callable[[], bool], hands: ThreadPoolExecutor) -> None:

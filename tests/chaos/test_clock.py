@@ -1,9 +1,9 @@
 """A worker whose wall clock is wrong, or jumps."""
 
-import signal
 from collections.abc import Callable
 from typing import Any
 
+from turnmill.chaos.clock import STEP
 from turnmill.producer.accept import accept_many
 from turnmill.schemas.turns import Lane
 
@@ -27,9 +27,9 @@ def test_a_worker_whose_clock_is_an_hour_wrong_doubles_nothing(
         [system.request(f"[[wait=1]] turn {n}", lane=Lane.BATCH) for n in range(64)],
     )
     eventually(lambda: system.count("state = 'completed'") >= 16)
-    wrong.send(signal.SIGUSR1)
+    wrong.send(STEP)
     eventually(lambda: system.count("state = 'completed'") >= 40)
-    wrong.send(signal.SIGUSR1)
+    wrong.send(STEP)
     system.wait_until_settled()
     system.assert_answered_once_and_in_order(accepted)
     assert system.count("attempt > 1") == 0

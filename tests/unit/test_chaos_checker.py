@@ -67,6 +67,10 @@ WRONGS: dict[str, tuple[str, Callable[[Observed], Observed]]] = {
     ),
     "a turn is still open": ("lost", lambda o: changed(o, 2, state="queued")),
     "a turn failed": ("lost", lambda o: changed(o, 2, state="failed", reply=None)),
+    "an innocent is parked": (
+        "innocents parked",
+        lambda o: changed(o, 2, state="parked", reply=None, reply_attempt=None),
+    ),
     "a reply is gone": ("lost", lambda o: changed(o, 2, reply=None, reply_attempt=None)),
     "two turns for one key": ("duplicated", lambda o: changed(o, 2, key="key1")),
     "answered twice": ("duplicated", answered_again),
