@@ -8,6 +8,9 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
+# Processes of make test. Most tests wait, so there may be more of them than cores.
+PROCESSES ?= 3
+
 # Turns of each storm of test-storm.
 STORM_TURNS ?= 1000
 
@@ -39,7 +42,7 @@ up: $(STAMPS)/app ## Start the embedded stack and keep it up until Ctrl-C
 	@exec $(BIN)/turnmill up
 
 test: $(STAMPS)/dev servers ## Run all tests (pytest's options: make test ARGS="-m fast")
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 # vLLM's versions of torch and transformers are its own. Its warnings are, too.
 test-vllm: $(STAMPS)/vllm ## Test vLLM on the CPU, as engine and as server, in its own environment (3 GB)

@@ -24,7 +24,7 @@ import yaml
 Eventually = Callable[..., None]
 
 MODEL = "smollm2-135m-instruct"
-CONVERSATIONS, MAX_TURNS = 60, 4
+CONVERSATIONS, MAX_TURNS = 24, 4
 
 #: At temperature 0 the model goes on for more than 1500 tokens.
 LONG_STORY = "Write a very long story about a lighthouse."

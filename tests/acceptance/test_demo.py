@@ -72,7 +72,7 @@ def test_the_demo_answers_all_of_its_tickets_and_leaves_nothing_running(
     make_terminal: Callable[..., Any], tmp_path: Path
 ) -> None:
     terminal = make_terminal()
-    demo = terminal.run("demo", "--max-tokens", "8", timeout_s=180)
+    demo = terminal.run("demo", "--max-tokens", "3", timeout_s=180)
     assert demo.returncode == 0, demo.stdout + demo.stderr
     results = results_named_in(demo.stdout)
     assert results.is_relative_to(terminal.folder)
