@@ -32,7 +32,7 @@ from turnmill.producer.api import (
 from turnmill.producer.api.auth import KnownKeys
 from turnmill.producer.api.connections import Connection, Crowd
 from turnmill.producer.api.errors import CONVERSATION_HEADER, TURN_HEADER, add_error_handlers
-from turnmill.producer.api.files import (
+from turnmill.producer.api.file_limit import (
     accept_backlog,
     connection_capacity,
     deepen_backlog,
@@ -117,7 +117,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings) -> None:
         self._app = create_app(settings)
-        self._crowd = Crowd(settings.api, connection_capacity(settings))
+        self._crowd = Crowd(settings.api, connection_capacity(settings), self._app.state.metrics)
         self._accept_failures = RareLog("api.accept_failed")
         config = uvicorn.Config(
             self._app,

@@ -17,6 +17,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from turnmill.producer.api.errors import Problem
+from turnmill.producer.api.metrics import APIMetrics
 from turnmill.producer.api.rare_log import RareLog
 from turnmill.schemas.settings import APISettings
 
@@ -55,9 +56,10 @@ class Phase(Enum):
 class Crowd:
     """The connections of one server. Lives in one event loop: no locks."""
 
-    def __init__(self, settings: APISettings, capacity: int) -> None:
+    def __init__(self, settings: APISettings, capacity: int, metrics: APIMetrics) -> None:
         self.settings = settings
         self.capacity = capacity
+        self._metrics = metrics
         self._open: set[Connection] = set()
         #: Those that owe a request or the rest of one, by address, the oldest first.
         self._owing: dict[str, dict[Connection, None]] = {}
@@ -85,6 +87,7 @@ class Crowd:
 
     def note_refusal(self, reason: str) -> None:
         self._log.note(reason)
+        self._metrics.count_refusal(reason)
 
     def _make_room(self) -> bool:
         busiest = max(self._owing.values(), key=len, default=None)

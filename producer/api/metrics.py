@@ -76,6 +76,12 @@ class APIMetrics:
             ["route", "method", "status"],
             registry=self.registry,
         )
+        self._refusals = Counter(
+            "turnmill_api_connections_refused",
+            "Connections closed before their request was read.",
+            ["reason"],
+            registry=self.registry,
+        )
         self._durations = Histogram(
             "turnmill_api_request_duration_seconds",
             "Seconds from a call to the end of its answer, a stream's last event included.",
@@ -83,6 +89,9 @@ class APIMetrics:
             buckets=_BUCKETS_S,
             registry=self.registry,
         )
+
+    def count_refusal(self, reason: str) -> None:
+        self._refusals.labels(reason).inc()
 
     def observe(self, route: str, method: str, status: int, duration_s: float) -> None:
         self._calls.labels(route, method, str(status)).inc()

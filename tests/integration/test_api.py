@@ -24,7 +24,7 @@ from structlog.testing import capture_logs
 from turnmill.producer.api.app import Server, create_app
 from turnmill.producer.api.auth import KnownKeys
 from turnmill.producer.api.errors import STATUSES
-from turnmill.producer.api.files import MIN_CONNECTIONS
+from turnmill.producer.api.file_limit import MIN_CONNECTIONS
 from turnmill.producer.tenants import (
     authenticate,
     create_key,
@@ -593,6 +593,7 @@ def test_calls_that_wait_for_replies_keep_their_connections(
         assert refused.status_code == 503
         assert refused.headers["retry-after"]
         assert {call.result().status_code for call in calls} == {504}
+    assert samples(api)['turnmill_api_connections_refused_total{reason="full"}'] == 1
     assert httpx.get(f"{api.url}/healthz").status_code == 200
 
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -19,12 +20,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from turnmill.producer.api.app import Server
 from turnmill.producer.api.connections import MAX_TINY_CHUNKS, Connection, Crowd
-from turnmill.producer.api.files import (
+from turnmill.producer.api.file_limit import (
     MIN_CONNECTIONS,
     accept_backlog,
     connection_capacity,
     raise_file_limit,
 )
+from turnmill.producer.api.metrics import APIMetrics
 from turnmill.producer.api.rare_log import RareLog
 from turnmill.schemas.settings import APISettings, Settings, load_settings
 
@@ -121,29 +123,25 @@ def test_a_body_may_take_longer_if_it_keeps_coming(make_site: Callable[..., Site
     assert read_all(link).startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_client_that_reads_nothing_is_given_up(eventually: Callable[..., None]) -> None:
-    class Transport:
-        is_aborted = False
-
-        def abort(self) -> None:
-            self.is_aborted = True
-
+def test_a_client_that_reads_nothing_is_given_up() -> None:
     class Loop:
-        def call_later(self, after_s: float, function: Callable[[], None]) -> threading.Timer:
-            timer = threading.Timer(after_s, function)
-            timer.start()
+        timers: ClassVar[list[Any]] = []
+
+        def call_later(self, after_s: float, function: Callable[[], None]) -> Mock:
+            self.timers.append((after_s, function, Mock()))
+            timer: Mock = self.timers[-1][2]
             return timer
 
-    crowd = Crowd(APISettings(send_timeout_s=0.1), 10)
     connection: Any = Connection.__new__(Connection)
-    connection._crowd, connection.loop, connection.transport = crowd, Loop(), Transport()
-    connection.flow = type("Flow", (), {"pause_writing": print, "resume_writing": print})
+    connection._crowd = Crowd(APISettings(send_timeout_s=7), 10, APIMetrics())
+    connection.loop, connection.transport, connection.flow = Loop(), Mock(), Mock()
+    connection._write_timer = None
     connection.pause_writing()
+    ((after_s, give_up, timer),) = connection.loop.timers
+    assert (after_s, give_up) == (7, connection.transport.abort)
+    timer.cancel.assert_not_called()
     connection.resume_writing()
-    time.sleep(0.2)
-    assert not connection.transport.is_aborted
-    connection.pause_writing()
-    eventually(lambda: connection.transport.is_aborted)
+    timer.cancel.assert_called_once()
 
 
 # Many clients
