@@ -3,7 +3,6 @@
 Each setting answers a measured failure; see docs/delivery.md.
 """
 
-import os
 from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
@@ -13,6 +12,7 @@ from kombu import Queue
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.routes import own_queue_name, queue_name
 from turnmill.schemas.settings import BrokerSettings, Settings, WorkerSettings
+from turnmill.schemas.surroundings import refuse_foreign_settings
 from turnmill.schemas.turns import Lane
 
 #: Hints are dropped from a queue after so many deliveries; the rescuer publishes them anew.
@@ -21,16 +21,6 @@ DELIVERY_LIMIT = 100
 
 #: A worker's own queue goes when nobody has consumed it for so long.
 OWN_QUEUE_EXPIRES_S = 60
-
-#: Variables that Celery obeys more than its app's settings: with them relay and workers would
-#: serve another broker than the one that was configured.
-_FOREIGN = (
-    "CELERY_BROKER_URL",
-    "CELERY_BROKER_READ_URL",
-    "CELERY_BROKER_WRITE_URL",
-    "CELERY_CONFIG_MODULE",
-    "CELERY_LOADER",
-)
 
 
 def celery_settings(broker: BrokerSettings) -> dict[str, Any]:
@@ -127,14 +117,4 @@ def refuse_early_redelivery(settings: Settings) -> None:
             f"longest turn and the drain take {needed_s:g} s (TURNMILL_WORKER__TURN_TIMEOUT_S and "
             "TURNMILL_WORKER__DRAIN_S): hints would be given out again while their turns run. "
             f"Set it to {int(needed_s) + 60} or more."
-        )
-
-
-def refuse_foreign_settings() -> None:
-    """Raises `SettingsError` if a variable of Celery's own would overrule ours."""
-    given = [name for name in _FOREIGN if os.environ.get(name)]
-    if given:
-        raise SettingsError(
-            f"{', '.join(given)} would overrule Turnmill's settings. Remove it from the "
-            "environment; the broker is TURNMILL_BROKER__URL."
         )

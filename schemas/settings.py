@@ -32,10 +32,10 @@ from pydantic_settings import (
 
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.masking import MASK, masked_within
+from turnmill.schemas.surroundings import PREFIX, home, without_strangers
 from turnmill.schemas.turns import Lane
 from turnmill.schemas.urls import AMQP, SENTINEL, check_broker_url, check_database_url
 
-PREFIX = "TURNMILL_"
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_TENANT = "default"
 
@@ -375,7 +375,13 @@ class Settings(BaseSettings):
 
 
 class _Environment(EnvSettingsSource):
-    """The environment; a list that is not JSON is left to validation, which names its variable."""
+    """The environment without what nobody gave.
+
+    A list that is not JSON is left to validation, which names its variable.
+    """
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in without_strangers(os.environ).items()}
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         try:
@@ -401,16 +407,19 @@ class StackFileSource(PydanticBaseSettingsSource):
 
 
 def default_data_dir() -> Path:
-    """Root's data lies in /var/lib: PostgreSQL's account may not enter root's home."""
-    if os.geteuid() == 0:
+    """Root's data lies in /var/lib: PostgreSQL's account may not enter root's home.
+
+    So does that of whoever has no home.
+    """
+    base = os.environ.get("XDG_DATA_HOME")
+    if os.geteuid() == 0 or not (base or home()):
         return Path("/var/lib/turnmill")
-    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(base) / "turnmill"
+    return Path(base or f"{home()}/.local/share") / "turnmill"
 
 
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; raises `SettingsError` with one line per mistake."""
-    _refuse_unknown_variables(os.environ)
+    _refuse_unknown_variables(without_strangers(os.environ))
     try:
         return Settings(**overrides)
     except ValidationError as error:

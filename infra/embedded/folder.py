@@ -72,6 +72,20 @@ class DataFolder:
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         return FolderLock(descriptor)
 
+    def is_locked(self, name: str) -> bool:
+        """Whether a process that lives holds the lock, as far as we may look."""
+        try:
+            descriptor = os.open(self.path / f"{name}.lock", os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
     def server_folder(self, name: str) -> Path:
         """A folder that only the servers' account enters."""
         path = self.path / name

@@ -7,6 +7,7 @@ connections, and any of those may sit on the port when a server wants it back.
 import random
 import socket
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from turnmill.schemas.errors import StackError
 
@@ -29,34 +30,49 @@ class PortClaim:
         self._claim.close()
 
 
-def claim_port(*preferred: int) -> PortClaim:
+def claim_port(*preferred: int, host: str = LOOPBACK) -> PortClaim:
     """The first of the preferred ports that is free, or else any."""
     for port in _candidates(preferred):
         claim = _claim(port)
         if claim is None:
             continue
-        if is_free(port):
+        if is_free(port, host):
             return PortClaim(port, claim)
         claim.close()
-    raise StackError(f"No free port between {LOWEST} and {HIGHEST} on {LOOPBACK}.")
+    raise StackError(f"No free port between {LOWEST} and {HIGHEST} on {host}.")
 
 
-def is_free(port: int) -> bool:
+def is_free(port: int, host: str = LOOPBACK) -> bool:
     """Whether a server could listen there, which old connections in TIME_WAIT do not prevent."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
+    try:
+        family, kind, protocol, _, address = _address(host, port)
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
             probe.listen(1)
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 
-def listens(port: int) -> bool:
+def is_ours(host: str) -> bool:
+    """Whether it is an address of this machine, so that a server could listen there at all."""
+    return is_free(0, host)
+
+
+def reachable(host: str) -> str:
+    """Where a server is reached that listens on `host`: on all addresses is on loopback, too."""
+    return {"0.0.0.0": LOOPBACK, "": LOOPBACK, "::": "::1"}.get(host, host)
+
+
+def _address(host: str, port: int) -> Any:
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+
+
+def listens(port: int, host: str = LOOPBACK) -> bool:
     """Whether a server listens there now. (`is_free` would get in the way of one that starts.)"""
     try:
-        socket.create_connection((LOOPBACK, port), timeout=1).close()
+        socket.create_connection((host, port), timeout=1).close()
     except OSError:
         return False
     return True

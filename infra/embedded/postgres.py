@@ -123,7 +123,7 @@ class EmbeddedPostgres(EmbeddedServer):
             )
 
     def _initialise(self) -> None:
-        await_predecessor(self.data / "postmaster.pid", str(self.data))
+        await_predecessor(self.data / "postmaster.pid", self.data, "postgres")
         if self.data.exists():
             return
         draft = self.data.with_name("data.new")

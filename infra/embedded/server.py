@@ -2,6 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
@@ -16,6 +17,7 @@ from turnmill.schemas.errors import StackError
 
 #: How long a server whose owner was killed may take to finish.
 _PREDECESSOR_S = 30.0
+_LOOK_EVERY_S = 0.1
 
 
 class EmbeddedServer(ABC):
@@ -110,29 +112,32 @@ class EmbeddedServer(ABC):
         return self._ports[name].port
 
 
-def await_predecessor(pid_file: Path, marker: str) -> None:
+def await_predecessor(pid_file: Path, folder: Path, program: str) -> None:
     """Wait for the server of a killed owner, which is still stopping: two would ruin the data.
 
-    `marker` is the word of its command line that names the folder. A process id that belongs
-    to somebody else by now would keep PostgreSQL from starting, so such a file is removed.
+    Its processes run `program` in `folder`. Those that are paused are resumed, so that they can
+    stop; whatever is there after `_PREDECESSOR_S` is killed. A zombie that nobody reaps, or a
+    stranger with the same process id, would keep PostgreSQL from starting: the file is removed.
     """
-    try:
-        process = psutil.Process(int(pid_file.read_text().split()[0]))
-        is_ours = any(marker in word for word in process.cmdline())
-    except (OSError, ValueError, IndexError, psutil.Error):
-        return
-    if not is_ours:
-        pid_file.unlink(missing_ok=True)
-        return
     deadline = time.monotonic() + _PREDECESSOR_S
-    while _is_alive(process):
-        if time.monotonic() > deadline:
-            process.kill()
-        time.sleep(0.05)
+    while left := _running(program, folder):
+        for process in left:
+            with suppress(psutil.Error):
+                if time.monotonic() > deadline:
+                    process.kill()
+                elif process.status() == psutil.STATUS_STOPPED:
+                    process.resume()
+        time.sleep(_LOOK_EVERY_S)
+    with suppress(OSError, ValueError, IndexError):
+        if psutil.pid_exists(int(pid_file.read_text().split()[0])):
+            pid_file.unlink()
 
 
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def _running(program: str, folder: Path) -> list[psutil.Process]:
+    """The processes of a server, children that have lost their parent among them; no zombies."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.name() == program and Path(process.cwd()) == folder:
+                found.append(process)
+    return found

@@ -18,13 +18,22 @@ import psycopg
 
 from turnmill.infra.embedded.child import Child
 from turnmill.infra.embedded.folder import DataFolder, FolderLock
-from turnmill.infra.embedded.ports import LOOPBACK, PortClaim, claim_port, is_free, listens
+from turnmill.infra.embedded.ports import (
+    LOOPBACK,
+    PortClaim,
+    claim_port,
+    is_free,
+    is_ours,
+    listens,
+    reachable,
+)
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.server import EmbeddedServer
 from turnmill.infra.embedded.supervisor import ChildEvent, ChildEventKind, Supervisor
 from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.schemas.errors import StackError
-from turnmill.schemas.settings import PREFIX, STACK_FILE, WorkerSettings
+from turnmill.schemas.settings import STACK_FILE, WorkerSettings
+from turnmill.schemas.surroundings import PREFIX, without_strangers
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import Lane
 
@@ -66,7 +75,7 @@ class Stack:
         """`progress` is told each step in words; `notify` is told all that happens to children."""
         self.folder = DataFolder(folder)
         self._components = [name for name in COMPONENTS if name in components]
-        inherited = {**os.environ, **(environment or {})}
+        inherited = without_strangers({**os.environ, **(environment or {})})
         self._environment = {**inherited, f"{PREFIX}DATA": str(self.folder.path)}
         self._progress = progress
         self._notify = notify
@@ -142,11 +151,11 @@ class Stack:
 
     @property
     def api_url(self) -> str:
-        return f"http://{LOOPBACK}:{self._ports['api'].port}"
+        return self._url_of("api")
 
     @property
     def flower_url(self) -> str:
-        return f"http://{LOOPBACK}:{self._ports['flower'].port}"
+        return self._url_of("flower")
 
     @property
     def flower_password(self) -> str:
@@ -198,15 +207,28 @@ class Stack:
             self._lock = None
 
     def _claim_port(self, name: str) -> PortClaim:
-        variable = f"{PREFIX}{name.upper()}__PORT"
-        if (given := self._environment.get(variable)) is not None:
-            if not is_free(int(given)):
-                raise StackError(f"{variable} is {given}, but another program listens there.")
-            return claim_port(int(given))
+        """The port that the environment gives, where 0 is any; or else the same as last time."""
+        section = f"{PREFIX}{name.upper()}"
+        host, given = self._host_of(name), int(self._environment.get(f"{section}__PORT", 0))
+        if not is_ours(host):
+            raise StackError(f"{section}__HOST is {host}, which is no address of this machine.")
+        if given and not is_free(given, host):
+            raise StackError(f"{section}__PORT is {given}, but another program listens there.")
         kept = self.folder.kept_port(name)
-        claim = claim_port(*([] if kept is None else [kept]), *_PREFERRED_PORTS[name])
-        self.folder.keep_port(name, claim.port)
+        wanted = [given] if given else [*filter(None, [kept]), *_PREFERRED_PORTS[name]]
+        claim = claim_port(*wanted, host=host)
+        if not given:
+            self.folder.keep_port(name, claim.port)
+            # Its process reads the environment first.
+            self._environment[f"{section}__PORT"] = str(claim.port)
         return claim
+
+    def _host_of(self, name: str) -> str:
+        return self._environment.get(f"{PREFIX}{name.upper()}__HOST", LOOPBACK)
+
+    def _url_of(self, name: str) -> str:
+        host = reachable(self._host_of(name))
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._ports[name].port}"
 
     def _children(self) -> list[Child]:
         servers = [child for server in self._servers for child in server.children()]
@@ -249,7 +271,7 @@ class Stack:
         return row is not None
 
     def _has_flower(self, pid: int) -> bool:
-        return listens(self._ports["flower"].port)
+        return listens(self._ports["flower"].port, reachable(self._host_of("flower")))
 
     def _on_event(self, event: ChildEvent) -> None:
         if self._progress is not None and event.kind in _STEPS:

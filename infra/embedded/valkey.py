@@ -82,7 +82,7 @@ class EmbeddedValkey(EmbeddedServer):
         self.folder.write_private(_CONFIG_FILE, text, for_server=True)
 
     def _await_predecessor(self) -> None:
-        await_predecessor(self._data / _PID_FILE, str(self._config_path))
+        await_predecessor(self._data / _PID_FILE, self._data, self._program.name)
 
     def _answers(self) -> bool:
         client = redis.Redis.from_url(self.url, socket_timeout=1, socket_connect_timeout=1)

@@ -28,6 +28,7 @@ from turnmill.schemas.errors import (
     TurnmillError,
     UnknownBot,
 )
+from turnmill.schemas.surroundings import refuse_undecodable, settle_in
 
 app = typer.Typer(
     name="turnmill",
@@ -70,7 +71,9 @@ def _root(
 
 def main() -> None:
     """Run the command line; ends the process."""
+    settle_in()
     try:
+        refuse_undecodable(sys.argv[1:])
         app()
     except TurnmillError as error:
         Console(stderr=True).print(

@@ -9,6 +9,7 @@ import typer
 
 from turnmill.schemas.logs import configure_logging
 from turnmill.schemas.settings import Settings, load_settings
+from turnmill.schemas.surroundings import refuse_unusable_network
 from turnmill.schemas.turns import Lane
 
 db = typer.Typer(help="The database schema.", no_args_is_help=True)
@@ -68,6 +69,7 @@ def worker(
     from turnmill.workers.main import run_worker
 
     settings = _start()
+    refuse_unusable_network()
     changes = {
         "lanes": tuple(lane) if lane else None,
         "concurrency": concurrency,

@@ -1,8 +1,6 @@
 """`turnmill up` and `turnmill demo`: the whole system on this machine, with one command."""
 
 import itertools
-import json
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +13,7 @@ import typer
 from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import open_system
 from turnmill.schemas.errors import StackError
-from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
+from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.tenants import Scope
 
 if TYPE_CHECKING:
@@ -133,16 +131,15 @@ def _show_death(event: "ChildEvent") -> None:
 
 
 def _data_folder(data: Path | None) -> Path:
-    return (data or load_settings().data).absolute()
+    """Settings that are wrong are told before anything starts."""
+    return load_settings(**({} if data is None else {"data": data})).data.absolute()
 
 
 def _is_running(folder: Path) -> bool:
-    try:
-        pid = int(json.loads((folder / STACK_FILE).read_text())["pid"])
-        os.kill(pid, 0)
-    except (OSError, ValueError, KeyError):
-        return False
-    return True
+    """Ask the lock: the process id of a stack that was killed may be somebody else's by now."""
+    from turnmill.infra.embedded.folder import DataFolder
+
+    return DataFolder(folder).is_locked("stack")
 
 
 def _introduce(stack: "Stack") -> None:

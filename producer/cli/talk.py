@@ -12,6 +12,7 @@ from turnmill.producer.cli.context import System, TenantOption, open_system
 from turnmill.producer.cli.texts import plain
 from turnmill.producer.follow import Follower, Restart
 from turnmill.producer.turns import read_conversation
+from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, parse_id, show_id
 from turnmill.schemas.turns import GenerationParams, Message, Role, Turn, TurnRequest, TurnState
 
@@ -135,6 +136,10 @@ class _Talk:
 def _read_line() -> str | None:
     try:
         return console.input("[bold]you:[/] ")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"Standard input is not valid {error.encoding.upper()}. Convert it first (iconv does)."
+        ) from None
     except (EOFError, KeyboardInterrupt):
         return None
 

@@ -6,9 +6,10 @@ from ipaddress import ip_address
 from urllib.parse import unquote, urlsplit
 
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
-from turnmill.schemas.broker import refuse_early_redelivery, refuse_foreign_settings
+from turnmill.schemas.broker import refuse_early_redelivery
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import Settings
+from turnmill.schemas.surroundings import refuse_foreign_settings, refuse_unusable_network
 
 #: What installers, tutorials and images set, and what is tried first.
 GUESSED = frozenset(
@@ -35,6 +36,13 @@ def _celery(settings: Settings) -> Iterator[Finding]:
             "a celeryconfig.py is on the Python path, and Celery reads it beside our settings",
             "start the processes elsewhere, or rename it",
         )
+
+
+def _network(settings: Settings) -> Iterator[Finding]:
+    try:
+        refuse_unusable_network()
+    except SettingsError as error:
+        yield broken(error.message)
 
 
 def _database_password(settings: Settings) -> Iterator[Finding]:
@@ -125,6 +133,7 @@ def password_of(url: str) -> str:
 
 CHECKS: dict[str, Check[Settings]] = {
     "celery": _celery,
+    "network": _network,
     "visibility timeout": _visibility_timeout,
     "database password": _database_password,
     "broker password": _broker_password,

@@ -268,6 +268,36 @@ def test_a_reused_process_id_does_not_keep_postgres_from_starting(server_folder:
         bystander.wait()
 
 
+def test_a_predecessor_that_nobody_reaps_does_not_keep_postgres_from_starting(
+    server_folder: Path, eventually: Eventually
+) -> None:
+    with EmbeddedPostgres(server_folder, durable=False) as postgres:
+        pid_file = postgres.data / "postmaster.pid"
+        lines = pid_file.read_text().splitlines()
+    zombie = subprocess.Popen(["/bin/true"], user=owning_user(postgres.data))
+    eventually(lambda: is_gone(zombie.pid))
+    pid_file.write_text("\n".join([str(zombie.pid), *lines[1:]]) + "\n")
+    with EmbeddedPostgres(server_folder, durable=False) as postgres:
+        assert answers_queries(postgres.url)
+    zombie.wait()
+
+
+def test_paused_processes_of_a_killed_owner_do_not_keep_postgres_from_starting(
+    server_folder: Path,
+) -> None:
+    with owner_of(server_folder) as owner:
+        pids_from(owner)
+        running = EmbeddedPostgres(server_folder)
+        port, password = running.folder.kept_port("postgres"), running.folder.secret("postgres")
+        with psycopg.connect(f"postgresql://turnmill:{password}@127.0.0.1:{port}/turnmill") as link:
+            os.kill(link.info.backend_pid, signal.SIGSTOP)
+            owner.kill()
+            owner.wait()
+            with EmbeddedPostgres(server_folder, durable=False) as postgres:
+                assert rows(postgres.url) == 1
+            link.close()
+
+
 def owning_user(path: Path) -> int | None:
     return path.stat().st_uid if os.geteuid() == 0 else None
 

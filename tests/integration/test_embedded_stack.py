@@ -33,6 +33,10 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 settings = load_settings()
 
 
+class Server(HTTPServer):
+    address_family = socket.AF_INET6 if ":" in settings.api.host else socket.AF_INET
+
+
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
@@ -44,10 +48,10 @@ match sys.argv[1:]:
         from turnmill.infra.migrations import upgrade
         upgrade(settings.database.url)
     case ["api"]:
-        HTTPServer(("127.0.0.1", settings.api.port), Handler).serve_forever()
+        Server((settings.api.host, settings.api.port), Handler).serve_forever()
     case ["flower"]:
         assert settings.flower.password
-        HTTPServer(("127.0.0.1", settings.flower.port), Handler).serve_forever()
+        Server((settings.flower.host, settings.flower.port), Handler).serve_forever()
     case ["worker"]:
         lanes = list(settings.worker.lanes)
         print("lanes", *lanes, flush=True)
@@ -231,6 +235,33 @@ def test_a_port_of_the_environment_must_be_free(data: Path, program: list[str]) 
         other = Stack(data.with_name("other"), program=program, environment=environment)
         with pytest.raises(StackError, match=f"TURNMILL_API__PORT is {taken}, but another"):
             other.start()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "::", "localhost"])
+def test_a_stack_is_up_at_the_address_and_any_port_of_the_environment(
+    data: Path, program: list[str], empty_database_url: str, valkey_url: str, host: str
+) -> None:
+    environment = {
+        "TURNMILL_DATABASE__URL": empty_database_url,
+        "TURNMILL_BROKER__URL": valkey_url,
+        "TURNMILL_API__HOST": host,
+        "TURNMILL_API__PORT": "0",
+        "TURNMILL_FLOWER__HOST": host,
+    }
+    parts = ["api", "flower"]
+    with Stack(data, program=program, components=parts, environment=environment) as stack:
+        assert answers(f"{stack.api_url}/readyz")
+        assert answers(f"{stack.flower_url}/")
+        port = json.loads(stack_file(data).read_text())["settings"]["api"]["port"]
+        assert stack.api_url.endswith(f":{port}")
+
+
+def test_an_address_of_another_machine_is_refused_at_once(data: Path, program: list[str]) -> None:
+    environment = {"TURNMILL_API__HOST": "192.0.2.1"}
+    with pytest.raises(
+        StackError, match=r"TURNMILL_API__HOST is 192\.0\.2\.1, which is no address"
+    ):
+        Stack(data, program=program, environment=environment).start()
 
 
 def test_a_process_that_cannot_start_shows_its_last_lines(data: Path, server_folder: Path) -> None:

@@ -11,7 +11,8 @@ from typer.main import get_command
 
 from turnmill.producer.cli.app import app
 from turnmill.schemas import settings as settings_module
-from turnmill.schemas.settings import PREFIX, Section, Settings, variable_names
+from turnmill.schemas.settings import Section, Settings, variable_names
+from turnmill.schemas.surroundings import PREFIX
 from turnmill.schemas.turns import TRANSITIONS, TurnState
 from turnmill.workers.engines.registry import ENGINES
 
@@ -23,8 +24,13 @@ INTRODUCTION = """\
 # Configuration
 
 Every setting is an environment variable. Lists are JSON (`TURNMILL_WORKER__LANES='["batch"]'`).
-A variable that begins with `TURNMILL_` and is not listed here is an error. While an embedded stack
-runs, its data folder's `stack.json` fills in where things listen; variables win over it.
+An empty variable counts as not given. A variable that begins with `TURNMILL_` and is not listed
+here is an error, but for those that Kubernetes derives from the names of Services. While an
+embedded stack runs, its data folder's `stack.json` fills in where things listen; variables win.
+
+Of libpq's variables those of passwords and TLS count (`PGPASSFILE`, `PGPASSWORD`, `PGSSL…`) where
+the URL leaves them open; the others, Celery's and Flower's are ignored or refused. Variables of
+proxies (`HTTPS_PROXY`, `NO_PROXY`) count, but never for this machine itself.
 
 This page is generated from `schemas/settings.py`.
 """
