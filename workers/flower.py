@@ -2,16 +2,29 @@
 
 Flower shows every hint as a task, with the turn's id, lane and model. It never sees a
 prompt or a reply, because no hint carries one.
+
+Its parts are put together here and not by its command, which also obeys Celery's command line,
+a flowerconfig.py in the current folder and FLOWER_* variables (read in Flower 2.0 to 2.2).
 """
 
-import os
+import atexit
 import secrets
+import signal
+from base64 import b64decode
+from contextlib import suppress
+from hmac import compare_digest
+from typing import Any
 
+from flower.app import Flower
+from flower.command import extract_settings, setup_logging, sigterm_handler
+from flower.options import default_options as options
+from flower.urls import settings as web_settings
+from flower.views import BaseHandler
 from flower.views.monitor import Metrics
-from tornado.web import authenticated
+from tornado.web import HTTPError, authenticated
 
 from turnmill.schemas.errors import SettingsError
-from turnmill.schemas.settings import Settings
+from turnmill.schemas.settings import FlowerSettings, Settings
 from turnmill.workers.app import create_app
 
 #: Kept in Flower's memory, about 6 kB each; the tables have the rest.
@@ -22,27 +35,52 @@ def run_flower(settings: Settings) -> None:
     """Serve Flower until SIGTERM.
 
     Raises:
-        SettingsError: no password is set.
+        SettingsError: no password is set, or it cannot listen there.
     """
-    flower = settings.flower
-    if not flower.password:
+    _configure(settings.flower)
+    web = Flower(capp=create_app(settings), options=options, **web_settings)
+    atexit.register(web.stop)
+    signal.signal(signal.SIGTERM, sigterm_handler)
+    try:
+        web.start_http_server()
+    except OSError as error:
+        raise SettingsError(
+            f"Flower cannot listen on {settings.flower.host}, port {settings.flower.port}: "
+            f"{error.strerror}. Set TURNMILL_FLOWER__HOST or TURNMILL_FLOWER__PORT."
+        ) from None
+    with suppress(KeyboardInterrupt, SystemExit):
+        web.start()
+
+
+def _configure(settings: FlowerSettings) -> None:
+    if not settings.password:
         raise SettingsError(
             "Flower needs a password: set TURNMILL_FLOWER__PASSWORD "
             "(its user is TURNMILL_FLOWER__USER, 'turnmill' by default)."
         )
+    login = f"{settings.user}:{settings.password}"
+    options.address, options.port = settings.host, settings.port
+    options.basic_auth = [login]
+    options.cookie_secret = secrets.token_hex(32)
+    options.max_tasks = MAX_TASKS
+    options.inspect_timeout = 2000.0
+    extract_settings()
+    setup_logging()
+    BaseHandler.get_current_user = lambda handler: _require(handler, login.encode())
     # Flower leaves /metrics open even with a password.
     Metrics.get = authenticated(Metrics.get)
-    # Not as arguments: those are for everybody to read in the process list.
-    os.environ["FLOWER_BASIC_AUTH"] = f"{flower.user}:{flower.password}"
-    os.environ["FLOWER_COOKIE_SECRET"] = secrets.token_hex(32)
-    app = create_app(settings)
-    app.start(
-        [
-            "--quiet",
-            "flower",
-            f"--address={flower.host}",
-            f"--port={flower.port}",
-            f"--max_tasks={MAX_TASKS}",
-            "--inspect_timeout=2000",
-        ]
-    )
+
+
+def _require(handler: Any, login: bytes) -> bool:
+    """Compare bytes: Flower compares texts, and fails at letters beyond ASCII.
+
+    https://www.rfc-editor.org/rfc/rfc7617
+    """
+    scheme, _, token = handler.request.headers.get("Authorization", "").partition(" ")
+    try:
+        given = b64decode(token)
+    except ValueError:
+        given = b""
+    if scheme.lower() != "basic" or not compare_digest(given, login):
+        raise HTTPError(401)
+    return True

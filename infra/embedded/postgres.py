@@ -23,6 +23,8 @@ from turnmill.infra.embedded.server import EmbeddedServer, await_predecessor
 from turnmill.schemas.errors import StackError
 
 USER = DATABASE = "turnmill"
+#: In a URL: on loopback without TLS, whatever PGSSLMODE and PGCHANNELBINDING want of real servers.
+CLEARTEXT = "sslmode=disable&channel_binding=prefer"
 _PROGRAM_TIMEOUT_S = 300.0
 
 _SETTINGS = {
@@ -166,7 +168,8 @@ class EmbeddedPostgres(EmbeddedServer):
     def _has_database(self) -> bool:
         """Ready means: it answers a query, and our database exists."""
         try:
-            with psycopg.connect(self._url("postgres"), connect_timeout=2, autocommit=True) as link:
+            url = f"{self._url('postgres')}?{CLEARTEXT}"
+            with psycopg.connect(url, connect_timeout=2, autocommit=True) as link:
                 found = link.execute(
                     "SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]
                 ).fetchone()

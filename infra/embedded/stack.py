@@ -27,7 +27,7 @@ from turnmill.infra.embedded.ports import (
     listens,
     reachable,
 )
-from turnmill.infra.embedded.postgres import EmbeddedPostgres
+from turnmill.infra.embedded.postgres import CLEARTEXT, EmbeddedPostgres
 from turnmill.infra.embedded.server import EmbeddedServer
 from turnmill.infra.embedded.supervisor import ChildEvent, ChildEventKind, Supervisor
 from turnmill.infra.embedded.valkey import EmbeddedValkey
@@ -143,7 +143,9 @@ class Stack:
 
     @property
     def database_url(self) -> str:
-        return self._postgres.url if self._postgres else self._environment[DATABASE_URL]
+        if self._postgres is None:
+            return self._environment[DATABASE_URL]
+        return f"{self._postgres.url}?{CLEARTEXT}"
 
     @property
     def broker_url(self) -> str:
@@ -170,7 +172,7 @@ class Stack:
             "flower": {"port": self._ports["flower"].port, "password": self.flower_password},
         }
         if self._postgres:
-            settings["database"] = {"url": self._postgres.url}
+            settings["database"] = {"url": self.database_url}
         if self._valkey:
             settings["broker"] = {"url": self._valkey.url}
         return settings

@@ -256,6 +256,16 @@ def test_a_stack_is_up_at_the_address_and_any_port_of_the_environment(
         assert stack.api_url.endswith(f":{port}")
 
 
+def test_variables_for_real_servers_do_not_keep_a_stack_from_its_own(
+    data: Path, program: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGSSLMODE", "verify-full")
+    monkeypatch.setenv("PGCHANNELBINDING", "require")
+    monkeypatch.setenv("PGSSLROOTCERT", "/nowhere/ca.pem")
+    with Stack(data, program=program, components=["worker"]) as stack:
+        assert stack.pid_of("worker") is not None
+
+
 def test_an_address_of_another_machine_is_refused_at_once(data: Path, program: list[str]) -> None:
     environment = {"TURNMILL_API__HOST": "192.0.2.1"}
     with pytest.raises(

@@ -2,12 +2,14 @@
 
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+from turnmill.infra.embedded.ports import listens
 from turnmill.producer.accept import accept
 
 Eventually = Callable[..., None]
@@ -107,6 +109,59 @@ def test_the_password_is_not_in_the_process_list_or_the_log(flower: Any) -> None
     assert "flower" in lines[0]
     assert all(LOGIN[1] not in line for line in lines)
     assert LOGIN[1] not in flower.log.read_text()
+
+
+STRANGERS = {
+    "FLOWER_BASIC_AUTH": "turnmill:of-somebody-else",
+    "FLOWER_PORT": "1",
+    "FLOWER_UNIX_SOCKET": "/nowhere/socket",
+    "FLOWER_AUTO_REFRESH": "neither yes nor no",
+    "APP": "nothing.of.that.name",
+    "BROKER_URL": "redis://nowhere.invalid:1/0",
+    "CONFIG_MODULE": "nothing.of.that.name",
+    "LOADER": "nothing.of.that.name",
+    "DJANGO_SETTINGS_MODULE": "nothing.of.that.name",
+}
+
+
+@pytest.mark.parametrize(
+    "password", ["first,second", "pass:word with spaces", "pässwörd 密码 🔑", '"quoted" %41\\n']
+)
+def test_the_password_is_the_one_that_was_set_whatever_else_is_around(
+    system: Any,
+    password: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Eventually,
+) -> None:
+    (tmp_path / "flowerconfig.py").write_text("basic_auth = ['turnmill:of-somebody-else']\n")
+    (tmp_path / "celeryconfig.py").write_text("broker_url = 'redis://nowhere.invalid:1/0'\n")
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    variables = {"TURNMILL_FLOWER__PASSWORD": password, "TURNMILL_FLOWER__PORT": port}
+    flower = system.start("flower", **STRANGERS, **variables)
+    eventually(lambda: listens(int(port)) or not flower.is_running, 30)
+    assert flower.is_running, flower.log.read_text()
+
+    def status(user: str, password: str) -> int:
+        return httpx.get(f"http://127.0.0.1:{port}/workers", auth=(user, password)).status_code
+
+    assert status("turnmill", password) == 200
+    for other in ("of-somebody-else", "first", "second", "wörng", ""):
+        assert status("turnmill", other) == 401
+    assert "Traceback" not in flower.log.read_text()
+
+
+def test_a_port_that_is_taken_is_told_in_a_sentence(system: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        variables = {"TURNMILL_FLOWER__PASSWORD": LOGIN[1], "TURNMILL_FLOWER__PORT": port}
+        refused = system.start("flower", **variables)
+        assert refused.wait(30) == USAGE
+    assert f"Flower cannot listen on 127.0.0.1, port {port}" in refused.log.read_text()
+    assert "Traceback" not in refused.log.read_text()
 
 
 @pytest.mark.parametrize("password", [{}, {"TURNMILL_FLOWER__PASSWORD": ""}])

@@ -4,10 +4,14 @@ import io
 import json
 import os
 import pwd
+import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from turnmill.infra.embedded.folder import DataFolder
@@ -166,6 +170,36 @@ def test_variables_of_other_programs_are_kept_out_and_credentials_passed_on() ->
     assert environ == passed_on
     assert proxied["NO_PROXY"] == ["intranet", "localhost", "127.0.0.1", "::1"]
     assert proxied["no_proxy"] == ["localhost", "127.0.0.1", "::1"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_no_proxy_stands_between_this_machine_and_itself(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    environ = dict(os.environ)
+    surroundings.keep_out_foreign_variables(environ)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, environ[name])
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(HTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    with Server((host, 0), Answer) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        shown = f"[{host}]" if ":" in host else host
+        assert httpx.get(f"http://{shown}:{server.server_port}/").status_code == 204
 
 
 @pytest.mark.parametrize(
