@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from turnmill.producer.api.auth import TenantOf
@@ -26,12 +26,16 @@ class ConversationBody(BaseModel):
     turns: list[TurnBody]
 
 
-@router.get("/conversations/{conversation_id}")
+@router.get("/conversations/{conversation_id}", response_model=ConversationBody)
 async def get_conversation(
     conversation_id: ConversationId, services: ServicesOf, tenant_id: TenantOf
-) -> ConversationBody:
+) -> Response:
     """All turns of a conversation, in order."""
-    turns = await services.call(read_conversation, services.database, tenant_id, conversation_id)
+    return await services.show(_read, services.database, tenant_id, conversation_id)
+
+
+def _read(database: Database, tenant_id: UUID, conversation_id: UUID) -> ConversationBody:
+    turns = read_conversation(database, tenant_id, conversation_id)
     return ConversationBody(
         conversation_id=show_id(Prefix.CONVERSATION, conversation_id),
         turns=[TurnBody.of(turn) for turn in turns],

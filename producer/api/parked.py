@@ -45,12 +45,12 @@ async def list_parked_turns(
     )
 
 
-@router.get("/parked/{turn_id}")
+@router.get("/parked/{turn_id}", response_model=ParkedDetails)
 async def get_parked_turn(
     turn_id: TurnId, services: ServicesOf, tenant_id: AdministeredTenantOf
-) -> ParkedDetails:
+) -> Response:
     """Everything about a parked turn: messages, attempts, and what a replay would do."""
-    return await services.call(read_parked, services.database, tenant_id, turn_id)
+    return await services.show(read_parked, services.database, tenant_id, turn_id)
 
 
 @router.post("/parked/{turn_id}/replay", response_model=TurnBody)

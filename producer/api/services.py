@@ -15,7 +15,8 @@ from functools import partial
 from typing import Annotated, Any, ParamSpec, TypeVar
 from uuid import UUID
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
+from pydantic import BaseModel
 
 from turnmill.producer.api.watch import Interrupt, Watch
 from turnmill.producer.follow import Follower
@@ -47,6 +48,17 @@ class Services:
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a use case in a thread."""
         return await _run(self.threads, partial(function, *args, **kwargs))
+
+    async def show(
+        self, function: Callable[P, BaseModel], *args: P.args, **kwargs: P.kwargs
+    ) -> Response:
+        """Answer with what a use case returns, as JSON that is made in the thread: that of a long
+        conversation has many megabytes."""
+
+        def render() -> str:
+            return function(*args, **kwargs).model_dump_json()
+
+        return Response(await self.call(render), media_type="application/json")
 
     async def parse(self, function: Callable[[bytes], T], body: bytes) -> T:
         """Parse a large body beside the event loop."""

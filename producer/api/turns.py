@@ -49,10 +49,12 @@ class TurnBody(BaseModel):
         )
 
 
-@router.get("/turns/{turn_id}")
-async def get_turn(turn_id: TurnId, services: ServicesOf, tenant_id: TenantOf) -> TurnBody:
+@router.get("/turns/{turn_id}", response_model=TurnBody)
+async def get_turn(turn_id: TurnId, services: ServicesOf, tenant_id: TenantOf) -> Response:
     """The turn as it stands, with its reply once it is completed."""
-    return TurnBody.of(await services.call(read_turn, services.database, tenant_id, turn_id))
+    return await services.show(
+        lambda: TurnBody.of(read_turn(services.database, tenant_id, turn_id))
+    )
 
 
 @router.delete("/turns/{turn_id}", response_model=TurnBody)

@@ -25,6 +25,7 @@ from turnmill.producer.api.app import Server, create_app
 from turnmill.producer.api.auth import KnownKeys
 from turnmill.producer.api.errors import STATUSES
 from turnmill.producer.api.file_limit import MIN_CONNECTIONS
+from turnmill.producer.api.turns import TurnBody
 from turnmill.producer.tenants import (
     authenticate,
     create_key,
@@ -38,7 +39,7 @@ from turnmill.schemas.ids import new_id
 from turnmill.schemas.openai import parse_chat_request
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.tenants import DEFAULT_SCOPES, Caller, Scope
-from turnmill.schemas.turns import GenerationParams
+from turnmill.schemas.turns import GenerationParams, Turn
 from turnmill.workers.testing import InlineWorker
 
 BOT = "echo"
@@ -484,18 +485,43 @@ def test_a_bad_body_is_refused_by_name(api: API) -> None:
 def test_a_large_body_is_parsed_beside_the_event_loop(
     api: API, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    is_answered = threading.Event()
+    has_begun, is_answered = threading.Event(), threading.Event()
 
     def parse(body: bytes) -> Any:
+        has_begun.set()
         assert is_answered.wait(20), "the event loop waits for the body"
         return parse_chat_request(body)
 
     monkeypatch.setattr("turnmill.producer.api.completions.parse_chat_request", parse)
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(api.post, "x" * 100_000, temprature=1)
+        assert has_begun.wait(20)
         assert httpx.get(f"{api.url}/healthz").status_code == 200
         is_answered.set()
         assert call.result().status_code == 400
+
+
+@pytest.mark.parametrize("address", ["turn", "conversation"])
+def test_a_long_answer_is_made_beside_the_event_loop(
+    make_api: MakeAPI, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    api = make_api(api={"wait_s": 0.05})
+    shown = api.post("x").headers[f"x-turnmill-{address}"]
+    has_begun, is_answered = threading.Event(), threading.Event()
+    make = TurnBody.of
+
+    def make_slowly(turn: Turn) -> TurnBody:
+        has_begun.set()
+        assert is_answered.wait(20), "the event loop waits for the answer"
+        return make(turn)
+
+    monkeypatch.setattr(TurnBody, "of", make_slowly)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(api.http.get, f"/{address}s/{shown}")
+        assert has_begun.wait(20)
+        assert httpx.get(f"{api.url}/healthz").status_code == 200
+        is_answered.set()
+        assert shown in call.result().text
 
 
 @pytest.mark.parametrize("size", [1000, 500_000])
