@@ -18,11 +18,14 @@ from turnmill.infra.embedded.binaries import postgres_bin, program_version
 from turnmill.infra.embedded.child import Child
 from turnmill.infra.embedded.folder import SECRETS_FILE, server_uid
 from turnmill.infra.embedded.launch import launch_command
+from turnmill.infra.embedded.owner import ensure_role, hand_over
 from turnmill.infra.embedded.ports import LOOPBACK
 from turnmill.infra.embedded.server import EmbeddedServer, await_predecessor
 from turnmill.schemas.errors import StackError
 
+#: The server's superuser, and the role that owns the application's database.
 USER = DATABASE = "turnmill"
+APP_USER = "turnmill_app"
 #: In a URL: on loopback without TLS, whatever PGSSLMODE and PGCHANNELBINDING want of real servers.
 CLEARTEXT = "sslmode=disable&channel_binding=prefer"
 _PROGRAM_TIMEOUT_S = 300.0
@@ -79,7 +82,18 @@ class EmbeddedPostgres(EmbeddedServer):
 
     @property
     def url(self) -> str:
+        """The superuser's way, for whoever looks after the server."""
         return self._url(DATABASE)
+
+    @property
+    def app_url(self) -> str:
+        """The application's way: its role owns the database, and is no superuser."""
+        login = f"{APP_USER}:{self._app_password}"
+        return f"postgresql://{login}@{LOOPBACK}:{self.port}/{DATABASE}?{CLEARTEXT}"
+
+    @property
+    def _app_password(self) -> str:
+        return self.folder.secret(APP_USER)
 
     @property
     def data(self) -> Path:
@@ -166,16 +180,18 @@ class EmbeddedPostgres(EmbeddedServer):
             raise StackError(f"PostgreSQL's {program} failed:\n{result.stdout}")
 
     def _has_database(self) -> bool:
-        """Ready means: it answers a query, and our database exists."""
+        """Ready means: it answers a query, and our database exists and is the application's."""
         try:
-            url = f"{self._url('postgres')}?{CLEARTEXT}"
-            with psycopg.connect(url, connect_timeout=2, autocommit=True) as link:
+            with self._connect("postgres") as link:
                 found = link.execute(
                     "SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]
                 ).fetchone()
                 if found is None:
                     link.execute(f"CREATE DATABASE {DATABASE}")
                 link.execute(_MEND_CTYPE)
+                ensure_role(link, APP_USER, self._app_password)
+            with self._connect(DATABASE) as link:
+                hand_over(link, DATABASE, APP_USER)
         except psycopg.OperationalError as error:
             if "password authentication failed" in str(error):
                 raise StackError(
@@ -184,6 +200,10 @@ class EmbeddedPostgres(EmbeddedServer):
                 ) from None
             return False
         return True
+
+    def _connect(self, database: str) -> psycopg.Connection:
+        url = f"{self._url(database)}?{CLEARTEXT}"
+        return psycopg.connect(url, connect_timeout=2, autocommit=True)
 
     def _url(self, database: str) -> str:
         password = self.folder.secret(self.name)

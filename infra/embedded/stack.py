@@ -27,7 +27,7 @@ from turnmill.infra.embedded.ports import (
     listens,
     reachable,
 )
-from turnmill.infra.embedded.postgres import CLEARTEXT, EmbeddedPostgres
+from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.server import EmbeddedServer
 from turnmill.infra.embedded.supervisor import ChildEvent, ChildEventKind, Supervisor
 from turnmill.infra.embedded.valkey import EmbeddedValkey
@@ -145,7 +145,7 @@ class Stack:
     def database_url(self) -> str:
         if self._postgres is None:
             return self._environment[DATABASE_URL]
-        return f"{self._postgres.url}?{CLEARTEXT}"
+        return self._postgres.app_url
 
     @property
     def broker_url(self) -> str:

@@ -15,7 +15,9 @@ import psycopg
 import pytest
 
 from turnmill.infra.embedded.child import answers
+from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.stack import Stack
+from turnmill.infra.migrations import upgrade
 from turnmill.schemas.errors import StackError
 from turnmill.schemas.settings import load_settings
 
@@ -254,6 +256,46 @@ def test_a_stack_is_up_at_the_address_and_any_port_of_the_environment(
         assert answers(f"{stack.flower_url}/")
         port = json.loads(stack_file(data).read_text())["settings"]["api"]["port"]
         assert stack.api_url.endswith(f":{port}")
+
+
+#: What an ordinary role may not do, and an owner must be able to.
+_FORBIDDEN = ("COPY (SELECT 1) TO PROGRAM 'true'", "SELECT pg_read_file('PG_VERSION')",
+              "CREATE ROLE other", "CREATE DATABASE other")  # fmt: skip
+
+
+def test_the_application_owns_its_database_and_is_no_superuser(
+    data: Path, program: list[str]
+) -> None:
+    with Stack(data, program=program, components=["worker"]) as stack:
+        with psycopg.connect(stack.database_url, autocommit=True) as link:
+            for statement in _FORBIDDEN:
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    link.execute(statement)
+            link.execute("ALTER TABLE turns ADD COLUMN probe int")
+            link.execute("CREATE TABLE probe (number int)")
+        superuser = json.loads((data / "secrets.json").read_text())["postgres"]
+        assert superuser not in stack_file(data).read_text()
+
+
+def test_a_folder_whose_application_was_a_superuser_is_handed_over_with_its_rows(
+    data: Path, program: list[str]
+) -> None:
+    with EmbeddedPostgres(data, durable=False) as postgres:
+        with psycopg.connect(postgres.url, autocommit=True) as link:
+            link.execute("ALTER DATABASE turnmill OWNER TO turnmill")
+            link.execute("DROP ROLE turnmill_app")
+        upgrade(postgres.url)
+        with psycopg.connect(postgres.url, autocommit=True) as link:
+            link.execute("CREATE TABLE kept (number int GENERATED ALWAYS AS IDENTITY, name text)")
+            link.execute("INSERT INTO kept (name) VALUES ('row')")
+    with Stack(data, program=program, components=["worker"]) as stack:
+        upgrade(stack.database_url)
+        with psycopg.connect(stack.database_url) as link:
+            link.execute("INSERT INTO kept (name) VALUES ('another')")
+            assert link.execute("SELECT count(*) FROM kept").fetchone() == (2,)
+            others = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+            mine = "AND relowner <> 'turnmill_app'::regrole"
+            assert link.execute(f"{others} {mine}").fetchall() == []
 
 
 def test_variables_for_real_servers_do_not_keep_a_stack_from_its_own(
