@@ -19,6 +19,7 @@ from turnmill.schemas.database import Cursor, Database, notify
 from turnmill.schemas.errors import Conflict, InvalidInput, NotFound, TransientError, UnknownBot
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.routes import OUTBOX_CHANNEL
+from turnmill.schemas.store.outbox import OWE_HINTS
 from turnmill.schemas.turns import (
     DEFAULT_PARAMS,
     AcceptedTurn,
@@ -64,9 +65,12 @@ FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::int[], %s::uuid[], %s::text[
            idempotency_key, fingerprint, batch_id, batch_row, timeout_s)
 """
 
-_INSERT_OUTBOX = """
-INSERT INTO outbox (turn_id, model, lane, deadline_at, is_immediate)
-SELECT id, model, lane, deadline_at, true FROM turns WHERE id = ANY(%s)
+_OWE_HINTS = f"""
+WITH due AS (
+    SELECT id AS turn_id, model, lane, deadline_at, clock_timestamp() AS due_at,
+        true AS is_immediate
+    FROM turns WHERE id = ANY(%s)
+) {OWE_HINTS}
 """
 
 
@@ -180,7 +184,7 @@ def _insert(cursor: Cursor, entries: list[_Entry]) -> list[AcceptedTurn]:
     with cursor.connection.pipeline():
         cursor.execute(_INSERT_TURNS, _columns(entries, accepted))
         if due:
-            cursor.execute(_INSERT_OUTBOX, (due,))
+            cursor.execute(_OWE_HINTS, (due,))
             notify(cursor, OUTBOX_CHANNEL)
     return accepted
 

@@ -5,6 +5,7 @@ from uuid import UUID
 
 from turnmill.schemas.database import Cursor
 from turnmill.schemas.routes import OUTBOX_CHANNEL
+from turnmill.schemas.store.outbox import OWE_HINTS
 
 _LOCK = "SELECT 1 FROM conversations WHERE id = ANY(%s) ORDER BY id FOR UPDATE"
 
@@ -23,13 +24,15 @@ WITH head AS (
 ), moved AS (
     UPDATE conversations c SET answered_seq = coalesce(head.seq, head.next_seq) - 1
     FROM head WHERE c.id = head.conversation_id
-), due AS (
+), queued AS (
     UPDATE turns t SET state = 'queued' FROM head
     WHERE t.id = head.id AND head.state = 'waiting'
-), hinted AS (
-    INSERT INTO outbox (turn_id, model, lane, deadline_at, is_immediate)
-    SELECT id, model, lane, deadline_at, true FROM head WHERE state = 'waiting' RETURNING turn_id
-)
+    RETURNING t.id
+), due AS (
+    SELECT id AS turn_id, model, lane, deadline_at, clock_timestamp() AS due_at,
+        true AS is_immediate
+    FROM head JOIN queued USING (id)
+), hinted AS ({OWE_HINTS} RETURNING turn_id)
 SELECT pg_notify('{OUTBOX_CHANNEL}', '') FROM hinted LIMIT 1
 """
 

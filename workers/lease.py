@@ -21,13 +21,13 @@ import psycopg
 import structlog
 from pydantic import ValidationError
 
-from turnmill.schemas.clock import IS_DUE
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.links import Link, Stop
 from turnmill.schemas.routes import ABORT_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
+from turnmill.schemas.store.claim import CLAIM
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import GenerationParams, Lane, Message
 from turnmill.workers.abort import Abort
@@ -39,43 +39,6 @@ log = structlog.get_logger()
 
 #: How often a process says that it lives, and looks at the deadlines of its turns.
 TICK_S = 0.5
-
-#: The claim need not survive a crash of Postgres: the turn is then simply queued again, and
-#: the fence names the worker beside the number. So it does not wait for the disk.
-_CLAIM = f"""
-WITH hinted AS (
-    SELECT id FROM turns WHERE id = ANY(%(turns)s) AND state = 'queued'
-    ORDER BY id FOR UPDATE SKIP LOCKED
-), turn AS (
-    UPDATE turns t SET state = 'running', attempt = t.attempt + 1, worker_id = %(worker)s,
-        leased_until = clock_timestamp() + make_interval(secs => %(lease_s)s),
-        started_at = coalesce(t.started_at, clock_timestamp())
-    FROM hinted, conversations c, outbox o
-    WHERE t.id = hinted.id
-      AND c.id = t.conversation_id AND c.answered_seq = t.seq - 1
-      AND o.turn_id = t.id AND {IS_DUE} AND o.lane = ANY(%(lanes)s)
-    RETURNING t.id, t.conversation_id, t.seq, t.bot_id, t.attempt, t.failures, t.input, t.params,
-        t.lane, t.accepted_at, t.deadline_at, t.tenant_id, o.lane AS hint_lane,
-        o.worker_id = %(worker)s AS is_warm
-), hint AS (
-    DELETE FROM outbox USING turn WHERE turn_id = turn.id
-), attempt AS (
-    INSERT INTO attempts (turn_id, number, worker_id, lane, is_warm)
-    SELECT id, attempt, %(worker)s, hint_lane, is_warm FROM turn
-)
-SELECT turn.*, bots.instructions, kept.*,
-    (SELECT count(*) FROM (SELECT FROM tenants LIMIT 2) AS t) > 1 AS has_neighbours,
-    extract(epoch FROM turn.deadline_at - clock_timestamp())::float AS deadline_s,
-    extract(epoch FROM turn.accepted_at)::float AS accepted_s,
-    extract(epoch FROM clock_timestamp())::float AS now_s,
-    set_config('synchronous_commit', 'off', true)
-FROM turn JOIN bots ON bots.id = turn.bot_id CROSS JOIN LATERAL (
-    SELECT coalesce(string_agg(text, '' ORDER BY position), '') AS kept_text,
-        coalesce(sum(token_count), 0)::int AS kept_tokens,
-        coalesce(max(position) + 1, 0) AS next_position
-    FROM chunks WHERE turn_id = turn.id
-) AS kept
-"""
 
 #: Locks the turns in the order of their ids, like everybody who locks several.
 _RENEW = """
@@ -241,9 +204,10 @@ class Leases:
         if self.reconnected_s < 0:
             raise DatabaseUnavailable("The worker's heartbeat is not connected to PostgreSQL.")
         rows = self._database.run(
-            _CLAIM,
+            CLAIM,
             {
                 "turns": turn_ids,
+                "model": self._model,
                 "worker": self.worker_id,
                 "lease_s": self._settings.lease_s,
                 "lanes": [lane.value for lane in self._settings.lanes],

@@ -1,7 +1,8 @@
 """The rescuer: turns of dead workers are due again, and so are turns whose hint was lost.
 
-Every worker process runs one; an advisory lock lets one sweep at a time. Each sweep is a
-single statement, so a rescuer that is paused in between blocks nobody.
+Every worker process runs one; an advisory lock lets one sweep at a time. Each step of a sweep is a
+statement and a transaction, so a rescuer that is paused between two of them blocks nobody. A row
+that PostgreSQL refuses to change holds up no other (`isolated.py`).
 """
 
 import threading
@@ -13,9 +14,11 @@ from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
+from turnmill.schemas.store.outbox import OWE_HINTS
 from turnmill.schemas.tables import RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.clock import TOLERANCE_S
+from turnmill.workers.isolated import isolated
 from turnmill.workers.lease import Leases
 from turnmill.workers.liveness import ALIVE, GRACE_S
 from turnmill.workers.settle import Ending, end_turns
@@ -58,18 +61,30 @@ WITH {_GUARD}, held AS (
 SELECT (SELECT count(*) FROM leases) AS lease_count, (SELECT count(*) FROM hints) AS hint_count
 """
 
-#: Turns that ran in quarantine when their worker died are left to `_park`. A worker without a
-#: row is not dead: its row was deleted, or restored away, and it writes it again at its next
-#: beat. Should it be dead after all, its leases expire.
+#: A worker without a row is not dead: its row was deleted, or restored away, and it writes it
+#: again at its next beat. Should it be dead after all, its leases expire.
+_IS_LOST = """
+t.state = 'running'
+AND (t.leased_until < clock_timestamp() OR t.worker_id IN (
+    SELECT id FROM worker_liveness EXCEPT SELECT id FROM alive))"""
+
+_LOST = f"""
+WITH {_GUARD}, {ALIVE}
+SELECT t.id FROM turns t WHERE (SELECT is_mine FROM guard) AND {_IS_LOST} ORDER BY t.id
+"""
+
+#: Looked at again under the lock, for the worker may be back; an attempt that is younger than the
+#: snapshot (`seen`) is nobody's to judge. Turns that ran in quarantine when their worker died are
+#: left to `_park`. A turn whose attempt has no row any more (a hand, a month that was dropped) is
+#: requeued like any other.
 _REQUEUE_LOST = f"""
 WITH {_GUARD}, {ALIVE}, lost AS (
     SELECT t.id, t.attempt, t.worker_id, t.conversation_id, t.crashes + 1 AS crashes, t.model,
-        t.lane, t.deadline_at, a.lane = '{Lane.QUARANTINE}' AS is_spent
-    FROM turns t JOIN attempts a ON a.turn_id = t.id AND a.number = t.attempt
-    WHERE (SELECT is_mine FROM guard) AND t.state = 'running'
-      AND (t.leased_until < clock_timestamp() OR t.worker_id IN (
-          SELECT id FROM worker_liveness EXCEPT SELECT id FROM alive))
-    FOR UPDATE OF t SKIP LOCKED
+        t.lane, t.deadline_at, a.lane IS NOT DISTINCT FROM '{Lane.QUARANTINE}' AS is_spent
+    FROM turns seen JOIN turns t ON t.id = seen.id AND t.attempt = seen.attempt
+    LEFT JOIN attempts a ON a.turn_id = seen.id AND a.number = seen.attempt
+    WHERE (SELECT is_mine FROM guard) AND seen.id = ANY(%(turns)s) AND {_IS_LOST}
+    ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
 ), requeued AS (
     UPDATE turns t SET state = 'queued', worker_id = NULL, leased_until = NULL,
         crashes = lost.crashes
@@ -78,18 +93,19 @@ WITH {_GUARD}, {ALIVE}, lost AS (
 ), ended AS (
     UPDATE attempts a SET ended_at = clock_timestamp(), outcome = 'crashed'
     FROM requeued r WHERE a.turn_id = r.id AND a.number = r.attempt
-), hinted AS (
-    INSERT INTO outbox (turn_id, model, lane, deadline_at, is_immediate)
-    SELECT id, model, CASE WHEN crashes >= %(quarantine_after)s THEN '{Lane.QUARANTINE}'
-        ELSE lane END, deadline_at, true
+), due AS (
+    SELECT id AS turn_id, model, CASE WHEN crashes >= %(quarantine_after)s
+        THEN '{Lane.QUARANTINE}' ELSE lane END AS lane, deadline_at, clock_timestamp() AS due_at,
+        true AS is_immediate
     FROM lost WHERE NOT is_spent
-)
+), hinted AS ({OWE_HINTS})
 SELECT lost.*, pg_notify('{OUTBOX_CHANNEL}', '') FROM lost
 """
 
 #: With a slot free, whatever the broker holds is taken within milliseconds. Slots are counted
 #: for each worker and lane, so that a busy one hides no lost hint of another; those of a paused
-#: worker or a standby do not count: nobody takes anything there.
+#: worker or a standby do not count: nobody takes anything there. A hint whose turn is not queued
+#: is nobody's: it would be published for ever, and take a place of the window.
 _REHINT = f"""
 WITH {_GUARD}, {ALIVE}, room AS (
     SELECT a.model, lane, sum(greatest(a.slots - busy.slots, 0))::int AS slots
@@ -108,8 +124,14 @@ WITH {_GUARD}, {ALIVE}, room AS (
         ORDER BY published_at LIMIT room.slots * {REHINTS_PER_SLOT}
         FOR UPDATE SKIP LOCKED
     ) AS o
+), orphaned AS (
+    DELETE FROM outbox USING stale LEFT JOIN turns t ON t.id = stale.turn_id
+    WHERE outbox.turn_id = stale.turn_id AND t.state IS DISTINCT FROM 'queued'
+    RETURNING outbox.turn_id
 ), rehinted AS (
-    UPDATE outbox SET published_at = NULL FROM stale WHERE outbox.turn_id = stale.turn_id
+    UPDATE outbox SET published_at = NULL FROM stale
+    WHERE outbox.turn_id = stale.turn_id
+      AND stale.turn_id NOT IN (SELECT turn_id FROM orphaned)
     RETURNING outbox.turn_id
 )
 SELECT turn_id, pg_notify('{OUTBOX_CHANNEL}', '') FROM rehinted
@@ -133,19 +155,31 @@ def sweep(database: Database, settings: WorkerSettings, *, latest_s: float = flo
     (cut,) = database.run(_CUT, clock | {"lease_s": settings.lease_s})
     if cut.lease_count or cut.hint_count:
         log.warning("clock.stepped_back", **cut._asdict())
-    lost = database.run(_REQUEUE_LOST, clock | {"quarantine_after": settings.quarantine_after})
-    for row in lost:
-        if row.is_spent:
-            _park(database, row)
+    lost = _requeue_lost(database, clock | {"quarantine_after": settings.quarantine_after})
+    spent = {row.id: row for row in lost if row.is_spent}
+    isolated(lambda ids: _park(database, [spent[turn_id] for turn_id in ids]), list(spent))
     rehinted = database.run(_REHINT, clock | {"lost_after_s": settings.hint_lost_after_s})
     if lost or rehinted:
         log.info("turns.rescued", lost_count=len(lost), rehinted_count=len(rehinted))
     return len(lost) + len(rehinted)
 
 
-def _park(database: Database, row: Any) -> None:
-    message = f"The turn ended {row.crashes} workers, the last one while it ran alone."
-    ending = Ending(
+def _requeue_lost(database: Database, params: dict[str, Any]) -> list[Any]:
+    return isolated(
+        lambda ids: database.run(_REQUEUE_LOST, params | {"turns": ids}),
+        [row.id for row in database.run(_LOST, params)],
+    )
+
+
+def _park(database: Database, rows: list[Any]) -> list[bool]:
+    ended = end_turns(database, [_spent(row) for row in rows])
+    for row in rows:
+        log.error("turn.parked", turn_id=row.id.hex, crash_count=row.crashes)
+    return ended
+
+
+def _spent(row: Any) -> Ending:
+    return Ending(
         row.id,
         row.conversation_id,
         row.attempt,
@@ -154,10 +188,8 @@ def _park(database: Database, row: Any) -> None:
         state=TurnState.PARKED,
         outcome="crashed",
         error_code="worker_lost",
-        error_message=message,
+        error_message=f"The turn ended {row.crashes} workers, the last one while it ran alone.",
     )
-    end_turns(database, [ending])
-    log.error("turn.parked", turn_id=row.id.hex, crash_count=row.crashes)
 
 
 class Rescuer:

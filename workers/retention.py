@@ -9,6 +9,7 @@ for anybody.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,7 @@ from turnmill.schemas.partitions import PARTITIONED
 from turnmill.schemas.settings import RetentionSettings
 from turnmill.schemas.turns import OPEN_STATES, TurnState
 from turnmill.workers.clock import steady_now
+from turnmill.workers.isolated import isolated
 from turnmill.workers.months import Pause, drop, expired, make_ahead
 
 log = structlog.get_logger()
@@ -148,7 +150,7 @@ class Round:
     def _prune_turns(self, page: str, days: int | None, states: list[str]) -> None:
         if days is not None:
             for ids in self._pages(page, {"states": states, **self._span(days)}):
-                self._remove_turns(ids, states)
+                self._remove_each(ids, states)
 
     def _prune_batches(self, days: int | None) -> None:
         if days is None:
@@ -161,7 +163,7 @@ class Round:
         # Read anew: a round before this one may have been ended between a batch and its turns.
         for batch in gone if self._is_dry else self._link.execute(_GONE_BATCHES).fetchall():
             for ids in self._pages(_BATCH_PAGE, {"batch": batch.id}, after=0):
-                self._remove_turns(ids, _ENDED)
+                self._remove_each(ids, _ENDED)
 
     def _prune_stray_attempts(self, days: int | None) -> None:
         if days is not None:
@@ -199,8 +201,11 @@ class Round:
                 return
             after = rows[-1].last
 
-    def _remove_turns(self, ids: list[UUID], states: list[str]) -> None:
-        with self._link.transaction():
+    def _remove_each(self, ids: list[UUID], states: list[str]) -> None:
+        isolated(lambda some: self._remove_turns(some, states), ids)
+
+    def _remove_turns(self, ids: list[UUID], states: list[str]) -> list[UUID]:
+        with self._transaction():
             rows = self._link.execute(_LOCK_TURNS, (ids, states)).fetchall()
             gone = [row.id for row in rows]
             for table in ("chunks", "attempts", "replies"):
@@ -209,6 +214,18 @@ class Round:
             self._remove("summaries", _SUMMARIES, (conversations,))
             self._remove("turns", "turns WHERE id = ANY(%s)", (gone,))
             self._remove_conversations(conversations)
+        return gone
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """One that fails counts for nothing."""
+        counts = self.counts.copy()
+        try:
+            with self._link.transaction():
+                yield
+        except BaseException:
+            self.counts = counts
+            raise
 
     def _remove_conversations(self, ids: list[UUID]) -> None:
         """Locked by one statement and looked at again by the next: `accept` holds its

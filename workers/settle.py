@@ -18,6 +18,7 @@ from turnmill.schemas.database import DATA_ERRORS, Database
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.outcomes import UNSTORABLE, Answered, Cancelled, Failed, Outcome, Snoozed
 from turnmill.schemas.routes import OUTBOX_CHANNEL, TURN_CHANNEL
+from turnmill.schemas.store.outbox import OWE_HINTS
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.backoff import backoff_s
 from turnmill.workers.clean import storable
@@ -56,22 +57,23 @@ SELECT turn_id, CASE WHEN is_watched THEN pg_notify(%s, replace(turn_id::text, '
 FROM ended
 """
 
+#: A turn whose attempt has no row any more (a hand, a month that was dropped) is requeued too.
 _REQUEUE = f"""
 WITH turn AS (
     UPDATE turns SET state = 'queued', worker_id = NULL, leased_until = NULL,
         failures = failures + %(counts)s
     WHERE id = %(turn)s AND attempt = %(attempt)s AND worker_id = %(worker)s AND state = 'running'
-    RETURNING id, attempt, model, deadline_at
+    RETURNING id, attempt, model, lane, deadline_at
 ), attempt AS (
     UPDATE attempts SET ended_at = clock_timestamp(), outcome = %(outcome)s, error = %(error)s
     FROM turn WHERE turn_id = turn.id AND number = turn.attempt
     RETURNING attempts.lane
-), hint AS (
-    INSERT INTO outbox (turn_id, model, lane, deadline_at, due_at, is_immediate)
-    SELECT turn.id, model, attempt.lane, deadline_at,
-        clock_timestamp() + make_interval(secs => %(delay_s)s), %(delay_s)s = 0
-    FROM turn, attempt
-)
+), due AS (
+    SELECT id AS turn_id, model, coalesce(attempt.lane, turn.lane) AS lane, deadline_at,
+        clock_timestamp() + make_interval(secs => %(delay_s)s) AS due_at,
+        %(delay_s)s = 0 AS is_immediate
+    FROM turn LEFT JOIN attempt ON true
+), hint AS ({OWE_HINTS})
 SELECT id, pg_notify('{OUTBOX_CHANNEL}', '') FROM turn
 """
 

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.turns import read_conversation
@@ -269,6 +270,20 @@ def test_of_two_pruners_one_works(system: Any) -> None:
     assert gone["turns"] == 1
 
 
+def test_turn_that_cannot_be_deleted_stays_alone_and_the_log_names_it(system: Any) -> None:
+    past_months(system)
+    bad, *_ = add_old(system, 5)
+    system.database.run("CREATE TABLE refers (turn_id uuid REFERENCES turns (id))")
+    system.database.run("INSERT INTO refers VALUES (%s)", (bad,))
+    with capture_logs() as logs:
+        counts = prune_now(system)
+    assert counts is not None
+    assert counts["turns"] == 4
+    assert [row.id for row in system.database.run("SELECT id FROM turns")] == [bad]
+    failures = [log["turn_id"] for log in logs if log["event"] == "turn.sweep_failed"]
+    assert failures == [bad.hex]
+
+
 def test_a_conversation_goes_on_after_its_beginning_was_pruned(system: Any) -> None:
     first = system.request("one", idempotency_key="k1")
     begun = answer(system, first)
@@ -287,7 +302,8 @@ def test_a_conversation_goes_on_after_its_beginning_was_pruned(system: Any) -> N
 
 
 def prompt_of(system: Any, turn: AcceptedTurn) -> list[str]:
-    leases = Leases(system.database, system.settings.worker, model="m", engine="echo")
+    model = system.settings.engine.model_name
+    leases = Leases(system.database, system.settings.worker, model=model, engine="echo")
     claim = leases.claim(turn.turn_id)
     assert claim is not None
     prompt = build_prompt(system.database, EchoEngine(system.settings.engine), claim)

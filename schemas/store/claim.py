@@ -1,0 +1,51 @@
+"""Claim: one attempt wins a queued turn."""
+
+from turnmill.schemas.clock import IS_DUE
+
+#: Claim the turns of `turns` that are due, for one worker; returns what their prompts need.
+#:
+#: The DELETE decides. Another worker may claim and requeue the turn between this statement's
+#: snapshot and its row lock: the turn is `queued` again, and its new hint, which may be due in an
+#: hour, is not in the snapshot. The hint that the snapshot shows is gone, so the DELETE finds
+#: nothing and the turn is left alone. Whatever else the snapshot shows of the turn (the chunks of
+#: earlier attempts) is then current too: the turn has been `queued` all the time.
+#:
+#: A turn that somebody holds is passed over: it is being claimed, cancelled or replayed.
+#:
+#: The claim need not survive a crash of PostgreSQL: the turn is then simply queued again, and
+#: the fence names the worker beside the number. So it does not wait for the disk.
+CLAIM = f"""
+WITH hinted AS (
+    SELECT id, conversation_id, seq FROM turns
+    WHERE id = ANY(%(turns)s) AND state = 'queued' AND model = %(model)s
+    ORDER BY id FOR UPDATE SKIP LOCKED
+), hint AS (
+    DELETE FROM outbox o USING hinted, conversations c
+    WHERE o.turn_id = hinted.id AND {IS_DUE} AND o.lane = ANY(%(lanes)s)
+      AND c.id = hinted.conversation_id AND c.answered_seq = hinted.seq - 1
+    RETURNING o.turn_id, o.lane, o.worker_id
+), turn AS (
+    UPDATE turns t SET state = 'running', attempt = t.attempt + 1, worker_id = %(worker)s,
+        leased_until = clock_timestamp() + make_interval(secs => %(lease_s)s),
+        started_at = coalesce(t.started_at, clock_timestamp())
+    FROM hint WHERE t.id = hint.turn_id
+    RETURNING t.id, t.conversation_id, t.seq, t.bot_id, t.attempt, t.failures, t.input, t.params,
+        t.lane, t.accepted_at, t.deadline_at, t.tenant_id, hint.lane AS hint_lane,
+        hint.worker_id = %(worker)s AS is_warm
+), attempt AS (
+    INSERT INTO attempts (turn_id, number, worker_id, lane, is_warm)
+    SELECT id, attempt, %(worker)s, hint_lane, is_warm FROM turn
+)
+SELECT turn.*, bots.instructions, kept.*,
+    (SELECT count(*) FROM (SELECT FROM tenants LIMIT 2) AS t) > 1 AS has_neighbours,
+    extract(epoch FROM turn.deadline_at - clock_timestamp())::float AS deadline_s,
+    extract(epoch FROM turn.accepted_at)::float AS accepted_s,
+    extract(epoch FROM clock_timestamp())::float AS now_s,
+    set_config('synchronous_commit', 'off', true)
+FROM turn JOIN bots ON bots.id = turn.bot_id CROSS JOIN LATERAL (
+    SELECT coalesce(string_agg(text, '' ORDER BY position), '') AS kept_text,
+        coalesce(sum(token_count), 0)::int AS kept_tokens,
+        coalesce(max(position) + 1, 0) AS next_position
+    FROM chunks WHERE turn_id = turn.id
+) AS kept
+"""
