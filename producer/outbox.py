@@ -7,6 +7,7 @@ So a wrong guess costs a turn that time, once, and never more.
 """
 
 from turnmill.schemas.clock import IS_DUE
+from turnmill.schemas.store.deployment import DEPLOYMENT_ID
 
 #: A worker says so often that it lives that one silent for so long is not waited for, seconds.
 SEEN_S = 1.2
@@ -74,7 +75,8 @@ WITH RECURSIVE owed (model) AS (
     )
     RETURNING turn_id, model, lane, NULL::uuid, deadline_at, due_at
 )
-SELECT hint.*, set_config('synchronous_commit', 'off', true)
+SELECT hint.*, {DEPLOYMENT_ID} AS deployment,
+    set_config('synchronous_commit', 'off', true)
 FROM (SELECT * FROM marked UNION ALL SELECT * FROM late) AS hint
 ORDER BY hint.deadline_at, hint.due_at, hint.turn_id
 """

@@ -110,7 +110,7 @@ class Publisher:
             origin=self._origin,
         )  # fmt: skip
         is_own = row.own_worker_id is not None
-        queue = self._own(row) if is_own else self._declared(row.lane, row.model)
+        queue = self._own(row) if is_own else self._declared(row)
         producer.publish(
             message.body,
             exchange="",
@@ -134,15 +134,17 @@ class Publisher:
 
     def _own(self, row: Any) -> str:
         """The name of a worker's own queue. It may be gone: its hints are late then, not lost."""
-        return own_queue_name(row.lane, row.model, row.own_worker_id)
+        return own_queue_name(row.lane, row.model, row.deployment, row.own_worker_id)
 
-    def _declared(self, lane: str, model: str) -> str:
+    def _declared(self, row: Any) -> str:
         """The name of a lane's queue, declared once per connection."""
-        name = queue_name(lane, model)
+        name = queue_name(row.lane, row.model, row.deployment)
         if name not in self._known_queues:
             channel = self._connected().channel
             with _declaring:
-                for queue in hint_queues(self._settings.broker, [Lane(lane)], model):
+                for queue in hint_queues(
+                    self._settings.broker, [Lane(row.lane)], row.model, row.deployment
+                ):
                     queue(channel).declare()
             self._known_queues.add(name)
         return name

@@ -10,7 +10,7 @@ from uuid import UUID
 from kombu import Queue
 
 from turnmill.schemas.errors import SettingsError
-from turnmill.schemas.routes import own_queue_name, queue_name
+from turnmill.schemas.routes import old_queue_name, own_queue_name, queue_name
 from turnmill.schemas.settings import BrokerSettings, Settings, WorkerSettings
 from turnmill.schemas.surroundings import refuse_foreign_settings
 from turnmill.schemas.turns import Lane
@@ -66,12 +66,22 @@ def _sentinel_options(broker: BrokerSettings) -> dict[str, Any]:
     return options
 
 
-def hint_queues(broker: BrokerSettings, lanes: Iterable[Lane], model: str) -> list[Queue]:
+def hint_queues(
+    broker: BrokerSettings, lanes: Iterable[Lane], model: str, deployment: str
+) -> list[Queue]:
     """The queues of a model's lanes, declared alike by whoever comes first."""
-    return [_quorum(broker, queue_name(lane, model)) for lane in lanes]
+    return [_quorum(broker, queue_name(lane, model, deployment)) for lane in lanes]
 
 
-def own_queues(settings: Settings, worker_id: UUID) -> list[Queue]:
+def old_queues(broker: BrokerSettings, lanes: Iterable[Lane], model: str) -> list[Queue]:
+    """The queues that relays of the previous release publish to.
+
+    They may hold hints of other models and deployments, which no claim accepts.
+    """
+    return [_quorum(broker, old_queue_name(lane, model)) for lane in lanes]
+
+
+def own_queues(settings: Settings, deployment: str, worker_id: UUID) -> list[Queue]:
     """The queues of one worker, which it declares; their hints are its lanes' when it is late.
 
     Late hints are published anew in any case: RabbitMQ knows nothing of those that it has
@@ -81,11 +91,11 @@ def own_queues(settings: Settings, worker_id: UUID) -> list[Queue]:
     return [
         _quorum(
             settings.broker,
-            own_queue_name(lane, model, worker_id),
+            own_queue_name(lane, model, deployment, worker_id),
             {
                 "x-message-ttl": settings.affinity.ttl_ms,
                 "x-dead-letter-exchange": "",
-                "x-dead-letter-routing-key": queue_name(lane, model),
+                "x-dead-letter-routing-key": queue_name(lane, model, deployment),
                 "x-expires": OWN_QUEUE_EXPIRES_S * 1000,
             },
         )

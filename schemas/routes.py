@@ -1,6 +1,8 @@
 """Names on the broker: the one task, its queues, and the channels Postgres notifies on."""
 
+import hashlib
 import re
+from urllib.parse import quote
 from uuid import UUID
 
 from turnmill.schemas.turns import Lane
@@ -15,14 +17,37 @@ TURN_CHANNEL = "turnmill_turn"
 ABORT_CHANNEL = "turnmill_abort"
 
 
-def queue_name(lane: Lane | str, model: str) -> str:
-    """`turns.interactive.smollm2-135m-instruct`: one queue per lane and model."""
+#: Longer encoded names of models are cut; RabbitMQ allows 255 bytes for a queue's whole name.
+_MAX_MODEL_BYTES = 150
+
+
+def queue_name(lane: Lane | str, model: str, deployment: str) -> str:
+    """Name the queue of one lane of one model: `turns.interactive.1c9f03ab.smollm2-135m-instruct`.
+
+    Two models never share a queue, nor do two deployments on one broker.
+    """
+    return f"turns.{lane}.{deployment}.{_encoded(model)}"
+
+
+def own_queue_name(lane: Lane | str, model: str, deployment: str, worker_id: UUID) -> str:
+    """Name the queue of what one worker takes of a lane: the lane's name and the worker's id."""
+    return f"{queue_name(lane, model, deployment)}.{worker_id.hex}"
+
+
+def old_queue_name(lane: Lane | str, model: str) -> str:
+    """Name a lane's queue as the previous release does, whose relays may still publish to it."""
     return f"turns.{lane}.{re.sub(r'[^A-Za-z0-9._-]', '-', model)}"
 
 
-def own_queue_name(lane: Lane | str, model: str, worker_id: UUID) -> str:
-    """`turns.interactive.smollm2-135m-instruct.0199…`: what one worker takes of a lane."""
-    return f"{queue_name(lane, model)}.{worker_id.hex}"
+def _encoded(model: str) -> str:
+    """Encode a model's name without loss: other bytes than `A-Za-z0-9._~-` as `=3A`.
+
+    A long name is cut and ends in a digest of all of it. `=s` occurs in no other name.
+    """
+    encoded = quote(model, safe="").replace("%", "=")
+    if len(encoded) <= _MAX_MODEL_BYTES:
+        return encoded
+    return f"{encoded[:80]}=sha256.{hashlib.sha256(model.encode()).hexdigest()[:32]}"
 
 
 def lane_of(queue: str) -> Lane:

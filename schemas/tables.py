@@ -258,6 +258,16 @@ worker_liveness = Table(
     Column("own_lanes", ARRAY(Text), nullable=False, server_default=text("'{}'")),
 )
 
+#: One row, made by the migration.
+deployment = Table(
+    "deployment",
+    metadata,
+    #: Part of the queues' names: deployments that share a broker do not take each other's hints.
+    Column("id", Text, primary_key=True),
+    #: Relays of a release that named queues without it may still run.
+    Column("has_old_queues", Boolean, nullable=False),
+)
+
 #: First key of the advisory locks of live workers (`pg_locks.classid`).
 LIVENESS_LOCK_CLASS = 0x7A11
 #: First key of the locks under which one standby of a model takes over.

@@ -34,6 +34,7 @@ from turnmill.producer.turns import read_turn
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable, StackError
 from turnmill.schemas.settings import Settings, load_settings
+from turnmill.schemas.store.deployment import read_deployment
 from turnmill.schemas.turns import AcceptedTurn, Lane, Message, Role, TurnRequest, TurnState
 
 ServerT = TypeVar("ServerT", bound=EmbeddedServer)
@@ -244,6 +245,11 @@ class System:
         self._stack = stack
         self._folder = folder
         self._eventually = eventually
+
+    @property
+    def deployment(self) -> str:
+        """What this system's queues are named after."""
+        return read_deployment(self.database).id
 
     @property
     def variables(self) -> dict[str, str]:

@@ -10,9 +10,10 @@ from celery import Celery
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
 
-from turnmill.schemas.broker import celery_settings, hint_queues, own_queues
+from turnmill.schemas.broker import celery_settings, hint_queues, old_queues, own_queues
 from turnmill.schemas.routes import lane_of
 from turnmill.schemas.settings import Settings
+from turnmill.schemas.store.deployment import Deployment
 from turnmill.schemas.turns import Lane
 
 #: No ETA, countdown, autoretry, time limits, result backend or beat: retry times and
@@ -126,17 +127,18 @@ class PlacesByLane:
         """Their order is their lanes'."""
 
 
-def create_app(settings: Settings, worker_id: UUID | None = None) -> Celery:
+def create_app(settings: Settings, deployment: Deployment, worker_id: UUID | None = None) -> Celery:
     """The app of a worker that serves the configured lanes of its model, and of Flower."""
+    broker, lanes, model = settings.broker, settings.worker.lanes, settings.engine.model_name
     app = Celery("turnmill", set_as_current=False)
     app.lane_count = len(settings.worker.lanes)
     app.is_amqp = settings.broker.is_amqp
     app.conf.update(celery_settings(settings.broker), **WORKER_SETTINGS)
     if not settings.broker.is_amqp:
         app.conf.broker_transport_options["polling_interval"] = REDIS_POLL_S
-    app.conf.task_queues = hint_queues(
-        settings.broker, settings.worker.lanes, settings.engine.model_name
-    )
+    app.conf.task_queues = hint_queues(broker, lanes, model, deployment.id)
     if worker_id is not None:
-        app.conf.task_queues += own_queues(settings, worker_id)
+        app.conf.task_queues += own_queues(settings, deployment.id, worker_id)
+    if deployment.has_old_queues:
+        app.conf.task_queues += old_queues(broker, lanes, model)
     return app

@@ -11,7 +11,7 @@ import atexit
 import secrets
 import signal
 from base64 import b64decode
-from contextlib import suppress
+from contextlib import closing, suppress
 from hmac import compare_digest
 from typing import Any
 
@@ -23,8 +23,10 @@ from flower.views import BaseHandler
 from flower.views.monitor import Metrics
 from tornado.web import HTTPError, authenticated
 
+from turnmill.schemas.database import Database
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import FlowerSettings, Settings
+from turnmill.schemas.store.deployment import read_deployment
 from turnmill.workers.app import create_app
 
 #: Kept in Flower's memory, about 6 kB each; the tables have the rest.
@@ -36,9 +38,12 @@ def run_flower(settings: Settings) -> None:
 
     Raises:
         SettingsError: no password is set, or it cannot listen there.
+        DatabaseUnavailable: PostgreSQL, which knows the queues' names, cannot be reached.
     """
     _configure(settings.flower)
-    web = Flower(capp=create_app(settings), options=options, **web_settings)
+    with closing(Database(settings.database)) as database:
+        app = create_app(settings, read_deployment(database))
+    web = Flower(capp=app, options=options, **web_settings)
     atexit.register(web.stop)
     signal.signal(signal.SIGTERM, sigterm_handler)
     try:

@@ -11,6 +11,7 @@ from celery.signals import worker_ready
 
 from turnmill.schemas.broker import refuse_early_redelivery
 from turnmill.schemas.settings import Settings
+from turnmill.schemas.store.deployment import read_deployment
 from turnmill.workers.app import create_app
 from turnmill.workers.drain import Drain
 from turnmill.workers.process import running_worker
@@ -28,7 +29,8 @@ def run_worker(settings: Settings) -> int:
     """
     refuse_early_redelivery(settings)
     with running_worker(settings) as (worker, rescuer):
-        app = create_app(settings, worker.leases.worker_id)
+        deployment = read_deployment(worker.database)
+        app = create_app(settings, deployment, worker.leases.worker_id)
         register_tasks(app, worker, rescuer)
         drain = Drain(worker, settings.worker.drain_s)
 

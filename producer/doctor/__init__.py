@@ -5,6 +5,9 @@ them and put them into the order in which one would mend what they find.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
+
+import psycopg
 
 from turnmill.producer.doctor import (
     broker,
@@ -17,8 +20,9 @@ from turnmill.producer.doctor import (
 )
 from turnmill.producer.doctor.findings import Finding, Level, broken, examine, note
 from turnmill.schemas.database import Database
-from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.errors import SettingsError, TurnmillError
 from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
+from turnmill.schemas.store.deployment import read_deployment
 
 __all__ = ["Finding", "Level", "diagnose"]
 
@@ -36,7 +40,7 @@ def diagnose(revision: str | None = None) -> list[Finding]:
     findings += examine(installation.CHECKS, None)
     findings += examine(configuration.CHECKS, settings)
     if _is_configured(settings):
-        findings += [*_database(settings, revision), *_broker(settings)]
+        findings += [*_database(settings, revision), *_broker(settings, _deployment(settings))]
     else:
         found = note(
             f"none configured, and no embedded stack runs from {settings.data}",
@@ -68,9 +72,18 @@ def _database(settings: Settings, revision: str | None) -> Iterator[Finding]:
         opened.close()
 
 
-def _broker(settings: Settings) -> Iterator[Finding]:
+def _deployment(settings: Settings) -> str | None:
+    """What the queues are named after; None without a database, or with one not migrated yet."""
     try:
-        with broker.connected(settings) as patient:
+        with closing(Database(settings.database)) as opened:
+            return read_deployment(opened).id
+    except (TurnmillError, psycopg.Error):
+        return None
+
+
+def _broker(settings: Settings, deployment: str | None) -> Iterator[Finding]:
+    try:
+        with broker.connected(settings, deployment) as patient:
             kind = broker_amqp if settings.broker.is_amqp else broker_redis
             yield from examine(broker.CHECKS, patient)
             yield from examine(kind.CHECKS, patient)

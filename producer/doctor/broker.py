@@ -25,10 +25,12 @@ class Patient:
     app: Celery
     #: kombu's connection; open.
     connection: Any
+    #: What the queues are named after; None where PostgreSQL does not tell.
+    deployment: str | None = None
 
 
 @contextmanager
-def connected(settings: Settings) -> Iterator[Patient]:
+def connected(settings: Settings, deployment: str | None) -> Iterator[Patient]:
     """Raises `Unreachable`. kombu follows several URLs and Sentinels as workers do."""
     app = Celery("turnmill-doctor", set_as_current=False)
     try:
@@ -40,7 +42,7 @@ def connected(settings: Settings) -> Iterator[Patient]:
     except Exception as error:
         raise Unreachable(f"{type(error).__name__}: {error}") from error
     try:
-        yield Patient(settings, app, connection)
+        yield Patient(settings, app, connection, deployment)
     finally:
         connection.release()
 

@@ -114,7 +114,11 @@ def _limits_s(queue: Mapping[str, Any]) -> Iterator[float]:
 
 
 def _ours(patient: Patient) -> list[Queue]:
-    return hint_queues(patient.settings.broker, Lane, patient.settings.engine.model_name)
+    """None where PostgreSQL does not tell their names; that it does not is found elsewhere."""
+    if patient.deployment is None:
+        return []
+    model = patient.settings.engine.model_name
+    return hint_queues(patient.settings.broker, Lane, model, patient.deployment)
 
 
 def _described(patient: Patient) -> list[Any]:

@@ -16,6 +16,7 @@ import pytest
 from turnmill.producer.accept import accept_many
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.broker import hint_queues
+from turnmill.schemas.store.deployment import Deployment
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.app import create_app
 
@@ -118,8 +119,9 @@ def test_a_drain_longer_than_the_brokers_patience_keeps_its_hints(
 
 def hints_waiting(system: Any) -> int:
     settings = system.settings
-    (queue,) = hint_queues(settings.broker, [Lane.INTERACTIVE], settings.engine.model_name)
-    with create_app(settings).connection_for_read() as connection:
+    model = settings.engine.model_name
+    (queue,) = hint_queues(settings.broker, [Lane.INTERACTIVE], model, system.deployment)
+    with create_app(settings, Deployment(system.deployment)).connection_for_read() as connection:
         return int(queue(connection.channel()).queue_declare(passive=True).message_count)
 
 

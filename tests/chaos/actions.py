@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import psutil
@@ -34,7 +35,10 @@ from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ
 from turnmill.infra.embedded.server import EmbeddedServer
 from turnmill.infra.embedded.valkey import EmbeddedValkey
+from turnmill.schemas.database import Database
 from turnmill.schemas.routes import queue_name
+from turnmill.schemas.settings import DatabaseSettings
+from turnmill.schemas.store.deployment import read_deployment
 from turnmill.schemas.turns import Lane
 
 #: A paused process is paused this much longer than a lease.
@@ -158,11 +162,17 @@ def _kill_database(site: Site, chance: random.Random) -> str:
     return "postgres"
 
 
+def _queue(site: Site, lane: Lane) -> str:
+    settings = DatabaseSettings(url=site.servers.database_url)
+    with closing(Database(settings)) as database:
+        return queue_name(lane, site.model, read_deployment(database).id)
+
+
 def _fail_over(site: Site, chance: random.Random) -> str:
     """Kill what leads, where something else can take its place."""
     broker, database = site.servers.broker, site.servers.database
     if isinstance(broker, RabbitMQCluster):
-        leader = broker.leader_of(queue_name(Lane.BATCH, site.model))
+        leader = broker.leader_of(_queue(site, Lane.BATCH))
         broker.kill_node(leader)
         return f"RabbitMQ node {leader}"
     if isinstance(broker, SentinelValkey):
@@ -236,7 +246,7 @@ def _kill_all(site: Site, chance: random.Random) -> str:
 
 
 def _publish_foreign(site: Site, chance: random.Random) -> str:
-    queue = queue_name(chance.choice((Lane.INTERACTIVE, Lane.BATCH)), site.model)
+    queue = _queue(site, chance.choice((Lane.INTERACTIVE, Lane.BATCH)))
     publish_foreign(site.servers.broker_url, queue, _FOREIGN, chance)
     return queue
 

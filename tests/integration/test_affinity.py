@@ -113,9 +113,9 @@ def test_a_draining_worker_strands_nothing_and_batch_turns_are_any_workers(
 
 def test_without_affinity_no_worker_has_a_queue_of_its_own() -> None:
     settings = load_settings(affinity={"warm_s": 0})
-    assert own_queues(settings, new_id()) == []
+    assert own_queues(settings, "d", new_id()) == []
     settings = load_settings(affinity={"lanes": ["batch"]}, worker={"lanes": ["interactive"]})
-    assert own_queues(settings, new_id()) == []
+    assert own_queues(settings, "d", new_id()) == []
 
 
 def test_rabbitmq_moves_a_late_hint_to_the_lane_by_itself(
@@ -126,14 +126,15 @@ def test_rabbitmq_moves_a_late_hint_to_the_lane_by_itself(
     lane, model, worker_id = Lane.INTERACTIVE, settings.engine.model_name, new_id()
     with Connection(rabbitmq_vhost_url) as connection:
         channel = connection.channel()
-        declared = own_queues(settings, worker_id)
-        assert [queue.name for queue in declared] == [own_queue_name(lane, model, worker_id)]
-        for queue in [*declared, *hint_queues(settings.broker, [lane], model)]:
+        declared = own_queues(settings, "d", worker_id)
+        assert [queue.name for queue in declared] == [own_queue_name(lane, model, "d", worker_id)]
+        for queue in [*declared, *hint_queues(settings.broker, [lane], model, "d")]:
             queue(channel).declare()
         publisher = Publisher(settings)
         publisher.publish([_Row(new_id(), lane.value, model, worker_id)])
         publisher.close()
-        eventually(lambda: channel.basic_get(queue_name(lane, model), no_ack=True) is not None)
+        lanes_queue = queue_name(lane, model, "d")
+        eventually(lambda: channel.basic_get(lanes_queue, no_ack=True) is not None)
 
 
 def test_a_dead_workers_queue_goes_on_valkey(
@@ -144,14 +145,14 @@ def test_a_dead_workers_queue_goes_on_valkey(
     publisher.publish([row])
     publisher.close()
     with Connection(valkey_url) as connection:
-        name = own_queue_name(row.lane, row.model, row.own_worker_id)
+        name = own_queue_name(row.lane, row.model, "d", row.own_worker_id)
         assert 0 < connection.channel().client.ttl(name) <= 60
 
 
 class _Row:
     def __init__(self, turn_id: UUID, lane: str, model: str, own_worker_id: UUID) -> None:
         self.turn_id, self.lane, self.model = turn_id, lane, model
-        self.own_worker_id = own_worker_id
+        self.deployment, self.own_worker_id = "d", own_worker_id
 
 
 # --- Whose queue

@@ -13,8 +13,12 @@ from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.relay import Publisher
 from turnmill.producer.turns import read_conversation, read_turn
 from turnmill.schemas.ids import new_id
+from turnmill.schemas.store.deployment import DEPLOYMENT_ID
 from turnmill.schemas.turns import AcceptedTurn, Lane
 
+HINTS = f"""
+SELECT turn_id, lane, model, NULL AS own_worker_id, {DEPLOYMENT_ID} AS deployment FROM outbox
+"""
 Eventually = Callable[..., None]
 
 
@@ -89,7 +93,7 @@ def seen_text(system: Any, turn_id: UUID) -> str:
 def test_a_hint_delivered_twice_is_answered_once(system: Any) -> None:
     accepted = accept_conversations(system, count=10, length=2, text="[[wait=0.2]] twice")
     publisher = Publisher(system.settings)
-    hints = system.database.run("SELECT turn_id, lane, model, NULL AS own_worker_id FROM outbox")
+    hints = system.database.run(HINTS)
     for _ in range(3):
         publisher.publish(hints)
     publisher.close()

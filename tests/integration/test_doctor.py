@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from turnmill.producer.doctor import Finding, Level, clock, configuration, diagn
 from turnmill.producer.doctor.broker_amqp import confirms
 from turnmill.producer.doctor.findings import examine
 from turnmill.schemas.broker import hint_queues
+from turnmill.schemas.database import Database
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.ids import new_id
-from turnmill.schemas.settings import STACK_FILE, load_settings
+from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
+from turnmill.schemas.store.deployment import read_deployment
 from turnmill.schemas.tables import PRUNER_LOCK_KEY, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane
 from turnmill.workers.main import run_worker
@@ -394,12 +396,18 @@ def test_a_broker_without_publisher_confirms_is_broken() -> None:
     assert list(confirms({"capabilities": {"publisher_confirms": True}})) == []
 
 
+def queues(settings: Settings, *lanes: Lane) -> list[Queue]:
+    with closing(Database(settings.database)) as database:
+        deployment = read_deployment(database).id
+    return hint_queues(settings.broker, lanes, settings.engine.model_name, deployment)
+
+
 def test_a_classic_queue_in_the_place_of_ours_is_found_and_none_is_made(
     servers: Callable[[str, str], None], database_url: str, rabbitmq_vhost_url: str
 ) -> None:
     servers(database_url, rabbitmq_vhost_url)
     settings = load_settings()
-    ours, *others = hint_queues(settings.broker, Lane, settings.engine.model_name)
+    ours, *others = queues(settings, *Lane)
     with Connection(rabbitmq_vhost_url) as connection:
         Queue(ours.name, routing_key=ours.name)(connection.channel()).declare()
         finding = found("queues")
@@ -434,7 +442,7 @@ def test_a_queue_whose_own_consumer_timeout_is_too_short_is_found(
 ) -> None:
     servers(database_url, rabbitmq_vhost_url)
     settings = load_settings()
-    (queue,) = hint_queues(settings.broker, [Lane.BATCH], settings.engine.model_name)
+    (queue,) = queues(settings, Lane.BATCH)
     queue.queue_arguments = {"x-consumer-timeout": 60_000}
     with Connection(rabbitmq_vhost_url) as connection:
         queue(connection.channel()).declare()
@@ -466,7 +474,7 @@ def test_a_queue_that_one_node_of_a_cluster_takes_along_is_found(
         servers(database_url, cluster.url)
         monkeypatch.setenv("TURNMILL_BROKER__MANAGEMENT_URL", cluster.management_url)
         settings = load_settings()
-        (queue,) = hint_queues(settings.broker, [Lane.BATCH], settings.engine.model_name)
+        (queue,) = queues(settings, Lane.BATCH)
         queue.queue_arguments |= {"x-quorum-initial-group-size": 1}
         with Connection(cluster.url) as connection:
             queue(connection.channel()).declare()

@@ -23,10 +23,13 @@ from turnmill.producer.relay import Publisher, Relay
 from turnmill.producer.tenants import ensure_defaults, save_bot
 from turnmill.schemas.broker import hint_queues
 from turnmill.schemas.database import Database
-from turnmill.schemas.routes import queue_name
 from turnmill.schemas.settings import Settings, load_settings
+from turnmill.schemas.store.deployment import DEPLOYMENT_ID
 from turnmill.schemas.turns import GenerationParams, Lane, Message, Role, TurnRequest
 
+HINTS = f"""
+SELECT turn_id, lane, model, NULL AS own_worker_id, {DEPLOYMENT_ID} AS deployment FROM outbox
+"""
 Eventually = Callable[..., None]
 
 
@@ -75,12 +78,13 @@ def take_hints(
     RabbitMQ tells the second who declares a new quorum queue that it is there before it has a
     process, and closes the connection of who then reads it.
     """
-    name = queue_name(lane, model or system.settings.engine.model_name)
+    model = model or system.settings.engine.model_name
+    (queue,) = hint_queues(system.settings.broker, [lane], model, system.deployment)
+    name = queue.name
     taken: list[dict[str, Any]] = []
     with Connection(system.settings.broker.url) as connection:
         channel = connection.channel()
-        for queue in hint_queues(system.settings.broker, [lane], name.split(".", 2)[2]):
-            queue(channel).declare()
+        queue(channel).declare()
         try:
             while (message := channel.basic_get(name, no_ack=True)) is not None:
                 taken.append({"headers": message.headers, "body": message.body})
@@ -268,7 +272,7 @@ def test_a_relay_that_starts_before_the_tables_exist_works_once_they_do(
 
 def test_a_publisher_connects_anew_after_its_connection_was_lost(system: Any) -> None:
     accept_turns(system, 2)
-    rows = system.database.run("SELECT turn_id, lane, model, NULL AS own_worker_id FROM outbox")
+    rows = system.database.run(HINTS)
     publisher = Publisher(system.settings)
     try:
         publisher.publish(rows[:1])
