@@ -1,7 +1,6 @@
 """What the settings alone tell: times that do not fit, open doors, passwords anybody guesses."""
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from ipaddress import ip_address
 from urllib.parse import unquote, urlsplit
 
@@ -31,11 +30,6 @@ def _celery(settings: Settings) -> Iterator[Finding]:
         refuse_foreign_settings()
     except SettingsError as error:
         yield broken(error.message)
-    if find_spec("celeryconfig") is not None:
-        yield warning(
-            "a celeryconfig.py is on the Python path, and Celery reads it beside our settings",
-            "start the processes elsewhere, or rename it",
-        )
 
 
 def _network(settings: Settings) -> Iterator[Finding]:

@@ -33,6 +33,7 @@ from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
 from turnmill.schemas.store.deployment import read_deployment
 from turnmill.schemas.tables import PRUNER_LOCK_KEY, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane
+from turnmill.workers.app import create_app
 from turnmill.workers.main import run_worker
 
 NOWHERE = "127.0.0.1:1"
@@ -227,12 +228,15 @@ def test_celery_variables_that_overrule_ours_are_refused(monkeypatch: pytest.Mon
     assert "CELERY_BROKER_URL" in finding.detail
 
 
-def test_a_celeryconfig_that_celery_would_read_is_found(
+def test_a_celeryconfig_on_the_python_path_is_neither_read_nor_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "celeryconfig.py").write_text("")
+    (tmp_path / "celeryconfig.py").write_text("broker_url = 'redis://elsewhere'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert found("celery").level is Level.WARNING
+    settings = load_settings(broker={"url": f"redis://{NOWHERE}/0"})
+    assert create_app(settings).conf.broker_url == settings.broker.url
+    assert "celeryconfig" not in sys.modules
+    assert "celery" not in {finding.what for finding in diagnose()}
 
 
 @pytest.mark.parametrize(
