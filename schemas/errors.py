@@ -5,6 +5,7 @@
     │   ├── DatabaseUnavailable
     │   ├── BrokerUnavailable
     │   ├── EngineUnavailable
+    │   │   ├── EngineAway          it takes no turns now; says nothing about the turn
     │   │   ├── EngineDied          its worker has to be started again
     │   │   └── Unanswered          a server of the engine said nothing in time
     │   └── LaterTurnRunning        the parked turn cannot be replayed right now
@@ -77,6 +78,10 @@ class EngineUnavailable(TransientError):
 
     code = "engine_unavailable"
     is_public = False
+
+
+class EngineAway(EngineUnavailable):
+    """The engine takes no turns: it cannot be reached, is loading, or has too much to do."""
 
 
 class EngineDied(EngineUnavailable):

@@ -25,6 +25,11 @@ HANDED_BACK = Snoozed(0.0, "handed back by a stopping worker", counts=False)
 
 
 @dataclass(frozen=True, slots=True)
+class Crashed:
+    """The engine's process died with the turn in it: the rescuer counts it as a worker's death."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cancelled:
     """Somebody else ended the turn, or took it over: there is nothing left to write."""
 
@@ -43,4 +48,4 @@ UNSTORABLE = Failed(
     "for 'unstorable' in the worker's log.",
 )
 
-Outcome = Answered | Snoozed | Cancelled | Failed
+Outcome = Answered | Snoozed | Crashed | Cancelled | Failed

@@ -11,14 +11,25 @@ import structlog
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import (
     ContextOverflow,
+    DatabaseUnavailable,
+    EngineAway,
     EngineDied,
     PermanentError,
     TransientError,
     TurnmillError,
 )
-from turnmill.schemas.outcomes import HANDED_BACK, Answered, Cancelled, Failed, Outcome, Snoozed
+from turnmill.schemas.outcomes import (
+    HANDED_BACK,
+    Answered,
+    Cancelled,
+    Crashed,
+    Failed,
+    Outcome,
+    Snoozed,
+)
 from turnmill.schemas.turns import Reply, Usage
 from turnmill.workers.abort import Abort
+from turnmill.workers.availability import Availability
 from turnmill.workers.backoff import backoff_s
 from turnmill.workers.clean import clean
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
@@ -30,6 +41,9 @@ from turnmill.workers.summary import Summarizer
 
 log = structlog.get_logger()
 
+#: Longest wait of a turn that an engine did not take, seconds: the worker waits for the engine too.
+AWAY_CAP_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Worker:
@@ -40,6 +54,7 @@ class Worker:
     leases: Leases
     stream: Stream
     settler: Settler
+    availability: Availability
     #: Set when the process will not wait any longer.
     give_up: Event
     #: Of the context window: what a summary of dropped turns may take; 0: none is made.
@@ -67,25 +82,49 @@ def _attempt_reply(worker: Worker, attempt: Attempt) -> Outcome:
     """The outcome of one attempt: whatever happens inside, it is a value."""
     stream = worker.stream.open(attempt.claim)
     try:
-        outcome = _generate(worker, attempt, stream)
-        if isinstance(outcome, Snoozed) and worker.engine.can_continue:
-            worker.stream.flush([stream])
+        outcome = _outcome(worker, attempt, stream)
+        if isinstance(outcome, Snoozed | Crashed):
+            _keep_text(worker, stream)
         return outcome
+    finally:
+        worker.stream.discard(stream)
+
+
+def _outcome(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
+    try:
+        return _generate(worker, attempt, stream)
     except PermanentError as error:
         _explain(attempt.claim, error)
         return Failed(error.code, error.public_message)
     except TransientError as error:
         _explain(attempt.claim, error)
-        if isinstance(error, EngineDied):
-            worker.leases.on_hang()
-        return _snooze(attempt.claim, error.public_message)
+        return _after(worker, attempt.claim, error)
     except BaseException as error:
         # MemoryError and SystemExit too: escaping into Celery's thread pool they would cost
         # a slot for good.
         log.exception("attempt.crashed", turn_id=attempt.claim.turn_id.hex)
         return _snooze(attempt.claim, f"{type(error).__name__} in the worker")
-    finally:
-        worker.stream.discard(stream)
+
+
+def _after(worker: Worker, claim: Claim, error: TransientError) -> Outcome:
+    """Say whose failure it is: the turn's, or the engine's as a whole."""
+    if isinstance(error, EngineDied):
+        worker.leases.on_hang()
+        return Crashed()
+    if isinstance(error, EngineAway):
+        worker.availability.report(error)
+        delay_s = backoff_s(claim.attempt, cap_s=AWAY_CAP_S)
+        return Snoozed(delay_s, error.public_message, counts=False)
+    return _snooze(claim, error.public_message)
+
+
+def _keep_text(worker: Worker, stream: TurnStream) -> None:
+    """Write what is generated but not written yet, for the next attempt to continue."""
+    try:
+        if worker.engine.can_continue:
+            worker.stream.flush([stream])
+    except (DatabaseUnavailable, EngineAway) as error:
+        log.warning("attempt.text_lost", turn_id=stream.claim.turn_id.hex, error=error.code)
 
 
 def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:

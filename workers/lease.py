@@ -55,9 +55,11 @@ RETURNING t.id
 
 _REGISTER = """
 INSERT INTO worker_liveness
-    (id, host, pid, model, engine, lanes, slots, is_consuming, own_lanes)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
-ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp(), is_consuming = EXCLUDED.is_consuming
+    (id, host, pid, model, engine, lanes, slots, is_consuming, own_lanes,
+    unavailable_because)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp(), is_consuming = EXCLUDED.is_consuming,
+    unavailable_because = EXCLUDED.unavailable_because
 RETURNING lock_key
 """
 
@@ -69,7 +71,8 @@ _UNLOCK = "SELECT pg_advisory_unlock_all()"
 _NEW_LOCK_KEY = "UPDATE worker_liveness SET lock_key = DEFAULT WHERE id = %s RETURNING lock_key"
 
 _SEEN = """
-UPDATE worker_liveness SET seen_at = clock_timestamp(), is_consuming = %s WHERE id = %s
+UPDATE worker_liveness
+SET seen_at = clock_timestamp(), is_consuming = %s, unavailable_because = %s WHERE id = %s
 RETURNING extract(epoch FROM clock_timestamp())::float AS now_s
 """
 
@@ -174,6 +177,10 @@ class Leases:
         self.clock = DatabaseClock()
         self._held: set[Attempt] = set()
         self._hung: set[Attempt] = set()
+        #: Set once this process stops for good.
+        self.draining = threading.Event()
+        #: Why the engine takes no turns at the moment.
+        self.unavailable_because: str | None = None
         #: Set while this process takes hints.
         self.consuming = threading.Event()
         self._stands_by = settings.mode == "standby"
@@ -198,7 +205,12 @@ class Leases:
     def stop_consuming(self) -> None:
         """Tell the others that this process takes no more hints: a standby need not wait."""
         self._stands_by = False
+        self.draining.set()
         self.consuming.clear()
+
+    @property
+    def takes_hints(self) -> bool:
+        return self.consuming.is_set() and self.unavailable_because is None
 
     def _claim(self, turn_ids: list[UUID]) -> list[Claim | None]:
         if self.reconnected_s < 0:
@@ -313,8 +325,9 @@ class Leases:
             self._engine,
             [lane.value for lane in self._settings.lanes],
             self._settings.concurrency,
-            self.consuming.is_set(),
+            self.takes_hints,
             [lane.value for lane in self._own_lanes],
+            self.unavailable_because,
         )
         row = connection.execute(_REGISTER, identity).fetchone()
         assert row is not None
@@ -345,7 +358,9 @@ class Leases:
     def _say_seen(self, connection: psycopg.Connection[Any]) -> bool:
         """False if this worker's row is gone."""
         asked_at = time.monotonic()
-        row = connection.execute(_SEEN, (self.consuming.is_set(), self.worker_id)).fetchone()
+        row = connection.execute(
+            _SEEN, (self.takes_hints, self.unavailable_because, self.worker_id)
+        ).fetchone()
         if row is not None and (step_s := self.clock.observe(row.now_s, asked_at)):
             self._on_step(step_s)
         return row is not None
@@ -360,6 +375,7 @@ class Leases:
         """If this is a standby and nobody else is left; not while all come back from an outage."""
         if (
             self._stands_by
+            and self.unavailable_because is None
             and self.reconnected_s >= GRACE_S
             and take_over(connection, self.worker_id, lease_s=self._settings.lease_s)
         ):

@@ -11,6 +11,7 @@ from turnmill.schemas.database import Database
 from turnmill.schemas.settings import EngineSettings, Settings
 from turnmill.schemas.turns import Lane
 from turnmill.workers.answer import Worker
+from turnmill.workers.availability import Availability
 from turnmill.workers.engines.base import Engine
 from turnmill.workers.engines.lazy import LazyEngine
 from turnmill.workers.engines.registry import create_engine, resolve_engine_name
@@ -49,16 +50,16 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
     pruner = Pruner(database, settings.retention)
     give_up = Event()
     settler = Settler(database, max_attempts=settings.worker.max_attempts, give_up=give_up)
-    worker = Worker(
-        database, engine, leases, stream, settler, give_up, settings.worker.summary_share
-    )
+    availability = Availability(engine, leases)
+    share = settings.worker.summary_share
+    worker = Worker(database, engine, leases, stream, settler, availability, give_up, share)
     with ExitStack() as stack:
         stack.callback(database.close)
         stack.callback(engine.close)
         engine.start()
         if settings.worker.mode == "standby":
             warm_up(engine)
-        for part in (leases, stream, rescuer, pruner):
+        for part in (leases, stream, availability, rescuer, pruner):
             stack.callback(part.close)
             part.start()
         log.info("worker.started", engine=engine_name, model=model, device=engine_settings.device)

@@ -16,7 +16,15 @@ from turnmill.schemas.advance import advance, lock_conversations, lock_turns
 from turnmill.schemas.clock import MAX_DELAY_S
 from turnmill.schemas.database import DATA_ERRORS, Database
 from turnmill.schemas.errors import DatabaseUnavailable
-from turnmill.schemas.outcomes import UNSTORABLE, Answered, Cancelled, Failed, Outcome, Snoozed
+from turnmill.schemas.outcomes import (
+    UNSTORABLE,
+    Answered,
+    Cancelled,
+    Crashed,
+    Failed,
+    Outcome,
+    Snoozed,
+)
 from turnmill.schemas.routes import OUTBOX_CHANNEL, TURN_CHANNEL
 from turnmill.schemas.store.outbox import OWE_HINTS
 from turnmill.schemas.turns import Lane, TurnState
@@ -75,6 +83,12 @@ WITH turn AS (
     FROM turn LEFT JOIN attempt ON true
 ), hint AS ({OWE_HINTS})
 SELECT id, pg_notify('{OUTBOX_CHANNEL}', '') FROM turn
+"""
+
+#: The end of the lease says that the attempt is over as by a crash: the rescuer counts it.
+_ABANDON = """
+UPDATE turns SET leased_until = 'epoch'
+WHERE id = %s AND attempt = %s AND worker_id = %s AND state = 'running' RETURNING id
 """
 
 _STATE = "SELECT state, attempt FROM turns WHERE id = %s"
@@ -168,6 +182,9 @@ class Settler:
                 )
             case Snoozed():
                 return self._requeue(claim, outcome)
+            case Crashed():
+                fence = (claim.turn_id, claim.attempt, claim.worker_id)
+                return len(self._database.run(_ABANDON, fence)) == 1
             case Cancelled():
                 return False
 

@@ -41,7 +41,9 @@ def register_tasks(app: Celery, worker: Worker, rescuer: Rescuer) -> None:
 
 
 def _answer(worker: Worker, turn_id: UUID) -> bool:
-    """Wait out a Postgres that is away; hand the hint back if this process is stopping."""
+    """Wait out an engine or Postgres that is away; hand the hint back if this process stops."""
+    if not worker.availability.wait():
+        raise Reject("stopping while the engine is away", requeue=True)
     tries = 0
     while True:
         try:

@@ -58,7 +58,8 @@ FROM (
 
 #: A worker's process holds its advisory lock for as long as it lives.
 _WORKERS = """
-SELECT count(*) AS live, count(*) FILTER (WHERE is_consuming) AS consuming
+SELECT count(*) AS live, count(*) FILTER (WHERE is_consuming) AS consuming,
+       count(*) FILTER (WHERE unavailable_because IS NOT NULL) AS away
 FROM worker_liveness WHERE lock_key IN (
     SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
@@ -146,6 +147,11 @@ class TurnGauges(Collector):
             ),
             ("workers_live_count", "Worker processes alive.", workers.live),
             ("workers_consuming_count", "Worker processes that take hints.", workers.consuming),
+            (
+                "workers_engine_away_count",
+                "Worker processes that take no hints because their engine is away.",
+                workers.away,
+            ),
             ("turns_parked_count", "Turns that ran out of attempts.", parked),
             (
                 "affinity_held_count",

@@ -40,6 +40,13 @@ SELECT DISTINCT model FROM live
 WHERE model NOT IN (SELECT model FROM live WHERE lane = 'quarantine')
 """
 
+_AWAY = """
+SELECT model, count(*) AS workers, max(unavailable_because) AS reason FROM worker_liveness
+WHERE unavailable_because IS NOT NULL
+  AND seen_at > clock_timestamp() - make_interval(secs => %(lease_s)s)
+GROUP BY model ORDER BY model
+"""
+
 #: A full window keeps rows back on purpose.
 _UNPUBLISHED = """
 SELECT model, lane, extract(epoch FROM clock_timestamp() - due.due_at)::int AS age_s,
@@ -92,6 +99,16 @@ def _workers(patient: Patient) -> Iterator[Finding]:
         yield note(
             f"none for the quarantine lane of {row.model}: turns that kill workers will wait there",
             "turnmill worker --lane quarantine --concurrency 1",
+        )
+
+
+def _engines(patient: Patient) -> Iterator[Finding]:
+    params = {"lease_s": patient.settings.worker.lease_s}
+    for row in patient.database.run(_AWAY, params):
+        yield broken(
+            f"{row.workers} workers of {row.model} take no turns, because their engine is away: "
+            f"{row.reason}",
+            "mend the engine; the workers resume by themselves, and no attempt is used up",
         )
 
 
@@ -150,6 +167,7 @@ def _span(seconds: int) -> str:
 CHECKS: dict[str, Check[Patient]] = {
     "relay": _relay,
     "workers": _workers,
+    "engines": _engines,
     "locks": _locks,
     "oldest turn": _oldest,
     "affinity": _affinity,

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from turnmill.schemas.errors import EngineDied, EngineUnavailable
+from turnmill.schemas.errors import EngineAway, EngineDied
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message, Role
 from turnmill.workers.abort import Abort
@@ -47,9 +47,9 @@ class ChaosEngine(EchoEngine):
         self._child = subprocess.Popen([CHILD], stdin=subprocess.PIPE)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
-        self._check()
+        self.check()
         for chunk in super().generate(_digested(prompt, self._model), params, abort):
-            self._check()
+            self.check()
             self._tokens.add(chunk.token_count)
             yield chunk
 
@@ -59,11 +59,11 @@ class ChaosEngine(EchoEngine):
             self._child.kill()
             self._child.communicate()
 
-    def _check(self) -> None:
+    def check(self) -> None:
         if self._child is not None and self._child.poll() is not None:
             raise EngineDied("The engine's process has ended.")
         if self._away.exists():
-            raise EngineUnavailable("The engine is away.")
+            raise EngineAway("The engine is away.")
 
 
 def away_switch(tokens_dir: Path) -> Path:

@@ -82,7 +82,7 @@ def test_a_worker_whose_engine_has_died_is_replaced(
     system = make_system(database_url, valkey_url)
     system.start("relay")
     poison = accept(system.database, system.request("[[die]]"))
-    with supervised_workers(system, tmp_path, TURNMILL_WORKER__MAX_ATTEMPTS="1") as events:
+    with supervised_workers(system, tmp_path) as events:
         system.wait_until_settled(90)
         eventually(deaths)
         follower = accept(system.database, system.request("after"))
@@ -92,7 +92,10 @@ def test_a_worker_whose_engine_has_died_is_replaced(
         for turn in (poison, follower)
     ]
     assert states == [TurnState.PARKED, TurnState.COMPLETED]
-    assert deaths() == [HUNG_STATUS]
+    # It was alone in the second.
+    assert deaths() == [HUNG_STATUS, HUNG_STATUS]
+    parked = read_turn(system.database, system.tenant_id, poison.turn_id)
+    assert parked.error_code == "worker_lost"
 
 
 def test_a_stopping_worker_does_not_wait_for_an_engine_that_hangs(

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from turnmill.schemas.errors import EngineDied, EngineFailure
+from turnmill.schemas.errors import EngineAway, EngineDied, EngineFailure
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Lane, Message, Role
 from turnmill.workers.abort import Abort
@@ -213,7 +213,7 @@ def test_a_killed_engine_tells_everyone_and_takes_no_more(eventually: Callable[.
     next(each for each in started if "EngineCore" in title(each)).kill()
     with pytest.raises(EngineDied):
         list(waiting)
-    with pytest.raises(EngineDied):
+    with pytest.raises(EngineAway):
         list(generate(engine))
     engine.close()
     eventually(lambda: not living(started), 60)

@@ -15,6 +15,7 @@ import pytest
 import structlog
 
 from turnmill.schemas.errors import (
+    EngineAway,
     EngineDied,
     EngineFailure,
     EngineUnavailable,
@@ -135,6 +136,8 @@ def test_a_dead_batch_tells_everyone_and_takes_no_more(
             with pytest.raises(EngineUnavailable):
                 each.result(timeout=30)
     with pytest.raises(EngineDied, match=reason):
+        engine.check()
+    with pytest.raises(EngineAway, match=reason):
         ask(engine, "e")
 
 

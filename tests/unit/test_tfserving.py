@@ -299,7 +299,7 @@ def test_a_closed_server_and_one_that_is_not_there_say_so(
     one.close()
     with pytest.raises(EngineUnavailable, match="closed"):
         reply(one)
-    with pytest.raises(EngineUnavailable, match="cannot be asked"):
+    with pytest.raises(EngineUnavailable, match="cannot be reached"):
         server(Script(url="http://127.0.0.1:9"), tokenizer).check()
 
 

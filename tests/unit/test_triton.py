@@ -10,6 +10,7 @@ import pytest
 
 from turnmill.schemas.errors import (
     ContextOverflow,
+    EngineAway,
     EngineFailure,
     EngineUnavailable,
     InvalidInput,
@@ -105,8 +106,8 @@ def test_an_error_keeps_its_kind_across_the_wire(error: TurnmillError) -> None:
     [
         ("UNAVAILABLE", EngineUnavailable),
         ("DEADLINE_EXCEEDED", EngineUnavailable),
-        ("RESOURCE_EXHAUSTED", EngineUnavailable),
-        ("NOT_FOUND", EngineUnavailable),
+        ("RESOURCE_EXHAUSTED", EngineAway),
+        ("NOT_FOUND", EngineAway),
         ("INTERNAL", EngineUnavailable),
         ("INVALID_ARGUMENT", EngineFailure),
     ],

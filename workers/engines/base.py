@@ -70,6 +70,15 @@ class Engine(Protocol):
         """Load the weights; the engine is ready when this returns."""
         ...
 
+    def check(self) -> None:
+        """Return if the engine takes turns now, as far as it can tell without one.
+
+        Raises:
+            EngineAway: it takes none, and may take some later.
+            EngineDied: it will never take one again.
+        """
+        ...
+
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of the messages as rendered for the model, the reply's opening included."""
         ...
@@ -82,7 +91,8 @@ class Engine(Protocol):
 
         Raises:
             ContextOverflow: the prompt leaves no room for a reply.
-            EngineUnavailable: the engine is overloaded or closing.
+            EngineAway: the engine takes no turns now; uses up no attempt.
+            EngineUnavailable: the engine failed at this turn, and may do better next time.
             EngineDied: it will answer no more turns; the process ends, for a fresh one.
             EngineFailure: the engine cannot answer this prompt.
         """

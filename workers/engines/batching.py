@@ -73,6 +73,9 @@ class BatchingEngine:
             raise cannot_load(self._settings, error) from error
         self._report(self._model.facts)
 
+    def check(self) -> None:
+        self._loaded().scheduler.check()
+
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return len(_encode(self._loaded(), Prompt(tuple(messages))))
 

@@ -26,7 +26,13 @@ from typing import Any
 
 import structlog
 
-from turnmill.schemas.errors import EngineDied, EngineFailure, EngineUnavailable, TurnmillError
+from turnmill.schemas.errors import (
+    EngineAway,
+    EngineDied,
+    EngineFailure,
+    EngineUnavailable,
+    TurnmillError,
+)
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Lane
 from turnmill.workers.engines.batching import cannot_load
@@ -119,6 +125,10 @@ class ChildScheduler:
     def held(self) -> Mapping[str, float]:
         return {**self._held, "open": len(self._generations)}
 
+    def check(self) -> None:
+        if self._refusal:
+            raise self._error()
+
     def submit(self, generation: Generation) -> None:
         turn = _Turn(
             next(self._keys),
@@ -130,7 +140,7 @@ class ChildScheduler:
         )
         with self._lock:
             if self._refusal:
-                raise self._error()
+                raise EngineAway(self._refusal.message)
             self._generations[turn.key] = generation
             self._send(turn)
 
@@ -143,7 +153,7 @@ class ChildScheduler:
                     return
 
     def close(self) -> None:
-        self._refuse(EngineUnavailable("The engine is closed."))
+        self._refuse(EngineAway("The engine is closed."))
         with self._lock:
             self._send(None)
         self._thread.join(SHUTDOWN_S)

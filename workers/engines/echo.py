@@ -62,6 +62,9 @@ class EchoEngine:
     def start(self) -> None:
         """There is nothing to load."""
 
+    def check(self) -> None:
+        """Always ready."""
+
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return sum(len(message.content.split()) for message in messages)
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import anyio
 import httpx
 
-from turnmill.schemas.errors import EngineUnavailable, TurnmillError, Unanswered
+from turnmill.schemas.errors import EngineAway, EngineUnavailable, TurnmillError, Unanswered
 from turnmill.workers.abort import Abort
 
 #: Seconds to connect; and for answers that need no model.
@@ -116,7 +116,7 @@ class HTTPFront:
             if not self._is_closed:
                 return asyncio.run_coroutine_threadsafe(work, self._loop)
         work.close()
-        raise EngineUnavailable("The engine is closed.")
+        raise EngineAway("The engine is closed.")
 
     def _give_up(self, call: _Call) -> None:
         with self._lock:
@@ -159,7 +159,7 @@ class HTTPFront:
         except httpx.HTTPError as error:
             raise _unavailable(error) from None
         if self._stop.is_set():
-            raise EngineUnavailable("The engine is closed.")
+            raise EngineAway("The engine is closed.")
         if answer is None or scope.cancelled_caught:
             raise Unanswered(f"it does not answer within {SHORT_S:g} s")
         if answer.status_code != httpx.codes.OK:
@@ -176,7 +176,7 @@ class HTTPFront:
         events: SimpleQueue[bytes | TurnmillError | None],
         call: _Call,
     ) -> None:
-        end: TurnmillError | None = EngineUnavailable("The engine is closed.")
+        end: TurnmillError | None = EngineAway("The engine is closed.")
         try:
             with self._running(call):
                 async with self._asked("POST", path, body) as answer:
@@ -263,6 +263,8 @@ async def _beginning(answer: httpx.Response) -> str:
 
 
 def _unavailable(error: Exception) -> EngineUnavailable:
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+        return EngineAway(f"it cannot be reached ({type(error).__name__}: {error})")
     if isinstance(error, httpx.TimeoutException):
         return Unanswered(f"it does not answer in time ({type(error).__name__})")
     return EngineUnavailable(f"it does not answer ({type(error).__name__}: {error})")

@@ -6,6 +6,7 @@ The quarantine worker hardly ever has one; until then it costs no memory for a m
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 
+from turnmill.schemas.errors import EngineAway, TurnmillError
 from turnmill.schemas.turns import GenerationParams, Message
 from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
@@ -17,6 +18,7 @@ class LazyEngine:
     def __init__(self, create: Callable[[], Engine]) -> None:
         self._create = create
         self._engine: Engine | None = None
+        self._has_failed = False
         self._lock = Lock()
 
     @property
@@ -34,6 +36,13 @@ class LazyEngine:
     def start(self) -> None:
         """Nothing yet: `_started` does it."""
 
+    def check(self) -> None:
+        """Load the engine again if that failed for a turn; it stays unloaded while nobody asks."""
+        if self._has_failed:
+            self._started()
+        if self._engine is not None:
+            self._engine.check()
+
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return self._started().count_tokens(messages)
 
@@ -48,7 +57,16 @@ class LazyEngine:
     def _started(self) -> Engine:
         with self._lock:
             if self._engine is None:
-                engine = self._create()
-                engine.start()
-                self._engine = engine
+                self._has_failed = True
+                self._engine = self._loaded()
+                self._has_failed = False
             return self._engine
+
+    def _loaded(self) -> Engine:
+        """Raise `EngineAway` for whatever prevents it: no turn is to blame."""
+        try:
+            engine = self._create()
+            engine.start()
+        except TurnmillError as error:
+            raise EngineAway(error.message) from error
+        return engine

@@ -12,6 +12,7 @@ import httpx
 
 from turnmill.schemas.errors import (
     ContextOverflow,
+    EngineAway,
     EngineFailure,
     EngineUnavailable,
     InvalidInput,
@@ -19,7 +20,7 @@ from turnmill.schemas.errors import (
 )
 
 #: Statuses that say something about the server and nothing about the turn.
-BUSY = frozenset({408, 409, 425, 429})
+BUSY = frozenset({408, 409, 425, 429, 502, 503, 504})
 REMEDIES = {
     401: "set TURNMILL_ENGINE__ENDPOINT_KEY",
     403: "set TURNMILL_ENGINE__ENDPOINT_KEY",
@@ -50,7 +51,7 @@ MAX_SAID = 300
 REPEATED = 24
 
 
-class NotServed(EngineUnavailable):
+class NotServed(EngineAway):
     """The server has nothing at that path, or no such model."""
 
 
@@ -64,9 +65,11 @@ def translated(status: int, text: str) -> TurnmillError:
     if any(word in _said(error).lower() for word in TEMPLATE_WORDS):
         return InvalidInput("The model's chat template refuses the messages.", param="messages")
     if status in REMEDIES and not _is_filtered(error):
-        kind = NotServed if status == httpx.codes.NOT_FOUND else EngineUnavailable
+        kind = NotServed if status == httpx.codes.NOT_FOUND else EngineAway
         return kind(f"it answers {status} ({_said(error)}): {REMEDIES[status]}")
-    if status in BUSY or not 400 <= status < 500:
+    if status in BUSY:
+        return EngineAway(f"it answers {status} ({_said(error)})")
+    if not 400 <= status < 500:
         return EngineUnavailable(f"it answers {status} ({_said(error)})")
     return _refused(error)
 

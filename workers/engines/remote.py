@@ -84,6 +84,9 @@ class RemoteEngine:
             context_window=self._context_window,
         )
 
+    def check(self) -> None:
+        self._running().check()
+
     def count_tokens(self, messages: Sequence[Message]) -> int:
         return self._running().call(lambda server: server.count_tokens(messages))
 

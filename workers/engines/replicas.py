@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
-from turnmill.schemas.errors import EngineUnavailable, TurnmillError, Unanswered
+from turnmill.schemas.errors import EngineAway, EngineUnavailable, TurnmillError, Unanswered
 from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
@@ -90,7 +90,7 @@ class Member(Generic[ReplicaT]):
 
 
 #: Why replicas do not answer. By member: two of them may be called the same.
-Reasons = dict[Member[Any], str]
+Reasons = dict[Member[Any], EngineUnavailable]
 
 
 @dataclass(slots=True)
@@ -179,14 +179,30 @@ class ReplicaPool(Generic[ReplicaT]):
             thread.start()
         for thread in checks:
             thread.join()
-        unhealthy = {member: member.unhealthy_because or "" for member in self._members}
-        if all(unhealthy.values()):
-            raise EngineUnavailable(_no_replica(unhealthy))
+        unhealthy: Reasons = {
+            member: EngineAway(member.unhealthy_because)
+            for member in self._members
+            if member.unhealthy_because is not None
+        }
+        if len(unhealthy) == len(self._members):
+            raise _no_replica(unhealthy)
         for member in self._members:
             name = f"replica-check-{member.replica.name}"
             thread = Thread(target=self._watch, args=[member], name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
+
+    def check(self) -> None:
+        """Return if a replica would get a turn now. Raises `EngineAway`."""
+        with self._lock:
+            now = self._clock()
+            passed_over: Reasons = {
+                member: EngineAway(because)
+                for member in self._members
+                if (because := member.passed_over_because(now)) is not None
+            }
+        if len(passed_over) == len(self._members):
+            raise _no_replica(passed_over)
 
     def call(self, ask: Callable[[ReplicaT], ResultT]) -> ResultT:
         """What the first replica that can says, in the order in which they would get a turn.
@@ -222,8 +238,9 @@ class ReplicaPool(Generic[ReplicaT]):
                 yield from self._read(debt, progress, abort)
                 return
             if progress.text and not self.can_continue:
-                why = _no_replica(progress.reasons)
-                raise EngineUnavailable(f"{why} The reply had begun and cannot go on elsewhere.")
+                raise _no_replica(
+                    progress.reasons, " The reply had begun and cannot go on elsewhere."
+                )
 
     def close(self) -> None:
         """Stop the health checks; refuse new turns. The replicas are their owner's to close."""
@@ -252,8 +269,9 @@ class ReplicaPool(Generic[ReplicaT]):
         except EngineUnavailable as error:
             if self._closed.is_set():
                 raise
-            reasons[debt.member] = error.message
-            self._count_failure(debt, error)
+            reasons[debt.member] = error
+            if self._count_failure(debt, error):
+                reasons[debt.member] = EngineAway(error.message)
         except TurnmillError:
             debt.is_answered = True  # the turn is wrong, not the replica
             raise
@@ -264,7 +282,7 @@ class ReplicaPool(Generic[ReplicaT]):
     def _choose(self, reasons: Reasons, tokens: int) -> _Debt[ReplicaT]:
         """The usable replica, not in `reasons` yet, that owes least; why not the others."""
         if self._closed.is_set():
-            raise EngineUnavailable("The engine is closed.")
+            raise EngineAway("The engine is closed.")
         with self._lock:
             now = self._clock()
             usable = []
@@ -272,11 +290,11 @@ class ReplicaPool(Generic[ReplicaT]):
                 if member in reasons:
                     continue
                 if because := member.passed_over_because(now):
-                    reasons[member] = because
+                    reasons[member] = EngineAway(because)
                 else:
                     usable.append(member)
             if not usable:
-                raise EngineUnavailable(_no_replica(reasons))
+                raise _no_replica(reasons)
             chosen = min(usable, key=lambda member: (member.owed_tokens, member.chosen_at))
             self._choices += 1
             chosen.chosen_at = self._choices
@@ -299,16 +317,18 @@ class ReplicaPool(Generic[ReplicaT]):
             if debt.is_answered:
                 debt.member.failures_in_a_row = 0
 
-    def _count_failure(self, debt: _Debt[ReplicaT], error: EngineUnavailable) -> None:
+    def _count_failure(self, debt: _Debt[ReplicaT], error: EngineUnavailable) -> bool:
+        """Count what the replica failed at; True if it is merely busy with other turns."""
         member, reason = debt.member, error.message
         with self._lock:
-            event = "replica.busy"
-            if not member.is_busy(error, debt.began_at):
+            event, is_busy = "replica.busy", member.is_busy(error, debt.began_at)
+            if not is_busy:
                 event = "replica.failed"
                 member.failures_in_a_row += 1
                 member.last_error = reason
                 member.open_until = self._clock() + OPEN_S
         log.warning(event, replica=member.replica.name, reason=reason)
+        return is_busy
 
     def _watch(self, member: Member[ReplicaT]) -> None:
         while not self._closed.wait(self._check_every_s):
@@ -331,8 +351,11 @@ class ReplicaPool(Generic[ReplicaT]):
             log.info(event, replica=member.replica.name, reason=because)
 
 
-def _no_replica(reasons: Reasons) -> str:
+def _no_replica(reasons: Reasons, more: str = "") -> EngineUnavailable:
+    """The error if no replica answers. It counts for the turn only if one of them tried it."""
     each = "; ".join(
-        f"{member.replica.name}: {reason.rstrip('.')}" for member, reason in reasons.items()
+        f"{member.replica.name}: {error.message.rstrip('.')}" for member, error in reasons.items()
     )
-    return f"No replica can take the turn. {each}."
+    is_away = all(isinstance(error, EngineAway) for error in reasons.values())
+    kind = EngineAway if is_away else EngineUnavailable
+    return kind(f"No replica can take the turn. {each}.{more}")

@@ -69,8 +69,12 @@ class Scheduler(Protocol):
         """As `Engine.held`."""
         ...
 
+    def check(self) -> None:
+        """As `Engine.check`."""
+        ...
+
     def submit(self, generation: Generation) -> None:
-        """Raises `EngineUnavailable` once it is closed, `EngineDied` once it has died."""
+        """Raises `EngineAway` once it is closed or has died: the turn was never in it."""
         ...
 
     def give_up(self, generation: Generation) -> None:

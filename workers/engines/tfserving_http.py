@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import httpx
 
-from turnmill.schemas.errors import EngineFailure, EngineUnavailable, Unanswered
+from turnmill.schemas.errors import EngineAway, EngineFailure, EngineUnavailable, Unanswered
 from turnmill.schemas.masking import masked
 from turnmill.schemas.settings import EngineSettings
 
@@ -116,7 +116,7 @@ class ModelClient:
         states = {each.get("version"): each for each in versions}
         if not any(each.get("state") == "AVAILABLE" for each in states.values()):
             told = ", ".join(f"{name} is {_state_of(each)}" for name, each in states.items())
-            raise EngineUnavailable(f"no version of its model is available ({told or 'none'})")
+            raise EngineAway(f"no version of its model is available ({told or 'none'})")
 
     def _get(self, path: str) -> dict[str, Any]:
         return _json_of(self._send("GET", path, timeout=LOOK_S))
@@ -128,6 +128,8 @@ class ModelClient:
             return self._http.request(method, path, **options)
         except httpx.TimeoutException as error:
             raise Unanswered("it does not answer in time") from error
+        except httpx.ConnectError as error:
+            raise EngineAway(f"it cannot be reached: {error}") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EngineUnavailable(f"it cannot be asked: {error}") from error
         except RuntimeError as error:  # closed a moment ago

@@ -4,7 +4,7 @@ from typing import Any
 
 import grpc
 
-from turnmill.schemas.errors import EngineFailure, EngineUnavailable, TurnmillError
+from turnmill.schemas.errors import EngineAway, EngineFailure, EngineUnavailable, TurnmillError
 from turnmill.workers.engines.triton_wire import decode_error
 
 Code = grpc.StatusCode
@@ -21,6 +21,14 @@ _SENTENCES = {
     Code.PERMISSION_DENIED: "it wants another key (TURNMILL_ENGINE__ENDPOINT_KEY)",
 }
 #: Triton's word for a model that died or failed, and the codes for inputs that it refuses.
+#: Codes that say nothing about the turn. `UNAVAILABLE` may be a server that died of it.
+_AWAY = (
+    Code.RESOURCE_EXHAUSTED,
+    Code.NOT_FOUND,
+    Code.UNIMPLEMENTED,
+    Code.UNAUTHENTICATED,
+    Code.PERMISSION_DENIED,
+)
 _REFUSALS = (Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE, Code.FAILED_PRECONDITION)
 
 
@@ -37,4 +45,6 @@ def translated(error: Any) -> TurnmillError:
     if code in _REFUSALS:
         return EngineFailure(f"Triton refuses the turn: {details}")
     sentence = _SENTENCES.get(code, f"it failed ({code.name})")
-    return EngineUnavailable(f"{sentence}: {details}" if details else sentence)
+    is_away = code in _AWAY or (code is Code.UNAVAILABLE and "connect" in details.lower())
+    kind = EngineAway if is_away else EngineUnavailable
+    return kind(f"{sentence}: {details}" if details else sentence)

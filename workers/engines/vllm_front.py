@@ -22,7 +22,13 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from turnmill.schemas.errors import EngineDied, EngineFailure, EngineUnavailable, TurnmillError
+from turnmill.schemas.errors import (
+    EngineAway,
+    EngineDied,
+    EngineFailure,
+    EngineUnavailable,
+    TurnmillError,
+)
 from turnmill.schemas.turns import Lane
 from turnmill.workers.engines.scheduling import Facts, Generation, Token
 from turnmill.workers.engines.vllm_plugin import dying_with_this_process
@@ -80,10 +86,14 @@ class VLLMFront:
         requests = self._llm.output_processor.get_num_unfinished_requests()
         return {"turns": len(self._tasks), "requests": requests}
 
+    def check(self) -> None:
+        if self._refusal:
+            raise self._refusal()
+
     def submit(self, generation: Generation) -> None:
         with self._lock:
             if self._refusal:
-                raise self._refusal()
+                raise EngineAway
             self._loop.call_soon_threadsafe(self._begin, generation)
 
     def give_up(self, generation: Generation) -> None:
@@ -113,7 +123,7 @@ class VLLMFront:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._is_closing.wait(), LOOK_S)
         finally:
-            self._end(EngineUnavailable)
+            self._end(EngineAway)
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
             if handler := self._llm.output_handler:
                 handler.cancel()  # or it would report its own end as a failure
@@ -138,7 +148,7 @@ class VLLMFront:
 
     def _begin(self, generation: Generation) -> None:
         if self._refusal:
-            generation.events.put(self._refusal())
+            generation.events.put(EngineAway())
             return
         task = self._loop.create_task(self._generate(generation))
         self._tasks[generation] = task

@@ -1,0 +1,172 @@
+"""Whose failure it is: an engine that is away, or whose process dies, uses up no attempts."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turnmill.producer.accept import accept, accept_many
+from turnmill.producer.doctor.findings import Level, examine
+from turnmill.producer.doctor.work import CHECKS
+from turnmill.producer.turns import read_turn
+from turnmill.schemas.errors import EngineAway, EngineDied, EngineUnavailable
+from turnmill.schemas.settings import EngineSettings
+from turnmill.schemas.turns import Lane, TurnState
+from turnmill.workers.answer import answer_turn
+from turnmill.workers.availability import Availability
+from turnmill.workers.engines.echo import EchoEngine
+from turnmill.workers.engines.lazy import LazyEngine
+from turnmill.workers.lease import Leases
+from turnmill.workers.process import running_worker
+from turnmill.workers.rescuer import sweep
+from turnmill.workers.testing import InlineWorker
+
+Eventually = Callable[..., None]
+
+
+@pytest.fixture
+def system(make_system: Callable[..., Any], database_url: str) -> Any:
+    return make_system(database_url, "amqp://nobody", rescue_every_s=60.0)
+
+
+class Flaky(EchoEngine):
+    """Raises `error` for every turn, and for its check if it is away."""
+
+    def __init__(self) -> None:
+        super().__init__(EngineSettings())
+        self.error: EngineUnavailable | None = None
+        self.calls = 0
+
+    def check(self) -> None:
+        if isinstance(self.error, EngineAway | EngineDied):
+            raise self.error
+
+    def generate(self, *arguments: Any) -> Any:
+        self.calls += 1
+        if self.error is not None:
+            raise self.error
+        return super().generate(*arguments)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Flaky:
+    flaky = Flaky()
+    monkeypatch.setattr("turnmill.workers.process.create_engine", lambda _: flaky)
+    return flaky
+
+
+def row(system: Any) -> Any:
+    (only,) = system.database.run("SELECT is_consuming, unavailable_because FROM worker_liveness")
+    return only
+
+
+def test_turns_wait_for_an_engine_that_is_away_and_use_up_no_attempts(
+    system: Any, engine: Flaky, eventually: Eventually
+) -> None:
+    engine.error = EngineAway("it cannot be reached")
+    turns = accept_many(system.database, [system.request(f"turn {n}") for n in range(20)])
+    with InlineWorker(system.settings):
+        eventually(lambda: row(system).unavailable_because is not None)
+        assert not row(system).is_consuming, "a standby and other workers may take over"
+        calls = engine.calls
+        findings = list(examine({"engines": CHECKS["engines"]}, system))
+        assert [finding.level for finding in findings] == [Level.BROKEN]
+        assert "it cannot be reached" in findings[0].detail
+        assert engine.calls - calls <= system.settings.worker.concurrency
+        assert system.count("failures > 0 OR crashes > 0 OR state = 'parked'") == 0
+        engine.error = None
+        system.wait_until_settled(30)
+        eventually(lambda: row(system).is_consuming)
+    states = {read_turn(system.database, system.tenant_id, turn.turn_id).state for turn in turns}
+    assert states == {TurnState.COMPLETED}
+
+
+def test_a_failure_at_this_turn_counts(system: Any, engine: Flaky) -> None:
+    engine.error = EngineUnavailable("it answers 500")
+    turn = accept(system.database, system.request("hello"))
+    with running_worker(system.settings) as (worker, _):
+        answer_turn(worker, turn.turn_id)
+    assert system.count("failures = 1 AND state = 'queued'") == 1
+
+
+def test_an_engine_whose_process_dies_is_a_crash_and_leads_to_quarantine(
+    system: Any, engine: Flaky
+) -> None:
+    turn = accept(system.database, system.request("poison"))
+    engine.error = EngineDied("Its process was killed.")
+    limit = system.settings.worker.quarantine_after
+    with running_worker(system.settings) as (worker, _):
+        for crashes in range(1, limit + 1):
+            answer_turn(worker, turn.turn_id)
+            assert sweep(system.database, system.settings.worker) == 1
+            assert system.count(f"crashes = {crashes} AND failures = 0 AND state = 'queued'") == 1
+    (hint,) = system.database.run("SELECT lane FROM outbox")
+    assert hint.lane == Lane.QUARANTINE
+
+
+def test_an_engine_that_died_before_the_turn_came_ends_its_worker_and_not_the_turn(
+    system: Any, eventually: Eventually
+) -> None:
+    engine, ended = Flaky(), []
+    leases = Leases(system.database, system.settings.worker, model="m", engine="echo")
+    leases.on_hang = lambda: ended.append(True)
+    availability = Availability(engine, leases)
+    engine.error = EngineDied("Its process was killed.")
+    availability.start()
+    eventually(lambda: ended)
+    availability.close()
+
+
+def test_a_model_that_quarantine_cannot_load_is_no_turns_fault() -> None:
+    def fail() -> Any:
+        raise EngineUnavailable("no memory")
+
+    lazy = LazyEngine(fail)
+    lazy.check()
+    with pytest.raises(EngineAway):
+        lazy.count_tokens([])
+    with pytest.raises(EngineAway):
+        lazy.check()
+
+
+def test_a_remote_server_that_restarts_parks_nothing(
+    make_system: Callable[..., Any], database_url: str, valkey_url: str, eventually: Eventually,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    standin = Path(__file__).parents[1] / "contract/openai_standin.py"
+    program = standin.read_text().replace('("127.0.0.1", 0)', '("127.0.0.1", int(sys.argv[2]))')
+    (tmp_path / "server.py").write_text(program)
+
+    def serve(port: int) -> Any:
+        command = [sys.executable, str(tmp_path / "server.py"), "0", str(port)]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert server.stdout is not None
+        with server.stdout as said:
+            return server, said.readline().strip()
+
+    system = make_system(database_url, valkey_url)
+    server, url = serve(0)
+    try:
+        system.start("relay")
+        worker = system.start_worker(
+            TURNMILL_ENGINE__NAME="openai_http", TURNMILL_ENGINE__ENDPOINTS=f'["{url}"]'
+        )
+        accept(system.database, system.request("before"))
+        system.wait_until_settled(30)
+        server.kill()
+        server.wait()
+        accept_many(system.database, [system.request(f"turn {n}") for n in range(12)])
+        eventually(lambda: worker.says("engine.away"), 20)
+        eventually(lambda: not row(system).is_consuming, 20)
+        server, _ = serve(int(url.rpartition(":")[2]))
+        system.wait_until_settled(60)
+        assert system.count("state = 'completed' AND failures = 0") == 13
+        worker.send(signal.SIGTERM)
+        assert worker.wait(timeout_s=20) == 0
+    finally:
+        server.kill()
+        server.wait()

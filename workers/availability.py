@@ -1,0 +1,80 @@
+"""Availability: while the engine takes no turns, its worker claims none.
+
+An engine that is away, loading or overloaded says nothing about a turn. The worker therefore stops
+claiming and reports so in `worker_liveness`: a standby takes over, other workers get the hints, and
+the doctor tells why. It resumes when the engine's own check succeeds.
+"""
+
+import threading
+
+import structlog
+
+from turnmill.schemas.errors import EngineDied, EngineUnavailable
+from turnmill.workers.engines.base import Engine
+from turnmill.workers.lease import Leases
+
+log = structlog.get_logger()
+
+#: How often the engine is checked, seconds.
+CHECK_S = 1.0
+
+#: A draining worker notices so soon that it need not wait for the engine, seconds.
+POLL_S = 0.1
+
+
+class Availability:
+    """Checks the engine in the background and holds turns back while it is away."""
+
+    def __init__(self, engine: Engine, leases: Leases) -> None:
+        self._engine = engine
+        self._leases = leases
+        self._is_back = threading.Event()
+        self._is_back.set()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="availability", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def wait(self) -> bool:
+        """Wait until the engine takes turns; False if the worker stops first."""
+        while not self._is_back.wait(POLL_S):
+            if self._leases.draining.is_set() or self._stopping.is_set():
+                return False
+        return True
+
+    def report(self, error: EngineUnavailable) -> None:
+        """Stop claiming: the engine took no turn."""
+        with self._lock:
+            if self._is_back.is_set():
+                log.warning("engine.away", reason=error.message)
+            self._is_back.clear()
+            self._leases.unavailable_because = error.message
+
+    def _resume(self) -> None:
+        with self._lock:
+            if not self._is_back.is_set():
+                log.info("engine.back")
+            self._leases.unavailable_because = None
+            self._is_back.set()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(CHECK_S):
+            try:
+                self._engine.check()
+            except EngineDied:
+                self._leases.on_hang()
+            except EngineUnavailable as error:
+                self.report(error)
+            except Exception:
+                # The turns tell; without this thread nothing would resume.
+                log.exception("engine.check_failed")
+                self._resume()
+            else:
+                self._resume()
