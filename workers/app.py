@@ -1,13 +1,16 @@
 """Celery, set up to carry hints: late acknowledgement, threads, and nothing it cannot keep."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 from uuid import UUID
 
+import structlog
+from amqp.exceptions import ConsumerCancelled
 from celery import Celery
 from celery.worker.consumer import Consumer
+from celery.worker.consumer.control import Control
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
 
 from turnmill.schemas.broker import celery_settings, hint_queues, old_queues, own_queues
@@ -15,6 +18,10 @@ from turnmill.schemas.routes import lane_of
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.deployment import Deployment
 from turnmill.schemas.turns import Lane
+from turnmill.workers.hints import NotAHint, UnknownTask, checked, read_hint
+from turnmill.workers.remote_control import LookingControl
+
+log = structlog.get_logger()
 
 #: No ETA, countdown, autoretry, time limits, result backend or beat: retry times and
 #: deadlines live in Postgres, and the threads pool could not enforce limits anyway.
@@ -42,6 +49,14 @@ REDIS_POLL_S = 0.1
 #: Longest pause between two tries to reach the broker.
 RECONNECT_S = 2
 
+#: How often a worker looks whether it still consumes.
+CONSUMING_POLL_S = 1.0
+
+#: A hint of a later version is kept so long before it is handed back, so that it does not spin.
+HAND_BACK_S = 1.0
+
+_CONTROL = f"{LookingControl.__module__}:{LookingControl.__name__}"
+
 
 class HintConsumer(Consumer):  # type: ignore[misc]
     """Celery's consumer with places for each lane, without native delayed delivery, and soon back
@@ -57,8 +72,15 @@ class HintConsumer(Consumer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        # What kombu raises when a hint is acknowledged on a Redis channel that is closed.
-        self.connection_errors: Any = (*self.conninfo.connection_errors, AttributeError)
+        # What kombu raises when a hint is acknowledged on a Redis channel that is closed, and what
+        # `_stay_consuming` raises on either broker.
+        self.connection_errors: Any = (
+            *self.conninfo.connection_errors,
+            AttributeError,
+            ConsumerCancelled,
+        )
+        self._is_stopping = False
+        self._dropped: Counter[str] = Counter()
 
     @property
     def initial_prefetch_count(self) -> int:
@@ -77,8 +99,15 @@ class HintConsumer(Consumer):  # type: ignore[misc]
             channel.do_restore = False
         super().on_connection_error_after_connected(exc)
 
+    def stop_consuming(self) -> None:
+        """Take no more hints, and do not mind it. In the loop's thread only."""
+        self._is_stopping = True
+        self.task_consumer.cancel()
+
     def loop_args(self) -> Any:
         channel = self.task_consumer.channel
+        channel.Message = checked(channel.Message)
+        self.guard_reads(channel)
         if hasattr(channel, "_queue_cycle"):
             places = PlacesByLane(channel.qos, self.pool.limit // self.app.lane_count)
             places.update(channel.active_queues)
@@ -90,9 +119,92 @@ class HintConsumer(Consumer):  # type: ignore[misc]
         conn.ensure_connection = partial(conn.ensure_connection, interval_max=RECONNECT_S)
         return super().ensure_connected(conn)
 
+    def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
+        handle = super().create_task_handler(*args, **options)
+
+        def on_message(message: Any) -> None:
+            try:
+                read_hint(message)
+            except NotAHint as error:
+                self._drop(message, error.reason)
+            except UnknownTask as error:
+                self._hand_back(message, error.name)
+            else:
+                handle(message)
+
+        return on_message
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """What kombu could not even build a message of; Celery's own would log its body."""
+        self._drop(message, exc.reason if isinstance(exc, NotAHint) else "unreadable")
+
+    def guard_reads(self, channel: Any) -> None:
+        """Let no message end the loop that reads it from Redis, be it no JSON or no message."""
+        for kind, read in getattr(channel, "handlers", {}).items():
+            channel.handlers[kind] = partial(self._read, read, kind)
+
+    def _read(self, read: Callable[[], Any], kind: str) -> Any:
+        foreign = (NotAHint, ValueError, RecursionError)
+        if kind == "LISTEN":
+            foreign = (*foreign, TypeError, LookupError, AttributeError)  # type: ignore[assignment]
+        try:
+            return read()
+        except foreign as error:
+            # It was popped and is recorded nowhere: nothing is left to acknowledge.
+            self._count(error.reason if isinstance(error, NotAHint) else "unreadable")
+        return None
+
+    def _drop(self, message: Any, reason: str) -> None:
+        """Acknowledge: a rejection would send it on to a lane's queue from a worker's own."""
+        self._count(reason)
+        channel = message.channel
+        consumer_tag = (message.delivery_info or {}).get("consumer_tag")
+        if consumer_tag not in (channel.no_ack_consumers or ()):
+            channel.basic_ack(message.delivery_tag)
+
+    def _count(self, reason: str) -> None:
+        """Log the first, and then each time the number has doubled."""
+        self._dropped[reason] += 1
+        count = self._dropped[reason]
+        if count & (count - 1) == 0:
+            log.warning("hint.foreign_dropped", reason=reason, count=count)
+
+    def _hand_back(self, message: Any, task: str) -> None:
+        log.warning("hint.unknown_task", task=task, hint="a later version's; handed back")
+        self.timer.call_after(
+            HAND_BACK_S, message.reject_log_error, (log, self.connection_errors, True)
+        )
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        super().register_with_event_loop(hub)
+        hub.timer.call_repeatedly(CONSUMING_POLL_S, self._stay_consuming)
+
+    def _stay_consuming(self) -> None:
+        """Start again when the consumers are gone, whoever cancelled them.
+
+        Raises `ConsumerCancelled`, which Celery answers with a new connection.
+        """
+        if self._is_stopping or (gone := self._unconsumed_queues()) == []:
+            return
+        log.error("worker.consumers_gone", queues=gone, action="connects to the broker again")
+        raise ConsumerCancelled(gone[0])
+
+    def _unconsumed_queues(self) -> list[str]:
+        """Configured queues that our channel no longer has a consumer for."""
+        consumer, channel = self.task_consumer, self.task_consumer.channel
+        known = getattr(channel, "callbacks", None)  # AMQP; Redis knows its consumers by tags
+        tags = channel._consumers if known is None else known
+        live = {name for name, tag in consumer._active_tags.items() if tag in tags}
+        is_open = getattr(channel, "is_open", True)
+        return [
+            queue.name
+            for queue in self.app.conf.task_queues
+            if not is_open or queue.name not in live
+        ]
+
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
         default_steps = [  # noqa: RUF012 - Celery reads it from the class
-            step
+            step.replace(f"{Control.__module__}:{Control.__name__}", _CONTROL)
             for step in Consumer.Blueprint.default_steps
             if not step.endswith(f":{DelayedDelivery.__name__}")
         ]

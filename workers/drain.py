@@ -107,7 +107,7 @@ class Drain:
 
     def _cancel_queues(self) -> None:
         try:
-            self._consumer.task_consumer.cancel()
+            self._consumer.stop_consuming()
             log.info("drain.consuming_stopped")
         except Exception as error:
             # The connection is gone, and with it the consumers.

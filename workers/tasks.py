@@ -24,8 +24,11 @@ def register_tasks(app: Celery, worker: Worker, rescuer: Rescuer) -> None:
     """Give the app its one task, bound to this process's worker."""
 
     @app.task(name=ANSWER_TASK, bind=True, acks_late=True, ignore_result=True)  # type: ignore[untyped-decorator]
-    def answer(task: Any, turn_id: str, lane: str, model: str) -> None:
-        """Answer a turn; lane and model are there for people who watch Flower."""
+    def answer(task: Any, turn_id: str, lane: str = "", model: str = "", **_: Any) -> None:
+        """Answer a turn; lane and model are there for people who watch Flower.
+
+        Arguments of later versions are ignored.
+        """
         was_redelivered = bool((task.request.delivery_info or {}).get("redelivered"))
         try:
             is_answered = _answer(worker, UUID(turn_id))
