@@ -68,11 +68,17 @@ class Publisher:
     def publish(self, rows: list[Any]) -> None:
         """Publish a hint for each row; returns when the broker has confirmed them all.
 
+        A row whose queue the broker refuses holds up no other: it stays marked, and the rescuer
+        tries it again.
+
         Raises:
             BrokerUnavailable: some may not have arrived.
         """
         try:
             producer = self._connected()
+            lanes = {_lanes_queue(row): row for row in rows if row.own_worker_id is None}
+            refused = {name for name, row in lanes.items() if not self._has_queue(name, row)}
+            rows = [row for row in rows if _lanes_queue(row) not in refused]
             for row in rows:
                 self._publish_one(producer, row)
             if self._confirms is not None:
@@ -110,7 +116,7 @@ class Publisher:
             origin=self._origin,
         )  # fmt: skip
         is_own = row.own_worker_id is not None
-        queue = self._own(row) if is_own else self._declared(row)
+        queue = self._own(row) if is_own else _lanes_queue(row)
         producer.publish(
             message.body,
             exchange="",
@@ -136,18 +142,29 @@ class Publisher:
         """The name of a worker's own queue. It may be gone: its hints are late then, not lost."""
         return own_queue_name(row.lane, row.model, row.deployment, row.own_worker_id)
 
-    def _declared(self, row: Any) -> str:
-        """The name of a lane's queue, declared once per connection."""
-        name = queue_name(row.lane, row.model, row.deployment)
-        if name not in self._known_queues:
-            channel = self._connected().channel
+    def _has_queue(self, name: str, row: Any) -> bool:
+        """Declare a lane's queue, once per connection; False if the broker refuses it.
+
+        On a channel of its own: RabbitMQ closes the one on which it refuses a declaration.
+        """
+        if name in self._known_queues:
+            return True
+        assert self._connection is not None
+        (queue,) = hint_queues(self._settings.broker, [Lane(row.lane)], row.model, row.deployment)
+        try:
             with _declaring:
-                for queue in hint_queues(
-                    self._settings.broker, [Lane(row.lane)], row.model, row.deployment
-                ):
-                    queue(channel).declare()
-            self._known_queues.add(name)
-        return name
+                channel = self._connection.channel()
+                queue(channel).declare()
+                channel.close()
+        except self._connection.channel_errors as error:
+            log.error("relay.queue_refused", queue=name, error=f"{type(error).__name__}: {error}")
+            return False
+        self._known_queues.add(name)
+        return True
+
+
+def _lanes_queue(row: Any) -> str:
+    return queue_name(row.lane, row.model, row.deployment)
 
 
 class _Confirms:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from kombu import Connection, Queue
 
 from turnmill.infra.migrations import upgrade
 from turnmill.producer import relay as relay_module
@@ -16,7 +17,7 @@ from turnmill.producer.outbox import TAKE
 from turnmill.producer.relay import Publisher
 from turnmill.producer.tenants import save_bot
 from turnmill.schemas.broker import old_queues
-from turnmill.schemas.routes import old_queue_name
+from turnmill.schemas.routes import old_queue_name, queue_name
 from turnmill.schemas.turns import GenerationParams, Lane, TurnState
 
 Eventually = Callable[..., None]
@@ -75,6 +76,27 @@ def test_two_deployments_on_one_broker_answer_their_own_turns(
     for each in (system, other):
         each.wait_until_settled()
         assert each.count(f"state = '{TurnState.COMPLETED}'") == 24
+
+
+def test_model_whose_queue_the_broker_refuses_holds_up_no_other(
+    make_system: Callable[..., Any],
+    database_url: str,
+    rabbitmq_vhost_url: str,
+    eventually: Eventually,
+) -> None:
+    system = make_system(database_url, rabbitmq_vhost_url)
+    model = system.settings.engine.model_name
+    save_bot(system.database, system.tenant_id, "bad", "bad", "", GenerationParams())
+    with Connection(rabbitmq_vhost_url) as connection:
+        for lane in (Lane.INTERACTIVE, Lane.BATCH):
+            name = queue_name(lane, "bad", system.deployment)
+            Queue(name, routing_key=name)(connection.channel()).declare()
+    submit(system, "bad", model)
+    relay = system.start("relay")
+    system.start_worker(**ONCE)
+    eventually(lambda: system.count(f"state = 'completed' AND model = '{model}'") == 24, 60)
+    assert system.count("state = 'queued' AND model = 'bad'") == 24
+    assert relay.says("relay.queue_refused")
 
 
 def test_worker_answers_turns_whose_hints_a_relay_of_the_previous_release_published(
