@@ -30,7 +30,7 @@ from turnmill.schemas.database import Database
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
-from turnmill.schemas.store.deployment import read_deployment
+from turnmill.schemas.store.deployment import Deployment, read_deployment
 from turnmill.schemas.tables import PRUNER_LOCK_KEY, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane
 from turnmill.workers.app import create_app
@@ -234,7 +234,8 @@ def test_a_celeryconfig_on_the_python_path_is_neither_read_nor_warned_of(
     (tmp_path / "celeryconfig.py").write_text("broker_url = 'redis://elsewhere'\n")
     monkeypatch.syspath_prepend(tmp_path)
     settings = load_settings(broker={"url": f"redis://{NOWHERE}/0"})
-    assert create_app(settings).conf.broker_url == settings.broker.url
+    app = create_app(settings, Deployment(new_id()))
+    assert app.conf.broker_url == settings.broker.url
     assert "celeryconfig" not in sys.modules
     assert "celery" not in {finding.what for finding in diagnose()}
 
