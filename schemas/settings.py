@@ -169,7 +169,8 @@ class WorkerSettings(Section):
     max_attempts: int = Field(default=5, ge=1, le=100)
     #: Attempts that died with their worker before a turn is quarantined.
     quarantine_after: int = Field(default=3, ge=1, le=100)
-    #: Longest generation of one attempt.
+    #: Longest time of one attempt. A reply that takes longer is continued by the next one, without
+    #: using up an attempt; an engine that said nothing to anybody for so long uses one up.
     turn_timeout_s: float = Field(default=300.0, gt=0)
     #: How long an engine that was told to stop may go on with a turn. After that it counts as
     #: hung: its turn is taken from it, and the process ends for a fresh one to be started.

@@ -1,6 +1,7 @@
 """Answer: the way of one turn through a worker."""
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from threading import Event
@@ -142,6 +143,8 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
     prompt = build_prompt(worker.database, worker.engine, claim, summarizer)
     text, token_count = [claim.kept_text], claim.kept_tokens
     for chunk in _chunks(worker.engine, prompt, claim, attempt.abort):
+        attempt.progress(extends=not worker.engine.can_continue)
+        worker.leases.spoke_at = time.monotonic()
         text.append(chunk.text)
         token_count += chunk.token_count
         if chunk.finish_reason is not None:
@@ -157,7 +160,7 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
         worker.stream.add(stream, chunk.text, chunk.token_count)
         if attempt.abort.is_set():
             break
-    return _aborted(attempt)
+    return _aborted(worker, attempt)
 
 
 def _chunks(engine: Engine, prompt: Prompt, claim: Claim, abort: Abort) -> Iterator[Chunk]:
@@ -177,7 +180,7 @@ def _prompt_tokens(engine: Engine, prompt: Prompt, last: Chunk) -> int:
     return engine.count_tokens(prompt.messages) if prompt.prefix else last.prompt_tokens
 
 
-def _aborted(attempt: Attempt) -> Outcome:
+def _aborted(worker: Worker, attempt: Attempt) -> Outcome:
     match attempt.reason:
         case AbortReason.LOST:
             return Cancelled()
@@ -185,8 +188,17 @@ def _aborted(attempt: Attempt) -> Outcome:
             return _deadline()
         case AbortReason.DRAIN:
             return HANDED_BACK
+        case AbortReason.TIMEOUT:
+            return _continued_later(worker, attempt)
         case None:
             return _snooze(attempt.claim, "the engine stopped without finishing the reply")
+
+
+def _continued_later(worker: Worker, attempt: Attempt) -> Snoozed:
+    """The attempt counts only if the engine said nothing to any turn meanwhile."""
+    if worker.leases.spoke_at >= attempt.began_at:
+        return Snoozed(0.0, "longer than one attempt may take", counts=False)
+    return _snooze(attempt.claim, "the engine said nothing for the time of an attempt")
 
 
 def _deadline() -> Failed:

@@ -81,6 +81,8 @@ class AbortReason(StrEnum):
     LOST = "lost"  # cancelled, or taken over by another attempt: nothing left to write
     DEADLINE = "deadline"
     DRAIN = "drain"
+    #: Longer than one attempt may take: the next one continues.
+    TIMEOUT = "timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,13 @@ class Attempt:
         self.has_outcome = False
         self._stopped_at = float("inf")
         limit_s = timeout_s if claim.deadline_s is None else min(timeout_s, claim.deadline_s)
-        self.ends_at = time.monotonic() + limit_s
+        self._timeout_s = timeout_s
+        self.began_at = time.monotonic()
+        client_s = float("inf") if claim.deadline_s is None else claim.deadline_s
+        self._deadline_at = self.began_at + client_s
+        self.ends_at = self.began_at + limit_s
+        #: The engine has added to the reply.
+        self.has_progressed = False
 
     def stop(self, reason: AbortReason) -> None:
         """Stop generating; the first reason stands."""
@@ -143,6 +151,18 @@ class Attempt:
             self.reason = reason
             self._stopped_at = time.monotonic()
         self.abort.set()
+
+    def progress(self, *, extends: bool) -> None:
+        """Note that the engine has added to the reply. `extends`: the time for it begins anew."""
+        self.has_progressed = True
+        if extends:
+            self.ends_at = min(time.monotonic() + self._timeout_s, self._deadline_at)
+
+    def time_out(self, now: float) -> None:
+        """Stop if the time is up (`time.monotonic`): the client's, or that of one attempt."""
+        if now >= self.ends_at:
+            is_clients = now >= self._deadline_at
+            self.stop(AbortReason.DEADLINE if is_clients else AbortReason.TIMEOUT)
 
     def ignores_abort(self, since: float) -> bool:
         """Whether the engine was told to stop before this time (`time.monotonic`) and goes on."""
@@ -175,6 +195,8 @@ class Leases:
         #: Called when the engine hangs or has died: it will not get better in this process.
         self.on_hang: Callable[[], None] = lambda: None
         self.clock = DatabaseClock()
+        #: When the engine last said anything, to whichever turn (`time.monotonic`).
+        self.spoke_at = float("-inf")
         self._held: set[Attempt] = set()
         self._hung: set[Attempt] = set()
         #: Set once this process stops for good.
@@ -392,8 +414,7 @@ class Leases:
         self._listen(connection)
         now = time.monotonic()
         for attempt in self._attempts():
-            if now >= attempt.ends_at:
-                attempt.stop(AbortReason.DEADLINE)
+            attempt.time_out(now)
         self._look_for_hung(now)
 
     def _renew_in_time(self, connection: Link) -> None:

@@ -73,6 +73,25 @@ WITH {_GUARD}, {ALIVE}
 SELECT t.id FROM turns t WHERE (SELECT is_mine FROM guard) AND {_IS_LOST} ORDER BY t.id
 """
 
+#: Workers that were last seen so close to each other died together, seconds.
+TOGETHER_S = 2.0
+
+#: A turn that crashed so many times as often as it takes to be quarantined is parked in any case.
+LAST_CRASH = 3
+
+#: Who ran alone and took nobody along is the cause. A worker that died at the same time without
+#: ever having had the turn tells of a machine that died.
+_IS_SPENT = f"""
+a.lane IS NOT DISTINCT FROM '{Lane.QUARANTINE}' AND (
+    t.crashes + 1 >= {LAST_CRASH} * %(quarantine_after)s OR NOT EXISTS (
+        SELECT FROM worker_liveness mine JOIN worker_liveness other ON other.id <> mine.id
+            AND other.seen_at BETWEEN mine.seen_at - make_interval(secs => {TOGETHER_S})
+                AND mine.seen_at + make_interval(secs => {TOGETHER_S})
+        WHERE mine.id = t.worker_id
+          AND mine.id NOT IN (SELECT id FROM alive) AND other.id NOT IN (SELECT id FROM alive)
+          AND NOT EXISTS (SELECT FROM attempts had
+                          WHERE had.turn_id = t.id AND had.worker_id = other.id)))"""
+
 #: Looked at again under the lock, for the worker may be back; an attempt that is younger than the
 #: snapshot (`seen`) is nobody's to judge. Turns that ran in quarantine when their worker died are
 #: left to `_park`. A turn whose attempt has no row any more (a hand, a month that was dropped) is
@@ -80,7 +99,7 @@ SELECT t.id FROM turns t WHERE (SELECT is_mine FROM guard) AND {_IS_LOST} ORDER 
 _REQUEUE_LOST = f"""
 WITH {_GUARD}, {ALIVE}, lost AS (
     SELECT t.id, t.attempt, t.worker_id, t.conversation_id, t.crashes + 1 AS crashes, t.model,
-        t.lane, t.deadline_at, a.lane IS NOT DISTINCT FROM '{Lane.QUARANTINE}' AS is_spent
+        t.lane, t.deadline_at, {_IS_SPENT} AS is_spent
     FROM turns seen JOIN turns t ON t.id = seen.id AND t.attempt = seen.attempt
     LEFT JOIN attempts a ON a.turn_id = seen.id AND a.number = seen.attempt
     WHERE (SELECT is_mine FROM guard) AND seen.id = ANY(%(turns)s) AND {_IS_LOST}

@@ -897,12 +897,31 @@ def test_a_turn_that_takes_too_long_is_stopped(
     system: Any, limit: str, eventually: Eventually
 ) -> None:
     by_turn = limit == "deadline of the turn"
-    settings = with_settings(system, "worker", turn_timeout_s=300.0 if by_turn else 2.0)
+    settings = with_settings(
+        system, "worker", turn_timeout_s=300.0 if by_turn else 2.0, max_attempts=1
+    )
     first, second = pair(system, "[[wait=60]]", timeout_s=0.3 if by_turn else None)
     with InlineWorker(settings):
         system.wait_until_settled(10)
-    assert (state(system, first), state(system, second)) == ("failed", "completed")
-    assert read(system, first).error_code == "deadline_exceeded"
+    expected = ("failed", "deadline_exceeded") if by_turn else ("parked", "attempts_used_up")
+    assert (state(system, first), read(system, first).error_code) == expected
+    assert state(system, second) == "completed"
+
+
+def test_a_reply_that_takes_longer_than_an_attempt_is_continued_by_the_next(system: Any) -> None:
+    slow = system.settings.model_copy(
+        update={
+            "engine": system.settings.engine.model_copy(update={"echo_token_s": 0.1}),
+            "worker": system.settings.worker.model_copy(
+                update={"turn_timeout_s": 1.0, "max_attempts": 1}
+            ),
+        }
+    )
+    turn = accept(system.database, system.request("[[tokens=40]]"))
+    with InlineWorker(slow):
+        system.wait_until_settled(60)
+    assert read(system, turn).reply.content == " ".join(f"w{n}" for n in range(1, 41))
+    assert system.count("failures = 0 AND crashes = 0 AND attempt > 1") == 1
 
 
 def test_a_turn_handed_back_at_a_drain_goes_on_elsewhere_without_counting(

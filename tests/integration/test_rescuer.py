@@ -352,6 +352,27 @@ def test_a_turn_that_kills_its_worker_in_quarantine_is_parked_and_the_conversati
     assert [row.outcome for row in outcomes] == ["crashed"]
 
 
+def test_a_turn_in_quarantine_is_not_parked_when_everything_dies_together(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    turn = accept(system.database, system.request("innocent"))
+    for _ in range(system.settings.worker.quarantine_after):
+        crash(system, new_worker, turn)
+    system.database.run("UPDATE worker_liveness SET seen_at = seen_at - interval '10 minutes'")
+    quarantine, other = new_worker(Lane.QUARANTINE, slots=1), new_worker(Lane.INTERACTIVE)
+    quarantine.claim(turn)
+    quarantine.die()
+    other.die()
+    assert sweep_once(system) == 1
+    assert read(system, turn).state == "queued"
+    alone = new_worker(Lane.QUARANTINE, slots=1)
+    system.database.run("UPDATE worker_liveness SET seen_at = seen_at - interval '10 minutes'")
+    alone.claim(turn)
+    alone.die()
+    sweep_once(system)
+    assert read(system, turn).state == "parked", "it ended its worker while it ran alone"
+
+
 def test_an_innocent_turn_is_answered_in_quarantine(
     system: Any, new_worker: Callable[..., FakeWorker]
 ) -> None:
