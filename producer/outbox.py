@@ -97,3 +97,42 @@ SELECT EXISTS (
     WHERE own_until IS NOT NULL AND published_at IS NOT NULL
 ) AS late_in_s
 """
+
+#: Lanes with hints that were published a while ago and are not claimed: lost, or behind others.
+STALE = f"""
+SELECT model, lane, {DEPLOYMENT_ID} AS deployment, clock_timestamp() AS looked_at FROM outbox
+WHERE published_at < clock_timestamp() - make_interval(secs => %(lost_after_s)s)
+  AND own_until IS NULL
+GROUP BY model, lane
+"""
+
+#: `depth` messages were in the lane's queue after `looked_at`. Hints claimed since then are in
+#: `depth` and no longer here, so the difference is rather too small than too large. Counted in the
+#: statement that marks: of two relays that look at once, the second finds nothing missing.
+#: A hint whose turn is not queued is nobody's: it would be published for ever, and take a place of
+#: the window.
+REHINT = """
+WITH missing AS (
+    SELECT count(*) - %(depth)s AS hints FROM outbox
+    WHERE model = %(model)s AND lane = %(lane)s AND published_at <= %(looked_at)s
+      AND own_until IS NULL
+), lost AS (
+    SELECT turn_id FROM outbox
+    WHERE model = %(model)s AND lane = %(lane)s AND own_until IS NULL
+      AND published_at < clock_timestamp() - make_interval(secs => %(lost_after_s)s)
+    ORDER BY published_at
+    LIMIT (SELECT least(%(at_most)s, greatest(hints, 0)) FROM missing)
+    FOR UPDATE SKIP LOCKED
+), orphaned AS (
+    DELETE FROM outbox USING lost LEFT JOIN turns t ON t.id = lost.turn_id
+    WHERE outbox.turn_id = lost.turn_id AND t.state IS DISTINCT FROM 'queued'
+    RETURNING outbox.turn_id
+), rehinted AS (
+    UPDATE outbox SET published_at = NULL FROM lost
+    WHERE outbox.turn_id = lost.turn_id
+      AND lost.turn_id NOT IN (SELECT turn_id FROM orphaned)
+    RETURNING outbox.turn_id
+)
+SELECT missing.hints AS missing_count, (SELECT count(*) FROM rehinted) AS rehinted_count
+FROM missing
+"""

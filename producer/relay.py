@@ -2,33 +2,26 @@
 
 It takes outbox rows in the order of their deadlines, marks them, and publishes their hints
 with confirms; what the broker does not confirm is unmarked. A relay that dies in between
-leaves marked rows whose hint nobody takes, which is what the rescuer looks for. Rows are
+leaves marked rows whose hint the broker never had: `lost.py` finds them. Rows are
 taken with SKIP LOCKED, so any number of relays may run. Which queue a hint goes to is said in
 `outbox.py`.
 """
 
 import math
-import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
 import psycopg
 import structlog
-from amqp.exceptions import MessageNacked
-from celery import Celery
-from celery.utils.nodenames import anon_nodename
-from kombu import Connection, Producer
 
+from turnmill.producer.lost import LostHints
 from turnmill.producer.outbox import NEXT, TAKE, UNMARK
-from turnmill.schemas.broker import OWN_QUEUE_EXPIRES_S, celery_settings, hint_queues
+from turnmill.producer.publisher import Publisher
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import BrokerUnavailable, DatabaseUnavailable
-from turnmill.schemas.ids import new_id
 from turnmill.schemas.links import Stop
-from turnmill.schemas.routes import ANSWER_TASK, OUTBOX_CHANNEL, own_queue_name, queue_name
+from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.turns import Lane
 
@@ -43,164 +36,6 @@ LATE_POLL_S = 0.005
 #: Pause before the next try to reach PostgreSQL.
 RECONNECT_S = 0.5
 
-#: Publishing fails after about so long when the broker holds its confirms back (a memory
-#: alarm): without socket timeouts it would hang for ever.
-CONFIRM_TIMEOUT_S = 4
-SOCKET_TIMEOUT_S = 5
-
-#: RabbitMQ tells the second who declares a new quorum queue that it is there before it has a
-#: leader, and refuses what is then published to it.
-_declaring = threading.Lock()
-
-
-class Publisher:
-    """One connection to the broker. Not to be shared between threads."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._app = _publishing_app(settings)
-        self._connection: Connection | None = None
-        self._producer: Producer | None = None
-        self._confirms: _Confirms | None = None
-        self._known_queues: set[str] = set()
-        self._origin = anon_nodename()
-
-    def publish(self, rows: list[Any]) -> None:
-        """Publish a hint for each row; returns when the broker has confirmed them all.
-
-        A row whose queue the broker refuses holds up no other: it stays marked, and the rescuer
-        tries it again.
-
-        Raises:
-            BrokerUnavailable: some may not have arrived.
-        """
-        try:
-            producer = self._connected()
-            lanes = {_lanes_queue(row): row for row in rows if row.own_worker_id is None}
-            refused = {name for name, row in lanes.items() if not self._has_queue(name, row)}
-            rows = [row for row in rows if _lanes_queue(row) not in refused]
-            for row in rows:
-                self._publish_one(producer, row)
-            if self._confirms is not None:
-                self._confirms.wait(len(rows))
-        except Exception as error:
-            # Whatever kombu, py-amqp or redis-py raise: the hints are published again.
-            self._drop()
-            raise BrokerUnavailable(
-                f"The broker cannot be reached: {type(error).__name__}: {error}"
-            ) from error
-
-    def close(self) -> None:
-        """Say goodbye to the broker."""
-        self._forget(lambda connection: connection.close())
-
-    def _drop(self) -> None:
-        """Hang up: a goodbye to a broker that fell silent waits ten seconds for its answer."""
-        self._forget(lambda connection: connection.collect(socket_timeout=1))
-
-    def _forget(self, end: Callable[[Connection], None]) -> None:
-        connection, self._connection = self._connection, None
-        self._producer = self._confirms = None
-        self._known_queues.clear()
-        if connection is not None:
-            try:
-                end(connection)
-            except Exception as error:
-                log.debug("broker.close_failed", error=type(error).__name__)
-
-    def _publish_one(self, producer: Producer, row: Any) -> None:
-        """What `send_task` does, less the half of its time that goes into features unused here."""
-        hint = {"turn_id": row.turn_id.hex, "lane": row.lane, "model": row.model}
-        message = self._app.amqp.as_task_v2(
-            str(new_id()), ANSWER_TASK, kwargs=hint, kwargsrepr=repr(hint), argsrepr="()",
-            origin=self._origin,
-        )  # fmt: skip
-        is_own = row.own_worker_id is not None
-        queue = self._own(row) if is_own else _lanes_queue(row)
-        producer.publish(
-            message.body,
-            exchange="",
-            routing_key=queue,
-            headers=message.headers,
-            delivery_mode=2,
-            serializer="json",
-            **message.properties,
-        )
-        if is_own and not self._settings.broker.is_amqp:
-            # What a worker that dies has not taken goes with its queue.
-            producer.channel.client.expire(queue, OWN_QUEUE_EXPIRES_S)
-
-    def _connected(self) -> Producer:
-        if self._producer is None:
-            self._connection = self._app.connection_for_write()
-            self._producer = self._app.amqp.Producer(self._connection)
-            if self._settings.broker.is_amqp:
-                self._confirms = _Confirms(self._producer.channel)
-        return self._producer
-
-    def _own(self, row: Any) -> str:
-        """The name of a worker's own queue. It may be gone: its hints are late then, not lost."""
-        return own_queue_name(row.lane, row.model, row.deployment, row.own_worker_id)
-
-    def _has_queue(self, name: str, row: Any) -> bool:
-        """Declare a lane's queue, once per connection; False if the broker refuses it.
-
-        On a channel of its own: RabbitMQ closes the one on which it refuses a declaration.
-        """
-        if name in self._known_queues:
-            return True
-        assert self._connection is not None
-        (queue,) = hint_queues(self._settings.broker, [Lane(row.lane)], row.model, row.deployment)
-        try:
-            with _declaring:
-                channel = self._connection.channel()
-                queue(channel).declare()
-                channel.close()
-        except self._connection.channel_errors as error:
-            log.error("relay.queue_refused", queue=name, error=f"{type(error).__name__}: {error}")
-            return False
-        self._known_queues.add(name)
-        return True
-
-
-def _lanes_queue(row: Any) -> str:
-    return queue_name(row.lane, row.model, row.deployment)
-
-
-class _Confirms:
-    """RabbitMQ's publisher confirms for many hints at once, instead of one round trip each.
-
-    https://www.rabbitmq.com/docs/confirms#publisher-confirms
-    """
-
-    def __init__(self, channel: Any) -> None:
-        self._connection = channel.connection
-        self._confirmed = 0
-        self._published = 0
-        self._out_of_order: set[int] = set()
-        channel.events["basic_ack"].add(self._on_ack)
-        channel.events["basic_nack"].add(self._on_nack)
-        channel.confirm_select()
-
-    def wait(self, published_count: int) -> None:
-        """Return when all that was published is confirmed; raises what py-amqp does."""
-        self._published += published_count
-        deadline = time.monotonic() + CONFIRM_TIMEOUT_S
-        while self._confirmed < self._published:
-            self._connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
-
-    def _on_ack(self, delivery_tag: int, multiple: bool) -> None:
-        if multiple:
-            self._confirmed = max(self._confirmed, delivery_tag)
-        else:
-            self._out_of_order.add(delivery_tag)
-        while self._confirmed + 1 in self._out_of_order:
-            self._confirmed += 1
-        self._out_of_order = {tag for tag in self._out_of_order if tag > self._confirmed}
-
-    def _on_nack(self, delivery_tag: int, multiple: bool) -> None:
-        raise MessageNacked
-
 
 class Relay:
     """One thread that takes what is due, and several that publish it."""
@@ -209,6 +44,7 @@ class Relay:
         self._settings = settings
         self._database = Database(settings.database)
         self._stopping = Stop()
+        self._lost_hints = LostHints(settings, self._database)
         count = settings.relay.publishers
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="publisher")
         self._free: SimpleQueue[Publisher] = SimpleQueue()
@@ -218,6 +54,7 @@ class Relay:
     def run(self) -> None:
         """Relay until `stop` is called from another thread or a signal handler."""
         log.info("relay.started", window=self._settings.relay.window)
+        self._lost_hints.start()
         while not self._stopping.is_set():
             try:
                 self._relay_while_connected()
@@ -225,6 +62,7 @@ class Relay:
                 log.warning("relay.disconnected", error=type(error).__name__)
                 self._stopping.wait(RECONNECT_S)
         self._pool.shutdown(wait=True)
+        self._lost_hints.close()
         while not self._free.empty():
             self._free.get().close()
         self._database.close()
@@ -282,18 +120,5 @@ class Relay:
         try:
             self._database.run(UNMARK, ([row.turn_id for row in rows],))
         except DatabaseUnavailable as error:
-            # They stay marked; the rescuer finds hints that nobody takes.
+            # They stay marked; the next look for lost hints misses them.
             log.warning("relay.stalled", error=error.message)
-
-
-def _publishing_app(settings: Settings) -> Celery:
-    """An app of its own: socket timeouts that publishing needs would break a consumer."""
-    app = Celery("turnmill-relay", set_as_current=False)
-    app.conf.update(celery_settings(settings.broker))
-    app.conf.task_queues = []
-    if settings.broker.is_amqp:
-        app.conf.broker_transport_options = {
-            "read_timeout": SOCKET_TIMEOUT_S,
-            "write_timeout": SOCKET_TIMEOUT_S,
-        }
-    return app

@@ -183,7 +183,8 @@ class WorkerSettings(Section):
     flush_s: float = Field(default=0.25, ge=0.01)
     #: How often lost turns and lost hints are looked for.
     rescue_every_s: float = Field(default=1.0, gt=0)
-    #: A hint that no free worker has taken after this time counts as lost.
+    #: Hints that no worker has claimed after this time are looked for by the relay, which compares
+    #: their number with the broker's queue; those that it misses are published again.
     hint_lost_after_s: float = Field(default=4.0, gt=0)
 
 

@@ -1,4 +1,4 @@
-"""The rescuer: turns of dead workers are due again, and so are turns whose hint was lost.
+"""The rescuer: turns of dead workers are due again. The relay looks for lost hints.
 
 Every worker process runs one; an advisory lock lets one sweep at a time. Each step of a sweep is a
 statement and a transaction, so a rescuer that is paused between two of them blocks nobody. A row
@@ -24,10 +24,6 @@ from turnmill.workers.liveness import ALIVE, GRACE_S
 from turnmill.workers.settle import Ending, end_turns
 
 log = structlog.get_logger()
-
-#: Lost hints published anew in one sweep, per free slot. A hint that only looked lost costs
-#: one message more; this keeps such messages few however long the queue is.
-REHINTS_PER_SLOT = 8
 
 #: Nothing is judged by a clock that has just stepped forward (`latest_s`): every lease looks
 #: expired until its worker has renewed it.
@@ -121,41 +117,6 @@ WITH {_GUARD}, {ALIVE}, lost AS (
 SELECT lost.*, pg_notify('{OUTBOX_CHANNEL}', '') FROM lost
 """
 
-#: With a slot free, whatever the broker holds is taken within milliseconds. Slots are counted
-#: for each worker and lane, so that a busy one hides no lost hint of another; those of a paused
-#: worker or a standby do not count: nobody takes anything there. A hint whose turn is not queued
-#: is nobody's: it would be published for ever, and take a place of the window.
-_REHINT = f"""
-WITH {_GUARD}, {ALIVE}, room AS (
-    SELECT a.model, lane, sum(greatest(a.slots - busy.slots, 0))::int AS slots
-    FROM alive a CROSS JOIN unnest(a.lanes) AS lane CROSS JOIN LATERAL (
-        SELECT count(*) AS slots FROM turns t WHERE t.state = 'running' AND t.worker_id = a.id
-          AND (t.lane = lane OR lane = '{Lane.QUARANTINE}')
-    ) AS busy
-    WHERE (SELECT is_mine FROM guard) AND a.is_consuming
-      AND a.seen_at > clock_timestamp() - make_interval(secs => {GRACE_S})
-    GROUP BY a.model, lane
-), stale AS (
-    SELECT o.turn_id FROM room CROSS JOIN LATERAL (
-        SELECT turn_id FROM outbox
-        WHERE model = room.model AND lane = room.lane
-          AND published_at < clock_timestamp() - make_interval(secs => %(lost_after_s)s)
-        ORDER BY published_at LIMIT room.slots * {REHINTS_PER_SLOT}
-        FOR UPDATE SKIP LOCKED
-    ) AS o
-), orphaned AS (
-    DELETE FROM outbox USING stale LEFT JOIN turns t ON t.id = stale.turn_id
-    WHERE outbox.turn_id = stale.turn_id AND t.state IS DISTINCT FROM 'queued'
-    RETURNING outbox.turn_id
-), rehinted AS (
-    UPDATE outbox SET published_at = NULL FROM stale
-    WHERE outbox.turn_id = stale.turn_id
-      AND stale.turn_id NOT IN (SELECT turn_id FROM orphaned)
-    RETURNING outbox.turn_id
-)
-SELECT turn_id, pg_notify('{OUTBOX_CHANNEL}', '') FROM rehinted
-"""
-
 #: Rows of workers long dead say nothing any more.
 _FORGET = f"""
 WITH {ALIVE}
@@ -165,7 +126,7 @@ AND w.id NOT IN (SELECT id FROM alive)
 
 
 def sweep(database: Database, settings: WorkerSettings, *, latest_s: float = float("inf")) -> int:
-    """Make lost turns, and turns with lost hints, due again; returns how many.
+    """Make lost turns due again; returns how many.
 
     `latest_s`: PostgreSQL's Unix time at the latest, unless its clock has stepped forward.
     Raises `DatabaseUnavailable`.
@@ -177,10 +138,9 @@ def sweep(database: Database, settings: WorkerSettings, *, latest_s: float = flo
     lost = _requeue_lost(database, clock | {"quarantine_after": settings.quarantine_after})
     spent = {row.id: row for row in lost if row.is_spent}
     isolated(lambda ids: _park(database, [spent[turn_id] for turn_id in ids]), list(spent))
-    rehinted = database.run(_REHINT, clock | {"lost_after_s": settings.hint_lost_after_s})
-    if lost or rehinted:
-        log.info("turns.rescued", lost_count=len(lost), rehinted_count=len(rehinted))
-    return len(lost) + len(rehinted)
+    if lost:
+        log.info("turns.rescued", lost_count=len(lost))
+    return len(lost)
 
 
 def _requeue_lost(database: Database, params: dict[str, Any]) -> list[Any]:

@@ -13,7 +13,7 @@ from kombu import Connection
 
 from turnmill.producer.accept import accept
 from turnmill.producer.outbox import TAKE
-from turnmill.producer.relay import Publisher
+from turnmill.producer.publisher import Publisher
 from turnmill.schemas.broker import hint_queues, own_queues
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.routes import own_queue_name, queue_name
@@ -65,7 +65,7 @@ def warmth(system: Any) -> list[bool | None]:
 
 def start_two(system: Any) -> dict[int, Any]:
     """A relay and two workers, by process id."""
-    system.start("relay", **PATIENT)
+    system.start("relay", **NEVER, **PATIENT)
     workers = [system.start_worker(**NEVER, **PATIENT) for _ in range(2)]
     return {worker.pid: worker for worker in workers}
 

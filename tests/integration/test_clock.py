@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from turnmill.infra.migrations import upgrade
 from turnmill.producer.accept import accept, accept_many
+from turnmill.producer.lost import LostHints
 from turnmill.producer.outbox import TAKE
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.outcomes import Snoozed
@@ -182,8 +183,11 @@ def test_a_hint_that_was_lost_before_a_step_back_is_published_again(system: Any)
     accepted = accept_many(system.database, [system.request(f"turn {n}") for n in range(5)])
     system.database.run("UPDATE outbox SET published_at = clock_timestamp()")
     step(system, -HOUR)
+    lost_hints = LostHints(system.settings, system.database)
     with InlineWorker(system.settings):
+        lost_hints.start()
         system.wait_until_settled(20)
+    lost_hints.close()
     system.assert_answered_once_and_in_order(accepted)
 
 

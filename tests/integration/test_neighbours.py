@@ -14,7 +14,7 @@ from turnmill.infra.migrations import upgrade
 from turnmill.producer import relay as relay_module
 from turnmill.producer.accept import accept_many
 from turnmill.producer.outbox import TAKE
-from turnmill.producer.relay import Publisher
+from turnmill.producer.publisher import Publisher
 from turnmill.producer.tenants import save_bot
 from turnmill.schemas.broker import old_queues
 from turnmill.schemas.routes import old_queue_name, queue_name
@@ -52,7 +52,7 @@ def test_turns_are_answered_by_their_own_model_however_alike_the_names(
     bots = {f"bot {n}": model for n, model in enumerate(models)}
     for bot, model in bots.items():
         save_bot(system.database, system.tenant_id, bot, model, "", GenerationParams())
-    system.start("relay")
+    system.start("relay", **ONCE)
     for model in models:
         system.start_worker(TURNMILL_ENGINE__SERVED_NAME=model, **ONCE)
     submit(system, *bots)
@@ -69,7 +69,7 @@ def test_two_deployments_on_one_broker_answer_their_own_turns(
     assert system.deployment != other.deployment
     model = system.settings.engine.model_name
     for each in (system, other):
-        each.start("relay")
+        each.start("relay", **ONCE)
         each.start_worker(**ONCE)
     for each in (system, other):
         submit(each, model)

@@ -19,7 +19,8 @@ from structlog.testing import capture_logs
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ, rabbitmq_program
 from turnmill.infra.migrations import upgrade
 from turnmill.producer.accept import accept, accept_many
-from turnmill.producer.relay import Publisher, Relay
+from turnmill.producer.publisher import Publisher
+from turnmill.producer.relay import Relay
 from turnmill.producer.tenants import ensure_defaults, save_bot
 from turnmill.schemas.broker import hint_queues
 from turnmill.schemas.database import Database

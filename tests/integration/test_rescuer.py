@@ -1,4 +1,4 @@
-"""The rescuer: turns of dead workers are due again, live ones are left alone, hints come back.
+"""The rescuer: turns of dead workers are due again, live ones are left alone.
 
 With a real Postgres and no broker. `sweep` is called by hand; a worker is its row and its
 advisory lock, so a test can let one die or pause without a process.
@@ -23,7 +23,7 @@ from turnmill.schemas.tables import LIVENESS_LOCK_CLASS, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import AcceptedTurn, Lane, Reply, Usage
 from turnmill.workers.lease import Claim, Leases
 from turnmill.workers.liveness import GRACE_S
-from turnmill.workers.rescuer import REHINTS_PER_SLOT, Rescuer, sweep
+from turnmill.workers.rescuer import Rescuer, sweep
 from turnmill.workers.settle import Settler
 from turnmill.workers.testing import InlineWorker
 
@@ -99,11 +99,6 @@ def read(system: Any, turn: AcceptedTurn) -> Any:
 def hints(system: Any) -> dict[UUID, str]:
     rows = system.database.run("SELECT turn_id, lane FROM outbox WHERE published_at IS NULL")
     return {row.turn_id: row.lane for row in rows}
-
-
-def publish_long_ago(system: Any) -> None:
-    """As if a relay had published every hint, and the broker had lost them all."""
-    system.database.run("UPDATE outbox SET published_at = clock_timestamp() - interval '1 minute'")
 
 
 def sweep_once(system: Any) -> int:
@@ -385,75 +380,3 @@ def test_an_innocent_turn_is_answered_in_quarantine(
     with InlineWorker(system.settings.model_copy(update={"worker": worker})):
         system.wait_until_settled(20)
     assert read(system, turn).reply.content == "only unlucky"
-
-
-# --- Lost hints
-
-
-def test_a_hint_that_no_free_worker_takes_is_published_again(
-    system: Any, new_worker: Callable[..., FakeWorker]
-) -> None:
-    turn = accept(system.database, system.request("hello"))
-    publish_long_ago(system)
-    assert sweep_once(system) == 0, "there is nobody who could have taken it"
-    new_worker()
-    assert sweep_once(system) == 1
-    assert list(hints(system)) == [turn.turn_id]
-
-
-def test_a_hint_that_is_on_its_way_is_left_alone(
-    system: Any, new_worker: Callable[..., FakeWorker]
-) -> None:
-    accept(system.database, system.request("hello"))
-    system.database.run("UPDATE outbox SET published_at = clock_timestamp()")
-    new_worker()
-    assert sweep_once(system) == 0
-
-
-def test_lost_hints_come_back_a_few_at_a_time_the_oldest_first(
-    system: Any, new_worker: Callable[..., FakeWorker]
-) -> None:
-    turns = accept_many(system.database, [system.request(f"turn {n}") for n in range(40)])
-    publish_long_ago(system)
-    system.database.run(
-        "UPDATE outbox SET published_at = published_at - interval '1 minute' WHERE turn_id = %s",
-        (turns[-1].turn_id,),
-    )
-    new_worker(slots=2)
-    assert sweep_once(system) == 2 * REHINTS_PER_SLOT
-    assert turns[-1].turn_id in hints(system)
-
-
-def test_hints_behind_busy_workers_are_not_lost_but_waiting(
-    system: Any, new_worker: Callable[..., FakeWorker]
-) -> None:
-    running, waiting = (accept(system.database, system.request(text)) for text in ("a", "b"))
-    new_worker(slots=1).claim(running)
-    publish_long_ago(system)
-    assert sweep_once(system) == 0
-    assert waiting.turn_id not in hints(system)
-
-
-def test_busy_workers_of_one_lane_do_not_hide_the_lost_hints_of_another(
-    system: Any, new_worker: Callable[..., FakeWorker]
-) -> None:
-    """A quarantine worker with its one slot, beside a busy one with many."""
-    busy = new_worker(Lane.BATCH, slots=8)
-    for turn in accept_many(
-        system.database, [system.request(f"{n}", lane=Lane.BATCH) for n in range(6)]
-    ):
-        busy.claim(turn)
-    new_worker(Lane.INTERACTIVE, slots=1)
-    lost = accept(system.database, system.request("lost", lane=Lane.INTERACTIVE))
-    publish_long_ago(system)
-    assert sweep_once(system) == 1
-    assert list(hints(system)) == [lost.turn_id]
-
-
-def test_hints_of_a_lane_that_nobody_serves_are_left_alone(
-    system: Any, new_worker: Callable[..., FakeWorker]
-) -> None:
-    accept(system.database, system.request("hello", lane=Lane.BATCH))
-    publish_long_ago(system)
-    new_worker(Lane.INTERACTIVE)
-    assert sweep_once(system) == 0
