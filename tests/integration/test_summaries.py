@@ -374,7 +374,8 @@ def two_attempts(
 def test_a_late_attempt_keeps_no_summary(system: Any, talk: Talk) -> None:
     talk.until_it_is_full()
     settings = system.settings.worker
-    other = Leases(system.database, settings, model="m", engine="echo")
+    model = system.settings.engine.model_name
+    other = Leases(system.database, settings, model=model, engine="echo")
 
     def take_over() -> None:
         system.database.run("UPDATE turns SET leased_until = now() WHERE state = 'running'")
