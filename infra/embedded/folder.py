@@ -1,8 +1,9 @@
 """The data folder: what a stack keeps there, who may read it, and one owner at a time.
 
 The folder's own files (secrets, ports, logs) belong to whoever runs the stack. Each server
-has a sub-folder of its own; for root these belong to `nobody`, because PostgreSQL refuses to
-run as root. Folders that exist already are never given other permissions.
+has a sub-folder of its own. PostgreSQL refuses to run as root; the servers of a stack that root
+starts therefore run under a user id that no account has, and own their sub-folders. The
+permissions of the data folder and of its parents are never changed.
 """
 
 import fcntl
@@ -17,14 +18,17 @@ from typing import Any
 
 from turnmill.schemas.errors import StackError
 
-NOBODY = 65534
+#: The user and group of root's servers. No distribution and no tool assigns ids from 60578 to
+#: 61183, so no other program runs as this user: https://systemd.io/UIDS-GIDS/
+SERVER_UID = 60_717
+NOBODY = 65_534
 SECRETS_FILE = "secrets.json"
 PORTS_FILE = "ports.json"
 
 
 def server_uid() -> int | None:
-    """The account that servers are given; none unless we are root."""
-    return NOBODY if os.geteuid() == 0 else None
+    """The user id that servers are given; none unless we are root."""
+    return SERVER_UID if os.geteuid() == 0 else None
 
 
 class FolderLock:
@@ -50,8 +54,8 @@ class DataFolder:
             closed = next(self._closed_to_servers(), None)
         if closed is not None:
             raise StackError(
-                f"The data folder {self.path} is out of reach for the account 'nobody', which runs "
-                f"PostgreSQL when root starts it: {closed} is closed to others. Choose another "
+                f"The data folder {self.path} is out of reach for the user id {SERVER_UID}, which "
+                f"runs the servers that root starts: {closed} is closed to others. Choose another "
                 f"folder with --data, or run: chmod o+x {closed}"
             )
 
@@ -87,13 +91,26 @@ class DataFolder:
         return False
 
     def server_folder(self, name: str) -> Path:
-        """A folder that only the servers' account enters."""
+        """A folder that only its server's user enters, once `give_to_server` was called."""
         path = self.path / name
         with self._explained():
             path.mkdir(mode=0o700, exist_ok=True)
-            if (uid := server_uid()) is not None:
-                os.chown(path, uid, uid)
         return path
+
+    def give_to_server(self, path: Path) -> None:
+        """Make a folder and all it holds the servers' own; not while a server uses it.
+
+        Folders of stacks that ran before, as `nobody` or as another user, change hands here.
+        """
+        uid = server_uid()
+        if uid is None or path.stat().st_uid == uid:
+            return
+        with self._explained():
+            for folder, _, files in os.walk(path, topdown=False):
+                for name in files:
+                    os.chown(Path(folder, name), uid, uid, follow_symlinks=False)
+                # Last, so that an interrupted change of hands is repeated.
+                os.chown(folder, uid, uid)
 
     def logs(self) -> Path:
         path = self.path / "logs"
@@ -114,12 +131,12 @@ class DataFolder:
         with self._updating(PORTS_FILE) as content:
             content[name] = port
 
-    def write_private(self, name: str, text: str, *, for_server: bool = False) -> Path:
-        """Write a file at once, readable by its owner only."""
+    def write_private(self, name: str, text: str, *, uid: int | None = None) -> Path:
+        """Write a file at once, readable by its owner only: this user, or ours."""
         path = self.path / name
         descriptor, draft = tempfile.mkstemp(dir=self.path, prefix=f".{name}.")
         try:
-            if for_server and (uid := server_uid()) is not None:
+            if uid is not None:
                 os.fchown(descriptor, uid, uid)
             with os.fdopen(descriptor, "w") as file:
                 file.write(text)

@@ -16,7 +16,7 @@ import psycopg
 
 from turnmill.infra.embedded.binaries import postgres_bin, program_version
 from turnmill.infra.embedded.child import Child
-from turnmill.infra.embedded.folder import SECRETS_FILE, server_uid
+from turnmill.infra.embedded.folder import NOBODY, SECRETS_FILE, server_uid
 from turnmill.infra.embedded.launch import launch_command
 from turnmill.infra.embedded.owner import ensure_role, hand_over
 from turnmill.infra.embedded.ports import LOOPBACK
@@ -140,18 +140,27 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def _initialise(self) -> None:
         await_predecessor(self.data / "postmaster.pid", self.data, "postgres")
-        if self.data.exists():
-            return
-        draft = self.data.with_name("data.new")
+        if not self.data.exists():
+            draft = self._new_draft()
+            self._create(draft)
+            self.folder.give_to_server(draft)
+            # Complete or absent: an interrupted initdb must not look like a database.
+            draft.rename(self.data)
+        self.folder.give_to_server(self.data.parent)
+
+    def _new_draft(self) -> Path:
+        """Return an empty folder for `initdb`, beside the server's own, which is closed to it."""
+        draft = self.folder.path / f"{self.name}.new"
         shutil.rmtree(draft, ignore_errors=True)
-        self._create(draft)
-        # Complete or absent: an interrupted initdb must not look like a database.
-        draft.rename(self.data)
+        draft.mkdir(mode=0o700)
+        if (uid := _creator_uid()) is not None:
+            os.chown(draft, uid, uid)
+        return draft
 
     def _create(self, target: Path) -> None:
         """Make a data folder that was not there."""
         password_file = self.folder.write_private(
-            "initdb.password", self.folder.secret(self.name), for_server=True
+            "initdb.password", self.folder.secret(self.name), uid=_creator_uid()
         )
         command = ["initdb", "-D", str(target), "-U", USER]
         command += ["-A", "scram-sha-256", "--pwfile", str(password_file), "-E", "UTF8"]
@@ -164,10 +173,10 @@ class EmbeddedPostgres(EmbeddedServer):
             password_file.unlink()
 
     def _run(self, command: list[str], **variables: str) -> None:
-        """Run one of PostgreSQL's programs as the servers' account. Raises `StackError`."""
+        """Run a program of PostgreSQL that fills a data folder. Raises `StackError`."""
         program, *words = command
         result = subprocess.run(
-            launch_command([str(self._bin / program), *words], uid=server_uid()),
+            launch_command([str(self._bin / program), *words], uid=_creator_uid()),
             env=_environment() | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -208,6 +217,14 @@ class EmbeddedPostgres(EmbeddedServer):
     def _url(self, database: str) -> str:
         password = self.folder.secret(self.name)
         return f"postgresql://{USER}:{password}@{LOOPBACK}:{self.port}/{database}"
+
+
+def _creator_uid() -> int | None:
+    """The user id that fills a new data folder, which changes hands afterwards.
+
+    `initdb` refuses an id that no account has, as the servers' own is.
+    """
+    return None if server_uid() is None else NOBODY
 
 
 def _environment() -> dict[str, str]:

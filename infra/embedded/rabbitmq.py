@@ -95,7 +95,7 @@ class EmbeddedRabbitMQ(EmbeddedServer):
         rabbitmq_program()
         for port in ("rabbitmq_management", "rabbitmq_distribution", "epmd"):
             self._claim_port(port)
-        self.folder.server_folder(self.name)
+        self.folder.give_to_server(self.folder.server_folder(self.name))
         text = _CONFIG.format(
             host=LOOPBACK,
             port=self.port,
@@ -103,9 +103,9 @@ class EmbeddedRabbitMQ(EmbeddedServer):
             user=USER,
             password=self.folder.secret(self.name),
         )
-        self.folder.write_private("rabbitmq.conf", text, for_server=True)
+        self.folder.write_private("rabbitmq.conf", text, uid=server_uid())
         plugins = "[rabbitmq_management].\n"
-        self.folder.write_private("rabbitmq.plugins", plugins, for_server=True)
+        self.folder.write_private("rabbitmq.plugins", plugins, uid=server_uid())
 
     def _environment(self) -> dict[str, str]:
         ports = {"dist": self._port_of("rabbitmq_distribution"), "epmd": self._port_of("epmd")}

@@ -53,7 +53,7 @@ class EmbeddedValkey(EmbeddedServer):
             title="Valkey",
             # The configuration holds the password, which a command line would show to everybody.
             command=[str(self._program), str(self._config_path)],
-            prepare=self._await_predecessor,
+            prepare=self._take_over,
             ready=lambda pid: self._answers(),
             ready_every_s=0.05,
             # A long append-only file takes its time to load.
@@ -79,10 +79,11 @@ class EmbeddedValkey(EmbeddedServer):
         self.folder.server_folder(self.name)
         password = self.folder.secret(self.name)
         text = _CONFIG.format(host=LOOPBACK, port=self.port, password=password, pid_file=_PID_FILE)
-        self.folder.write_private(_CONFIG_FILE, text, for_server=True)
+        self.folder.write_private(_CONFIG_FILE, text, uid=server_uid())
 
-    def _await_predecessor(self) -> None:
+    def _take_over(self) -> None:
         await_predecessor(self._data / _PID_FILE, self._data, self._program.name)
+        self.folder.give_to_server(self._data)
 
     def _answers(self) -> bool:
         client = redis.Redis.from_url(self.url, socket_timeout=1, socket_connect_timeout=1)

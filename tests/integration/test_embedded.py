@@ -1,6 +1,7 @@
 """The embedded servers keep their data, whatever is killed, and let nobody else in."""
 
 import os
+import pwd
 import shutil
 import signal
 import stat
@@ -17,7 +18,7 @@ import pytest
 import redis
 
 from turnmill.infra.embedded import binaries
-from turnmill.infra.embedded.folder import NOBODY, DataFolder
+from turnmill.infra.embedded.folder import NOBODY, SERVER_UID, DataFolder
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.schemas.errors import StackError
@@ -25,7 +26,7 @@ from turnmill.schemas.errors import StackError
 AS_NOBODY: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
 Eventually = Callable[..., None]
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root's servers run as nobody")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root's servers run as another user")
 
 #: Starts both servers, says so, and waits.
 OWNER = """
@@ -303,10 +304,29 @@ def owning_user(path: Path) -> int | None:
 
 
 @as_root
-def test_roots_servers_run_as_nobody(postgres: EmbeddedPostgres, valkey: EmbeddedValkey) -> None:
-    for pid in (postgres.pid, valkey.pid):
-        process = psutil.Process(pid)
-        assert process.uids().effective == process.gids().effective == NOBODY
+def test_roots_servers_run_as_a_user_that_is_nobody_else(
+    postgres: EmbeddedPostgres, valkey: EmbeddedValkey
+) -> None:
+    for server in (postgres, valkey):
+        process = psutil.Process(server.pid)
+        assert process.uids().effective == process.gids().effective == SERVER_UID
+        assert server.folder.path.joinpath(server.name).stat().st_uid == SERVER_UID
+    with pytest.raises(KeyError):
+        pwd.getpwuid(SERVER_UID)
+
+
+@as_root
+def test_folders_of_servers_that_ran_as_nobody_change_hands(server_folder: Path) -> None:
+    with EmbeddedPostgres(server_folder) as postgres, EmbeddedValkey(server_folder) as valkey:
+        with psycopg.connect(postgres.url) as link:
+            link.execute("CREATE TABLE kept AS SELECT 1 AS number")
+        with redis.Redis.from_url(valkey.url) as client:
+            client.rpush("queue", "hint")
+    for name in ("postgres", "valkey"):
+        for path in (server_folder / name, *(server_folder / name).rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
+    with EmbeddedPostgres(server_folder) as postgres, EmbeddedValkey(server_folder) as valkey:
+        assert (rows(postgres.url), queued(valkey.url)) == (1, 1)
 
 
 @as_root

@@ -81,7 +81,7 @@ class RabbitMQCluster(EmbeddedServer):
     def _prepare(self) -> None:
         rabbitmq_program()
         self._claim_port("epmd")
-        self.folder.server_folder(self.name)
+        self.folder.give_to_server(self.folder.server_folder(self.name))
         for number in _NUMBERS:
             for use in ("amqp", "management", "dist"):
                 self._claim_port(f"{use}-{number}")
@@ -94,9 +94,9 @@ class RabbitMQCluster(EmbeddedServer):
             )
             nodes = [f"cluster_formation.classic_config.nodes.{n} = {_node(n)}" for n in _NUMBERS]
             content = text + "\n".join(nodes) + "\n"
-            self.folder.write_private(f"node-{number}.conf", content, for_server=True)
+            self.folder.write_private(f"node-{number}.conf", content, uid=server_uid())
         plugins = "[rabbitmq_management].\n"
-        self.folder.write_private("rabbitmq.plugins", plugins, for_server=True)
+        self.folder.write_private("rabbitmq.plugins", plugins, uid=server_uid())
 
     def _node(self, number: int) -> Child:
         """All are started together; the last one waits until the cluster is whole."""

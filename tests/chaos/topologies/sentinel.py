@@ -98,7 +98,7 @@ class SentinelValkey(EmbeddedServer):
     def _prepare(self) -> None:
         """Both kinds of server rewrite their configuration, so it lies in their own folder."""
         self._program = valkey_server(self.folder.path / "bin")
-        self.folder.server_folder(self.name)
+        self.folder.give_to_server(self.folder.server_folder(self.name))
         for name in (*_REPLICAS, *_SENTINELS):
             self._claim_port(name)
         primary = self._port_of(_REPLICAS[0])
@@ -115,7 +115,7 @@ class SentinelValkey(EmbeddedServer):
         content = text.format(host=LOOPBACK, group=PRIMARY, name=name, **values)
         path = self._home / f"{name}.conf"
         if not path.exists():
-            self.folder.write_private(path.name, content, for_server=True).replace(path)
+            self.folder.write_private(path.name, content, uid=server_uid()).replace(path)
 
     def _replica(self, name: str) -> Child:
         return self._child(name, lambda pid: self._answers(name))
