@@ -23,6 +23,7 @@ from turnmill.schemas.errors import BrokerUnavailable, DatabaseUnavailable
 from turnmill.schemas.links import Stop
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.settings import Settings
+from turnmill.schemas.store.release import refuse_older_database
 from turnmill.schemas.turns import Lane
 
 log = structlog.get_logger()
@@ -52,15 +53,24 @@ class Relay:
             self._free.put(Publisher(settings))
 
     def run(self) -> None:
-        """Relay until `stop` is called from another thread or a signal handler."""
+        """Relay until `stop` is called from another thread or a signal handler.
+
+        Raises:
+            SettingsError: the database is older than this release needs.
+        """
         log.info("relay.started", window=self._settings.relay.window)
         self._lost_hints.start()
-        while not self._stopping.is_set():
-            try:
-                self._relay_while_connected()
-            except (DatabaseUnavailable, psycopg.Error) as error:
-                log.warning("relay.disconnected", error=type(error).__name__)
-                self._stopping.wait(RECONNECT_S)
+        try:
+            while not self._stopping.is_set():
+                try:
+                    self._relay_while_connected()
+                except (DatabaseUnavailable, psycopg.Error) as error:
+                    log.warning("relay.disconnected", error=type(error).__name__)
+                    self._stopping.wait(RECONNECT_S)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         self._pool.shutdown(wait=True)
         self._lost_hints.close()
         while not self._free.empty():
@@ -72,6 +82,7 @@ class Relay:
 
     def _relay_while_connected(self) -> None:
         with self._database.connect() as connection:
+            refuse_older_database(lambda query: connection.execute(query).fetchall())
             connection.execute(f"LISTEN {OUTBOX_CHANNEL}")
             while not self._stopping.is_set():
                 publisher = self._free.get()

@@ -254,6 +254,8 @@ worker_liveness = Table(
     _time("seen_at", default_now=True),
     #: Takes hints: neither standing by nor draining.
     Column("is_consuming", Boolean, nullable=False, server_default=text("true")),
+    #: The release that it runs. Workers from before this column leave it empty.
+    Column("version", Text),
     #: Why it takes no hints although it is meant to: its engine is away.
     Column("unavailable_because", Text),
     #: The lanes for which it has a queue of its own. Old workers, which do not know it, have none.

@@ -22,12 +22,13 @@ import structlog
 from pydantic import ValidationError
 
 from turnmill.schemas.database import Database
-from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.errors import DatabaseUnavailable, SettingsError
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.links import Link, Stop
 from turnmill.schemas.routes import ABORT_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.store.claim import CLAIM
+from turnmill.schemas.store.release import RELEASE, refuse_older_database
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import GenerationParams, Lane, Message
 from turnmill.workers.abort import Abort
@@ -56,8 +57,8 @@ RETURNING t.id
 _REGISTER = """
 INSERT INTO worker_liveness
     (id, host, pid, model, engine, lanes, slots, is_consuming, own_lanes,
-    unavailable_because)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+    unavailable_because, version)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp(), is_consuming = EXCLUDED.is_consuming,
     unavailable_because = EXCLUDED.unavailable_because
 RETURNING lock_key
@@ -211,13 +212,20 @@ class Leases:
         self._lock = threading.Lock()
         self._stopping = Stop()
         self._registered = threading.Event()
+        self._refusal: SettingsError | None = None
         self._reconnected_at = float("-inf")
         self._thread = threading.Thread(target=self._keep, name="leases", daemon=True)
 
     def start(self) -> None:
-        """Register this process as alive; returns once the others can see it."""
+        """Register this process as alive; returns once the others can see it.
+
+        Raises:
+            SettingsError: the database is older than this release needs.
+        """
         self._thread.start()
         self._registered.wait()
+        if self._refusal is not None:
+            raise self._refusal
 
     def close(self) -> None:
         self._stopping.set()
@@ -333,12 +341,17 @@ class Leases:
                     while not self._stopping.is_set():
                         self._beat(connection)
                     self._say_seen(connection)
+            except SettingsError as error:
+                self._refusal = error
+                self._registered.set()
+                return
             except (DatabaseUnavailable, psycopg.Error) as error:
                 self._reconnected_at = float("inf")
                 log.warning("leases.disconnected", error=type(error).__name__)
                 self._stopping.wait(TICK_S)
 
     def _register(self, connection: psycopg.Connection[Any]) -> None:
+        refuse_older_database(lambda query: connection.execute(query).fetchall())
         identity = (
             self.worker_id,
             socket.gethostname(),
@@ -350,6 +363,7 @@ class Leases:
             self.takes_hints,
             [lane.value for lane in self._own_lanes],
             self.unavailable_because,
+            RELEASE,
         )
         row = connection.execute(_REGISTER, identity).fetchone()
         assert row is not None

@@ -2,7 +2,6 @@
 
 import asyncio
 
-import psycopg
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
@@ -11,7 +10,8 @@ from turnmill.producer.api.auth import ObservingTenantOf
 from turnmill.producer.api.metrics import APIMetrics
 from turnmill.producer.api.services import ServicesOf
 from turnmill.schemas.database import Database
-from turnmill.schemas.errors import DatabaseUnavailable, TransientError
+from turnmill.schemas.errors import DatabaseUnavailable, SettingsError, TransientError
+from turnmill.schemas.store.release import refuse_older_database
 
 #: A database that takes longer to say one word is not there.
 READY_TIMEOUT_S = 5.0
@@ -55,8 +55,7 @@ async def get_metrics(
 
 def _look(database: Database) -> None:
     try:
-        database.run("SELECT 1 FROM turns LIMIT 1")
-    except psycopg.errors.UndefinedTable:
-        raise TransientError(
-            "The database has no tables yet. Create them: turnmill db upgrade"
-        ) from None
+        refuse_older_database(database.run)
+    except SettingsError as error:
+        # Until the migrations have run: no reason to end the process.
+        raise TransientError(error.message) from None

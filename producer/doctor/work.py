@@ -6,6 +6,7 @@ from turnmill.producer.affinity import WARMTH, ids_since
 from turnmill.producer.doctor.database import Patient
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
 from turnmill.schemas.clock import within
+from turnmill.schemas.store.release import RELEASE
 from turnmill.schemas.tables import PRUNER_LOCK_KEY, PRUNER_NAME, RESCUER_LOCK_KEY
 
 #: A relay publishes within a second; so much more is not slowness.
@@ -45,6 +46,13 @@ SELECT model, count(*) AS workers, max(unavailable_because) AS reason FROM worke
 WHERE unavailable_because IS NOT NULL
   AND seen_at > clock_timestamp() - make_interval(secs => %(lease_s)s)
 GROUP BY model ORDER BY model
+"""
+
+#: A worker from before it said so has no version.
+_VERSIONS = """
+SELECT coalesce(version, 'an older release') AS version, count(*) AS workers FROM worker_liveness
+WHERE seen_at > clock_timestamp() - make_interval(secs => %(lease_s)s)
+GROUP BY 1 ORDER BY 1
 """
 
 #: A full window keeps rows back on purpose.
@@ -112,6 +120,16 @@ def _engines(patient: Patient) -> Iterator[Finding]:
         )
 
 
+def _releases(patient: Patient) -> Iterator[Finding]:
+    rows = patient.database.run(_VERSIONS, {"lease_s": patient.settings.worker.lease_s})
+    if any(row.version != RELEASE for row in rows):
+        running = ", ".join(f"{row.workers} of {row.version}" for row in rows)
+        yield note(
+            f"workers of other releases run ({running}); this is {RELEASE}",
+            "end the upgrade: restart what still runs the older release",
+        )
+
+
 def _relay(patient: Patient) -> Iterator[Finding]:
     params = {"age_s": UNPUBLISHED_S, "window": patient.settings.relay.window}
     for row in patient.database.run(_UNPUBLISHED, params):
@@ -168,6 +186,7 @@ CHECKS: dict[str, Check[Patient]] = {
     "relay": _relay,
     "workers": _workers,
     "engines": _engines,
+    "releases": _releases,
     "locks": _locks,
     "oldest turn": _oldest,
     "affinity": _affinity,

@@ -1,0 +1,41 @@
+"""Which release runs, and whether the database is as new as it needs."""
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+
+from turnmill.schemas.errors import SettingsError
+
+log = structlog.get_logger()
+
+RELEASE = version("turnmill")
+
+#: The revision of the schema that this release's statements need. Revisions are ordered numbers.
+NEEDED_REVISION = "0012"
+
+
+def refuse_older_database(query: Callable[[str], Sequence[Any]]) -> None:
+    """Raise `SettingsError` if a migration that this release needs has not run yet.
+
+    `query` runs a statement on the database and returns its rows. Expand/contract migrations keep
+    the previous release working, so a newer database is only logged.
+    """
+    revision = _revision(query)
+    if revision is None:
+        raise SettingsError("The database has no tables yet. Create them: turnmill db upgrade")
+    if revision < NEEDED_REVISION:
+        raise SettingsError(
+            f"The database is at revision {revision}, but this release ({RELEASE}) needs "
+            f"{NEEDED_REVISION}. Run 'turnmill db upgrade' of this release first."
+        )
+    if revision > NEEDED_REVISION:
+        log.warning("database.newer", revision=revision, known=NEEDED_REVISION, release=RELEASE)
+
+
+def _revision(query: Callable[[str], Sequence[Any]]) -> str | None:
+    if not query("SELECT to_regclass('alembic_version') IS NOT NULL AS is_there")[0].is_there:
+        return None
+    rows = query("SELECT version_num FROM alembic_version")
+    return rows[0].version_num if rows else None

@@ -1,0 +1,74 @@
+"""Processes of several releases: what each says to a database older or newer than itself."""
+
+import pytest
+
+from turnmill.infra.migrations import head_revision, upgrade
+from turnmill.producer.doctor import Finding, Level, diagnose
+from turnmill.producer.relay import Relay
+from turnmill.schemas.database import Database
+from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.ids import new_id
+from turnmill.schemas.settings import DatabaseSettings, Settings, load_settings
+from turnmill.schemas.store.release import NEEDED_REVISION, RELEASE, refuse_older_database
+from turnmill.workers.lease import Leases
+
+
+@pytest.fixture(params=["no tables", "previous release"])
+def old_settings(
+    request: pytest.FixtureRequest, empty_database_url: str, valkey_url: str
+) -> Settings:
+    if request.param == "previous release":
+        upgrade(empty_database_url, f"{int(NEEDED_REVISION) - 1:04}")
+    return load_settings(database={"url": empty_database_url}, broker={"url": valkey_url})
+
+
+def test_the_needed_revision_is_the_newest() -> None:
+    assert head_revision() == NEEDED_REVISION
+
+
+def test_a_worker_and_a_relay_refuse_an_older_database_and_say_what_to_do(
+    old_settings: Settings,
+) -> None:
+    database = Database(old_settings.database)
+    leases = Leases(database, old_settings.worker, model="m", engine="echo")
+    with pytest.raises(SettingsError, match="turnmill db upgrade"):
+        leases.start()
+    leases.close()
+    database.close()
+    with pytest.raises(SettingsError, match="turnmill db upgrade"):
+        Relay(old_settings).run()
+
+
+def test_a_newer_database_is_no_obstacle(database_url: str) -> None:
+    database = Database(DatabaseSettings(url=database_url))
+    database.run("UPDATE alembic_version SET version_num = '9999'")
+    refuse_older_database(database.run)
+    database.close()
+
+
+def test_a_worker_says_its_release_and_the_doctor_notes_others(
+    database_url: str, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNMILL_DATABASE__URL", database_url)
+    monkeypatch.setenv("TURNMILL_BROKER__URL", valkey_url)
+    settings = load_settings()
+    database = Database(settings.database)
+    leases = Leases(database, settings.worker, model="m", engine="echo")
+    leases.start()
+    try:
+        assert database.run("SELECT version FROM worker_liveness")[0].version == RELEASE
+        assert not releases()
+        database.run(
+            "INSERT INTO worker_liveness (id, host, pid, model, engine, lanes, slots, version) "
+            "VALUES (%s, 'here', 1, 'm', 'echo', '{batch}', 1, '9.0.0')",
+            (new_id(),),
+        )
+        (finding,) = releases()
+        assert finding.level is Level.NOTE and "1 of 9.0.0" in finding.detail
+    finally:
+        leases.close()
+        database.close()
+
+
+def releases() -> list[Finding]:
+    return [finding for finding in diagnose() if finding.what == "releases"]
