@@ -84,11 +84,17 @@ def system(
     singles: Annotated[int, typer.Option(min=20, help="Turns asked one at a time.")] = 300,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     concurrency: Annotated[int, typer.Option(min=1, help="Threads of the worker.")] = 32,
+    saturated_s: Annotated[
+        float,
+        typer.Option(
+            "--saturated-s", min=0, help="Seconds for which a lane is kept full; 0: none."
+        ),
+    ] = 60.0,
 ) -> None:
     """Measure what the system costs, with an engine that costs nothing.
 
-    Turns/s over a bare Celery's
-    no-op tasks/s on the same broker, and the time from accepting a turn to its reply.
+    Turns/s over a bare Celery's no-op tasks/s on the same broker, the time from accepting a turn
+    to its reply, and how many hints the broker holds while a lane is full.
 
     Example: turnmill bench system --broker rabbitmq --rounds 1
     """
@@ -99,7 +105,7 @@ def system(
         from turnmill.benchmarks.system import Load, run_system
     except ModuleNotFoundError as error:
         raise _missing(error) from None
-    run_system(brokers, Load(turns, singles, rounds, concurrency))
+    run_system(brokers, Load(turns, singles, rounds, concurrency, saturated_s))
 
 
 def _check_broker(name: str, *others: str) -> None:

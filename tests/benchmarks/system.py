@@ -3,12 +3,14 @@
 Throughput: turns through the whole system (accept, relay, broker, worker, settle) over
 no-op tasks through bare Celery on the same broker, both published and consumed in the run.
 Latency: one turn at a time through the whole system, less the same turn asked of the engine
-directly.
+directly. Saturated lane: a backlog that never ends and turns that take their time; its rate over
+what the worker's slots allow, and the hints in the broker beside the relay's window.
 """
 
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -21,9 +23,11 @@ from turnmill.benchmarks.noop import LAST, create_app
 from turnmill.benchmarks.servers import process, servers, turnmill, wait_for
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.follow import Follower
+from turnmill.producer.publisher import Publisher
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.schemas.database import Database
 from turnmill.schemas.settings import EngineSettings, Settings
+from turnmill.schemas.store.deployment import read_deployment
 from turnmill.schemas.turns import DEFAULT_PARAMS, Lane, Message, Role, TurnRequest
 from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Prompt
@@ -34,6 +38,10 @@ console = Console(width=110)
 TEXT = "The parcel has not arrived yet."
 ACCEPT_SIZE = 250
 
+#: How long a turn of the saturated lane takes. A full window then waits longer than
+#: `TURNMILL_WORKER__HINT_LOST_AFTER_S`.
+WAIT_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -43,6 +51,8 @@ class Load:
     rounds: int
     #: Threads of the worker.
     concurrency: int
+    #: How long a lane is kept full, seconds; 0: not at all.
+    saturated_s: float
 
 
 def run_system(brokers: Sequence[str], load: Load) -> None:
@@ -52,6 +62,8 @@ def run_system(brokers: Sequence[str], load: Load) -> None:
             for _ in range(load.rounds):
                 _throughput(table, broker, settings, load.turns)
             _latency(table, broker, settings, load.singles)
+            if load.saturated_s:
+                _saturated(table, broker, settings, load.saturated_s)
     console.print(f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB")
     console.print(table)
 
@@ -74,6 +86,45 @@ def _latency(table: Table, broker: str, settings: Settings, count: int) -> None:
             broker, f"latency {name}", f"{ours * 1e3:.1f} ms",
             f"{direct * 1e3:.2f} ms engine alone", f"+{(ours - direct) * 1e3:.1f} ms",
         )  # fmt: skip
+
+
+def _saturated(table: Table, broker: str, settings: Settings, duration_s: float) -> None:
+    allowed = settings.worker.concurrency / WAIT_S
+    rate, depth = _saturated_lane(settings, duration_s, round(allowed * duration_s * 1.5))
+    most = settings.relay.window + settings.worker.concurrency
+    table.add_row(
+        broker, f"saturated for {duration_s:g} s", f"{rate:,.0f} turns/s",
+        f"{allowed:,.0f} turns/s its slots allow", f"{rate / allowed:.2f}",
+    )  # fmt: skip
+    table.add_row(
+        broker, "hints in its queue, at most", f"{depth:,}",
+        f"{most:,}, window and prefetched", f"{depth / most:.2f}",
+    )  # fmt: skip
+
+
+def _saturated_lane(settings: Settings, duration_s: float, count: int) -> tuple[float, int]:
+    """Turns/s while the lane is full, and the most messages that its queue held."""
+    database = Database(settings.database)
+    tenant_id = ensure_defaults(database, settings)
+    publisher, deployment = Publisher(settings), read_deployment(database).id
+    depths = []
+    text = f"[[wait={WAIT_S}]] {TEXT}"
+    with (
+        closing(database),
+        closing(publisher),
+        turnmill(settings, "relay", ready="relay.started"),
+        turnmill(settings, "worker", ready="worker.consuming"),
+    ):
+        for start in range(0, count, ACCEPT_SIZE):
+            size = min(ACCEPT_SIZE, count - start)
+            requests = [_request(settings, tenant_id, Lane.BATCH, text) for _ in range(size)]
+            accept_many(database, requests)
+        before, started_at = _open_count(database), time.perf_counter()
+        while time.perf_counter() - started_at < duration_s:
+            depths.append(publisher.depth(Lane.BATCH, settings.engine.model_name, deployment))
+            time.sleep(0.1)
+        elapsed_s = time.perf_counter() - started_at
+        return (before - _open_count(database)) / elapsed_s, max(depths)
 
 
 def _noop_rate(settings: Settings, count: int) -> float:
@@ -151,10 +202,10 @@ def _engine_latencies(count: int) -> list[float]:
     return latencies
 
 
-def _request(settings: Settings, tenant_id: UUID, lane: Lane) -> TurnRequest:
+def _request(settings: Settings, tenant_id: UUID, lane: Lane, text: str = TEXT) -> TurnRequest:
     return TurnRequest(
         tenant_id=tenant_id,
         bot=settings.engine.model_name,
-        messages=(Message(role=Role.USER, content=TEXT),),
+        messages=(Message(role=Role.USER, content=text),),
         lane=lane,
     )
