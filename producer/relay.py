@@ -19,11 +19,11 @@ from turnmill.producer.lost import LostHints
 from turnmill.producer.outbox import NEXT, TAKE, UNMARK
 from turnmill.producer.publisher import Publisher
 from turnmill.schemas.database import Database
-from turnmill.schemas.errors import BrokerUnavailable, DatabaseUnavailable
+from turnmill.schemas.errors import BrokerUnavailable, DatabaseOutdated, DatabaseUnavailable
 from turnmill.schemas.links import Stop
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.settings import Settings
-from turnmill.schemas.store.release import refuse_older_database
+from turnmill.schemas.store.release import UPGRADE_POLL_S, refuse_older_database
 from turnmill.schemas.turns import Lane
 
 log = structlog.get_logger()
@@ -53,24 +53,18 @@ class Relay:
             self._free.put(Publisher(settings))
 
     def run(self) -> None:
-        """Relay until `stop` is called from another thread or a signal handler.
-
-        Raises:
-            SettingsError: the database is older than this release needs.
-        """
+        """Relay until `stop` is called from another thread or a signal handler."""
         log.info("relay.started", window=self._settings.relay.window)
         self._lost_hints.start()
-        try:
-            while not self._stopping.is_set():
-                try:
-                    self._relay_while_connected()
-                except (DatabaseUnavailable, psycopg.Error) as error:
-                    log.warning("relay.disconnected", error=type(error).__name__)
-                    self._stopping.wait(RECONNECT_S)
-        finally:
-            self._close()
-
-    def _close(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._relay_while_connected()
+            except DatabaseOutdated as error:
+                log.error("database.outdated", reason=error.message)
+                self._stopping.wait(UPGRADE_POLL_S)
+            except (DatabaseUnavailable, psycopg.Error) as error:
+                log.warning("relay.disconnected", error=type(error).__name__)
+                self._stopping.wait(RECONNECT_S)
         self._pool.shutdown(wait=True)
         self._lost_hints.close()
         while not self._free.empty():

@@ -3,6 +3,7 @@
     TurnmillError
     ├── TransientError              the same call may succeed later
     │   ├── DatabaseUnavailable
+    │   │   └── DatabaseOutdated    migrations that this release needs have not run yet
     │   ├── BrokerUnavailable
     │   ├── EngineUnavailable
     │   │   ├── EngineAway          it takes no turns now; says nothing about the turn
@@ -64,6 +65,10 @@ class DatabaseUnavailable(TransientError):
 
     code = "database_unavailable"
     is_public = False
+
+
+class DatabaseOutdated(DatabaseUnavailable):
+    """The database is older than this release needs."""
 
 
 class BrokerUnavailable(TransientError):

@@ -7,9 +7,6 @@ The sentences never repeat a URL: it may hold a password. Each check returns its
 import re
 from urllib.parse import urlsplit
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
-
 #: What kombu calls the transports that hints are published with.
 AMQP = frozenset(("amqp", "amqps", "pyamqp"))
 REDIS = frozenset(("redis", "rediss", "redis+socket"))
@@ -42,6 +39,10 @@ def check_database_url(url: str) -> str:
     if not separator or scheme not in ("postgresql", "postgres"):
         raise ValueError(f"must start with postgresql://, as in {_DATABASE_FORM}")
     _refuse_odd_hosts(re.split("[/?]", rest)[0].rpartition("@")[2])
+    # Settings are read where no database is, too: engines are measured on machines without it.
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
     try:
         conninfo_to_dict(url)
     except (psycopg.Error, UnicodeError) as error:

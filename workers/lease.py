@@ -22,13 +22,13 @@ import structlog
 from pydantic import ValidationError
 
 from turnmill.schemas.database import Database
-from turnmill.schemas.errors import DatabaseUnavailable, SettingsError
+from turnmill.schemas.errors import DatabaseOutdated, DatabaseUnavailable
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.links import Link, Stop
 from turnmill.schemas.routes import ABORT_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.store.claim import CLAIM
-from turnmill.schemas.store.release import RELEASE, refuse_older_database
+from turnmill.schemas.store.release import RELEASE, UPGRADE_POLL_S, refuse_older_database
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import GenerationParams, Lane, Message
 from turnmill.workers.abort import Abort
@@ -212,20 +212,16 @@ class Leases:
         self._lock = threading.Lock()
         self._stopping = Stop()
         self._registered = threading.Event()
-        self._refusal: SettingsError | None = None
         self._reconnected_at = float("-inf")
         self._thread = threading.Thread(target=self._keep, name="leases", daemon=True)
 
     def start(self) -> None:
         """Register this process as alive; returns once the others can see it.
 
-        Raises:
-            SettingsError: the database is older than this release needs.
+        Waits for a database that is away, or older than this release needs.
         """
         self._thread.start()
         self._registered.wait()
-        if self._refusal is not None:
-            raise self._refusal
 
     def close(self) -> None:
         self._stopping.set()
@@ -341,10 +337,9 @@ class Leases:
                     while not self._stopping.is_set():
                         self._beat(connection)
                     self._say_seen(connection)
-            except SettingsError as error:
-                self._refusal = error
-                self._registered.set()
-                return
+            except DatabaseOutdated as error:
+                log.error("database.outdated", reason=error.message)
+                self._stopping.wait(UPGRADE_POLL_S)
             except (DatabaseUnavailable, psycopg.Error) as error:
                 self._reconnected_at = float("inf")
                 log.warning("leases.disconnected", error=type(error).__name__)

@@ -10,7 +10,7 @@ from turnmill.producer.api.auth import ObservingTenantOf
 from turnmill.producer.api.metrics import APIMetrics
 from turnmill.producer.api.services import ServicesOf
 from turnmill.schemas.database import Database
-from turnmill.schemas.errors import DatabaseUnavailable, SettingsError, TransientError
+from turnmill.schemas.errors import DatabaseOutdated, DatabaseUnavailable, TransientError
 from turnmill.schemas.store.release import refuse_older_database
 
 #: A database that takes longer to say one word is not there.
@@ -56,6 +56,6 @@ async def get_metrics(
 def _look(database: Database) -> None:
     try:
         refuse_older_database(database.run)
-    except SettingsError as error:
-        # Until the migrations have run: no reason to end the process.
+    except DatabaseOutdated as error:
+        # Not what callers read of a database that is away: this says what to do.
         raise TransientError(error.message) from None

@@ -6,27 +6,30 @@ from typing import Any
 
 import structlog
 
-from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.errors import DatabaseOutdated
 
 log = structlog.get_logger()
 
 RELEASE = version("turnmill")
+
+#: Pause before a process that waits for a migration looks again, seconds.
+UPGRADE_POLL_S = 1.0
 
 #: The revision of the schema that this release's statements need. Revisions are ordered numbers.
 NEEDED_REVISION = "0012"
 
 
 def refuse_older_database(query: Callable[[str], Sequence[Any]]) -> None:
-    """Raise `SettingsError` if a migration that this release needs has not run yet.
+    """Raise `DatabaseOutdated` if a migration that this release needs has not run yet.
 
     `query` runs a statement on the database and returns its rows. Expand/contract migrations keep
     the previous release working, so a newer database is only logged.
     """
     revision = _revision(query)
     if revision is None:
-        raise SettingsError("The database has no tables yet. Create them: turnmill db upgrade")
+        raise DatabaseOutdated("The database has no tables yet. Create them: turnmill db upgrade")
     if revision < NEEDED_REVISION:
-        raise SettingsError(
+        raise DatabaseOutdated(
             f"The database is at revision {revision}, but this release ({RELEASE}) needs "
             f"{NEEDED_REVISION}. Run 'turnmill db upgrade' of this release first."
         )

@@ -17,6 +17,7 @@ from kombu import Connection, Queue
 from tests.conftest import require_rabbitmq
 from turnmill.chaos.faults import memory_alarm
 from turnmill.chaos.topologies.rabbitmq_cluster import RabbitMQCluster
+from turnmill.infra.embedded.folder import server_uid
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ
 from turnmill.infra.embedded.valkey import EmbeddedValkey
@@ -384,7 +385,7 @@ class ClusterValkey(EmbeddedValkey):
         super()._prepare()
         text = self._config_path.read_text()
         text += f"cluster-enabled yes\ncluster-port {self.port + 1}\n"
-        self.folder.write_private(self._config_path.name, text, for_server=True)
+        self.folder.write_private(self._config_path.name, text, uid=server_uid())
 
 
 def test_a_redis_cluster_is_refused(

@@ -11,7 +11,7 @@ import pytest
 from kombu import Connection, Queue
 
 from turnmill.infra.migrations import upgrade
-from turnmill.producer import relay as relay_module
+from turnmill.producer import publisher as publisher_module
 from turnmill.producer.accept import accept_many
 from turnmill.producer.outbox import TAKE
 from turnmill.producer.publisher import Publisher
@@ -107,10 +107,10 @@ def test_worker_answers_turns_whose_hints_a_relay_of_the_previous_release_publis
     worker = system.start_worker(**ONCE)
     submit(system, model)
     monkeypatch.setattr(
-        relay_module, "queue_name", lambda lane, model, _: old_queue_name(lane, model)
+        publisher_module, "queue_name", lambda lane, model, _: old_queue_name(lane, model)
     )
     monkeypatch.setattr(
-        relay_module,
+        publisher_module,
         "hint_queues",
         lambda broker, lanes, model, _: old_queues(broker, lanes, model),
     )

@@ -256,7 +256,7 @@ def test_a_relay_that_starts_before_the_tables_exist_works_once_they_do(
     database = Database(settings.database)
     with capture_logs() as lines:
         start_relay(settings)
-        eventually(lambda: "relay.disconnected" in str(lines))
+        eventually(lambda: "turnmill db upgrade" in str(lines))
     upgrade(empty_database_url)
     tenant_id = ensure_defaults(database, settings)
     accept(

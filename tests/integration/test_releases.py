@@ -1,12 +1,15 @@
 """Processes of several releases: what each says to a database older or newer than itself."""
 
+import threading
+from collections.abc import Callable
+
 import pytest
+from structlog.testing import capture_logs
 
 from turnmill.infra.migrations import head_revision, upgrade
 from turnmill.producer.doctor import Finding, Level, diagnose
 from turnmill.producer.relay import Relay
 from turnmill.schemas.database import Database
-from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import DatabaseSettings, Settings, load_settings
 from turnmill.schemas.store.release import NEEDED_REVISION, RELEASE, refuse_older_database
@@ -26,17 +29,26 @@ def test_the_needed_revision_is_the_newest() -> None:
     assert head_revision() == NEEDED_REVISION
 
 
-def test_a_worker_and_a_relay_refuse_an_older_database_and_say_what_to_do(
-    old_settings: Settings,
+def test_a_worker_and_a_relay_wait_for_the_migrations_and_say_so(
+    old_settings: Settings, eventually: Callable[..., None]
 ) -> None:
     database = Database(old_settings.database)
     leases = Leases(database, old_settings.worker, model="m", engine="echo")
-    with pytest.raises(SettingsError, match="turnmill db upgrade"):
-        leases.start()
+    relay = Relay(old_settings)
+    threads = [threading.Thread(target=run) for run in (leases.start, relay.run)]
+    with capture_logs() as logs:
+        for thread in threads:
+            thread.start()
+        eventually(lambda: str(logs).count("turnmill db upgrade") >= 2)
+        assert threads[0].is_alive()
+        upgrade(old_settings.database.url)
+        threads[0].join(timeout=20)
+    assert database.run("SELECT version FROM worker_liveness")[0].version == RELEASE
     leases.close()
+    relay.stop()
+    threads[1].join(timeout=20)
     database.close()
-    with pytest.raises(SettingsError, match="turnmill db upgrade"):
-        Relay(old_settings).run()
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_a_newer_database_is_no_obstacle(database_url: str) -> None:
