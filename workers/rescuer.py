@@ -1,4 +1,4 @@
-"""The rescuer: turns of dead workers are due again. The relay looks for lost hints.
+"""The rescuer: requeue the turns of dead workers. The relay looks for lost hints.
 
 Every worker process runs one; an advisory lock lets one sweep at a time. Each step of a sweep is a
 statement and a transaction, so a rescuer that is paused between two of them blocks nobody. A row

@@ -6,7 +6,6 @@ that takes over with another clock looks the same.
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -93,6 +92,10 @@ def test_turns_that_were_queued_before_a_step_are_answered_at_once(
     assert system.count("attempt > 1") == 0
 
 
+def seen_at(system: Any) -> Any:
+    return system.database.run("SELECT seen_at FROM worker_liveness")[0].seen_at
+
+
 @both_ways
 def test_running_turns_survive_a_step_and_it_is_logged(
     system: Any, step_s: float, eventually: Eventually
@@ -102,7 +105,9 @@ def test_running_turns_survive_a_step_and_it_is_logged(
     )
     with capture_logs() as logs, InlineWorker(system.settings):
         eventually(lambda: system.count("state = 'running'") == 4)
-        time.sleep(0.6)  # the worker has read the clock
+        for _ in range(2):  # the worker has read the clock
+            before = seen_at(system)
+            eventually(lambda before=before: seen_at(system) > before)  # type: ignore[misc]
         step(system, step_s)
         system.wait_until_settled(20)
     assert [read(system, turn).state for turn in turns] == ["completed"] * 4
