@@ -23,11 +23,11 @@ VLLM := .venv-vllm
 TENSORFLOW := .venv-tensorflow
 TRITON := .venv-triton
 # All but vllm, whose own versions do not go with the others'.
-EXTRAS := embedded openvino transformers remote triton parquet chaos bench dev
+EXTRAS := embedded openvino transformers compression remote triton parquet chaos bench dev
 PIP := $(BIN)/pip --disable-pip-version-check
 STAMPS := .stamps
-CODE := producer schemas workers infra tests
-PACKAGES := turnmill.benchmarks turnmill.chaos turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
+CODE := compression producer schemas workers infra tests
+PACKAGES := turnmill.benchmarks turnmill.chaos turnmill.compression turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test test-vllm test-tfserving test-triton test-storm chaos check format bench bench-engine bench-gpu lock build servers clean
@@ -123,7 +123,7 @@ $(STAMPS)/app: $(BIN)/python pyproject.toml constraints.txt
 $(STAMPS)/dev: $(STAMPS)/app
 	@echo "Installing what the tests need, $(TORCH) among it (once)"
 	@$(PIP) install -q -c constraints.txt '$(TORCH)'
-	@$(PIP) install -q -c constraints.txt -e '.[embedded,openvino,parquet,transformers,triton,dev]'
+	@$(PIP) install -q -c constraints.txt -e '.[embedded,openvino,parquet,transformers,compression,triton,dev]'
 	@mkdir -p $(STAMPS) && touch $@
 
 # torchvision and its like from PyPI are not built for a CPU torch, and keep vLLM from starting.

@@ -24,7 +24,7 @@ import psycopg
 import pytest
 import redis
 
-from tests import selection
+from tests import compression_models, selection
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ, rabbitmq_program
 from turnmill.infra.embedded.server import EmbeddedServer
@@ -50,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     that a test interrupts. And xdist tells its processes of a terminal 80 columns wide.
     """
     config.pluginmanager.register(selection)
+    config.pluginmanager.register(compression_models)
     if selection.IS_XDIST_WORKER:
         os.environ.pop("COLUMNS", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

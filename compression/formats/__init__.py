@@ -1,0 +1,1 @@
+"""File formats that the engines and the exports share. Needs no torch."""

@@ -1,0 +1,117 @@
+"""What every step of a recipe is given, what it answers, and the registry of steps.
+
+Nothing here imports torch: reading a recipe takes milliseconds. Modules of steps are imported when
+a pipeline runs them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from turnmill.schemas.errors import InvalidInput, SettingsError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from turnmill.compression.texts import Texts
+
+#: How the linear layers of a model are saved. `bnb-…` are the formats of bitsandbytes, the other
+#: quantized ones those of compressed-tensors.
+WeightFormat = Literal["dense", "int8", "int4", "w8a8", "bnb-int8", "bnb-nf4"]
+
+#: One line a step: its name in recipes, and "module:class" of a `Step`.
+STEPS: dict[str, str] = {
+    "finetune": "turnmill.compression.distill.finetune:Finetune",
+    "distill": "turnmill.compression.distill.step:Distill",
+    "prune": "turnmill.compression.prune.step:Prune",
+    "drop-layers": "turnmill.compression.prune.step:DropLayers",
+    "quantize": "turnmill.compression.quantize.step:Quantize",
+    "qat": "turnmill.compression.quantize.step:Qat",
+    "export": "turnmill.compression.export.step:Export",
+}
+
+
+@dataclass
+class State:
+    """What a step works on. Steps change it in place."""
+
+    #: In float32 or bfloat16 on the CPU. A step may replace it.
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    texts: "Texts"
+    #: Load the base model anew.
+    teacher: "Callable[[], PreTrainedModel]"
+    #: The step's scratch folder: checkpoints, cached logits. It survives a kill.
+    folder: Path
+    seed: int
+    #: By name of the linear layer, the `PackedWeight` (integers and scales) that its weight was
+    #: rounded to. The model holds the same numbers dequantized. Steps that change weights clear it.
+    packed: dict[str, Any] = field(default_factory=dict)
+    format: WeightFormat = "dense"
+
+
+class Options(BaseModel):
+    """The base class of all steps' options: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Progress(Protocol):
+    def start(self, total: float, label: str) -> None:
+        """Begin a stage of `total` units of work, in place of the stage before."""
+
+    def advance(self, done: float = 1) -> None:
+        """Report that `done` more units are finished."""
+
+    def note(self, text: str) -> None:
+        """Show one line that stays."""
+
+
+class Silent:
+    """A `Progress` that shows nothing."""
+
+    def start(self, total: float, label: str) -> None:
+        pass
+
+    def advance(self, done: float = 1) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+class Step(Protocol):
+    """One step of a recipe.
+
+    A step must give the same result for the same state and seed, and must resume from what it kept
+    in `state.folder` with the same result bit for bit.
+    """
+
+    options: type[Options]
+
+    def __call__(self, state: State, options: Any, progress: Progress) -> Mapping[str, Any]:
+        """Change the state; return what the report says of the step, as JSON values."""
+
+
+def find_step(name: str) -> Step:
+    """Import the step of this name.
+
+    Raises:
+        InvalidInput: no step is called so.
+        SettingsError: a library that the step needs is not installed.
+    """
+    if name not in STEPS:
+        raise InvalidInput(f"There is no step '{name}'. Steps: {', '.join(STEPS)}.", param="kind")
+    module, _, attribute = STEPS[name].partition(":")
+    try:
+        found: Step = getattr(import_module(module), attribute)()
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"The step '{name}' needs '{error.name}', which is not installed: "
+            "pip install 'turnmill[compression]'"
+        ) from error
+    return found

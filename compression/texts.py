@@ -1,0 +1,146 @@
+"""The token windows that a recipe calibrates, trains and is judged on: disjoint and deterministic.
+
+Conversations are split by the SHA-256 of their id, so that a conversation keeps its part when
+others join or leave, and nothing is evaluated on what was used to calibrate or train.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from turnmill.compression.step import Options
+from turnmill.schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+Part = Literal["heldout", "calibration", "train"]
+
+#: The first byte of the digest decides: 10 % held out, 15 % calibration, 75 % training.
+_HELDOUT_BELOW, _CALIBRATION_BELOW = 26, 64
+
+
+class Windows(Options):
+    """How many windows of how many tokens. A part with fewer tokens gives fewer windows."""
+
+    length: int = Field(256, ge=8, le=8192)
+    calibration: int = Field(48, ge=1)
+    train: int = Field(2048, ge=1)
+    heldout: int = Field(24, ge=1)
+    prose: int = Field(16, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    id: str
+    #: With the keys `role` and `content`, as chat templates take them.
+    messages: tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Texts:
+    #: Of the user's conversations, int64 [windows, length].
+    calibration: "Tensor"
+    train: "Tensor"
+    #: Of conversations that neither calibration nor training sees.
+    heldout: "Tensor"
+    #: Of a text that no recipe sees.
+    prose: "Tensor"
+    #: The held-out conversations as messages, for replies and their scores.
+    conversations: tuple[Conversation, ...]
+    #: SHA-256 of the calibration and training windows.
+    digest: str
+
+
+def part_of(conversation_id: str) -> Part:
+    """Return the part that the conversation belongs to, in every run."""
+    first = hashlib.sha256(conversation_id.encode()).digest()[0]
+    if first < _HELDOUT_BELOW:
+        return "heldout"
+    return "calibration" if first < _CALIBRATION_BELOW else "train"
+
+
+def make_texts(
+    conversations: Sequence[Conversation],
+    prose: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    windows: Windows,
+) -> Texts:
+    """Render conversations with the tokenizer's chat template, split them and cut windows.
+
+    Raises:
+        InvalidInput: a part has no conversation.
+    """
+    parts: dict[Part, list[Conversation]] = {"heldout": [], "calibration": [], "train": []}
+    for each in sorted(_unique(conversations), key=_digest_of_id):
+        parts[part_of(each.id)].append(each)
+    for part, members in parts.items():
+        if not members:
+            raise InvalidInput(
+                f"{len(conversations)} conversations are too few: none falls into the part "
+                f"'{part}'. Give at least 50.",
+                param="data",
+            )
+
+    def windows_of(part: Part, most: int) -> "Tensor":
+        rendered = (_tokens(tokenizer, each) for each in parts[part])
+        return _cut(rendered, windows.length, most)
+
+    calibration = windows_of("calibration", windows.calibration)
+    train = windows_of("train", windows.train)
+    return Texts(
+        calibration=calibration,
+        train=train,
+        heldout=windows_of("heldout", windows.heldout),
+        prose=_cut([tokenizer.encode(prose)], windows.length, windows.prose),
+        conversations=tuple(parts["heldout"]),
+        digest=_digest(calibration, train),
+    )
+
+
+def _digest_of_id(conversation: Conversation) -> bytes:
+    return hashlib.sha256(conversation.id.encode()).digest()
+
+
+def _unique(conversations: Iterable[Conversation]) -> Iterable[Conversation]:
+    """Drop repeated texts: under another id, a copy could fall into another part."""
+    seen = set()
+    for each in conversations:
+        text = repr(each.messages)
+        if text not in seen:
+            seen.add(text)
+            yield each
+
+
+def _tokens(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> list[int]:
+    if tokenizer.chat_template is None:
+        text = "\n".join(each["content"] for each in conversation.messages)
+    else:
+        text = tokenizer.apply_chat_template(list(conversation.messages), tokenize=False)
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=tokenizer.chat_template is None)
+    return ids
+
+
+def _cut(rendered: Iterable[list[int]], length: int, most: int) -> "Tensor":
+    """Join token lists and cut them into windows; a text shorter than a window is repeated."""
+    import torch
+
+    stream: list[int] = []
+    for ids in rendered:
+        stream += ids
+        if len(stream) >= length * most:
+            break
+    if not stream:
+        raise InvalidInput("A text is empty.", param="data")
+    while len(stream) < length:
+        stream += stream
+    count = min(most, len(stream) // length)
+    return torch.tensor(stream[: count * length], dtype=torch.int64).reshape(count, length)
+
+
+def _digest(*windows: "Tensor") -> str:
+    return hashlib.sha256(b"".join(each.numpy().tobytes() for each in windows)).hexdigest()

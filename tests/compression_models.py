@@ -1,0 +1,121 @@
+"""Tiny random models for the tests of compression: made in a fraction of a second, no download."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from turnmill.compression.texts import Conversation, Texts, Windows, make_texts
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_WORDS = [
+    "please",
+    "where",
+    "is",
+    "my",
+    "order",
+    "parcel",
+    "refund",
+    "late",
+    "thanks",
+    "sorry",
+    "today",
+    "tomorrow",
+    "blue",
+    "red",
+]
+
+
+def make_tokenizer() -> Any:
+    """A byte-level tokenizer without merges: 256 bytes and the tokens of ChatML."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate((*_SPECIAL, *alphabet))}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token=_SPECIAL[1],
+        eos_token=_SPECIAL[2],
+        pad_token=_SPECIAL[0],
+        unk_token=_SPECIAL[0],
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def make_llama(seed: int = 0, *, layers: int = 2, tie: bool = True) -> Any:
+    """A random Llama in float32: hidden size 64, 4 heads of 2 key-value groups, MLP of 128."""
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(make_tokenizer()),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=tie,
+        initializer_range=0.15,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).eval()
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    return model
+
+
+def make_conversations(count: int = 60) -> list[Conversation]:
+    """Made-up tickets, no two alike."""
+
+    def line(number: int) -> str:
+        return " ".join(_WORDS[(number * step) % len(_WORDS)] for step in (1, 3, 5, 7))
+
+    return [
+        Conversation(
+            f"ticket-{index}",
+            (
+                {"role": "user", "content": f"{line(index)} {index}"},
+                {"role": "assistant", "content": f"{line(index + 1)}."},
+                {"role": "user", "content": f"{line(index + 2)}?"},
+                {"role": "assistant", "content": f"{line(index + 3)}!"},
+            ),
+        )
+        for index in range(count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def tiny_llama() -> Iterator[Any]:
+    """A random Llama of its own for each test, since most tests change it in place."""
+    yield make_llama()
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_maker() -> Callable[..., Any]:
+    return make_llama
+
+
+@pytest.fixture(scope="session")
+def tiny_texts(tiny_tokenizer: Any) -> Texts:
+    prose = "A river runs past the mill, and the wheel turns slowly in the morning. " * 40
+    windows = Windows(length=64, calibration=8, train=32, heldout=6, prose=6)
+    return make_texts(make_conversations(), prose, tiny_tokenizer, windows)
