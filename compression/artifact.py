@@ -1,1 +1,179 @@
-"""Artifacts: compressed models with the manifest of how they were made. Needs no torch."""
+"""Artifacts: folders of compressed models, each with a manifest of its files and its making.
+
+Workers verify an artifact before an engine loads it, so nothing here imports torch.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from turnmill.schemas.errors import ArtifactRefused
+
+MANIFEST = "artifact.json"
+
+#: The end of the name of what is still being written.
+PARTIAL = ".partial"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseModelRecord(_Part):
+    """The model that was compressed."""
+
+    name: str
+    #: Of its files, see `digest_of`.
+    sha256: str
+
+
+class StepRecord(_Part):
+    kind: str
+    #: What the step tells of its work.
+    told: dict[str, Any]
+
+
+class Manifest(_Part):
+    version: Literal[1] = 1
+    name: str
+    base: BaseModelRecord
+    recipe: dict[str, Any]
+    #: Of the windows that calibrated and trained.
+    data_sha256: str
+    #: How the linear layers are saved: `dense`, `int8`, `int4`, `w8a8`, `bnb-int8`, `bnb-nf4`.
+    format: str
+    versions: dict[str, str]
+    steps: tuple[StepRecord, ...] = ()
+    #: What the evaluation measured; None if it was left out.
+    report: dict[str, Any] | None = None
+    #: A sentence for each limit of the recipe that the artifact misses.
+    misses: tuple[str, ...] = ()
+    #: SHA-256 of every file, by its path inside the folder.
+    files: dict[str, str]
+    #: SHA-256 of all of the above as canonical JSON.
+    checksum: str = ""
+
+    def sealed(self) -> Self:
+        """Return the manifest with its checksum."""
+        return self.model_copy(update={"checksum": self._checksum()})
+
+    @property
+    def is_sealed(self) -> bool:
+        return self.checksum == self._checksum()
+
+    def _checksum(self) -> str:
+        return digest_of_json(self.model_dump(mode="json", exclude={"checksum"}))
+
+
+def digest_of_json(value: object) -> str:
+    """Return the SHA-256 of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a folder's file names and their digests."""
+    if path.is_dir():
+        return digest_of_json(_digests(path))
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_artifact(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+def write_artifact(target: Path, fill: Callable[[Path], None], manifest: Manifest) -> Manifest:
+    """Write an artifact aside, rename it to `target` and return its sealed manifest.
+
+    `fill` puts the files into a folder. The files of `manifest` are taken from what it wrote.
+    A process that is killed leaves no half-written `target`.
+    """
+    partial = target.with_name(target.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    fill(partial)
+    sealed = manifest.model_copy(update={"files": _digests(partial)}).sealed()
+    text = sealed.model_dump_json(indent=2) + "\n"
+    (partial / MANIFEST).write_text(text, encoding="utf-8")
+    for path in [*partial.rglob("*"), partial]:
+        _sync(path)
+    partial.rename(target)
+    _sync(target.parent)
+    return sealed
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest without looking at the files that it lists.
+
+    Raises:
+        ArtifactRefused: there is none, it is not Turnmill's, or it was changed.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ArtifactRefused(
+            f"{folder} is no artifact of Turnmill: it has no {MANIFEST}."
+        ) from error
+    except (OSError, ValidationError) as error:
+        raise ArtifactRefused(
+            f"{path} cannot be read as an artifact's manifest: it is damaged, or another release "
+            "of Turnmill wrote it. Compress the model again."
+        ) from error
+    if not manifest.is_sealed:
+        raise ArtifactRefused(
+            f"{path} was changed after it was written: its checksum does not match. "
+            "Compress the model again, or restore the folder from a copy."
+        )
+    return manifest
+
+
+def verify(folder: Path) -> Manifest:
+    """Check every file of an artifact against its manifest, and return the manifest.
+
+    Raises:
+        ArtifactRefused: a file is missing, changed, or not listed.
+    """
+    manifest = read_manifest(folder)
+    for name in manifest.files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ArtifactRefused(f"{folder}: its manifest lists '{name}', outside its folder.")
+    found = _digests(folder)
+    found.pop(MANIFEST, None)
+    faults = {
+        "missing": manifest.files.keys() - found.keys(),
+        "not listed in its manifest": found.keys() - manifest.files.keys(),
+        "changed": {
+            name
+            for name in manifest.files.keys() & found.keys()
+            if manifest.files[name] != found[name]
+        },
+    }
+    said = [f"{', '.join(sorted(names))} ({what})" for what, names in faults.items() if names]
+    if said:
+        raise ArtifactRefused(
+            f"The artifact {folder} is damaged: {'; '.join(said)}. "
+            "Compress the model again, or restore the folder from a copy."
+        )
+    return manifest
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Links are followed: what an engine would read counts."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): digest_of(path) for path in files}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -45,7 +45,8 @@ class State:
     texts: "Texts"
     #: Load the base model anew.
     teacher: "Callable[[], PreTrainedModel]"
-    #: The step's scratch folder: checkpoints, cached logits. It survives a kill.
+    #: The step's scratch folder: checkpoints, cached logits. It survives a kill. What the step puts
+    #: into its subfolder `files` becomes part of the artifact.
     folder: Path
     seed: int
     #: By name of the linear layer, the `PackedWeight` (integers and scales) that its weight was

@@ -27,11 +27,11 @@ _HELDOUT_BELOW, _CALIBRATION_BELOW = 26, 64
 class Windows(Options):
     """How many windows of how many tokens. A part with fewer tokens gives fewer windows."""
 
-    length: int = Field(256, ge=8, le=8192)
-    calibration: int = Field(48, ge=1)
-    train: int = Field(2048, ge=1)
-    heldout: int = Field(24, ge=1)
-    prose: int = Field(16, ge=1)
+    length: int = Field(default=256, ge=8, le=8192)
+    calibration: int = Field(default=48, ge=1)
+    train: int = Field(default=2048, ge=1)
+    heldout: int = Field(default=24, ge=1)
+    prose: int = Field(default=16, ge=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ class Conversation:
     id: str
     #: With the keys `role` and `content`, as chat templates take them.
     messages: tuple[dict[str, str], ...]
+    #: Plain text, in place of messages: no chat template is put around it.
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def make_texts(
         train=train,
         heldout=windows_of("heldout", windows.heldout),
         prose=_cut([tokenizer.encode(prose)], windows.length, windows.prose),
-        conversations=tuple(parts["heldout"]),
+        conversations=tuple(each for each in parts["heldout"] if each.messages),
         digest=_digest(calibration, train),
     )
 
@@ -110,18 +112,18 @@ def _unique(conversations: Iterable[Conversation]) -> Iterable[Conversation]:
     """Drop repeated texts: under another id, a copy could fall into another part."""
     seen = set()
     for each in conversations:
-        text = repr(each.messages)
-        if text not in seen:
-            seen.add(text)
+        content = (repr(each.messages), each.text)
+        if content not in seen:
+            seen.add(content)
             yield each
 
 
 def _tokens(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> list[int]:
-    if tokenizer.chat_template is None:
-        text = "\n".join(each["content"] for each in conversation.messages)
-    else:
+    text = conversation.text or "\n".join(each["content"] for each in conversation.messages)
+    is_chat = bool(conversation.messages) and tokenizer.chat_template is not None
+    if is_chat:
         text = tokenizer.apply_chat_template(list(conversation.messages), tokenize=False)
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=tokenizer.chat_template is None)
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=not is_chat)
     return ids
 
 

@@ -22,6 +22,7 @@
         ├── NotParked
         ├── LaterTurnAnswered       the parked turn cannot be replayed any more
         ├── EngineFailure           the engine cannot answer this turn
+        ├── ArtifactRefused         a compressed model is damaged, foreign, or misses its limits
         └── StackError              the embedded stack cannot start
 
 Errors of the libraries underneath are translated where they enter (`database.py`, the
@@ -173,6 +174,13 @@ class EngineFailure(PermanentError):
     """The engine cannot answer this turn."""
 
     code = "engine_failure"
+    is_public = False
+
+
+class ArtifactRefused(PermanentError):
+    """The compressed model is damaged or was not made by Turnmill."""
+
+    code = "artifact_refused"
     is_public = False
 
 

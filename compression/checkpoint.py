@@ -1,0 +1,135 @@
+"""Models and states of a pipeline on disk: loading gives the tensors that were saved."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from turnmill.compression.step import State, WeightFormat
+from turnmill.compression.texts import Texts
+from turnmill.schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: What a step's folder holds.
+_MODEL, _PACKED, _STATE = "model", "packed.safetensors", "state.json"
+
+
+def load_model(folder: Path) -> "PreTrainedModel":
+    """Load a causal language model in float32 on the CPU, ready to be compressed.
+
+    Raises:
+        InvalidInput: the folder is no checkpoint, or its weights are quantized already.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = folder / "config.json"
+    if not config.is_file():
+        raise InvalidInput(f"{folder} is no transformers checkpoint: it has no config.json.")
+    if json.loads(config.read_text()).get("quantization_config"):
+        raise InvalidInput(
+            f"The model in {folder} is quantized already. Compress the model that it was made of."
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, device_map={"": "cpu"}
+    )
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def save_model(state: State, folder: Path, dtype: str) -> None:
+    """Save the state's model as its format says, with its tokenizer.
+
+    `dtype` is that of the weights that are not quantized.
+    """
+    import torch
+
+    if state.format == "dense":
+        state.model.to(getattr(torch, dtype)).save_pretrained(folder)
+    else:
+        from turnmill.compression.quantize.save import save_quantized  # type: ignore[import-not-found,unused-ignore]
+
+        state.model.to(getattr(torch, dtype))
+        save_quantized(state, folder)
+    state.tokenizer.save_pretrained(folder)
+
+
+def save_state(state: State, told: Mapping[str, Any], folder: Path) -> None:
+    """Save what the next step works on, and what this step tells the report."""
+    from safetensors.torch import save_file
+
+    state.model.save_pretrained(folder / _MODEL)
+    state.tokenizer.save_pretrained(folder / _MODEL)
+    tensors, grids = {}, {}
+    for name, weight in state.packed.items():
+        tensors[f"{name}:integers"] = weight.integers.contiguous()
+        tensors[f"{name}:scales"] = weight.scales.contiguous()
+        if weight.zeros is not None:
+            tensors[f"{name}:zeros"] = weight.zeros.contiguous()
+        grids[name] = asdict(weight.grid)
+    save_file(tensors, folder / _PACKED)
+    content = {"format": state.format, "grids": grids, "told": told}
+    (folder / _STATE).write_text(json.dumps(content))
+
+
+def told_by(folder: Path) -> dict[str, Any]:
+    """Return what the step that left this folder told the report."""
+    told: dict[str, Any] = json.loads((folder / _STATE).read_text())["told"]
+    return told
+
+
+def format_of(folder: Path) -> WeightFormat:
+    """Return how the model of the step that left this folder is saved."""
+    found: WeightFormat = json.loads((folder / _STATE).read_text())["format"]
+    return found
+
+
+def load_state(
+    folder: Path,
+    texts: Texts,
+    teacher: "Callable[[], PreTrainedModel]",
+    scratch: Path,
+    seed: int,
+) -> State:
+    """Load what a step left, for the next step."""
+    content = json.loads((folder / _STATE).read_text())
+    return State(
+        model=load_model(folder / _MODEL),
+        tokenizer=load_tokenizer(folder / _MODEL),
+        texts=texts,
+        teacher=teacher,
+        folder=scratch,
+        seed=seed,
+        packed=_load_packed(folder / _PACKED, content["grids"]),
+        format=content["format"],
+    )
+
+
+def _load_packed(path: Path, grids: Mapping[str, Any]) -> dict[str, Any]:
+    if not grids:
+        return {}
+    from safetensors.torch import load_file
+
+    from turnmill.compression.quantize.affine import (  # type: ignore[import-not-found,unused-ignore]
+        Grid,
+        PackedWeight,
+    )
+
+    tensors = load_file(path)
+    return {
+        name: PackedWeight(
+            tensors[f"{name}:integers"],
+            tensors[f"{name}:scales"],
+            tensors.get(f"{name}:zeros"),
+            Grid(**grid),
+        )
+        for name, grid in grids.items()
+    }

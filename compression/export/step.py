@@ -1,0 +1,42 @@
+"""The step `export`: writes the model in another format beside the artifact's checkpoint."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Literal
+
+from turnmill.compression.step import Options, Progress, State
+from turnmill.schemas.errors import SettingsError
+
+#: Format → "module:function"; a function writes files into a folder and returns what it tells.
+EXPORTERS = {
+    "gguf": "turnmill.compression.export.gguf:export",
+    "litert": "turnmill.compression.export.litert:export",
+    "openvino": "turnmill.compression.export.openvino:export",
+}
+
+
+class ExportOptions(Options):
+    #: `gguf`: for the default engine. `litert`: TensorFlow Lite. `openvino`: OpenVINO IR.
+    to: Literal["gguf", "litert", "openvino"] = "gguf"
+    #: `auto` is what the quantized weights are exact in, else 16 bits.
+    weights: Literal["auto", "f16", "q8_0", "q4_0", "float16", "int8"] = "auto"
+
+
+class Export:
+    options = ExportOptions
+
+    def __call__(
+        self, state: State, options: ExportOptions, progress: Progress
+    ) -> Mapping[str, Any]:
+        module, _, function = EXPORTERS[options.to].partition(":")
+        folder = state.folder / "files"
+        folder.mkdir(exist_ok=True)
+        try:
+            exporter = getattr(import_module(module), function)
+        except ModuleNotFoundError as error:
+            raise SettingsError(
+                f"Exporting to {options.to} needs '{error.name}', which is not installed; "
+                "see docs/compression.md."
+            ) from error
+        told: Mapping[str, Any] = exporter(state, folder, options.weights, progress)
+        return told

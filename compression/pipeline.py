@@ -1,0 +1,239 @@
+"""The pipeline: a model, a recipe and texts in, a measured artifact out.
+
+Each step starts from what the step before left on disk, whether the pipeline was killed in between
+or not, so that an interrupted pipeline ends in the same artifact, bit for bit.
+"""
+
+import fcntl
+import json
+import platform
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from turnmill.compression.artifact import (
+    PARTIAL,
+    BaseModelRecord,
+    Manifest,
+    StepRecord,
+    digest_of,
+    digest_of_json,
+    read_manifest,
+    verify,
+    write_artifact,
+)
+from turnmill.compression.checkpoint import (
+    format_of,
+    load_model,
+    load_state,
+    load_tokenizer,
+    save_model,
+    save_state,
+    told_by,
+)
+from turnmill.compression.recipe import Limits, Recipe, StepSpec
+from turnmill.compression.step import Progress, Silent, State, find_step
+from turnmill.compression.store import ModelStore, check_name
+from turnmill.compression.texts import Conversation, Texts, make_texts
+from turnmill.schemas.errors import InvalidInput
+
+#: Libraries whose versions decide what a step computes.
+LIBRARIES = ("turnmill", "torch", "transformers", "compressed-tensors", "bitsandbytes", "peft")
+
+#: What a step puts into its scratch folder under this name becomes part of the artifact.
+FILES = "files"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    #: As JSON; None if nothing was measured.
+    report: dict[str, Any] | None
+    #: A sentence for each limit that the artifact misses.
+    misses: tuple[str, ...] = ()
+
+
+#: Measures a candidate's folder beside the base model's.
+Evaluator = Callable[[Path, Path, Texts, Limits, Progress], Evaluation]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be compressed, how, and what the artifact is called."""
+
+    name: str
+    #: A transformers checkpoint, and what people call it.
+    base: Path
+    base_name: str
+    recipe: Recipe
+    conversations: Sequence[Conversation]
+    #: The text that no recipe sees.
+    prose: str
+    evaluator: Evaluator | None = None
+    progress: Progress = field(default_factory=Silent)
+
+
+def compress(job: Job, store: ModelStore) -> Manifest:
+    """Run the recipe and put the artifact into the store; resume where a killed run stopped.
+
+    An artifact of this name that was made of the same inputs is returned as it is.
+
+    Raises:
+        InvalidInput: the store has another artifact of this name, or the inputs do not fit.
+    """
+    check_name(job.name)
+    texts = make_texts(job.conversations, job.prose, load_tokenizer(job.base), job.recipe.windows)
+    plan = Manifest(
+        name=job.name,
+        base=BaseModelRecord(name=job.base_name, sha256=digest_of(job.base)),
+        recipe=job.recipe.as_json(),
+        data_sha256=texts.digest,
+        format="dense",
+        versions=library_versions(),
+        files={},
+    )
+    target = store.folder / job.name
+    if target.exists():
+        return _made_before(target, plan)
+    with _workplace(store, plan) as folder:
+        return _Run(job, texts, folder).finish(plan, target)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide what a step computes, and Python's."""
+    versions = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _made_before(target: Path, plan: Manifest) -> Manifest:
+    manifest = read_manifest(target)
+    same = ("base", "recipe", "data_sha256")
+    if any(getattr(manifest, key) != getattr(plan, key) for key in same):
+        raise InvalidInput(
+            f"The store has another artifact '{plan.name}'. Choose another --name.", param="name"
+        )
+    return verify(target)
+
+
+@contextmanager
+def _workplace(store: ModelStore, plan: Manifest) -> Iterator[Path]:
+    """The folder that these inputs always work in; it is removed when the artifact is made."""
+    folder = store.folder / ".runs" / digest_of_json(plan.model_dump(mode="json"))[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+        shutil.rmtree(folder)
+
+
+class _Run:
+    """One job in its workplace: what is there already is not done again."""
+
+    def __init__(self, job: Job, texts: Texts, folder: Path) -> None:
+        self._job = job
+        self._texts = texts
+        self._folder = folder
+        self._steps = job.recipe.steps
+
+    def finish(self, plan: Manifest, target: Path) -> Manifest:
+        for index, spec in enumerate(self._steps):
+            self._once(f"step-{index}", partial(self._run_step, index, spec))
+        self._once("final", self._save_final)
+        self._once("evaluation", self._evaluate)
+        evaluation = json.loads((self._folder / "evaluation" / "evaluation.json").read_text())
+        told = [told_by(self._folder / f"step-{index}") for index in range(len(self._steps))]
+        manifest = plan.model_copy(
+            update={
+                "format": format_of(self._folder / f"step-{len(self._steps) - 1}"),
+                "steps": tuple(
+                    StepRecord(kind=spec.kind, told=each)
+                    for spec, each in zip(self._steps, told, strict=True)
+                ),
+                "report": evaluation["report"],
+                "misses": tuple(evaluation["misses"]),
+            }
+        )
+        return write_artifact(target, self._collect, manifest)
+
+    def _once(self, name: str, fill: Callable[[Path], None]) -> None:
+        """Fill a folder aside and rename it, unless an earlier run did."""
+        folder = self._folder / name
+        if folder.exists():
+            self._job.progress.note(f"{name}: finished before, not repeated")
+            return
+        aside = self._folder / (name + PARTIAL)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        fill(aside)
+        aside.rename(folder)
+
+    def _run_step(self, index: int, spec: StepSpec, folder: Path) -> None:
+        self._job.progress.note(f"step {index + 1} of {len(self._steps)}: {spec.kind}")
+        scratch = self._folder / f"scratch-{index}"
+        scratch.mkdir(exist_ok=True)
+        state = self._load(index, scratch)
+        _seed(state.seed)
+        told = find_step(spec.kind)(state, spec.options, self._job.progress)
+        save_state(state, told, folder)
+        if (scratch / FILES).is_dir():
+            shutil.copytree(scratch / FILES, folder / FILES)
+
+    def _load(self, index: int, scratch: Path) -> State:
+        """Load what the step of this index starts from."""
+        seed = self._job.recipe.seed + index
+        if index:
+            before = self._folder / f"step-{index - 1}"
+            return load_state(before, self._texts, self._teacher, scratch, seed)
+        return State(
+            model=load_model(self._job.base),
+            tokenizer=load_tokenizer(self._job.base),
+            texts=self._texts,
+            teacher=self._teacher,
+            folder=scratch,
+            seed=seed,
+        )
+
+    def _teacher(self) -> Any:
+        return load_model(self._job.base)
+
+    def _save_final(self, folder: Path) -> None:
+        save_model(self._load(len(self._steps), folder), folder, self._job.recipe.dtype)
+
+    def _evaluate(self, folder: Path) -> None:
+        evaluation = Evaluation(None)
+        if self._job.evaluator:
+            evaluation = self._job.evaluator(
+                self._folder / "final",
+                self._job.base,
+                self._texts,
+                self._job.recipe.limits,
+                self._job.progress,
+            )
+        (folder / "evaluation.json").write_text(json.dumps(asdict(evaluation)))
+
+    def _collect(self, folder: Path) -> None:
+        """Put together what the artifact holds: the checkpoint, and what steps exported."""
+        shutil.copytree(self._folder / "final", folder, dirs_exist_ok=True)
+        for index in range(len(self._steps)):
+            files = self._folder / f"step-{index}" / FILES
+            if files.is_dir():
+                shutil.copytree(files, folder, dirs_exist_ok=True)
+
+
+def _seed(seed: int) -> None:
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)

@@ -1,0 +1,186 @@
+"""The store of models: a folder of artifacts, and the record of which one was promoted when.
+
+Workers whose setting `engine.model` is `promoted` serve the artifact that was promoted last.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from turnmill.compression.artifact import (
+    PARTIAL,
+    Manifest,
+    is_artifact,
+    read_manifest,
+    verify,
+)
+from turnmill.schemas.errors import ArtifactRefused, InvalidInput, NotFound
+
+#: Beside what the engines keep in the folder of models.
+FOLDER = "artifacts"
+
+#: One line for each promotion and rollback; it is only ever appended to.
+_RECORD = "promotions.jsonl"
+
+
+class Promotion(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    action: Literal["promote", "rollback"]
+    artifact: str
+    #: Of the artifact's manifest, so that another one of the same name is not served.
+    checksum: str
+    at: datetime
+    #: The account that ran the command.
+    by: str
+    #: Whether limits were missed and `--force` given.
+    forced: bool = False
+    misses: tuple[str, ...] = ()
+
+
+class ModelStore:
+    def __init__(self, models_dir: Path) -> None:
+        self.folder = models_dir.expanduser() / FOLDER
+
+    def names(self) -> list[str]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(path.name for path in self.folder.iterdir() if is_artifact(path))
+
+    def path(self, name: str) -> Path:
+        """Return the folder of the artifact.
+
+        Raises:
+            NotFound: the store has none of this name.
+        """
+        check_name(name)
+        if not is_artifact(self.folder / name):
+            known = ", ".join(self.names()) or "none"
+            raise NotFound(f"There is no artifact '{name}' in {self.folder}. There is: {known}.")
+        return self.folder / name
+
+    def manifest(self, name: str) -> Manifest:
+        return read_manifest(self.path(name))
+
+    def promote(self, name: str, *, by: str, force: bool = False) -> Promotion:
+        """Verify the artifact and make it the promoted one.
+
+        Raises:
+            ArtifactRefused: it is damaged, or misses its recipe's limits and `force` is False.
+        """
+        manifest = verify(self.path(name))
+        if manifest.misses and not force:
+            raise ArtifactRefused(
+                f"'{name}' misses the limits of its recipe: {' '.join(manifest.misses)} "
+                "Improve the recipe, or promote it with --force, which is recorded."
+            )
+        promotion = Promotion(
+            action="promote",
+            artifact=name,
+            checksum=manifest.checksum,
+            at=datetime.now(UTC),
+            by=by,
+            forced=bool(manifest.misses),
+            misses=manifest.misses,
+        )
+        with self._locked():
+            self._append(promotion)
+        return promotion
+
+    def rollback(self, *, by: str) -> Promotion:
+        """Make the artifact the promoted one that was it before the last promotion.
+
+        Raises:
+            NotFound: there was none before.
+            ArtifactRefused: it is damaged or is another one now.
+        """
+        with self._locked():
+            standing = self._standing()
+            if len(standing) < 2:
+                raise NotFound("No artifact was promoted before this one: nothing to roll back to.")
+            verify(self._path_of(standing[-2]))
+            rollback = standing[-2].model_copy(
+                update={"action": "rollback", "at": datetime.now(UTC), "by": by}
+            )
+            self._append(rollback)
+        return rollback
+
+    def promoted(self) -> Promotion | None:
+        standing = self._standing()
+        return standing[-1] if standing else None
+
+    def promoted_path(self) -> Path:
+        """Return the folder of the promoted artifact, unverified.
+
+        Raises:
+            NotFound: none is promoted.
+            ArtifactRefused: the artifact of this name is another one now.
+        """
+        promotion = self.promoted()
+        if promotion is None:
+            raise NotFound(
+                f"No artifact in {self.folder} is promoted. Run: turnmill models promote NAME"
+            )
+        return self._path_of(promotion)
+
+    def history(self) -> list[Promotion]:
+        """Return the whole record, oldest first."""
+        try:
+            lines = (self.folder / _RECORD).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        try:
+            return [Promotion.model_validate_json(line) for line in lines]
+        except ValidationError as error:
+            raise ArtifactRefused(
+                f"{self.folder / _RECORD} is damaged. Correct or remove the line that is no JSON."
+            ) from error
+
+    def _standing(self) -> list[Promotion]:
+        """Promotions that no rollback has taken back, oldest first."""
+        standing: list[Promotion] = []
+        for each in self.history():
+            if each.action == "promote":
+                standing.append(each)
+            else:
+                standing.pop()
+        return standing
+
+    def _path_of(self, promotion: Promotion) -> Path:
+        if self.manifest(promotion.artifact).checksum != promotion.checksum:
+            raise ArtifactRefused(
+                f"The artifact '{promotion.artifact}' is not the one that was promoted: its "
+                f"checksum is another. Promote it again: turnmill models promote "
+                f"{promotion.artifact}"
+            )
+        return self.path(promotion.artifact)
+
+    def _append(self, promotion: Promotion) -> None:
+        with (self.folder / _RECORD).open("a", encoding="utf-8") as file:
+            file.write(promotion.model_dump_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def check_name(name: str) -> None:
+    """Raises `InvalidInput` unless the name can be that of a folder in the store."""
+    allowed = name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+    if not allowed or name.startswith(".") or name.endswith(PARTIAL) or name == "promoted":
+        raise InvalidInput(
+            f"'{name}' cannot name an artifact: use letters, digits, '-', '_' and '.', and not "
+            "'promoted'.",
+            param="name",
+        )

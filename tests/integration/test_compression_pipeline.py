@@ -1,0 +1,155 @@
+"""The pipeline on a tiny model: resumed after kill -9, and the same artifact bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers", reason="pip install 'turnmill[compression]'")
+
+from tests.compression_models import make_conversations
+from tests.compression_steps import KILL_FILE, NUDGE
+from turnmill.compression import step
+from turnmill.compression.artifact import Manifest, verify
+from turnmill.compression.pipeline import Evaluation, Job, compress
+from turnmill.compression.recipe import Recipe, parse_recipe
+from turnmill.compression.store import ModelStore
+from turnmill.schemas.errors import InvalidInput
+
+pytestmark = pytest.mark.filterwarnings("default")
+ROOT = Path(__file__).parents[2]
+WINDOWS = {"length": 64, "calibration": 8, "train": 16, "heldout": 4, "prose": 4}
+#: Runs `turnmill` with the step `nudge` of the tests.
+PROGRAM = f"""
+import sys
+from turnmill.compression import step
+step.STEPS["nudge"] = {NUDGE!r}
+from tests.integration.test_compression_pipeline import job
+from turnmill.compression.pipeline import compress
+from turnmill.compression.store import ModelStore
+from pathlib import Path
+compress(job(Path(sys.argv[1])), ModelStore(Path(sys.argv[2])))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_llama_maker: Callable[..., Any],
+    tiny_tokenizer: Any,
+) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_llama_maker().save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def nudge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(step.STEPS, "nudge", NUDGE)
+
+
+def recipe(**changes: Any) -> Recipe:
+    content = {"windows": WINDOWS, "step": [{"kind": "nudge"}, {"kind": "nudge", "size": 0.02}]}
+    return parse_recipe(content | changes)
+
+
+def job(base: Path, **changes: Any) -> Job:
+    inputs = {
+        "name": "small",
+        "base": base,
+        "base_name": "tiny",
+        "recipe": recipe(),
+        "conversations": make_conversations(),
+        "prose": "The mill stands by the river. " * 40,
+    }
+    return Job(**(inputs | changes))
+
+
+def test_a_pipeline_killed_twice_ends_in_the_same_artifact(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    whole = compress(job(checkpoint), ModelStore(tmp_path / "whole"))
+    kill_file = tmp_path / "kill"
+    command = [sys.executable, "-c", PROGRAM, str(checkpoint), str(tmp_path / "killed")]
+    environment = os.environ | {KILL_FILE: str(kill_file)}
+    for _ in range(2):
+        kill_file.touch()
+        killed = subprocess.run(command, env=environment, cwd=ROOT)
+        assert killed.returncode == -signal.SIGKILL
+        assert ModelStore(tmp_path / "killed").names() == []
+
+    subprocess.run(command, env=environment, cwd=ROOT, check=True)
+
+    resumed = verify(tmp_path / "killed" / "artifacts" / "small")
+    assert resumed == whole
+    assert not list((tmp_path / "killed" / "artifacts" / ".runs").iterdir())
+
+
+def test_the_artifact_is_a_checkpoint_that_differs_from_its_base(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    store = ModelStore(tmp_path)
+    manifest = compress(job(checkpoint), store)
+
+    model = AutoModelForCausalLM.from_pretrained(store.path("small"))
+    base = AutoModelForCausalLM.from_pretrained(checkpoint)
+    assert model.dtype == torch.bfloat16
+    assert not torch.allclose(model.lm_head.weight.float(), base.lm_head.weight, atol=0.01)
+    tokenizer = AutoTokenizer.from_pretrained(store.path("small"))
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert [each.told for each in manifest.steps] == [{"rounds": 4}, {"rounds": 4}]
+
+
+def test_the_same_inputs_give_what_was_made_before_and_others_need_a_name(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    store = ModelStore(tmp_path)
+    first = compress(job(checkpoint), store)
+
+    assert compress(job(checkpoint), store) == first
+    with pytest.raises(InvalidInput, match="Choose another --name"):
+        compress(job(checkpoint, recipe=recipe(seed=2)), store)
+
+
+def test_the_evaluation_and_the_limits_it_misses_are_kept(checkpoint: Path, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def evaluate(*given: Any) -> Evaluation:
+        seen.append(given)
+        return Evaluation({"perplexity": 2.0}, ("Perplexity is 2×, the limit 1.05×.",))
+
+    manifest = compress(
+        job(checkpoint, recipe=recipe(limits={"perplexity": 1.05}), evaluator=evaluate),
+        ModelStore(tmp_path),
+    )
+
+    assert isinstance(manifest, Manifest)
+    assert manifest.report == {"perplexity": 2.0}
+    assert manifest.misses == ("Perplexity is 2×, the limit 1.05×.",)
+    ((candidate, base, _, limits, _),) = seen
+    assert (candidate.name, base, limits.perplexity) == ("final", checkpoint, 1.05)
+
+
+def test_what_is_quantized_already_is_not_compressed_again(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    import json
+    import shutil
+
+    shutil.copytree(checkpoint, tmp_path / "quantized")
+    config = tmp_path / "quantized" / "config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"quantization_config": {"a": 1}})
+    )
+
+    with pytest.raises(InvalidInput, match="quantized already"):
+        compress(job(tmp_path / "quantized"), ModelStore(tmp_path))

@@ -1,0 +1,172 @@
+"""Artifacts are written whole, refused when they are changed, and promoted on the record."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from turnmill.compression.artifact import (
+    MANIFEST,
+    BaseModelRecord,
+    Manifest,
+    read_manifest,
+    verify,
+    write_artifact,
+)
+from turnmill.compression.store import ModelStore
+from turnmill.schemas.errors import ArtifactRefused, InvalidInput, NotFound
+
+PLAN = Manifest(
+    name="a",
+    base=BaseModelRecord(name="base", sha256="0"),
+    recipe={},
+    data_sha256="0",
+    format="dense",
+    versions={},
+    files={},
+)
+
+
+def fill(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    (folder / "more").mkdir()
+    (folder / "more" / "model.safetensors").write_bytes(b"weights")
+
+
+def make(store: ModelStore, name: str, *misses: str) -> Path:
+    write_artifact(store.folder / name, fill, PLAN.model_copy(update={"misses": misses}))
+    return store.folder / name
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path)
+
+
+def edit_manifest(folder: Path) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(content | {"misses": ["edited"]}))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "changed": lambda folder: (folder / "more" / "model.safetensors").write_bytes(b"Weights"),
+    "missing": lambda folder: (folder / "config.json").unlink(),
+    "not listed": lambda folder: (folder / "modeling.py").write_text("print()"),
+    "checksum does not match": edit_manifest,
+    "cannot be read": lambda folder: (folder / MANIFEST).write_text("{"),
+    "another release": lambda folder: (folder / MANIFEST).write_text('{"version": 2}'),
+    "no artifact of Turnmill": lambda folder: (folder / MANIFEST).unlink(),
+}
+
+
+def test_an_artifact_is_verified_by_every_file(store: ModelStore) -> None:
+    manifest = verify(make(store, "a"))
+
+    assert set(manifest.files) == {"config.json", "more/model.safetensors"}
+
+
+@pytest.mark.parametrize("said", CHANGES)
+def test_a_damaged_or_foreign_artifact_is_refused_in_words(store: ModelStore, said: str) -> None:
+    folder = make(store, "a")
+    CHANGES[said](folder)
+
+    with pytest.raises(ArtifactRefused, match=said):
+        verify(folder)
+
+
+def test_a_manifest_that_lists_files_elsewhere_is_refused(store: ModelStore) -> None:
+    folder = make(store, "a")
+    content = json.loads((folder / MANIFEST).read_text())
+    content["files"]["../b/config.json"] = "0"
+    sealed = Manifest.model_validate(content).sealed()
+    (folder / MANIFEST).write_text(sealed.model_dump_json())
+
+    with pytest.raises(ArtifactRefused, match="outside its folder"):
+        verify(folder)
+
+
+def test_a_write_that_fails_leaves_no_artifact(store: ModelStore) -> None:
+    def fail(folder: Path) -> None:
+        fill(folder)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_artifact(store.folder / "a", fail, PLAN)
+    assert store.names() == []
+
+    assert verify(make(store, "a"))
+
+
+def test_the_last_promotion_counts_and_a_rollback_takes_it_back(store: ModelStore) -> None:
+    make(store, "a"), make(store, "b")
+    store.promote("a", by="ada")
+    store.promote("b", by="ada")
+    assert store.promoted_path().name == "b"
+
+    store.rollback(by="eve")
+
+    assert store.promoted_path().name == "a"
+    assert [(each.action, each.artifact, each.by) for each in store.history()] == [
+        ("promote", "a", "ada"),
+        ("promote", "b", "ada"),
+        ("rollback", "a", "eve"),
+    ]
+    with pytest.raises(NotFound, match="nothing to roll back to"):
+        store.rollback(by="eve")
+
+
+def test_an_artifact_that_misses_its_limits_is_promoted_by_force_alone(store: ModelStore) -> None:
+    make(store, "a", "Size is 0.9×, the limit 0.6×.")
+    with pytest.raises(ArtifactRefused, match=r"0\.9×.*--force"):
+        store.promote("a", by="ada")
+    assert store.promoted() is None
+
+    store.promote("a", by="ada", force=True)
+
+    (record,) = store.history()
+    assert record.forced
+    assert record.misses == ("Size is 0.9×, the limit 0.6×.",)
+
+
+def test_a_damaged_artifact_is_not_promoted(store: ModelStore) -> None:
+    CHANGES["changed"](make(store, "a"))
+
+    with pytest.raises(ArtifactRefused, match="damaged"):
+        store.promote("a", by="ada", force=True)
+
+
+def test_another_artifact_of_the_promoted_name_is_not_served(store: ModelStore) -> None:
+    make(store, "a")
+    store.promote("a", by="ada")
+    sealed = read_manifest(store.path("a")).model_copy(update={"data_sha256": "1"}).sealed()
+    (store.path("a") / MANIFEST).write_text(sealed.model_dump_json())
+
+    with pytest.raises(ArtifactRefused, match="not the one that was promoted"):
+        store.promoted_path()
+
+
+@pytest.mark.parametrize("name", ["../a", "", ".hidden", "promoted", "a/b", "a.partial", "a b"])
+def test_a_name_that_cannot_be_a_folder_of_the_store_is_refused(
+    store: ModelStore, name: str
+) -> None:
+    with pytest.raises(InvalidInput):
+        store.path(name)
+
+
+def test_an_unknown_artifact_is_answered_with_those_that_exist(store: ModelStore) -> None:
+    make(store, "a")
+
+    with pytest.raises(NotFound, match=r"no artifact 'b'.*There is: a"):
+        store.path("b")
+
+
+def test_what_workers_import_and_recipes_need_no_torch() -> None:
+    modules = ["artifact", "store", "recipe", "pipeline", "step", "texts", "data"]
+    imports = "; ".join(f"import turnmill.compression.{each}" for each in modules)
+    absent = {"torch", "transformers", "celery"}
+    code = f"{imports}; import sys; assert not {absent} & {{*sys.modules}}"
+
+    subprocess.run([sys.executable, "-c", code], check=True)
