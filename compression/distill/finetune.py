@@ -1,0 +1,50 @@
+"""The step `finetune`: train on the user's dialogues, in full or by LoRA.
+
+It makes a teacher, adapts a model to a domain, and recovers what other steps lost.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from turnmill.compression.distill.losses import hard_loss
+from turnmill.compression.distill.training import TrainingOptions, train
+from turnmill.compression.step import Progress, State
+
+
+def next_token_loss(model: Any, windows: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each token of the windows `[n, length]` after the first."""
+    logits = model(input_ids=windows, use_cache=False).logits
+    return hard_loss(logits[:, :-1].float(), windows[:, 1:])
+
+
+def rows_of_length(windows: Tensor, length: int) -> Tensor:
+    """Cut windows `[n, longer]` into windows of `length` tokens; a remainder is left out."""
+    length = min(length, windows.shape[1])
+    whole = windows.shape[1] // length * length
+    return windows[:, :whole].reshape(-1, length)
+
+
+class Finetune:
+    """Minimise the cross-entropy of the training windows."""
+
+    options = TrainingOptions
+
+    def __call__(
+        self, state: State, options: TrainingOptions, progress: Progress
+    ) -> Mapping[str, Any]:
+        windows = rows_of_length(state.texts.train, options.length)
+        done = train(
+            state.model,
+            len(windows),
+            lambda model, rows: next_token_loss(model, windows[rows]),
+            options,
+            seed=state.seed,
+            folder=state.folder,
+            progress=progress,
+            data=state.texts.digest,
+        )
+        state.packed.clear()
+        state.format = "dense"
+        return vars(done)

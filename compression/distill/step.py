@@ -1,0 +1,119 @@
+"""The step `distill`: a student learns from its teacher's probabilities and from the text."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from turnmill.compression.distill import students
+from turnmill.compression.distill.cache import TeacherCache, bytes_per_window, cache_teacher
+from turnmill.compression.distill.finetune import rows_of_length
+from turnmill.compression.distill.losses import hard_loss, soft_loss_from_top
+from turnmill.compression.distill.training import Loss, TrainingOptions, train
+from turnmill.compression.step import Progress, State
+from turnmill.schemas.errors import InvalidInput
+
+
+class DistillOptions(TrainingOptions):
+    """The student, its teacher and the mixture of losses. Without a student, the model itself
+    learns: recovery after pruning, quantization or dropped layers.
+    """
+
+    #: Cut a student out of the model: how many layers (evenly spaced), or which.
+    layers: int | tuple[int, ...] | None = None
+    #: The folder of a smaller checkpoint with the same tokenizer.
+    student: Path | None = None
+    #: The teacher: the recipe's base model, or the model as this step was given it.
+    teacher: Literal["base", "current"] = "base"
+    #: The weight of the hard labels; the soft ones weigh 1 - alpha.
+    alpha: float = Field(0.5, ge=0, le=1)
+    #: Softens both distributions; above 1 the unlikely tokens count for more.
+    temperature: float = Field(2.0, gt=0)
+    #: How many of the teacher's probabilities are kept per position.
+    top_k: int = Field(64, ge=1)
+    #: The most training windows to use. More are each read fewer times, and cost more of the
+    #: teacher's time, which no budget of steps or minutes counts.
+    windows: int = Field(1024, ge=1)
+    #: What the cached probabilities may take on disk, in megabytes: fewer windows are used then.
+    cache_mb: int = Field(1024, ge=1)
+
+    @model_validator(mode="after")
+    def _has_one_student(self) -> "DistillOptions":
+        if self.layers is not None and self.student is not None:
+            raise ValueError("give layers or student, not both")
+        return self
+
+
+class Distill:
+    """Minimise alpha · cross-entropy + (1 - alpha) · T² · KL(teacher ‖ student)."""
+
+    options = DistillOptions
+
+    def __call__(
+        self, state: State, options: DistillOptions, progress: Progress
+    ) -> Mapping[str, Any]:
+        before = state.model
+        load = state.teacher if options.teacher == "base" else lambda: before
+        state.model = _student(state, options)
+        windows = _affordable(rows_of_length(state.texts.train, options.length), options)
+        data = f"{options.teacher} {state.texts.digest} {len(windows)}"
+        cache = cache_teacher(
+            load,
+            windows,
+            state.folder / "teacher",
+            progress,
+            k=min(options.top_k, state.model.config.vocab_size),
+            temperature=options.temperature,
+            data=data,
+        )
+        done = train(
+            state.model,
+            len(windows),
+            distillation(windows, cache, options.alpha, options.temperature),
+            options,
+            seed=state.seed,
+            folder=state.folder,
+            progress=progress,
+            data=data,
+        )
+        state.packed.clear()
+        state.format = "dense"
+        return vars(done) | {"windows": len(windows)}
+
+
+def distillation(windows: Tensor, teacher: TeacherCache, alpha: float, temperature: float) -> Loss:
+    """Return the loss of a student of language: alpha · hard + (1 - alpha) · soft."""
+
+    def loss(model: Any, rows: Tensor) -> Tensor:
+        batch = windows[rows]
+        logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
+        hard = hard_loss(logits, batch[:, 1:])
+        soft = soft_loss_from_top(logits, teacher[rows], temperature)
+        return alpha * hard + (1 - alpha) * soft
+
+    return loss
+
+
+def _student(state: State, options: DistillOptions) -> Any:
+    if options.layers is not None:
+        return students.from_layers(state.model, options.layers)
+    if options.student is not None:
+        return students.from_checkpoint(options.student, state.tokenizer)
+    return state.model
+
+
+def _affordable(windows: Tensor, options: DistillOptions) -> Tensor:
+    """Return the windows that the step has a use for and the cache may hold."""
+    size = bytes_per_window(windows.shape[1], options.top_k)
+    count = options.cache_mb * 1_000_000 // size
+    if not count:
+        raise InvalidInput(
+            f"A cache of {options.cache_mb} MB cannot hold one window of {size} bytes: raise "
+            "cache_mb, or lower top_k or length.",
+            param="cache_mb",
+        )
+    if options.steps is not None:
+        count = min(count, options.steps * options.batch)
+    return windows[: min(count, options.windows)]

@@ -1,0 +1,62 @@
+"""Where a student comes from: some layers of its teacher, a narrower one, or another checkpoint."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from turnmill.compression.prune.structured import decoder_layers, evenly_spaced, keep_layers
+from turnmill.schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def from_layers(teacher: "PreTrainedModel", layers: int | tuple[int, ...]) -> "PreTrainedModel":
+    """Return a student of these layers of the teacher, or of this many, evenly spaced.
+
+    Raises:
+        InvalidInput: the teacher has no such layers.
+    """
+    count = len(decoder_layers(teacher))
+    if isinstance(layers, int):
+        if not 1 <= layers <= count:
+            raise InvalidInput(
+                f"A student of {layers} layers cannot be cut out of the {count} of its teacher.",
+                param="layers",
+            )
+        layers = tuple(evenly_spaced(layers, count))
+    student: PreTrainedModel = keep_layers(teacher, layers)
+    return student
+
+
+def from_checkpoint(path: Path, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
+    """Load a smaller checkpoint whose tokenizer is the teacher's.
+
+    Raises:
+        InvalidInput: there is no such checkpoint, or its tokenizer is another.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (path / "config.json").exists():
+        raise InvalidInput(f"There is no checkpoint in {path}: no config.json.", param="student")
+    require_same_tokenizer(tokenizer, AutoTokenizer.from_pretrained(path), path.name)
+    student: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype="float32")
+    return student
+
+
+def require_same_tokenizer(teacher: Any, student: Any, name: str) -> None:
+    """Refuse a student that numbers its tokens in another way than the teacher.
+
+    Raises:
+        InvalidInput: a token has another number, or one of the two lacks it.
+    """
+    theirs, ours = teacher.get_vocab(), student.get_vocab()
+    if theirs == ours:
+        return
+    moved = sum(ours.get(token) != number for token, number in theirs.items())
+    raise InvalidInput(
+        f"The student '{name}' has another tokenizer than the teacher: {len(ours)} tokens against "
+        f"{len(theirs)}, and {moved} of the teacher's have another number or none. Soft labels "
+        "compare token by token, so both need the same tokenizer. Name a student of the same "
+        "family, or cut one out of the teacher (layers).",
+        param="student",
+    )
