@@ -1,0 +1,1 @@
+"""Measure what a compressed model costs and what it gains."""

@@ -1,0 +1,49 @@
+"""Figures with a confidence interval, by the bootstrap over windows or replies. Torch-free."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+T = TypeVar("T")
+
+#: Resamples of each interval. At 1000, the ends move by less than a tenth of the width.
+RESAMPLES = 1000
+
+
+class Figure(BaseModel):
+    """A measured value and the 95 % interval that the bootstrap gives it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def bootstrap(
+    samples: Sequence[T], statistic: Callable[[Sequence[T]], float], *, seed: int = 0
+) -> Figure:
+    """Compute a statistic of the samples, and its 2.5 % and 97.5 % points under resampling.
+
+    Samples are drawn with replacement (Efron 1979, the percentile interval). For a paired
+    comparison let each sample be a pair: both sides then see the same draws.
+
+    Raises:
+        ValueError: there is no sample.
+    """
+    if not samples:
+        raise ValueError("The bootstrap needs at least one sample.")
+    draw = random.Random(seed)
+    drawn = sorted(statistic(draw.choices(samples, k=len(samples))) for _ in range(RESAMPLES))
+    edge = round(0.025 * RESAMPLES)
+    return Figure(value=statistic(samples), low=drawn[edge], high=drawn[-edge - 1])
+
+
+def mean(samples: Sequence[float]) -> float:
+    """Return the arithmetic mean."""
+    return sum(samples) / len(samples)
