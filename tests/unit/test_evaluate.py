@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,14 @@ from turnmill.compression.evaluate.layers import layer_errors
 from turnmill.compression.evaluate.page import markdown, write_report
 from turnmill.compression.evaluate.perplexity import perplexity, perplexity_ratio, window_losses
 from turnmill.compression.evaluate.remarks import remarks_of
-from turnmill.compression.evaluate.report import Domain, Measures, Report, Row, evaluate
+from turnmill.compression.evaluate.report import (
+    Domain,
+    Measures,
+    Report,
+    Row,
+    evaluate,
+    evaluate_all,
+)
 from turnmill.compression.evaluate.speed import Speed
 from turnmill.compression.texts import Texts
 from turnmill.schemas.errors import InvalidInput
@@ -64,11 +71,21 @@ def folders(
     return {name: root / name for name in models}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other cost more than such small models do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def reports(folders: dict[str, Path], tiny_texts: Texts) -> dict[str, Report]:
+    report = evaluate_all(list(folders.values()), folders["original"], tiny_texts, measures=QUICK)
     return {
-        name: evaluate(folder, folders["original"], tiny_texts, measures=QUICK)
-        for name, folder in folders.items()
+        row.name: report.model_copy(update={"rows": (report.original, row)})
+        for row in report.candidates
     }
 
 
