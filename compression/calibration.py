@@ -1,0 +1,201 @@
+"""Calibration: what the linear layers of a model read, decoder layer by decoder layer.
+
+The runner is sequential, as GPTQ's authors describe: once a decoder layer is compressed, the next
+one is calibrated on what the compressed layer says, so that later layers can make up for the
+errors of earlier ones. One decoder layer's activations are in memory at a time.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Inputs:
+    """Statistics of the vectors that a linear layer reads, float32.
+
+    gram: [in, in], the mean of x·xᵀ. absmax, absmean: [in], of |x| by channel.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.tokens = 0
+        self.absmax = torch.zeros(size)
+        self._abssum = torch.zeros(size)
+        self._products = torch.zeros(size, size)
+
+    def add(self, states: Tensor) -> None:
+        """Count the vectors of a batch, [..., in]."""
+        rows = states.detach().reshape(-1, states.shape[-1]).float()
+        self.tokens += len(rows)
+        self.absmax = torch.maximum(self.absmax, rows.abs().amax(0))
+        self._abssum += rows.abs().sum(0)
+        self._products.addmm_(rows.T, rows)
+
+    @property
+    def gram(self) -> Tensor:
+        return self._products / max(self.tokens, 1)
+
+    @property
+    def absmean(self) -> Tensor:
+        return self._abssum / max(self.tokens, 1)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The linear layers of one decoder layer that read the same vectors: q, k and v, for example.
+
+    linears: by their names in the model. layer: the decoder layer they belong to.
+    """
+
+    index: int
+    layer: nn.Module
+    linears: Mapping[str, nn.Linear]
+    inputs: Inputs
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the name and the list of a model's layers: its longest list of modules.
+
+    Raises:
+        ValueError: the model has no list of modules.
+    """
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    if not lists:
+        raise ValueError(f"{type(model).__name__} has no list of layers to compress one by one.")
+    return max(lists, key=lambda item: len(item[1]))
+
+
+def linears_of(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linear layers inside the model's layers, by name: neither head nor embedding."""
+    prefix, layers = decoder_layers(model)
+    return {
+        f"{prefix}.{name}": module
+        for name, module in layers.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def run_layers(
+    model: nn.Module,
+    windows: Tensor,
+    visit: Callable[[Stage], None],
+    *,
+    batch: int = 8,
+    done: Callable[[], None] = lambda: None,
+) -> None:
+    """Show `visit` every stage of every decoder layer, in order; it may change the weights.
+
+    Args:
+        windows: int64 [n, length], token ids without padding.
+        batch: windows a forward pass.
+        done: called after each decoder layer.
+    """
+    training = model.training
+    model.eval()
+    prefix, layers = decoder_layers(model)
+    try:
+        calls = [_first_call(model, layers[0], ids) for ids in windows.split(batch)]
+        for index, layer in enumerate(layers):
+            for stage in _stages(index, f"{prefix}.{index}", layer, calls):
+                visit(stage)
+            for call in calls:
+                call.states = call.run(layer)
+            done()
+    finally:
+        model.train(training)
+
+
+@dataclass
+class _Call:
+    """One batch on its way through the layers: its hidden states, and the other arguments."""
+
+    states: Tensor
+    arguments: dict[str, Any]
+
+    def run(self, layer: nn.Module) -> Tensor:
+        result = layer(self.states, **self.arguments)
+        states: Tensor = result if isinstance(result, Tensor) else result[0]
+        return states
+
+
+class _FirstLayerReached(Exception):
+    pass
+
+
+def _first_call(model: nn.Module, layer: nn.Module, ids: Tensor) -> _Call:
+    """Run the model up to its first decoder layer and return the arguments of that layer."""
+    call: _Call | None = None
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal call
+        rest = dict(kwargs)
+        states = args[0] if args else rest.pop("hidden_states")
+        call = _Call(states, rest)
+        raise _FirstLayerReached
+
+    handle = layer.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        model(input_ids=ids, use_cache=False)
+    except _FirstLayerReached:
+        pass
+    finally:
+        handle.remove()
+    if call is None:
+        raise ValueError(f"{type(model).__name__} does not run its layers on token ids.")
+    return call
+
+
+def _stages(index: int, name: str, layer: nn.Module, calls: list[_Call]) -> Iterator[Stage]:
+    linears = {f"{name}.{n}": m for n, m in layer.named_modules() if isinstance(m, nn.Linear)}
+    inputs = {
+        group: Inputs(linears[group[0]].in_features) for group in _readers(linears, layer, calls[0])
+    }
+    with _recording(linears, inputs):
+        for call in calls:
+            call.run(layer)
+    for group, seen in inputs.items():
+        yield Stage(index, layer, {n: linears[n] for n in group}, seen)
+
+
+def _readers(linears: dict[str, nn.Linear], layer: nn.Module, call: _Call) -> list[tuple[str, ...]]:
+    """Group the linear layers by the tensor that they read, in the order in which they run."""
+    readers: dict[int, list[str]] = {}
+    kept = []  # Ids are unique among living objects only.
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        def hook(_: nn.Module, args: tuple[Tensor]) -> None:
+            kept.append(args[0])
+            readers.setdefault(id(args[0]), []).append(name)
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(note(n)) for n, m in linears.items()]
+    try:
+        call.run(layer)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [tuple(names) for names in readers.values()]
+
+
+@contextmanager
+def _recording(
+    linears: dict[str, nn.Linear], inputs: dict[tuple[str, ...], Inputs]
+) -> Iterator[None]:
+    """Count what the first linear layer of each group reads."""
+
+    def count(seen: Inputs) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        return lambda _, args: seen.add(args[0])
+
+    handles = [
+        linears[group[0]].register_forward_pre_hook(count(seen)) for group, seen in inputs.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
