@@ -125,6 +125,8 @@ class Request:
     tokens: list[int] = field(default_factory=list)
     #: The pipeline's handle.
     handle: Any = None
+    #: Whether the pipeline still computes its prompt.
+    is_in_prompt: bool = True
 
     @property
     def is_interactive(self) -> bool:
@@ -136,11 +138,21 @@ class Request:
         return not self.is_interactive, self.order
 
 
+RANK = attrgetter("rank")
+
+
 class OpenVINOBatch:
     """The turns in a continuous batching pipeline.
 
     Interactive turns go first: where all slots are taken, the newest turn of the batch lane
     leaves and comes back later, with what it has generated as the end of its prompt.
+
+    A prompt that the pipeline has begun is computed to its end, even if nobody waits for it any
+    more. Where prefixes are kept, the pipeline knows a block by all tokens that it is to hold as
+    soon as it is allocated (`BlockManager::allocate` in
+    https://github.com/openvinotoolkit/openvino.genai/blob/2026.3.0.0/src/cpp/src/continuous_batching/cache/block_manager.hpp):
+    a turn that left in the middle of a block would leave it as whole, and the next prompt that
+    begins the same would be answered from what is missing there.
     """
 
     def __init__(
@@ -158,6 +170,8 @@ class OpenVINOBatch:
         self._defaults = pipeline.get_config()
         self._waiting: list[Request] = []
         self._running: list[Request] = []
+        #: Unwanted ones in the middle of their prompts.
+        self._leaving: list[Request] = []
         self._arrivals = 0
         self._last_interactive_at = float("-inf")
         # Never the turn's own id: the same turn may come again while it is still here.
@@ -165,11 +179,12 @@ class OpenVINOBatch:
 
     @property
     def is_busy(self) -> bool:
-        return bool(self._waiting or self._running or self._pipeline.has_non_finished_requests())
+        open_turns = self._waiting or self._running or self._leaving
+        return bool(open_turns or self._pipeline.has_non_finished_requests())
 
     @property
     def held(self) -> Mapping[str, float]:
-        turns = len(self._waiting) + len(self._running)
+        turns = len(self._waiting) + len(self._running) + len(self._leaving)
         return {"turns": turns, "pipeline": self._pipeline.has_non_finished_requests()}
 
     def admit(self, generation: Generation) -> None:
@@ -190,14 +205,20 @@ class OpenVINOBatch:
         self._pipeline.step()
         for request in list(self._running):
             self._pass_on(request)
+        for request in list(self._leaving):
+            self._let_go(request)
 
     def _wait(self, request: Request) -> None:
         self._waiting.append(request)
-        self._waiting.sort(key=attrgetter("rank"))
+        self._waiting.sort(key=RANK)
 
     def drop_unwanted(self) -> None:
         for request in [each for each in self._running if each.generation.is_unwanted]:
-            self._leave(request).cancel()
+            if self._may_leave(request):
+                self._leave(request).cancel()
+            else:
+                self._running.remove(request)
+                self._leaving.append(request)
             request.generation.events.put(None)
         for request in [each for each in self._waiting if each.generation.is_unwanted]:
             self._waiting.remove(request)
@@ -212,9 +233,11 @@ class OpenVINOBatch:
             first = self._waiting[0]
             if not first.is_interactive and (has_joined or not self._has_batch_room()):
                 return
+            if len(self._leaving) >= self._max_slots:
+                return
             if len(self._running) >= self._max_slots:
-                last = max(self._running, key=attrgetter("rank"))
-                if last.is_interactive or not first.is_interactive:
+                last = max(filter(self._may_leave, self._running), key=RANK, default=None)
+                if last is None or last.is_interactive or not first.is_interactive:
                     return
                 self._leave(last).cancel()
                 self._wait(last)
@@ -239,6 +262,7 @@ class OpenVINOBatch:
             generation.cached_tokens = self._blocks.known_tokens(ids)
         config = self._config(generation, len(request.tokens))
         request.handle = self._pipeline.add_request(next(self._ids), _tensor(ids), config)
+        request.is_in_prompt = True
         self._running.append(request)
 
     def _pass_on(self, request: Request) -> None:
@@ -246,6 +270,7 @@ class OpenVINOBatch:
         for token in _new_tokens(request.handle):
             if not request.tokens:
                 self._blocks.add(self._ids_of(request, ()))
+            request.is_in_prompt = False
             request.tokens.append(token.id)
             generation.events.put(token)
             if token.finish_reason:
@@ -254,6 +279,18 @@ class OpenVINOBatch:
         if request.handle.get_status() != STATUS.RUNNING:
             self._leave(request)
             generation.events.put(EngineUnavailable("The engine's KV cache is full; try again."))
+
+    def _may_leave(self, request: Request) -> bool:
+        return not (request.is_in_prompt and self._namespaces)
+
+    def _let_go(self, request: Request) -> None:
+        """Cancel a turn that is unwanted if its prompt has come to its end."""
+        has_token = request.handle.can_read()
+        if has_token:
+            self._blocks.add(self._ids_of(request, request.tokens))
+        if has_token or request.handle.get_status() != STATUS.RUNNING:
+            self._leaving.remove(request)
+            request.handle.cancel()
 
     def _leave(self, request: Request) -> Any:
         """Its handle; the last token was never fed back."""
