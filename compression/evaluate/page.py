@@ -27,7 +27,7 @@ def write_report(report: Report, folder: Path, misses: Sequence[str] = ()) -> li
 def markdown(report: Report, misses: Sequence[str] = (), plots: Sequence[Path] = ()) -> str:
     """Render the report as a Markdown page."""
     parts = [
-        f"# {', '.join(row.name for row in report.candidates)} beside {report.original.name}",
+        f"# {', '.join(row.name for row in report.candidates)} beside the original",
         _preface(report),
         "## Quality and size\n\n" + quality_table(report.rows),
     ]

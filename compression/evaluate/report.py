@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+#: What the first row of a report is called.
+ORIGINAL = "original"
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)
 
@@ -128,13 +132,13 @@ class Judge:
     def original_row(self) -> Row:
         """Measure the original, without speed."""
         if self._row is None:
-            self.progress.start(self._work, f"measuring {self.original.name}")
+            self.progress.start(self._work, f"measuring {ORIGINAL}")
             model, tokenizer = self._load(self.original)
             for domain, windows in self._domains().items():
                 self._heard[domain] = agreement.listen(model, windows, self.progress)
             self._replies = self._reply(model, tokenizer)
             self._row = self._make_row(
-                self.original.name,
+                ORIGINAL,
                 self.original,
                 {domain: _as_followed(heard) for domain, heard in self._heard.items()},
                 self._replies,
