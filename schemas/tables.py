@@ -157,11 +157,14 @@ attempts = Table(
     Column("lane", Text, nullable=False),
     _time("started_at", default_now=True),
     _time("ended_at"),
-    #: answered, snoozed, cancelled, failed, handed_back, or crashed (its worker died).
+    #: answered, snoozed, cancelled, failed, handed_back, crashed (its worker died), or interrupted
+    #: (its worker died, or lost sight of it, and something else than the turn explains it).
     Column("outcome", Text),
     Column("error", Text),
     #: Whether the worker that holds the conversation made it; null where no live one held it.
     Column("is_warm", Boolean),
+    #: Of one that crashed or was interrupted: the position of the last chunk it left.
+    Column("kept_position", Integer),
     postgresql_partition_by="RANGE (turn_id)",
 )
 

@@ -54,6 +54,13 @@ FROM kept WHERE t.id = kept.id
 RETURNING t.id
 """
 
+#: The end of the lease says that the attempt is over as by a crash: the rescuer counts it. Only
+#: running turns have a lease.
+ABANDON = """
+UPDATE turns SET leased_until = 'epoch'
+WHERE id = %s AND attempt = %s AND worker_id = %s AND leased_until IS NOT NULL RETURNING id
+"""
+
 _REGISTER = """
 INSERT INTO worker_liveness
     (id, host, pid, model, engine, lanes, slots, is_consuming, own_lanes,
@@ -111,6 +118,11 @@ class Claim:
     deadline_s: float | None
     #: Why this worker cannot read the turn, whose messages are then empty.
     unreadable: str | None = None
+
+    @property
+    def fence(self) -> tuple[UUID, int, UUID]:
+        """What `ABANDON` needs."""
+        return self.turn_id, self.attempt, self.worker_id
 
     @property
     def params_left(self) -> GenerationParams:
@@ -424,7 +436,7 @@ class Leases:
         now = time.monotonic()
         for attempt in self._attempts():
             attempt.time_out(now)
-        self._look_for_hung(now)
+        self._look_for_hung(connection, now)
 
     def _renew_in_time(self, connection: Link) -> None:
         now = time.monotonic()
@@ -441,8 +453,8 @@ class Leases:
                     if attempt.claim.turn_id.hex == turn_id:
                         attempt.stop(AbortReason.LOST)
 
-    def _look_for_hung(self, now: float) -> None:
-        """A thread cannot be killed; without its lease its turn counts as a dead worker's."""
+    def _look_for_hung(self, connection: Link, now: float) -> None:
+        """A thread cannot be killed; abandoned, its turn counts as a dead worker's."""
         hang_s = self._settings.hang_s
         if self.reconnected_s < hang_s:
             return  # what looks like an engine may be waiting for Postgres
@@ -452,6 +464,7 @@ class Leases:
                     self._hung |= self._held & {attempt}
                 turn_id, reason = attempt.claim.turn_id.hex, attempt.reason
                 log.error("engine.hung", turn_id=turn_id, abort_reason=reason)
+                connection.execute(ABANDON, attempt.claim.fence)
                 self.on_hang()
 
     def _renew(self, connection: psycopg.Connection[Any]) -> None:

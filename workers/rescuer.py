@@ -6,6 +6,7 @@ that PostgreSQL refuses to change holds up no other (`isolated.py`).
 """
 
 import threading
+import time
 from typing import Any
 
 import structlog
@@ -18,6 +19,7 @@ from turnmill.schemas.store.outbox import OWE_HINTS
 from turnmill.schemas.tables import RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.clock import TOLERANCE_S
+from turnmill.workers.evidence import IS_INTERRUPTED, WEIGHED
 from turnmill.workers.isolated import isolated
 from turnmill.workers.lease import Leases
 from turnmill.workers.liveness import ALIVE, GRACE_S
@@ -25,11 +27,16 @@ from turnmill.workers.settle import Ending, end_turns
 
 log = structlog.get_logger()
 
+#: A statement that waited so long for a table's lock judges nobody, seconds: the workers waited
+#: for the same lock with their renewals.
+STALL_S = 1.0
+
 #: Nothing is judged by a clock that has just stepped forward (`latest_s`): every lease looks
 #: expired until its worker has renewed it.
 _GUARD = f"""
 guard AS MATERIALIZED (
     SELECT clock_timestamp() < to_timestamp(%(latest_s)s)
+        AND clock_timestamp() < now() + make_interval(secs => {STALL_S})
         AND pg_try_advisory_xact_lock({RESCUER_LOCK_KEY}) AS is_mine
 )"""
 
@@ -69,52 +76,36 @@ WITH {_GUARD}, {ALIVE}
 SELECT t.id FROM turns t WHERE (SELECT is_mine FROM guard) AND {_IS_LOST} ORDER BY t.id
 """
 
-#: Workers that were last seen so close to each other died together, seconds.
-TOGETHER_S = 2.0
-
-#: A turn that crashed so many times as often as it takes to be quarantined is parked in any case.
-LAST_CRASH = 3
-
-#: Who ran alone and took nobody along is the cause. A worker that died at the same time without
-#: ever having had the turn tells of a machine that died.
-_IS_SPENT = f"""
-a.lane IS NOT DISTINCT FROM '{Lane.QUARANTINE}' AND (
-    t.crashes + 1 >= {LAST_CRASH} * %(quarantine_after)s OR NOT EXISTS (
-        SELECT FROM worker_liveness mine JOIN worker_liveness other ON other.id <> mine.id
-            AND other.seen_at BETWEEN mine.seen_at - make_interval(secs => {TOGETHER_S})
-                AND mine.seen_at + make_interval(secs => {TOGETHER_S})
-        WHERE mine.id = t.worker_id
-          AND mine.id NOT IN (SELECT id FROM alive) AND other.id NOT IN (SELECT id FROM alive)
-          AND NOT EXISTS (SELECT FROM attempts had
-                          WHERE had.turn_id = t.id AND had.worker_id = other.id)))"""
-
 #: Looked at again under the lock, for the worker may be back; an attempt that is younger than the
-#: snapshot (`seen`) is nobody's to judge. Turns that ran in quarantine when their worker died are
-#: left to `_park`. A turn whose attempt has no row any more (a hand, a month that was dropped) is
+#: snapshot (`seen`) is nobody's to judge. Turns whose crashes in quarantine are too many are left
+#: to `_park`. A turn whose attempt has no row any more (a hand, a month that was dropped) is
 #: requeued like any other.
 _REQUEUE_LOST = f"""
 WITH {_GUARD}, {ALIVE}, lost AS (
     SELECT t.id, t.attempt, t.worker_id, t.conversation_id, t.crashes + 1 AS crashes, t.model,
-        t.lane, t.deadline_at, {_IS_SPENT} AS is_spent
+        t.lane, t.deadline_at, a.lane IS NOT DISTINCT FROM '{Lane.QUARANTINE}' AS is_alone,
+        {IS_INTERRUPTED} AS is_interrupted
     FROM turns seen JOIN turns t ON t.id = seen.id AND t.attempt = seen.attempt
     LEFT JOIN attempts a ON a.turn_id = seen.id AND a.number = seen.attempt
     WHERE (SELECT is_mine FROM guard) AND seen.id = ANY(%(turns)s) AND {_IS_LOST}
     ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
-), requeued AS (
+), {WEIGHED}, requeued AS (
     UPDATE turns t SET state = 'queued', worker_id = NULL, leased_until = NULL,
-        crashes = lost.crashes
-    FROM lost WHERE t.id = lost.id AND NOT lost.is_spent
-    RETURNING t.id, t.attempt
+        crashes = w.crashes
+    FROM weighed w WHERE t.id = w.id AND NOT w.is_spent
+    RETURNING t.id, t.attempt, w.is_interrupted
 ), ended AS (
-    UPDATE attempts a SET ended_at = clock_timestamp(), outcome = 'crashed'
+    UPDATE attempts a SET ended_at = clock_timestamp(),
+        outcome = CASE WHEN r.is_interrupted THEN 'interrupted' ELSE 'crashed' END,
+        kept_position = (SELECT max(position) FROM chunks WHERE turn_id = r.id)
     FROM requeued r WHERE a.turn_id = r.id AND a.number = r.attempt
 ), due AS (
-    SELECT id AS turn_id, model, CASE WHEN crashes >= %(quarantine_after)s
-        THEN '{Lane.QUARANTINE}' ELSE lane END AS lane, deadline_at, clock_timestamp() AS due_at,
-        true AS is_immediate
-    FROM lost WHERE NOT is_spent
+    SELECT id AS turn_id, model,
+        CASE WHEN is_isolated THEN '{Lane.QUARANTINE}' ELSE lane END AS lane, deadline_at,
+        clock_timestamp() AS due_at, true AS is_immediate
+    FROM weighed WHERE NOT is_spent
 ), hinted AS ({OWE_HINTS})
-SELECT lost.*, pg_notify('{OUTBOX_CHANNEL}', '') FROM lost
+SELECT weighed.*, pg_notify('{OUTBOX_CHANNEL}', '') FROM weighed
 """
 
 #: Rows of workers long dead say nothing any more.
@@ -131,8 +122,10 @@ def sweep(database: Database, settings: WorkerSettings, *, latest_s: float = flo
     `latest_s`: PostgreSQL's Unix time at the latest, unless its clock has stepped forward.
     Raises `DatabaseUnavailable`.
     """
-    clock = {"latest_s": latest_s}
+    clock, began_at = {"latest_s": latest_s}, time.monotonic()
     (cut,) = database.run(_CUT, clock | {"lease_s": settings.lease_s})
+    if time.monotonic() - began_at >= STALL_S:
+        return 0
     if cut.lease_count or cut.hint_count:
         log.warning("clock.stepped_back", **cut._asdict())
     lost = _requeue_lost(database, clock | {"quarantine_after": settings.quarantine_after})
@@ -167,7 +160,7 @@ def _spent(row: Any) -> Ending:
         state=TurnState.PARKED,
         outcome="crashed",
         error_code="worker_lost",
-        error_message=f"The turn ended {row.crashes} workers, the last one while it ran alone.",
+        error_message=f"The turn ran in {row.crashes} workers that ended, alone in the last ones.",
     )
 
 
@@ -184,6 +177,8 @@ class Rescuer:
         self._leases = leases
         self._stopping = threading.Event()
         self._wake = threading.Event()
+        #: The last sweep waited for a table, or for PostgreSQL as a whole.
+        self._has_stalled = False
         self._thread = threading.Thread(target=self._run, name="rescuer", daemon=True)
 
     def start(self) -> None:
@@ -206,14 +201,27 @@ class Rescuer:
                 self._stopping.wait(GRACE_S / 4)
                 continue
             try:
-                sweep(self._database, self._settings, latest_s=self._leases.clock.latest_s)
+                self._sweep()
                 if forget_in == 0:
                     self._database.run(_FORGET)
                 forget_in = (forget_in or 600) - 1
             except DatabaseUnavailable as error:
+                self._has_stalled = True
                 log.warning("rescuer.stalled", error=error.message)
             except Exception:
                 # Without a rescuer nothing looks after dead workers: it must not die of one turn.
                 log.exception("rescuer.failed")
             self._wake.wait(self._settings.rescue_every_s)
             self._wake.clear()
+
+    def _sweep(self) -> None:
+        """After a stall, find out first whether the tables are free again, and judge nobody.
+
+        Then the workers, which waited as well, get time to renew their leases.
+        """
+        had_stalled, began_at = self._has_stalled, time.monotonic()
+        latest_s = float("-inf") if had_stalled else self._leases.clock.latest_s
+        sweep(self._database, self._settings, latest_s=latest_s)
+        self._has_stalled = time.monotonic() - began_at >= STALL_S
+        if had_stalled:
+            self._stopping.wait(GRACE_S)

@@ -31,7 +31,7 @@ from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.backoff import backoff_s
 from turnmill.workers.clean import storable
 from turnmill.workers.coalesce import Coalescer
-from turnmill.workers.lease import Claim
+from turnmill.workers.lease import ABANDON, Claim
 
 log = structlog.get_logger()
 
@@ -83,12 +83,6 @@ WITH turn AS (
     FROM turn LEFT JOIN attempt ON true
 ), hint AS ({OWE_HINTS})
 SELECT id, pg_notify('{OUTBOX_CHANNEL}', '') FROM turn
-"""
-
-#: The end of the lease says that the attempt is over as by a crash: the rescuer counts it.
-_ABANDON = """
-UPDATE turns SET leased_until = 'epoch'
-WHERE id = %s AND attempt = %s AND worker_id = %s AND state = 'running' RETURNING id
 """
 
 _STATE = "SELECT state, attempt FROM turns WHERE id = %s"
@@ -183,8 +177,7 @@ class Settler:
             case Snoozed():
                 return self._requeue(claim, outcome)
             case Crashed():
-                fence = (claim.turn_id, claim.attempt, claim.worker_id)
-                return len(self._database.run(_ABANDON, fence)) == 1
+                return len(self._database.run(ABANDON, claim.fence)) == 1
             case Cancelled():
                 return False
 

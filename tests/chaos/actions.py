@@ -69,6 +69,8 @@ class Action:
     weight: float
     #: What the run must own or have for it; "any": nothing.
     needs: str = "any"
+    #: Nothing can work while it lasts: no other fault is begun meanwhile.
+    stops_all: bool = False
 
 
 def available_actions(site: Site) -> dict[str, Action]:
@@ -281,12 +283,12 @@ ACTIONS: dict[str, Action] = {
     "silence-network": _network(lambda proxy, chance: proxy.half_open()),
     "step-clock": Action(_signalled("names", STEP), 2),
     "forget-workers": Action(_forget_workers, 1),
-    "engine-away": Action(_take_engine_away, 0),
-    "kill-engine": Action(_kill_engine, 0),
-    "kill-all": Action(_kill_all, 0),
-    "foreign-messages": Action(_publish_foreign, 0),
-    "lock-table": Action(_lock_table, 0),
+    "engine-away": Action(_take_engine_away, 0.5, stops_all=True),
+    "kill-engine": Action(_kill_engine, 2),
+    "kill-all": Action(_kill_all, 0.25, stops_all=True),
+    "foreign-messages": Action(_publish_foreign, 1),
+    "lock-table": Action(_lock_table, 0.5, stops_all=True),
     "fail-over": Action(_fail_over, 0, needs="topology"),
     "kill-primary": Action(_kill_primary, 0),
-    "stop-broker": Action(_stop_broker, 0, needs="broker"),
+    "stop-broker": Action(_stop_broker, 0, needs="broker", stops_all=True),
 }

@@ -1,8 +1,14 @@
 """The fault plan: which fault comes when, drawn from a seed, so that a run can be repeated."""
 
 import random
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
+_POLL_S = 0.25
+#: Faults that may be under way together.
+_HANDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +37,30 @@ def make_plan(seed: int, weights: Mapping[str, float], every_s: float) -> Iterat
             name=chance.choices(names, [weights[name] for name in names])[0],
             seed=chance.randrange(2**32),
         )
+
+
+def follow(
+    plan: Iterable[Strike],
+    strike: Callable[[Strike], None],
+    is_on: Callable[[], bool],
+    stops_all: Container[str] = (),
+) -> None:
+    """Make the strikes of a plan, each in a thread, while `is_on`; return when all have ended.
+
+    Strikes may overlap, but for those named in `stops_all`: while one of them lasts nothing can
+    work, so the plan stands still, and continues when it is over.
+    """
+    with ThreadPoolExecutor(_HANDS, thread_name_prefix="fault") as hands:
+        due_at = time.monotonic()
+        for each in plan:
+            due_at += each.after_s
+            while time.monotonic() < due_at:
+                if not is_on():
+                    return
+                time.sleep(min(_POLL_S, max(0.0, due_at - time.monotonic())))
+            under_way = hands.submit(strike, each)
+            while each.name in stops_all and not under_way.done():
+                if not is_on():
+                    return
+                time.sleep(_POLL_S)
+                due_at = time.monotonic()

@@ -133,7 +133,7 @@ def is_kept(outcome: Outcome) -> bool:
 
 def _is_hit(attempt: AttemptRow, fault: Fault) -> bool:
     """Handed back, or found dead, after the fault and not before it."""
-    is_cut = attempt.outcome in ("crashed", "handed_back")
+    is_cut = attempt.outcome in ("crashed", "interrupted", "handed_back")
     return is_cut and attempt.ended_at is not None and attempt.ended_at > fault.at
 
 

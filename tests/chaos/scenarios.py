@@ -9,7 +9,7 @@ from turnmill.chaos.site import Size
 from turnmill.chaos.storm import Storm
 from turnmill.schemas.turns import Lane
 
-#: Each turn that crashes ends four workers before it is parked; the others take no worker along.
+#: Each turn that crashes ends five workers before it is parked; the others take no worker along.
 _POISON = ("[[wait=0.1]] [[crash]]", "[[memory]]", "[[exit]]")
 
 

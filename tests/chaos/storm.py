@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from turnmill.chaos.client import Client, Load
 from turnmill.chaos.engine import generated_tokens
 from turnmill.chaos.neighbours import neighbours
 from turnmill.chaos.observed import Observed, observe
-from turnmill.chaos.plan import Strike, make_plan
+from turnmill.chaos.plan import Strike, follow, make_plan
 from turnmill.chaos.record import Entry, Fault, Record, now, read_record
 from turnmill.chaos.site import Servers, Site, Size, open_networks
 from turnmill.producer.tenants import create_key, ensure_defaults
@@ -43,8 +43,6 @@ SELECT id::text AS id FROM worker_liveness WHERE pid = %s ORDER BY started_at DE
 SETTLE_S = 180.0
 _POLL_S = 0.25
 _REPORT_S = 10.0
-#: Faults that may be under way together.
-_HANDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +187,12 @@ class _Run:
         with ThreadPoolExecutor(1) as one:
             submitting = one.submit(asyncio.run, self._client.run())
             try:
-                with ThreadPoolExecutor(_HANDS, thread_name_prefix="fault") as hands:
-                    self._strike_while(lambda: not submitting.done() and self._moves(), hands)
+                follow(
+                    self._plan(),
+                    self._strike,
+                    lambda: self._is_on(submitting),
+                    {name for name, action in self._actions.items() if action.stops_all},
+                )
             finally:
                 self._client.stop()
         error = submitting.exception()
@@ -219,23 +221,15 @@ class _Run:
 
     def _plan(self) -> Iterable[Strike]:
         storm = self._storm
-        # A fault that is asked for by its name comes, though no storm draws it by itself.
+        # Faults that are asked for by their names come equally often.
         weights = {
-            name: action.weight or float(name in storm.faults)
-            for name, action in self._actions.items()
+            name: 1.0 if storm.faults else action.weight for name, action in self._actions.items()
         }
         return storm.script or make_plan(storm.load.seed, weights, storm.fault_every_s)
 
-    def _strike_while(self, is_on: Callable[[], bool], hands: ThreadPoolExecutor) -> None:
-        due_at = time.monotonic()
-        for strike in self._plan():
-            due_at += strike.after_s
-            while time.monotonic() < due_at:
-                if not is_on():
-                    return
-                self._report()
-                time.sleep(_POLL_S)
-            hands.submit(self._strike, strike)
+    def _is_on(self, submitting: Future[None]) -> bool:
+        self._report()
+        return not submitting.done() and self._moves()
 
     def _strike(self, strike: Strike) -> None:
         chance = random.Random(strike.seed)

@@ -27,15 +27,15 @@ ALONE = {
 }
 TEXT = "[[tokens=30]]"
 
-#: Point, and how the attempts of the turn that was hit ended.
+#: Point, and how the attempts of the turn that was hit ended: it had added text, or had not.
 WORKER_POINTS = {
     "before-claim": ["answered"],
     "after-claim": ["crashed", "answered"],
     "before-first-chunk": ["crashed", "answered"],
     "mid-generation": ["crashed", "answered"],
-    "after-flush": ["crashed", "answered"],
-    "before-settle": ["crashed", "answered"],
-    "before-settle-commit": ["crashed", "answered"],
+    "after-flush": ["interrupted", "answered"],
+    "before-settle": ["interrupted", "answered"],
+    "before-settle-commit": ["interrupted", "answered"],
     "after-settle-commit": ["answered"],
     "before-ack": ["answered"],
 }

@@ -29,6 +29,7 @@ from turnmill.schemas.ids import new_id, show_id
 from turnmill.schemas.outcomes import Answered, Failed, Snoozed
 from turnmill.schemas.parked import ParkedFilter
 from turnmill.schemas.turns import AcceptedTurn, GenerationParams, Lane, Reply, TurnState, Usage
+from turnmill.workers.evidence import PARKED_AFTER
 from turnmill.workers.lease import Claim, Leases
 from turnmill.workers.rescuer import sweep
 from turnmill.workers.settle import Settler
@@ -260,7 +261,7 @@ def test_what_readers_have_seen_of_a_later_reply_is_not_taken_back(system: Any) 
     assert states(system, [first, second]) == ["parked", "queued"]
 
 
-def test_a_replay_into_quarantine_isolates_the_turns_and_parks_a_poisonous_one_at_once(
+def test_a_replay_into_quarantine_isolates_the_turns_and_parks_a_poisonous_one(
     system: Any,
 ) -> None:
     turns = conversation(system, 2)
@@ -269,9 +270,11 @@ def test_a_replay_into_quarantine_isolates_the_turns_and_parks_a_poisonous_one_a
     replay(system.database, system.tenant_id, ids, into=Lane.QUARANTINE)
     assert hints(system) == {ids[0]: "quarantine"}
     assert new_leases(system, Lane.INTERACTIVE, Lane.BATCH).claim(ids[0]) is None
-    assert new_leases(system, Lane.QUARANTINE).claim(ids[0]) is not None
-    system.database.run("UPDATE turns SET leased_until = clock_timestamp() WHERE state = 'running'")
-    sweep(system.database, system.settings.worker)
+    for _ in range(PARKED_AFTER):
+        assert states(system, turns) == ["queued", "waiting"]
+        assert new_leases(system, Lane.QUARANTINE).claim(ids[0]) is not None
+        system.database.run("UPDATE turns SET leased_until = now() WHERE state = 'running'")
+        sweep(system.database, system.settings.worker)
     assert states(system, turns) == ["parked", "queued"]
     assert read(system, turns[0]).error_code == "worker_lost"
     answer_all(system, Lane.QUARANTINE)

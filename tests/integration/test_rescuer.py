@@ -7,7 +7,8 @@ advisory lock, so a test can let one die or pause without a process.
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -15,16 +16,19 @@ import psycopg
 import pytest
 
 from turnmill.producer.accept import accept, accept_many
+from turnmill.producer.replay import replay
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.ids import new_id
-from turnmill.schemas.outcomes import Answered
+from turnmill.schemas.outcomes import Answered, Crashed
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import AcceptedTurn, Lane, Reply, Usage
+from turnmill.workers.evidence import DISCOUNT, PARKED_AFTER
 from turnmill.workers.lease import Claim, Leases
 from turnmill.workers.liveness import GRACE_S
-from turnmill.workers.rescuer import Rescuer, sweep
+from turnmill.workers.rescuer import STALL_S, Rescuer, sweep
 from turnmill.workers.settle import Settler
+from turnmill.workers.stream import Stream
 from turnmill.workers.testing import InlineWorker
 
 Eventually = Callable[..., None]
@@ -322,7 +326,56 @@ def test_a_turn_whose_workers_keep_dying_is_quarantined(
     assert read(system, turn).lane == "interactive", "what its user asked for does not change"
 
 
-def test_a_turn_that_kills_its_worker_in_quarantine_is_parked_and_the_conversation_goes_on(
+def isolate(system: Any, new_worker: Callable[..., FakeWorker], turn: AcceptedTurn) -> None:
+    """Crash until the turn is in quarantine; what died is long dead."""
+    for _ in range(system.settings.worker.quarantine_after):
+        crash(system, new_worker, turn)
+    assert hints(system)[turn.turn_id] == "quarantine"
+    age(system)
+
+
+def age(system: Any) -> None:
+    """Let ten minutes pass over the dead."""
+    system.database.run("UPDATE worker_liveness SET seen_at = seen_at - interval '10 minutes'")
+
+
+def crash_alone(system: Any, new_worker: Callable[..., FakeWorker], turn: AcceptedTurn) -> None:
+    worker = new_worker(Lane.QUARANTINE, slots=1)
+    worker.claim(turn)
+    worker.die()
+    assert sweep_once(system) == 1
+    age(system)
+
+
+def crash_together(system: Any, new_worker: Callable[..., FakeWorker], turn: AcceptedTurn) -> None:
+    """The machine dies: the turn's worker, and one that had nothing to do with the turn."""
+    mine, other = new_worker(), new_worker(Lane.BATCH)
+    mine.claim(turn)
+    mine.die()
+    other.die()
+    assert sweep_once(system) == 1
+    age(system)
+
+
+def crash_after(system: Any, new_worker: Callable[..., FakeWorker], turn: AcceptedTurn) -> None:
+    """The worker adds a chunk to the turn's text, and dies."""
+    worker = new_worker()
+    claim = worker.claim(turn)
+    stream = Stream(system.database, 0.1)
+    text = stream.open(claim)
+    stream.add(text, "one more word ", 3)
+    stream.flush([text])
+    worker.die()
+    assert sweep_once(system) == 1
+    age(system)
+
+
+def lost_outcomes(system: Any) -> list[str]:
+    rows = system.database.run("SELECT outcome FROM attempts ORDER BY turn_id, number")
+    return [row.outcome for row in rows]
+
+
+def test_a_turn_that_kills_its_workers_in_quarantine_is_parked_and_the_conversation_goes_on(
     system: Any, new_worker: Callable[..., FakeWorker]
 ) -> None:
     conversation = new_id()
@@ -331,41 +384,158 @@ def test_a_turn_that_kills_its_worker_in_quarantine_is_parked_and_the_conversati
         [system.request(text, conversation_id=conversation) for text in ("poison", "fine")],
     )
     neighbour = accept(system.database, system.request("neighbour"))
-    for _ in range(system.settings.worker.quarantine_after):
-        crash(system, new_worker, turn)
-    quarantine, healthy = new_worker(Lane.QUARANTINE, slots=1), new_worker(Lane.INTERACTIVE)
-    quarantine.claim(turn)
-    healthy.claim(neighbour)
-    quarantine.die()
-    assert sweep_once(system) == 1
+    isolate(system, new_worker, turn)
+    new_worker(Lane.INTERACTIVE).claim(neighbour)
+    crash_alone(system, new_worker, turn)
+    crash_alone(system, new_worker, turn)
     parked = read(system, turn)
     assert (parked.state, parked.error_code, parked.reply) == ("parked", "worker_lost", None)
-    assert "4 workers" in (parked.error_message or "")
+    assert "5 workers" in (parked.error_message or "")
     assert (read(system, following).state, read(system, neighbour).state) == ("queued", "running")
     outcomes = system.database.run("SELECT DISTINCT outcome FROM attempts WHERE turn_id = %s",
                                    (turn.turn_id,))  # fmt: skip
     assert [row.outcome for row in outcomes] == ["crashed"]
 
 
-def test_a_turn_in_quarantine_is_not_parked_when_everything_dies_together(
+def test_one_death_in_quarantine_may_be_the_machines_and_parks_nothing(
     system: Any, new_worker: Callable[..., FakeWorker]
 ) -> None:
     turn = accept(system.database, system.request("innocent"))
-    for _ in range(system.settings.worker.quarantine_after):
-        crash(system, new_worker, turn)
-    system.database.run("UPDATE worker_liveness SET seen_at = seen_at - interval '10 minutes'")
-    quarantine, other = new_worker(Lane.QUARANTINE, slots=1), new_worker(Lane.INTERACTIVE)
-    quarantine.claim(turn)
-    quarantine.die()
-    other.die()
-    assert sweep_once(system) == 1
+    isolate(system, new_worker, turn)
+    crash_alone(system, new_worker, turn)
     assert read(system, turn).state == "queued"
-    alone = new_worker(Lane.QUARANTINE, slots=1)
-    system.database.run("UPDATE worker_liveness SET seen_at = seen_at - interval '10 minutes'")
-    alone.claim(turn)
-    alone.die()
-    sweep_once(system)
-    assert read(system, turn).state == "parked", "it ended its worker while it ran alone"
+    assert hints(system) == {turn.turn_id: "quarantine"}
+    for _ in range(5):
+        crash_together(system, new_worker, turn)
+        assert hints(system) == {turn.turn_id: "quarantine"}
+    crash_alone(system, new_worker, turn)
+    assert read(system, turn).state == "parked"
+
+
+def test_everything_killed_five_times_in_a_row_neither_parks_nor_isolates(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    turn = accept(system.database, system.request("innocent"))
+    for _ in range(5):
+        crash_together(system, new_worker, turn)
+        assert hints(system) == {turn.turn_id: "interactive"}
+    assert lost_outcomes(system) == ["interrupted"] * 5
+
+
+def test_an_attempt_that_added_text_says_little_and_one_that_did_not_counts(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    turn = accept(system.database, system.request("innocent"))
+    for _ in range(5):
+        crash_after(system, new_worker, turn)
+        assert hints(system) == {turn.turn_id: "interactive"}
+    crash(system, new_worker, turn)
+    assert lost_outcomes(system) == ["interrupted"] * 5 + ["crashed"]
+
+
+def test_a_turn_that_takes_the_whole_machine_down_is_isolated_and_parked_in_the_end(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    turn = accept(system.database, system.request("poison"))
+    settings = system.settings.worker
+    for _ in range(DISCOUNT * settings.quarantine_after):
+        assert hints(system) == {turn.turn_id: "interactive"}
+        crash_together(system, new_worker, turn)
+    for _ in range(DISCOUNT * PARKED_AFTER):
+        assert hints(system) == {turn.turn_id: "quarantine"}
+        crash_together(system, new_worker, turn)
+    assert read(system, turn).state == "parked"
+
+
+def test_a_turn_in_quarantine_that_was_not_alone_is_not_charged_in_full(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    turn, other = (accept(system.database, system.request(text)) for text in ("a", "b"))
+    isolate(system, new_worker, turn)
+    for _ in range(PARKED_AFTER + 1):
+        worker = new_worker()
+        worker.claim(turn)
+        worker.claim(other)
+        worker.die()
+        assert sweep_once(system) == 2
+        age(system)
+    assert read(system, turn).state == "queued"
+
+
+def test_a_claim_that_its_worker_never_learnt_of_is_no_crash(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    turn = accept(system.database, system.request("hello"))
+    worker = new_worker()
+    worker.claim(turn)
+    system.database.run("UPDATE turns SET leased_until = clock_timestamp() - interval '1 second'")
+    worker.beat()
+    assert sweep_once(system) == 1
+    assert lost_outcomes(system) == ["interrupted"]
+
+
+def test_a_turn_that_its_worker_abandoned_crashed(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    turn = accept(system.database, system.request("hello"))
+    worker = new_worker()
+    settler = Settler(system.database, max_attempts=5, give_up=threading.Event())
+    assert settler.settle(worker.claim(turn), Crashed())
+    assert sweep_once(system) == 1
+    assert lost_outcomes(system) == ["crashed"]
+
+
+def test_what_was_lost_before_a_replay_is_forgotten(
+    system: Any, new_worker: Callable[..., FakeWorker]
+) -> None:
+    turn = accept(system.database, system.request("hello"))
+    isolate(system, new_worker, turn)
+    crash_alone(system, new_worker, turn)
+    crash_alone(system, new_worker, turn)
+    replay(system.database, system.tenant_id, [turn.turn_id])
+    crash(system, new_worker, turn)
+    assert hints(system) == {turn.turn_id: "interactive"}
+
+
+# --- A locked table
+
+
+@contextmanager
+def locked(system: Any, table: str) -> Iterator[None]:
+    with psycopg.connect(system.settings.database.url) as link:
+        link.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+@pytest.mark.parametrize("table", ["turns", "worker_liveness", "outbox"])
+def test_a_sweep_that_waited_for_a_table_judges_nobody(
+    table: str, system: Any, new_worker: Callable[..., FakeWorker], eventually: Eventually
+) -> None:
+    new_worker().claim(accept(system.database, system.request("hello")))
+    system.database.run("UPDATE turns SET leased_until = clock_timestamp() - interval '1 ms'")
+    with ThreadPoolExecutor(1) as one:
+        with locked(system, table):
+            swept = one.submit(sweep_once, system)
+            time.sleep(STALL_S + 0.3)
+        assert swept.result(20) == 0
+    assert system.count("state = 'running' AND crashes = 0") == 1
+    assert sweep_once(system) == 1
+
+
+@pytest.mark.parametrize("table", ["turns", "worker_liveness", "outbox", "attempts"])
+def test_a_table_locked_for_longer_than_the_lease_charges_no_crash(
+    table: str, system: Any, eventually: Eventually
+) -> None:
+    worker = system.settings.worker.model_copy(
+        update={"lease_s": 1.0, "rescue_every_s": 0.1, "concurrency": 4}
+    )
+    turns = accept_many(system.database, [system.request(f"[[wait=6]] {n}") for n in range(4)])
+    with InlineWorker(system.settings.model_copy(update={"worker": worker})):
+        eventually(lambda: system.count("state = 'running'") == len(turns))
+        with locked(system, table):
+            time.sleep(3.0)
+        system.wait_until_settled(40)
+    assert system.count("state = 'completed' AND crashes = 0 AND attempt = 1") == len(turns)
 
 
 def test_an_innocent_turn_is_answered_in_quarantine(
