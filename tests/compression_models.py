@@ -98,6 +98,17 @@ def make_conversations(count: int = 60) -> list[Conversation]:
     ]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny models are slower on several threads, and much slower beside other processes."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
     return make_tokenizer()

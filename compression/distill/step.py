@@ -1,6 +1,6 @@
 """The step `distill`: a student learns from its teacher's probabilities and from the text."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from turnmill.compression.distill import students
 from turnmill.compression.distill.cache import TeacherCache, bytes_per_window, cache_teacher
-from turnmill.compression.distill.finetune import rows_of_length
+from turnmill.compression.distill.finetune import next_token_loss, rows_of_length
 from turnmill.compression.distill.losses import hard_loss, soft_loss_from_top
 from turnmill.compression.distill.training import Loss, TrainingOptions, train
 from turnmill.compression.step import Progress, State
@@ -55,12 +55,30 @@ class Distill:
         self, state: State, options: DistillOptions, progress: Progress
     ) -> Mapping[str, Any]:
         before = state.model
-        load = state.teacher if options.teacher == "base" else lambda: before
         state.model = _student(state, options)
-        windows = _affordable(rows_of_length(state.texts.train, options.length), options)
-        data = f"{options.teacher} {state.texts.digest} {len(windows)}"
-        cache = cache_teacher(
-            load,
+        load = state.teacher if options.teacher == "base" else lambda: before
+        return learn(state, load, options, progress, state.folder)
+
+
+def learn(
+    state: State,
+    load_teacher: Callable[[], Any],
+    options: DistillOptions,
+    progress: Progress,
+    folder: Path,
+) -> Mapping[str, Any]:
+    """Train the state's model on what the teacher says of the training windows.
+
+    The teacher's probabilities are kept in the step's folder, the checkpoint in `folder`: a step
+    that trains several times asks the teacher once.
+    """
+    windows = _affordable(rows_of_length(state.texts.train, options.length), options)
+    data = f"{options.teacher} {state.texts.digest} {len(windows)}"
+    if options.alpha == 1:
+        loss: Loss = lambda model, rows: next_token_loss(model, windows[rows])  # noqa: E731
+    else:
+        teacher = cache_teacher(
+            load_teacher,
             windows,
             state.folder / "teacher",
             progress,
@@ -68,19 +86,20 @@ class Distill:
             temperature=options.temperature,
             data=data,
         )
-        done = train(
-            state.model,
-            len(windows),
-            distillation(windows, cache, options.alpha, options.temperature),
-            options,
-            seed=state.seed,
-            folder=state.folder,
-            progress=progress,
-            data=data,
-        )
-        state.packed.clear()
-        state.format = "dense"
-        return vars(done) | {"windows": len(windows)}
+        loss = distillation(windows, teacher, options.alpha, options.temperature)
+    done = train(
+        state.model,
+        len(windows),
+        loss,
+        options,
+        seed=state.seed,
+        folder=folder,
+        progress=progress,
+        data=data,
+    )
+    state.packed.clear()
+    state.format = "dense"
+    return vars(done) | {"windows": len(windows)}
 
 
 def distillation(windows: Tensor, teacher: TeacherCache, alpha: float, temperature: float) -> Loss:

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turnmill.compression.linears import linears
+from turnmill.compression.calibration import linears_of
 
 
 def penalty(model: Any) -> Tensor:
     """Return the sum of |w| over the linear layers: the term that λ multiplies in the loss."""
-    return torch.stack([each.weight.abs().sum() for each in linears(model).values()]).sum()
+    return torch.stack([each.weight.abs().sum() for each in linears_of(model).values()]).sum()
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -21,5 +21,5 @@ def shrink(model: Any, amount: float) -> None:
     would step over zero and back for ever; this reaches exactly zero. It stands beside the
     optimizer's step, as AdamW's weight decay does, so Adam's scaling does not change λ.
     """
-    for layer in linears(model).values():
+    for layer in linears_of(model).values():
         layer.weight.copy_(torch.nn.functional.softshrink(layer.weight, amount))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turnmill.compression.linears import linears
+from turnmill.compression.calibration import linears_of
 from turnmill.schemas.errors import InvalidInput
 
 
@@ -83,7 +83,7 @@ class KeptZeros:
     """The zeros of a model's linear layers, to be restored after each step of training."""
 
     def __init__(self, model: Any) -> None:
-        self._kept = [(each.weight, each.weight != 0) for each in linears(model).values()]
+        self._kept = [(each.weight, each.weight != 0) for each in linears_of(model).values()]
 
     @property
     def share(self) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turnmill.compression.linears import linears
+from turnmill.compression.calibration import linears_of
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def taylor_scores(
         windows: token ids, int64 `[n, length]`.
         loss: called as `loss(model, window)`.
     """
-    layers = linears(model)
+    layers = linears_of(model)
     sums = {name: torch.zeros_like(each.weight) for name, each in layers.items()}
     for window in windows.split(1):
         value = loss(model, window)

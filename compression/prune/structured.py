@@ -147,44 +147,48 @@ def refit(weight: Tensor, gram: Tensor, kept: Tensor) -> Tensor:
     return (weight[:, kept].double() + correction).to(weight.dtype)
 
 
-def cut_channels(model: Any, kept: Sequence[Tensor], grams: Sequence[Tensor]) -> Any:
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def leave_inputs(layer: nn.Linear, gram: Tensor, kept: Tensor) -> None:
+    """Refit a linear layer to the kept inputs, in place, and set the weights of all others to 0."""
+    fitted = refit(layer.weight, gram, kept)
+    layer.weight.zero_()
+    layer.weight[:, kept] = fitted
+
+
+def cut_channels(model: Any, kept: Sequence[Tensor]) -> Any:
     """Return the model with these MLP channels of each layer, as many in every layer.
 
     Args:
         kept: a layer's channels to keep, int64, ascending.
-        grams: XᵀX of each layer's `down_proj` inputs.
     """
     weights = model.state_dict()
-    for i, (channels, gram) in enumerate(zip(kept, grams, strict=True)):
-        mlp = f"{model.base_model_prefix}.layers.{i}.mlp."
+    for i, channels in enumerate(kept):
+        mlp = f"{model.base_model_prefix}.layers.{i}.mlp"
         for name in ("gate_proj", "up_proj"):
-            _take_rows(weights, mlp + name, channels)
-        down = mlp + "down_proj.weight"
-        weights[down] = refit(weights[down], gram, channels)
+            _take_rows(weights, f"{mlp}.{name}", channels)
+        _take_columns(weights, f"{mlp}.down_proj", channels)
     return _rebuilt(model, weights, intermediate_size=len(kept[0]))
 
 
-def cut_groups(model: Any, kept: Sequence[Tensor], grams: Sequence[Tensor]) -> Any:
+def cut_groups(model: Any, kept: Sequence[Tensor]) -> Any:
     """Return the model with these key-value groups of each layer, as many in every layer.
 
     A group is one key head, one value head and the query heads that share them.
 
     Args:
         kept: a layer's groups to keep, int64, ascending.
-        grams: XᵀX of each layer's `o_proj` inputs.
     """
     config = model.config
     size = decoder_layers(model)[0].self_attn.head_dim
     heads = config.num_attention_heads // config.num_key_value_heads
     weights = model.state_dict()
-    for i, (groups, gram) in enumerate(zip(kept, grams, strict=True)):
-        attention = f"{model.base_model_prefix}.layers.{i}.self_attn."
-        queries, keys = _rows_of(groups, heads * size), _rows_of(groups, size)
-        _take_rows(weights, attention + "q_proj", queries)
+    for i, groups in enumerate(kept):
+        attention = f"{model.base_model_prefix}.layers.{i}.self_attn"
+        queries = inputs_of(groups, heads * size)
+        _take_rows(weights, f"{attention}.q_proj", queries)
         for name in ("k_proj", "v_proj"):
-            _take_rows(weights, attention + name, keys)
-        out = attention + "o_proj.weight"
-        weights[out] = refit(weights[out], gram, queries)
+            _take_rows(weights, f"{attention}.{name}", inputs_of(groups, size))
+        _take_columns(weights, f"{attention}.o_proj", queries)
     return _rebuilt(
         model,
         weights,
@@ -194,7 +198,8 @@ def cut_groups(model: Any, kept: Sequence[Tensor], grams: Sequence[Tensor]) -> A
     )
 
 
-def _rows_of(groups: Tensor, size: int) -> Tensor:
+def inputs_of(groups: Tensor, size: int) -> Tensor:
+    """Return the positions of groups in a vector that holds `size` numbers of each group."""
     return (groups[:, None] * size + torch.arange(size)).flatten()
 
 
@@ -202,6 +207,10 @@ def _take_rows(weights: dict[str, Tensor], layer: str, rows: Tensor) -> None:
     for name in (f"{layer}.weight", f"{layer}.bias"):
         if name in weights:
             weights[name] = weights[name][rows]
+
+
+def _take_columns(weights: dict[str, Tensor], layer: str, columns: Tensor) -> None:
+    weights[f"{layer}.weight"] = weights[f"{layer}.weight"][:, columns]
 
 
 def _rebuilt(model: Any, weights: dict[str, Tensor], **changes: Any) -> Any:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from turnmill.compression.calibration import linears_of
 from turnmill.compression.distill.finetune import next_token_loss
-from turnmill.compression.linears import linears
 from turnmill.compression.prune import l1, scores
 from turnmill.compression.prune.masks import (
     KeptZeros,
@@ -22,6 +22,8 @@ from turnmill.compression.prune.schedule import cubic
 from turnmill.compression.prune.sparsegpt import BLOCK, DAMPING, sparsegpt
 from turnmill.compression.texts import Texts
 from turnmill.schemas.errors import InvalidInput
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPES = [(1, 1), (3, 8), (17, 40), (64, 576)]
 SPARSITIES = [0.0, 0.1, 1 / 3, 0.5, 0.77, 1.0]
@@ -165,7 +167,7 @@ def test_taylor_predicts_the_loss_without_a_weight(tiny_llama: Any, tiny_texts: 
     """To first order, the loss changes by w · g when w becomes zero: checked on small weights."""
     window = tiny_texts.calibration[:1]
     found = scores.taylor_scores(tiny_llama, window, next_token_loss)
-    name, layer = next(iter(linears(tiny_llama).items()))
+    name, layer = next(iter(linears_of(tiny_llama).items()))
     weight = layer.weight
     before = float(next_token_loss(tiny_llama, window).detach())
     small = torch.where(weight.abs() < 0.02, found[name], 0)
@@ -185,19 +187,21 @@ def test_taylor_sums_windows_without_regard_to_sign(tiny_llama: Any, tiny_texts:
 
 
 def test_linears_are_those_of_the_layers_alone(tiny_llama: Any) -> None:
-    assert len(linears(tiny_llama)) == 14
-    assert not any("head" in name or "embed" in name for name in linears(tiny_llama))
+    assert len(linears_of(tiny_llama)) == 14
+    assert not any("head" in name or "embed" in name for name in linears_of(tiny_llama))
 
 
 def test_the_penalty_is_the_sum_of_absolute_weights(tiny_llama: Any) -> None:
-    by_hand = sum(float(each.weight.detach().abs().sum()) for each in linears(tiny_llama).values())
+    by_hand = sum(
+        float(each.weight.detach().abs().sum()) for each in linears_of(tiny_llama).values()
+    )
     assert float(l1.penalty(tiny_llama).detach()) == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_shrinking_stops_at_zero(tiny_llama: Any) -> None:
-    before = {name: each.weight.clone() for name, each in linears(tiny_llama).items()}
+    before = {name: each.weight.clone() for name, each in linears_of(tiny_llama).items()}
     l1.shrink(tiny_llama, 0.1)
-    for name, layer in linears(tiny_llama).items():
+    for name, layer in linears_of(tiny_llama).items():
         assert torch.equal(layer.weight == 0, before[name].abs() <= 0.1)
         moved = (before[name] - layer.weight).abs()
         assert torch.allclose(moved, before[name].abs().clamp(max=0.1))

@@ -17,10 +17,13 @@ from turnmill.compression.prune.structured import (
     evenly_spaced,
     group_scores,
     keep_layers,
+    leave_inputs,
     refit,
 )
 from turnmill.compression.texts import Texts
 from turnmill.schemas.errors import InvalidInput
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def logits(model: Any, windows: Tensor) -> Tensor:
@@ -30,11 +33,6 @@ def logits(model: Any, windows: Tensor) -> Tensor:
 
 def size(model: Any) -> int:
     return sum(each.numel() for each in model.parameters())
-
-
-def identity(features: int) -> Tensor:
-    """The Gram matrix of inputs that say nothing about each other: no refit is possible."""
-    return torch.eye(features)
 
 
 def assert_saves_and_loads(model: Any, windows: Tensor, folder: Path) -> None:
@@ -100,7 +98,7 @@ def test_cut_channels_compute_what_zeroed_channels_do(
 ) -> None:
     windows = tiny_texts.heldout[:2]
     kept = [torch.arange(0, 128, 2), torch.arange(64)]
-    cut = cut_channels(tiny_llama, kept, [identity(128)] * 2)
+    cut = cut_channels(tiny_llama, kept)
     assert cut.config.intermediate_size == 64
     assert cut.model.layers[0].mlp.down_proj.weight.shape == (64, 64)
     assert_saves_and_loads(cut, windows, tmp_path)
@@ -116,7 +114,7 @@ def test_cut_groups_of_heads_compute_what_zeroed_heads_do(
 ) -> None:
     windows = tiny_texts.heldout[:2]
     kept = [torch.tensor([1]), torch.tensor([0])]
-    cut = cut_groups(tiny_llama, kept, [identity(64)] * 2)
+    cut = cut_groups(tiny_llama, kept)
     assert (cut.config.num_attention_heads, cut.config.num_key_value_heads) == (2, 1)
     assert cut.model.layers[0].self_attn.k_proj.weight.shape == (16, 64)
     assert_saves_and_loads(cut, windows, tmp_path)
@@ -138,6 +136,11 @@ def test_refitting_makes_up_for_inputs_that_others_know(tiny_llama: Any) -> None
     error = (inputs[:, :8] @ refitted.T - full).square().mean()
     assert error < 1e-4 * plain_error
     assert torch.equal(refit(weight, gram, torch.arange(12)), weight)
+    layer = torch.nn.Linear(12, 6)
+    layer.weight.data = weight.clone()
+    leave_inputs(layer, gram, kept)
+    assert torch.equal(layer.weight[:, :8], refitted)
+    assert (layer.weight[:, 8:] == 0).all()
 
 
 def test_scores_of_channels_and_groups_are_the_norms_of_what_they_add() -> None:

@@ -24,6 +24,8 @@ from turnmill.compression.step import Silent
 from turnmill.compression.texts import Texts
 from turnmill.schemas.errors import InvalidInput
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Killed(Exception):
     pass

@@ -1,0 +1,79 @@
+"""Choose the MLP channels or heads that matter least on calibration text, and cut them out.
+
+Layer by layer: the last matrix of the part is refitted to the inputs that stay, so that the next
+layer is judged on what the narrowed one says.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turnmill.compression.calibration import Stage, run_layers
+from turnmill.compression.prune.masks import prune_lowest
+from turnmill.compression.prune.structured import (
+    channel_scores,
+    cut_channels,
+    cut_groups,
+    decoder_layers,
+    group_scores,
+    inputs_of,
+    leave_inputs,
+)
+from turnmill.compression.step import Progress
+
+#: MLP channels are kept in multiples of this, which blocks of quantized weights divide.
+CHANNELS = 64
+
+#: From a weight `[out, in]` and the Gram matrix of its inputs to the parts and the inputs to keep.
+_Choice = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def narrow_mlp(model: Any, windows: Tensor, share: float, progress: Progress) -> Any:
+    """Return the model without this share of the channels of every MLP."""
+
+    def choose(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+        channels = _highest(channel_scores(weight, gram), share, CHANNELS)
+        return channels, channels
+
+    kept = _leave("mlp.down_proj", model, windows, choose, progress)
+    return cut_channels(model, kept)
+
+
+def drop_heads(model: Any, windows: Tensor, share: float, progress: Progress) -> Any:
+    """Return the model without this share of the key-value groups of every attention."""
+    groups = model.config.num_key_value_heads
+
+    def choose(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = _highest(group_scores(weight, gram, groups), share, 1)
+        return chosen, inputs_of(chosen, weight.shape[1] // groups)
+
+    kept = _leave("self_attn.o_proj", model, windows, choose, progress)
+    return cut_groups(model, kept)
+
+
+def _leave(
+    part: str, model: Any, windows: Tensor, choose: _Choice, progress: Progress
+) -> list[Tensor]:
+    """Refit each layer's matrix of this name to what is kept; return the kept parts by layer."""
+    kept: list[Tensor] = []
+
+    def visit(stage: Stage) -> None:
+        for name, layer in stage.linears.items():
+            if name.endswith(part):
+                parts, inputs = choose(layer.weight, stage.inputs.gram)
+                leave_inputs(layer, stage.inputs.gram, inputs)
+                kept.append(parts)
+
+    progress.start(len(decoder_layers(model)), "pruning")
+    run_layers(model, windows, visit, done=progress.advance)
+    return kept
+
+
+def _highest(importance: Tensor, share: float, multiple: int) -> Tensor:
+    """Return the places of the highest scores in ascending order, at least one multiple of them."""
+    size = len(importance)
+    multiple = multiple if size % multiple == 0 else 1
+    kept = max(1, round((1 - share) * size / multiple)) * multiple
+    return torch.where(prune_lowest(importance, size - kept))[0]
