@@ -42,18 +42,26 @@ class Inputs:
     def absmean(self) -> Tensor:
         return self._abssum / max(self.tokens, 1)
 
+    def divide(self, factors: Tensor) -> None:
+        """Follow a division of the vectors by factors [in]."""
+        self.absmax /= factors
+        self._abssum /= factors
+        self._products /= torch.outer(factors, factors)
+
 
 @dataclass(frozen=True)
 class Stage:
     """The linear layers of one decoder layer that read the same vectors: q, k and v, for example.
 
-    linears: by their names in the model. layer: the decoder layer they belong to.
+    linears: by their names in the model. layer: the decoder layer they belong to. is_last: no
+    later stage of this decoder layer follows.
     """
 
     index: int
     layer: nn.Module
     linears: Mapping[str, nn.Linear]
     inputs: Inputs
+    is_last: bool
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -157,8 +165,9 @@ def _stages(index: int, name: str, layer: nn.Module, calls: list[_Call]) -> Iter
     with _recording(linears, inputs):
         for call in calls:
             call.run(layer)
+    last = list(inputs)[-1]
     for group, seen in inputs.items():
-        yield Stage(index, layer, {n: linears[n] for n in group}, seen)
+        yield Stage(index, layer, {n: linears[n] for n in group}, seen, group == last)
 
 
 def _readers(linears: dict[str, nn.Linear], layer: nn.Module, call: _Call) -> list[tuple[str, ...]]:

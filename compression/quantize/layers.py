@@ -25,9 +25,8 @@ class Int8Linear(nn.Module):  # type: ignore[misc]
 
     def __init__(self, packed: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        rows = len(packed.integers)
         self.register_buffer("integers", packed.integers.contiguous())
-        self.register_buffer("scales", packed.scales.expand(rows, 1).flatten().to(dtype))
+        self.register_buffer("scales", scales_by_row(packed).to(dtype))
         self.bias = bias
 
     def forward(self, states: Tensor) -> Tensor:
@@ -67,9 +66,8 @@ class W8A8Linear(nn.Module):  # type: ignore[misc]
 
     def __init__(self, packed: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        rows = len(packed.integers)
         self.register_buffer("integers", packed.integers.T.contiguous())
-        self.register_buffer("scales", packed.scales.expand(rows, 1).flatten().float())
+        self.register_buffer("scales", scales_by_row(packed))
         self.bias = bias
 
     def forward(self, states: Tensor) -> Tensor:
@@ -85,6 +83,11 @@ def quantize_tokens(rows: Tensor) -> tuple[Tensor, Tensor]:
     scales = rows.abs().amax(-1, keepdim=True).float() / 127.5
     scales = scales.clamp(min=torch.finfo(torch.float32).tiny)
     return (rows / scales).round().clamp(-128, 127).to(torch.int8), scales
+
+
+def scales_by_row(packed: PackedWeight) -> Tensor:
+    """Return a copy of the scales, one a row, [out]: that of a whole matrix is repeated."""
+    return packed.scales.flatten().repeat(len(packed.integers) // packed.scales.numel())
 
 
 def pack_linears(
