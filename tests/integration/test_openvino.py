@@ -1,6 +1,6 @@
 """What the openvino engine does with the slots of its batch, step by step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import pytest
 
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Lane
+from turnmill.workers.engines.openvino_namespaces import have_second_ids
 from turnmill.workers.engines.scheduling import Generation
 
 openvino = pytest.importorskip(
@@ -136,3 +137,55 @@ def test_a_turn_that_makes_room_in_the_middle_of_its_prompt_spoils_no_reply(batc
         batch.admit(prompt(number, "shared"))
     assert reply(batch, paused) == alone
     assert ask(batch, prompt(1, "shared")) == alone
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_a_model_of_few_bits_keeps_the_prefixes_of_tenants_apart(quantization: str) -> None:
+    settings = EngineSettings.model_validate(
+        {"name": "openvino", "models_dir": MODELS_DIR, "quantization": quantization}
+    )
+    batch, _ = openvino.load_batch(settings)
+
+    turns = [prompt(1, namespace) for namespace in ("one", "two", "one", "two")]
+    replies = [ask(batch, turn) for turn in turns]
+    assert replies == [replies[0]] * 4
+    assert [turn.cached_tokens for turn in turns] == [0, 0, 384, 384]
+
+
+@pytest.mark.parametrize("group", [128, 32], ids=["rows", "groups"])
+@pytest.mark.parametrize("kind", ["u8", "i8", "u4", "i4"])
+def test_a_table_of_embeddings_in_few_bits_has_second_ids(kind: str, group: int) -> None:
+    """As exported models have them: a plugin looks such a table up with a kernel of its own."""
+    look_up = _embeddings(kind, group)
+    assert have_second_ids(ROWS, look_up)
+    assert not have_second_ids(ROWS - 1, look_up)
+
+
+ROWS, WIDTH = 1000, 128
+
+
+def _embeddings(kind: str, group: int) -> Callable[[list[int]], list[Any]]:
+    """A table of random weights, with a scale (and, where unsigned, a zero) for each group."""
+    import numpy
+    from openvino import Core, Model, Type, opset13
+
+    chance, bits = numpy.random.default_rng(0), int(kind[1])
+    low, dtype = (0, numpy.uint8) if kind[0] == "u" else (-(2 ** (bits - 1)), numpy.int8)
+    shape = (ROWS, WIDTH // group, group)
+
+    def numbers(shape: tuple[int, ...]) -> Any:
+        values = chance.integers(low, low + 2**bits, shape).astype(dtype)
+        return opset13.convert(opset13.constant(values, getattr(Type, kind)), "f16")
+
+    weights = numbers(shape)
+    if kind[0] == "u":
+        weights = opset13.subtract(weights, numbers((*shape[:2], 1)))
+    scales = opset13.constant(chance.random((*shape[:2], 1)).astype(numpy.float16))
+    table = opset13.multiply(weights, scales)
+    flat = opset13.reshape(table, opset13.constant(numpy.array([ROWS, WIDTH])), False)
+    ids = opset13.parameter([-1], numpy.int64)
+    rows = opset13.gather(
+        opset13.convert(flat, "f32"), opset13.convert(ids, "i32"), opset13.constant(0)
+    )
+    model = Core().compile_model(Model([rows], [ids]), "CPU")
+    return lambda asked: model([numpy.array(asked)])[0].tolist()
