@@ -32,7 +32,12 @@ from pydantic_settings import (
 
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.masking import MASK, masked_within
-from turnmill.schemas.surroundings import PREFIX, home, without_strangers
+from turnmill.schemas.surroundings import (
+    PREFIX,
+    home,
+    refuse_unreadable_credentials,
+    without_strangers,
+)
 from turnmill.schemas.turns import Lane
 from turnmill.schemas.urls import AMQP, SENTINEL, check_broker_url, check_database_url
 
@@ -422,6 +427,7 @@ def default_data_dir() -> Path:
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; raises `SettingsError` with one line per mistake."""
     _refuse_unknown_variables(without_strangers(os.environ))
+    refuse_unreadable_credentials()
     try:
         return Settings(**overrides)
     except ValidationError as error:

@@ -10,11 +10,12 @@ import os
 import pwd
 import re
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from importlib.util import find_spec
 from pathlib import Path
 
 from turnmill.schemas.errors import InvalidInput, SettingsError
+from turnmill.schemas.urls import is_loopback
 
 PREFIX = "TURNMILL_"
 
@@ -25,6 +26,15 @@ PASSED_ON = frozenset(
      "PGSSLCRLDIR", "PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION", "PGKRBSRVNAME",
      "PGGSSLIB", "PGREQUIREAUTH", "PGCHANNELBINDING")
 )  # fmt: skip
+
+#: What libpq takes for some of them: one word of a list, or several.
+_LIBPQ_WORDS = {
+    "PGSSLMODE": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "PGCHANNELBINDING": ("disable", "prefer", "require"),
+    "PGSSLMINPROTOCOLVERSION": ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"),
+    "PGSSLMAXPROTOCOLVERSION": ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"),
+    "PGREQUIREAUTH": ("password", "md5", "gss", "sspi", "scram-sha-256", "oauth", "none"),
+}
 
 #: Variables that would lead relay and workers to another broker than the one configured. Somebody
 #: set them for Celery, so that they are refused and not ignored.
@@ -128,9 +138,28 @@ def refuse_foreign_settings(environ: Mapping[str, str] = os.environ) -> None:
         )
 
 
-def refuse_unusable_network(environ: Mapping[str, str] = os.environ) -> None:
-    """Raises `SettingsError` for proxies and certificates that no client of ours can use."""
-    for name in (*_PROXIES, *(proxy.lower() for proxy in _PROXIES)):
+def refuse_unreadable_credentials(environ: Mapping[str, str] = os.environ) -> None:
+    """Raises `SettingsError` for a variable passed on to libpq that it would stumble over."""
+    for name, words in _LIBPQ_WORDS.items():
+        given = environ.get(name, "")
+        is_list = name == "PGREQUIREAUTH"
+        each = [word.strip().removeprefix("!") for word in given.split(",")] if is_list else [given]
+        if given and not {word.lower() for word in each} <= {word.lower() for word in words}:
+            raise SettingsError(
+                f"{name} is not what PostgreSQL's library takes ({', '.join(words)}). Correct it, "
+                "or remove it from the environment."
+            )
+
+
+def refuse_unusable_network(
+    endpoints: Iterable[str], environ: Mapping[str, str] = os.environ
+) -> None:
+    """Raises `SettingsError` for proxies and certificates that no client of ours can use.
+
+    A proxy matters to `endpoints` on other machines alone.
+    """
+    proxied = () if all(map(is_loopback, endpoints)) else _PROXIES
+    for name in (*proxied, *(proxy.lower() for proxy in proxied)):
         if environ.get(name, "").startswith("socks") and find_spec("socksio") is None:
             raise SettingsError(
                 f"{name} names a SOCKS proxy, for which a package is missing: pip install socksio, "

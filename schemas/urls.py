@@ -1,10 +1,11 @@
-"""Refuse URLs that lead to no database or broker of ours, before anything connects.
+"""What a URL leads to. Those of no database or broker of ours are refused before anything connects.
 
 The sentences never repeat a URL: it may hold a password. Each check returns its URL, or raises
 `ValueError`, which pydantic turns into a mistake of the variable at fault.
 """
 
 import re
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 #: What kombu calls the transports that hints are published with.
@@ -101,3 +102,20 @@ def _refuse_odd_hosts(hosts: str) -> None:
             raise ValueError("has an IPv6 address without brackets; write [::1]:5432")
         if _HOST.fullmatch(host) is None:
             raise ValueError(f"has a host or port that cannot be read; write host:port, {_ENCODED}")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether every host of a URL is this machine (a socket's path is)."""
+    hosts = urlsplit(url).netloc.rpartition("@")[2]
+    return all(is_loopback_host(_without_port(host)) for host in hosts.split(","))
+
+
+def is_loopback_host(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() in ("", "localhost") or host.startswith("%2F")
+
+
+def _without_port(host: str) -> str:
+    return host if host.endswith("]") else host.rpartition(":")[0] or host

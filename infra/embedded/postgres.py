@@ -26,8 +26,11 @@ from turnmill.schemas.errors import StackError
 #: The server's superuser, and the role that owns the application's database.
 USER = DATABASE = "turnmill"
 APP_USER = "turnmill_app"
-#: In a URL: on loopback without TLS, whatever PGSSLMODE and PGCHANNELBINDING want of real servers.
-CLEARTEXT = "sslmode=disable&channel_binding=prefer"
+#: In a URL: on loopback without TLS, whatever PGSSLMODE, PGCHANNELBINDING and PGREQUIREAUTH want of
+#: real servers. libpq knows the last one from release 16 on.
+CLEARTEXT = "sslmode=disable&channel_binding=prefer" + (
+    "&require_auth=scram-sha-256" if psycopg.pq.version() >= 160000 else ""
+)
 _PROGRAM_TIMEOUT_S = 300.0
 
 _SETTINGS = {

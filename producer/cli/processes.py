@@ -69,7 +69,7 @@ def worker(
     from turnmill.workers.main import run_worker
 
     settings = _start()
-    refuse_unusable_network()
+    refuse_unusable_network(settings.engine.endpoints)
     changes = {
         "lanes": tuple(lane) if lane else None,
         "concurrency": concurrency,

@@ -1,7 +1,6 @@
 """What the settings alone tell: times that do not fit, open doors, passwords anybody guesses."""
 
 from collections.abc import Iterator
-from ipaddress import ip_address
 from urllib.parse import unquote, urlsplit
 
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
@@ -9,6 +8,7 @@ from turnmill.schemas.broker import refuse_early_redelivery
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.surroundings import refuse_foreign_settings, refuse_unusable_network
+from turnmill.schemas.urls import is_loopback, is_loopback_host
 
 #: What installers, tutorials and images set, and what is tried first.
 GUESSED = frozenset(
@@ -34,7 +34,7 @@ def _celery(settings: Settings) -> Iterator[Finding]:
 
 def _network(settings: Settings) -> Iterator[Finding]:
     try:
-        refuse_unusable_network()
+        refuse_unusable_network(settings.engine.endpoints)
     except SettingsError as error:
         yield broken(error.message)
 
@@ -100,23 +100,6 @@ def _api(settings: Settings) -> Iterator[Finding]:
             "without a key, but keys and dialogue cross the network readable",
             "put a proxy with TLS before it, and let nobody else reach the port",
         )
-
-
-def is_loopback(url: str) -> bool:
-    """Whether every host of a URL is this machine (a socket's path is)."""
-    hosts = urlsplit(url).netloc.rpartition("@")[2]
-    return all(is_loopback_host(_without_port(host)) for host in hosts.split(","))
-
-
-def is_loopback_host(host: str) -> bool:
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() in ("", "localhost") or host.startswith("%2F")
-
-
-def _without_port(host: str) -> str:
-    return host if host.endswith("]") else host.rpartition(":")[0] or host
 
 
 def password_of(url: str) -> str:

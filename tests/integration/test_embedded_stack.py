@@ -303,6 +303,7 @@ def test_variables_for_real_servers_do_not_keep_a_stack_from_its_own(
 ) -> None:
     monkeypatch.setenv("PGSSLMODE", "verify-full")
     monkeypatch.setenv("PGCHANNELBINDING", "require")
+    monkeypatch.setenv("PGREQUIREAUTH", "gss")
     monkeypatch.setenv("PGSSLROOTCERT", "/nowhere/ca.pem")
     with Stack(data, program=program, components=["worker"]) as stack:
         assert stack.pid_of("worker") is not None

@@ -28,9 +28,10 @@ An empty variable counts as not given. A variable that begins with `TURNMILL_` a
 here is an error, but for those that Kubernetes derives from the names of Services. While an
 embedded stack runs, its data folder's `stack.json` fills in where things listen; variables win.
 
-Of libpq's variables those of passwords and TLS count (`PGPASSFILE`, `PGPASSWORD`, `PGSSL…`) where
-the URL leaves them open; the others, Celery's and Flower's are ignored or refused. Variables of
-proxies (`HTTPS_PROXY`, `NO_PROXY`) count, but never for this machine itself.
+Of libpq's variables those of authentication and TLS count (`PGPASSFILE`, `PGPASSWORD`, `PGSSL…`,
+`PGREQUIREAUTH`, `PGCHANNELBINDING`, `PGKRBSRVNAME`, `PGGSSLIB`) where the URL leaves them open, but
+never for the embedded PostgreSQL; the others, Celery's and Flower's are ignored or refused.
+Variables of proxies (`HTTPS_PROXY`, `NO_PROXY`) count, but never for this machine itself.
 
 This page is generated from `schemas/settings.py`.
 """

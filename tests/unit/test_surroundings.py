@@ -8,10 +8,13 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 
 from turnmill.infra.embedded.folder import DataFolder
@@ -19,8 +22,21 @@ from turnmill.infra.embedded.stack import Stack
 from turnmill.producer.cli.stack import _is_running
 from turnmill.producer.cli.talk import _read_line
 from turnmill.schemas import surroundings
-from turnmill.schemas.errors import InvalidInput, SettingsError
-from turnmill.schemas.settings import STACK_FILE, Settings, load_settings, variable_names
+from turnmill.schemas.errors import (
+    EngineFailure,
+    EngineUnavailable,
+    InvalidInput,
+    SettingsError,
+)
+from turnmill.schemas.settings import (
+    STACK_FILE,
+    EngineSettings,
+    Settings,
+    load_settings,
+    variable_names,
+)
+from turnmill.workers.engines.http_front import HTTPFront
+from turnmill.workers.engines.tfserving_http import ModelClient
 
 USAGE = 64
 
@@ -172,18 +188,9 @@ def test_variables_of_other_programs_are_kept_out_and_credentials_passed_on() ->
     assert proxied["no_proxy"] == ["localhost", "127.0.0.1", "::1"]
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
-def test_no_proxy_stands_between_this_machine_and_itself(
-    host: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:1")
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    environ = dict(os.environ)
-    surroundings.keep_out_foreign_variables(environ)
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, environ[name])
+@contextmanager
+def answering(host: str) -> Iterator[str]:
+    """The URL of a server that answers every GET with 204."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -197,9 +204,29 @@ def test_no_proxy_stands_between_this_machine_and_itself(
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
     with Server((host, 0), Answer) as server:
-        threading.Thread(target=server.handle_request, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
         shown = f"[{host}]" if ":" in host else host
-        assert httpx.get(f"http://{shown}:{server.server_port}/").status_code == 204
+        try:
+            yield f"http://{shown}:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_no_proxy_stands_between_this_machine_and_itself(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    environ = dict(os.environ)
+    surroundings.keep_out_foreign_variables(environ)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, environ[name])
+
+    with answering(host) as url:
+        assert httpx.get(url).status_code == 204
 
 
 @pytest.mark.parametrize(
@@ -216,4 +243,51 @@ def test_a_network_that_no_client_can_use_is_refused_before_a_worker_loads_its_m
 ) -> None:
     monkeypatch.setattr(surroundings, "find_spec", lambda _: None)
     with pytest.raises(SettingsError, match=named):
-        surroundings.refuse_unusable_network({variable: value})
+        surroundings.refuse_unusable_network(["https://api.example.org/v1"], {variable: value})
+
+
+def answer_of(status: int, _: str) -> EngineFailure:
+    return EngineFailure(str(status))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_proxy_that_no_client_can_use_does_not_matter_to_engines_on_loopback(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setattr(surroundings, "find_spec", lambda _: None)
+    for name in ("ALL_PROXY", "https_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "socks5://proxy:1080")
+    settings = EngineSettings(name="tfserving", remote_model="m")
+    with answering(host) as url:
+        surroundings.refuse_unusable_network([url])
+        front, client = HTTPFront(url, {}, 5.0, answer_of), ModelClient(url, settings)
+        with closing(front), pytest.raises(EngineFailure, match="204"):
+            front.get("/")
+        with closing(client), pytest.raises(EngineUnavailable, match="204"):
+            client.look()
+
+
+@pytest.mark.parametrize(
+    ("variable", "taken", "refused"),
+    [
+        ("PGSSLMODE", "verify-full", "required"),
+        ("PGCHANNELBINDING", "require", "yes"),
+        ("PGREQUIREAUTH", "scram-sha-256, !md5", "scram"),
+        ("PGSSLMINPROTOCOLVERSION", "TLSv1.3", "1.3"),
+        ("PGSSLMAXPROTOCOLVERSION", "tlsv1.2", "TLSv2"),
+    ],
+)
+def test_a_credential_that_libpq_cannot_read_is_refused_before_anything_connects(
+    variable: str, taken: str, refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in (taken, ""):
+        monkeypatch.setenv(variable, value)
+        load_settings()
+        with suppress(psycopg.OperationalError), psycopg.connect("host=127.0.0.1 port=1"):
+            pass
+    monkeypatch.setenv(variable, refused)
+    with pytest.raises(psycopg.OperationalError, match="invalid"):
+        psycopg.connect("host=127.0.0.1 port=1")
+    with pytest.raises(SettingsError, match=f"{variable} is not what PostgreSQL's library takes"):
+        load_settings()

@@ -20,6 +20,7 @@ import anyio
 import httpx
 
 from turnmill.schemas.errors import EngineAway, EngineUnavailable, TurnmillError, Unanswered
+from turnmill.schemas.urls import is_loopback
 from turnmill.workers.abort import Abort
 
 #: Seconds to connect; and for answers that need no model.
@@ -61,11 +62,14 @@ class HTTPFront:
         self, url: str, headers: dict[str, str], silence_s: float, translate: Translate
     ) -> None:
         self._translate = translate
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S)
         self._client = httpx.AsyncClient(
             base_url=url,
             headers=headers,
             timeout=httpx.Timeout(silence_s, connect=CONNECT_S),
-            limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
+            limits=limits,
+            # A transport of ours knows no proxy.
+            transport=httpx.AsyncHTTPTransport(limits=limits) if is_loopback(url) else None,
         )
         self._is_closed = False
         #: Those that run.

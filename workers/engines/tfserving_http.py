@@ -13,6 +13,7 @@ import httpx
 from turnmill.schemas.errors import EngineAway, EngineFailure, EngineUnavailable, Unanswered
 from turnmill.schemas.masking import masked
 from turnmill.schemas.settings import EngineSettings
+from turnmill.schemas.urls import is_loopback
 
 #: Seconds for a connection and for a look at the model; predictions may take `silence_s`.
 LOOK_S = 5.0
@@ -62,12 +63,15 @@ class ModelClient:
         group = "labels" if self._is_label else "versions"
         self._version = f"{self._model}/{group}/{version}" if version else self._model
         key = settings.endpoint_key
+        # As many as the worker has turns; it bounds them itself.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         self._http = httpx.Client(
             base_url=endpoint,
             headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else None,
             timeout=httpx.Timeout(settings.silence_s, connect=LOOK_S),
-            # As many as the worker has turns; it bounds them itself.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            limits=limits,
+            # A transport of ours knows no proxy.
+            transport=httpx.HTTPTransport(limits=limits) if is_loopback(endpoint) else None,
         )
         self._closed = Event()
 
