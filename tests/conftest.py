@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeVar
+from typing import IO, Any, TypeVar
 
 import psycopg
 import pytest
 import redis
 
-from tests import compression_models, selection
+from tests import compression_models, requirements, selection
+from tests.requirements import missing
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ, rabbitmq_program
 from turnmill.infra.embedded.server import EmbeddedServer
@@ -42,7 +43,7 @@ ServerT = TypeVar("ServerT", bound=EmbeddedServer)
 LEASE_S = 2.0
 _TEMPLATE = "turnmill_template"
 #: Memory that servers write to as if it were a disk, and how much of it must be free.
-_MEMORY = Path("/dev/shm")
+_MEMORY = Path("/dev/shm")  # noqa: S108 - its files come from mkdtemp
 _MEMORY_FREE = 2 << 30
 _REPOSITORY = Path(__file__).parent.parent
 _numbers = count(1)
@@ -52,33 +53,26 @@ def pytest_configure(config: pytest.Config) -> None:
     """A shell starts what it puts in the background deaf to Ctrl-C, and so would be every process
     that a test interrupts. And xdist tells its processes of a terminal 80 columns wide.
     """
-    config.pluginmanager.register(selection)
-    config.pluginmanager.register(compression_models)
+    for plugin in (requirements, selection, compression_models):
+        config.pluginmanager.register(plugin)
     if selection.IS_XDIST_WORKER:
         os.environ.pop("COLUMNS", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def require_service(reason: str) -> NoReturn:
-    """A server is missing: skip at home, fail in CI, where nothing may go untested."""
-    if os.environ.get("CI", "").lower() in ("true", "1"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 def require_rabbitmq() -> None:
     try:
         rabbitmq_program()
     except StackError as error:
-        require_service(f"No RabbitMQ: {error}")
+        missing(f"No RabbitMQ: {error}")
 
 
 def _serve(server: ServerT) -> Iterator[ServerT]:
     try:
         server.start()
     except StackError as error:
-        require_service(f"No {server.name}: {error}")
+        missing(f"No {server.name}: {error}")
     try:
         yield server
     finally:

@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from tests.requirements import require_installed
 
 #: Kept from run to run, as in the contract tests: fetching and converting take half a minute.
 MODELS_DIR = Path("~/.cache/turnmill/models").expanduser()
@@ -89,13 +90,8 @@ class Terminal:
 
 @pytest.fixture(scope="session")
 def embedded_stack_is_installed() -> None:
-    """A missing library skips at home and fails in CI."""
-    for module, extra in LIBRARIES.items():
-        if find_spec(module) is None:
-            reason = f"pip install 'turnmill[{extra}]' to run the acceptance tests"
-            if os.environ.get("CI") == "true":
-                pytest.fail(reason)
-            pytest.skip(reason)
+    for package, extra in LIBRARIES.items():
+        require_installed(package, extra)
 
 
 @pytest.fixture(scope="module")

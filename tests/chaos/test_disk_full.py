@@ -12,7 +12,7 @@ import psycopg
 import pytest
 import redis
 
-from tests.conftest import require_service
+from tests.requirements import missing
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.infra.migrations import upgrade
@@ -38,7 +38,7 @@ def small_disk(server_folder: Path) -> Iterator[Path]:
         check=False,
     )
     if mounted.returncode != 0:
-        require_service(f"Cannot mount a file system: {mounted.stderr.decode()}")
+        missing(f"Cannot mount a file system: {mounted.stderr.decode()}")
     try:
         yield server_folder
     finally:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import httpx
 import pytest
 
+from tests.requirements import require_installed
 from tests.selection import TENSORFLOW
 from turnmill.benchmarks.llama_server import serving_llama
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
@@ -30,19 +31,6 @@ CONTEXT_WINDOW = 512
 PEER = Path(__file__).with_name("tfserving_peer.py")
 
 
-def require_libraries(name: str) -> None:
-    """A missing library skips at home and fails in CI."""
-    require_module(*REQUIREMENTS.get(name, ("turnmill", "")))
-
-
-def require_module(module: str, extra: str) -> None:
-    if find_spec(module) is None:
-        reason = f"pip install 'turnmill[{extra}]' for the tests that need {module}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-
-
 class OpenAIServerProcess(Protocol):
     url: str
 
@@ -56,7 +44,7 @@ def start_openai_server() -> Callable[[ExitStack], OpenAIServerProcess]:
     """
     if find_spec("vllm") is not None:
         return lambda stack: stack.enter_context(serving_vllm(MODELS_DIR))
-    require_module("xllamacpp", "dev")
+    require_installed("xllamacpp", "dev")
     path = prepare_model(EngineSettings(models_dir=MODELS_DIR), "gguf")
     return lambda stack: stack.enter_context(serving_llama(path, DEFAULT_MODEL, 8, CONTEXT_WINDOW))
 
@@ -74,7 +62,8 @@ def openai_endpoints(
     params=[pytest.param(name, marks=pytest.mark.needs(name)) for name in ENGINES],
 )
 def make_engine(request: pytest.FixtureRequest) -> Callable[[], Engine]:
-    require_libraries(request.param)
+    if request.param in REQUIREMENTS:
+        require_installed(*REQUIREMENTS[request.param])
     if request.param == "triton":
         return _make_triton(request.getfixturevalue("start_triton"))
     # In 16 bits, rounding makes a reply depend on what it is batched with.

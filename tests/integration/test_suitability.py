@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from tests.conftest import require_service
+from tests.requirements import missing
 from turnmill.infra.embedded.child import Child
 from turnmill.infra.embedded.folder import server_uid
 from turnmill.infra.embedded.ports import claim_port, listens
@@ -58,7 +58,7 @@ def pooler_port(postgres_url: str, make_server_folder: Callable[[], Path]) -> It
     """A PgBouncer in transaction mode before the tests' PostgreSQL."""
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
-        require_service("No PgBouncer: apt-get install pgbouncer")
+        missing("No PgBouncer: apt-get install pgbouncer")
     server, folder, claim = urlsplit(postgres_url), make_server_folder(), claim_port()
     text = _PGBOUNCER.format(
         host=server.hostname, server_port=server.port, port=claim.port, folder=folder
