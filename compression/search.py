@@ -23,10 +23,10 @@ from turnmill.compression.store import ModelStore
 from turnmill.compression.texts import Texts
 from turnmill.schemas.errors import InvalidInput
 
-#: Seconds that a step took with 135 M parameters on two cores, to order recipes. A step may say
-#: its own: training steps have the option `seconds`.
-_SECONDS = {"quantize": 60.0, "qat": 300.0, "prune": 60.0, "drop-layers": 30.0, "export": 20.0}
-_TRAINING_S = 300.0
+#: Seconds that a step took with 135 M parameters on two cores, to order recipes. Training steps
+#: state their own time or steps.
+_SECONDS = {"quantize": 90.0, "prune": 60.0, "drop-layers": 30.0, "export": 20.0}
+_TRAINING_STEP_S = 2.0
 
 #: Methods without a pass over the calibration text.
 _QUICK = {"rtn", "magnitude", "bnb-int8", "bnb-nf4"}
@@ -95,19 +95,17 @@ def expected_seconds(recipe: Recipe) -> float:
 def expected_bytes(base: Path, recipe: Recipe) -> int:
     """Estimate the weights' bytes from the base's shapes and the recipe's bits and layers.
 
-    Only `quantize` and `drop-layers` change the estimate; other weights take 16 bits.
+    Only quantization and `drop-layers` change the estimate; other weights take 16 bits.
     """
     blocks, others = _parameters(base)
     bits, layers = 16.0, 1.0
     for step in recipe.steps:
         options = step.options.model_dump()
-        if step.kind in {"quantize", "qat"}:
-            bits = float(options.get("bits") or 16)
-            group = options.get("group")
-            bits += 16 / group if isinstance(group, int) else 0
-        elif step.kind == "drop-layers" and options.get("count"):
+        if weight_format := getattr(step.options, "format", None):
+            bits = _bits(weight_format, options.get("group"))
+        elif step.kind == "drop-layers":
             depth = json.loads((base / "config.json").read_text())["num_hidden_layers"]
-            layers *= 1 - options["count"] / depth
+            layers *= 1 - (options["count"] or len(options["layers"])) / depth
     return int(blocks * layers * bits / 8 + others * 2)
 
 
@@ -229,6 +227,13 @@ class _UntilBudget:
             raise _BudgetSpent
 
 
+def _bits(weight_format: str, group: int | None) -> float:
+    """Return the bits that a weight takes, its share of a 16-bit scale included."""
+    if weight_format in {"int4", "bnb-nf4"}:
+        return 4 + 16 / (group or 64)
+    return 16.0 if weight_format == "dense" else 8 + 16 / (group or 1024)
+
+
 def _same(one: Texts, other: Texts) -> bool:
     """Tell whether both measure on the same windows: recipes may cut them differently."""
     return bool(one.heldout.equal(other.heldout) and one.prose.equal(other.prose))
@@ -236,11 +241,12 @@ def _same(one: Texts, other: Texts) -> bool:
 
 def _step_seconds(step: StepSpec) -> float:
     options = step.options.model_dump()
-    if isinstance(options.get("seconds"), int | float):
-        return float(options["seconds"])
-    if options.get("method") in _QUICK:
-        return 5.0
-    return _SECONDS.get(step.kind, _TRAINING_S)
+    if minutes := options.get("minutes"):
+        return 60.0 * float(minutes)
+    if steps := options.get("steps"):
+        return _TRAINING_STEP_S * int(steps)
+    quick = options.get("method") in _QUICK
+    return 5.0 if quick else _SECONDS.get(step.kind, 60.0)
 
 
 def _parameters(base: Path) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 """Load what is to be measured: checkpoints, quantized folders and GGUF files, on the CPU."""
 
 import json
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from turnmill.schemas.errors import InvalidInput
 
@@ -16,34 +17,72 @@ Dtype = Literal["bfloat16", "float32"]
 _WEIGHTS = {".safetensors", ".gguf", ".bin", ".tflite", ".pt"}
 
 
-def load_candidate(
-    path: Path, dtype: Dtype = "bfloat16"
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a folder of transformers or a GGUF file; GGUF weights are dequantized.
+def load_candidate(path: Path, dtype: Dtype = "bfloat16") -> "PreTrainedModel":
+    """Load a folder of transformers or a GGUF file, to measure its quality.
+
+    Weights are dequantized, which changes no result. Models of int8 activations round them in
+    packed layers: transformers would forget about the activations.
 
     Raises:
         InvalidInput: the path holds no model that transformers reads.
     """
+    return load_fast(path, dtype) if has_int8_activations(path) else load_dense(path, dtype)
+
+
+def load_fast(path: Path, dtype: Dtype = "bfloat16") -> "PreTrainedModel":
+    """Load a model to measure its speed: with packed weights, where torch multiplies them."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if quantization_of(path) != "compressed-tensors":
+        return load_dense(path, dtype)
+    from turnmill.compression.quantize.reopen import load_packed
+
+    return load_packed(path, getattr(torch, dtype))
+
+
+def load_dense(path: Path, dtype: Dtype = "bfloat16") -> "PreTrainedModel":
+    """Load a model with linear layers of floating-point weights, where its format allows it."""
+    import torch
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    quantization = quantization_of(path)
     options = {"dtype": getattr(torch, dtype), "device_map": {"": "cpu"}}
-    if path.suffix == ".gguf":
+    if quantization == "gguf":
         from transformers import GgufConfig
 
-        named = {"gguf_file": path.name}
-        folder = path.parent
-        options |= {**named, "quantization_config": GgufConfig(dequantize=True)}
-    else:
-        named, folder = {}, path
-        if quantization_of(path) == "compressed-tensors":
-            from transformers import CompressedTensorsConfig
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    elif quantization == "compressed-tensors":
+        from transformers import CompressedTensorsConfig
 
-            options["quantization_config"] = CompressedTensorsConfig(run_compressed=False)
-    model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    return model.eval(), AutoTokenizer.from_pretrained(folder, **named)
+        options["quantization_config"] = CompressedTensorsConfig(run_compressed=False)
+    folder, named = _place(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+        model = AutoModelForCausalLM.from_pretrained(folder, **named, **options)
+    return model.eval()
+
+
+def has_int8_activations(path: Path) -> bool:
+    """Tell whether the model rounds activations too (W8A8)."""
+    if quantization_of(path) != "compressed-tensors":
+        return False
+    groups = _config(path)["quantization_config"]["config_groups"]
+    return any(group.get("input_activations") for group in groups.values())
+
+
+def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a folder or a GGUF file."""
+    from transformers import AutoTokenizer
+
+    folder, named = _place(path)
+    return AutoTokenizer.from_pretrained(folder, **named)
+
+
+def _place(path: Path) -> tuple[Path, dict[str, str]]:
+    """Return the folder, and what transformers must be told of a GGUF file in it."""
+    return (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
 
 
 def quantization_of(path: Path) -> str | None:
@@ -54,14 +93,18 @@ def quantization_of(path: Path) -> str | None:
     """
     if path.suffix == ".gguf" and path.is_file():
         return "gguf"
+    method: str | None = (_config(path).get("quantization_config") or {}).get("quant_method")
+    return method
+
+
+def _config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidInput(
             f"{path} holds no model: expected a folder with a config.json, or a .gguf file."
         ) from error
-    method: str | None = (config.get("quantization_config") or {}).get("quant_method")
-    return method
+    return config
 
 
 def bytes_of(path: Path) -> int:

@@ -14,7 +14,14 @@ from pydantic import BaseModel, ConfigDict
 from turnmill.compression.evaluate import agreement, layers
 from turnmill.compression.evaluate.agreement import Original
 from turnmill.compression.evaluate.intervals import Figure, bootstrap, mean
-from turnmill.compression.evaluate.loading import Dtype, bytes_of, load_candidate, quantization_of
+from turnmill.compression.evaluate.loading import (
+    Dtype,
+    bytes_of,
+    load_candidate,
+    load_dense,
+    load_tokenizer,
+    quantization_of,
+)
 from turnmill.compression.evaluate.perplexity import perplexity, perplexity_ratio
 from turnmill.compression.evaluate.remarks import remarks_of
 from turnmill.compression.evaluate.speed import Speed, measure_speeds
@@ -24,7 +31,7 @@ from turnmill.compression.texts import Conversation, Texts
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 #: What the first row of a report is called.
@@ -85,6 +92,20 @@ class Row(_Part):
     #: What a reader must know to read the figures.
     remarks: tuple[str, ...] = ()
 
+    def with_speed(self, speed: Speed | None, original: Speed) -> "Row":
+        """Return the row with its speed and what must be said of it; itself without a speed."""
+        if speed is None:
+            return self
+        remarks = remarks_of(
+            quantization=self.quantization,
+            size=self.size,
+            layer_errors=self.layer_errors,
+            dialogue=self.dialogue.ratio.value,
+            speed=speed,
+            original_speed=original,
+        )
+        return self.model_copy(update={"speed": speed, "remarks": remarks})
+
 
 class Report(_Part):
     """Models beside the original, which is the first row."""
@@ -133,10 +154,10 @@ class Judge:
         """Measure the original, without speed."""
         if self._row is None:
             self.progress.start(self._work, f"measuring {ORIGINAL}")
-            model, tokenizer = self._load(self.original)
+            model = self._load(self.original)
             for domain, windows in self._domains().items():
                 self._heard[domain] = agreement.listen(model, windows, self.progress)
-            self._replies = self._reply(model, tokenizer)
+            self._replies = self._reply(model, self.original)
             self._row = self._make_row(
                 ORIGINAL,
                 self.original,
@@ -150,13 +171,15 @@ class Judge:
         """Measure a model, without speed."""
         self.original_row()
         self.progress.start(self._work, f"measuring {name or path.name}")
-        model, tokenizer = self._load(path)
+        model = self._load(path)
         followed = {
             domain: agreement.follow(model, windows, self._heard[domain], self.progress)
             for domain, windows in self._domains().items()
         }
-        replies = self._reply(model, tokenizer)
-        errors = layers.layer_errors(model, self._load(self.original)[0])
+        replies = self._reply(model, path)
+        del model
+        dense = [load_dense(each, self.measures.dtype) for each in (path, self.original)]
+        errors = layers.layer_errors(*dense)
         return self._make_row(name or path.name, path, followed, replies, errors)
 
     def with_speeds(self, rows: Sequence[Row], paths: Sequence[Path]) -> tuple[Row, ...]:
@@ -170,20 +193,7 @@ class Judge:
             named, rounds=rounds, dtype=self.measures.dtype, progress=self.progress
         )
         return tuple(
-            row.model_copy(
-                update={
-                    "speed": speeds[str(index)],
-                    "remarks": remarks_of(
-                        quantization=row.quantization,
-                        size=row.size,
-                        layer_errors=row.layer_errors,
-                        dialogue=row.dialogue.ratio.value,
-                        speed=speeds[str(index)],
-                        original_speed=speeds["0"],
-                    ),
-                }
-            )
-            for index, row in enumerate(rows)
+            row.with_speed(speeds[str(index)], speeds["0"]) for index, row in enumerate(rows)
         )
 
     def report(self, rows: Sequence[Row]) -> Report:
@@ -208,13 +218,13 @@ class Judge:
     def _openings(self) -> list[Conversation]:
         return agreement.answerable(self.texts.conversations, self.measures.replies)
 
-    def _load(self, path: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    def _load(self, path: Path) -> "PreTrainedModel":
         return load_candidate(path, self.measures.dtype)
 
-    def _reply(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    def _reply(self, model: "PreTrainedModel", path: Path) -> list[str]:
         return agreement.greedy_replies(
             model,
-            tokenizer,
+            load_tokenizer(path),
             self._openings(),
             max_tokens=self.measures.reply_tokens,
             progress=self.progress,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from turnmill.compression.evaluate.loading import Dtype, load_candidate
+from turnmill.compression.evaluate.loading import Dtype, load_fast
 from turnmill.compression.step import Progress, Silent
 from turnmill.schemas.errors import EngineFailure
 
@@ -96,7 +96,7 @@ def _measure(path: Path, dtype: Dtype) -> dict[str, Any]:
     import resource
 
     started = time.perf_counter()
-    model, _ = load_candidate(path, dtype)
+    model = load_fast(path, dtype)
     load_s = time.perf_counter() - started
     rates = {f"batch_{size}": _rate(model, size) for size in (1, 8)}
     #: Kilobytes on Linux, bytes on macOS (getrusage(2)).

@@ -1,1 +1,0 @@
-"""Measure what a compressed model costs and what it gains."""

@@ -1,0 +1,73 @@
+"""Load folders of compressed-tensors with packed linear layers, to measure what the bits gain.
+
+transformers dequantizes such a folder on the CPU: right for its perplexity, not for its speed.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from turnmill.compression.quantize.affine import Grid, PackedWeight
+from turnmill.compression.quantize.layers import pack_linears
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_packed(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
+    """Load the model; its quantized layers multiply packed integers where torch has the product.
+
+    Layers for whose grid torch has none are dequantized.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    scheme = config.quantization_config["config_groups"]["group_0"]
+    del config.quantization_config
+    tensors = _tensors(folder)
+    packed = packed_weights(tensors, scheme["weights"])
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    left = {name: weight for name, weight in tensors.items() if not _is_packed(name, packed)}
+    model.load_state_dict(left, strict=False)
+    model.tie_weights()
+    names = pack_linears(model, packed, int8_activations=bool(scheme["input_activations"]))
+    for name in names:
+        model.get_submodule(name).weight.data.copy_(packed[name].dense())
+    return model.eval()
+
+
+def packed_weights(tensors: dict[str, Tensor], scheme: dict[str, Any]) -> dict[str, PackedWeight]:
+    """Return the integers of each quantized layer, by its name."""
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    grid = Grid(scheme["num_bits"], scheme["symmetric"], scheme["group_size"] or "channel")
+    found = {}
+    for key, scales in tensors.items():
+        name, _, part = key.rpartition(".")
+        if part != "weight_scale":
+            continue
+        if f"{name}.weight_packed" in tensors:
+            shape = torch.Size(tensors[f"{name}.weight_shape"].tolist())
+            integers = unpack_from_int32(tensors[f"{name}.weight_packed"], grid.bits, shape)
+        else:
+            integers = tensors[f"{name}.weight"]
+        found[name] = PackedWeight(integers.to(torch.int8), scales.float(), None, grid)
+    return found
+
+
+def _is_packed(key: str, packed: dict[str, PackedWeight]) -> bool:
+    name, _, part = key.rpartition(".")
+    return name in packed and part != "bias"
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.exists():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return {key: value for name in sorted(names) for key, value in load_file(folder / name).items()}

@@ -1,0 +1,86 @@
+"""What the compression benchmark makes of texts, rows and results, without running any."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from turnmill.benchmarks import compression_texts
+from turnmill.benchmarks.compression import outcome
+from turnmill.benchmarks.compression_rows import HONEST_ROWS, ROWS, Entry
+from turnmill.compression.evaluate.intervals import Figure
+from turnmill.compression.evaluate.report import Domain, Row
+from turnmill.compression.search import Trial, expected_seconds
+
+
+def row(dialogue: float, prose: float) -> Row:
+    def domain(ratio: float) -> Domain:
+        one = Figure(value=ratio, low=ratio, high=ratio)
+        return Domain(perplexity=one, ratio=one, divergence=one, top_1=one)
+
+    return Row(
+        name="x",
+        weight_bytes=1,
+        size=0.4,
+        quantization=None,
+        dialogue=domain(dialogue),
+        prose=domain(prose),
+    )
+
+
+AIMED = Entry("x", [], {"perplexity": 1.08}, (1.03, 1.12))
+
+
+@pytest.mark.parametrize(
+    ("trial", "said"),
+    [
+        (Trial("x", "made", row=row(1.02, 1.1)), "aim reached"),
+        (Trial("x", "made", row=row(1.05, 1.1)), "| reached |"),
+        (Trial("x", "made", row=row(1.2, 1.1), misses=("x: too much.",)), "missed: x: too much."),
+        (Trial("x", "skipped", "The budget is spent."), "skipped: The budget is spent."),
+    ],
+)
+def test_outcome_of_a_row_is_said_against_what_it_must_reach(trial: Trial, said: str) -> None:
+    page = outcome([AIMED], [trial])
+
+    assert said in page
+    assert "perplexity 1.08" in page
+    assert "1.03 / 1.12" in page
+
+
+def test_every_row_is_a_recipe_and_the_quick_ones_come_first() -> None:
+    recipes = [each.recipe() for each in (*ROWS, *HONEST_ROWS)]
+
+    ordered = sorted(recipes, key=expected_seconds)
+    assert {"int8", "int4-rtn"} <= {each.name for each in ordered[:8]}
+    assert "distill" in [step.kind for step in ordered[-1].steps]
+
+
+def test_tags_of_the_brown_corpus_are_removed() -> None:
+    tagged = "``/`` The/at jury/nn ,/, praised/vbd ''/'' (/( today/nr )/) ./."
+
+    assert compression_texts.untagged(tagged) == '"The jury, praised" (today).'
+
+
+def test_chats_join_consecutive_messages_and_drop_greetings(tmp_path: Path) -> None:
+    import zipfile
+
+    def say(sender: int, text: str) -> dict[str, object]:
+        return {"sender": sender, "text": text}
+
+    long = [say(index % 2, "word " * 20 + str(index)) for index in range(8)]
+    content = {
+        "b": {"messages": [[say(0, "Hi"), say(0, "there")], *long[1:]]},
+        "a": {"messages": [say(0, "Hi"), say(1, "Bye")]},
+    }
+    with zipfile.ZipFile(tmp_path / "chitchat_dataset-0.whl", "w") as wheel:
+        wheel.writestr("chitchat_dataset/dataset.json", json.dumps(content))
+
+    lines = compression_texts.dialogues(tmp_path).read_text().splitlines()
+
+    chats = [json.loads(line) for line in lines]
+    assert [each["id"] for each in chats] == ["b"]
+    assert chats[0]["messages"][0] == {"role": "user", "content": "Hi there"}
+    assert chats[0]["messages"][1]["role"] == "assistant"

@@ -1,0 +1,68 @@
+"""Quantized folders reopened with packed layers: the same numbers as transformers dequantizes."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("compressed_tensors")
+
+import torch
+
+from turnmill.compression.evaluate.loading import load_candidate, load_dense, load_fast
+from turnmill.compression.quantize.affine import Grid
+from turnmill.compression.quantize.layers import Int4Linear, Int8Linear, W8A8Linear
+from turnmill.compression.quantize.rtn import round_to_nearest
+from turnmill.compression.quantize.save import save_compressed_tensors
+
+IDS = torch.arange(5, 37).unsqueeze(0)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("grid", "int8_activations", "layer"),
+    [
+        (Grid(8), False, Int8Linear),
+        (Grid(4, group=32), False, Int4Linear),
+        (Grid(8), True, W8A8Linear),
+        (Grid(4, group=16), False, torch.nn.Linear),
+    ],
+)
+def test_packed_layers_answer_as_the_dequantized_model_does(
+    grid: Grid,
+    int8_activations: bool,
+    layer: type[torch.nn.Module],
+    tiny_llama: Any,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+) -> None:
+    linears = {
+        name: module
+        for name, module in tiny_llama.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+    rounding = partial(round_to_nearest, grid=grid)
+    packed = {name: rounding(module.weight.detach()) for name, module in linears.items()}
+    save_compressed_tensors(tiny_llama, packed, tmp_path, int8_activations=int8_activations)
+    tiny_tokenizer.save_pretrained(tmp_path)
+
+    fast = load_fast(tmp_path, "float32")
+
+    slow = load_dense(tmp_path, "float32")
+    with torch.inference_mode():
+        mine, theirs = fast(IDS).logits, slow(IDS).logits
+    assert isinstance(fast.get_submodule(next(iter(packed))), layer)
+    assert (mine - theirs).norm() < (0.1 if int8_activations else 0.01) * theirs.norm()
+
+
+def test_int8_activations_are_part_of_the_measured_quality(
+    tiny_llama: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    name = "model.layers.0.mlp.up_proj"
+    weight = round_to_nearest(tiny_llama.get_submodule(name).weight.detach(), grid=Grid(8))
+    save_compressed_tensors(tiny_llama, {name: weight}, tmp_path, int8_activations=True)
+
+    model = load_candidate(tmp_path, "float32")
+
+    assert isinstance(model.get_submodule(name), W8A8Linear)
