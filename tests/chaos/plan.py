@@ -1,5 +1,6 @@
 """The fault plan: which fault comes when, drawn from a seed, so that a run can be repeated."""
 
+import heapq
 import random
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -27,15 +28,17 @@ def make_plan(seed: int, weights: Mapping[str, float], every_s: float) -> Iterat
 
     Equal arguments make an equal plan.
 
-    `weights` says how often each fault is drawn in proportion to the others.
+    `weights` says how often each fault is drawn in proportion to the others; 0: never. No fault is
+    left out by chance: between two strikes of one, others come about as often as their weights ask.
     """
     chance = random.Random(seed)
-    names = sorted(weights)
-    while names:
+    turns = [(chance.random() / weight, name) for name, weight in sorted(weights.items()) if weight]
+    heapq.heapify(turns)
+    while turns:
+        at, name = heapq.heappop(turns)
+        heapq.heappush(turns, (at + chance.uniform(0.5, 1.5) / weights[name], name))
         yield Strike(
-            after_s=chance.uniform(0.5, 1.5) * every_s,
-            name=chance.choices(names, [weights[name] for name in names])[0],
-            seed=chance.randrange(2**32),
+            after_s=chance.uniform(0.5, 1.5) * every_s, name=name, seed=chance.randrange(2**32)
         )
 
 

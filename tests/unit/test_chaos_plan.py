@@ -27,6 +27,14 @@ def test_an_hour_long_run_draws_every_fault() -> None:
         assert set(drawn) == set(ACTIONS) - SCRIPTED
 
 
+def test_no_fault_is_left_out_by_chance() -> None:
+    weights = {f"fault {number}": 1.0 for number in range(20)} | {"never": 0.0}
+    for seed in range(5):
+        drawn = Counter(s.name for s in itertools.islice(make_plan(seed, weights, 4.0), 60))
+        assert set(drawn) == set(weights) - {"never"}
+        assert max(drawn.values()) <= 6
+
+
 def test_faults_that_stop_everything_make_the_plan_longer_by_a_quarter_at_most() -> None:
     stopping = {name for name, action in ACTIONS.items() if action.stops_all} - SCRIPTED
     assert stopping == set(DURATIONS_S)
