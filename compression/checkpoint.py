@@ -1,20 +1,20 @@
 """Models and states of a pipeline on disk: loading gives the tensors that were saved."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turnmill.compression.step import State, WeightFormat
-from turnmill.compression.texts import Texts
 from turnmill.schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: What a step's folder holds.
-_MODEL, _PACKED, _STATE = "model", "packed.safetensors", "state.json"
+MODEL = "model"
+_PACKED, _STATE = "packed.safetensors", "state.json"
 
 
 def load_model(folder: Path) -> "PreTrainedModel":
@@ -45,19 +45,16 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return AutoTokenizer.from_pretrained(folder)
 
 
-def save_model(state: State, folder: Path, dtype: str) -> None:
-    """Save the state's model as its format says, with its tokenizer.
-
-    `dtype` is that of the weights that are not quantized.
-    """
+def save_model(state: State, folder: Path) -> None:
+    """Save the state's model as its format says, with its tokenizer."""
     import torch
 
     if state.format == "dense":
-        state.model.to(getattr(torch, dtype)).save_pretrained(folder)
+        state.model.to(getattr(torch, state.dtype)).save_pretrained(folder)
     else:
         from turnmill.compression.quantize.save import save_quantized  # type: ignore[import-not-found,unused-ignore]
 
-        state.model.to(getattr(torch, dtype))
+        state.model.to(getattr(torch, state.dtype))
         save_quantized(state, folder)
     state.tokenizer.save_pretrained(folder)
 
@@ -66,8 +63,8 @@ def save_state(state: State, told: Mapping[str, Any], folder: Path) -> None:
     """Save what the next step works on, and what this step tells the report."""
     from safetensors.torch import save_file
 
-    state.model.save_pretrained(folder / _MODEL)
-    state.tokenizer.save_pretrained(folder / _MODEL)
+    state.model.save_pretrained(folder / MODEL)
+    state.tokenizer.save_pretrained(folder / MODEL)
     tensors, grids = {}, {}
     for name, weight in state.packed.items():
         tensors[f"{name}:integers"] = weight.integers.contiguous()
@@ -92,25 +89,11 @@ def format_of(folder: Path) -> WeightFormat:
     return found
 
 
-def load_state(
-    folder: Path,
-    texts: Texts,
-    teacher: "Callable[[], PreTrainedModel]",
-    scratch: Path,
-    seed: int,
-) -> State:
-    """Load what a step left, for the next step."""
+def restore_packed(state: State, folder: Path) -> None:
+    """Give the state the integers and the format that the step of this folder left."""
     content = json.loads((folder / _STATE).read_text())
-    return State(
-        model=load_model(folder / _MODEL),
-        tokenizer=load_tokenizer(folder / _MODEL),
-        texts=texts,
-        teacher=teacher,
-        folder=scratch,
-        seed=seed,
-        packed=_load_packed(folder / _PACKED, content["grids"]),
-        format=content["format"],
-    )
+    state.packed = _load_packed(folder / _PACKED, content["grids"])
+    state.format = content["format"]
 
 
 def _load_packed(path: Path, grids: Mapping[str, Any]) -> dict[str, Any]:

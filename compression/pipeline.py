@@ -29,10 +29,11 @@ from turnmill.compression.artifact import (
     write_artifact,
 )
 from turnmill.compression.checkpoint import (
+    MODEL,
     format_of,
     load_model,
-    load_state,
     load_tokenizer,
+    restore_packed,
     save_model,
     save_state,
     told_by,
@@ -104,6 +105,18 @@ def compress(job: Job, store: ModelStore) -> Manifest:
         return _Run(job, texts, folder).finish(plan, target)
 
 
+def measured(
+    candidate: Path, base: Path, texts: Texts, limits: Limits, progress: Progress
+) -> Evaluation:
+    """Measure the candidate beside its base on held-out text; an `Evaluator`."""
+    from turnmill.compression.evaluate.gate import misses  # type: ignore
+    from turnmill.compression.evaluate.report import evaluate  # type: ignore
+
+    report = evaluate(candidate, base, texts, progress)
+    missed = misses(report, limits.model_dump(exclude_none=True))
+    return Evaluation(report.model_dump(mode="json"), missed)
+
+
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that decide what a step computes, and Python's."""
     versions = {"python": platform.python_version()}
@@ -144,6 +157,8 @@ class _Run:
         self._texts = texts
         self._folder = folder
         self._steps = job.recipe.steps
+        #: Called as the artifact will be, since reports name what they measure by its folder.
+        self._final = folder / "final" / job.name
 
     def finish(self, plan: Manifest, target: Path) -> Manifest:
         for index, spec in enumerate(self._steps):
@@ -190,30 +205,33 @@ class _Run:
 
     def _load(self, index: int, scratch: Path) -> State:
         """Load what the step of this index starts from."""
-        seed = self._job.recipe.seed + index
-        if index:
-            before = self._folder / f"step-{index - 1}"
-            return load_state(before, self._texts, self._teacher, scratch, seed)
-        return State(
-            model=load_model(self._job.base),
-            tokenizer=load_tokenizer(self._job.base),
+        before = self._folder / f"step-{index - 1}"
+        source = before / MODEL if index else self._job.base
+        state = State(
+            model=load_model(source),
+            tokenizer=load_tokenizer(source),
             texts=self._texts,
             teacher=self._teacher,
             folder=scratch,
-            seed=seed,
+            seed=self._job.recipe.seed + index,
+            dtype=self._job.recipe.dtype,
         )
+        if index:
+            restore_packed(state, before)
+        return state
 
     def _teacher(self) -> Any:
         return load_model(self._job.base)
 
     def _save_final(self, folder: Path) -> None:
-        save_model(self._load(len(self._steps), folder), folder, self._job.recipe.dtype)
+        state = self._load(len(self._steps), folder)
+        save_model(state, folder / self._final.name)
 
     def _evaluate(self, folder: Path) -> None:
         evaluation = Evaluation(None)
         if self._job.evaluator:
             evaluation = self._job.evaluator(
-                self._folder / "final",
+                self._final,
                 self._job.base,
                 self._texts,
                 self._job.recipe.limits,
@@ -223,7 +241,7 @@ class _Run:
 
     def _collect(self, folder: Path) -> None:
         """Put together what the artifact holds: the checkpoint, and what steps exported."""
-        shutil.copytree(self._folder / "final", folder, dirs_exist_ok=True)
+        shutil.copytree(self._final, folder, dirs_exist_ok=True)
         for index in range(len(self._steps)):
             files = self._folder / f"step-{index}" / FILES
             if files.is_dir():

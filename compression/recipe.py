@@ -17,19 +17,15 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from turnmill.compression.step import Options, find_step
+from turnmill.compression.step import Dtype, Options, find_step
 from turnmill.compression.texts import Windows
 from turnmill.schemas.errors import InvalidInput
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
-
-
-#: Of the weights that no step quantizes.
-Dtype = Literal["bfloat16", "float16", "float32"]
 
 
 class Limits(Options):

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: quantized ones those of compressed-tensors.
 WeightFormat = Literal["dense", "int8", "int4", "w8a8", "bnb-int8", "bnb-nf4"]
 
+#: Of the weights that no step quantizes.
+Dtype = Literal["bfloat16", "float16", "float32"]
+
 #: One line a step: its name in recipes, and "module:class" of a `Step`.
 STEPS: dict[str, str] = {
     "finetune": "turnmill.compression.distill.finetune:Finetune",
@@ -53,6 +56,8 @@ class State:
     #: rounded to. The model holds the same numbers dequantized. Steps that change weights clear it.
     packed: dict[str, Any] = field(default_factory=dict)
     format: WeightFormat = "dense"
+    #: What the weights that are not quantized are saved in.
+    dtype: Dtype = "bfloat16"
 
 
 class Options(BaseModel):

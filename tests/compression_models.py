@@ -12,6 +12,7 @@ CHAT_TEMPLATE = (
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_MERGES = [("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "the"), ("o", "r")]
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _WORDS = [
     "please",
@@ -32,13 +33,14 @@ _WORDS = [
 
 
 def make_tokenizer() -> Any:
-    """A byte-level tokenizer without merges: 256 bytes and the tokens of ChatML."""
+    """A byte-level tokenizer: the tokens of ChatML, 256 bytes and a few pairs."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate((*_SPECIAL, *alphabet))}
-    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokens = (*_SPECIAL, *alphabet, *("".join(pair) for pair in _MERGES))
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=_MERGES))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(

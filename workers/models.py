@@ -19,9 +19,9 @@ from typing import Literal
 
 import structlog
 
+from turnmill.compression.formats.gguf import Weights, read_header, rewrite
 from turnmill.schemas.errors import EngineFailure, SettingsError
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
-from turnmill.workers.gguf_files import Weights, read_header, rewrite
 
 log = structlog.get_logger(__name__)
 

@@ -12,6 +12,8 @@ from turnmill.producer.cli import (
     batch,
     bench,
     chaos,
+    compress,
+    models,
     parked,
     processes,
     retention,
@@ -44,6 +46,8 @@ app.add_typer(turn.app, name="turn")
 app.add_typer(parked.app, name="parked")
 app.add_typer(batch.app, name="batch")
 app.add_typer(bench.app, name="bench")
+app.add_typer(compress.app, name="compress")
+app.add_typer(models.app, name="models")
 app.add_typer(admin.tenants, name="tenants")
 app.add_typer(admin.keys, name="keys")
 app.add_typer(admin.bots, name="bots")

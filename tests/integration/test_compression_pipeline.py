@@ -136,7 +136,7 @@ def test_the_evaluation_and_the_limits_it_misses_are_kept(checkpoint: Path, tmp_
     assert manifest.report == {"perplexity": 2.0}
     assert manifest.misses == ("Perplexity is 2×, the limit 1.05×.",)
     ((candidate, base, _, limits, _),) = seen
-    assert (candidate.name, base, limits.perplexity) == ("final", checkpoint, 1.05)
+    assert (candidate.name, base, limits.perplexity) == ("small", checkpoint, 1.05)
 
 
 def test_what_is_quantized_already_is_not_compressed_again(

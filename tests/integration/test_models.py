@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy
 import pytest
 
+from turnmill.compression.formats.gguf import read_header, rewrite
 from turnmill.schemas.errors import EngineFailure, SettingsError
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
 from turnmill.workers import models
-from turnmill.workers.gguf_files import read_header, rewrite
 from turnmill.workers.models import prepare_model
 
 gguf = pytest.importorskip("gguf", reason="pip install 'turnmill[openvino]'")

@@ -4,10 +4,10 @@ import json
 import math
 from pathlib import Path
 
+from turnmill.compression.formats.gguf import read_header
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.engines.blocks import BlockRecord
-from turnmill.workers.gguf_files import read_header
 from turnmill.workers.models import ModelForm, prepare_model
 
 #: What the weights are rewritten to.

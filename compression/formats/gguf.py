@@ -1,10 +1,11 @@
-"""GGUF files: what their header says, and a rewrite to weights of 16, 8 or 4 bits.
+"""GGUF files: reading their header, writing them, and rewriting their weights in 16, 8 or 4 bits.
 
 The header is read without the `gguf` library, which takes seconds to list a vocabulary.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -39,6 +40,9 @@ Q4_0, Q8_0 = 2, 8
 
 #: What matrices are rewritten to.
 Weights = Literal["f16", "q8_0", "q4_0"]
+
+#: Weights of one row that share a scale.
+BLOCK = 32
 
 #: The first and the last matrix: in 4 bits they would cost most, so they are kept in 8.
 VOCABULARY_TENSORS = ("token_embd.weight", "output.weight")
@@ -105,24 +109,86 @@ def rewrite(source: Path, target: Path, weights: Weights) -> None:
     import gguf
 
     reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
     file_type = gguf.LlamaFileType[f"MOSTLY_{weights.upper()}"]
+    entries = {}
     for key, entry in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
-            continue
-        value = int(file_type) if key == "general.file_type" else entry.contents()
-        is_array = entry.types[0] == gguf.GGUFValueType.ARRAY
-        writer.add_key_value(key, value, entry.types[0], entry.types[-1] if is_array else None)
-    for tensor in reader.tensors:
-        kind = gguf.GGMLQuantizationType(_new_type(tensor, weights))
-        data = tensor.data
-        if kind != tensor.tensor_type:
-            data = gguf.quantize(gguf.dequantize(data, tensor.tensor_type), kind)
-        writer.add_tensor(tensor.name, data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        if not key.startswith("GGUF."):
+            value = int(file_type) if key == "general.file_type" else entry.contents()
+            entries[key] = Entry(value, entry.types[0], entry.types[-1])
+    write(target, entries, (_rewritten(tensor, weights) for tensor in reader.tensors))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A value of the metadata with its `GGUFValueType`; of an array also that of its items."""
+
+    value: Any
+    type: Any
+    item_type: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    name: str
+    #: A numpy array: numbers in the shape of the tensor, or the bytes of quantized rows.
+    data: Any
+    #: Its number as a `GGMLQuantizationType`.
+    type: int
+
+
+def write(target: Path, entries: Mapping[str, Entry], tensors: Iterable[Tensor]) -> None:
+    """Write a GGUF file; `entries` has `general.architecture`."""
+    import gguf
+
+    writer = gguf.GGUFWriter(target, entries["general.architecture"].value)
+    for key, entry in entries.items():
+        if key != "general.architecture":
+            is_array = entry.type == gguf.GGUFValueType.ARRAY
+            item_type = entry.item_type if is_array else None
+            writer.add_key_value(key, entry.value, entry.type, item_type)
+    try:
+        for tensor in tensors:
+            kind = gguf.GGMLQuantizationType(tensor.type)
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+def pack_blocks(integers: Any, scales: Any, kind: int) -> Any:
+    """Lay integers out as rows of Q8_0 or Q4_0 blocks, without rounding them anew.
+
+    Args:
+        integers: int8 [rows, columns]; for Q4_0 from -8 to 7.
+        scales: [rows, columns / 32], rounded to 16 bits as the format has it.
+
+    Returns:
+        uint8 [rows, bytes of a row]. Per block: the scale (float16), then 32 bytes, or 16 bytes
+        whose low halves are the first 16 weights plus 8 and whose high halves the last 16.
+    """
+    import numpy
+
+    rows = len(integers)
+    blocks = integers.reshape(rows, -1, BLOCK)
+    scale_bytes = scales.astype(numpy.float16)[..., None].view(numpy.uint8)
+    if kind == Q8_0:
+        content = blocks.astype(numpy.int8).view(numpy.uint8)
+    else:
+        halves = (blocks + 8).astype(numpy.uint8)
+        content = halves[..., : BLOCK // 2] | halves[..., BLOCK // 2 :] << 4
+    return numpy.concatenate([scale_bytes, content], axis=-1).reshape(rows, -1)
+
+
+def _rewritten(tensor: Any, weights: Weights) -> Tensor:
+    import gguf
+
+    kind = gguf.GGMLQuantizationType(_new_type(tensor, weights))
+    data = tensor.data
+    if kind != tensor.tensor_type:
+        data = gguf.quantize(gguf.dequantize(data, tensor.tensor_type), kind)
+    return Tensor(tensor.name, data, int(kind))
 
 
 def _new_type(tensor: Any, weights: Weights) -> int:

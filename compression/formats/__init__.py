@@ -1,1 +1,0 @@
-"""File formats that the engines and the exports share. Needs no torch."""

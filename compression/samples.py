@@ -1,0 +1,27 @@
+"""What ships with the package: recipes, and a prose that no checkpoint was trained on."""
+
+from pathlib import Path
+
+from turnmill.schemas.errors import InvalidInput
+
+_HERE = Path(__file__).parent
+
+#: Paragraphs of this project's own documentation.
+PROSE = _HERE / "recipes" / "prose.txt"
+
+
+def find_recipe(name: str) -> Path:
+    """Return the path of a recipe: a file, or one of ours by its name.
+
+    Raises:
+        InvalidInput: there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    ours = {path.stem: path for path in sorted((_HERE / "recipes").glob("*.toml"))}
+    if name not in ours:
+        raise InvalidInput(
+            f"There is no recipe '{name}': neither a file nor one of {', '.join(ours)}.",
+            param="recipe",
+        )
+    return ours[name]

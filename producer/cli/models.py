@@ -1,0 +1,161 @@
+"""`turnmill models`: the artifacts in the store, and which one workers serve."""
+
+import getpass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.filesize import decimal
+from rich.table import Table
+
+from turnmill.producer.cli.console import make_console
+from turnmill.producer.cli.texts import plain
+from turnmill.schemas.settings import load_settings
+
+if TYPE_CHECKING:
+    from turnmill.compression.artifact import Manifest
+    from turnmill.compression.store import ModelStore, Promotion
+
+app = typer.Typer(help="Compressed models: the store, and what is promoted.", no_args_is_help=True)
+console = make_console()
+
+NameArgument = Annotated[str, typer.Argument(help="An artifact's name, as `models list` shows it.")]
+
+
+def open_store() -> "ModelStore":
+    from turnmill.compression.store import ModelStore
+
+    return ModelStore(load_settings().models_dir)
+
+
+@app.command("list")
+def show_list(
+    history: Annotated[
+        bool, typer.Option("--history", help="Every promotion and rollback instead.")
+    ] = False,
+) -> None:
+    """List the artifacts; a star marks the promoted one.
+
+    Example: turnmill models list --history
+    """
+    store = open_store()
+    console.print(_history(store) if history else _artifacts(store))
+
+
+@app.command()
+def show(
+    name: NameArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole manifest.")] = False,
+) -> None:
+    """Show how an artifact was made and what was measured of it.
+
+    Example: turnmill models show my-model-int8 --json
+    """
+    store = open_store()
+    manifest = store.manifest(name)
+    if as_json:
+        console.out(manifest.model_dump_json(indent=2), highlight=False)
+        return
+    show_artifact(store, manifest)
+
+
+@app.command()
+def verify(name: NameArgument) -> None:
+    """Check every file of an artifact against its checksums, as workers do before they load it.
+
+    Example: turnmill models verify my-model-int8
+    """
+    from turnmill.compression.artifact import verify as verify_artifact
+
+    manifest = verify_artifact(open_store().path(name))
+    console.print(plain(f"{name}: {len(manifest.files)} files are as they were written."))
+
+
+@app.command()
+def promote(
+    name: NameArgument,
+    force: Annotated[
+        bool, typer.Option("--force", help="Although it misses limits; this is recorded.")
+    ] = False,
+) -> None:
+    """Make workers serve this artifact from their next start.
+
+    Workers whose TURNMILL_ENGINE__MODEL is `promoted` serve what is promoted.
+
+    Example: turnmill models promote my-model-int8
+    """
+    promotion = open_store().promote(name, by=getpass.getuser(), force=force)
+    _say(promotion, "is promoted")
+
+
+@app.command()
+def rollback() -> None:
+    """Return to the artifact that was promoted before.
+
+    Example: turnmill models rollback
+    """
+    _say(open_store().rollback(by=getpass.getuser()), "is promoted again")
+
+
+def show_artifact(store: "ModelStore", manifest: "Manifest") -> None:
+    """Print an artifact's manifest for people."""
+    folder = store.path(manifest.name)
+    table = Table(box=None, show_header=False)
+    for key, value in _facts(folder, manifest).items():
+        table.add_row(key, plain(value))
+    console.print(table)
+    for miss in manifest.misses:
+        console.print("[red]misses a limit[/]", plain(miss))
+    if not manifest.misses:
+        console.print(plain(f"Serve it: turnmill models promote {manifest.name}"))
+
+
+def _facts(folder: Path, manifest: "Manifest") -> dict[str, str]:
+    return {
+        "name": manifest.name,
+        "made of": manifest.base.name,
+        "steps": ", ".join(each.kind for each in manifest.steps),
+        "weights": manifest.format,
+        "size": decimal(_size(folder)),
+        "measured": "yes" if manifest.report else "no",
+        "checksum": manifest.checksum,
+        "folder": str(folder),
+    }
+
+
+def _artifacts(store: "ModelStore") -> Table:
+    promoted = store.promoted()
+    table = Table("", "name", "made of", "weights", "size", "limits", "made", box=None)
+    for name in store.names():
+        manifest, folder = store.manifest(name), store.path(name)
+        table.add_row(
+            "*" if promoted and promoted.artifact == name else "",
+            name,
+            plain(manifest.base.name),
+            manifest.format,
+            decimal(_size(folder)),
+            f"misses {len(manifest.misses)}" if manifest.misses else "kept",
+            datetime.fromtimestamp(folder.stat().st_mtime).astimezone().isoformat(" ", "minutes"),
+        )
+    return table
+
+
+def _history(store: "ModelStore") -> Table:
+    table = Table("when", "who", "what", "artifact", "forced past", box=None)
+    for each in store.history():
+        when = each.at.astimezone().isoformat(" ", "seconds")
+        misses = " ".join(each.misses) if each.forced else ""
+        table.add_row(when, plain(each.by), each.action, each.artifact, plain(misses))
+    return table
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _say(promotion: "Promotion", what: str) -> None:
+    console.print(plain(f"{promotion.artifact} {what}."))
+    for miss in promotion.misses:
+        console.print("[yellow]forced[/]", plain(miss))
+    console.print("Workers with TURNMILL_ENGINE__MODEL=promoted serve it from their next start.")
