@@ -50,6 +50,9 @@ LIBRARIES = ("turnmill", "torch", "transformers", "compressed-tensors", "bitsand
 #: What a step puts into its scratch folder under this name becomes part of the artifact.
 FILES = "files"
 
+#: The artifact's folder of what was measured: a page, plots, and the figures as JSON.
+REPORT = "report"
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -59,8 +62,8 @@ class Evaluation:
     misses: tuple[str, ...] = ()
 
 
-#: Measures a candidate's folder beside the base model's.
-Evaluator = Callable[[Path, Path, Texts, Limits, Progress], Evaluation]
+#: Measures a candidate's folder beside the base model's, and writes its pages into the last folder.
+Evaluator = Callable[[Path, Path, Texts, Limits, Progress, Path], Evaluation]
 
 
 @dataclass(frozen=True)
@@ -106,14 +109,16 @@ def compress(job: Job, store: ModelStore) -> Manifest:
 
 
 def measured(
-    candidate: Path, base: Path, texts: Texts, limits: Limits, progress: Progress
+    candidate: Path, base: Path, texts: Texts, limits: Limits, progress: Progress, folder: Path
 ) -> Evaluation:
     """Measure the candidate beside its base on held-out text; an `Evaluator`."""
-    from turnmill.compression.evaluate.gate import misses  # type: ignore
-    from turnmill.compression.evaluate.report import evaluate  # type: ignore
+    from turnmill.compression.evaluate.gate import misses
+    from turnmill.compression.evaluate.page import write_report
+    from turnmill.compression.evaluate.report import evaluate
 
     report = evaluate(candidate, base, texts, progress)
     missed = misses(report, limits.model_dump(exclude_none=True))
+    write_report(report, folder, missed)
     return Evaluation(report.model_dump(mode="json"), missed)
 
 
@@ -236,12 +241,16 @@ class _Run:
                 self._texts,
                 self._job.recipe.limits,
                 self._job.progress,
+                folder / REPORT,
             )
         (folder / "evaluation.json").write_text(json.dumps(asdict(evaluation)))
 
     def _collect(self, folder: Path) -> None:
-        """Put together what the artifact holds: the checkpoint, and what steps exported."""
+        """Put together what the artifact holds: the checkpoint, the report and the exports."""
         shutil.copytree(self._final, folder, dirs_exist_ok=True)
+        pages = self._folder / "evaluation" / REPORT
+        if pages.is_dir():
+            shutil.copytree(pages, folder / REPORT)
         for index in range(len(self._steps)):
             files = self._folder / f"step-{index}" / FILES
             if files.is_dir():

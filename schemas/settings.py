@@ -230,7 +230,8 @@ class RetentionSettings(Section):
 class EngineSettings(Section):
     #: `auto`, or an engine's name.
     name: str = "auto"
-    #: The default model, a folder, a .gguf file, or a Hugging Face id.
+    #: The default model, a folder, a .gguf file, a Hugging Face id, the name of a compressed model,
+    #: or `promoted`: the one that `turnmill models promote` named last.
     model: Annotated[str, StringConstraints(min_length=1)] = DEFAULT_MODEL
     #: What clients call the model; its last path component when left out.
     served_name: str | None = None

@@ -14,12 +14,15 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import structlog
 
+from turnmill.compression.artifact import is_artifact, verify
 from turnmill.compression.formats.gguf import Weights, read_header, rewrite
+from turnmill.compression.store import ModelStore
 from turnmill.schemas.errors import EngineFailure, SettingsError
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
 
@@ -52,18 +55,26 @@ FETCH_TIMEOUT_S = 1800
 
 PARTIAL = ".partial"
 
+#: The setting's value for the artifact that `turnmill models promote` named last.
+PROMOTED = "promoted"
+
 
 def prepare_model(settings: EngineSettings, form: ModelForm) -> str:
     """What the engine is to open: a local path, or a Hugging Face id that its library fetches.
 
-    Fetches the default model and converts files where the form asks for it, once.
+    Fetches the default model and converts files where the form asks for it, once. An artifact is
+    verified.
 
     Raises:
         SettingsError: there is no such model, or not in a form that can be converted.
+        NotFound: no artifact is promoted, and the settings ask for the promoted one.
+        ArtifactRefused: the artifact is damaged.
         EngineFailure: it cannot be fetched, converted or kept.
     """
     name = settings.model
     path = Path(name).expanduser()
+    if artifact := find_artifact(settings):
+        return str(_of_artifact(artifact, form))
     if name == DEFAULT_MODEL and not path.exists():
         folder = _models_dir(settings) / DEFAULT_MODEL
         return str(_converted(lambda: _default_gguf(folder), folder, form))
@@ -73,10 +84,60 @@ def prepare_model(settings: EngineSettings, form: ModelForm) -> str:
         return str(_local_gguf(path, settings, form))
     if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise SettingsError(
-            f"There is no model '{name}': it is neither '{DEFAULT_MODEL}' nor a folder, a .gguf "
-            "file or a Hugging Face id (owner/name)."
+            f"There is no model '{name}': it is neither '{DEFAULT_MODEL}', '{PROMOTED}' nor an "
+            "artifact in the store of models, a folder, a .gguf file or a Hugging Face id "
+            "(owner/name)."
         )
     return name
+
+
+def find_artifact(settings: EngineSettings) -> Path | None:
+    """Return the folder of the compressed model that the settings name; None if they name another.
+
+    Raises:
+        NotFound: no artifact is promoted, and the settings ask for the promoted one.
+    """
+    name = settings.model
+    if is_artifact(Path(name).expanduser()):
+        return Path(name).expanduser()
+    if settings.models_dir is None or name == DEFAULT_MODEL:
+        return None
+    store = ModelStore(settings.models_dir)
+    if name == PROMOTED:
+        return store.promoted_path()
+    return store.path(name) if name in store.names() else None
+
+
+def artifact_gguf(folder: Path, form: ModelForm = "gguf") -> Path | None:
+    """Return the exported GGUF file of this form; of any form where exact weights are asked for."""
+    forms = list(WEIGHTS) if form == "gguf" else [form]
+    return next((folder / FILES[each] for each in forms if (folder / FILES[each]).exists()), None)
+
+
+def _of_artifact(folder: Path, form: ModelForm) -> Path:
+    """An artifact is opened in the forms that it was exported in, and in no other."""
+    _verify_once(folder, _file_states(folder))
+    if form not in WEIGHTS or (folder / "openvino_model.xml").exists():
+        return folder
+    path = artifact_gguf(folder, form)
+    if path is None:
+        raise SettingsError(
+            f"The artifact {folder.name} has no {FILES[form]}. Add the step 'export' to its recipe "
+            "and compress again, leave TURNMILL_ENGINE__QUANTIZATION out, or choose "
+            "TURNMILL_ENGINE__NAME=transformers."
+        )
+    return path
+
+
+@lru_cache(maxsize=8)
+def _verify_once(folder: Path, states: tuple[object, ...]) -> None:
+    """Engines ask for their model several times while they start."""
+    verify(folder)
+
+
+def _file_states(folder: Path) -> tuple[object, ...]:
+    found = ((path, path.stat()) for path in sorted(folder.rglob("*")))
+    return tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in found)
 
 
 def _in_folder(path: Path, settings: EngineSettings, form: ModelForm) -> Path:

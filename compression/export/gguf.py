@@ -96,6 +96,8 @@ def _tensors(
 
 def _exact_blocks(packed: Any, kind: Weights) -> tuple[Any, Any, int] | None:
     """Integers, a scale for each block and its type; None if the format cannot hold them."""
+    import numpy
+
     integers, scales = packed.integers.numpy(), packed.scales.float().numpy()
     columns = integers.shape[1]
     group = columns // scales.shape[1]
@@ -103,7 +105,8 @@ def _exact_blocks(packed: Any, kind: Weights) -> tuple[Any, Any, int] | None:
         return None
     is_4_bit = integers.min() >= -8 and integers.max() <= 7
     block_kind = Q4_0 if is_4_bit and kind == "q4_0" else Q8_0
-    return integers, scales.repeat(group // BLOCK, axis=1), block_kind
+    blocks = scales.repeat(group // BLOCK, axis=1)
+    return integers, numpy.broadcast_to(blocks, (len(integers), blocks.shape[1])), block_kind
 
 
 def _rounded(name: str, value: Any, kind: Weights) -> Tensor:

@@ -83,8 +83,9 @@ def run(
     Run again after an interruption, the same command resumes. `turnmill models promote` then makes
     workers serve the artifact.
 
-    Example: turnmill compress my-model --recipe int8 --data chats.jsonl
-    Example: turnmill compress run my-model --step quantize:bits=8 --limit size=0.7 --data
+    Example: turnmill compress my-model --recipe f16 --data chats.jsonl
+
+    Example: turnmill compress run my-model --step export:weights=q8_0 --limit size=1.1 --data
     chats.jsonl --name by-flags --no-evaluate
     """
     from turnmill.compression.data import read_conversations, read_text

@@ -13,7 +13,10 @@ from turnmill.compression.step import Silent, State
 from turnmill.compression.texts import Texts
 from turnmill.schemas.errors import InvalidInput
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")

@@ -21,7 +21,10 @@ from turnmill.compression.recipe import Recipe, parse_recipe
 from turnmill.compression.store import ModelStore
 from turnmill.schemas.errors import InvalidInput
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.usefixtures("one_thread"),
+]
 ROOT = Path(__file__).parents[2]
 WINDOWS = {"length": 64, "calibration": 8, "train": 16, "heldout": 4, "prose": 4}
 #: Runs `turnmill` with the step `nudge` of the tests.
@@ -135,7 +138,7 @@ def test_the_evaluation_and_the_limits_it_misses_are_kept(checkpoint: Path, tmp_
     assert isinstance(manifest, Manifest)
     assert manifest.report == {"perplexity": 2.0}
     assert manifest.misses == ("Perplexity is 2×, the limit 1.05×.",)
-    ((candidate, base, _, limits, _),) = seen
+    ((candidate, base, _, limits, _, _),) = seen
     assert (candidate.name, base, limits.perplexity) == ("small", checkpoint, 1.05)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
 from turnmill.workers.engines.base import Engine
+from turnmill.workers.models import artifact_gguf, find_artifact
 
 #: name → "module:Class", imported only when chosen: a missing library matters to its users alone.
 ENGINES = {
@@ -83,6 +84,8 @@ def _suits_vllm(settings: EngineSettings) -> bool:
 def _suits_openvino(settings: EngineSettings) -> bool:
     if settings.quantization == "nf4" or settings.device.startswith("cuda"):
         return False
+    if artifact := find_artifact(settings):
+        return artifact_gguf(artifact) is not None or (artifact / "openvino_model.xml").exists()
     path = Path(settings.model).expanduser()
     if path.is_dir():
         return (path / "openvino_model.xml").exists() or not (path / "config.json").exists()

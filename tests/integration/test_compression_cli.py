@@ -1,0 +1,91 @@
+"""The examples that `--help` gives, run in order as an engineer would run them."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from tests.compression_models import make_conversations
+from turnmill.producer.cli.app import app
+
+pytest.importorskip("transformers", reason="pip install 'turnmill[compression]'")
+pytestmark = [
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.usefixtures("one_thread"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_llama_maker: Callable[..., Any],
+    tiny_tokenizer: Any,
+) -> Path:
+    """A folder with what the examples name: `my-model` and `chats.jsonl`."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny_llama_maker().save_pretrained(folder / "my-model")
+    tiny_tokenizer.save_pretrained(folder / "my-model")
+    rows = [{"id": each.id, "messages": each.messages} for each in make_conversations()]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def turnmill(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Run a command line and return what it prints; it must succeed."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("TURNMILL_DATA", str(place / "data"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(line: str) -> str:
+        done = CliRunner().invoke(app, shlex.split(line)[1:], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return run
+
+
+def examples(*path: str) -> list[str]:
+    """The command lines after `Example:` in the command's own help."""
+    command: Any = get_command(app)
+    for name in path:
+        command = command.commands[name]
+    _, *found = command.help.split("Example:")
+    return [" ".join(each.split()) for each in found]
+
+
+def test_the_examples_lead_from_a_checkpoint_to_the_promoted_artifact(
+    turnmill: Callable[[str], str], place: Path
+) -> None:
+    for line in examples("compress", "run"):
+        turnmill(line)
+    turnmill("turnmill models promote by-flags --force")
+    for name in ("list", "show", "verify", "promote", "rollback"):
+        for line in examples("models", name):
+            said = turnmill(line)
+            assert said.strip(), line
+    assert "by-flags is promoted again" in said
+
+    history = turnmill("turnmill models list --history")
+
+    assert [line.split()[3] for line in history.splitlines()[1:]] == [
+        "promote",
+        "promote",
+        "rollback",
+    ]
+    shown = json.loads(turnmill("turnmill models show my-model-f16 --json"))
+    assert shown["report"]["rows"]
+    assert (place / "data/models/artifacts/my-model-f16/report/report.md").exists()
+
+
+def test_a_recipe_or_steps_are_asked_for_but_not_both(turnmill: Callable[[str], str]) -> None:
+    from turnmill.schemas.errors import InvalidInput
+
+    for options in ("", "--recipe f16 --step export"):
+        with pytest.raises(InvalidInput, match="either --recipe or --step"):
+            turnmill(f"turnmill compress my-model --data chats.jsonl {options}")

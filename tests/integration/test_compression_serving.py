@@ -1,0 +1,175 @@
+"""Artifacts through the running system: promoted, verified, and answering as the model itself does.
+
+Real PostgreSQL, broker, relay and worker processes; the engines are transformers and OpenVINO.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.compression_models import make_conversations
+from turnmill.compression.artifact import verify
+from turnmill.compression.pipeline import Job, compress
+from turnmill.compression.recipe import parse_recipe
+from turnmill.compression.store import ModelStore
+from turnmill.producer.accept import accept
+from turnmill.producer.turns import read_turn
+from turnmill.schemas.errors import ArtifactRefused, NotFound, SettingsError
+from turnmill.schemas.settings import EngineSettings
+from turnmill.schemas.turns import GenerationParams, TurnState
+from turnmill.workers.engines.registry import resolve_engine_name
+from turnmill.workers.models import PROMOTED, prepare_model
+
+pytestmark = [
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.usefixtures("one_thread"),
+]
+
+torch = pytest.importorskip("torch", reason="pip install 'turnmill[compression]'")
+transformers = pytest.importorskip("transformers", reason="pip install 'turnmill[compression]'")
+
+MAX_TOKENS = 12
+QUESTIONS = ("where is my parcel", "the refund is late", "thanks")
+WINDOWS = {"length": 64, "calibration": 8, "train": 16, "heldout": 4, "prose": 4}
+EXPORT = {"kind": "export", "to": "gguf"}
+RECIPES: dict[str, list[dict[str, Any]]] = {
+    "dense": [EXPORT],
+    "int8": [{"kind": "quantize", "bits": 8, "method": "rtn"}, EXPORT],
+    "int4": [{"kind": "quantize", "bits": 4, "group": 32, "method": "rtn"}, EXPORT],
+}
+STEPS_OF_NOW = ["dense"]
+
+
+@pytest.fixture(scope="module")
+def models_dir(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_llama_maker: Callable[..., Any],
+    tiny_tokenizer: Any,
+) -> Path:
+    """A folder of models whose store has an artifact for each recipe."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny_llama_maker().save_pretrained(folder / "base")
+    tiny_tokenizer.save_pretrained(folder / "base")
+    for name in STEPS_OF_NOW:
+        recipe = parse_recipe({"windows": WINDOWS, "step": RECIPES[name]})
+        conversations = make_conversations()
+        compress(
+            Job(name, folder / "base", "base", recipe, conversations, "Prose. " * 80),
+            ModelStore(folder),
+        )
+    return folder
+
+
+def greedy_replies(folder: Path) -> list[str]:
+    """What the artifact's model itself says, in this process."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, device_map={"": "cpu"}
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    replies = []
+    for question in QUESTIONS:
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        output = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=MAX_TOKENS,
+            do_sample=False,
+        )
+        start = inputs["input_ids"].shape[1]
+        replies.append(tokenizer.decode(output[0, start:], skip_special_tokens=True))
+    return replies
+
+
+@pytest.mark.parametrize("engine", ["transformers", "openvino"])
+@pytest.mark.parametrize("name", STEPS_OF_NOW)
+def test_the_system_answers_with_the_promoted_artifact_as_the_model_does(
+    make_system: Callable[..., Any],
+    database_url: str,
+    valkey_url: str,
+    models_dir: Path,
+    name: str,
+    engine: str,
+) -> None:
+    ModelStore(models_dir).promote(name, by="tests", force=True)
+    system = make_system(database_url, valkey_url)
+    system.start("relay")
+    system.start_worker(
+        TURNMILL_ENGINE__NAME=engine,
+        TURNMILL_ENGINE__MODEL=PROMOTED,
+        TURNMILL_ENGINE__SERVED_NAME=system.settings.engine.model_name,
+        TURNMILL_ENGINE__MODELS_DIR=str(models_dir),
+        TURNMILL_ENGINE__DEVICE="cpu",
+        TURNMILL_ENGINE__DTYPE="float32",
+        TURNMILL_ENGINE__KV_CACHE_GIB="0.1",
+        TURNMILL_ENGINE__CONTEXT_WINDOW="256",
+    )
+    params = GenerationParams(temperature=0, max_tokens=MAX_TOKENS)
+    accepted = [
+        accept(system.database, system.request(question, params=params)) for question in QUESTIONS
+    ]
+    system.wait_until_settled()
+
+    turns = [read_turn(system.database, system.tenant_id, each.turn_id) for each in accepted]
+
+    assert [turn.state for turn in turns] == [TurnState.COMPLETED] * len(QUESTIONS)
+    expected = greedy_replies(ModelStore(models_dir).path(name))
+    # A random model says bytes of halved characters: what ends with one is cut by engines.
+    said = [turn.reply.content.rstrip("\ufffd") for turn in turns]
+    assert said == [reply.rstrip("\ufffd") for reply in expected]
+    assert all(len(reply) > 3 for reply in said)
+
+
+def settings_for(models_dir: Path, **others: Any) -> EngineSettings:
+    return EngineSettings(models_dir=models_dir, device="cpu", **others)
+
+
+def test_an_artifact_is_opened_by_its_name_its_folder_or_its_promotion(models_dir: Path) -> None:
+    store = ModelStore(models_dir)
+    store.promote("dense", by="tests")
+    folder = str(store.path("dense"))
+
+    for model in ("dense", folder, PROMOTED):
+        settings = settings_for(models_dir, model=model)
+        assert prepare_model(settings, "safetensors") == folder
+        assert prepare_model(settings, "gguf") == f"{folder}/model-f16.gguf"
+        assert resolve_engine_name(settings) == "openvino"
+
+
+def test_an_artifact_without_the_wanted_weights_says_how_to_get_them(models_dir: Path) -> None:
+    with pytest.raises(SettingsError, match=r"no model-q4_0\.gguf.*step 'export'"):
+        prepare_model(settings_for(models_dir, model="dense"), "gguf-q4_0")
+
+
+def test_a_damaged_artifact_is_refused_before_it_is_loaded(
+    models_dir: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = tmp_path / "artifacts" / "dense"
+    shutil.copytree(models_dir / "artifacts" / "dense", folder)
+    settings = settings_for(tmp_path, model="dense")
+    assert prepare_model(settings, "gguf")
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+    for form in ("gguf", "safetensors"):
+        with pytest.raises(ArtifactRefused, match=r"model\.safetensors \(changed\)"):
+            prepare_model(settings, form)  # type: ignore[arg-type]
+
+
+def test_a_worker_that_is_to_serve_what_nobody_promoted_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="turnmill models promote"):
+        prepare_model(settings_for(tmp_path, model=PROMOTED), "gguf")
+
+
+def test_every_artifact_of_these_tests_is_whole(models_dir: Path) -> None:
+    for name in STEPS_OF_NOW:
+        assert verify(ModelStore(models_dir).path(name)).name == name
