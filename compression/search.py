@@ -15,6 +15,7 @@ from typing import Literal
 from turnmill.compression.artifact import Manifest
 from turnmill.compression.evaluate.frontier import on_frontier, worst_ratio
 from turnmill.compression.evaluate.gate import misses
+from turnmill.compression.evaluate.page import write_report
 from turnmill.compression.evaluate.report import Judge, Measures, Report, Row
 from turnmill.compression.pipeline import Evaluation, Job, compress
 from turnmill.compression.recipe import Limits, Recipe, StepSpec
@@ -178,7 +179,13 @@ class _Search:
         return self._bounds.clock() >= self._ends
 
     def _evaluate(
-        self, candidate: Path, base: Path, texts: Texts, limits: Limits, progress: Progress
+        self,
+        candidate: Path,
+        base: Path,
+        texts: Texts,
+        limits: Limits,
+        progress: Progress,
+        folder: Path,
     ) -> Evaluation:
         """Measure beside the original, whose answers are computed once for all recipes."""
         if self._judge is None or not _same(self._judge.texts, texts):
@@ -187,6 +194,7 @@ class _Search:
         rows = [self._judge.original_row(), self._judge.row(candidate)]
         report = self._judge.report(self._judge.with_speeds(rows, [base, candidate]))
         missed = misses(report, limits.model_dump(exclude_none=True))
+        write_report(report, folder, missed)
         return Evaluation(report.model_dump(mode="json"), missed)
 
     def _trial(self, recipe: Recipe, manifest: Manifest, seconds: float) -> Trial:

@@ -132,14 +132,3 @@ def tiny_texts(tiny_tokenizer: Any) -> Texts:
     prose = "A river runs past the mill, and the wheel turns slowly in the morning. " * 40
     windows = Windows(length=64, calibration=8, train=32, heldout=6, prose=6)
     return make_texts(make_conversations(), prose, tiny_tokenizer, windows)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost more than such small models do."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
