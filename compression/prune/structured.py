@@ -220,5 +220,6 @@ def _rebuilt(model: Any, weights: dict[str, Tensor], **changes: Any) -> Any:
         setattr(config, name, value)
     rebuilt = type(model)(config).to(model.dtype)
     rebuilt.load_state_dict(weights)
-    rebuilt.generation_config = copy.deepcopy(model.generation_config)
+    if model.can_generate():
+        rebuilt.generation_config = copy.deepcopy(model.generation_config)
     return rebuilt.eval()

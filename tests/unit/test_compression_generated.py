@@ -1,0 +1,72 @@
+"""Conversations become a backlog, and the backlog with its results training text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turnmill.compression.data import read_conversations
+from turnmill.compression.distill.generated import backlog_of, chats_of
+from turnmill.compression.texts import Conversation, part_of
+from turnmill.producer.backlog import read_backlog
+from turnmill.schemas.errors import InvalidInput
+
+CONVERSATIONS = [
+    Conversation(
+        f"ticket-{number}",
+        (
+            {"role": "user", "content": f"Where is parcel {number}?"},
+            {"role": "assistant", "content": "On its way."},
+            {"role": "user", "content": "Since when?"},
+            {"role": "assistant", "content": "Monday."},
+        ),
+    )
+    for number in range(40)
+]
+
+
+def write(path: Path, rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def result(row_id: str, reply: str | None, state: str = "completed") -> dict[str, Any]:
+    return {"id": row_id, "row": 1, "state": state, "reply": reply, "finish_reason": "stop"}
+
+
+def test_only_training_conversations_are_asked_and_the_backlog_is_accepted(tmp_path: Path) -> None:
+    rows = list(backlog_of(CONVERSATIONS))
+    assert 20 < len(rows) < 40
+    assert {part_of(row["id"]) for row in rows} == {"train"}
+    assert rows[0]["messages"][-1] == {"role": "user", "content": "Since when?"}
+    assert read_backlog(write(tmp_path / "backlog.jsonl", rows))
+
+
+def test_replies_join_their_prompts_and_stay_in_the_training_part(tmp_path: Path) -> None:
+    rows = list(backlog_of(CONVERSATIONS))
+    backlog = write(tmp_path / "backlog.jsonl", rows)
+    results = write(
+        tmp_path / "results.jsonl",
+        [result(row["id"], "Since noon.") for row in rows[:2]]
+        + [result(rows[2]["id"], None, "failed")],
+    )
+    chats = write(tmp_path / "chats.jsonl", chats_of(backlog, results))
+    found = read_conversations([chats])
+    assert [each.id for each in found] == [row["id"] for row in rows[:2]]
+    assert found[0].messages[-1] == {"role": "assistant", "content": "Since noon."}
+    assert {part_of(each.id) for each in found} == {"train"}
+
+
+def test_rows_of_plain_prompts_are_read_too(tmp_path: Path) -> None:
+    backlog = write(tmp_path / "b.jsonl", [{"prompt": "Hello", "system": "Be brief."}])
+    results = write(tmp_path / "r.jsonl", [result("1", "Hi.")])
+    (chat,) = chats_of(backlog, results)
+    assert [each["role"] for each in chat["messages"]] == ["system", "user", "assistant"]
+
+
+def test_results_of_another_backlog_are_refused(tmp_path: Path) -> None:
+    backlog = write(tmp_path / "b.jsonl", [{"id": "a", "prompt": "Hello"}])
+    results = write(tmp_path / "r.jsonl", [result("b", "Hi.")])
+    with pytest.raises(InvalidInput, match="has no row 'b'"):
+        list(chats_of(backlog, results))
