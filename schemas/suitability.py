@@ -1,20 +1,23 @@
 """Look whether a PostgreSQL, and the way to it, can carry Turnmill at all.
 
-`turnmill db upgrade` refuses what cannot; the doctor calls it broken. Each of these lets a system
-start and look healthy, and then fails its calls or answers them seconds late.
+`turnmill db upgrade` and every process that starts refuse what cannot; the doctor calls it broken.
+Otherwise a system would start and look healthy, and then fail its calls or be seconds late.
 """
 
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
-from turnmill.schemas.database import Database
-from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.database import OUTAGES, Database
+from turnmill.schemas.errors import DatabaseUnavailable, SettingsError
 from turnmill.schemas.links import Stop
+from turnmill.schemas.settings import DatabaseSettings
 
 OLDEST_VERSION = 15
-#: A notification takes a millisecond; so much more is no slowness.
-_NOTIFIED_WITHIN_S = 3.0
+#: A notification takes a millisecond; so much more is no slowness. A process that starts waits
+#: longer for it: the machine may be starting everything else.
+_NOTIFIED_WITHIN_S, _STARTED_WITHIN_S = 3.0, 15.0
 
 #: The isolation is what our own sessions set, or the server's default where a pooler is between.
 _SERVER = """
@@ -32,14 +35,22 @@ class Unsuitable:
     fix: str
 
 
-def refuse_unsuitable(database: Database) -> None:
+def refuse_to_start_on_unsuitable(settings: DatabaseSettings) -> None:
+    """Raises `SettingsError` as `refuse_unsuitable`. A server that is away may come yet."""
+    with closing(Database(settings)) as database, suppress(DatabaseUnavailable, *OUTAGES):
+        refuse_unsuitable(database, notified_within_s=_STARTED_WITHIN_S)
+
+
+def refuse_unsuitable(database: Database, notified_within_s: float = _NOTIFIED_WITHIN_S) -> None:
     """Raises `SettingsError` with all that is wrong; `DatabaseUnavailable` if it is not there."""
-    if found := list(examine_server(database)):
+    if found := list(examine_server(database, notified_within_s)):
         lines = [f"  {each.detail}: {each.fix}" for each in found]
         raise SettingsError("\n".join(["The database cannot carry Turnmill.", *lines]))
 
 
-def examine_server(database: Database) -> Iterator[Unsuitable]:
+def examine_server(
+    database: Database, notified_within_s: float = _NOTIFIED_WITHIN_S
+) -> Iterator[Unsuitable]:
     """What keeps this database from working. Raises `DatabaseUnavailable`."""
     row = database.run(_SERVER)[0]
     anew = (
@@ -64,7 +75,7 @@ def examine_server(database: Database) -> Iterator[Unsuitable]:
             f"ALTER DATABASE {row.name} SET default_transaction_isolation = 'read committed', and "
             "let the pooler reconnect",
         )
-    if not _notifies(database):
+    if not _notifies(database, notified_within_s):
         yield Unsuitable(
             "a notification does not arrive: a pooler in transaction mode stands before it, or "
             "TURNMILL_DATABASE__DIRECT_URL leads elsewhere",
@@ -72,7 +83,7 @@ def examine_server(database: Database) -> Iterator[Unsuitable]:
         )
 
 
-def _notifies(database: Database) -> bool:
+def _notifies(database: Database, within_s: float) -> bool:
     """Whether a connection with a session hears what a pooled one tells.
 
     LISTEN, and advisory locks alike, need a server connection of their own, in the same database.
@@ -81,4 +92,4 @@ def _notifies(database: Database) -> bool:
     with database.connect() as link:
         link.execute(f"LISTEN {channel}")
         database.run("SELECT pg_notify(%s, 'heard')", (channel,))
-        return "heard" in link.hear(_NOTIFIED_WITHIN_S, Stop())
+        return "heard" in link.hear(within_s, Stop())

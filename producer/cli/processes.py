@@ -28,6 +28,14 @@ def _start() -> Settings:
     return settings
 
 
+def _start_on_database() -> Settings:
+    from turnmill.schemas.suitability import refuse_to_start_on_unsuitable
+
+    settings = _start()
+    refuse_to_start_on_unsuitable(settings.database)
+    return settings
+
+
 def api() -> None:
     """Run the HTTP API.
 
@@ -35,14 +43,14 @@ def api() -> None:
     """
     from turnmill.producer.api.app import serve
 
-    serve(_start())
+    serve(_start_on_database())
 
 
 def relay() -> None:
     """Run the relay, which publishes hints to the broker. Several may run."""
     from turnmill.producer.relay import Relay
 
-    running = Relay(_start())
+    running = Relay(_start_on_database())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.stop())
     running.run()
@@ -68,7 +76,7 @@ def worker(
     """
     from turnmill.workers.main import run_worker
 
-    settings = _start()
+    settings = _start_on_database()
     refuse_unusable_network(settings.engine.endpoints)
     changes = {
         "lanes": tuple(lane) if lane else None,

@@ -109,6 +109,7 @@ def command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
+        timeout=120,
     )
 
 
@@ -157,6 +158,19 @@ def test_a_pooler_without_a_direct_url_to_the_same_database_is_refused(
     refused = command("db", "upgrade")
     assert refused.returncode == USAGE
     assert "TURNMILL_DATABASE__DIRECT_URL" in refused.stderr
+
+
+@pytest.mark.parametrize("process", ["api", "relay", "worker"])
+def test_a_process_refuses_to_start_on_what_cannot_carry_it(
+    process: str, pooled_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNMILL_DATABASE__URL", pooled_url)
+    monkeypatch.setenv("TURNMILL_BROKER__URL", NO_BROKER)
+    monkeypatch.setenv("TURNMILL_ENGINE__NAME", "echo")
+    refused = command(process)
+    assert refused.returncode == USAGE
+    assert "The database cannot carry Turnmill" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize(
