@@ -226,6 +226,24 @@ def test_the_servers_own_name_for_the_limit_is_learned_once(ask: Ask, odd: OddSe
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        "Input validation error: `temperature` must be strictly positive",
+        "temperature: Input should be greater than 0",
+        "Invalid params: temperature must be in range (0, +inf)",
+    ],
+)
+def test_a_server_without_a_temperature_of_zero_is_asked_for_next_to_none(
+    ask: Ask, odd: OddServer, said: str
+) -> None:
+    """As older releases of TGI and GigaChat are."""
+    odd.refuses = lambda body: (422, {"error": said}) if body["temperature"] <= 0 else None
+    assert end_of(ask(temperature=0)) == end_of(ask(temperature=0)) == ("Hello", "stop")
+    ask(temperature=0.7)
+    assert [body["temperature"] for body in odd.bodies] == [0, 0.01, 0.01, 0.7]
+
+
+@pytest.mark.parametrize(
     "models", [None, [], [{"id": "m:latest", "owned_by": "library"}], [{"id": "models/m"}]]
 )
 def test_a_list_of_models_may_be_missing_or_name_them_otherwise(

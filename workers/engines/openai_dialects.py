@@ -3,7 +3,7 @@
 The `owned_by` of a model in `/v1/models` tells which server answers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -32,6 +32,11 @@ class Dialect:
     #: What it calls the repetition penalty.
     penalty: str = "repetition_penalty"
 
+
+#: In place of 0 where a server wants temperatures above it, as older releases of TGI do: all but
+#: greedy. https://github.com/huggingface/text-generation-inference/issues/1236
+ALMOST_ZERO = 0.01
+_ABOVE_ZERO = ("positive", "greater than 0", "> 0", "(0,")
 
 PLAIN = Dialect()
 DIALECTS = {
@@ -71,11 +76,14 @@ class Habits:
     takes_stream_options: bool = True
     #: Newer models of OpenAI and Azure refuse the old name.
     limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    takes_zero_temperature: bool = True
 
     def after(self, refusal: str) -> "Habits":
         """The habits that a refusal teaches; these, if it names none of them."""
         if "stream_options" in refusal:
-            return Habits(takes_stream_options=False, limit=self.limit)
+            return replace(self, takes_stream_options=False)
         if "max_completion_tokens" in refusal:
-            return Habits(self.takes_stream_options, "max_completion_tokens")
+            return replace(self, limit="max_completion_tokens")
+        if "temperature" in refusal and any(words in refusal for words in _ABOVE_ZERO):
+            return replace(self, takes_zero_temperature=False)
         return self

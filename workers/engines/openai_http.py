@@ -22,7 +22,7 @@ from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.http_front import HTTPFront
 from turnmill.workers.engines.markers import breaker
-from turnmill.workers.engines.openai_dialects import DIALECTS, PLAIN, Dialect, Habits
+from turnmill.workers.engines.openai_dialects import ALMOST_ZERO, DIALECTS, PLAIN, Dialect, Habits
 from turnmill.workers.engines.openai_errors import (
     Filtered,
     NotServed,
@@ -258,6 +258,8 @@ class OpenAIServer:
         asked = dict(body)
         if "max_tokens" in asked:
             asked[habits.limit] = asked.pop("max_tokens")
+        if asked.get("temperature") == 0 and not habits.takes_zero_temperature:
+            asked["temperature"] = ALMOST_ZERO
         if habits.takes_stream_options:
             asked["stream_options"] = {"include_usage": True}
             if self._dialect.counts_by == "usage":
