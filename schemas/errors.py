@@ -7,6 +7,7 @@
     │   ├── BrokerUnavailable
     │   ├── EngineUnavailable
     │   │   ├── EngineAway          it takes no turns now; says nothing about the turn
+    │   │   ├── EngineBrokeOff      it failed in the middle of the turn, and goes on for others
     │   │   ├── EngineDied          its worker has to be started again
     │   │   └── Unanswered          a server of the engine said nothing in time
     │   └── LaterTurnRunning        the parked turn cannot be replayed right now
@@ -88,6 +89,10 @@ class EngineUnavailable(TransientError):
 
 class EngineAway(EngineUnavailable):
     """The engine takes no turns: it cannot be reached, is loading, or has too much to do."""
+
+
+class EngineBrokeOff(EngineUnavailable):
+    """The engine ran out of memory, or its connection broke, in the middle of the turn."""
 
 
 class EngineDied(EngineUnavailable):

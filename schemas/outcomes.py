@@ -26,7 +26,7 @@ HANDED_BACK = Snoozed(0.0, "handed back by a stopping worker", counts=False)
 
 @dataclass(frozen=True, slots=True)
 class Crashed:
-    """The engine's process died with the turn in it: the rescuer counts it as a worker's death."""
+    """The engine died or broke off with the turn in it: the rescuer counts a worker's death."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from turnmill.schemas.errors import (
     ContextOverflow,
     DatabaseUnavailable,
     EngineAway,
+    EngineBrokeOff,
     EngineDied,
     PermanentError,
     TransientError,
@@ -99,7 +100,7 @@ def _outcome(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
         return Failed(error.code, error.public_message)
     except TransientError as error:
         _explain(attempt.claim, error)
-        return _after(worker, attempt.claim, error)
+        return _after(worker, attempt, error)
     except BaseException as error:
         # MemoryError and SystemExit too: escaping into Celery's thread pool they would cost
         # a slot for good.
@@ -107,13 +108,23 @@ def _outcome(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
         return _snooze(attempt.claim, f"{type(error).__name__} in the worker")
 
 
-def _after(worker: Worker, claim: Claim, error: TransientError) -> Outcome:
-    """Say whose failure it is: the turn's, or the engine's as a whole."""
+def _after(worker: Worker, attempt: Attempt, error: TransientError) -> Outcome:
+    """Say whose failure it is: the turn's, or the engine's as a whole.
+
+    An engine that broke off may have done so because of the turn: without progress that is a crash,
+    and quarantine decides. A turn that progresses ends some day.
+    """
+    claim = attempt.claim
     if isinstance(error, EngineDied):
         worker.leases.on_hang()
         return Crashed()
+    if isinstance(error, EngineBrokeOff) and not (
+        attempt.has_progressed and worker.engine.can_continue
+    ):
+        return Crashed()
     if isinstance(error, EngineAway):
         worker.availability.report(error)
+    if isinstance(error, EngineAway | EngineBrokeOff):
         delay_s = backoff_s(claim.attempt, cap_s=AWAY_CAP_S)
         return Snoozed(delay_s, error.public_message, counts=False)
     return _snooze(claim, error.public_message)
@@ -143,7 +154,7 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
     prompt = build_prompt(worker.database, worker.engine, claim, summarizer)
     text, token_count = [claim.kept_text], claim.kept_tokens
     for chunk in _chunks(worker.engine, prompt, claim, attempt.abort):
-        attempt.progress(extends=not worker.engine.can_continue)
+        attempt.progress(chunk.text, extends=not worker.engine.can_continue)
         worker.leases.spoke_at = time.monotonic()
         text.append(chunk.text)
         token_count += chunk.token_count

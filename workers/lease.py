@@ -155,7 +155,7 @@ class Attempt:
         client_s = float("inf") if claim.deadline_s is None else claim.deadline_s
         self._deadline_at = self.began_at + client_s
         self.ends_at = self.began_at + limit_s
-        #: The engine has added to the reply.
+        #: The engine has added text to the reply.
         self.has_progressed = False
 
     def stop(self, reason: AbortReason) -> None:
@@ -165,9 +165,9 @@ class Attempt:
             self._stopped_at = time.monotonic()
         self.abort.set()
 
-    def progress(self, *, extends: bool) -> None:
-        """Note that the engine has added to the reply. `extends`: the time for it begins anew."""
-        self.has_progressed = True
+    def progress(self, text: str, *, extends: bool) -> None:
+        """Note what the engine has added to the reply. `extends`: the time for it begins anew."""
+        self.has_progressed = self.has_progressed or bool(text)
         if extends:
             self.ends_at = min(time.monotonic() + self._timeout_s, self._deadline_at)
 

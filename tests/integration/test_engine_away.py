@@ -7,19 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.doctor.findings import Level, examine
 from turnmill.producer.doctor.work import CHECKS
 from turnmill.producer.turns import read_turn
-from turnmill.schemas.errors import EngineAway, EngineDied, EngineUnavailable
+from turnmill.schemas.errors import EngineAway, EngineBrokeOff, EngineDied, EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.answer import answer_turn
 from turnmill.workers.availability import Availability
 from turnmill.workers.engines.echo import EchoEngine
+from turnmill.workers.engines.http_front import _unavailable as http_unavailable
 from turnmill.workers.engines.lazy import LazyEngine
+from turnmill.workers.engines.openai_errors import in_stream
 from turnmill.workers.lease import Leases
 from turnmill.workers.process import running_worker
 from turnmill.workers.rescuer import sweep
@@ -59,6 +62,12 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Flaky:
     return flaky
 
 
+def has_rescued(system: Any, condition: str) -> bool:
+    """Whether it holds for the only turn once the dead are swept; the worker's own thread may."""
+    sweep(system.database, system.settings.worker)
+    return bool(system.count(condition) == 1)
+
+
 def row(system: Any) -> Any:
     (only,) = system.database.run("SELECT is_consuming, unavailable_because FROM worker_liveness")
     return only
@@ -94,7 +103,7 @@ def test_a_failure_at_this_turn_counts(system: Any, engine: Flaky) -> None:
 
 
 def test_an_engine_whose_process_dies_is_a_crash_and_leads_to_quarantine(
-    system: Any, engine: Flaky
+    system: Any, engine: Flaky, eventually: Eventually
 ) -> None:
     turn = accept(system.database, system.request("poison"))
     engine.error = EngineDied("Its process was killed.")
@@ -102,8 +111,8 @@ def test_an_engine_whose_process_dies_is_a_crash_and_leads_to_quarantine(
     with running_worker(system.settings) as (worker, _):
         for crashes in range(1, limit + 1):
             answer_turn(worker, turn.turn_id)
-            assert sweep(system.database, system.settings.worker) == 1
-            assert system.count(f"crashes = {crashes} AND failures = 0 AND state = 'queued'") == 1
+            expected = f"crashes = {crashes} AND failures = 0 AND state = 'queued'"
+            eventually(lambda expected=expected: has_rescued(system, expected))
     (hint,) = system.database.run("SELECT lane FROM outbox")
     assert hint.lane == Lane.QUARANTINE
 
@@ -170,3 +179,75 @@ def test_a_remote_server_that_restarts_parks_nothing(
     finally:
         server.kill()
         server.wait()
+
+
+class BreaksOff(Flaky):
+    """Says a word of each reply and breaks off; nothing at all for a turn that says "poison"."""
+
+    def generate(self, prompt: Any, *arguments: Any) -> Any:
+        self.calls += 1
+        for chunk in super().generate(prompt, *arguments):
+            if "poison" not in prompt.messages[-1].content:
+                yield chunk
+                if chunk.finish_reason:
+                    return
+            raise EngineBrokeOff("it ran out of memory")
+
+    def close(self) -> None:
+        """It serves several workers."""
+
+
+@pytest.fixture
+def breaks_off(monkeypatch: pytest.MonkeyPatch) -> BreaksOff:
+    engine = BreaksOff()
+    monkeypatch.setattr("turnmill.workers.process.create_engine", lambda _: engine)
+    return engine
+
+
+def test_a_turn_that_progresses_though_its_engine_breaks_off_is_continued_and_counts_nothing(
+    system: Any, breaks_off: BreaksOff, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turnmill.workers.answer.AWAY_CAP_S", 0.02)
+    words = " ".join(f"w{n}" for n in range(2 * system.settings.worker.max_attempts))
+    turn = accept(system.database, system.request(words))
+    with InlineWorker(system.settings):
+        system.wait_until_settled(30)
+    assert read_turn(system.database, system.tenant_id, turn.turn_id).reply.content == words
+    assert system.count("failures = 0 AND crashes = 0") == 1
+
+
+def test_quarantine_decides_about_a_turn_at_which_the_engine_breaks_off_without_progress(
+    system: Any, breaks_off: BreaksOff, eventually: Eventually
+) -> None:
+    turn = accept(system.database, system.request("poison"))
+    limit = system.settings.worker.quarantine_after
+    lanes = (Lane.QUARANTINE,)
+    alone = system.settings.model_copy(
+        update={"worker": system.settings.worker.model_copy(update={"lanes": lanes})}
+    )
+    with running_worker(system.settings) as (worker, _):
+        for crashes in range(1, limit + 1):
+            assert answer_turn(worker, turn.turn_id)
+            expected = f"crashes = {crashes} AND failures = 0 AND state = 'queued'"
+            eventually(lambda expected=expected: has_rescued(system, expected))
+    with running_worker(alone) as (worker, _):
+
+        def is_parked() -> bool:
+            answer_turn(worker, turn.turn_id)
+            return has_rescued(system, "state = 'parked'")
+
+        eventually(is_parked)
+    ended = read_turn(system.database, system.tenant_id, turn.turn_id)
+    assert (ended.state, ended.error_code) == (TurnState.PARKED, "worker_lost")
+
+
+def test_a_remote_server_that_dies_in_mid_stream_uses_up_no_attempts() -> None:
+    """Whatever the words for it are: a reset, a cut stream, an error within the stream."""
+    broken = [
+        http_unavailable(httpx.ReadError("reset by peer")),
+        http_unavailable(httpx.RemoteProtocolError("peer closed connection")),
+        in_stream({"message": "EngineCore encountered an issue", "code": 500}),
+        in_stream("CUDA out of memory"),
+    ]
+    assert {type(error) for error in broken} == {EngineBrokeOff}
+    assert type(http_unavailable(httpx.ConnectError("refused"))) is EngineAway

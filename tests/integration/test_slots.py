@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import structlog
 
-from turnmill.schemas.errors import EngineFailure, EngineUnavailable, TurnmillError
+from turnmill.schemas.errors import EngineBrokeOff, EngineFailure, TurnmillError
 from turnmill.schemas.turns import GenerationParams, Lane
 from turnmill.workers.engines.scheduling import Generation, Token
 
@@ -204,7 +204,7 @@ def test_a_turn_for_which_memory_does_not_even_suffice_alone_may_come_again() ->
     model.fails_when = lambda ids: torch.OutOfMemoryError()
     turn = generation(PROMPTS[0])
     run(make_batch(model, frozenset({2}), 4, 10_000), [turn])
-    assert isinstance(events_of(turn)[-1], EngineUnavailable)
+    assert isinstance(events_of(turn)[-1], EngineBrokeOff)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral-sliding"])

@@ -11,6 +11,7 @@ import pytest
 from turnmill.schemas.errors import (
     ContextOverflow,
     EngineAway,
+    EngineBrokeOff,
     EngineFailure,
     EngineUnavailable,
     InvalidInput,
@@ -104,7 +105,7 @@ def test_an_error_keeps_its_kind_across_the_wire(error: TurnmillError) -> None:
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
-        ("UNAVAILABLE", EngineUnavailable),
+        ("UNAVAILABLE", EngineBrokeOff),
         ("DEADLINE_EXCEEDED", EngineUnavailable),
         ("RESOURCE_EXHAUSTED", EngineAway),
         ("NOT_FOUND", EngineAway),

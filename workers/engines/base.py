@@ -92,6 +92,7 @@ class Engine(Protocol):
         Raises:
             ContextOverflow: the prompt leaves no room for a reply.
             EngineAway: the engine takes no turns now; uses up no attempt.
+            EngineBrokeOff: it ran out of memory, or its connection broke, during the turn.
             EngineUnavailable: the engine failed at this turn, and may do better next time.
             EngineDied: it will answer no more turns; the process ends, for a fresh one.
             EngineFailure: the engine cannot answer this prompt.

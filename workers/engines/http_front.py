@@ -19,7 +19,13 @@ from typing import Any, TypeVar
 import anyio
 import httpx
 
-from turnmill.schemas.errors import EngineAway, EngineUnavailable, TurnmillError, Unanswered
+from turnmill.schemas.errors import (
+    EngineAway,
+    EngineBrokeOff,
+    EngineUnavailable,
+    TurnmillError,
+    Unanswered,
+)
 from turnmill.schemas.urls import is_loopback
 from turnmill.workers.abort import Abort
 
@@ -271,4 +277,5 @@ def _unavailable(error: Exception) -> EngineUnavailable:
         return EngineAway(f"it cannot be reached ({type(error).__name__}: {error})")
     if isinstance(error, httpx.TimeoutException):
         return Unanswered(f"it does not answer in time ({type(error).__name__})")
-    return EngineUnavailable(f"it does not answer ({type(error).__name__}: {error})")
+    # RemoteProtocolError, ReadError, WriteError: the connection broke.
+    return EngineBrokeOff(f"it broke off ({type(error).__name__}: {error})")

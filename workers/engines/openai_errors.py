@@ -13,6 +13,7 @@ import httpx
 from turnmill.schemas.errors import (
     ContextOverflow,
     EngineAway,
+    EngineBrokeOff,
     EngineFailure,
     EngineUnavailable,
     InvalidInput,
@@ -81,8 +82,9 @@ def in_stream(error: Any) -> TurnmillError:
     if _is_filtered(error) or kind in REFUSALS:
         return _refused(error)
     if str(code).isdecimal():
-        return translated(int(str(code)), json.dumps({"error": error}))
-    return EngineUnavailable(f"it says: {_said(error)}")
+        meant = translated(int(str(code)), json.dumps({"error": error}))
+        return meant if type(meant) is not EngineUnavailable else EngineBrokeOff(meant.message)
+    return EngineBrokeOff(f"it says: {_said(error)}")
 
 
 def without_prompt(error: TurnmillError, texts: Iterable[str]) -> TurnmillError:

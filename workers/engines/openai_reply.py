@@ -21,7 +21,7 @@ from typing import Any
 
 import structlog
 
-from turnmill.schemas.errors import EngineUnavailable
+from turnmill.schemas.errors import EngineBrokeOff, EngineUnavailable
 from turnmill.schemas.turns import FinishReason
 from turnmill.workers.engines.base import Chunk
 from turnmill.workers.engines.openai_errors import in_stream
@@ -80,7 +80,8 @@ class StreamedReply:
         """What an event adds that may be shown.
 
         Raises:
-            EngineUnavailable: the server broke the reply off, or sends something else.
+            EngineBrokeOff: the server gave the reply up.
+            EngineUnavailable: it sends something else.
             TurnmillError: what an error in the stream means.
         """
         text, reason = self._parse(event)
@@ -99,10 +100,10 @@ class StreamedReply:
         """The server says that no more comes.
 
         Raises:
-            EngineUnavailable: nothing came at all.
+            EngineBrokeOff: nothing came at all.
         """
         if not self.finish_reason and not self._has_begun:
-            raise EngineUnavailable("it ended the stream without a reply")
+            raise EngineBrokeOff("it ended the stream without a reply")
         self.finish_reason = self.finish_reason or "stop"
 
     def last(self) -> Chunk:
@@ -136,7 +137,7 @@ class StreamedReply:
 
     def _known(self, reason: str) -> FinishReason:
         if reason.lower() in BROKEN_OFF:
-            raise EngineUnavailable(f"it gave the reply up: '{reason.lower()}'")
+            raise EngineBrokeOff(f"it gave the reply up: '{reason.lower()}'")
         known = FINISH_REASONS.get(reason.lower())
         if known is None and (self._server, reason) not in _reported:
             if len(_reported) < MAX_REPORTED:

@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from turnmill.schemas.errors import EngineFailure, EngineUnavailable, InvalidInput
+from turnmill.schemas.errors import EngineBrokeOff, EngineFailure, InvalidInput
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Lane
 from turnmill.workers.engines.batching import BatchingEngine, TextSide
@@ -278,7 +278,7 @@ class OpenVINOBatch:
                 return
         if request.handle.get_status() != STATUS.RUNNING:
             self._leave(request)
-            generation.events.put(EngineUnavailable("The engine's KV cache is full; try again."))
+            generation.events.put(EngineBrokeOff("The engine's KV cache is full."))
 
     def _may_leave(self, request: Request) -> bool:
         return not (request.is_in_prompt and self._namespaces)

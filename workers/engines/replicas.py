@@ -16,7 +16,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
-from turnmill.schemas.errors import EngineAway, EngineUnavailable, TurnmillError, Unanswered
+from turnmill.schemas.errors import (
+    EngineAway,
+    EngineBrokeOff,
+    EngineUnavailable,
+    TurnmillError,
+    Unanswered,
+)
 from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
@@ -258,7 +264,7 @@ class ReplicaPool(Generic[ReplicaT]):
             if debt.is_answered:
                 return
         if not abort.is_set():
-            raise EngineUnavailable("it ended the stream in the middle of the reply")
+            raise EngineBrokeOff("it ended the stream in the middle of the reply")
 
     @contextmanager
     def _chosen(self, reasons: Reasons, tokens: int = 0) -> Iterator[_Debt[ReplicaT]]:
@@ -352,10 +358,14 @@ class ReplicaPool(Generic[ReplicaT]):
 
 
 def _no_replica(reasons: Reasons, more: str = "") -> EngineUnavailable:
-    """The error if no replica answers. It counts for the turn only if one of them tried it."""
+    """The worst of the replicas' errors: the engine is away only if none of them tried the turn."""
     each = "; ".join(
         f"{member.replica.name}: {error.message.rstrip('.')}" for member, error in reasons.items()
     )
-    is_away = all(isinstance(error, EngineAway) for error in reasons.values())
-    kind = EngineAway if is_away else EngineUnavailable
+    kinds: tuple[type[EngineUnavailable], ...] = (EngineAway, EngineBrokeOff)
+    found = reasons.values()
+    kind: type[EngineUnavailable] = EngineUnavailable
+    if all(isinstance(error, kinds) for error in found):
+        broke_off = any(isinstance(error, EngineBrokeOff) for error in found)
+        kind = EngineBrokeOff if broke_off else EngineAway
     return kind(f"No replica can take the turn. {each}.{more}")

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 import torch
 
-from turnmill.schemas.errors import EngineFailure, EngineUnavailable
+from turnmill.schemas.errors import EngineBrokeOff, EngineFailure
 from turnmill.schemas.turns import FinishReason, Lane
 from turnmill.workers.engines.kv_rows import KVRows, Masks, forward
 from turnmill.workers.engines.prefixes import MIN_TOKENS, PrefixStore, shared_length
@@ -346,7 +346,7 @@ class SlotBatch:
         if len(self._slots) == 1:
             self._leave(newest, remembers=False)
             newest.generation.events.put(
-                EngineUnavailable("The engine is out of memory; try again.")
+                EngineBrokeOff("The engine ran out of memory while this turn ran alone.")
             )
         else:
             self._pause(newest, remembers=False)

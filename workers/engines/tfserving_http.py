@@ -10,7 +10,13 @@ from typing import Any, Literal
 
 import httpx
 
-from turnmill.schemas.errors import EngineAway, EngineFailure, EngineUnavailable, Unanswered
+from turnmill.schemas.errors import (
+    EngineAway,
+    EngineBrokeOff,
+    EngineFailure,
+    EngineUnavailable,
+    Unanswered,
+)
 from turnmill.schemas.masking import masked
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.urls import is_loopback
@@ -134,6 +140,8 @@ class ModelClient:
             raise Unanswered("it does not answer in time") from error
         except httpx.ConnectError as error:
             raise EngineAway(f"it cannot be reached: {error}") from error
+        except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+            raise EngineBrokeOff(f"it broke off: {error}") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EngineUnavailable(f"it cannot be asked: {error}") from error
         except RuntimeError as error:  # closed a moment ago

@@ -4,7 +4,13 @@ from typing import Any
 
 import grpc
 
-from turnmill.schemas.errors import EngineAway, EngineFailure, EngineUnavailable, TurnmillError
+from turnmill.schemas.errors import (
+    EngineAway,
+    EngineBrokeOff,
+    EngineFailure,
+    EngineUnavailable,
+    TurnmillError,
+)
 from turnmill.workers.engines.triton_wire import decode_error
 
 Code = grpc.StatusCode
@@ -20,7 +26,6 @@ _SENTENCES = {
     Code.UNAUTHENTICATED: "it wants another key (TURNMILL_ENGINE__ENDPOINT_KEY)",
     Code.PERMISSION_DENIED: "it wants another key (TURNMILL_ENGINE__ENDPOINT_KEY)",
 }
-#: Triton's word for a model that died or failed, and the codes for inputs that it refuses.
 #: Codes that say nothing about the turn. `UNAVAILABLE` may be a server that died of it.
 _AWAY = (
     Code.RESOURCE_EXHAUSTED,
@@ -46,5 +51,8 @@ def translated(error: Any) -> TurnmillError:
         return EngineFailure(f"Triton refuses the turn: {details}")
     sentence = _SENTENCES.get(code, f"it failed ({code.name})")
     is_away = code in _AWAY or (code is Code.UNAVAILABLE and "connect" in details.lower())
-    kind = EngineAway if is_away else EngineUnavailable
+    if is_away:
+        kind: type[EngineUnavailable] = EngineAway
+    else:
+        kind = EngineBrokeOff if code is Code.UNAVAILABLE else EngineUnavailable
     return kind(f"{sentence}: {details}" if details else sentence)

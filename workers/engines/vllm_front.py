@@ -24,6 +24,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from turnmill.schemas.errors import (
     EngineAway,
+    EngineBrokeOff,
     EngineDied,
     EngineFailure,
     EngineUnavailable,
@@ -165,6 +166,8 @@ class VLLMFront:
             end = EngineFailure(f"The engine refuses the turn: {error}")
         except EngineDeadError:
             end = EngineDied()
+        except TurnmillError as error:
+            end = error
         except Exception as error:
             end = EngineUnavailable(f"vLLM gave the turn up: {error}")
         finally:
@@ -208,7 +211,7 @@ def _new_tokens(output: Any) -> Iterator[Token]:
     [completion] = output.outputs
     reason = completion.finish_reason
     if reason not in (None, "stop", "length"):
-        raise EngineUnavailable(f"vLLM gave the turn up: {reason}")
+        raise EngineBrokeOff(f"vLLM gave the turn up: {reason}")
     ids = completion.token_ids
     yield from (Token(token) for token in ids[:-1])
     yield from (Token(token, reason) for token in ids[-1:])
