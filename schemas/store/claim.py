@@ -38,7 +38,9 @@ WITH hinted AS (
 )
 SELECT turn.*, bots.instructions, kept.*,
     (SELECT count(*) FROM (SELECT FROM tenants LIMIT 2) AS t) > 1 AS has_neighbours,
-    extract(epoch FROM turn.deadline_at - clock_timestamp())::float AS deadline_s,
+    -- The clock was set back since: at most what the client gave.
+    extract(epoch FROM turn.deadline_at - greatest(clock_timestamp(), turn.accepted_at))::float
+        AS deadline_s,
     extract(epoch FROM turn.accepted_at)::float AS accepted_s,
     extract(epoch FROM clock_timestamp())::float AS now_s,
     set_config('synchronous_commit', 'off', true)

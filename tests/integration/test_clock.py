@@ -6,6 +6,7 @@ that takes over with another clock looks the same.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -130,6 +131,37 @@ def test_a_deadline_knows_of_a_step_forward_that_the_worker_has_not_observed(
     assert 30 < left_s <= 61
     step(system, -HOUR)
     assert 30 < (claimed(leases, second).deadline_s or 0) <= 61
+
+
+def test_a_deadline_is_no_later_than_the_client_said_after_a_step_back(
+    system: Any, leases: Leases
+) -> None:
+    leases.start()
+    turn = accept(system.database, system.request("hello", timeout_s=60.0))
+    leases.close()
+    step(system, -HOUR)
+    assert 30 < (claimed(leases, turn).deadline_s or 0) <= 61
+
+
+@pytest.mark.parametrize("days", [-200, 200])
+def test_a_machine_that_accepts_turns_may_have_a_clock_that_is_wrong_by_months(
+    system: Any, days: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock is in the ids of turns, which say in which month's partition they lie."""
+    right = accept(system.database, system.request("at the right time"))
+    monkeypatch.setattr(time, "time_ns", lambda: int((time.time() + days * 24 * HOUR) * 1e9))
+    wrong = [
+        accept(system.database, system.request(text, conversation_id=right.conversation_id))
+        for text in ("one", "two")
+    ]
+    monkeypatch.undo()
+    last = accept(system.database, system.request("three", conversation_id=right.conversation_id))
+    system.start("relay")
+    system.start_worker()
+    system.wait_until_settled(60)
+    system.assert_answered_once_and_in_order([right, *wrong, last])
+    prune(system.database, RetentionSettings(turns_days=30, attempts_days=30), lambda _: False)
+    system.assert_answered_once_and_in_order([right, *wrong, last])
 
 
 def test_a_deadline_knows_of_a_step_forward(system: Any, eventually: Eventually) -> None:
