@@ -10,6 +10,7 @@ from torch import Tensor
 
 from turnmill.compression.distill.losses import hard_loss
 from turnmill.compression.distill.training import TrainingOptions, train
+from turnmill.compression.prune.masks import KeptZeros
 from turnmill.compression.step import Progress, State
 
 
@@ -47,4 +48,4 @@ class Finetune:
         )
         state.packed.clear()
         state.format = "dense"
-        return vars(done)
+        return vars(done) | {"zeros": round(KeptZeros(state.model).share, 4)}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from turnmill.compression.distill.cache import TeacherCache, bytes_per_window, c
 from turnmill.compression.distill.finetune import next_token_loss, rows_of_length
 from turnmill.compression.distill.losses import hard_loss, soft_loss_from_top
 from turnmill.compression.distill.training import Loss, TrainingOptions, train
+from turnmill.compression.distill.written import written_windows
 from turnmill.compression.step import Progress, State
 from turnmill.schemas.errors import InvalidInput
 
@@ -36,6 +38,8 @@ class DistillOptions(TrainingOptions):
     #: The most training windows to use. More are each read fewer times, and cost more of the
     #: teacher's time, which no budget of steps or minutes counts.
     windows: int = Field(1024, ge=1)
+    #: So many windows more, which the teacher writes itself: they keep the student general.
+    generated: int = Field(0, ge=0)
     #: What the cached probabilities may take on disk, in megabytes: fewer windows are used then.
     cache_mb: int = Field(1024, ge=1)
 
@@ -73,7 +77,17 @@ def learn(
     that trains several times asks the teacher once.
     """
     windows = _affordable(rows_of_length(state.texts.train, options.length), options)
-    data = f"{options.teacher} {state.texts.digest} {len(windows)}"
+    if options.generated:
+        written = written_windows(
+            load_teacher,
+            options.generated,
+            windows.shape[1],
+            seed=state.seed,
+            path=state.folder / "written.pt",
+            progress=progress,
+        )
+        windows = torch.cat([windows, written])
+    data = f"{options.teacher} {state.texts.digest} {len(windows)} {options.generated}"
     if options.alpha == 1:
         loss: Loss = lambda model, rows: next_token_loss(model, windows[rows])  # noqa: E731
     else:

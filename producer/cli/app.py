@@ -13,6 +13,7 @@ from turnmill.producer.cli import (
     bench,
     chaos,
     compress,
+    distill,
     models,
     parked,
     processes,
@@ -46,6 +47,7 @@ app.add_typer(turn.app, name="turn")
 app.add_typer(parked.app, name="parked")
 app.add_typer(batch.app, name="batch")
 app.add_typer(bench.app, name="bench")
+distill.add_commands(compress.app)
 app.add_typer(compress.app, name="compress")
 app.add_typer(models.app, name="models")
 app.add_typer(admin.tenants, name="tenants")

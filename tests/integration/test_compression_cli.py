@@ -89,3 +89,32 @@ def test_a_recipe_or_steps_are_asked_for_but_not_both(turnmill: Callable[[str], 
     for options in ("", "--recipe f16 --step export"):
         with pytest.raises(InvalidInput, match="either --recipe or --step"):
             turnmill(f"turnmill compress my-model --data chats.jsonl {options}")
+
+
+def test_the_examples_of_distillation_run(turnmill: Callable[[str], str], place: Path) -> None:
+    (line,) = examples("compress", "classifier")
+    assert "student" in turnmill(line)
+    assert (place / "intents" / "config.json").exists()
+    (line,) = examples("compress", "backlog")
+    turnmill(line)
+    rows = [json.loads(each) for each in (place / "backlog.jsonl").read_text().splitlines()]
+    results = [
+        {"id": row["id"], "state": "completed", "reply": "It is on its way."} for row in rows
+    ]
+    (place / "backlog-results.jsonl").write_text(
+        "".join(json.dumps(each) + "\n" for each in results)
+    )
+    (line,) = examples("compress", "chats")
+    assert f"{len(rows)} conversations" in turnmill(line)
+
+
+def test_the_guides_command_for_l1_leaves_a_sparse_artifact(
+    turnmill: Callable[[str], str],
+) -> None:
+    guide = (Path(__file__).parents[2] / "docs/compression.md").read_text()
+    (line,) = (each for each in guide.splitlines() if "l1=" in each)
+    turnmill(line)
+    manifest = json.loads(turnmill("turnmill models show sparse --json"))
+    finetune, prune = (each["told"] for each in manifest["steps"])
+    assert finetune["zeros"] > 0.01
+    assert prune["zeros"] >= 0.3

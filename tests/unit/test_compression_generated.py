@@ -10,7 +10,9 @@ from turnmill.compression.data import read_conversations
 from turnmill.compression.distill.generated import backlog_of, chats_of
 from turnmill.compression.texts import Conversation, part_of
 from turnmill.producer.backlog import read_backlog
+from turnmill.schemas.batches import BatchResult
 from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.turns import TurnState
 
 CONVERSATIONS = [
     Conversation(
@@ -31,8 +33,18 @@ def write(path: Path, rows: Any) -> Path:
     return path
 
 
-def result(row_id: str, reply: str | None, state: str = "completed") -> dict[str, Any]:
-    return {"id": row_id, "row": 1, "state": state, "reply": reply, "finish_reason": "stop"}
+def result(row_id: str, reply: str | None, state: TurnState = TurnState.COMPLETED) -> Any:
+    """A line of a results file."""
+    return BatchResult(
+        id=row_id,
+        row=1,
+        turn_id="turn_1",
+        conversation_id="conv_1",
+        seq=1,
+        state=state,
+        reply=reply,
+        attempts=1,
+    ).model_dump(mode="json")
 
 
 def test_only_training_conversations_are_asked_and_the_backlog_is_accepted(tmp_path: Path) -> None:
@@ -49,7 +61,7 @@ def test_replies_join_their_prompts_and_stay_in_the_training_part(tmp_path: Path
     results = write(
         tmp_path / "results.jsonl",
         [result(row["id"], "Since noon.") for row in rows[:2]]
-        + [result(rows[2]["id"], None, "failed")],
+        + [result(rows[2]["id"], None, TurnState.FAILED)],
     )
     chats = write(tmp_path / "chats.jsonl", chats_of(backlog, results))
     found = read_conversations([chats])

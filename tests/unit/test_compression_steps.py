@@ -221,6 +221,23 @@ def test_a_finished_cache_does_not_load_the_teacher_again(make_state: StateMaker
         Distill()(replace(make_state(), teacher=none), other, Silent())
 
 
+def test_the_teacher_writes_windows_that_a_killed_step_does_not_ask_for_again(
+    make_state: StateMaker,
+) -> None:
+    options = DistillOptions(**TRAINING | {"steps": 2}, layers=2, generated=5)
+    whole, cut = make_state("whole"), make_state("cut")
+    told = Distill()(whole, options, Silent())
+    assert told["windows"] == 2 * 4 + 5
+    written = torch.load(whole.folder / "written.pt")["windows"]
+    assert written.shape == (5, 32)
+    assert len({tuple(each.tolist()) for each in written}) == 5
+    with pytest.raises(Killed):
+        Distill()(cut, options, KilledAt("teacher", 0))
+    again = make_state("cut")
+    Distill()(again, options, Silent())
+    assert_same_model(whole.model, again.model)
+
+
 def test_the_cache_stays_within_its_bound(make_state: StateMaker) -> None:
     state = make_state()
     options = DistillOptions(**TRAINING | {"steps": 8, "batch": 8}, layers=2, cache_mb=1, top_k=256)
