@@ -33,7 +33,7 @@ STEPS: dict[str, str] = {
     "prune": "turnmill.compression.prune.step:Prune",
     "drop-layers": "turnmill.compression.prune.step:DropLayers",
     "quantize": "turnmill.compression.quantize.step:Quantize",
-    "qat": "turnmill.compression.quantize.step:Qat",
+    "qat": "turnmill.compression.quantize.qat:Qat",
     "export": "turnmill.compression.export.step:Export",
 }
 

@@ -16,6 +16,8 @@ from turnmill.compression.quantize.affine import Grid, quantize  # noqa: E402
 from turnmill.compression.quantize.gptq import gptq, output_error  # noqa: E402
 from turnmill.compression.quantize.observers import mse, storable  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WINDOWS = torch.randint(3, 250, (5, 24), generator=torch.Generator().manual_seed(1))
 
 

@@ -23,6 +23,8 @@ from turnmill.compression.quantize.step import Quantize, QuantizeOptions  # noqa
 from turnmill.compression.step import Silent, State  # noqa: E402
 from turnmill.schemas.errors import InvalidInput  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WINDOWS = torch.randint(3, 250, (4, 24), generator=torch.Generator().manual_seed(1))
 
 

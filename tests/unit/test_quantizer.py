@@ -22,6 +22,8 @@ from turnmill.compression.quantize.observers import (  # noqa: E402
 )
 from turnmill.compression.quantize.rtn import round_to_nearest  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GRIDS = [
     Grid(bits, symmetric, group)
     for bits, group in ((2, 16), (4, "tensor"), (4, 16), (8, "channel"))

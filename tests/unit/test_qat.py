@@ -1,0 +1,148 @@
+"""Training with rounded weights: gradients, integers that move, integers that stay."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from turnmill.compression.calibration import linears_of  # noqa: E402
+from turnmill.compression.quantize.affine import Grid  # noqa: E402
+from turnmill.compression.quantize.load import load_packed  # noqa: E402
+from turnmill.compression.quantize.qat import Qat, QatOptions, Rounding  # noqa: E402
+from turnmill.compression.quantize.rtn import round_to_nearest  # noqa: E402
+from turnmill.compression.quantize.save import save_quantized  # noqa: E402
+from turnmill.compression.quantize.step import Quantize, QuantizeOptions  # noqa: E402
+from turnmill.compression.step import Silent, State  # noqa: E402
+from turnmill.schemas.errors import InvalidInput  # noqa: E402
+
+#: Enough to move some integers of a tiny model.
+TRAINING = {"steps": 12, "learning_rate": 1e-2, "length": 32, "bf16": False, "alpha": 0.0}
+
+
+@pytest.fixture
+def quantized(
+    tiny_llama: Any, tiny_llama_maker: Any, tiny_texts: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> State:
+    state = State(tiny_llama, tiny_tokenizer, tiny_texts, tiny_llama_maker, tmp_path / "s", seed=1)
+    state.folder.mkdir()
+    Quantize()(state, QuantizeOptions(method="rtn", bits=4, group=32, observer="minmax"), Silent())
+    return state
+
+
+def distance(model: Any, original: Any, ids: Any) -> float:
+    """Return the mean KL divergence from the original's next tokens, nats."""
+    with torch.no_grad():
+        mine, theirs = (each(input_ids=ids).logits.log_softmax(-1) for each in (model, original))
+    return float((theirs.exp() * (theirs - mine)).sum(-1).mean())
+
+
+def test_the_gradient_of_a_rounded_weight_is_that_of_the_weight() -> None:
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rounding = Rounding(round_to_nearest(weight.detach(), Grid(4, True, 16), "minmax"))
+    rounding(0.9 * weight).sum().backward()
+    assert torch.equal(weight.grad, torch.full_like(weight, 0.9))
+
+
+def test_a_weight_outside_the_range_gets_no_gradient() -> None:
+    weight = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    rounding = Rounding(round_to_nearest(weight, Grid(4, True, 16), "minmax"))
+    weight = 0.9 * weight
+    weight[0, 0] = 100
+    weight.requires_grad_()
+    rounding(weight).sum().backward()
+    assert weight.grad[0, 0] == 0
+    assert weight.grad.count_nonzero() == weight.numel() - 1
+
+
+def test_the_gradient_of_a_scale_is_that_of_learned_step_sizes() -> None:
+    """∂ŵ/∂s is round(w/s) − w/s inside the range, and the outermost integer outside of it."""
+    weight = torch.randn(1, 16, generator=torch.Generator().manual_seed(2)) * 3
+    packed = round_to_nearest(weight, Grid(4), "percentile")
+    rounding = Rounding(packed)
+    rounding(weight).sum().backward()
+    parts = weight / packed.scales
+    inside = parts.round() - parts
+    expected = torch.where((parts < -8) | (parts > 7), parts.clamp(-8, 7), inside).sum()
+    assert float(rounding.log_scales.grad) == pytest.approx(
+        float(expected * packed.scales.item()), rel=1e-3
+    )
+
+
+def test_the_forward_pass_computes_with_what_is_packed() -> None:
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(4))
+    rounding = Rounding(round_to_nearest(weight, Grid(4, True, 32)))
+    with torch.no_grad():
+        rounding.log_scales += 0.01
+    assert torch.equal(rounding(weight), rounding.pack(weight).dense())
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    "how",
+    [{"learning_rate": 2e-3, "steps": 24, "batch": 8}, {"train": "scales"}, {"lora": 4}],
+    ids=str,
+)
+def test_training_recovers_some_of_what_rounding_lost(
+    quantized: State, tiny_llama_maker: Any, how: dict[str, Any], tmp_path: Path
+) -> None:
+    original = tiny_llama_maker()
+    before = distance(quantized.model, original, quantized.texts.heldout)
+    integers = {name: each.integers.clone() for name, each in quantized.packed.items()}
+    told = Qat()(quantized, QatOptions(**{**TRAINING, **how}), Silent())
+    assert distance(quantized.model, original, quantized.texts.heldout) < before
+    assert quantized.format == "int4"
+    moved = sum(int((quantized.packed[n].integers != integers[n]).sum()) for n in integers)
+    assert moved == told["integers_changed"]
+    assert (moved == 0) == (how.get("train") == "scales")
+    for name, linear in linears_of(quantized.model).items():
+        assert type(linear) is torch.nn.Linear
+        assert torch.equal(linear.weight, quantized.packed[name].dense())
+    save_quantized(quantized, tmp_path / "saved")
+    loaded = load_packed(tmp_path / "saved", torch.float32)
+    assert distance(loaded, quantized.model, quantized.texts.heldout) < 1e-5
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_that_resumes_ends_with_the_same_integers(
+    quantized: State, tiny_llama_maker: Any
+) -> None:
+    from copy import deepcopy
+
+    again = deepcopy(quantized.packed)
+    first = Qat()(quantized, QatOptions(**TRAINING), Silent())
+    ended = {name: each.integers for name, each in quantized.packed.items()}
+    quantized.model, quantized.packed = tiny_llama_maker(), again
+    for name, linear in linears_of(quantized.model).items():
+        linear.weight.data = again[name].dense()
+    assert Qat()(quantized, QatOptions(**TRAINING), Silent()) == first
+    assert all(torch.equal(ended[n], each.integers) for n, each in quantized.packed.items())
+
+
+def test_a_model_that_is_not_quantized_is_refused(quantized: State) -> None:
+    quantized.packed = {}
+    with pytest.raises(InvalidInput, match="put a step 'quantize'"):
+        Qat()(quantized, QatOptions(**TRAINING), Silent())
+
+
+@pytest.mark.parametrize(
+    "options", [{"l1": 0.1}, {"lora": 4, "train": "scales"}, {"layers": 1}], ids=str
+)
+def test_options_that_make_no_sense_for_a_quantized_model_are_refused(
+    options: dict[str, Any],
+) -> None:
+    with pytest.raises(ValueError, match="leave out"):
+        QatOptions(**TRAINING, **options)
+
+
+@pytest.mark.parametrize("options", [{"bits": 8}, {"method": "smoothquant"}], ids=str)
+def test_a_folder_loads_with_its_integers_packed(
+    tiny_llama: Any, tiny_texts: Any, tiny_tokenizer: Any, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    state = State(tiny_llama, tiny_tokenizer, tiny_texts, lambda: tiny_llama, tmp_path, seed=1)
+    Quantize()(state, QuantizeOptions(**options), Silent())
+    save_quantized(state, tmp_path / "saved")
+    loaded = load_packed(tmp_path / "saved", torch.float32)
+    assert not any(type(each) is torch.nn.Linear for each in loaded.model.modules())
+    assert distance(loaded, state.model, tiny_texts.heldout) < 1e-2
