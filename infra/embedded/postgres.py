@@ -5,6 +5,7 @@ recovers from anything but the loss of its folder. Connect with `url`.
 """
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -162,6 +163,7 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def _create(self, target: Path) -> None:
         """Make a data folder that was not there."""
+        _require_account()
         password_file = self.folder.write_private(
             "initdb.password", self.folder.secret(self.name), uid=_creator_uid()
         )
@@ -228,6 +230,18 @@ def _creator_uid() -> int | None:
     `initdb` refuses an id that no account has, as the servers' own is.
     """
     return None if server_uid() is None else NOBODY
+
+
+def _require_account() -> None:
+    """Raises `StackError` if nobody has this user id: `initdb` asks for its name."""
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        raise StackError(
+            f"PostgreSQL makes no data folder for user id {os.geteuid()}, which no account has. "
+            "Add one to /etc/passwd, choose another user (docker run --user), or name a PostgreSQL "
+            "that runs already: TURNMILL_DATABASE__URL."
+        ) from None
 
 
 def _environment() -> dict[str, str]:

@@ -4,11 +4,12 @@ import io
 import json
 import os
 import pwd
+import shutil
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -38,7 +39,7 @@ from turnmill.schemas.settings import (
 from turnmill.workers.engines.http_front import HTTPFront
 from turnmill.workers.engines.tfserving_http import ModelClient
 
-USAGE = 64
+USAGE, FAILED = 64, 70
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +125,46 @@ def test_without_a_home_and_an_account_there_is_still_a_data_folder(
     environ: dict[str, str] = {}
     surroundings._name_the_account(environ)
     assert environ == {"LOGNAME": "turnmill"}
+
+
+@pytest.fixture
+def nobody(data: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command under a user id that no account has and without a home, as on OpenShift.
+
+    It may read every file: the tests' Python may lie in root's home.
+    """
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root can choose a user id")
+    data.chmod(0o755)
+    for folder in (data, *list(data.parents)[:2]):
+        folder.chmod(0o755)
+    os.chown(data, 54321, 54321)
+    kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "LOGNAME")}
+    uid = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups"]
+    reads = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]
+    if subprocess.run([*uid, *reads, sys.executable, "-c", ""], check=False).returncode != 0:
+        pytest.skip("this container lets nobody keep a capability")
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*uid, *reads, sys.executable, "-m", "turnmill.producer.cli", *words],
+            env=kept, cwd="/", capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+
+    return run
+
+
+def test_a_user_id_without_an_account_is_no_obstacle_but_to_initdb(
+    nobody: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    looked = nobody("doctor")
+    assert (looked.returncode, looked.stderr) == (0, "")
+    assert "All is well" in looked.stdout
+    refused = nobody("up")
+    assert refused.returncode == FAILED
+    assert "no data folder for user id 54321, which no account has" in refused.stderr
+    assert "TURNMILL_DATABASE__URL" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize(
