@@ -25,6 +25,8 @@ class DistillOptions(TrainingOptions):
 
     #: Cut a student out of the model: how many layers (evenly spaced), or which.
     layers: int | tuple[int, ...] | None = None
+    #: Keep this share of the MLP channels, those that matter most; on top of `layers`, if given.
+    width: float | None = Field(None, gt=0, lt=1)
     #: The folder of a smaller checkpoint with the same tokenizer.
     student: Path | None = None
     #: The teacher: the recipe's base model, or the model as this step was given it.
@@ -43,10 +45,15 @@ class DistillOptions(TrainingOptions):
     #: What the cached probabilities may take on disk, in megabytes: fewer windows are used then.
     cache_mb: int = Field(1024, ge=1)
 
+    @property
+    def has_student(self) -> bool:
+        """Whether another model than the recipe's own is trained."""
+        return any(each is not None for each in (self.layers, self.width, self.student))
+
     @model_validator(mode="after")
     def _has_one_student(self) -> "DistillOptions":
-        if self.layers is not None and self.student is not None:
-            raise ValueError("give layers or student, not both")
+        if self.student is not None and (self.layers is not None or self.width is not None):
+            raise ValueError("give layers and width, or student, not both")
         return self
 
 
@@ -59,7 +66,7 @@ class Distill:
         self, state: State, options: DistillOptions, progress: Progress
     ) -> Mapping[str, Any]:
         before = state.model
-        state.model = _student(state, options)
+        state.model = _student(state, options, progress)
         load = state.teacher if options.teacher == "base" else lambda: before
         return learn(state, load, options, progress, state.folder)
 
@@ -129,12 +136,16 @@ def distillation(windows: Tensor, teacher: TeacherCache, alpha: float, temperatu
     return loss
 
 
-def _student(state: State, options: DistillOptions) -> Any:
-    if options.layers is not None:
-        return students.from_layers(state.model, options.layers)
+def _student(state: State, options: DistillOptions, progress: Progress) -> Any:
     if options.student is not None:
         return students.from_checkpoint(options.student, state.tokenizer)
-    return state.model
+    student = state.model
+    if options.layers is not None:
+        student = students.from_layers(student, options.layers)
+    if options.width is not None:
+        windows = state.texts.calibration
+        student = students.narrower(student, options.width, windows, progress)
+    return student
 
 
 def _affordable(windows: Tensor, options: DistillOptions) -> Tensor:

@@ -1,12 +1,16 @@
 """Where a student comes from: some layers of its teacher, a narrower one, or another checkpoint."""
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from turnmill.compression.prune.narrow import narrow_mlp
 from turnmill.compression.prune.structured import decoder_layers, evenly_spaced, keep_layers
+from turnmill.compression.step import Progress
 from turnmill.schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -25,6 +29,18 @@ def from_layers(teacher: "PreTrainedModel", layers: int | tuple[int, ...]) -> "P
             )
         layers = tuple(evenly_spaced(layers, count))
     student: PreTrainedModel = keep_layers(teacher, layers)
+    return student
+
+
+def narrower(
+    teacher: "PreTrainedModel", width: float, windows: "Tensor", progress: Progress
+) -> "PreTrainedModel":
+    """Return a student with this share of the teacher's MLP channels: those that matter most.
+
+    Args:
+        windows: text that the channels are judged on, int64 `[n, length]`.
+    """
+    student: PreTrainedModel = narrow_mlp(copy.deepcopy(teacher), windows, 1 - width, progress)
     return student
 
 

@@ -48,7 +48,9 @@ def taylor_scores(
         loss: called as `loss(model, window)`.
     """
     layers = linears_of(model)
-    sums = {name: torch.zeros_like(each.weight) for name, each in layers.items()}
+    sums = {
+        name: torch.zeros_like(each.weight, dtype=torch.float32) for name, each in layers.items()
+    }
     for window in windows.split(1):
         value = loss(model, window)
         gradients = torch.autograd.grad(value, [each.weight for each in layers.values()])

@@ -28,7 +28,7 @@ def sparsegpt(
     """
     result = weight.float().clone()
     result[:, gram.diagonal() == 0] = 0.0
-    upper = _inverse_factor(gram.float())
+    upper = _inverse_factor(gram).float()
     rows, columns = weight.shape
     width = pattern.of if pattern else BLOCK
     for start in range(0, columns, width):
@@ -47,10 +47,13 @@ def sparsegpt(
 
 
 def _inverse_factor(gram: Tensor) -> Tensor:
-    """Return the upper Cholesky factor of the inverse of the damped Gram matrix.
+    """Return the upper Cholesky factor of the inverse of the damped Gram matrix, in float64.
 
-    Row j holds what column j passes on to the columns after it once those before it are final.
+    Some features of a language model are thousands of times louder than others: in float32 the
+    inverse may lose its positive diagonal. Row j holds what column j passes on to the columns
+    after it once those before it are final.
     """
+    gram = gram.double()
     diagonal = gram.diagonal()
     dead = diagonal == 0
     damped = gram + torch.diag(torch.where(dead, 1.0, 0.0) + DAMPING * diagonal.mean())

@@ -40,8 +40,8 @@ class PruneOptions(Options):
             raise ValueError("a pattern is pruned in one stage, and weight by weight")
         if self.stages > 1 and self.method in _STRUCTURED:
             raise ValueError(f"method '{self.method}' prunes in one stage")
-        if self.recovery and (self.recovery.layers is not None or self.recovery.student):
-            raise ValueError("recovery trains the pruned model itself: leave out layers, student")
+        if self.recovery and self.recovery.has_student:
+            raise ValueError("recovery trains the pruned model itself: name no other student")
         return self
 
 

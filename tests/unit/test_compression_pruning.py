@@ -163,6 +163,15 @@ def test_sparsegpt_takes_features_that_never_speak() -> None:
     assert (found[:, 5] == 0).all()
 
 
+def test_sparsegpt_takes_features_of_very_different_loudness() -> None:
+    weight, inputs = random(8, 256), correlated_inputs(64, 256)
+    inputs *= torch.logspace(-3, 3, 256)
+    found = sparsegpt(weight, inputs.T @ inputs, 0.5)
+    assert found.isfinite().all()
+    error = output_error(weight, found, inputs)
+    assert error < output_error(weight, weight * prune_matrix(weight.abs(), 0.5), inputs)
+
+
 def test_taylor_predicts_the_loss_without_a_weight(tiny_llama: Any, tiny_texts: Texts) -> None:
     """To first order, the loss changes by w · g when w becomes zero: checked on small weights."""
     window = tiny_texts.calibration[:1]

@@ -1,6 +1,8 @@
 """The steps finetune, distill, prune and drop-layers on a tiny model, from options to report."""
 
 import json
+import re
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from turnmill.compression.distill.step import Distill, DistillOptions
 from turnmill.compression.distill.training import TrainingOptions
 from turnmill.compression.prune.masks import KeptZeros
 from turnmill.compression.prune.step import DropLayers, DropLayersOptions, Prune, PruneOptions
+from turnmill.compression.recipe import parse_recipe
 from turnmill.compression.step import STEPS, Silent, State, find_step
 from turnmill.compression.texts import Texts
 from turnmill.schemas.errors import InvalidInput
@@ -182,6 +185,19 @@ def test_a_student_of_fewer_layers_learns_from_its_teacher(
     json.dumps(told)
 
 
+def test_a_narrower_student_learns_from_a_teacher_that_stays_as_it_is(
+    make_state: StateMaker,
+) -> None:
+    state = make_state()
+    teacher = state.model
+    before = teacher.model.layers[0].mlp.down_proj.weight.clone()
+    options = DistillOptions(**TRAINING, layers=2, width=0.5, teacher="current")
+    Distill()(state, options, Silent())
+    assert state.model.config.intermediate_size == 64
+    assert state.model.config.num_hidden_layers == 2
+    assert torch.equal(teacher.model.layers[0].mlp.down_proj.weight, before)
+
+
 def test_a_smaller_checkpoint_can_be_the_student(
     make_state: StateMaker, tiny_llama_maker: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -256,7 +272,7 @@ def test_the_cache_stays_within_its_bound(make_state: StateMaker) -> None:
         ({"stages": 3}, "give recovery"),
         ({"method": "mlp", "pattern": "2:4"}, "weight by weight"),
         ({"method": "heads", "stages": 2, "recovery": TRAINING}, "one stage"),
-        ({"recovery": TRAINING | {"layers": 2}}, "leave out layers"),
+        ({"recovery": TRAINING | {"layers": 2}}, "no other student"),
         ({"sparsity": 1.0}, "less than 1"),
         ({"speed": 1}, "not permitted"),
     ],
@@ -273,3 +289,12 @@ def test_zeros_survive_a_step_of_fine_tuning(make_state: StateMaker) -> None:
     Prune()(state, PruneOptions(method="wanda"), Silent())
     Finetune()(state, TrainingOptions(**TRAINING), Silent())
     assert KeptZeros(state.model).share == 0.5
+
+
+def test_every_recipe_of_the_guide_is_one() -> None:
+    guide = (Path(__file__).parents[2] / "docs/compression.md").read_text()
+    blocks = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
+    assert len(blocks) >= 4
+    for block in blocks:
+        recipe = parse_recipe({"name": "guide", **tomllib.loads(block)}, source="the guide")
+        assert recipe.steps
