@@ -1,10 +1,10 @@
 """Celery, set up to carry hints: late acknowledgement, threads, and nothing it cannot keep."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
-from uuid import UUID
 
 import structlog
 from amqp.exceptions import ConsumerCancelled
@@ -19,6 +19,7 @@ from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.deployment import Deployment
 from turnmill.schemas.turns import Lane
 from turnmill.workers.hints import NotAHint, UnknownTask, checked, read_hint
+from turnmill.workers.lease import Leases
 from turnmill.workers.remote_control import LookingControl
 
 log = structlog.get_logger()
@@ -178,16 +179,40 @@ class HintConsumer(Consumer):  # type: ignore[misc]
     def register_with_event_loop(self, hub: Any) -> None:
         super().register_with_event_loop(hub)
         hub.timer.call_repeatedly(CONSUMING_POLL_S, self._stay_consuming)
+        # Celery has just begun to consume, be the engine there or not.
+        hub.call_soon(self._stay_consuming)
 
     def _stay_consuming(self) -> None:
-        """Start again when the consumers are gone, whoever cancelled them.
+        """Consume while the engine takes turns; start again when the consumers are gone, whoever
+        cancelled them.
 
         Raises `ConsumerCancelled`, which Celery answers with a new connection.
         """
-        if self._is_stopping or (gone := self._unconsumed_queues()) == []:
+        if self._is_stopping:
             return
-        log.error("worker.consumers_gone", queues=gone, action="connects to the broker again")
-        raise ConsumerCancelled(gone[0])
+        if leases := self.app.leases:
+            if leases.unavailable_because:
+                self._pause(leases)
+                return
+            self._resume(leases)
+        if gone := self._unconsumed_queues():
+            log.error("worker.consumers_gone", queues=gone, action="connects to the broker again")
+            raise ConsumerCancelled(gone[0])
+        if leases:
+            leases.consumed_at = time.monotonic()
+
+    def _pause(self, leases: Leases) -> None:
+        """Cancel the consumers first: hints that are handed back would come here again."""
+        if self.task_consumer._active_tags:
+            self.task_consumer.cancel()
+            log.info("worker.consuming_paused")
+        leases.hands_back.set()
+
+    def _resume(self, leases: Leases) -> None:
+        if leases.hands_back.is_set():
+            leases.hands_back.clear()
+            self.task_consumer.consume()
+            log.info("worker.consuming_resumed")
 
     def _unconsumed_queues(self) -> list[str]:
         """Configured queues that our channel no longer has a consumer for."""
@@ -239,18 +264,22 @@ class PlacesByLane:
         """Their order is their lanes'."""
 
 
-def create_app(settings: Settings, deployment: Deployment, worker_id: UUID | None = None) -> Celery:
-    """The app of a worker that serves the configured lanes of its model, and of Flower."""
+def create_app(settings: Settings, deployment: Deployment, leases: Leases | None = None) -> Celery:
+    """The app of a worker that serves the configured lanes of its model, and of Flower.
+
+    `leases`: the worker's, if it is one of a process that answers turns.
+    """
     broker, lanes, model = settings.broker, settings.worker.lanes, settings.engine.model_name
     app = Celery("turnmill", set_as_current=False)
+    app.leases = leases
     app.lane_count = len(settings.worker.lanes)
     app.is_amqp = settings.broker.is_amqp
     app.conf.update(celery_settings(settings.broker), **WORKER_SETTINGS)
     if not settings.broker.is_amqp:
         app.conf.broker_transport_options["polling_interval"] = REDIS_POLL_S
     app.conf.task_queues = hint_queues(broker, lanes, model, deployment.id)
-    if worker_id is not None:
-        app.conf.task_queues += own_queues(settings, deployment.id, worker_id)
+    if leases is not None:
+        app.conf.task_queues += own_queues(settings, deployment.id, leases.worker_id)
     if deployment.has_old_queues:
         app.conf.task_queues += old_queues(broker, lanes, model)
     return app

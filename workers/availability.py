@@ -1,8 +1,9 @@
 """Availability: while the engine takes no turns, its worker claims none.
 
 An engine that is away, loading or overloaded says nothing about a turn. The worker therefore stops
-claiming and reports so in `worker_liveness`: a standby takes over, other workers get the hints, and
-the doctor tells why. It resumes when the engine's own check succeeds.
+claiming and reports so in `worker_liveness`: a standby takes over, and the doctor tells why. Its
+consumer cancels its queues and hands its hints back (`HintConsumer`), so that other workers get
+them. It resumes when the engine's own check succeeds.
 """
 
 import threading
@@ -43,9 +44,10 @@ class Availability:
             self._thread.join(timeout=5)
 
     def wait(self) -> bool:
-        """Wait until the engine takes turns; False if the worker stops first."""
+        """Wait until the engine takes turns; False if the hint is to be handed back before."""
+        leaving = (self._leases.draining, self._leases.hands_back, self._stopping)
         while not self._is_back.wait(POLL_S):
-            if self._leases.draining.is_set() or self._stopping.is_set():
+            if any(event.is_set() for event in leaving):
                 return False
         return True
 

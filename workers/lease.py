@@ -41,6 +41,9 @@ log = structlog.get_logger()
 #: How often a process says that it lives, and looks at the deadlines of its turns.
 TICK_S = 0.5
 
+#: A process that did not say for so long that it consumes has lost the broker, seconds.
+UNCONSUMED_S = 5.0
+
 #: Locks the turns in the order of their ids, like everybody who locks several.
 _RENEW = """
 WITH kept AS (
@@ -218,6 +221,11 @@ class Leases:
         self.unavailable_because: str | None = None
         #: Set while this process takes hints.
         self.consuming = threading.Event()
+        #: When its consumers were last seen at the broker (`time.monotonic`); without end where
+        #: nobody looks after them.
+        self.consumed_at = float("inf")
+        #: Set once no hints come any more because the engine is away: those held are handed back.
+        self.hands_back = threading.Event()
         self._stands_by = settings.mode == "standby"
         if not self._stands_by:
             self.consuming.set()
@@ -248,7 +256,8 @@ class Leases:
 
     @property
     def takes_hints(self) -> bool:
-        return self.consuming.is_set() and self.unavailable_because is None
+        has_consumers = time.monotonic() - self.consumed_at < UNCONSUMED_S
+        return self.consuming.is_set() and self.unavailable_because is None and has_consumers
 
     def _claim(self, turn_ids: list[UUID]) -> list[Claim | None]:
         if self.reconnected_s < 0:

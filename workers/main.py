@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import time
 from typing import Any
 
 import structlog
@@ -30,7 +31,7 @@ def run_worker(settings: Settings) -> int:
     refuse_early_redelivery(settings)
     with running_worker(settings) as (worker, rescuer):
         deployment = read_deployment(worker.database)
-        app = create_app(settings, deployment, worker.leases.worker_id)
+        app = create_app(settings, deployment, worker.leases)
         register_tasks(app, worker, rescuer)
         drain = Drain(worker, settings.worker.drain_s)
 
@@ -43,6 +44,7 @@ def run_worker(settings: Settings) -> int:
         drain.listen()
         if settings.worker.mode == "standby" and not wait_for_takeover(worker):
             return 0
+        worker.leases.consumed_at = time.monotonic()
         status = _consume(app, settings)
         worker.give_up.set()
     return status

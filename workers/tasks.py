@@ -44,9 +44,9 @@ def register_tasks(app: Celery, worker: Worker, rescuer: Rescuer) -> None:
 
 
 def _answer(worker: Worker, turn_id: UUID) -> bool:
-    """Wait out an engine or Postgres that is away; hand the hint back if this process stops."""
+    """Wait out an engine or Postgres that is away; hand the hint back if others may take it."""
     if not worker.availability.wait():
-        raise Reject("stopping while the engine is away", requeue=True)
+        raise Reject("the engine is away", requeue=True)
     tries = 0
     while True:
         try:

@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,43 +142,80 @@ def test_a_model_that_quarantine_cannot_load_is_no_turns_fault() -> None:
         lazy.check()
 
 
+class RemoteServer:
+    """A server of OpenAI's API that can be killed, and started again at its address."""
+
+    def __init__(self, folder: Path) -> None:
+        standin = Path(__file__).parents[1] / "contract/openai_standin.py"
+        program = standin.read_text().replace('("127.0.0.1", 0)', '("127.0.0.1", int(sys.argv[2]))')
+        self._program = folder / "server.py"
+        self._program.write_text(program)
+        self.url = ""
+        self.start()
+
+    def start(self) -> None:
+        port = self.url.rpartition(":")[2] or "0"
+        command = [sys.executable, str(self._program), "0", port]
+        self._server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._server.stdout is not None
+        with self._server.stdout as said:
+            self.url = said.readline().strip()
+
+    def kill(self) -> None:
+        self._server.kill()
+        self._server.wait()
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {
+            "TURNMILL_ENGINE__NAME": "openai_http",
+            "TURNMILL_ENGINE__ENDPOINTS": f'["{self.url}"]',
+        }
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RemoteServer]:
+    server = RemoteServer(tmp_path)
+    yield server
+    server.kill()
+
+
 def test_a_remote_server_that_restarts_parks_nothing(
     make_system: Callable[..., Any], database_url: str, valkey_url: str, eventually: Eventually,
-    tmp_path: Path,
+    server: RemoteServer,
 ) -> None:  # fmt: skip
-    standin = Path(__file__).parents[1] / "contract/openai_standin.py"
-    program = standin.read_text().replace('("127.0.0.1", 0)', '("127.0.0.1", int(sys.argv[2]))')
-    (tmp_path / "server.py").write_text(program)
-
-    def serve(port: int) -> Any:
-        command = [sys.executable, str(tmp_path / "server.py"), "0", str(port)]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert server.stdout is not None
-        with server.stdout as said:
-            return server, said.readline().strip()
-
     system = make_system(database_url, valkey_url)
-    server, url = serve(0)
-    try:
-        system.start("relay")
-        worker = system.start_worker(
-            TURNMILL_ENGINE__NAME="openai_http", TURNMILL_ENGINE__ENDPOINTS=f'["{url}"]'
-        )
-        accept(system.database, system.request("before"))
-        system.wait_until_settled(30)
-        server.kill()
-        server.wait()
-        accept_many(system.database, [system.request(f"turn {n}") for n in range(12)])
-        eventually(lambda: worker.says("engine.away"), 20)
-        eventually(lambda: not row(system).is_consuming, 20)
-        server, _ = serve(int(url.rpartition(":")[2]))
-        system.wait_until_settled(60)
-        assert system.count("state = 'completed' AND failures = 0") == 13
-        worker.send(signal.SIGTERM)
-        assert worker.wait(timeout_s=20) == 0
-    finally:
-        server.kill()
-        server.wait()
+    system.start("relay")
+    worker = system.start_worker(**server.settings)
+    accept(system.database, system.request("before"))
+    system.wait_until_settled(30)
+    server.kill()
+    accept_many(system.database, [system.request(f"turn {n}") for n in range(12)])
+    eventually(lambda: worker.says("engine.away"), 20)
+    eventually(lambda: not row(system).is_consuming, 20)
+    server.start()
+    system.wait_until_settled(60)
+    assert system.count("state = 'completed' AND failures = 0") == 13
+    worker.send(signal.SIGTERM)
+    assert worker.wait(timeout_s=20) == 0
+
+
+def test_hints_of_a_worker_whose_engine_is_away_go_to_another_worker(
+    make_system: Callable[..., Any], database_url: str, broker_url: str, eventually: Eventually,
+    server: RemoteServer,
+) -> None:  # fmt: skip
+    """The relay would miss them after an hour only: the worker itself gives them back."""
+    system = make_system(database_url, broker_url)
+    system.start("relay", TURNMILL_WORKER__HINT_LOST_AFTER_S="3600")
+    away = system.start_worker(**server.settings)
+    server.kill()
+    accept_many(system.database, [system.request(f"turn {n}") for n in range(20)])
+    eventually(lambda: away.says("worker.consuming_paused"), 30)
+    system.start_worker()
+    system.wait_until_settled(60)
+    assert system.count("state = 'completed' AND failures = 0 AND crashes = 0") == 20
+    server.start()
+    eventually(lambda: away.says("worker.consuming_resumed"), 30)
 
 
 class BreaksOff(Flaky):
