@@ -32,6 +32,7 @@ class Tenant:
     name: str
     key_count: int
     bot_count: int
+    allows_training: bool
     created_at: datetime
 
 
@@ -116,9 +117,23 @@ def list_tenants(database: Database) -> list[Tenant]:
         .scalar_subquery()
     )
     bot_count = sa.select(sa.func.count()).where(bots.c.tenant_id == tenants.c.id).scalar_subquery()
-    query = sa.select(tenants.c.name, key_count, bot_count, tenants.c.created_at)
+    query = sa.select(
+        tenants.c.name, key_count, bot_count, tenants.c.allows_training, tenants.c.created_at
+    )
     with database.begin() as connection:
         return [Tenant(*row) for row in connection.execute(query.order_by(tenants.c.name))]
+
+
+def set_training(database: Database, name: str, *, is_allowed: bool) -> None:
+    """Record whether the tenant agreed that its conversations train models.
+
+    Raises:
+        NotFound: there is no such tenant.
+    """
+    change = sa.update(tenants).where(tenants.c.name == name).values(allows_training=is_allowed)
+    with database.begin() as connection:
+        if not connection.execute(change).rowcount:
+            raise NotFound(f"There is no tenant '{name}'. See: turnmill tenants list")
 
 
 def _add_default_bot(connection: sa.Connection, tenant_id: UUID, settings: Settings) -> None:

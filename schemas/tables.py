@@ -58,6 +58,8 @@ tenants = Table(
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
+    #: Whether the tenant agreed that its conversations train models.
+    Column("allows_training", Boolean, nullable=False, server_default=text("false")),
     _time("created_at", default_now=True),
 )
 

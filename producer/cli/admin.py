@@ -68,12 +68,34 @@ def list_tenants() -> None:
     """List the tenants."""
     from turnmill.producer.tenants import list_tenants
 
-    table = Table("tenant", "bots", "keys in force", "created", box=None)
+    table = Table("tenant", "bots", "keys in force", "training", "created", box=None)
     with open_system() as system:
         for tenant in list_tenants(system.database):
             created = f"{tenant.created_at:%Y-%m-%d %H:%M}"
-            table.add_row(plain(tenant.name), str(tenant.bot_count), str(tenant.key_count), created)
+            training = "allowed" if tenant.allows_training else "no"
+            counts = str(tenant.bot_count), str(tenant.key_count)
+            table.add_row(plain(tenant.name), *counts, training, created)
     console.print(table)
+
+
+@tenants.command("training")
+def set_training(
+    name: Annotated[str, typer.Argument(help="The tenant.")],
+    allow: Annotated[
+        bool, typer.Option("--allow/--forbid", help="Whether its conversations may train models.")
+    ],
+) -> None:
+    """Record whether a tenant agreed that its conversations train models.
+
+    `turnmill compress --tenant-data` refuses a tenant that has not.
+
+    Example: turnmill tenants training acme --allow
+    """
+    from turnmill.producer.tenants import set_training
+
+    with open_system() as system:
+        set_training(system.database, name, is_allowed=allow)
+    console.print(plain(f"{name}: training {'allowed' if allow else 'forbidden'}."))
 
 
 @keys.command("create")

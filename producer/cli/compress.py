@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from turnmill.producer.cli.console import make_console
+from turnmill.producer.cli.context import open_system
 from turnmill.producer.cli.models import show_artifact
 from turnmill.producer.cli.progress import showing_bars
 from turnmill.schemas.errors import InvalidInput
@@ -15,6 +16,7 @@ from turnmill.schemas.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from turnmill.compression.recipe import Recipe
+    from turnmill.compression.texts import Conversation
 
 console = make_console()
 
@@ -45,6 +47,13 @@ DataOption = Annotated[
     list[Path] | None,
     typer.Option("--data", help="Conversations (.jsonl) or plain text (.txt, .md); repeatable."),
 ]
+TenantDataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tenant-data",
+        help="Answered conversations of a tenant that allows it, out of PostgreSQL; repeatable.",
+    ),
+]
 ProseOption = Annotated[
     Path | None, typer.Option(help="Text that no step sees; a sample of ours when left out.")
 ]
@@ -57,6 +66,7 @@ def run(
         str | None, typer.Option(help="A TOML file, or the name of a recipe of ours, such as int8.")
     ] = None,
     data: DataOption = None,
+    tenant_data: TenantDataOption = None,
     prose: ProseOption = None,
     step: Annotated[
         list[str] | None,
@@ -83,21 +93,19 @@ def run(
     Run again after an interruption, the same command resumes. `turnmill models promote` then makes
     workers serve the artifact.
 
-    Example: turnmill compress my-model --recipe f16 --data chats.jsonl
+    Example: turnmill compress my-model --recipe int8 --data chats.jsonl
 
-    Example: turnmill compress run my-model --step export:weights=q8_0 --limit size=1.1 --data
-    chats.jsonl --name by-flags --no-evaluate
+    Example: turnmill compress run my-model --step quantize:bits=8,method=rtn --limit size=0.9
+    --data chats.jsonl --name by-flags --no-evaluate
     """
-    from turnmill.compression.data import read_conversations, read_text
+    from turnmill.compression.data import read_text
     from turnmill.compression.pipeline import Job, compress, measured
     from turnmill.compression.samples import PROSE
     from turnmill.compression.store import ModelStore
 
     settings = load_settings()
     chosen = _recipe(recipe, step or [], limit or [], window or [], seed)
-    if not data:
-        raise InvalidInput("Give conversations to calibrate and measure on: --data chats.jsonl")
-    conversations = read_conversations(data)
+    conversations = conversations_from(data or [], tenant_data or [], settings)
     base = checkpoint_of(model, settings)
     base_name = Path(model).name
     with showing_bars(console) as bars:
@@ -114,6 +122,29 @@ def run(
         store = ModelStore(settings.models_dir)
         manifest = compress(job, store)
     show_artifact(store, manifest)
+
+
+def conversations_from(
+    files: list[Path], tenants: list[str], settings: Settings
+) -> "list[Conversation]":
+    """Read the conversations of the options --data and --tenant-data.
+
+    Raises:
+        InvalidInput: there are none, a file is malformed, or a tenant does not allow it.
+    """
+    from turnmill.compression.conversations import tenant_conversations
+    from turnmill.compression.data import read_conversations
+
+    if not files and not tenants:
+        raise InvalidInput(
+            "Give conversations to calibrate and measure on: --data chats.jsonl", param="data"
+        )
+    found = read_conversations(files)
+    if tenants:
+        with open_system(settings) as system:
+            for tenant in tenants:
+                found += tenant_conversations(system.database, tenant)
+    return found
 
 
 def checkpoint_of(model: str, settings: Settings) -> Path:

@@ -50,7 +50,7 @@ def show(
 ) -> None:
     """Show how an artifact was made and what was measured of it.
 
-    Example: turnmill models show my-model-f16 --json
+    Example: turnmill models show my-model-int8 --json
     """
     store = open_store()
     manifest = store.manifest(name)
@@ -64,7 +64,7 @@ def show(
 def verify(name: NameArgument) -> None:
     """Check every file of an artifact against its checksums, as workers do before they load it.
 
-    Example: turnmill models verify my-model-f16
+    Example: turnmill models verify my-model-int8
     """
     from turnmill.compression.artifact import verify as verify_artifact
 
@@ -83,7 +83,7 @@ def promote(
 
     Workers whose TURNMILL_ENGINE__MODEL is `promoted` serve what is promoted.
 
-    Example: turnmill models promote my-model-f16
+    Example: turnmill models promote my-model-int8
     """
     promotion = open_store().promote(name, by=getpass.getuser(), force=force)
     _say(promotion, "is promoted")

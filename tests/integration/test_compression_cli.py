@@ -78,9 +78,9 @@ def test_the_examples_lead_from_a_checkpoint_to_the_promoted_artifact(
         "promote",
         "rollback",
     ]
-    shown = json.loads(turnmill("turnmill models show my-model-f16 --json"))
+    shown = json.loads(turnmill("turnmill models show my-model-int8 --json"))
     assert shown["report"]["rows"]
-    assert (place / "data/models/artifacts/my-model-f16/report/report.md").exists()
+    assert (place / "data/models/artifacts/my-model-int8/report/report.md").exists()
 
 
 def test_a_recipe_or_steps_are_asked_for_but_not_both(turnmill: Callable[[str], str]) -> None:

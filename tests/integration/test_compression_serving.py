@@ -39,7 +39,6 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "int8": [{"kind": "quantize", "bits": 8, "method": "rtn"}, EXPORT],
     "int4": [{"kind": "quantize", "bits": 4, "group": 32, "method": "rtn"}, EXPORT],
 }
-STEPS_OF_NOW = ["dense"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,7 @@ def models_dir(
     folder = tmp_path_factory.mktemp("models")
     tiny_llama_maker().save_pretrained(folder / "base")
     tiny_tokenizer.save_pretrained(folder / "base")
-    for name in STEPS_OF_NOW:
+    for name in RECIPES:
         recipe = parse_recipe({"windows": WINDOWS, "step": RECIPES[name]})
         conversations = make_conversations()
         compress(
@@ -88,7 +87,7 @@ def greedy_replies(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("engine", ["transformers", "openvino"])
-@pytest.mark.parametrize("name", STEPS_OF_NOW)
+@pytest.mark.parametrize("name", RECIPES)
 def test_the_system_answers_with_the_promoted_artifact_as_the_model_does(
     make_system: Callable[..., Any],
     database_url: str,
@@ -171,5 +170,5 @@ def test_a_worker_that_is_to_serve_what_nobody_promoted_says_what_to_run(tmp_pat
 
 
 def test_every_artifact_of_these_tests_is_whole(models_dir: Path) -> None:
-    for name in STEPS_OF_NOW:
+    for name in RECIPES:
         assert verify(ModelStore(models_dir).path(name)).name == name

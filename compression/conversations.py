@@ -1,0 +1,57 @@
+"""Reads a tenant's own conversations out of PostgreSQL, with personal data masked."""
+
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any
+
+from turnmill.compression.personal import mask_personal
+from turnmill.compression.texts import Conversation
+from turnmill.schemas.database import Database
+from turnmill.schemas.errors import InvalidInput, NotFound
+from turnmill.schemas.ids import Prefix, show_id
+
+#: Conversations of one tenant, at most: the newest.
+MOST = 5000
+
+_TENANT = "SELECT id, allows_training FROM tenants WHERE name = %s"
+
+#: Ids of conversations begin with the time, so that the largest are the newest.
+_ANSWERED = """
+SELECT t.conversation_id, t.input, r.content
+FROM (SELECT id FROM conversations WHERE tenant_id = %s AND answered_seq > 0
+      ORDER BY id DESC LIMIT %s) c
+JOIN turns t ON t.conversation_id = c.id JOIN replies r ON r.turn_id = t.id
+WHERE t.state = 'completed' ORDER BY t.conversation_id, t.seq
+"""
+
+
+def tenant_conversations(database: Database, tenant: str, most: int = MOST) -> list[Conversation]:
+    """Return the newest answered conversations of a tenant that agreed to this use.
+
+    Raises:
+        NotFound: there is no such tenant.
+        InvalidInput: it has not agreed, or nothing was answered yet.
+    """
+    rows = database.run(_TENANT, (tenant,))
+    if not rows:
+        raise NotFound(f"There is no tenant '{tenant}'. See: turnmill tenants list")
+    if not rows[0].allows_training:
+        raise InvalidInput(
+            f"The tenant '{tenant}' has not agreed that its conversations train models. Once it "
+            f"has: turnmill tenants training {tenant} --allow",
+            param="tenant",
+        )
+    turns = database.run(_ANSWERED, (rows[0].id, most))
+    if not turns:
+        raise InvalidInput(f"The tenant '{tenant}' has no answered conversation.", param="tenant")
+    return [
+        Conversation(show_id(Prefix.CONVERSATION, key), tuple(_messages(group)))
+        for key, group in groupby(turns, key=lambda row: row.conversation_id)
+    ]
+
+
+def _messages(turns: Iterable[Any]) -> Iterable[dict[str, str]]:
+    for turn in turns:
+        for message in turn.input:
+            yield {"role": message["role"], "content": mask_personal(message["content"])}
+        yield {"role": "assistant", "content": mask_personal(turn.content)}
