@@ -31,6 +31,8 @@ torch = pytest.importorskip("torch", reason="pip install 'turnmill[compression]'
 transformers = pytest.importorskip("transformers", reason="pip install 'turnmill[compression]'")
 
 MAX_TOKENS = 12
+#: Importing torch and transformers takes a minute beside other tests.
+STARTING_S = 180.0
 QUESTIONS = ("where is my parcel", "the refund is late", "thanks")
 WINDOWS = {"length": 64, "calibration": 8, "train": 16, "heldout": 4, "prose": 4}
 EXPORT = {"kind": "export", "to": "gguf"}
@@ -92,6 +94,7 @@ def test_the_system_answers_with_the_promoted_artifact_as_the_model_does(
     make_system: Callable[..., Any],
     database_url: str,
     valkey_url: str,
+    eventually: Callable[..., None],
     models_dir: Path,
     name: str,
     engine: str,
@@ -99,7 +102,8 @@ def test_the_system_answers_with_the_promoted_artifact_as_the_model_does(
     ModelStore(models_dir).promote(name, by="tests", force=True)
     system = make_system(database_url, valkey_url)
     system.start("relay")
-    system.start_worker(
+    worker = system.start(
+        "worker",
         TURNMILL_ENGINE__NAME=engine,
         TURNMILL_ENGINE__MODEL=PROMOTED,
         TURNMILL_ENGINE__SERVED_NAME=system.settings.engine.model_name,
@@ -109,11 +113,13 @@ def test_the_system_answers_with_the_promoted_artifact_as_the_model_does(
         TURNMILL_ENGINE__KV_CACHE_GIB="0.1",
         TURNMILL_ENGINE__CONTEXT_WINDOW="256",
     )
+    eventually(lambda: worker.says("worker.consuming") or not worker.is_running, STARTING_S)
+    assert worker.is_running, worker.log.read_text()
     params = GenerationParams(temperature=0, max_tokens=MAX_TOKENS)
     accepted = [
         accept(system.database, system.request(question, params=params)) for question in QUESTIONS
     ]
-    system.wait_until_settled()
+    system.wait_until_settled(STARTING_S)
 
     turns = [read_turn(system.database, system.tenant_id, each.turn_id) for each in accepted]
 
