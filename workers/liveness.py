@@ -25,7 +25,7 @@ alive AS MATERIALIZED (
 
 #: Two statements, so that the second sees what the last holder of the lock did; in one message,
 #: so that a process that is paused half-way does not keep the lock from the others. A consumer
-#: that was silent for a whole lease is paused: its turns are due again, and so is its place.
+#: that was silent for a whole lease is paused: its turns are requeued, and its place is free.
 _TAKE_OVER = f"""
 SELECT pg_advisory_xact_lock({TAKEOVER_LOCK_CLASS}, hashtext(model))
 FROM worker_liveness WHERE id = {{worker_id}};

@@ -110,7 +110,7 @@ def _workers(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def _engines(patient: Patient) -> Iterator[Finding]:
+def _away(patient: Patient) -> Iterator[Finding]:
     params = {"lease_s": patient.settings.worker.lease_s}
     for row in patient.database.run(_AWAY, params):
         yield broken(
@@ -185,7 +185,7 @@ def _span(seconds: int) -> str:
 CHECKS: dict[str, Check[Patient]] = {
     "relay": _relay,
     "workers": _workers,
-    "engines": _engines,
+    "engines away": _away,
     "releases": _releases,
     "locks": _locks,
     "oldest turn": _oldest,

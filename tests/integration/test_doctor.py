@@ -5,8 +5,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import psycopg
@@ -22,6 +24,7 @@ from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ
 from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.infra.migrations import head_revision, upgrade
+from turnmill.producer import doctor
 from turnmill.producer.accept import accept
 from turnmill.producer.doctor import Finding, Level, clock, configuration, diagnose, installation
 from turnmill.producer.doctor.broker_amqp import confirms
@@ -187,6 +190,21 @@ def test_a_wrong_broker_password_is_a_finding_that_does_not_show_it(
     finding = found("broker")
     assert finding.level is Level.BROKEN
     assert "hunter2" not in finding.detail
+
+
+def test_no_two_checks_share_a_name() -> None:
+    modules = [
+        import_module(f"{doctor.__name__}.{each.name}") for each in iter_modules(doctor.__path__)
+    ]
+    tables = [
+        table
+        for module in modules
+        for name, table in vars(module).items()
+        if name.isupper() and isinstance(table, dict) and all(map(callable, table.values()))
+    ]
+    names = [name for table in tables for name in table]
+    assert {"engines", "engines away"} <= set(names)
+    assert len(names) == len(set(names))
 
 
 def test_missing_engines_and_a_missing_stack_are_noted_with_what_to_install(

@@ -82,7 +82,7 @@ def test_turns_wait_for_an_engine_that_is_away_and_use_up_no_attempts(
         eventually(lambda: row(system).unavailable_because is not None)
         assert not row(system).is_consuming, "a standby and other workers may take over"
         calls = engine.calls
-        findings = list(examine({"engines": CHECKS["engines"]}, system))
+        findings = list(examine({"engines away": CHECKS["engines away"]}, system))
         assert [finding.level for finding in findings] == [Level.BROKEN]
         assert "it cannot be reached" in findings[0].detail
         assert engine.calls - calls <= system.settings.worker.concurrency

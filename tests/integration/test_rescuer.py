@@ -1,4 +1,4 @@
-"""The rescuer: turns of dead workers are due again, live ones are left alone.
+"""The rescuer requeues the turns of dead workers, and leaves those of live ones alone.
 
 With a real Postgres and no broker. `sweep` is called by hand; a worker is its row and its
 advisory lock, so a test can let one die or pause without a process.

@@ -7,7 +7,11 @@ a WORD JOINER (U+2060): invisible, and no tokenizer reads the mark any more.
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+import structlog
+
 from turnmill.schemas.turns import Message, Role
+
+log = structlog.get_logger()
 
 #: Invisible, and not a space: words stay words.
 WORD_JOINER = "\N{WORD JOINER}"
@@ -48,7 +52,8 @@ def find_marks(render: Callable[[Sequence[Message]], str]) -> set[str]:
         ]
         try:
             around = _TEXT.split(render(messages))
-        except Exception:  # noqa: S112 - a template may raise anything
+        except Exception as error:  # A template may raise anything.
+            log.info("template.roles_refused", roles=roles, error=type(error).__name__)
             continue
         labels = {label for each in around for label in _LABEL.findall(each)}
         return labels.union(*map(_BRACKETS.findall, around), *map(_HEADINGS.findall, around))
