@@ -101,8 +101,7 @@ def make_server_folder() -> Iterator[Callable[[], Path]]:
     folders: list[Path] = []
 
     def make() -> Path:
-        parent = _MEMORY if _serves_programs(_MEMORY) else None
-        folders.append(Path(tempfile.mkdtemp(prefix="turnmill-test-", dir=parent)))
+        folders.append(Path(tempfile.mkdtemp(prefix="turnmill-test-", dir=_server_parent())))
         folders[-1].chmod(0o755)
         return folders[-1]
 
@@ -111,16 +110,26 @@ def make_server_folder() -> Iterator[Callable[[], Path]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _serves_programs(memory: Path) -> bool:
-    """Whether data folders fit there, and the servers' programs may run from it.
+def _server_parent() -> str | None:
+    """Memory, if data folders fit there and programs may run from it; else the usual place.
 
     Disks that others keep busy cost the tests most of their waiting. Docker's `/dev/shm` has
     64 MB and is mounted `noexec`; the embedded servers copy their programs into the data folder.
     """
     with suppress(OSError):
-        found = os.statvfs(memory)
-        return found.f_bavail * found.f_frsize >= _MEMORY_FREE and not found.f_flag & os.ST_NOEXEC
-    return False
+        found = os.statvfs(_MEMORY)
+        if found.f_bavail * found.f_frsize >= _MEMORY_FREE and not found.f_flag & os.ST_NOEXEC:
+            return str(_MEMORY)
+    return None
+
+
+@pytest.fixture
+def temporary_folders_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what makes the folders of its servers itself, as `turnmill chaos` does.
+
+    It asks for `tmp_path` because pytest keeps that for later, where it is made: on the disk.
+    """
+    monkeypatch.setattr(tempfile, "tempdir", _server_parent())
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ TRITON_ENVIRONMENT = _REPOSITORY / ".venv-triton"
 #: The interpreter that `make test-tfserving` installs TensorFlow for.
 TENSORFLOW = _REPOSITORY / ".venv-tensorflow" / "bin" / "python"
 
-#: Folders whose tests break things and time what happens.
-WAITING = ("acceptance", "chaos")
+#: The folder and the files whose tests break things and time what happens.
+FAULTS = {"chaos", "test_drain", "test_storm", "test_topologies"}
 #: The folder that loads each engine once, and the files beside it that keep real models busy.
 CONTRACT = "contract"
 COMPUTING = {CONTRACT, "test_fidelity", "test_openvino", "test_quantized", "test_slots"}
@@ -51,7 +51,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the fast tests, and deselect what the environments that are missing would test."""
+    """Mark the fast tests, and deselect what the environments that are missing would test.
+
+    The longest parts come first: begun last, one of them would keep one process busy alone.
+    """
+    items.sort(key=lambda item: _together(item.path) is None)
     missing = {name for name, is_there in environments().items() if not is_there}
     elsewhere = [item for item in items if _needed(item) & missing]
     for item in items:
@@ -60,6 +64,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if elsewhere:
         config.hook.pytest_deselected(items=elsewhere)
         items[:] = [item for item in items if not _needed(item) & missing]
+
+
+def _together(file: Path) -> str | None:
+    """Name what runs in one process with others; None is a file by itself."""
+    if file.parent.name == CONTRACT:
+        return CONTRACT
+    return "faults" if {file.parent.name, file.stem} & FAULTS else None
 
 
 def _needed(item: pytest.Item) -> set[str]:
@@ -83,9 +94,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            folder = nodeid.split("/")[1]
-            together = {**dict.fromkeys(WAITING, "faults"), CONTRACT: CONTRACT}
-            return together.get(folder, nodeid.partition("::")[0])
+            file = Path(nodeid.partition("::")[0])
+            return _together(file) or str(file)
 
     return Scheduling(config, log)
 

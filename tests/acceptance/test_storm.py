@@ -14,6 +14,8 @@ from tests.selection import storm_turns
 from turnmill.chaos.run import run_storms
 from turnmill.chaos.scenarios import Options, make_storm
 
+pytestmark = pytest.mark.usefixtures("temporary_folders_in_memory")
+
 
 @pytest.fixture(params=["rabbitmq", "valkey"])
 def broker(request: pytest.FixtureRequest) -> str:

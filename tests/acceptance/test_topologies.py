@@ -9,6 +9,8 @@ from tests.conftest import require_rabbitmq
 from turnmill.chaos.run import run_storms
 from turnmill.chaos.scenarios import Options, make_storm
 
+pytestmark = pytest.mark.usefixtures("temporary_folders_in_memory")
+
 
 @pytest.mark.parametrize(
     ("broker", "database"),
