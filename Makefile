@@ -20,6 +20,7 @@ GPU_PYTHON ?= $(PYTHON)
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+LITERT := .venv-litert
 TENSORFLOW := .venv-tensorflow
 TRITON := .venv-triton
 # All but vllm, whose own versions do not go with the others'.
@@ -30,7 +31,7 @@ CODE := compression producer schemas workers infra tests
 PACKAGES := turnmill.benchmarks turnmill.chaos turnmill.compression turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-vllm test-tfserving test-triton test-storm chaos check format bench bench-engine bench-gpu lock build servers clean
+.PHONY: help demo up test test-vllm test-litert test-tfserving test-triton test-storm chaos check format bench bench-engine bench-gpu lock build servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,6 +60,10 @@ test-storm: $(STAMPS)/dev servers ## The storms of the tests with more turns (ST
 # The tests run beside the others' libraries, the stand-in for TensorFlow Serving in its own.
 test-tfserving: $(STAMPS)/dev $(STAMPS)/tensorflow ## Test the TensorFlow Serving engine against a stand-in (2 GB)
 	$(BIN)/python -m pytest tests/contract -k tfserving $(ARGS)
+
+# The converters run in their own environments, the tests beside the others' libraries.
+test-litert: $(STAMPS)/dev $(STAMPS)/litert $(STAMPS)/tensorflow ## Test the exports to LiteRT, of torch and of Keras models (4 GB)
+	$(BIN)/python -m pytest tests/integration/test_litert.py $(ARGS)
 
 # As fast as the machine answers: about an hour on two cores.
 chaos: $(STAMPS)/dev servers ## Break everything for an hour and count what was lost (ARGS="--seed 7")
@@ -106,7 +111,7 @@ servers:
 	else echo "Tests of RabbitMQ or PgBouncer will be skipped (apt-get install rabbitmq-server pgbouncer)"; fi
 
 clean: ## Remove .venv and what the tools left behind
-	rm -rf $(VENV) $(VLLM) $(TENSORFLOW) $(TRITON) $(STAMPS) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM) $(LITERT) $(TENSORFLOW) $(TRITON) $(STAMPS) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -140,6 +145,15 @@ $(STAMPS)/tensorflow: pyproject.toml
 	@$(PYTHON) -m venv $(TENSORFLOW)
 	@$(TENSORFLOW)/bin/pip --disable-pip-version-check install -q 'tensorflow>=2.21,<2.22' safetensors typer
 	@$(TENSORFLOW)/bin/pip --disable-pip-version-check install -q --no-deps -e .
+	@mkdir -p $(STAMPS) && touch $@
+
+# Its versions of pydantic and typing_extensions are older than the others'.
+$(STAMPS)/litert: pyproject.toml
+	@echo "Installing LiteRT's converter into $(LITERT) (once)"
+	@$(PYTHON) -m venv $(LITERT)
+	@$(LITERT)/bin/pip --disable-pip-version-check install -q '$(TORCH)' 'transformers>=5.23,<5.24' \
+	  litert-torch==0.10.0 ai-edge-litert==2.3.0 ai-edge-quantizer==0.10.0 compressed-tensors
+	@$(LITERT)/bin/pip --disable-pip-version-check install -q --no-deps -e .
 	@mkdir -p $(STAMPS) && touch $@
 
 # The server's Python backend needs numpy 1: an environment of its own.

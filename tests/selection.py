@@ -15,6 +15,7 @@ _REPOSITORY = Path(__file__).parent.parent
 TRITON_ENVIRONMENT = _REPOSITORY / ".venv-triton"
 #: The interpreter that `make test-tfserving` installs TensorFlow for.
 TENSORFLOW = _REPOSITORY / ".venv-tensorflow" / "bin" / "python"
+LITERT = _REPOSITORY / ".venv-litert" / "bin" / "python"
 
 #: The folder and the files whose tests break things and time what happens.
 FAULTS = {"chaos", "test_drain", "test_storm", "test_topologies"}

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from turnmill.compression.calibration import Stage, decoder_layers, linears_of
+from turnmill.compression.distill.written import written_windows
 from turnmill.compression.quantize.affine import Grid, PackedWeight, quantize
 from turnmill.compression.quantize.awq import best_factors
 from turnmill.compression.quantize.gptq import Rounded, gptq, output_error
@@ -42,6 +44,9 @@ class QuantizeOptions(Options):
     observer: ObserverName = "mse"
     #: What GPTQ adds to the diagonal of the inputs' gram matrix, as a share of its mean.
     damping: float = Field(0.01, gt=0, le=1)
+    #: Windows that the base model writes itself, to calibrate on beside the dialogues: calibrating
+    #: on dialogues alone costs quality on other texts.
+    generated: int = Field(0, ge=0)
     #: How much of the activations' outliers SmoothQuant moves into the weights.
     alpha: float = Field(0.5, ge=0, le=1)
 
@@ -118,15 +123,32 @@ def quantize_model(state: State, options: QuantizeOptions, progress: Progress) -
         nearest = partial(round_to_nearest, grid=options.grid, observer=options.observer)
         rounded: Quantized = round_layers(state.model, nearest)
         return rounded
+    windows = calibration_windows(state, options.generated, progress)
     progress.start(len(decoder_layers(state.model)[1]), f"quantizing, {options.method}")
     result: Quantized = quantize_layers(
         state.model,
-        state.texts.calibration,
+        windows,
         partial(_rounding, options),
         partial(_scaling, options) if options.method != "gptq" else None,
         done=progress.advance,
     )
     return result
+
+
+def calibration_windows(state: State, generated: int, progress: Progress) -> Tensor:
+    """Return the dialogues to calibrate on, and so many windows of the base model's own text."""
+    windows = state.texts.calibration
+    if not generated:
+        return windows
+    written = written_windows(
+        state.teacher,
+        generated,
+        windows.shape[1],
+        seed=state.seed,
+        path=state.folder / "written.pt",
+        progress=progress,
+    )
+    return torch.cat([windows, written])
 
 
 def _rounding(options: QuantizeOptions, weight: Tensor, gram: Tensor) -> Rounded:

@@ -19,7 +19,11 @@ from turnmill.compression.quantize.layers import (  # noqa: E402
 )
 from turnmill.compression.quantize.rtn import round_to_nearest  # noqa: E402
 from turnmill.compression.quantize.save import save_compressed_tensors, save_quantized  # noqa: E402
-from turnmill.compression.quantize.step import Quantize, QuantizeOptions  # noqa: E402
+from turnmill.compression.quantize.step import (  # noqa: E402
+    Quantize,
+    QuantizeOptions,
+    calibration_windows,
+)
 from turnmill.compression.step import Silent, State  # noqa: E402
 from turnmill.schemas.errors import InvalidInput  # noqa: E402
 
@@ -83,6 +87,13 @@ def test_methods_with_calibration_lose_less_than_rounding(
             errors[method] = float((mine - theirs).square().mean())
     assert errors["gptq"] < 0.8 * errors["rtn"]
     assert errors["awq-gptq"] < 0.8 * errors["rtn"]
+
+
+def test_the_models_own_text_joins_the_dialogues_to_calibrate_on(run: Any, tmp_path: Path) -> None:
+    state = run(method="gptq", bits=4, generated=2)
+    windows = calibration_windows(state, 2, Silent())
+    assert len(windows) == len(state.texts.calibration) + 2
+    assert torch.equal(windows[:-2], state.texts.calibration)
 
 
 def test_eight_bits_cost_almost_nothing(run: Any, tiny_llama_maker: Any) -> None:
