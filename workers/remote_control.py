@@ -5,6 +5,7 @@ queues away, change its pool or revoke its tasks; Turnmill's are SIGTERM, a canc
 settings. `conf` and `report` are refused because they print settings.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -36,6 +37,13 @@ ALLOWED = frozenset(
 )
 
 
+#: What `stats` says of the broker. The alternates of its URL and the transport's options, which
+#: hold those of Sentinels, may carry passwords.
+SHOWN_OF_BROKER = frozenset(
+    {"connect_timeout", "heartbeat", "hostname", "port", "transport", "virtual_host"}
+)
+
+
 class LookingControl(Control):  # type: ignore[misc]
     """Celery's control step with handlers that change nothing."""
 
@@ -46,6 +54,7 @@ class LookingControl(Control):  # type: ignore[misc]
             name: handler if name in ALLOWED else _refusal(name)
             for name, handler in node.handlers.items()
         }
+        node.handlers["stats"] = _without_secrets(node.handlers["stats"])
 
         def start_guarded(consumer: Any) -> None:
             start(consumer)
@@ -53,6 +62,17 @@ class LookingControl(Control):  # type: ignore[misc]
 
         # The box starts itself anew after a command that it cannot read.
         self.start = self.box.start = start_guarded
+
+
+def _without_secrets(stats: Callable[..., dict[str, Any]]) -> Any:
+    def show(state: Any, **options: Any) -> dict[str, Any]:
+        shown = stats(state, **options)
+        broker = shown.get("broker")
+        if isinstance(broker, dict):
+            shown["broker"] = {key: broker[key] for key in SHOWN_OF_BROKER & broker.keys()}
+        return shown
+
+    return show
 
 
 def _refusal(name: str) -> Any:

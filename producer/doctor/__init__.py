@@ -40,7 +40,7 @@ def diagnose(revision: str | None = None) -> list[Finding]:
     findings += examine(installation.CHECKS, None)
     findings += examine(configuration.CHECKS, settings)
     if _is_configured(settings):
-        findings += [*_database(settings, revision), *_broker(settings, _deployment(settings))]
+        findings += [*_database(settings, revision), *_broker(settings, *_served(settings))]
     else:
         found = note(
             f"none configured, and no embedded stack runs from {settings.data}",
@@ -72,18 +72,23 @@ def _database(settings: Settings, revision: str | None) -> Iterator[Finding]:
         opened.close()
 
 
-def _deployment(settings: Settings) -> str | None:
-    """What the queues are named after; None without a database, or with one not migrated yet."""
+def _served(settings: Settings) -> tuple[str | None, frozenset[str]]:
+    """What the queues are named after, and the lanes that workers say they consume.
+
+    None without a database, or with one not migrated yet.
+    """
     try:
         with closing(Database(settings.database)) as opened:
-            return read_deployment(opened).id
+            return read_deployment(opened).id, work.consumed_lanes(opened, settings)
     except (TurnmillError, psycopg.Error):
-        return None
+        return None, frozenset()
 
 
-def _broker(settings: Settings, deployment: str | None) -> Iterator[Finding]:
+def _broker(
+    settings: Settings, deployment: str | None, consumed: frozenset[str]
+) -> Iterator[Finding]:
     try:
-        with broker.connected(settings, deployment) as patient:
+        with broker.connected(settings, deployment, consumed) as patient:
             kind = broker_amqp if settings.broker.is_amqp else broker_redis
             yield from examine(broker.CHECKS, patient)
             yield from examine(kind.CHECKS, patient)

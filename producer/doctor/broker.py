@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
+from kombu import Queue
 
 from turnmill.producer.doctor.findings import Check, Finding, broken, ok, warning
-from turnmill.schemas.broker import celery_settings
+from turnmill.schemas.broker import celery_settings, hint_queues
 from turnmill.schemas.settings import Settings
+from turnmill.schemas.turns import Lane
 
 #: How long live workers may take to say how they were started.
 _INSPECT_S = 1.0
@@ -27,10 +29,23 @@ class Patient:
     connection: Any
     #: What the queues are named after; None where PostgreSQL does not tell.
     deployment: str | None = None
+    #: The lanes of our model that live workers say they consume.
+    consumed: frozenset[str] = frozenset()
+
+    @property
+    def queues(self) -> dict[Lane, Queue]:
+        """Our model's, by lane; none where PostgreSQL does not tell their names."""
+        if self.deployment is None:
+            return {}
+        model = self.settings.engine.model_name
+        queues = hint_queues(self.settings.broker, Lane, model, self.deployment)
+        return dict(zip(Lane, queues, strict=True))
 
 
 @contextmanager
-def connected(settings: Settings, deployment: str | None) -> Iterator[Patient]:
+def connected(
+    settings: Settings, deployment: str | None, consumed: frozenset[str] = frozenset()
+) -> Iterator[Patient]:
     """Raises `Unreachable`. kombu follows several URLs and Sentinels as workers do."""
     app = Celery("turnmill-doctor", set_as_current=False)
     try:
@@ -42,7 +57,7 @@ def connected(settings: Settings, deployment: str | None) -> Iterator[Patient]:
     except Exception as error:
         raise Unreachable(f"{type(error).__name__}: {error}") from error
     try:
-        yield Patient(settings, app, connection, deployment)
+        yield Patient(settings, app, connection, deployment, consumed)
     finally:
         connection.release()
 
@@ -70,5 +85,35 @@ def _pool(patient: Patient) -> Iterator[Finding]:
             )
 
 
+def _consumers(patient: Patient) -> Iterator[Finding]:
+    """What the broker holds, and who takes it: Redis does not know its consumers."""
+    model = patient.settings.engine.model_name
+    for lane, queue in patient.queues.items():
+        hints, consumers = _held(patient, queue)
+        if lane not in patient.consumed and hints:
+            yield broken(
+                f"{hints} hints of lane {lane} of {model} lie in the broker, and no live worker "
+                "consumes the lane",
+                f"TURNMILL_ENGINE__SERVED_NAME={model} turnmill worker --lane {lane}",
+            )
+        if lane in patient.consumed and consumers == 0:
+            yield broken(
+                f"workers say that they consume lane {lane} of {model}, but the broker has no "
+                f"consumer of {queue.name}",
+                "a worker connects again within seconds; if this stays, restart the workers",
+            )
+
+
+def _held(patient: Patient, queue: Queue) -> tuple[int, int | None]:
+    """Hints that wait in a queue, and its consumers where the broker knows them."""
+    # A refusal closes its channel.
+    with patient.connection.channel() as channel:
+        try:
+            found = queue(channel).queue_declare(passive=True)
+        except patient.connection.channel_errors:
+            return 0, 0 if patient.settings.broker.is_amqp else None
+    return found.message_count, found.consumer_count if patient.settings.broker.is_amqp else None
+
+
 CHECKS: dict[str, Check[Patient]] = {"broker": _reached}
-WORKER_CHECKS: dict[str, Check[Patient]] = {"worker pools": _pool}
+WORKER_CHECKS: dict[str, Check[Patient]] = {"consumers": _consumers, "worker pools": _pool}

@@ -12,9 +12,8 @@ from kombu import Queue
 
 from turnmill.producer.doctor.broker import Patient
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
-from turnmill.schemas.broker import hint_queues, longest_hold_s
+from turnmill.schemas.broker import longest_hold_s
 from turnmill.schemas.settings import BrokerSettings
-from turnmill.schemas.turns import Lane
 
 #: RabbitMQ's own, since 3.8.17.
 DEFAULT_CONSUMER_TIMEOUT_S = 1800
@@ -36,7 +35,7 @@ def confirms(properties: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _queues(patient: Patient) -> Iterator[Finding]:
-    for queue in _ours(patient):
+    for queue in patient.queues.values():
         reason = _difference(patient, queue)
         if reason:
             yield broken(
@@ -113,18 +112,12 @@ def _limits_s(queue: Mapping[str, Any]) -> Iterator[float]:
     yield from (limit / 1000 for limit in (argument, policy) if limit)
 
 
-def _ours(patient: Patient) -> list[Queue]:
-    """None where PostgreSQL does not tell their names; that it does not is found elsewhere."""
-    if patient.deployment is None:
-        return []
-    model = patient.settings.engine.model_name
-    return hint_queues(patient.settings.broker, Lane, model, patient.deployment)
-
-
 def _described(patient: Patient) -> list[Any]:
     """Those of our queues that exist, as the management API describes them."""
     vhost = quote(patient.connection.virtual_host, safe="")
-    found = (_ask(patient, f"queues/{vhost}/{quote(queue.name)}") for queue in _ours(patient))
+    found = (
+        _ask(patient, f"queues/{vhost}/{quote(queue.name)}") for queue in patient.queues.values()
+    )
     return [queue for queue in found if queue is not None]
 
 

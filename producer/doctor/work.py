@@ -6,6 +6,8 @@ from turnmill.producer.affinity import WARMTH, ids_since
 from turnmill.producer.doctor.database import Patient
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
 from turnmill.schemas.clock import within
+from turnmill.schemas.database import Database
+from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.release import RELEASE
 from turnmill.schemas.tables import PRUNER_LOCK_KEY, PRUNER_NAME, RESCUER_LOCK_KEY
 
@@ -93,6 +95,13 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.classid = 0 AND l.objsubid = 1
         AND a.state_change < clock_timestamp() - interval '1 s'
     OR l.objid::bigint = {PRUNER_LOCK_KEY} AND a.application_name <> '{PRUNER_NAME}')
 """
+
+
+def consumed_lanes(database: Database, settings: Settings) -> frozenset[str]:
+    """The lanes of this process's model that a live worker says it consumes."""
+    params = {"lease_s": settings.worker.lease_s, "model": settings.engine.model_name}
+    rows = database.run(f"WITH {_LIVE} SELECT lane FROM live WHERE model = %(model)s", params)
+    return frozenset(row.lane for row in rows)
 
 
 def _workers(patient: Patient) -> Iterator[Finding]:

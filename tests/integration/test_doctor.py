@@ -628,3 +628,36 @@ def test_parked_turns_are_noted(stuck: Any) -> None:
     stuck.database.run("UPDATE turns SET state = 'parked'")
     finding = found("parked turns")
     assert (finding.level, finding.fix) == (Level.NOTE, "turnmill parked list")
+
+
+def test_hints_in_the_broker_without_a_consumer_are_found(
+    servers: Callable[[str, str], None], system: Any, eventually: Callable[..., None]
+) -> None:
+    servers(system.settings.database.url, system.settings.broker.url)
+    system.start("relay")
+    accept(system.database, system.request("hello"))
+    eventually(lambda: "consumers" in {finding.what for finding in diagnose()}, 30)
+    finding = found("consumers")
+    assert finding.level is Level.BROKEN
+    assert "1 hints of lane interactive" in finding.detail
+    system.start_worker()
+    system.wait_until_settled()
+    eventually(lambda: "consumers" not in {finding.what for finding in diagnose()}, 30)
+
+
+def test_a_worker_that_says_it_consumes_without_a_consumer_at_the_broker_is_found(
+    servers: Callable[[str, str], None],
+    make_system: Callable[..., Any],
+    database_url: str,
+    rabbitmq_vhost_url: str,
+) -> None:
+    system = make_system(database_url, rabbitmq_vhost_url)
+    servers(database_url, rabbitmq_vhost_url)
+    system.database.run(
+        "INSERT INTO worker_liveness (id, host, pid, model, engine, lanes, slots) "
+        "VALUES (%s, 'gone', 1, %s, 'echo', '{interactive}', 8)",
+        (new_id(), system.settings.engine.model_name),
+    )
+    finding = found("consumers")
+    assert finding.level is Level.BROKEN
+    assert "the broker has no consumer of turns.interactive" in finding.detail

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -18,11 +19,13 @@ LOGIN = ("turnmill", "correct-horse-battery")
 #: What a user said, and an echo answers.
 WORDS = "xylophone-4711"
 USAGE = 64
+#: The password of a second broker, which is away.
+ALTERNATE = "sesame-4711"
 
 
 @pytest.fixture
 def system(make_system: Callable[..., Any], database_url: str, valkey_url: str) -> Any:
-    return make_system(database_url, valkey_url)
+    return make_system(database_url, f"{valkey_url};redis://:{ALTERNATE}@127.0.0.1:1/0")
 
 
 @pytest.fixture
@@ -92,6 +95,8 @@ def test_a_turn_is_a_task_with_its_lane_and_model_but_without_its_text(
         answer = visitor.get(path)
         assert answer.status_code == 200, path
         assert WORDS not in answer.text, path
+        assert ALTERNATE not in answer.text, path
+        assert urlsplit(system.settings.broker.url).password not in answer.text, path
     assert WORDS not in worker.log.read_text()
 
 

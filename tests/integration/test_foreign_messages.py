@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import pytest
@@ -22,7 +23,7 @@ from turnmill.producer.accept import accept, accept_many
 from turnmill.schemas.broker import celery_settings, hint_queues
 from turnmill.schemas.routes import ANSWER_TASK
 from turnmill.schemas.turns import Lane
-from turnmill.workers.remote_control import ALLOWED
+from turnmill.workers.remote_control import ALLOWED, SHOWN_OF_BROKER, _without_secrets
 
 Eventually = Callable[..., None]
 
@@ -251,3 +252,31 @@ def test_every_command_of_celery_is_allowed_or_refused_on_purpose() -> None:
     """A command that a later Celery brings is refused until somebody has looked at it."""
     assert set(Panel.data) >= ALLOWED
     assert not ALLOWED & set(COMMANDS)
+
+
+def test_what_a_worker_tells_of_its_broker_has_no_passwords(
+    make_system: Callable[..., Any], database_url: str, valkey_url: str
+) -> None:
+    """Celery's own answer to `stats`, which Flower shows, has alternates and transport options."""
+    secret = "-".join(("sesame", "4711"))
+    elsewhere = f"redis://:{secret}@127.0.0.1:1/0"
+    system = make_system(database_url, valkey_url)
+    system.start_worker(TURNMILL_BROKER__URL=f"{valkey_url};{elsewhere}")
+    app = Celery("stranger", set_as_current=False)
+    app.conf.update(celery_settings(system.settings.broker))
+    (stats,) = (app.control.inspect(timeout=3).stats() or {}).values()
+    assert set(stats["broker"]) == SHOWN_OF_BROKER
+    own = urlsplit(valkey_url).password or secret
+    assert secret not in str(stats)
+    assert own not in str(stats)
+
+
+def test_secrets_of_sentinels_are_left_out_of_stats() -> None:
+    answer = {
+        "pid": 7,
+        "broker": {
+            "hostname": "h", "userid": "u", "alternates": ["u:sesame@other"],
+            "transport_options": {"sentinel_kwargs": {"password": "sesame"}},
+        },
+    }  # fmt: skip
+    assert _without_secrets(lambda state: answer)(None) == {"pid": 7, "broker": {"hostname": "h"}}
