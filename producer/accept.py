@@ -19,7 +19,7 @@ from turnmill.schemas.database import Cursor, Database, notify
 from turnmill.schemas.errors import Conflict, InvalidInput, NotFound, TransientError, UnknownBot
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.routes import OUTBOX_CHANNEL
-from turnmill.schemas.store.outbox import OWE_HINTS
+from turnmill.schemas.store.accept import INSERT_TURNS, OWE_FIRST_HINTS
 from turnmill.schemas.turns import (
     DEFAULT_PARAMS,
     AcceptedTurn,
@@ -50,27 +50,6 @@ FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::int[]) AS n (id, tenant_id, 
 ORDER BY id
 ON CONFLICT (id) DO UPDATE SET next_seq = conversations.next_seq + excluded.next_seq - 1
 RETURNING id, tenant_id, bot_id, next_seq, answered_seq
-"""
-
-_INSERT_TURNS = """
-INSERT INTO turns (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
-                   idempotency_key, fingerprint, batch_id, batch_row, deadline_at)
-SELECT id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
-       idempotency_key, fingerprint, batch_id, batch_row,
-       clock_timestamp() + make_interval(secs => timeout_s)
-FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::int[], %s::uuid[], %s::text[], %s::text[],
-            %s::text[], %s::jsonb[], %s::jsonb[], %s::text[], %s::bytea[], %s::uuid[], %s::int[],
-            %s::float[])
-     AS n (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
-           idempotency_key, fingerprint, batch_id, batch_row, timeout_s)
-"""
-
-_OWE_HINTS = f"""
-WITH due AS (
-    SELECT id AS turn_id, model, lane, deadline_at, clock_timestamp() AS due_at,
-        true AS is_immediate
-    FROM turns WHERE id = ANY(%s)
-) {OWE_HINTS}
 """
 
 
@@ -182,9 +161,9 @@ def _insert(cursor: Cursor, entries: list[_Entry]) -> list[AcceptedTurn]:
         )
     due = [turn.turn_id for turn in accepted if turn.state is TurnState.QUEUED]
     with cursor.connection.pipeline():
-        cursor.execute(_INSERT_TURNS, _columns(entries, accepted))
+        cursor.execute(INSERT_TURNS, _columns(entries, accepted))
         if due:
-            cursor.execute(_OWE_HINTS, (due,))
+            cursor.execute(OWE_FIRST_HINTS, (due,))
             notify(cursor, OUTBOX_CHANNEL)
     return accepted
 

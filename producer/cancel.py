@@ -10,23 +10,9 @@ from turnmill.schemas.advance import advance, lock_conversations, lock_turns
 from turnmill.schemas.database import Database, notify
 from turnmill.schemas.errors import NotFound
 from turnmill.schemas.routes import ABORT_CHANNEL, TURN_CHANNEL
+from turnmill.schemas.store.cancel import CANCEL
 
 _FIND = "SELECT conversation_id FROM turns WHERE id = %s AND tenant_id = %s"
-
-_CANCEL = """
-WITH turn AS (
-    UPDATE turns SET state = 'cancelled', settled_at = clock_timestamp(), leased_until = NULL,
-                     error_code = 'cancelled', error_message = 'The turn was cancelled.'
-    WHERE id = %s AND state IN ('waiting', 'queued', 'running')
-    RETURNING id, attempt
-), attempt AS (
-    UPDATE attempts SET ended_at = clock_timestamp(), outcome = 'cancelled' FROM turn
-    WHERE turn_id = turn.id AND number = turn.attempt AND ended_at IS NULL
-), hint AS (
-    DELETE FROM outbox USING turn WHERE turn_id = turn.id
-)
-SELECT id FROM turn
-"""
 
 
 def cancel(database: Database, tenant_id: UUID, turn_id: UUID) -> bool:
@@ -42,7 +28,7 @@ def cancel(database: Database, tenant_id: UUID, turn_id: UUID) -> bool:
             raise NotFound("There is no such turn.")
         lock_conversations(cursor, [found.conversation_id])
         lock_turns(cursor, [turn_id])
-        if cursor.execute(_CANCEL, (turn_id,)).fetchone() is None:
+        if cursor.execute(CANCEL, (turn_id,)).fetchone() is None:
             return False
         advance(cursor, [found.conversation_id])
         notify(cursor, ABORT_CHANNEL, turn_id.hex)

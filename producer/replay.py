@@ -22,6 +22,7 @@ from turnmill.schemas.errors import (
     TurnmillError,
 )
 from turnmill.schemas.ids import Prefix, show_id
+from turnmill.schemas.store.replay import DROP, REPLAY
 from turnmill.schemas.turns import Lane, TurnState
 
 #: Turns changed in one transaction, or a few more: conversations are not torn apart.
@@ -53,32 +54,6 @@ FROM turns t JOIN conversations c ON c.id = t.conversation_id LEFT JOIN LATERAL 
 ) AS later ON true
 WHERE t.id = ANY(%s) ORDER BY t.conversation_id, t.seq
 """
-
-#: The turns wait, and so does a later one that was due; `advance` then makes the first of them
-#: due. One that was due in quarantine stays in that lane. A deadline said when nobody wants the
-#: reply any more; whoever replays the turn does.
-_REPLAY = """
-WITH replayed AS (
-    UPDATE turns SET state = 'waiting', lane = coalesce(%(into)s::text, lane), failures = 0,
-        crashes = 0, worker_id = NULL, leased_until = NULL, deadline_at = NULL,
-        settled_at = NULL, error_code = NULL, error_message = NULL
-    WHERE id = ANY(%(turns)s) AND state = 'parked'
-    RETURNING conversation_id, seq
-), first AS (
-    SELECT conversation_id, min(seq) AS seq FROM replayed GROUP BY conversation_id
-), rewound AS (
-    UPDATE conversations c SET answered_seq = least(c.answered_seq, first.seq - 1)
-    FROM first WHERE c.id = first.conversation_id
-), put_back AS (
-    UPDATE turns t SET state = 'waiting', lane = o.lane FROM first, outbox o
-    WHERE t.conversation_id = first.conversation_id AND t.seq > first.seq
-      AND t.state = 'queued' AND o.turn_id = t.id
-    RETURNING t.id
-)
-DELETE FROM outbox USING put_back WHERE turn_id = put_back.id
-"""
-
-_DROP = "UPDATE turns SET state = 'failed' WHERE id = ANY(%s) AND state = 'parked' RETURNING id"
 
 _STATES = "SELECT id, conversation_id, seq, state FROM turns WHERE id = ANY(%s) ORDER BY id"
 
@@ -149,7 +124,7 @@ def drop(
     for _, chunk in _chunks(_find(database, tenant_id, turn_ids)):
         with database.cursor() as cursor:
             lock_turns(cursor, chunk)
-            dropped = {row.id for row in cursor.execute(_DROP, (chunk,))}
+            dropped = {row.id for row in cursor.execute(DROP, (chunk,))}
             changes += [
                 _change(row, None if row.id in dropped else _not_parked(row))
                 for row in cursor.execute(_STATES, (chunk,))
@@ -197,7 +172,7 @@ def _replay(
     changes = _foresee(cursor, ready_ids)
     ready = [change for change in changes if change.refusal is None]
     ready_ids = [change.turn_id for change in ready]
-    cursor.execute(_REPLAY, {"turns": ready_ids, "into": into})
+    cursor.execute(REPLAY, {"turns": ready_ids, "into": into})
     advance(cursor, list({change.conversation_id for change in ready}))
     now = {row.id: TurnState(row.state) for row in cursor.execute(_STATES, (ready_ids,))}
     replayed = [replace(change, state=now[change.turn_id]) for change in ready]

@@ -25,8 +25,8 @@ from turnmill.schemas.outcomes import (
     Outcome,
     Snoozed,
 )
-from turnmill.schemas.routes import OUTBOX_CHANNEL, TURN_CHANNEL
-from turnmill.schemas.store.outbox import OWE_HINTS
+from turnmill.schemas.routes import TURN_CHANNEL
+from turnmill.schemas.store.settle import END, REQUEUE
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.backoff import backoff_s
 from turnmill.workers.clean import storable
@@ -35,62 +35,12 @@ from turnmill.workers.lease import ABANDON, Claim
 
 log = structlog.get_logger()
 
-_END = """
-WITH ending AS (
-    SELECT * FROM json_to_recordset(%s) AS e (turn_id uuid, attempt int, worker_id uuid,
-        is_watched bool, state text, outcome text, error_code text, error_message text,
-        content text, finish_reason text, prompt_tokens int, completion_tokens int,
-        cached_tokens int)
-), ended AS (
-    UPDATE turns t SET state = e.state, settled_at = clock_timestamp(), leased_until = NULL,
-        error_code = e.error_code, error_message = e.error_message
-    FROM ending e
-    WHERE t.id = e.turn_id AND t.attempt = e.attempt AND t.worker_id = e.worker_id
-      AND t.state = 'running'
-    RETURNING e.*
-), attempt AS (
-    UPDATE attempts a SET ended_at = clock_timestamp(), outcome = e.outcome, error = e.error_code
-    FROM ended e WHERE a.turn_id = e.turn_id AND a.number = e.attempt
-), kept AS (
-    DELETE FROM chunks c USING ended e WHERE c.turn_id = e.turn_id
-), reply AS (
-    INSERT INTO replies
-        (turn_id, attempt, content, finish_reason, prompt_tokens, completion_tokens,
-        cached_tokens)
-    SELECT turn_id, attempt, content, finish_reason, prompt_tokens, completion_tokens,
-        cached_tokens
-    FROM ended WHERE content IS NOT NULL
-)
-SELECT turn_id, CASE WHEN is_watched THEN pg_notify(%s, replace(turn_id::text, '-', '')) END
-FROM ended
-"""
-
-#: A turn whose attempt has no row any more (a hand, a month that was dropped) is requeued too.
-_REQUEUE = f"""
-WITH turn AS (
-    UPDATE turns SET state = 'queued', worker_id = NULL, leased_until = NULL,
-        failures = failures + %(counts)s
-    WHERE id = %(turn)s AND attempt = %(attempt)s AND worker_id = %(worker)s AND state = 'running'
-    RETURNING id, attempt, model, lane, deadline_at
-), attempt AS (
-    UPDATE attempts SET ended_at = clock_timestamp(), outcome = %(outcome)s, error = %(error)s
-    FROM turn WHERE turn_id = turn.id AND number = turn.attempt
-    RETURNING attempts.lane
-), due AS (
-    SELECT id AS turn_id, model, coalesce(attempt.lane, turn.lane) AS lane, deadline_at,
-        clock_timestamp() + make_interval(secs => %(delay_s)s) AS due_at,
-        %(delay_s)s = 0 AS is_immediate
-    FROM turn LEFT JOIN attempt ON true
-), hint AS ({OWE_HINTS})
-SELECT id, pg_notify('{OUTBOX_CHANNEL}', '') FROM turn
-"""
-
 _STATE = "SELECT state, attempt FROM turns WHERE id = %s"
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a running turn ends for good; the fields are columns of `_END`."""
+    """How a running turn ends for good; the fields are columns of `END`."""
 
     turn_id: UUID
     conversation_id: UUID
@@ -121,7 +71,7 @@ def end_turns(database: Database, endings: Sequence[Ending]) -> list[bool]:
         lock_conversations(cursor, conversation_ids)
         lock_turns(cursor, [ending.turn_id for ending in endings])
         ended = cursor.connection.cursor()
-        ended.execute(_END, (rows, TURN_CHANNEL))
+        ended.execute(END, (rows, TURN_CHANNEL))
         advance(cursor, conversation_ids)
     ended_ids = {row[0] for row in ended}
     return [ending.turn_id in ended_ids for ending in endings]
@@ -186,7 +136,7 @@ class Settler:
 
     def _requeue(self, claim: Claim, outcome: Snoozed) -> bool:
         rows = self._database.run(
-            _REQUEUE,
+            REQUEUE,
             {
                 "turn": claim.turn_id,
                 "attempt": claim.attempt,

@@ -14,9 +14,6 @@ from typing import Any
 
 import pytest
 
-from turnmill.producer import accept as accept_module
-from turnmill.producer import cancel as cancel_module
-from turnmill.producer import replay as replay_module
 from turnmill.producer.accept import accept_many
 from turnmill.producer.cancel import cancel
 from turnmill.producer.replay import drop, replay
@@ -25,9 +22,12 @@ from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered, Failed, Outcome, Snoozed
 from turnmill.schemas.store import claim as claim_module
 from turnmill.schemas.store import outbox as outbox_module
+from turnmill.schemas.store.accept import INSERT_TURNS
+from turnmill.schemas.store.cancel import CANCEL
+from turnmill.schemas.store.replay import DROP, REPLAY
+from turnmill.schemas.store.settle import END, REQUEUE
 from turnmill.schemas.turns import TRANSITIONS, AcceptedTurn, Reply, TurnState, Usage
 from turnmill.workers import rescuer as rescuer_module
-from turnmill.workers import settle as settle_module
 from turnmill.workers.lease import Leases
 from turnmill.workers.rescuer import sweep
 from turnmill.workers.settle import Settler
@@ -39,10 +39,10 @@ REPLY = Answered(Reply(content="yes", finish_reason="stop", usage=Usage()))
 OWNERS = {
     "schemas/store/claim.py": claim_module.CLAIM,
     "schemas/advance.py": advance_module._ADVANCE,
-    "producer/accept.py": accept_module._INSERT_TURNS,
-    "producer/cancel.py": cancel_module._CANCEL,
-    "producer/replay.py": replay_module._REPLAY + replay_module._DROP,
-    "workers/settle.py": settle_module._END + settle_module._REQUEUE,
+    "schemas/store/accept.py": INSERT_TURNS,
+    "schemas/store/cancel.py": CANCEL,
+    "schemas/store/replay.py": REPLAY + DROP,
+    "schemas/store/settle.py": END + REQUEUE,
     "workers/rescuer.py": rescuer_module._REQUEUE_LOST,
 }
 

@@ -1,0 +1,24 @@
+"""Accept: turns come to be, and the broker is owed a hint for those that are due."""
+
+from turnmill.schemas.store.outbox import OWE_HINTS
+
+INSERT_TURNS = """
+INSERT INTO turns (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
+                   idempotency_key, fingerprint, batch_id, batch_row, deadline_at)
+SELECT id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
+       idempotency_key, fingerprint, batch_id, batch_row,
+       clock_timestamp() + make_interval(secs => timeout_s)
+FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::int[], %s::uuid[], %s::text[], %s::text[],
+            %s::text[], %s::jsonb[], %s::jsonb[], %s::text[], %s::bytea[], %s::uuid[], %s::int[],
+            %s::float[])
+     AS n (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
+           idempotency_key, fingerprint, batch_id, batch_row, timeout_s)
+"""
+
+OWE_FIRST_HINTS = f"""
+WITH due AS (
+    SELECT id AS turn_id, model, lane, deadline_at, clock_timestamp() AS due_at,
+        true AS is_immediate
+    FROM turns WHERE id = ANY(%s)
+) {OWE_HINTS}
+"""

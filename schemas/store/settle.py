@@ -1,0 +1,58 @@
+"""Settle: a running turn ends, or is queued again.
+
+Every statement repeats the fence: attempt number, worker, `running`. Zero rows mean that the turn
+belongs to somebody else now.
+"""
+
+from turnmill.schemas.routes import OUTBOX_CHANNEL
+from turnmill.schemas.store.outbox import OWE_HINTS
+
+END = """
+WITH ending AS (
+    SELECT * FROM json_to_recordset(%s) AS e (turn_id uuid, attempt int, worker_id uuid,
+        is_watched bool, state text, outcome text, error_code text, error_message text,
+        content text, finish_reason text, prompt_tokens int, completion_tokens int,
+        cached_tokens int)
+), ended AS (
+    UPDATE turns t SET state = e.state, settled_at = clock_timestamp(), leased_until = NULL,
+        error_code = e.error_code, error_message = e.error_message
+    FROM ending e
+    WHERE t.id = e.turn_id AND t.attempt = e.attempt AND t.worker_id = e.worker_id
+      AND t.state = 'running'
+    RETURNING e.*
+), attempt AS (
+    UPDATE attempts a SET ended_at = clock_timestamp(), outcome = e.outcome, error = e.error_code
+    FROM ended e WHERE a.turn_id = e.turn_id AND a.number = e.attempt
+), kept AS (
+    DELETE FROM chunks c USING ended e WHERE c.turn_id = e.turn_id
+), reply AS (
+    INSERT INTO replies
+        (turn_id, attempt, content, finish_reason, prompt_tokens, completion_tokens,
+        cached_tokens)
+    SELECT turn_id, attempt, content, finish_reason, prompt_tokens, completion_tokens,
+        cached_tokens
+    FROM ended WHERE content IS NOT NULL
+)
+SELECT turn_id, CASE WHEN is_watched THEN pg_notify(%s, replace(turn_id::text, '-', '')) END
+FROM ended
+"""
+
+#: A turn whose attempt has no row any more (a hand, a month that was dropped) is requeued too.
+REQUEUE = f"""
+WITH turn AS (
+    UPDATE turns SET state = 'queued', worker_id = NULL, leased_until = NULL,
+        failures = failures + %(counts)s
+    WHERE id = %(turn)s AND attempt = %(attempt)s AND worker_id = %(worker)s AND state = 'running'
+    RETURNING id, attempt, model, lane, deadline_at
+), attempt AS (
+    UPDATE attempts SET ended_at = clock_timestamp(), outcome = %(outcome)s, error = %(error)s
+    FROM turn WHERE turn_id = turn.id AND number = turn.attempt
+    RETURNING attempts.lane
+), due AS (
+    SELECT id AS turn_id, model, coalesce(attempt.lane, turn.lane) AS lane, deadline_at,
+        clock_timestamp() + make_interval(secs => %(delay_s)s) AS due_at,
+        %(delay_s)s = 0 AS is_immediate
+    FROM turn LEFT JOIN attempt ON true
+), hint AS ({OWE_HINTS})
+SELECT id, pg_notify('{OUTBOX_CHANNEL}', '') FROM turn
+"""
