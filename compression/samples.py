@@ -4,10 +4,10 @@ from pathlib import Path
 
 from turnmill.schemas.errors import InvalidInput
 
-_HERE = Path(__file__).parent
+RECIPES = Path(__file__).parent / "recipes"
 
 #: Paragraphs of this project's own documentation.
-PROSE = _HERE / "recipes" / "prose.txt"
+PROSE = RECIPES / "prose.txt"
 
 
 def find_recipe(name: str) -> Path:
@@ -18,7 +18,7 @@ def find_recipe(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    ours = {path.stem: path for path in sorted((_HERE / "recipes").glob("*.toml"))}
+    ours = {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
     if name not in ours:
         raise InvalidInput(
             f"There is no recipe '{name}': neither a file nor one of {', '.join(ours)}.",

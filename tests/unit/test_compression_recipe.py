@@ -7,6 +7,7 @@ import pytest
 from tests.compression_steps import NUDGE
 from turnmill.compression import step
 from turnmill.compression.recipe import parse_recipe, read_recipe, recipe_of_flags
+from turnmill.compression.samples import RECIPES, find_recipe
 from turnmill.schemas.errors import InvalidInput
 
 TOML = """
@@ -86,3 +87,18 @@ def test_a_mistake_in_a_flag_is_refused(flag: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"none\.toml cannot be read"):
         read_recipe(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
+def test_every_recipe_of_ours_is_found_by_its_name(name: str) -> None:
+    pytest.importorskip("torch", reason="pip install 'turnmill[compression]'")
+
+    recipe = read_recipe(find_recipe(name))
+
+    assert recipe.name == name
+    assert recipe.steps
+
+
+def test_an_unknown_recipe_is_answered_with_those_that_exist() -> None:
+    with pytest.raises(InvalidInput, match="neither a file nor one of f16, int4, int8, w8a8"):
+        find_recipe("int3")
