@@ -124,7 +124,7 @@ class _Call:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID_HEADER] = self.request_id
-            if self._is_asked_for_body:
+            if self._has_unread_body and self._is_asked_for_body:
                 await self._discard_body()
             if self._has_unread_body:
                 headers["Connection"] = "close"
