@@ -106,18 +106,3 @@ def dequantize(integers: Tensor, scales: Tensor, zeros: Tensor | None, grid: Gri
     if zeros is not None:
         parts = parts + zeros.unsqueeze(-1)
     return parts.reshape(integers.shape)
-
-
-def pack_nibbles(integers: Tensor) -> Tensor:
-    """Pack 4-bit integers of [−8, 7], int8 [out, in], two a byte: uint8 [out, in / 2].
-
-    The even column is the low half of the byte, and 0 is stored as 8.
-    """
-    unsigned = (integers + 8).to(torch.uint8)
-    return unsigned[:, ::2] | (unsigned[:, 1::2] << 4)
-
-
-def unpack_nibbles(packed: Tensor) -> Tensor:
-    """Undo `pack_nibbles`: int8 [out, in]."""
-    halves = torch.stack([packed & 0xF, packed >> 4], dim=-1)
-    return halves.flatten(1).to(torch.int8) - 8

@@ -13,6 +13,9 @@ from torch import Tensor
 from turnmill.compression.quantize.affine import Grid, PackedWeight, quantize
 from turnmill.compression.quantize.observers import mse, storable
 
+#: A matrix with a larger share of zeros counts as pruned.
+PRUNED_FROM = 0.01
+
 #: Columns whose errors are passed on at once: the paper's B.
 BLOCK = 128
 
@@ -29,7 +32,8 @@ class Rounded:
 def gptq(weight: Tensor, gram: Tensor, grid: Grid, damping: float = 0.01) -> Rounded:
     """Quantize a matrix so that its products with the calibrated inputs change least.
 
-    Returns round-to-nearest on the same scales where that is the better of the two.
+    Returns round-to-nearest on the same scales where that is the better of the two. The zeros of a
+    pruned matrix stay zero: only its other weights make up for errors.
 
     Args:
         weight: [out, in].
@@ -77,9 +81,12 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
 
 def _round_columns(weight: Tensor, gram: Tensor, start: PackedWeight, damping: float) -> Tensor:
     """Return the integers that GPTQ chooses on the scales of `start`, int8 [out, in]."""
+    pruned = weight == 0
+    if pruned.float().mean() < PRUNED_FROM:
+        pruned.zero_()
     order = gram.diagonal().argsort(descending=True)
     factor = inverse_factor(gram[order][:, order], damping)
-    left = weight[:, order].clone()
+    left, pruned = weight[:, order].clone(), pruned[:, order]
     scales = _by_column(start.scales, weight, start.grid)[:, order]
     zeros = _by_column(start.zeros, weight, start.grid)[:, order] if start.zeros is not None else 0
     integers = torch.empty_like(left)
@@ -90,7 +97,8 @@ def _round_columns(weight: Tensor, gram: Tensor, start: PackedWeight, damping: f
         for column in range(first, last):
             scale = scales[:, column]
             zero = zeros[:, column] if isinstance(zeros, Tensor) else 0
-            whole = ((left[:, column] - zero) / scale).round()
+            wanted = left[:, column].masked_fill(pruned[:, column], 0)
+            whole = ((wanted - zero) / scale).round()
             whole = whole.clamp(start.grid.low, start.grid.high)
             error = (left[:, column] - whole * scale - zero) / factor[column, column]
             left[:, column:last].addr_(error, factor[column, column:last], alpha=-1)

@@ -121,6 +121,16 @@ def test_gptq_serves_asymmetric_grids(grid: Grid) -> None:
     assert found.error < found.nearest_error
 
 
+@pytest.mark.parametrize("grid", [Grid(4, True, 64), Grid(4, False, 64)], ids=str)
+def test_gptq_keeps_the_zeros_of_a_pruned_matrix(grid: Grid) -> None:
+    gram = correlated_inputs(2)
+    weight = torch.randn(32, 192, generator=torch.Generator().manual_seed(7))
+    weight[weight.abs() < weight.abs().median()] = 0
+    found = gptq(weight, gram, grid)
+    assert bool((found.weight.dense()[weight == 0].abs() < 1e-6).all())
+    assert found.error < found.nearest_error
+
+
 def test_gptq_falls_back_to_the_nearest_where_inputs_are_uncorrelated() -> None:
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(2))
     gram = torch.eye(64)

@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch")
 
 from turnmill.compression.calibration import linears_of  # noqa: E402
 from turnmill.compression.quantize.affine import Grid  # noqa: E402
-from turnmill.compression.quantize.load import load_packed  # noqa: E402
 from turnmill.compression.quantize.qat import Qat, QatOptions, Rounding  # noqa: E402
+from turnmill.compression.quantize.reopen import load_packed  # noqa: E402
 from turnmill.compression.quantize.rtn import round_to_nearest  # noqa: E402
 from turnmill.compression.quantize.save import save_quantized  # noqa: E402
 from turnmill.compression.quantize.step import Quantize, QuantizeOptions  # noqa: E402
@@ -134,15 +134,3 @@ def test_options_that_make_no_sense_for_a_quantized_model_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="leave out"):
         QatOptions(**TRAINING, **options)
-
-
-@pytest.mark.parametrize("options", [{"bits": 8}, {"method": "smoothquant"}], ids=str)
-def test_a_folder_loads_with_its_integers_packed(
-    tiny_llama: Any, tiny_texts: Any, tiny_tokenizer: Any, tmp_path: Path, options: dict[str, Any]
-) -> None:
-    state = State(tiny_llama, tiny_tokenizer, tiny_texts, lambda: tiny_llama, tmp_path, seed=1)
-    Quantize()(state, QuantizeOptions(**options), Silent())
-    save_quantized(state, tmp_path / "saved")
-    loaded = load_packed(tmp_path / "saved", torch.float32)
-    assert not any(type(each) is torch.nn.Linear for each in loaded.model.modules())
-    assert distance(loaded, state.model, tiny_texts.heldout) < 1e-2

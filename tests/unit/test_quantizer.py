@@ -8,9 +8,7 @@ from turnmill.compression.quantize.affine import (  # noqa: E402
     Grid,
     PackedWeight,
     dequantize,
-    pack_nibbles,
     quantize,
-    unpack_nibbles,
 )
 from turnmill.compression.quantize.observers import (  # noqa: E402
     OBSERVERS,
@@ -141,13 +139,6 @@ def test_the_percentile_observer_clips_the_outermost_numbers() -> None:
     weight[0, 0] = 1000
     grid = Grid(8)
     assert percentile(weight, grid, 0.999)[0].item() < minmax(weight, grid)[0].item() / 100
-
-
-def test_nibbles_come_back() -> None:
-    integers = torch.randint(-8, 8, (6, 32), dtype=torch.int8)
-    packed = pack_nibbles(integers)
-    assert packed.shape == (6, 16)
-    assert torch.equal(unpack_nibbles(packed), integers)
 
 
 def test_groups_that_do_not_divide_a_row_are_refused() -> None:
