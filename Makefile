@@ -31,7 +31,7 @@ CODE := compression producer schemas workers infra tests
 PACKAGES := turnmill.benchmarks turnmill.chaos turnmill.compression turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-vllm test-litert test-tfserving test-triton test-storm chaos check format bench bench-engine bench-gpu lock build servers clean
+.PHONY: help demo up test test-vllm test-litert test-tfserving test-triton test-storm chaos check format bench bench-engine bench-gpu bench-compression lock build servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -88,6 +88,9 @@ bench-engine: $(STAMPS)/dev servers ## What engines do, alone and in the system 
 # With what the machine has: nothing is installed or downloaded, and the model is made on the spot.
 bench-gpu: ## The transformers engine beside generate on a GPU (GPU_PYTHON=…; ARGS="--chats 128")
 	PYTHONPATH=.namespace $(GPU_PYTHON) -m turnmill.benchmarks.gpu $(ARGS)
+
+bench-compression: $(STAMPS)/dev ## What each compression recipe costs and gains, within an hour (ARGS="--row int8")
+	$(BIN)/turnmill bench compression $(ARGS)
 
 build: $(STAMPS)/dev ## An sdist, and the wheel built from it
 	rm -rf dist

@@ -18,10 +18,19 @@ def find_recipe(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    ours = {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+    ours = _ours()
     if name not in ours:
         raise InvalidInput(
             f"There is no recipe '{name}': neither a file nor one of {', '.join(ours)}.",
             param="recipe",
         )
     return ours[name]
+
+
+def recipe_names() -> list[str]:
+    """Return the names of our recipes."""
+    return list(_ours())
+
+
+def _ours() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}

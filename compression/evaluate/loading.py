@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 #: What all models of one comparison compute in.
 Dtype = Literal["bfloat16", "float32"]
 
-#: Files that hold weights. Tokenizers, reports and plots do not count as the model's size.
-_WEIGHTS = {".safetensors", ".gguf", ".bin", ".tflite", ".pt"}
+#: The files of a checkpoint that hold weights. Tokenizers and reports do not count as its size.
+_WEIGHTS = {".safetensors", ".bin"}
 
 
 def load_candidate(path: Path, dtype: Dtype = "bfloat16") -> "PreTrainedModel":
@@ -108,6 +108,11 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def bytes_of(path: Path) -> int:
-    """Return the size on disk of the model's weights, in bytes."""
-    files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
-    return sum(one.stat().st_size for one in files if one.suffix in _WEIGHTS)
+    """Return the size on disk of the model's weights, in bytes.
+
+    In a folder, the checkpoint's: files exported beside it hold the same weights again.
+    """
+    if path.is_file():
+        return path.stat().st_size
+    files = [each for each in path.iterdir() if each.suffix in _WEIGHTS]
+    return sum(each.stat().st_size for each in files)

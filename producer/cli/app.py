@@ -13,7 +13,9 @@ from turnmill.producer.cli import (
     bench,
     chaos,
     compress,
+    compress_auto,
     distill,
+    evaluate,
     models,
     parked,
     processes,
@@ -41,7 +43,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for part in (stack, talk, processes, admin, chaos, retention):
+compress_auto.add_commands(compress.app)
+for part in (stack, talk, processes, admin, chaos, retention, evaluate):
     part.add_commands(app)
 app.add_typer(turn.app, name="turn")
 app.add_typer(parked.app, name="parked")

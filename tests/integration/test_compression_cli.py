@@ -118,3 +118,60 @@ def test_the_guides_command_for_l1_leaves_a_sparse_artifact(
     finetune, prune = (each["told"] for each in manifest["steps"])
     assert finetune["zeros"] > 0.01
     assert prune["zeros"] >= 0.3
+
+
+def test_evaluate_writes_a_report_of_models_beside_their_original(
+    turnmill: Callable[[str], str], place: Path
+) -> None:
+    turnmill("turnmill compress my-model --recipe f16 --data chats.jsonl")
+
+    (example,) = examples("evaluate")
+    said = turnmill(f"{example} --windows 2 --replies 1 --speed-rounds 1")
+
+    report = json.loads((place / "report" / "report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["original", "my-model-f16"]
+    assert all(row["speed"]["batch_8"] > 0 for row in report["rows"])
+    assert "my-model-f16" in said
+    assert (place / "report" / "frontier.png").stat().st_size
+
+
+def test_a_gguf_file_is_evaluated_beside_its_checkpoint(
+    turnmill: Callable[[str], str], place: Path
+) -> None:
+    turnmill("turnmill compress my-model --recipe f16 --data chats.jsonl")
+    gguf = "data/models/artifacts/my-model-f16/model-f16.gguf"
+
+    options = "--data chats.jsonl --windows 2 --replies 0 --speed-rounds 0 --out gguf"
+    turnmill(f"turnmill evaluate {gguf} --against my-model {options}")
+
+    row = json.loads((place / "gguf" / "report.json").read_text())["rows"][1]
+    assert row["quantization"] == "gguf"
+    assert row["prose"]["ratio"]["value"] == pytest.approx(1, abs=0.01)
+
+
+def test_auto_names_the_best_artifact_and_the_command_that_serves_it(
+    turnmill: Callable[[str], str],
+) -> None:
+    (example,) = examples("compress", "auto")
+
+    said = turnmill(example)
+
+    assert "Best: my-model-f16. Serve it: turnmill models promote my-model-f16" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--budget soon", "--budget 'soon': expected an amount such as 30s, 30m, 30h"),
+        ("--budget 0m", "--budget '0m'"),
+        ("--max-size 120MiB", "--max-size '120MiB': expected an amount such as 30kb, 30mb"),
+        ("--recipe nothing", "no recipe 'nothing'"),
+    ],
+)
+def test_auto_refuses_what_it_cannot_read(
+    turnmill: Callable[[str], str], options: str, message: str
+) -> None:
+    from turnmill.schemas.errors import InvalidInput
+
+    with pytest.raises(InvalidInput, match=message):
+        turnmill(f"turnmill compress auto my-model --data chats.jsonl {options}")
