@@ -69,6 +69,12 @@ ROWS: tuple[Entry, ...] = (
     Entry("int4-gptq", [_quantize("gptq", group=64)], INT4),
     Entry("int4-awq", [_quantize("awq", group=64)], INT4),
     Entry("int4-awq-gptq", [_quantize("awq-gptq", group=64)], INT4),
+    Entry(
+        "int4-recovered",
+        [_quantize("gptq", group=64), {"kind": "qat", "minutes": 5, "windows": 256}],
+        INT4,
+        (1.03, 1.12),
+    ),
     Entry("magnitude-50", [_prune("magnitude")]),
     Entry("wanda-50", [_prune("wanda")]),
     Entry("sparsegpt-50", [_prune("sparsegpt")]),
