@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -39,6 +39,9 @@ class ClassifierOptions(TrainingOptions):
     #: The weight of the labels; the teacher's opinion weighs 1 - alpha.
     alpha: float = Field(0.5, ge=0, le=1)
     temperature: float = Field(2.0, gt=0)
+    #: How both opinions are compared: KL(teacher ‖ student), KL(student ‖ teacher), or the mean of
+    #: both against their mixture.
+    divergence: Literal["forward", "reverse", "jensen-shannon"] = "forward"
 
 
 @dataclass(frozen=True)
@@ -179,9 +182,14 @@ def opinion_loss(examples: _Encoded, opinions: Tensor, options: ClassifierOption
     """Return the loss of the labels and of the teacher's logits `[n, classes]`."""
 
     def loss(model: Any, rows: Tensor) -> Tensor:
-        student = examples.logits(model, rows)
-        targets = opinions[rows], examples.labels[rows]
-        return combined_loss(student, *targets, options.alpha, options.temperature)
+        return combined_loss(
+            examples.logits(model, rows),
+            opinions[rows],
+            examples.labels[rows],
+            options.alpha,
+            options.temperature,
+            options.divergence,
+        )
 
     return loss
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from turnmill.compression.distill.losses import hard_loss
 from turnmill.compression.distill.training import TrainingOptions, train
+from turnmill.compression.prune.l1 import penalty
 from turnmill.compression.prune.masks import KeptZeros
 from turnmill.compression.step import Progress, State
 
@@ -48,4 +49,7 @@ class Finetune:
         )
         state.packed.clear()
         state.format = "dense"
-        return vars(done) | {"zeros": round(KeptZeros(state.model).share, 4)}
+        told = {"zeros": round(KeptZeros(state.model).share, 4)}
+        if options.l1:
+            told["l1_norm"] = round(float(penalty(state.model).detach()), 2)
+        return vars(done) | told

@@ -5,6 +5,7 @@ sequence classifiers (`[batch, classes]`) share them, and return the mean over t
 dimensions, in nats.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,11 +52,24 @@ def jensen_shannon_loss(
     return temperature**2 * divergence
 
 
+#: How the teacher's opinion may be compared, by the names that options use.
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "forward": soft_loss,
+    "reverse": reverse_loss,
+    "jensen-shannon": jensen_shannon_loss,
+}
+
+
 def combined_loss(
-    student: Tensor, teacher: Tensor, labels: Tensor, alpha: float = 0.5, temperature: float = 2.0
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    alpha: float = 0.5,
+    temperature: float = 2.0,
+    divergence: str = "forward",
 ) -> Tensor:
     """Return α · hard + (1 - α) · soft loss, the mixture that trains a student."""
-    soft = soft_loss(student, teacher, temperature)
+    soft = DIVERGENCES[divergence](student, teacher, temperature)
     return alpha * hard_loss(student, labels) + (1 - alpha) * soft
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 
 from turnmill.producer.cli.compress import DataOption, ModelArgument, checkpoint_of
@@ -40,6 +41,9 @@ def classifier(
     temperature: Annotated[
         float, typer.Option(min=0.1, help="Softens what the teacher says of every label.")
     ] = 2.0,
+    divergence: Annotated[
+        str, typer.Option(help="Of both opinions: forward, reverse or jensen-shannon.")
+    ] = "forward",
     learning_rate: Annotated[float, typer.Option(help="The highest rate.")] = 1e-4,
     seed: Annotated[int, typer.Option(help="Another seed, other random choices.")] = 1,
 ) -> None:
@@ -57,15 +61,20 @@ def classifier(
         read_examples,
     )
 
-    options = ClassifierOptions.model_validate(
-        {
-            "layers": layers,
-            "steps": steps,
-            "alpha": alpha,
-            "temperature": temperature,
-            "learning_rate": learning_rate,
-        }
-    )
+    given = {
+        "layers": layers,
+        "steps": steps,
+        "alpha": alpha,
+        "temperature": temperature,
+        "divergence": divergence,
+        "learning_rate": learning_rate,
+    }
+    try:
+        options = ClassifierOptions.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise InvalidInput(f"--{name.replace('_', '-')}: {first['msg']}.", param=name) from error
     examples = read_examples(data or SAMPLE)
     base = checkpoint_of(model, load_settings())
     with showing_bars(console) as bars:

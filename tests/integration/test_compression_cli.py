@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from tests.compression_models import make_conversations
 from turnmill.producer.cli.app import app
+from turnmill.schemas.errors import InvalidInput
 
 pytest.importorskip("transformers", reason="pip install 'turnmill[compression]'")
 pytestmark = [
@@ -84,8 +85,6 @@ def test_the_examples_lead_from_a_checkpoint_to_the_promoted_artifact(
 
 
 def test_a_recipe_or_steps_are_asked_for_but_not_both(turnmill: Callable[[str], str]) -> None:
-    from turnmill.schemas.errors import InvalidInput
-
     for options in ("", "--recipe f16 --step export"):
         with pytest.raises(InvalidInput, match="either --recipe or --step"):
             turnmill(f"turnmill compress my-model --data chats.jsonl {options}")
@@ -95,6 +94,8 @@ def test_the_examples_of_distillation_run(turnmill: Callable[[str], str], place:
     (line,) = examples("compress", "classifier")
     assert "student" in turnmill(line)
     assert (place / "intents" / "config.json").exists()
+    with pytest.raises(InvalidInput, match="--divergence: Input should be 'forward'"):
+        turnmill(f"{line} --divergence sideways")
     (line,) = examples("compress", "backlog")
     turnmill(line)
     rows = [json.loads(each) for each in (place / "backlog.jsonl").read_text().splitlines()]
@@ -117,6 +118,7 @@ def test_the_guides_command_for_l1_leaves_a_sparse_artifact(
     manifest = json.loads(turnmill("turnmill models show sparse --json"))
     finetune, prune = (each["told"] for each in manifest["steps"])
     assert finetune["zeros"] > 0.01
+    assert finetune["l1_norm"] > 0
     assert prune["zeros"] >= 0.3
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from turnmill.compression.distill.losses import (
+    DIVERGENCES,
     IGNORED,
     combined_loss,
     hard_loss,
@@ -96,11 +97,14 @@ def test_gradients_agree_with_finite_differences(
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher, temperature), student)
 
 
-def test_gradients_of_the_combined_loss_agree_with_finite_differences() -> None:
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_gradients_of_the_combined_loss_agree_with_finite_differences(divergence: str) -> None:
     student = logits(2, 5, seed=4).requires_grad_()
     labels = torch.tensor([1, IGNORED])
     teacher = logits(2, 5, seed=5)
-    assert torch.autograd.gradcheck(lambda s: combined_loss(s, teacher, labels), student)
+    assert torch.autograd.gradcheck(
+        lambda s: combined_loss(s, teacher, labels, divergence=divergence), student
+    )
 
 
 def test_all_classes_kept_give_the_whole_soft_loss() -> None:
