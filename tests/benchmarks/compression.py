@@ -18,6 +18,7 @@ from turnmill.compression.pipeline import Job
 from turnmill.compression.search import Bounds, Found, Trial, search
 from turnmill.compression.step import Progress
 from turnmill.compression.store import ModelStore
+from turnmill.schemas.errors import InvalidInput
 
 #: Minutes of training that make the small Llama.
 _SMALL_LLAMA_MIN = 6.0
@@ -42,8 +43,13 @@ class Plan:
 def run_compression(plan: Plan, progress: Progress) -> list[Path]:
     """Make and measure every row; return the pages that were written."""
     texts = plan.folder / "texts"
-    pages = [_table(plan, plan.model, plan.model_name, ROWS, progress)]
-    if plan.honest:
+    rows, honest_rows = chosen(ROWS, plan.only), chosen(HONEST_ROWS, plan.only)
+    if not rows:
+        raise InvalidInput(
+            f"No row is called {', '.join(plan.only)}. Rows: {', '.join(row.name for row in ROWS)}."
+        )
+    pages = [_table(plan, plan.model, plan.model_name, rows, progress)]
+    if plan.honest and honest_rows:
         from turnmill.benchmarks.small_llama import small_llama
 
         llama = small_llama(
@@ -53,12 +59,18 @@ def run_compression(plan: Plan, progress: Progress) -> list[Path]:
             minutes=_SMALL_LLAMA_MIN,
             progress=progress,
         )
-        pages.append(_table(plan, llama, "small-llama", HONEST_ROWS, progress))
+        pages.append(_table(plan, llama, "small-llama", honest_rows, progress))
     return pages
 
 
-def _table(plan: Plan, model: Path, name: str, rows: Sequence[Entry], progress: Progress) -> Path:
-    entries = [each for each in rows if not plan.only or each.name in plan.only]
+def chosen(rows: Sequence[Entry], only: Sequence[str]) -> list[Entry]:
+    """Return the rows of these names, all where no name is given."""
+    return [each for each in rows if not only or each.name in only]
+
+
+def _table(
+    plan: Plan, model: Path, name: str, entries: Sequence[Entry], progress: Progress
+) -> Path:
     texts = plan.folder / "texts"
     job = Job(
         name=name,

@@ -8,11 +8,14 @@ import pytest
 pytest.importorskip("torch")
 
 from turnmill.benchmarks import compression_texts
-from turnmill.benchmarks.compression import outcome
+from turnmill.benchmarks.compression import Plan, chosen, outcome, run_compression
 from turnmill.benchmarks.compression_rows import HONEST_ROWS, ROWS, Entry
 from turnmill.compression.evaluate.intervals import Figure
 from turnmill.compression.evaluate.report import Domain, Row
 from turnmill.compression.search import Trial, expected_seconds
+from turnmill.compression.step import Silent
+from turnmill.compression.store import check_name
+from turnmill.schemas.errors import InvalidInput
 
 
 def row(dialogue: float, prose: float) -> Row:
@@ -56,6 +59,19 @@ def test_every_row_is_a_recipe_and_the_quick_ones_come_first() -> None:
     ordered = sorted(recipes, key=expected_seconds)
     assert {"int8", "int4-rtn"} <= {each.name for each in ordered[:8]}
     assert {"distill", "qat"} & {step.kind for step in ordered[-1].steps}
+
+
+def test_every_row_can_name_an_artifact() -> None:
+    for each in (*ROWS, *HONEST_ROWS):
+        check_name(f"model-{each.name}")
+
+
+def test_rows_are_chosen_by_name_and_an_unknown_name_is_refused(tmp_path: Path) -> None:
+    assert [each.name for each in chosen(ROWS, ["int8"])] == ["int8"]
+    assert chosen(ROWS, []) == list(ROWS)
+    plan = Plan(tmp_path, "model", tmp_path, 60, only=("int5",))
+    with pytest.raises(InvalidInput, match=r"No row is called int5\. Rows: int8"):
+        run_compression(plan, Silent())
 
 
 def test_tags_of_the_brown_corpus_are_removed() -> None:
