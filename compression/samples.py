@@ -33,4 +33,5 @@ def recipe_names() -> list[str]:
 
 
 def _ours() -> dict[str, Path]:
-    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+    paths = {path.stem: path for path in RECIPES.glob("*.toml")}
+    return dict(sorted(paths.items()))

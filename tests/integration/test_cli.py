@@ -79,7 +79,10 @@ def test_tenants_are_made_listed_and_chosen(turnmill: Turnmill, migrated: str) -
     assert "support" not in turnmill("bots", "list")[1]
     assert "turns" in turnmill("keys", "list", "--tenant", "acme & co")[1]
     rows = turnmill("tenants", "list")[1].splitlines()
-    assert [" ".join(row.split()[:-2]) for row in rows[1:]] == ["acme & co 2 1", "default 1 0"]
+    assert [" ".join(row.split()[:-2]) for row in rows[1:]] == [
+        "acme & co 2 1 no",
+        "default 1 0 no",
+    ]
 
 
 def test_the_environment_chooses_a_tenant_too(

@@ -22,6 +22,7 @@ from turnmill.schemas.outcomes import Answered, Snoozed
 from turnmill.schemas.store.claim import CLAIM
 from turnmill.schemas.turns import AcceptedTurn, GenerationParams, Lane, Reply, Usage
 from turnmill.workers import lease as lease_module
+from turnmill.workers.evidence import PARKED_AFTER
 from turnmill.workers.lease import Claim, Leases
 from turnmill.workers.rescuer import sweep
 from turnmill.workers.settle import Settler
@@ -193,15 +194,23 @@ def test_row_that_cannot_be_rescued_fails_alone_and_the_log_names_it(
     elsewhere = accept(system.database, request)
     if is_in_quarantine:
         system.database.run("UPDATE outbox SET lane = 'quarantine'")
-    for turn in (bad, *good):
-        claimed(system, turn)
-    claimed(system, elsewhere, other_model)
-    # Workers that die together tell of a machine, and their turns are not parked.
-    system.database.run(
-        "UPDATE worker_liveness w SET seen_at = seen_at - n * interval '10 s' FROM "
-        "(SELECT id, row_number() OVER (ORDER BY id) AS n FROM worker_liveness) AS t "
-        "WHERE t.id = w.id"
-    )
+
+    def die() -> None:
+        for turn in (bad, *good):
+            claimed(system, turn)
+        claimed(system, elsewhere, other_model)
+        # Workers that die together tell of a machine, and their turns are not charged in full.
+        system.database.run(
+            "UPDATE worker_liveness w SET seen_at = seen_at - n * interval '10 s' FROM "
+            "(SELECT id, row_number() OVER (ORDER BY id) AS n FROM worker_liveness) AS t "
+            "WHERE t.id = w.id"
+        )
+
+    for _ in range(PARKED_AFTER - 1 if is_in_quarantine else 0):
+        die()
+        sweep_once(system)
+        system.database.run("DELETE FROM worker_liveness")
+    die()
     refuse_changes_of(system, bad)
     with capture_logs() as logs:
         sweep_once(system)

@@ -100,5 +100,5 @@ def test_every_recipe_of_ours_is_found_by_its_name(name: str) -> None:
 
 
 def test_an_unknown_recipe_is_answered_with_those_that_exist() -> None:
-    with pytest.raises(InvalidInput, match="neither a file nor one of f16, int4, int8, w8a8"):
+    with pytest.raises(InvalidInput, match=r"neither a file nor one of f16, int4, .*int8, .*w8a8"):
         find_recipe("int3")
