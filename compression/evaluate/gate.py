@@ -39,4 +39,4 @@ def _miss(row: Row, name: str, limit: float) -> str | None:
     if value >= limit if is_least else value <= limit:
         return None
     most = "least" if is_least else "most"
-    return f"{row.name}: {label} {value:.4g}, allowed at {most} {limit:g}."
+    return f"{row.name}: {label} {value:.5g}, allowed at {most} {limit:g}."
