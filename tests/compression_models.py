@@ -1,6 +1,7 @@
 """Tiny random models for the tests of compression: made in a fraction of a second, no download."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,6 +121,19 @@ def tiny_tokenizer() -> Any:
 def tiny_llama() -> Iterator[Any]:
     """A random Llama of its own for each test, since most tests change it in place."""
     yield make_llama()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_llama_maker: Callable[..., Any],
+    tiny_tokenizer: Any,
+) -> Path:
+    """The folder of a tiny Llama and its tokenizer, for tests that only read it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_llama_maker().save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -38,17 +38,18 @@ def storm_turns(default: int) -> int:
 
 
 def environments() -> dict[str, bool]:
-    """Map each engine that a make target tests in its own environment to whether it is there."""
+    """Map what a make target tests in an environment of its own to whether that is there."""
     return {
         "vllm": find_spec("vllm") is not None,
         "triton": (TRITON_ENVIRONMENT / "bin/python").exists(),
         "tfserving": TENSORFLOW.exists(),
+        "litert": LITERT.exists() and TENSORFLOW.exists(),
     }
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fast: the loop at the desk, under 90 s")
-    config.addinivalue_line("markers", "needs(engine): deselected unless its environment is there")
+    config.addinivalue_line("markers", "needs(name): deselected unless its environment is there")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

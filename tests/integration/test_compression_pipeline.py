@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +37,6 @@ from turnmill.compression.store import ModelStore
 from pathlib import Path
 compress(job(Path(sys.argv[1])), ModelStore(Path(sys.argv[2])))
 """
-
-
-@pytest.fixture(scope="module")
-def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_llama_maker: Callable[..., Any],
-    tiny_tokenizer: Any,
-) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_llama_maker().save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)

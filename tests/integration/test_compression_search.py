@@ -1,8 +1,7 @@
 """The search among recipes, on a tiny model whose only step adds noise."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,18 +26,6 @@ from turnmill.compression.store import ModelStore
 pytestmark = pytest.mark.filterwarnings("default")
 WINDOWS = {"length": 64, "calibration": 8, "train": 16, "heldout": 4, "prose": 4}
 QUICK = Measures(replies=0, speed_rounds=0, dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_llama_maker: Callable[..., Any],
-    tiny_tokenizer: Any,
-) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_llama_maker().save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(autouse=True)

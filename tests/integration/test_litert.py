@@ -9,10 +9,7 @@ import pytest
 
 from tests.selection import LITERT, TENSORFLOW
 
-needs_litert = pytest.mark.skipif(not LITERT.exists(), reason="make test-litert installs LiteRT")
-needs_tensorflow = pytest.mark.skipif(
-    not TENSORFLOW.exists(), reason="make test-litert installs TensorFlow"
-)
+pytestmark = pytest.mark.needs("litert")
 
 
 def run(python: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -22,7 +19,6 @@ def run(python: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@needs_litert
 @pytest.mark.parametrize(
     ("weights", "bytes_a_weight", "limit"), [("float16", 2, 1e-3), ("int8", 1, 0.05)]
 )
@@ -49,7 +45,6 @@ def test_a_converted_model_answers_like_the_checkpoint(
     assert [each.name for each in (tmp_path / "out").iterdir()] == [told["file"]]
 
 
-@needs_tensorflow
 def test_a_keras_model_with_float16_weights_answers_like_the_original(tmp_path: Path) -> None:
     file = tmp_path / "classifier.tflite"
     ran = run(TENSORFLOW, "turnmill.compression.export.keras", str(file))
