@@ -60,11 +60,6 @@ TRANSITIONS: dict[TurnState, frozenset[TurnState]] = {
 }
 
 
-def sources_of(state: TurnState) -> str:
-    """The states from which a turn may come into this one, as a list for an SQL `IN`."""
-    return ", ".join(f"'{source}'" for source in TurnState if state in TRANSITIONS[source])
-
-
 #: States in which a reply is still owed.
 OPEN_STATES = frozenset({TurnState.WAITING, TurnState.QUEUED, TurnState.RUNNING})
 

@@ -15,7 +15,7 @@ from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
-from turnmill.schemas.store.outbox import OWE_HINTS
+from turnmill.schemas.store.requeue import REQUEUE_WEIGHED
 from turnmill.schemas.tables import RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.clock import TOLERANCE_S
@@ -89,22 +89,7 @@ WITH {_GUARD}, {ALIVE}, lost AS (
     LEFT JOIN attempts a ON a.turn_id = seen.id AND a.number = seen.attempt
     WHERE (SELECT is_mine FROM guard) AND seen.id = ANY(%(turns)s) AND {_IS_LOST}
     ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
-), {WEIGHED}, requeued AS (
-    UPDATE turns t SET state = 'queued', worker_id = NULL, leased_until = NULL,
-        crashes = w.crashes
-    FROM weighed w WHERE t.id = w.id AND NOT w.is_spent
-    RETURNING t.id, t.attempt, w.is_interrupted
-), ended AS (
-    UPDATE attempts a SET ended_at = clock_timestamp(),
-        outcome = CASE WHEN r.is_interrupted THEN 'interrupted' ELSE 'crashed' END,
-        kept_position = (SELECT max(position) FROM chunks WHERE turn_id = r.id)
-    FROM requeued r WHERE a.turn_id = r.id AND a.number = r.attempt
-), due AS (
-    SELECT id AS turn_id, model,
-        CASE WHEN is_isolated THEN '{Lane.QUARANTINE}' ELSE lane END AS lane, deadline_at,
-        clock_timestamp() AS due_at, true AS is_immediate
-    FROM weighed WHERE NOT is_spent
-), hinted AS ({OWE_HINTS})
+), {WEIGHED}, {REQUEUE_WEIGHED}
 SELECT weighed.*, pg_notify('{OUTBOX_CHANNEL}', '') FROM weighed
 """
 

@@ -12,7 +12,6 @@ from uuid import UUID
 
 import structlog
 
-from turnmill.schemas.advance import advance, lock_conversations, lock_turns
 from turnmill.schemas.clock import MAX_DELAY_S
 from turnmill.schemas.database import DATA_ERRORS, Database
 from turnmill.schemas.errors import DatabaseUnavailable
@@ -26,7 +25,9 @@ from turnmill.schemas.outcomes import (
     Snoozed,
 )
 from turnmill.schemas.routes import TURN_CHANNEL
-from turnmill.schemas.store.settle import END, REQUEUE
+from turnmill.schemas.store.advance import advance, lock_conversations, lock_turns
+from turnmill.schemas.store.requeue import REQUEUE
+from turnmill.schemas.store.settle import END
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.backoff import backoff_s
 from turnmill.workers.clean import storable

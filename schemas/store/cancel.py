@@ -1,12 +1,15 @@
 """Cancel: an open turn ends, and with it its attempt and its hint."""
 
-from turnmill.schemas.turns import TurnState, sources_of
+from turnmill.schemas.store.changes import change
+from turnmill.schemas.turns import TurnState
+
+_CANCEL = change(to=TurnState.CANCELLED)
 
 CANCEL = f"""
 WITH turn AS (
-    UPDATE turns SET state = 'cancelled', settled_at = clock_timestamp(), leased_until = NULL,
+    UPDATE turns SET {_CANCEL.setting}, settled_at = clock_timestamp(), leased_until = NULL,
                      error_code = 'cancelled', error_message = 'The turn was cancelled.'
-    WHERE id = %s AND state IN ({sources_of(TurnState.CANCELLED)})
+    WHERE id = %s AND {_CANCEL.guard}
     RETURNING id, attempt
 ), attempt AS (
     UPDATE attempts SET ended_at = clock_timestamp(), outcome = 'cancelled' FROM turn

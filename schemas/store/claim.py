@@ -1,6 +1,10 @@
 """Claim: one attempt wins a queued turn."""
 
 from turnmill.schemas.clock import IS_DUE
+from turnmill.schemas.store.changes import change
+from turnmill.schemas.turns import TurnState
+
+_CLAIM = change(to=TurnState.RUNNING)
 
 #: Claim the turns of `turns` that are due, for one worker; returns what their prompts need.
 #:
@@ -17,7 +21,7 @@ from turnmill.schemas.clock import IS_DUE
 CLAIM = f"""
 WITH hinted AS (
     SELECT id, conversation_id, seq FROM turns
-    WHERE id = ANY(%(turns)s) AND state = 'queued' AND model = %(model)s
+    WHERE id = ANY(%(turns)s) AND {_CLAIM.guard} AND model = %(model)s
     ORDER BY id FOR UPDATE SKIP LOCKED
 ), hint AS (
     DELETE FROM outbox o USING hinted, conversations c
@@ -25,7 +29,7 @@ WITH hinted AS (
       AND c.id = hinted.conversation_id AND c.answered_seq = hinted.seq - 1
     RETURNING o.turn_id, o.lane, o.worker_id
 ), turn AS (
-    UPDATE turns t SET state = 'running', attempt = t.attempt + 1, worker_id = %(worker)s,
+    UPDATE turns t SET {_CLAIM.setting}, attempt = t.attempt + 1, worker_id = %(worker)s,
         leased_until = clock_timestamp() + make_interval(secs => %(lease_s)s),
         started_at = coalesce(t.started_at, clock_timestamp())
     FROM hint WHERE t.id = hint.turn_id

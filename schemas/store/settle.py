@@ -1,13 +1,13 @@
-"""Settle: a running turn ends, or is queued again.
+"""Settle: a running turn ends.
 
-Every statement repeats the fence: attempt number, worker, `running`. Zero rows mean that the turn
+The statement repeats the fence: attempt number, worker, `running`. Zero rows mean that the turn
 belongs to somebody else now.
 """
 
-from turnmill.schemas.routes import OUTBOX_CHANNEL
-from turnmill.schemas.store.outbox import OWE_HINTS
+from turnmill.schemas.store.changes import ENDS
+from turnmill.schemas.turns import TurnState
 
-END = """
+END = f"""
 WITH ending AS (
     SELECT * FROM json_to_recordset(%s) AS e (turn_id uuid, attempt int, worker_id uuid,
         is_watched bool, state text, outcome text, error_code text, error_message text,
@@ -18,7 +18,7 @@ WITH ending AS (
         error_code = e.error_code, error_message = e.error_message
     FROM ending e
     WHERE t.id = e.turn_id AND t.attempt = e.attempt AND t.worker_id = e.worker_id
-      AND t.state = 'running'
+      AND t.state = '{TurnState.RUNNING}' AND e.state IN ({ENDS})
     RETURNING e.*
 ), attempt AS (
     UPDATE attempts a SET ended_at = clock_timestamp(), outcome = e.outcome, error = e.error_code
@@ -35,24 +35,4 @@ WITH ending AS (
 )
 SELECT turn_id, CASE WHEN is_watched THEN pg_notify(%s, replace(turn_id::text, '-', '')) END
 FROM ended
-"""
-
-#: A turn whose attempt has no row any more (a hand, a month that was dropped) is requeued too.
-REQUEUE = f"""
-WITH turn AS (
-    UPDATE turns SET state = 'queued', worker_id = NULL, leased_until = NULL,
-        failures = failures + %(counts)s
-    WHERE id = %(turn)s AND attempt = %(attempt)s AND worker_id = %(worker)s AND state = 'running'
-    RETURNING id, attempt, model, lane, deadline_at
-), attempt AS (
-    UPDATE attempts SET ended_at = clock_timestamp(), outcome = %(outcome)s, error = %(error)s
-    FROM turn WHERE turn_id = turn.id AND number = turn.attempt
-    RETURNING attempts.lane
-), due AS (
-    SELECT id AS turn_id, model, coalesce(attempt.lane, turn.lane) AS lane, deadline_at,
-        clock_timestamp() + make_interval(secs => %(delay_s)s) AS due_at,
-        %(delay_s)s = 0 AS is_immediate
-    FROM turn LEFT JOIN attempt ON true
-), hint AS ({OWE_HINTS})
-SELECT id, pg_notify('{OUTBOX_CHANNEL}', '') FROM turn
 """

@@ -1,13 +1,15 @@
-"""Every change of a turn's state is one of `TRANSITIONS`, and a known statement makes it.
+"""Every change of a turn's state is in `TRANSITIONS`, and a statement of `schemas/store` makes it.
 
 A trigger of the test's own notes each change with the statement that made it, while turns go all
-their ways on a real PostgreSQL. The sources are read too, for a statement that no way here reaches
-would stay unseen.
+their ways on a real PostgreSQL. Each statement is also tried on turns in every state. And all
+modules are read, for a statement that no way here reaches would stay unseen.
 """
 
 import ast
+import importlib
+import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -17,34 +19,33 @@ import pytest
 from turnmill.producer.accept import accept_many
 from turnmill.producer.cancel import cancel
 from turnmill.producer.replay import drop, replay
-from turnmill.schemas import advance as advance_module
+from turnmill.schemas import store
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered, Failed, Outcome, Snoozed
-from turnmill.schemas.store import claim as claim_module
-from turnmill.schemas.store import outbox as outbox_module
-from turnmill.schemas.store.accept import INSERT_TURNS
+from turnmill.schemas.store.advance import ADVANCE
 from turnmill.schemas.store.cancel import CANCEL
+from turnmill.schemas.store.changes import change
+from turnmill.schemas.store.claim import CLAIM
+from turnmill.schemas.store.outbox import OWE_HINTS
 from turnmill.schemas.store.replay import DROP, REPLAY
-from turnmill.schemas.store.settle import END, REQUEUE
-from turnmill.schemas.turns import TRANSITIONS, AcceptedTurn, Reply, TurnState, Usage
-from turnmill.workers import rescuer as rescuer_module
+from turnmill.schemas.store.requeue import REQUEUE
+from turnmill.schemas.turns import TRANSITIONS, AcceptedTurn, Lane, Reply, TurnState, Usage
 from turnmill.workers.lease import Leases
 from turnmill.workers.rescuer import sweep
-from turnmill.workers.settle import Settler
+from turnmill.workers.settle import Ending, Settler, end_turns
 
 _REPOSITORY = Path(__file__).parents[2]
+_STORE = "schemas/store/"
+#: Whatever runs beside PostgreSQL's own tools; migrations change tables, not turns.
+_FOLDERS = ("producer", "schemas", "workers", "compression", "infra")
 REPLY = Answered(Reply(content="yes", finish_reason="stop", usage=Usage()))
 
-#: The statements that change the state of turns. A new one belongs into `schemas/store`.
-OWNERS = {
-    "schemas/store/claim.py": claim_module.CLAIM,
-    "schemas/advance.py": advance_module._ADVANCE,
-    "schemas/store/accept.py": INSERT_TURNS,
-    "schemas/store/cancel.py": CANCEL,
-    "schemas/store/replay.py": REPLAY + DROP,
-    "schemas/store/settle.py": END + REQUEUE,
-    "workers/rescuer.py": rescuer_module._REQUEUE_LOST,
-}
+#: A statement, or the part of one, that makes turns, changes their state, or owes a hint.
+_CHANGING = re.compile(
+    r"INSERT\s+INTO\s+(?:turns|outbox)\b"
+    r"|UPDATE\s+turns\b(?:\s+(?:AS\s+)?\w+)?\s+SET\s(?:(?!\b(?:FROM|WHERE)\b)[^;])*?\bstate\s*=",
+    re.IGNORECASE,
+)
 
 #: No code hands turns to people yet.
 _NOT_YET = {(TurnState.RUNNING, TurnState.HANDED_OFF)}
@@ -56,7 +57,13 @@ CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         current_query();
     RETURN NULL;
 END $$;
-CREATE TRIGGER note AFTER INSERT OR UPDATE OF state ON turns FOR EACH ROW EXECUTE FUNCTION note()
+CREATE TRIGGER note AFTER INSERT OR UPDATE OF state ON turns FOR EACH ROW EXECUTE FUNCTION note();
+CREATE TABLE owed (statement text);
+CREATE FUNCTION note_hint() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO owed SELECT current_query();
+    RETURN NULL;
+END $$;
+CREATE TRIGGER note AFTER INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION note_hint()
 """
 
 
@@ -134,8 +141,93 @@ def test_turns_go_all_ways_of_the_table_and_no_other(system: Any) -> None:
     made = {(change.old, change.new) for change in changes if change.old is not None}
     assert made == {(old, new) for old in TRANSITIONS for new in TRANSITIONS[old]} - _NOT_YET
     assert {change.new for change in changes if change.old is None} == {"waiting", "queued"}
-    known = "".join(_bare(statements) for statements in OWNERS.values())
-    assert [change.statement for change in changes if _bare(change.statement) not in known] == []
+    statements = {change.statement for change in changes}
+    statements |= {row.statement for row in system.database.run("SELECT statement FROM owed")}
+    owned = [_bare(text) for text in _owned()]
+    assert [text for text in statements if _CHANGING.search(_without(owned, _bare(text)))] == []
+    odd = "SELECT t.id, t.state FROM turns t FULL JOIN outbox o ON o.turn_id = t.id "
+    odd += "WHERE (t.state = 'queued') IS DISTINCT FROM (o.turn_id IS NOT NULL)"
+    assert system.database.run(odd) == []
+
+
+class Tries:
+    """Each statement, on one turn, as if its own conditions besides the state were met."""
+
+    def __init__(self, system: Any, turn: AcceptedTurn) -> None:
+        self._system, self._turn = system, turn
+        self._database = system.database
+        self._worker_id = new_id()
+        self._fence = {"turn": turn.turn_id, "attempt": 1, "worker": self._worker_id}
+
+    def put(self, state: TurnState) -> None:
+        """By hand, and with a hint whatever the state is: an older release may have left it."""
+        turn_id = self._turn.turn_id
+        self._database.run(
+            "UPDATE turns SET state = %s, attempt = 1, worker_id = %s, "
+            "leased_until = clock_timestamp() - interval '1 minute' WHERE id = %s",
+            (state, self._worker_id, turn_id),
+        )
+        self._database.run("DELETE FROM outbox")
+        self._database.run(
+            "INSERT INTO outbox (turn_id, model, lane) SELECT id, model, lane FROM turns"
+        )
+        self._database.run("UPDATE conversations SET answered_seq = 0")
+        self._database.run("DELETE FROM changes")
+
+    def claim(self) -> None:
+        params = {"turns": [self._turn.turn_id], "model": self._system.settings.engine.model_name}
+        params |= {"worker": new_id(), "lease_s": 9.0, "lanes": [lane.value for lane in Lane]}
+        self._database.run(CLAIM, params)
+
+    def requeue(self) -> None:
+        params = {"counts": 1, "outcome": "snoozed", "error": None, "delay_s": 0.0}
+        self._database.run(REQUEUE, self._fence | params)
+
+    def rescue(self) -> None:
+        sweep(self._database, self._system.settings.worker)
+
+    def cancel(self) -> None:
+        self._database.run(CANCEL, (self._turn.turn_id,))
+
+    def replay(self) -> None:
+        self._database.run(REPLAY, {"turns": [self._turn.turn_id], "into": None})
+
+    def drop(self) -> None:
+        self._database.run(DROP, ([self._turn.turn_id],))
+
+    def advance(self) -> None:
+        self._database.run(ADVANCE, ([self._turn.conversation_id],))
+
+    def end(self) -> None:
+        """In every state that there is: an ending that is not one must not be written."""
+        for state in TurnState:
+            fence = (self._turn.turn_id, self._turn.conversation_id, 1, self._worker_id)
+            end_turns(self._database, [Ending(*fence, True, state, "failed")])
+
+
+@pytest.mark.parametrize("state", TurnState)
+def test_no_statement_takes_a_turn_out_of_a_state_by_a_way_that_the_table_lacks(
+    system: Any, state: TurnState
+) -> None:
+    (turn,) = Ways(system).accept()
+    tries = Tries(system, turn)
+    made: set[tuple[str, str]] = set()
+    for name in (name for name in vars(Tries) if name not in {"put"} and name[0] != "_"):
+        tries.put(state)
+        getattr(tries, name)()
+        made |= {(row.old, row.new) for row in system.database.run("SELECT old, new FROM changes")}
+    wrong = {(old, new) for old, new in made if new not in TRANSITIONS[TurnState(old)]}
+    assert wrong == set()
+    assert bool(made) == bool(TRANSITIONS[state])
+
+
+@pytest.mark.parametrize("before", TurnState)
+def test_no_statement_can_be_built_for_a_change_that_the_table_lacks(before: TurnState) -> None:
+    for after in set(TurnState) - TRANSITIONS[before]:
+        with pytest.raises(ValueError, match=f"from {before} to {after}"):
+            change(before, to=after)
+    for after in TRANSITIONS[before]:
+        assert change(before, to=after).guard == f"state IN ('{before}')"
 
 
 def _bare(statement: str) -> str:
@@ -143,36 +235,73 @@ def _bare(statement: str) -> str:
     return re.sub(r"%\(\w+\)s|%s|\$\d+", "?", statement)
 
 
-def _texts(path: Path) -> Iterator[str]:
-    """The texts of a file's code, f-strings without what they put in."""
+def _without(parts: list[str], text: str) -> str:
+    for part in sorted(parts, key=len, reverse=True):
+        text = text.replace(part, "")
+    return text
+
+
+def _texts(values: Mapping[str, Any]) -> Iterator[str]:
+    for value in values.values():
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, type):
+            yield from (text for text in vars(value).values() if isinstance(text, str))
+
+
+def _owned() -> list[str]:
+    """The statements and parts of statements of `schemas/store`."""
+    names = [module.name for module in pkgutil.iter_modules(store.__path__)]
+    modules = [importlib.import_module(f"{store.__name__}.{name}") for name in names]
+    texts = [text for module in modules for text in _texts(vars(module))]
+    return [text for text in texts if _CHANGING.search(text)]
+
+
+def _sources() -> Iterator[Path]:
+    for folder in _FOLDERS:
+        for path in (_REPOSITORY / folder).rglob("*.py"):
+            if "migrations/versions" not in path.as_posix():
+                yield path
+
+
+def _constants(path: Path, inserted: str = " state = ") -> Iterator[str]:
+    """The texts of a file's code. What an f-string inserts is taken for a change of the state."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
         elif isinstance(node, ast.JoinedStr):
             yield "".join(
-                str(part.value) if isinstance(part, ast.Constant) else "?" for part in node.values
+                str(part.value) if isinstance(part, ast.Constant) else inserted
+                for part in node.values
             )
 
 
-def _files_with(pattern: str) -> set[str]:
-    folders = ("producer", "schemas", "workers", "infra/embedded")
-    paths = [path for folder in folders for path in (_REPOSITORY / folder).rglob("*.py")]
-    return {
+def test_no_file_outside_the_store_has_a_statement_that_changes_the_state_of_turns() -> None:
+    found = {
         path.relative_to(_REPOSITORY).as_posix()
-        for path in paths
-        if any(re.search(pattern, text) for text in _texts(path))
+        for path in _sources()
+        if any(_CHANGING.search(text) for text in _constants(path))
     }
+    assert {path for path in found if not path.startswith(_STORE)} == set()
+    assert f"{_STORE}claim.py" in found, "the search finds what there is"
+    core = re.compile(
+        r"\b(?:turns|outbox)\.(?:insert|update)\(|\b(?:insert|update)\((?:turns|outbox)\)"
+    )
+    assert [path for path in _sources() if core.search(path.read_text())] == []
 
 
-def test_no_other_file_has_a_statement_that_changes_the_state_of_turns() -> None:
-    changing = r"INSERT INTO turns\b|UPDATE turns\b(?: \w+)? SET[^;]*?\bstate = (?!ANY)"
-    assert _files_with(changing) == set(OWNERS)
-    core = re.compile(r"\bturns\.(?:insert|update)\(|\b(?:insert|update)\(turns\)")
-    for folder in ("producer", "schemas", "workers"):
-        for path in (_REPOSITORY / folder).rglob("*.py"):
-            assert not core.search(path.read_text()), path
+def test_the_store_names_no_state_by_a_literal() -> None:
+    """A guard in the store that names a state by a literal would not follow `TRANSITIONS`."""
+    literal = re.compile(r"\bstate\s*(?:=|IN)\s*\(?'\w", re.IGNORECASE)
+    written = [
+        path.name
+        for path in (_REPOSITORY / _STORE).glob("*.py")
+        if any(literal.search(text) for text in _constants(path, "?"))
+    ]
+    assert written == []
 
 
 def test_one_statement_owes_hints_for_all() -> None:
-    assert _files_with(r"INSERT INTO outbox") == {"schemas/store/outbox.py"}
-    assert outbox_module.OWE_HINTS in "".join(OWNERS.values())
+    inserting = [text for text in _owned() if "INSERT INTO outbox" in text]
+    assert OWE_HINTS in inserting
+    assert all("INSERT INTO outbox" not in text.replace(OWE_HINTS, "") for text in inserting)

@@ -5,19 +5,23 @@ from uuid import UUID
 
 from turnmill.schemas.database import Cursor
 from turnmill.schemas.routes import OUTBOX_CHANNEL
+from turnmill.schemas.store.changes import OPEN, change
 from turnmill.schemas.store.outbox import OWE_HINTS
+from turnmill.schemas.turns import TurnState
 
 _LOCK = "SELECT 1 FROM conversations WHERE id = ANY(%s) ORDER BY id FOR UPDATE"
 
 _LOCK_TURNS = "SELECT 1 FROM turns WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE"
 
-_ADVANCE = f"""
+_QUEUE = change(TurnState.WAITING, to=TurnState.QUEUED)
+
+ADVANCE = f"""
 WITH head AS (
     SELECT c.id AS conversation_id, c.next_seq, t.*
     FROM conversations c LEFT JOIN LATERAL (
         SELECT id, seq, state, model, lane, deadline_at FROM turns
         WHERE conversation_id = c.id AND seq > c.answered_seq
-          AND state IN ('waiting', 'queued', 'running')
+          AND state IN ({OPEN})
         ORDER BY seq LIMIT 1
     ) AS t ON true
     WHERE c.id = ANY(%s)
@@ -25,8 +29,8 @@ WITH head AS (
     UPDATE conversations c SET answered_seq = coalesce(head.seq, head.next_seq) - 1
     FROM head WHERE c.id = head.conversation_id
 ), queued AS (
-    UPDATE turns t SET state = 'queued' FROM head
-    WHERE t.id = head.id AND head.state = 'waiting'
+    UPDATE turns t SET {_QUEUE.setting} FROM head
+    WHERE t.id = head.id AND t.{_QUEUE.guard}
     RETURNING t.id
 ), due AS (
     SELECT id AS turn_id, model, lane, deadline_at, clock_timestamp() AS due_at,
@@ -61,4 +65,4 @@ def advance(cursor: Cursor, conversation_ids: Sequence[UUID]) -> None:
 
     Derived from the turns alone, so running it once too often changes nothing.
     """
-    cursor.execute(_ADVANCE, (list(conversation_ids),))
+    cursor.execute(ADVANCE, (list(conversation_ids),))
