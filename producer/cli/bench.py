@@ -67,8 +67,7 @@ def engine(
         rounds=rounds,
         broker=None if broker == "none" else broker,
     )
-    folder = out / time.strftime("%Y%m%d-%H%M%S-engine")
-    folder.mkdir(parents=True)
+    folder = _new_folder(out, "engine")
     results = run_plan(plan, Journal(console, folder / "figures.jsonl").note)
     show(results, console)
     plot(results, folder / "rates.png")
@@ -82,7 +81,9 @@ def system(
     ] = None,
     turns: Annotated[int, typer.Option(min=1, help="Turns per round.")] = 5000,
     singles: Annotated[int, typer.Option(min=20, help="Turns asked one at a time.")] = 300,
-    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Of throughput; with --against of everything, in pairs.")
+    ] = 3,
     concurrency: Annotated[int, typer.Option(min=1, help="Threads of the worker.")] = 32,
     saturated_s: Annotated[
         float,
@@ -90,22 +91,44 @@ def system(
             "--saturated-s", min=0, help="Seconds for which a lane is kept full; 0: none."
         ),
     ] = 60.0,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder with another version of the code and its .venv; both run in turn."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the figures of a run with --against go.")] = Path(
+        "bench-runs"
+    ),
 ) -> None:
     """Measure what the system costs, with an engine that costs nothing.
 
     Turns/s over a bare Celery's no-op tasks/s on the same broker, the time from accepting a turn
     to its reply, and how many hints the broker holds while a lane is full.
 
+    With --against, each round is a whole run of this version and one of the other, in changing
+    order; medians with their ranges are printed, and the ratios of the pairs.
+
     Example: turnmill bench system --broker rabbitmq --rounds 1
+
+    Example: turnmill bench system --against ../old --broker valkey --rounds 5 --saturated-s 20
     """
     brokers = broker or ["rabbitmq", "valkey"]
     for each in brokers:
         _check_broker(each)
     try:
+        from turnmill.benchmarks.pairs import here, run_pairs, version_at
         from turnmill.benchmarks.system import Load, run_system
     except ModuleNotFoundError as error:
         raise _missing(error) from None
-    run_system(brokers, Load(turns, singles, rounds, concurrency, saturated_s))
+    load = Load(turns, singles, rounds, concurrency, saturated_s)
+    if against is None:
+        run_system(brokers, load)
+        return
+    other = version_at(against)
+    folder = _new_folder(out, "pairs")
+    run_pairs(here(), other, brokers, load, folder / "figures.jsonl", console)
+    console.print(f"Figures: {folder}")
 
 
 @app.command()
@@ -158,6 +181,12 @@ def compression(
         pages = run_compression(plan, bars)
     for page in pages:
         console.print(f"Report: {page}", soft_wrap=True)
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    folder = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _check_broker(name: str, *others: str) -> None:
