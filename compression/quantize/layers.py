@@ -79,10 +79,16 @@ class W8A8Linear(nn.Module):  # type: ignore[misc]
 
 
 def quantize_tokens(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Round each row to int8 by its own largest value: integers [n, in], float32 scales [n, 1]."""
+    """Round each row to int8 by its largest value: integers [..., in], float32 scales [..., 1]."""
     scales = rows.abs().amax(-1, keepdim=True).float() / 127.5
     scales = scales.clamp(min=torch.finfo(torch.float32).tiny)
     return (rows / scales).round().clamp(-128, 127).to(torch.int8), scales
+
+
+def rounded_tokens(states: Tensor) -> Tensor:
+    """Return the activations, [..., in], that `W8A8Linear` multiplies in their place."""
+    integers, scales = quantize_tokens(states)
+    return (integers * scales).to(states.dtype)
 
 
 def scales_by_row(packed: PackedWeight) -> Tensor:
@@ -144,8 +150,7 @@ def is_right(
     states = torch.randn(4, packed.integers.shape[1], generator=random).to(dtype)
     seen = states.float()
     if isinstance(layer, W8A8Linear):
-        integers, scales = quantize_tokens(states)
-        seen = integers * scales
+        seen = rounded_tokens(seen)
     expected = functional.linear(seen, packed.dense(), None if bias is None else bias.float())
     difference = (layer(states).float() - expected).abs().max()
     return bool(difference <= TOLERANCE.get(dtype, 4e-2) * expected.abs().max())

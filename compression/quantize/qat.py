@@ -2,7 +2,8 @@
 
 Rounding has no useful gradient. The straight-through estimator (Bengio et al.,
 https://arxiv.org/abs/1308.3432) passes the gradient of a rounded weight on to the weight itself,
-and scales learn with it (LSQ, Esser et al., https://arxiv.org/abs/1902.08153).
+and that of a rounded activation (W8A8) on to the activation. Scales learn with it (LSQ, Esser et
+al., https://arxiv.org/abs/1902.08153).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from turnmill.compression.calibration import linears_of
 from turnmill.compression.distill import lora
 from turnmill.compression.distill.step import DistillOptions, learn
 from turnmill.compression.quantize.affine import PackedWeight, quantize
+from turnmill.compression.quantize.layers import rounded_tokens
 from turnmill.compression.step import Progress, State
 from turnmill.schemas.errors import InvalidInput
 
@@ -85,7 +87,7 @@ class Qat:
         # Zeros are integers of the grid; adapters are attached here, with their rounding.
         plain = options.model_copy(update={"keep_zeros": False, "lora": None})
         rounded = _adapted if options.lora else _parametrized
-        with rounded(state.model, roundings, options) as network:
+        with rounded(state.model, roundings, options) as network, _rounded_inputs(state):
             student = replace(state, model=network, packed={})
             told = dict(learn(student, state.teacher, plain, progress, state.folder))
         moved = 0
@@ -124,6 +126,22 @@ def _adapted(model: Any, roundings: Mapping[str, Rounding], options: QatOptions)
     for name in names:
         del model.get_submodule(name).forward
     lora.merge(network)
+
+
+@contextmanager
+def _rounded_inputs(state: State) -> Iterator[None]:
+    """Let the linear layers of a W8A8 model read activations as they are rounded when served."""
+
+    def round_input(_: nn.Module, args: tuple[Tensor]) -> Tensor:
+        return straight_through(args[0], rounded_tokens).to(args[0].dtype)
+
+    names = state.packed if state.format == "w8a8" else ()
+    hooks = [
+        state.model.get_submodule(name).register_forward_pre_hook(round_input) for name in names
+    ]
+    yield
+    for hook in hooks:
+        hook.remove()
 
 
 def _rounded_sum(layer: Any) -> Callable[[Tensor], Tensor]:

@@ -9,7 +9,17 @@ torch = pytest.importorskip("torch")
 
 from turnmill.compression.calibration import linears_of  # noqa: E402
 from turnmill.compression.quantize.affine import Grid  # noqa: E402
-from turnmill.compression.quantize.qat import Qat, QatOptions, Rounding  # noqa: E402
+from turnmill.compression.quantize.layers import (  # noqa: E402
+    W8A8Linear,
+    quantize_tokens,
+    rounded_tokens,
+)
+from turnmill.compression.quantize.qat import (  # noqa: E402
+    Qat,
+    QatOptions,
+    Rounding,
+    straight_through,
+)
 from turnmill.compression.quantize.reopen import load_packed  # noqa: E402
 from turnmill.compression.quantize.rtn import round_to_nearest  # noqa: E402
 from turnmill.compression.quantize.save import save_quantized  # noqa: E402
@@ -102,6 +112,59 @@ def test_training_recovers_some_of_what_rounding_lost(
     save_quantized(quantized, tmp_path / "saved")
     loaded = load_packed(tmp_path / "saved", torch.float32)
     assert distance(loaded, quantized.model, quantized.texts.heldout) < 1e-5
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("lora", [None, 4], ids=["weights", "lora"])
+def test_a_w8a8_model_is_trained_with_the_arithmetic_of_the_artifact(
+    tiny_llama: Any,
+    tiny_llama_maker: Any,
+    tiny_texts: Any,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    lora: int | None,
+) -> None:
+    """Layer by layer, since a sum in another order carries some activation over a tie."""
+    state = State(tiny_llama, tiny_tokenizer, tiny_texts, tiny_llama_maker, tmp_path / "s", seed=1)
+    state.folder.mkdir()
+    Quantize()(state, QuantizeOptions(method="smoothquant"), Silent())
+    trained: dict[str, Any] = {}
+
+    def inputs(layer: Any) -> Any:
+        random = torch.Generator().manual_seed(3)
+        return torch.randn(2, 5, layer.in_features, generator=random)
+
+    class Watching(Silent):
+        """Asks every layer of the network in training, each time a step ends."""
+
+        @torch.no_grad()
+        def advance(self, done: float = 1) -> None:
+            for name in state.packed:
+                layer = state.model.get_submodule(name)
+                trained[name] = layer(inputs(layer))
+
+    Qat()(state, QatOptions(**TRAINING, lora=lora), Watching())
+
+    assert state.format == "w8a8"
+    save_quantized(state, tmp_path / "saved")
+    saved = load_packed(tmp_path / "saved", torch.float32)
+    for name, linear in linears_of(state.model).items():
+        layer = saved.get_submodule(name)
+        assert isinstance(layer, W8A8Linear)
+        torch.testing.assert_close(trained[name], layer(inputs(linear)), rtol=1e-4, atol=1e-4)
+        # Without hooks the layer is an ordinary one again, which rounds no activation.
+        assert (linear(inputs(linear)) - trained[name]).abs().max() > 1e-3
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_rounded_activation_passes_its_gradient_on() -> None:
+    states = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weight = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+    rounded = straight_through(states, rounded_tokens)
+    (rounded @ weight.T).sum().backward()
+    torch.testing.assert_close(states.grad, weight.sum(0).expand(3, 16))
+    integers, scales = quantize_tokens(states.detach())
+    torch.testing.assert_close(rounded.detach(), integers * scales)
 
 
 @pytest.mark.usefixtures("one_thread")
