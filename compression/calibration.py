@@ -93,6 +93,7 @@ def run_layers(
     visit: Callable[[Stage], None],
     *,
     batch: int = 8,
+    first: int = 0,
     done: Callable[[], None] = lambda: None,
 ) -> None:
     """Show `visit` every stage of every decoder layer, in order; it may change the weights.
@@ -100,7 +101,8 @@ def run_layers(
     Args:
         windows: int64 [n, length], token ids without padding.
         batch: windows a forward pass.
-        done: called after each decoder layer.
+        first: the first decoder layer to visit; earlier ones only pass their activations on.
+        done: called after each visited decoder layer.
     """
     training = model.training
     model.eval()
@@ -108,11 +110,13 @@ def run_layers(
     try:
         calls = [_first_call(model, layers[0], ids) for ids in windows.split(batch)]
         for index, layer in enumerate(layers):
-            for stage in _stages(index, f"{prefix}.{index}", layer, calls):
-                visit(stage)
+            if index >= first:
+                for stage in _stages(index, f"{prefix}.{index}", layer, calls):
+                    visit(stage)
             for call in calls:
                 call.states = call.run(layer)
-            done()
+            if index >= first:
+                done()
     finally:
         model.train(training)
 

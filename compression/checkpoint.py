@@ -65,13 +65,7 @@ def save_state(state: State, told: Mapping[str, Any], folder: Path) -> None:
 
     state.model.save_pretrained(folder / MODEL)
     state.tokenizer.save_pretrained(folder / MODEL)
-    tensors, grids = {}, {}
-    for name, weight in state.packed.items():
-        tensors[f"{name}:integers"] = weight.integers.contiguous()
-        tensors[f"{name}:scales"] = weight.scales.contiguous()
-        if weight.zeros is not None:
-            tensors[f"{name}:zeros"] = weight.zeros.contiguous()
-        grids[name] = asdict(weight.grid)
+    tensors, grids = tensors_of(state.packed)
     save_file(tensors, folder / _PACKED)
     content = {"format": state.format, "grids": grids, "told": told}
     (folder / _STATE).write_text(json.dumps(content))
@@ -92,21 +86,33 @@ def format_of(folder: Path) -> WeightFormat:
 def restore_packed(state: State, folder: Path) -> None:
     """Give the state the integers and the format that the step of this folder left."""
     content = json.loads((folder / _STATE).read_text())
-    state.packed = _load_packed(folder / _PACKED, content["grids"])
+    state.packed = {}
+    if content["grids"]:
+        from safetensors.torch import load_file
+
+        state.packed = packed_from(load_file(folder / _PACKED), content["grids"])
     state.format = content["format"]
 
 
-def _load_packed(path: Path, grids: Mapping[str, Any]) -> dict[str, Any]:
-    if not grids:
-        return {}
-    from safetensors.torch import load_file
+def tensors_of(packed: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tensors of packed weights by NAME:PART, and each weight's grid as JSON."""
+    tensors, grids = {}, {}
+    for name, weight in packed.items():
+        tensors[f"{name}:integers"] = weight.integers.contiguous()
+        tensors[f"{name}:scales"] = weight.scales.contiguous()
+        if weight.zeros is not None:
+            tensors[f"{name}:zeros"] = weight.zeros.contiguous()
+        grids[name] = asdict(weight.grid)
+    return tensors, grids
 
+
+def packed_from(tensors: Mapping[str, Any], grids: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the packed weights that `tensors_of` took apart."""
     from turnmill.compression.quantize.affine import (  # type: ignore[import-not-found,unused-ignore]
         Grid,
         PackedWeight,
     )
 
-    tensors = load_file(path)
     return {
         name: PackedWeight(
             tensors[f"{name}:integers"],

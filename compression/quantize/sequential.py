@@ -1,13 +1,13 @@
 """Quantize a model decoder layer by decoder layer, on what the compressed layers before it say."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from turnmill.compression.calibration import Stage, linears_of, run_layers
 from turnmill.compression.quantize.affine import PackedWeight
+from turnmill.compression.quantize.finished import FinishedLayers, Quantized
 from turnmill.compression.quantize.folding import fold
 from turnmill.compression.quantize.gptq import Rounded
 
@@ -18,33 +18,29 @@ Rounding = Callable[[Tensor, Tensor], Rounded]
 Scaling = Callable[[Stage], Tensor]
 
 
-@dataclass
-class Quantized:
-    """What became of a model: integers and errors by the name of the linear layer.
-
-    An error is the mean of ‖(W − Ŵ)·x‖² over the calibration tokens, relative to that of ‖W·x‖².
-    """
-
-    packed: dict[str, PackedWeight] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
-    #: Linear layers that GPTQ did not improve, and that are rounded to nearest.
-    fallbacks: list[str] = field(default_factory=list)
-
-
 def quantize_layers(
     model: nn.Module,
     windows: Tensor,
     rounding: Rounding,
     scaling: Scaling | None = None,
     *,
+    finished: FinishedLayers | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> Quantized:
     """Round every linear layer of the model's layers in place, and return the integers.
 
     All scalings of a decoder layer are folded in before any of its matrices is rounded: the factors
     of one stage may go into the rows of another's.
+
+    Args:
+        finished: where each decoder layer is kept once it is rounded. Those that an earlier run
+            kept are restored, not rounded again.
+        done: called after each decoder layer that this call rounds.
     """
     result = Quantized()
+    kept = list(finished.restore(model)) if finished else []
+    for each in kept:
+        result.add(each)
     stages: list[Stage] = []
 
     def visit(stage: Stage) -> None:
@@ -54,11 +50,15 @@ def quantize_layers(
         if scaling is not None:
             for each in stages:
                 fold(each, scaling(each))
+        rounded = Quantized()
         for each in stages:
-            _round(each, rounding, result)
+            _round(each, rounding, rounded)
+        if finished:
+            finished.keep(stage.index, stage.layer, rounded)
+        result.add(rounded)
         stages.clear()
 
-    run_layers(model, windows, visit, done=done)
+    run_layers(model, windows, visit, first=len(kept), done=done)
     return result
 
 

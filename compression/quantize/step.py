@@ -12,10 +12,11 @@ from turnmill.compression.calibration import Stage, decoder_layers, linears_of
 from turnmill.compression.distill.written import written_windows
 from turnmill.compression.quantize.affine import Grid, PackedWeight, quantize
 from turnmill.compression.quantize.awq import best_factors
+from turnmill.compression.quantize.finished import FinishedLayers, Quantized
 from turnmill.compression.quantize.gptq import Rounded, gptq, output_error
 from turnmill.compression.quantize.observers import ObserverName, mse, storable
 from turnmill.compression.quantize.rtn import round_to_nearest
-from turnmill.compression.quantize.sequential import Quantized, quantize_layers, round_layers
+from turnmill.compression.quantize.sequential import quantize_layers, round_layers
 from turnmill.compression.quantize.smoothquant import smoothing_factors
 from turnmill.compression.step import Options, Progress, State, WeightFormat
 from turnmill.schemas.errors import InvalidInput
@@ -117,19 +118,26 @@ def check_groups(state: State, grid: Grid) -> None:
 
 
 def quantize_model(state: State, options: QuantizeOptions, progress: Progress) -> Quantized:
-    """Round the state's model in place by the method of the options."""
+    """Round the state's model in place by the method of the options.
+
+    A run that was killed resumes after the last decoder layer that it finished.
+    """
     if options.method not in CALIBRATED:
         progress.note(f"rounding {len(linears_of(state.model))} linear layers to nearest")
         nearest = partial(round_to_nearest, grid=options.grid, observer=options.observer)
         rounded: Quantized = round_layers(state.model, nearest)
         return rounded
     windows = calibration_windows(state, options.generated, progress)
+    identity = [options.model_dump(mode="json"), state.texts.digest, state.seed]
+    finished = FinishedLayers(state.folder / "layers", identity)
     progress.start(len(decoder_layers(state.model)[1]), f"quantizing, {options.method}")
+    progress.advance(finished.count())
     result: Quantized = quantize_layers(
         state.model,
         windows,
         partial(_rounding, options),
         partial(_scaling, options) if options.method != "gptq" else None,
+        finished=finished,
         done=progress.advance,
     )
     return result

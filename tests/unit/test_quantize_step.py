@@ -89,6 +89,63 @@ def test_methods_with_calibration_lose_less_than_rounding(
     assert errors["awq-gptq"] < 0.8 * errors["rtn"]
 
 
+class _Interrupted(Exception):
+    pass
+
+
+class _Recording(Silent):
+    """Keeps what a step reports; ends the step once so many layers were reported, if told to."""
+
+    def __init__(self, end_after: int | None = None) -> None:
+        self.said: list[tuple[str, float]] = []
+        self._end_after = end_after
+
+    def start(self, total: float, label: str) -> None:
+        self.said.append(("start", total))
+
+    def advance(self, done: float = 1) -> None:
+        self.said.append(("advance", done))
+        if sum(number for what, number in self.said if what == "advance") == self._end_after:
+            raise _Interrupted
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq-gptq", "smoothquant"])
+def test_an_interrupted_step_resumes_after_its_last_finished_layer(
+    tiny_llama_maker: Any, tiny_texts: Any, tiny_tokenizer: Any, tmp_path: Path, method: str
+) -> None:
+    options = QuantizeOptions(method=method)
+
+    def run(folder: str, progress: _Recording) -> tuple[State, Any]:
+        model = tiny_llama_maker(layers=3)
+        state = state_of(model, tiny_texts, tiny_tokenizer, tmp_path / folder)
+        return state, Quantize()(state, options, progress)
+
+    whole, told = run("whole", _Recording())
+    with pytest.raises(_Interrupted):
+        run("interrupted", _Recording(end_after=2))
+    progress = _Recording()
+    resumed, told_again = run("interrupted", progress)
+
+    assert progress.said == [("start", 3), ("advance", 2), ("advance", 1)]
+    assert told_again == told
+    assert list(resumed.packed) == list(whole.packed)
+    for name, packed in whole.packed.items():
+        assert torch.equal(resumed.packed[name].integers, packed.integers)
+        assert torch.equal(resumed.packed[name].scales, packed.scales)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+def test_finished_layers_of_other_options_are_not_used(
+    tiny_llama_maker: Any, tiny_texts: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    for bits in (4, 8):
+        state = state_of(tiny_llama_maker(), tiny_texts, tiny_tokenizer, tmp_path)
+        progress = _Recording()
+        Quantize()(state, QuantizeOptions(bits=bits), progress)
+        assert progress.said[:2] == [("start", 2), ("advance", 0)]
+
+
 def test_the_models_own_text_joins_the_dialogues_to_calibrate_on(run: Any, tmp_path: Path) -> None:
     state = run(method="gptq", bits=4, generated=2)
     windows = calibration_windows(state, 2, Silent())

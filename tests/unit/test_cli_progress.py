@@ -1,0 +1,25 @@
+"""The bar of a long command: how far it is, and how long it still takes."""
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from turnmill.producer.cli.progress import Bars
+
+
+@pytest.mark.parametrize("finished", [0, 8])
+def test_the_time_left_counts_only_work_that_this_run_did(finished: int) -> None:
+    clock = [0.0]
+    console = Console(quiet=True)
+    rows = Progress(console=console, get_time=lambda: clock[0])
+    bars = Bars(console, rows)
+
+    bars.start(12, "quantizing")
+    bars.advance(finished)
+    for _ in range(2):
+        clock[0] += 10
+        bars.advance()
+
+    (task,) = rows.tasks
+    assert task.completed == finished + 2
+    assert task.time_remaining == (12 - finished - 2) * 10
