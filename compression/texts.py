@@ -84,7 +84,8 @@ def make_texts(
         if not members:
             raise InvalidInput(
                 f"{len(conversations)} conversations are too few: none falls into the part "
-                f"'{part}'. Give at least 50.",
+                f"'{part}'. Give at least 50. A teacher's replies (turnmill compress chats) all "
+                "train: beside them, give the conversations that it was asked.",
                 param="data",
             )
 

@@ -11,6 +11,9 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from tests.compression_models import make_conversations
+from turnmill.compression.checkpoint import load_tokenizer
+from turnmill.compression.data import read_conversations
+from turnmill.compression.texts import Windows, make_texts, part_of
 from turnmill.producer.cli.app import app
 from turnmill.schemas.errors import InvalidInput
 
@@ -107,6 +110,98 @@ def test_the_examples_of_distillation_run(turnmill: Callable[[str], str], place:
     )
     (line,) = examples("compress", "chats")
     assert f"{len(rows)} conversations" in turnmill(line)
+
+
+STUDENT = """
+name = "student"
+[windows]
+length = 64
+calibration = 4
+train = 1024
+heldout = 2
+prose = 2
+[[step]]
+kind = "distill"
+layers = 1
+steps = 2
+batch = 2
+length = 32
+alpha = 1.0
+"""
+
+
+def test_the_guides_way_from_a_teacher_behind_the_batch_lane_to_its_student(
+    turnmill: Callable[[str], str],
+    place: Path,
+    make_system: Callable[..., Any],
+    database_url: str,
+    valkey_url: str,
+    eventually: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The teacher is a worker with the tiny model, on a real PostgreSQL and a real broker."""
+    backlog, batch, chats, distil = guide_block("turnmill compress backlog")
+    (place / "student.toml").write_text(STUDENT)
+    system = make_system(database_url, valkey_url)
+    system.start("relay")
+    worker = system.start(
+        "worker",
+        TURNMILL_ENGINE__NAME="transformers",
+        TURNMILL_ENGINE__MODEL=str(place / "my-model"),
+        TURNMILL_ENGINE__SERVED_NAME=system.settings.engine.model_name,
+        TURNMILL_ENGINE__DEVICE="cpu",
+        TURNMILL_ENGINE__KV_CACHE_GIB="0.1",
+        TURNMILL_ENGINE__CONTEXT_WINDOW="512",
+    )
+    eventually(lambda: worker.says("worker.consuming") or not worker.is_running, 180)
+    for name in ("TURNMILL_DATABASE__URL", "TURNMILL_BROKER__URL"):
+        monkeypatch.setenv(name, system.variables[name])
+
+    turnmill(backlog)
+    turnmill(f"{batch} --max-tokens 6")
+    turnmill(chats)
+    asked = rows_of(place / "backlog.jsonl")
+    taught = rows_of(place / "teacher-chats.jsonl")
+    assert len(asked) > 30
+    assert system.count("lane = 'batch' AND state = 'completed'") == len(asked)
+    # The tiny teacher may have nothing to say to a few.
+    assert len(taught) > 0.8 * len(asked)
+    replies = {row["id"]: row.get("reply") for row in rows_of(place / "backlog-results.jsonl")}
+    assert all(replies[row["id"]] == row["messages"][-1]["content"] for row in taught)
+
+    turnmill(f"{distil} --no-evaluate")
+
+    manifest = json.loads(turnmill("turnmill models show my-model-student --json"))
+    assert manifest["steps"][0]["told"]["steps"] == 2
+    tokenizer = load_tokenizer(place / "my-model")
+    given = read_conversations([place / "chats.jsonl", place / "teacher-chats.jsonl"])
+    windows = Windows(length=64, calibration=4, train=1024, heldout=2, prose=2)
+    texts = make_texts(given, "Prose.", tokenizer, windows)
+    assert manifest["data_sha256"] == texts.digest
+    trained = tokenizer.decode(texts.train.flatten())
+    # The last window may cut one off.
+    missing = [row for row in taught if row["messages"][-1]["content"] not in trained]
+    assert len(missing) <= 1
+
+
+def test_a_teachers_replies_alone_name_what_is_missing(
+    turnmill: Callable[[str], str], place: Path
+) -> None:
+    rows = [row for row in rows_of(place / "chats.jsonl") if part_of(row["id"]) == "train"]
+    (place / "alone.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InvalidInput, match=r"'heldout'.*give the conversations that it was asked"):
+        turnmill("turnmill compress my-model --recipe f16 --data alone.jsonl")
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
+
+
+def guide_block(beginning: str) -> list[str]:
+    """The commands of the guide's block that begins with this one, without their comments."""
+    guide = (Path(__file__).parents[2] / "docs/compression.md").read_text()
+    (block,) = [each for each in guide.split("```") if each.strip().startswith(beginning)]
+    return [line.partition("  #")[0].strip() for line in block.strip().splitlines()]
 
 
 def test_the_guides_command_for_l1_leaves_a_sparse_artifact(
