@@ -55,28 +55,48 @@ def make_tokenizer() -> Any:
     return tokenizer
 
 
-def make_llama(seed: int = 0, *, layers: int = 2, tie: bool = True) -> Any:
-    """A random Llama in float32: hidden size 64, 4 heads of 2 key-value groups, MLP of 128."""
-    import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+#: Hidden size 64, 4 heads of 2 key-value groups, MLP of 128, and the tokenizer's tokens.
+_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.15,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 
-    config = LlamaConfig(
-        vocab_size=len(make_tokenizer()),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=tie,
-        initializer_range=0.15,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
+
+def make_llama(seed: int = 0, *, layers: int = 2, tie: bool = True) -> Any:
+    """A random Llama in float32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return _random_model(LlamaForCausalLM, LlamaConfig, seed, layers, tie)
+
+
+def make_qwen2(seed: int = 0, *, layers: int = 2, tie: bool = True) -> Any:
+    """A random Qwen2 in float32: unlike a Llama's, its queries, keys and values have biases."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    model = _random_model(Qwen2ForCausalLM, Qwen2Config, seed, layers, tie)
+    random = torch.Generator().manual_seed(seed)
+    for name, value in model.named_parameters():
+        if name.endswith(".bias"):  # which are zeros otherwise
+            value.data = torch.randn(value.shape, generator=random) / 2
+    return model
+
+
+def _random_model(kind: Any, config: Any, seed: int, layers: int, tie: bool) -> Any:
+    import torch
+    from transformers import GenerationConfig
+
+    sizes = {"vocab_size": len(make_tokenizer()), "num_hidden_layers": layers, **_SIZES}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).eval()
+        model = kind(config(tie_word_embeddings=tie, **sizes)).eval()
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
     return model
 
