@@ -23,6 +23,7 @@ VLLM := .venv-vllm
 LITERT := .venv-litert
 TENSORFLOW := .venv-tensorflow
 TRITON := .venv-triton
+LLMCOMPRESSOR := .venv-llmcompressor
 # All but vllm, whose own versions do not go with the others'.
 EXTRAS := embedded openvino transformers compression remote triton parquet chaos bench dev
 PIP := $(BIN)/pip --disable-pip-version-check
@@ -31,7 +32,7 @@ CODE := compression producer schemas workers infra tests
 PACKAGES := turnmill.benchmarks turnmill.chaos turnmill.compression turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-vllm test-litert test-tfserving test-triton test-storm chaos check format bench bench-engine bench-gpu bench-compression lock build servers clean
+.PHONY: help demo up test test-vllm test-litert test-tfserving test-triton test-storm chaos check format bench bench-engine bench-gpu bench-compression bench-peers lock build servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -92,6 +93,9 @@ bench-gpu: ## The transformers engine beside generate on a GPU (GPU_PYTHON=…; 
 bench-compression: $(STAMPS)/dev ## What each compression recipe costs and gains, within an hour (ARGS="--row int8")
 	$(BIN)/turnmill bench compression $(ARGS)
 
+bench-peers: $(STAMPS)/dev $(STAMPS)/llmcompressor ## Our int4 beside llm-compressor's, on the same windows (2 GB)
+	$(BIN)/turnmill bench compression --row int4-gptq --llm-compressor $(LLMCOMPRESSOR)/bin/python $(ARGS)
+
 build: $(STAMPS)/dev ## An sdist, and the wheel built from it
 	rm -rf dist
 	$(BIN)/python -m build --installer pip .
@@ -114,7 +118,7 @@ servers:
 	else echo "Tests of RabbitMQ or PgBouncer will be skipped (apt-get install rabbitmq-server pgbouncer)"; fi
 
 clean: ## Remove .venv and what the tools left behind
-	rm -rf $(VENV) $(VLLM) $(LITERT) $(TENSORFLOW) $(TRITON) $(STAMPS) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM) $(LITERT) $(TENSORFLOW) $(TRITON) $(LLMCOMPRESSOR) $(STAMPS) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -157,6 +161,13 @@ $(STAMPS)/litert: pyproject.toml
 	@$(LITERT)/bin/pip --disable-pip-version-check install -q '$(TORCH)' 'transformers>=5.23,<5.24' \
 	  litert-torch==0.10.0 ai-edge-litert==2.3.0 ai-edge-quantizer==0.10.0 compressed-tensors
 	@$(LITERT)/bin/pip --disable-pip-version-check install -q --no-deps -e .
+	@mkdir -p $(STAMPS) && touch $@
+
+# It wants an older transformers than the rest.
+$(STAMPS)/llmcompressor:
+	@echo "Installing llm-compressor into $(LLMCOMPRESSOR) (once)"
+	@$(PYTHON) -m venv $(LLMCOMPRESSOR)
+	@$(LLMCOMPRESSOR)/bin/pip --disable-pip-version-check install -q '$(TORCH)' 'llmcompressor>=0.14,<0.15'
 	@mkdir -p $(STAMPS) && touch $@
 
 # The server's Python backend needs numpy 1: an environment of its own.

