@@ -15,6 +15,7 @@ import structlog
 
 from turnmill.producer.outbox import REHINT, STALE
 from turnmill.producer.publisher import Publisher
+from turnmill.producer.relay_metrics import HINTS_LOST
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import BrokerUnavailable, DatabaseUnavailable
 from turnmill.schemas.settings import Settings
@@ -76,6 +77,7 @@ class LostHints:
             rehinted_count += found.rehinted_count
         self._missing = missing
         if rehinted_count:
+            HINTS_LOST.inc(rehinted_count)
             log.info("hints.lost", rehinted_count=rehinted_count)
         return rehinted_count
 

@@ -16,6 +16,7 @@ from turnmill.schemas.errors import BrokerUnavailable
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.routes import ANSWER_TASK, own_queue_name, queue_name
 from turnmill.schemas.settings import Settings
+from turnmill.schemas.telemetry import BROKER_RECONNECTS
 from turnmill.schemas.turns import Lane
 
 log = structlog.get_logger()
@@ -102,6 +103,7 @@ class Publisher:
 
     def _drop(self) -> None:
         """Hang up: a goodbye to a broker that fell silent waits ten seconds for its answer."""
+        BROKER_RECONNECTS.inc()
         self._forget(lambda connection: connection.collect(socket_timeout=1))
 
     def _forget(self, end: Callable[[Connection], None]) -> None:

@@ -8,6 +8,7 @@ taken with SKIP LOCKED, so any number of relays may run. Which queue a hint goes
 """
 
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
@@ -18,12 +19,14 @@ import structlog
 from turnmill.producer.lost import LostHints
 from turnmill.producer.outbox import NEXT, TAKE, UNMARK
 from turnmill.producer.publisher import Publisher
+from turnmill.producer.relay_metrics import HINTS_PUBLISHED, IS_FULL, TAKE_S, WINDOW
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import BrokerUnavailable, DatabaseOutdated, DatabaseUnavailable
 from turnmill.schemas.links import Stop
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.release import UPGRADE_POLL_S, refuse_older_database
+from turnmill.schemas.telemetry import DATABASE_RECONNECTS, STUCK_AFTER_S, Health
 from turnmill.schemas.turns import Lane
 
 log = structlog.get_logger()
@@ -51,18 +54,27 @@ class Relay:
         self._free: SimpleQueue[Publisher] = SimpleQueue()
         for _ in range(count):
             self._free.put(Publisher(settings))
+        #: Why no hints go out at the moment: nothing connects, or the last ones were not confirmed.
+        self._unready_because: str | None = "starting"
+        self._looped_at = math.inf
+        self.health = Health(stuck=self._why_stuck, unready=lambda: self._unready_because)
+        WINDOW.set(settings.relay.window)
 
     def run(self) -> None:
         """Relay until `stop` is called from another thread or a signal handler."""
         log.info("relay.started", window=self._settings.relay.window)
         self._lost_hints.start()
         while not self._stopping.is_set():
+            self._looped_at = time.monotonic()
             try:
                 self._relay_while_connected()
             except DatabaseOutdated as error:
+                self._unready_because = "the database is older than this release"
                 log.error("database.outdated", reason=error.message)
                 self._stopping.wait(UPGRADE_POLL_S)
             except (DatabaseUnavailable, psycopg.Error) as error:
+                self._unready_because = "not connected to PostgreSQL"
+                DATABASE_RECONNECTS.inc()
                 log.warning("relay.disconnected", error=type(error).__name__)
                 self._stopping.wait(RECONNECT_S)
         self._pool.shutdown(wait=True)
@@ -74,11 +86,18 @@ class Relay:
     def stop(self) -> None:
         self._stopping.set()
 
+    def _why_stuck(self) -> str | None:
+        if time.monotonic() - self._looped_at > STUCK_AFTER_S:
+            return f"the relay's loop has not come round for {STUCK_AFTER_S:g} s"
+        return None
+
     def _relay_while_connected(self) -> None:
         with self._database.connect() as connection:
             refuse_older_database(lambda query: connection.execute(query).fetchall())
             connection.execute(f"LISTEN {OUTBOX_CHANNEL}")
+            self._unready_because = None
             while not self._stopping.is_set():
+                self._looped_at = time.monotonic()
                 publisher = self._free.get()
                 rows = self._take(publisher)
                 if rows:
@@ -88,6 +107,7 @@ class Relay:
                 # On the connection that listens: open at our end only, it would hear nothing.
                 due = connection.execute(NEXT).fetchone()
                 assert due is not None
+                IS_FULL.set(due.is_owed)
                 pause_s = WINDOW_POLL_S if due.is_owed else self._settings.relay.sweep_s
                 late_in_s = math.inf if due.late_in_s is None else due.late_in_s
                 connection.hear(min(pause_s, max(late_in_s, LATE_POLL_S)), self._stopping)
@@ -95,17 +115,18 @@ class Relay:
     def _take(self, publisher: Publisher) -> list[Any]:
         relay, affinity = self._settings.relay, self._settings.affinity
         try:
-            return self._database.run(
-                TAKE,
-                {
-                    "window": relay.window,
-                    "batch_size": relay.batch_size,
-                    "lanes": [lane.value for lane in Lane],
-                    "warm_lanes": [lane.value for lane in affinity.warm_lanes],
-                    "warm_s": affinity.warm_s,
-                    "ttl_s": affinity.ttl_ms / 1000,
-                },
-            )
+            with TAKE_S.time():
+                return self._database.run(
+                    TAKE,
+                    {
+                        "window": relay.window,
+                        "batch_size": relay.batch_size,
+                        "lanes": [lane.value for lane in Lane],
+                        "warm_lanes": [lane.value for lane in affinity.warm_lanes],
+                        "warm_s": affinity.warm_s,
+                        "ttl_s": affinity.ttl_ms / 1000,
+                    },
+                )
         except BaseException:
             # Whatever it was, the loop goes on and needs its publishers back.
             self._free.put(publisher)
@@ -114,7 +135,11 @@ class Relay:
     def _publish(self, publisher: Publisher, rows: list[Any]) -> None:
         try:
             publisher.publish(rows)
+            HINTS_PUBLISHED.labels("confirmed").inc(len(rows))
+            self._unready_because = None
         except BrokerUnavailable as error:
+            HINTS_PUBLISHED.labels("unconfirmed").inc(len(rows))
+            self._unready_because = "the broker confirms no hints"
             log.warning("relay.stalled", error=error.message)
             self._unmark(rows)
             self._stopping.wait(self._settings.relay.sweep_s)

@@ -333,6 +333,14 @@ class FlowerSettings(Section):
     password: str | None = None
 
 
+class MetricsSettings(Section):
+    #: Address on which each process (api, relay, worker) serves `/metrics`, `/live` and `/ready`,
+    #: to whoever can reach it, without a key; `0.0.0.0` for all.
+    host: str = "127.0.0.1"
+    #: Port to listen on; 0, and where another process has it: any free one.
+    port: int = Field(default=0, ge=0, le=65535)
+
+
 class LogSettings(Section):
     #: What is logged.
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -364,6 +372,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     api: APISettings = APISettings()
     flower: FlowerSettings = FlowerSettings()
+    metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
 
     @classmethod

@@ -47,7 +47,7 @@ REFUSED = (
 )
 _KEPT_OUT = re.compile(
     r"PG[A-Z]+|CELERY_\w+|CELERYD_\w+|FLOWER_\w+|DJANGO_SETTINGS_MODULE|FORKED_BY_MULTIPROCESSING"
-    r"|WEB_CONCURRENCY|UVICORN_\w+"
+    r"|WEB_CONCURRENCY|UVICORN_\w+|PROMETHEUS_MULTIPROC_DIR|prometheus_multiproc_dir"
 )
 
 #: What Kubernetes tells every pod of a Service called turnmill or turnmill-…, and Docker of a link:

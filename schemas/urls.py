@@ -119,3 +119,13 @@ def is_loopback_host(host: str) -> bool:
 
 def _without_port(host: str) -> str:
     return host if host.endswith("]") else host.rpartition(":")[0] or host
+
+
+def reachable(host: str) -> str:
+    """Where a server is reached that listens on `host`: on all addresses is on loopback, too."""
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def address(host: str, port: int) -> str:
+    """`host:port`, with the brackets of an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

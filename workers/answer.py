@@ -36,6 +36,7 @@ from turnmill.workers.backoff import backoff_s
 from turnmill.workers.clean import clean
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.lease import AbortReason, Attempt, Claim, Leases
+from turnmill.workers.metrics import QUEUED_S, Pace, count_outcome
 from turnmill.workers.prompt import build_prompt
 from turnmill.workers.settle import Settler
 from turnmill.workers.stream import Stream, TurnStream
@@ -72,11 +73,12 @@ def answer_turn(worker: Worker, turn_id: UUID) -> bool:
     claim = worker.leases.claim(turn_id)
     if claim is None:
         return False
+    QUEUED_S.labels(claim.lane).observe(claim.queued_s)
     with worker.leases.hold(claim) as attempt:
         outcome = _attempt_reply(worker, attempt)
         attempt.has_outcome = True
         is_settled = worker.settler.settle(claim, outcome)
-    _report(claim, outcome, is_settled)
+    _report(attempt, outcome, is_settled)
     return True
 
 
@@ -153,9 +155,11 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
     summarizer = Summarizer(worker.database, attempt, share) if share else None
     prompt = build_prompt(worker.database, worker.engine, claim, summarizer)
     text, token_count = [claim.kept_text], claim.kept_tokens
+    pace = Pace(claim, attempt.began_at)
     for chunk in _chunks(worker.engine, prompt, claim, attempt.abort):
         attempt.progress(chunk.text, extends=not worker.engine.can_continue)
         worker.leases.spoke_at = time.monotonic()
+        pace.note(chunk, worker.leases.spoke_at)
         text.append(chunk.text)
         token_count += chunk.token_count
         if chunk.finish_reason is not None:
@@ -232,8 +236,10 @@ def _explain(claim: Claim, error: TurnmillError) -> None:
         )
 
 
-def _report(claim: Claim, outcome: Outcome, is_settled: bool) -> None:
+def _report(attempt: Attempt, outcome: Outcome, is_settled: bool) -> None:
     """The usual is told by the tables and the metrics; the log tells the rest."""
+    claim = attempt.claim
+    count_outcome(claim, outcome, is_settled, time.monotonic() - attempt.began_at)
     log.log(
         logging.DEBUG if is_settled and isinstance(outcome, Answered) else logging.INFO,
         "turn.settled" if is_settled else "turn.fenced",

@@ -17,9 +17,11 @@ from turnmill.schemas.broker import celery_settings, hint_queues, old_queues, ow
 from turnmill.schemas.routes import lane_of
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.deployment import Deployment
+from turnmill.schemas.telemetry import BROKER_RECONNECTS
 from turnmill.schemas.turns import Lane
 from turnmill.workers.hints import NotAHint, UnknownTask, checked, read_hint
 from turnmill.workers.lease import Leases
+from turnmill.workers.metrics import HINTS_DROPPED
 from turnmill.workers.remote_control import LookingControl
 
 log = structlog.get_logger()
@@ -98,6 +100,7 @@ class HintConsumer(Consumer):  # type: ignore[misc]
         """
         if hasattr(channel := self.task_consumer.channel, "do_restore"):
             channel.do_restore = False
+        BROKER_RECONNECTS.inc()
         super().on_connection_error_after_connected(exc)
 
     def stop_consuming(self) -> None:
@@ -117,8 +120,21 @@ class HintConsumer(Consumer):  # type: ignore[misc]
 
     def ensure_connected(self, conn: Any) -> Any:
         """Celery's pauses grow to 30 s, in which a broker may long be back."""
-        conn.ensure_connection = partial(conn.ensure_connection, interval_max=RECONNECT_S)
+        ensure = conn.ensure_connection
+
+        def patiently(*args: Any, callback: Callable[[], None], **options: Any) -> Any:
+            def between_tries() -> None:
+                self._note_loop()
+                callback()
+
+            return ensure(*args, callback=between_tries, interval_max=RECONNECT_S, **options)
+
+        conn.ensure_connection = patiently
         return super().ensure_connected(conn)
+
+    def _note_loop(self) -> None:
+        if leases := self.app.leases:
+            leases.looped_at = time.monotonic()
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*args, **options)
@@ -165,6 +181,7 @@ class HintConsumer(Consumer):  # type: ignore[misc]
 
     def _count(self, reason: str) -> None:
         """Log the first, and then each time the number has doubled."""
+        HINTS_DROPPED.labels(reason).inc()
         self._dropped[reason] += 1
         count = self._dropped[reason]
         if count & (count - 1) == 0:
@@ -188,6 +205,7 @@ class HintConsumer(Consumer):  # type: ignore[misc]
 
         Raises `ConsumerCancelled`, which Celery answers with a new connection.
         """
+        self._note_loop()
         if self._is_stopping:
             return
         if leases := self.app.leases:

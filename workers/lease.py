@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,11 +31,13 @@ from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.store.claim import CLAIM
 from turnmill.schemas.store.release import RELEASE, UPGRADE_POLL_S, refuse_older_database
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
+from turnmill.schemas.telemetry import DATABASE_RECONNECTS
 from turnmill.schemas.turns import GenerationParams, Lane, Message
 from turnmill.workers.abort import Abort
 from turnmill.workers.clock import DatabaseClock
 from turnmill.workers.coalesce import Coalescer
 from turnmill.workers.liveness import GRACE_S, take_over
+from turnmill.workers.metrics import LEASES_LOST
 
 log = structlog.get_logger()
 
@@ -119,6 +122,9 @@ class Claim:
     next_position: int
     #: Seconds until nobody wants the reply any more.
     deadline_s: float | None
+    #: Seconds since it was accepted, and of these since it was due, when it was claimed.
+    age_s: float = 0.0
+    queued_s: float = 0.0
     #: Why this worker cannot read the turn, whose messages are then empty.
     unreadable: str | None = None
 
@@ -224,6 +230,8 @@ class Leases:
         #: When its consumers were last seen at the broker (`time.monotonic`); without end where
         #: nobody looks after them.
         self.consumed_at = float("inf")
+        #: When the heartbeat's loop and Celery's last came round (`time.monotonic`).
+        self.beat_at = self.looped_at = float("inf")
         #: Set once no hints come any more because the engine is away: those held are handed back.
         self.hands_back = threading.Event()
         self._stands_by = settings.mode == "standby"
@@ -304,6 +312,10 @@ class Leases:
     def held_count(self) -> int:
         return len(self._held)
 
+    def held_by_lane(self) -> Counter[Lane]:
+        """Count the turns that attempts of this process hold, by lane."""
+        return Counter(attempt.claim.lane for attempt in self._attempts())
+
     @property
     def hung_count(self) -> int:
         return len(self._hung)
@@ -341,6 +353,8 @@ class Leases:
             kept_tokens=row.kept_tokens,
             next_position=row.next_position,
             deadline_s=self._deadline_s(row),
+            age_s=max(row.now_s - row.accepted_s, 0.0),
+            queued_s=max(row.queued_s, 0.0),
         )
 
     def _deadline_s(self, row: Any) -> float | None:
@@ -352,17 +366,20 @@ class Leases:
     def _keep(self) -> None:
         """The thread: stay registered as long as the process lives, over every reconnect."""
         while not self._stopping.is_set():
+            self.beat_at = time.monotonic()
             try:
                 with self._database.connect() as connection:
                     self._register(connection)
                     while not self._stopping.is_set():
                         self._beat(connection)
+                        self.beat_at = time.monotonic()
                     self._say_seen(connection)
             except DatabaseOutdated as error:
                 log.error("database.outdated", reason=error.message)
                 self._stopping.wait(UPGRADE_POLL_S)
             except (DatabaseUnavailable, psycopg.Error) as error:
                 self._reconnected_at = float("inf")
+                DATABASE_RECONNECTS.inc()
                 log.warning("leases.disconnected", error=type(error).__name__)
                 self._stopping.wait(TICK_S)
 
@@ -487,6 +504,8 @@ class Leases:
         for attempt in asked:
             # A turn that settled meanwhile is not kept either; stopping it does nothing.
             if attempt.claim.turn_id not in kept:
+                if not attempt.has_outcome and attempt.reason is None:
+                    LEASES_LOST.inc()
                 attempt.stop(AbortReason.LOST)
 
 

@@ -13,8 +13,10 @@ from celery.signals import worker_ready
 from turnmill.schemas.broker import refuse_early_redelivery
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.deployment import read_deployment
+from turnmill.schemas.telemetry import Health, telemetry
 from turnmill.workers.app import create_app
 from turnmill.workers.drain import Drain
+from turnmill.workers.health import watch_worker
 from turnmill.workers.process import running_worker
 from turnmill.workers.standby import wait_for_takeover
 from turnmill.workers.tasks import register_tasks
@@ -29,7 +31,12 @@ def run_worker(settings: Settings) -> int:
         SettingsError: there is no such engine or model, or the times do not fit each other.
     """
     refuse_early_redelivery(settings)
-    with running_worker(settings) as (worker, rescuer):
+    health = Health(unready=lambda: "the engine is loading")
+    with (
+        telemetry(settings, "worker", health, lanes="+".join(settings.worker.lanes)),
+        running_worker(settings) as (worker, rescuer),
+    ):
+        watch_worker(health, worker.leases, settings.worker)
         deployment = read_deployment(worker.database)
         app = create_app(settings, deployment, worker.leases)
         register_tasks(app, worker, rescuer)

@@ -17,6 +17,7 @@ from turnmill.schemas.errors import DatabaseUnavailable, SettingsError
 from turnmill.schemas.links import Link
 from turnmill.schemas.settings import RetentionSettings
 from turnmill.schemas.tables import PRUNER_LOCK_KEY, PRUNER_NAME
+from turnmill.workers.metrics import PRUNER_ROUNDS
 from turnmill.workers.months import Pause
 from turnmill.workers.retention import Round
 
@@ -101,9 +102,11 @@ class Pruner:
             try:
                 self._round()
             except (DatabaseUnavailable, SettingsError) as error:
+                PRUNER_ROUNDS.labels("stalled").inc()
                 if not self._stopping.is_set():
                     log.warning("pruner.stalled", error=error.message)
             except Exception:
+                PRUNER_ROUNDS.labels("failed").inc()
                 log.exception("pruner.failed")
             # Not all the workers that were started together at once.
             wait_s = self._retention.every_s * random.uniform(0.9, 1.1)
@@ -112,6 +115,8 @@ class Pruner:
         counts = prune(
             self._database, self._retention, self._stopping.wait, on_link=self._keep_link
         )
+        if counts is not None:
+            PRUNER_ROUNDS.labels("done").inc()
         if counts:
             log.info("turns.pruned", **counts)
 

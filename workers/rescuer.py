@@ -23,6 +23,7 @@ from turnmill.workers.evidence import IS_INTERRUPTED, WEIGHED
 from turnmill.workers.isolated import isolated
 from turnmill.workers.lease import Leases
 from turnmill.workers.liveness import ALIVE, GRACE_S
+from turnmill.workers.metrics import TURNS_RESCUED
 from turnmill.workers.settle import Ending, end_turns
 
 log = structlog.get_logger()
@@ -117,6 +118,8 @@ def sweep(database: Database, settings: WorkerSettings, *, latest_s: float = flo
     spent = {row.id: row for row in lost if row.is_spent}
     isolated(lambda ids: _park(database, [spent[turn_id] for turn_id in ids]), list(spent))
     if lost:
+        for row in lost:
+            TURNS_RESCUED.labels("parked" if row.is_spent else "requeued").inc()
         log.info("turns.rescued", lost_count=len(lost))
     return len(lost)
 

@@ -60,11 +60,6 @@ def is_ours(host: str) -> bool:
     return is_free(0, host)
 
 
-def reachable(host: str) -> str:
-    """Where a server is reached that listens on `host`: on all addresses is on loopback, too."""
-    return {"0.0.0.0": LOOPBACK, "": LOOPBACK, "::": "::1"}.get(host, host)
-
-
 def _address(host: str, port: int) -> Any:
     return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
 

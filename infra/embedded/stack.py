@@ -25,7 +25,6 @@ from turnmill.infra.embedded.ports import (
     is_free,
     is_ours,
     listens,
-    reachable,
 )
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.server import EmbeddedServer
@@ -35,7 +34,9 @@ from turnmill.schemas.errors import StackError
 from turnmill.schemas.settings import STACK_FILE, WorkerSettings
 from turnmill.schemas.surroundings import PREFIX, without_strangers
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
+from turnmill.schemas.targets import remove_dead_targets
 from turnmill.schemas.turns import Lane
+from turnmill.schemas.urls import address, reachable
 
 #: In the order of their start; stopped in reverse, so that a draining worker's readers
 #: still find the API.
@@ -229,8 +230,7 @@ class Stack:
         return self._environment.get(f"{PREFIX}{name.upper()}__HOST", LOOPBACK)
 
     def _url_of(self, name: str) -> str:
-        host = reachable(self._host_of(name))
-        return f"http://{f'[{host}]' if ':' in host else host}:{self._ports[name].port}"
+        return f"http://{address(reachable(self._host_of(name)), self._ports[name].port)}"
 
     def _children(self) -> list[Child]:
         servers = [child for server in self._servers for child in server.children()]
@@ -278,6 +278,8 @@ class Stack:
     def _on_event(self, event: ChildEvent) -> None:
         if self._progress is not None and event.kind in _STEPS:
             self._progress(f"{_STEPS[event.kind]} {event.child.title}")
+        if event.kind in (ChildEventKind.DIED, ChildEventKind.STOPPED):
+            remove_dead_targets(self.folder.path)
         if self._notify is not None:
             self._notify(event)
 

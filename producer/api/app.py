@@ -40,10 +40,12 @@ from turnmill.producer.api.file_limit import (
 )
 from turnmill.producer.api.metrics import APIMetrics
 from turnmill.producer.api.middleware import REQUEST_ID_HEADER, ObservedCalls
+from turnmill.producer.api.probes import ProbedAPI
 from turnmill.producer.api.rare_log import RareLog
 from turnmill.producer.api.services import Services, running_services
 from turnmill.schemas.openai import ChatCompletionRequest, ErrorBody
 from turnmill.schemas.settings import Settings
+from turnmill.schemas.telemetry import telemetry
 
 #: Calls that have not ended by then are cut off.
 STOP_TIMEOUT_S = 4
@@ -109,7 +111,9 @@ def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
 def serve(settings: Settings) -> None:
     """Run the API until SIGTERM or SIGINT."""
     raise_file_limit()
-    Server(settings).run()
+    server = Server(settings)
+    with telemetry(settings, "api", server.health):
+        server.run()
 
 
 class Server(uvicorn.Server):
@@ -119,6 +123,8 @@ class Server(uvicorn.Server):
         self._app = create_app(settings)
         self._crowd = Crowd(settings.api, connection_capacity(settings), self._app.state.metrics)
         self._accept_failures = RareLog("api.accept_failed")
+        self._probed = ProbedAPI(self._app)
+        self.health = self._probed.health
         config = uvicorn.Config(
             self._app,
             host=settings.api.host,
@@ -149,6 +155,10 @@ class Server(uvicorn.Server):
                 deepen_backlog(server.sockets)
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             log.info("api.started", host=host, port=port, max_connections=self._crowd.capacity)
+
+    async def on_tick(self, counter: int) -> bool:
+        self._probed.note_loop()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         services: Services = self._app.state.services

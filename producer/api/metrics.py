@@ -17,10 +17,8 @@ from prometheus_client.registry import Collector
 from turnmill.producer.affinity import WARMTH, ids_since
 from turnmill.schemas.database import Database
 from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
+from turnmill.schemas.telemetry import BUCKETS_S
 from turnmill.schemas.turns import Lane
-
-#: From a look at a turn to the longest wait for a reply.
-_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 #: How far back the figures of affinity look, seconds.
 AFFINITY_S = 60
@@ -87,7 +85,7 @@ class APIMetrics:
             "turnmill_api_request_duration_seconds",
             "Seconds from a call to the end of its answer, a stream's last event included.",
             ["route", "method"],
-            buckets=_BUCKETS_S,
+            buckets=BUCKETS_S,
             registry=self.registry,
         )
 
@@ -100,9 +98,18 @@ class APIMetrics:
 
     def render(self, database: Database) -> bytes:
         """Prometheus' text format. Raises `DatabaseUnavailable`."""
-        gauges = CollectorRegistry(auto_describe=False)
-        gauges.register(TurnGauges(database))
-        return generate_latest(self.registry) + generate_latest(gauges)
+        return self.render_own() + render_open(database)
+
+    def render_own(self) -> bytes:
+        """Those of this process."""
+        return generate_latest(self.registry)
+
+
+def render_open(database: Database) -> bytes:
+    """What is open, in Prometheus' text format. Raises `DatabaseUnavailable`."""
+    gauges = CollectorRegistry(auto_describe=False)
+    gauges.register(TurnGauges(database))
+    return generate_latest(gauges)
 
 
 class TurnGauges(Collector):
@@ -137,6 +144,13 @@ class TurnGauges(Collector):
             "Age of the oldest turn whose reply is owed.",
             ("lane",),
             {(lane,): 0.0 for lane in Lane} | {(row.lane,): row.age_s for row in oldest},
+        )
+        yield _labelled(
+            "turnmill_outbox_published_count",
+            "Hints that were published and are not claimed yet: of the relay's window.",
+            ("lane",),
+            {(lane,): 0 for lane in Lane}
+            | {(row.lane,): row.count - row.unpublished for row in queued},
         )
         for name, text, value in (
             ("outbox_unpublished_count", "Hints not published yet.", _sum(queued, "unpublished")),

@@ -49,11 +49,14 @@ def api() -> None:
 def relay() -> None:
     """Run the relay, which publishes hints to the broker. Several may run."""
     from turnmill.producer.relay import Relay
+    from turnmill.schemas.telemetry import telemetry
 
-    running = Relay(_start_on_database())
+    settings = _start_on_database()
+    running = Relay(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: running.stop())
-    running.run()
+    with telemetry(settings, "relay", running.health):
+        running.run()
 
 
 def worker(

@@ -14,6 +14,7 @@ from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import open_system
 from turnmill.schemas.errors import StackError
 from turnmill.schemas.settings import Settings, load_settings
+from turnmill.schemas.targets import FOLDER as TARGETS_FOLDER
 from turnmill.schemas.tenants import Scope
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ def _introduce(stack: "Stack") -> None:
         "API": f"{stack.api_url}/v1",
         "API docs": f"{stack.api_url}/docs",
         "Flower": f"{stack.flower_url}  (user {user}, password {stack.flower_password})",
+        "Metrics": f"{stack.folder.path / TARGETS_FOLDER}/*.json  (Prometheus' file_sd_configs)",
         "Logs": str(stack.folder.path / "logs"),
     }
     if secret:

@@ -27,7 +27,7 @@ WITH hinted AS (
     DELETE FROM outbox o USING hinted, conversations c
     WHERE o.turn_id = hinted.id AND {IS_DUE} AND o.lane = ANY(%(lanes)s)
       AND c.id = hinted.conversation_id AND c.answered_seq = hinted.seq - 1
-    RETURNING o.turn_id, o.lane, o.worker_id
+    RETURNING o.turn_id, o.lane, o.worker_id, o.due_at
 ), turn AS (
     UPDATE turns t SET {_CLAIM.setting}, attempt = t.attempt + 1, worker_id = %(worker)s,
         leased_until = clock_timestamp() + make_interval(secs => %(lease_s)s),
@@ -35,7 +35,7 @@ WITH hinted AS (
     FROM hint WHERE t.id = hint.turn_id
     RETURNING t.id, t.conversation_id, t.seq, t.bot_id, t.attempt, t.failures, t.input, t.params,
         t.lane, t.accepted_at, t.deadline_at, t.tenant_id, hint.lane AS hint_lane,
-        hint.worker_id = %(worker)s AS is_warm
+        hint.worker_id = %(worker)s AS is_warm, hint.due_at
 ), attempt AS (
     INSERT INTO attempts (turn_id, number, worker_id, lane, is_warm)
     SELECT id, attempt, %(worker)s, hint_lane, is_warm FROM turn
@@ -47,6 +47,7 @@ SELECT turn.*, bots.instructions, kept.*,
         AS deadline_s,
     extract(epoch FROM turn.accepted_at)::float AS accepted_s,
     extract(epoch FROM clock_timestamp())::float AS now_s,
+    extract(epoch FROM clock_timestamp() - turn.due_at)::float AS queued_s,
     set_config('synchronous_commit', 'off', true)
 FROM turn JOIN bots ON bots.id = turn.bot_id CROSS JOIN LATERAL (
     SELECT coalesce(string_agg(text, '' ORDER BY position), '') AS kept_text,
