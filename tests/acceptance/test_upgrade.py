@@ -1,0 +1,169 @@
+"""An upgrade under load: the newest migration runs while processes of the commit before it work.
+
+That commit's code comes out of the repository's history; without it the test is skipped.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import namedtuple_row
+
+from turnmill.infra.migrations import head_revision
+
+_REPOSITORY = Path(__file__).parents[2]
+CONVERSATIONS, TURNS_EACH = 40, 8
+
+#: `python -m turnmill_before`: the command line of the code before the newest migration. The
+#: folders of this checkout leave the path, or namespace packages would mix the two.
+_RUNNER = """
+import sys
+sys.path[:] = [{before!r}, *(path for path in sys.path if not path.endswith(".namespace"))]
+from turnmill.producer.cli.app import main
+main()
+"""
+
+_OVERTAKEN = """
+SELECT later.id FROM turns earlier JOIN turns later USING (conversation_id)
+WHERE earlier.seq < later.seq AND earlier.settled_at > later.started_at
+"""
+
+
+def _git(*arguments: str) -> bytes:
+    ran = subprocess.run(["git", "-C", str(_REPOSITORY), *arguments], capture_output=True)
+    if ran.returncode:
+        pytest.skip("the repository's history is not here")
+    return ran.stdout
+
+
+@pytest.fixture
+def folder_before(tmp_path: Path) -> Path:
+    """A folder with the module `turnmill_before`."""
+    migration = f"infra/migrations/versions/{head_revision()}_*.py"
+    added = _git("log", "--diff-filter=A", "--format=%H", "--", migration).decode().split()
+    code = tmp_path / "before"
+    code.mkdir()
+    archive = _git("archive", f"{added[-1]}~1")
+    subprocess.run(["tar", "-x", "-C", str(code)], input=archive, check=True)
+    runner = _RUNNER.format(before=str(code / ".namespace"))
+    (code / "turnmill_before.py").write_text(runner)
+    return code
+
+
+class Release:
+    """The commands of one release, on the database and the broker that both share."""
+
+    def __init__(self, module: str, variables: dict[str, str], folder: Path) -> None:
+        self._command = [sys.executable, "-m", module]
+        self._environment = os.environ | variables
+        self._folder = folder
+        self._stack = ExitStack()
+
+    def run(self, *arguments: str) -> None:
+        ran = subprocess.run(
+            [*self._command, *arguments],
+            env=self._environment,
+            cwd=self._folder,
+            capture_output=True,
+            text=True,
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        log = self._stack.enter_context((self._folder / f"{arguments[0]}.log").open("wb"))
+        process = subprocess.Popen(
+            [*self._command, *arguments],
+            env=self._environment,
+            cwd=self._folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._stack.callback(process.wait)
+        self._stack.callback(process.send_signal, signal.SIGKILL)
+        return process
+
+    def start_answering(self, eventually: Callable[..., None]) -> None:
+        """A relay and a worker; the worker consumes when this returns."""
+        self.start("relay")
+        worker = self.start("worker")
+        log = self._folder / "worker.log"
+        eventually(lambda: b"worker.consuming" in log.read_bytes() or worker.poll() is not None, 40)
+        assert worker.poll() is None, log.read_text()
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@pytest.fixture
+def releases(
+    folder_before: Path, tmp_path: Path, empty_database_url: str, valkey_url: str
+) -> Iterator[tuple[Release, Release]]:
+    variables = {
+        "TURNMILL_DATABASE__URL": empty_database_url,
+        "TURNMILL_BROKER__URL": valkey_url,
+        "TURNMILL_ENGINE__NAME": "echo",
+        "TURNMILL_WORKER__CONCURRENCY": "4",
+    }
+    made = []
+    for name, module in (("before", "turnmill_before"), ("after", "turnmill.producer.cli")):
+        folder = tmp_path / f"run-{name}"
+        folder.mkdir()
+        own = {"TURNMILL_DATA": str(folder), "PYTHONPATH": str(folder_before)}
+        made.append(Release(module, variables | own, folder))
+    yield made[0], made[1]
+    for release in made:
+        release.close()
+
+
+def write_backlog(file: Path) -> None:
+    rows = [
+        {"id": f"{number}-{turn}", "conversation": str(number), "turn": turn, "prompt": prompt}
+        for number in range(CONVERSATIONS)
+        for turn in range(TURNS_EACH)
+        for prompt in [f"[[wait=0.1]] {number} {turn}"]
+    ]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def test_an_upgrade_under_load_loses_doubles_and_reorders_nothing(
+    releases: tuple[Release, Release],
+    tmp_path: Path,
+    empty_database_url: str,
+    eventually: Callable[..., None],
+) -> None:
+    before, after = releases
+    for name in ("first", "second"):
+        write_backlog(tmp_path / f"{name}.jsonl")
+    before.run("db", "upgrade")
+    with psycopg.connect(empty_database_url, autocommit=True, row_factory=namedtuple_row) as link:
+
+        def rows(query: str) -> list[Any]:
+            return link.execute(query).fetchall()
+
+        before.start_answering(eventually)
+        first = before.start("batch", "run", str(tmp_path / "first.jsonl"), "--name", "first")
+        eventually(lambda: len(rows("SELECT 1 FROM turns WHERE state = 'completed'")) > 20, 60)
+        after.run("db", "upgrade")
+        (upgraded,) = rows("SELECT clock_timestamp() AS at")
+        after.start_answering(eventually)
+        after.run("batch", "run", str(tmp_path / "second.jsonl"), "--name", "second")
+        assert first.wait(120) == 0
+        states = rows("SELECT state, count(*) AS n FROM turns GROUP BY state")
+        assert [(row.state, row.n) for row in states] == [
+            ("completed", 2 * CONVERSATIONS * TURNS_EACH)
+        ]
+        answers = "SELECT count(*) FROM attempts WHERE outcome = 'answered' GROUP BY turn_id"
+        assert {row.count for row in rows(answers)} == {1}
+        assert rows(_OVERTAKEN) == []
+        assert rows("SELECT turn_id FROM outbox UNION ALL SELECT turn_id FROM chunks") == []
+        late = f"SELECT DISTINCT worker_id FROM attempts WHERE started_at > '{upgraded.at}'"
+        assert len(rows(late)) == 2, "workers of both releases answered after the migration"
