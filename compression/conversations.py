@@ -18,7 +18,8 @@ _TENANT = "SELECT id, allows_training FROM tenants WHERE name = %s"
 #: Ids of conversations begin with the time, so that the largest are the newest.
 _ANSWERED = """
 SELECT t.conversation_id, t.input, r.content
-FROM (SELECT id FROM conversations WHERE tenant_id = %s AND answered_seq > 0
+FROM (SELECT id FROM conversations
+      WHERE tenant_id = %s AND answered_seq > 0 AND NOT refuses_training
       ORDER BY id DESC LIMIT %s) c
 JOIN turns t ON t.conversation_id = c.id JOIN replies r ON r.turn_id = t.id
 WHERE t.state = 'completed' ORDER BY t.conversation_id, t.seq
@@ -28,9 +29,11 @@ WHERE t.state = 'completed' ORDER BY t.conversation_id, t.seq
 def tenant_conversations(database: Database, tenant: str, most: int = MOST) -> list[Conversation]:
     """Return the newest answered conversations of a tenant that agreed to this use.
 
+    Conversations that refuse it are left out.
+
     Raises:
         NotFound: there is no such tenant.
-        InvalidInput: it has not agreed, or nothing was answered yet.
+        InvalidInput: it has not agreed, or no answered conversation is left.
     """
     rows = database.run(_TENANT, (tenant,))
     if not rows:
@@ -43,7 +46,10 @@ def tenant_conversations(database: Database, tenant: str, most: int = MOST) -> l
         )
     turns = database.run(_ANSWERED, (rows[0].id, most))
     if not turns:
-        raise InvalidInput(f"The tenant '{tenant}' has no answered conversation.", param="tenant")
+        raise InvalidInput(
+            f"The tenant '{tenant}' has no answered conversation that may train models.",
+            param="tenant",
+        )
     return [
         Conversation(show_id(Prefix.CONVERSATION, key), tuple(_messages(group)))
         for key, group in groupby(turns, key=lambda row: row.conversation_id)

@@ -14,7 +14,7 @@ from turnmill.schemas.database import Database
 from turnmill.schemas.errors import Conflict, InvalidInput, NotAuthenticated, NotFound
 from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.settings import DEFAULT_TENANT, Settings
-from turnmill.schemas.tables import api_keys, bots, tenants
+from turnmill.schemas.tables import api_keys, bots, conversations, tenants
 from turnmill.schemas.tenants import DEFAULT_SCOPES, Caller, Scope
 from turnmill.schemas.turns import GenerationParams
 
@@ -134,6 +134,24 @@ def set_training(database: Database, name: str, *, is_allowed: bool) -> None:
     with database.begin() as connection:
         if not connection.execute(change).rowcount:
             raise NotFound(f"There is no tenant '{name}'. See: turnmill tenants list")
+
+
+def set_conversation_training(
+    database: Database, tenant_id: UUID, conversation_id: UUID, *, is_allowed: bool
+) -> None:
+    """Record whether a conversation may train models, where its tenant agreed to it.
+
+    Raises:
+        NotFound: the tenant has no such conversation.
+    """
+    change = (
+        sa.update(conversations)
+        .where(conversations.c.id == conversation_id, conversations.c.tenant_id == tenant_id)
+        .values(refuses_training=not is_allowed)
+    )
+    with database.begin() as connection:
+        if not connection.execute(change).rowcount:
+            raise NotFound("There is no such conversation.")
 
 
 def _add_default_bot(connection: sa.Connection, tenant_id: UUID, settings: Settings) -> None:

@@ -104,6 +104,8 @@ conversations = Table(
     Column("bot_id", ForeignKey("bots.id"), nullable=False),
     Column("next_seq", Integer, nullable=False, server_default="1"),
     Column("answered_seq", Integer, nullable=False, server_default="0"),
+    #: It trains no model, whatever its tenant agreed to.
+    Column("refuses_training", Boolean, nullable=False, server_default=text("false")),
     _time("created_at", default_now=True),
 )
 

@@ -9,6 +9,7 @@ from turnmill.producer.api.auth import TenantOf
 from turnmill.producer.api.parameters import ConversationId
 from turnmill.producer.api.services import ServicesOf
 from turnmill.producer.api.turns import TurnBody
+from turnmill.producer.tenants import set_conversation_training
 from turnmill.producer.turns import read_conversation
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import NotFound
@@ -32,6 +33,27 @@ async def get_conversation(
 ) -> Response:
     """All turns of a conversation, in order."""
     return await services.show(_read, services.database, tenant_id, conversation_id)
+
+
+@router.put("/conversations/{conversation_id}/training-refusal", status_code=204)
+async def refuse_training(
+    conversation_id: ConversationId, services: ServicesOf, tenant_id: TenantOf
+) -> None:
+    """Keep the conversation from training models, whatever its tenant agreed to. Doing so twice is
+    fine."""
+    await services.call(
+        set_conversation_training, services.database, tenant_id, conversation_id, is_allowed=False
+    )
+
+
+@router.delete("/conversations/{conversation_id}/training-refusal", status_code=204)
+async def withdraw_refusal(
+    conversation_id: ConversationId, services: ServicesOf, tenant_id: TenantOf
+) -> None:
+    """Let the conversation train models again, where its tenant agreed to it."""
+    await services.call(
+        set_conversation_training, services.database, tenant_id, conversation_id, is_allowed=True
+    )
 
 
 def _read(database: Database, tenant_id: UUID, conversation_id: UUID) -> ConversationBody:

@@ -84,18 +84,31 @@ def set_training(
     allow: Annotated[
         bool, typer.Option("--allow/--forbid", help="Whether its conversations may train models.")
     ],
+    conversation: Annotated[
+        str | None, typer.Option(help="conv_…: only this one; forbidding it overrules the tenant.")
+    ] = None,
 ) -> None:
     """Record whether a tenant agreed that its conversations train models.
 
-    `turnmill compress --tenant-data` refuses a tenant that has not.
+    `turnmill compress --tenant-data` refuses a tenant that has not, and leaves out conversations
+    that are forbidden.
 
     Example: turnmill tenants training acme --allow
+
+    Example: turnmill tenants training acme --forbid
+    --conversation conv_01a20a667dde743da35d0f8a02aa55e1
     """
-    from turnmill.producer.tenants import set_training
+    from turnmill.producer.tenants import find_tenant, set_conversation_training, set_training
 
     with open_system() as system:
-        set_training(system.database, name, is_allowed=allow)
-    console.print(plain(f"{name}: training {'allowed' if allow else 'forbidden'}."))
+        if conversation is None:
+            set_training(system.database, name, is_allowed=allow)
+        else:
+            conversation_id = parse_id(Prefix.CONVERSATION, conversation)
+            tenant_id = find_tenant(system.database, name)
+            set_conversation_training(system.database, tenant_id, conversation_id, is_allowed=allow)
+    what = f"{name}, {conversation}" if conversation else name
+    console.print(plain(f"{what}: training {'allowed' if allow else 'forbidden'}."), soft_wrap=True)
 
 
 @keys.command("create")

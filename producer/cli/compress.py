@@ -137,7 +137,7 @@ def conversations_from(
 
     if not files and not tenants:
         raise InvalidInput(
-            "Give conversations to calibrate and measure on: --data chats.jsonl", param="data"
+            "Give conversations: --data chats.jsonl, or --tenant-data NAME", param="data"
         )
     found = read_conversations(files)
     if tenants:

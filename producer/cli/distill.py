@@ -8,7 +8,13 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from turnmill.producer.cli.compress import DataOption, ModelArgument, checkpoint_of
+from turnmill.producer.cli.compress import (
+    DataOption,
+    ModelArgument,
+    TenantDataOption,
+    checkpoint_of,
+    conversations_from,
+)
 from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.progress import showing_bars
 from turnmill.producer.cli.texts import plain
@@ -86,7 +92,11 @@ def classifier(
     console.print(plain(f"AutoModelForSequenceClassification loads the student: {output}"))
 
 
-def backlog(data: DataOption = None, output: Output = Path("backlog.jsonl")) -> None:
+def backlog(
+    data: DataOption = None,
+    tenant_data: TenantDataOption = None,
+    output: Output = Path("backlog.jsonl"),
+) -> None:
     """Write a backlog that asks a teacher for the replies of your training conversations.
 
     `turnmill batch run` answers it through any engine; `turnmill compress chats` makes training
@@ -94,12 +104,10 @@ def backlog(data: DataOption = None, output: Output = Path("backlog.jsonl")) -> 
 
     Example: turnmill compress backlog --data chats.jsonl -o backlog.jsonl
     """
-    from turnmill.compression.data import read_conversations
     from turnmill.compression.distill.generated import backlog_of
 
-    if not data:
-        raise InvalidInput("Give conversations to ask for: --data chats.jsonl")
-    _write(output, backlog_of(read_conversations(data)))
+    conversations = conversations_from(data or [], tenant_data or [], load_settings())
+    _write(output, backlog_of(conversations))
 
 
 def chats(

@@ -35,7 +35,7 @@ from turnmill.producer.tenants import (
     save_bot,
 )
 from turnmill.schemas.database import Database
-from turnmill.schemas.ids import new_id
+from turnmill.schemas.ids import Prefix, new_id, parse_id
 from turnmill.schemas.openai import parse_chat_request
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.tenants import DEFAULT_SCOPES, Caller, Scope
@@ -341,6 +341,21 @@ def test_a_conversation_keeps_its_history(answered: API) -> None:
     assert third.json()["usage"]["prompt_tokens"] == 9
     conversation = answered.http.get(f"/conversations/{ids[0]}").json()
     assert [turn["seq"] for turn in conversation["turns"]] == [1, 2, 3]
+
+
+def test_a_conversation_refuses_to_train_models_and_may_take_that_back(answered: API) -> None:
+    shown = answered.post("one").headers["x-turnmill-conversation"]
+    path = f"/conversations/{shown}/training-refusal"
+    query = "SELECT refuses_training AS told FROM conversations WHERE id = %s"
+
+    def refuses() -> bool:
+        return bool(answered.database.run(query, (parse_id(Prefix.CONVERSATION, shown),))[0].told)
+
+    assert not refuses()
+    for call, expected in ((answered.http.put, True), (answered.http.delete, False)):
+        assert [call(path).status_code for _ in range(2)] == [204, 204]
+        assert refuses() is expected
+    assert answered.http.put(path.replace(shown, f"conv_{NOBODYS}")).status_code == 404
 
 
 def test_without_a_conversation_the_messages_are_the_whole_prompt(answered: API) -> None:
@@ -907,6 +922,8 @@ SCOPES = {
     "GET /turns/{turn}": Scope.TURNS,
     "DELETE /turns/{turn}": Scope.TURNS,
     "GET /conversations/{conversation}": Scope.TURNS,
+    "PUT /conversations/{conversation}/training-refusal": Scope.TURNS,
+    "DELETE /conversations/{conversation}/training-refusal": Scope.TURNS,
     "GET /parked": Scope.ADMIN,
     "GET /parked/{turn}": Scope.ADMIN,
     "POST /parked/{turn}/replay": Scope.ADMIN,

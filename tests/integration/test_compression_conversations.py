@@ -4,11 +4,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from turnmill.compression.conversations import tenant_conversations
 from turnmill.producer.accept import accept
-from turnmill.producer.tenants import create_tenant, find_tenant, list_tenants, set_training
+from turnmill.producer.cli.app import app
+from turnmill.producer.tenants import (
+    create_tenant,
+    find_tenant,
+    list_tenants,
+    set_conversation_training,
+    set_training,
+)
 from turnmill.schemas.errors import InvalidInput, NotFound
+from turnmill.schemas.ids import Prefix, parse_id
 
 
 @pytest.fixture
@@ -60,9 +69,51 @@ def test_an_unknown_tenant_or_one_without_conversations_is_refused(answered: Any
     create_tenant(answered.database, "new", answered.settings)
     set_training(answered.database, "new", is_allowed=True)
 
-    with pytest.raises(InvalidInput, match="no answered conversation"):
+    with pytest.raises(InvalidInput, match="no answered conversation that may train"):
         tenant_conversations(answered.database, "new")
     with pytest.raises(NotFound, match="no tenant 'nobody'"):
         tenant_conversations(answered.database, "nobody")
     with pytest.raises(NotFound, match="no tenant 'nobody'"):
         set_training(answered.database, "nobody", is_allowed=True)
+
+
+def test_a_conversation_that_refuses_is_left_out_whatever_its_tenant_agreed_to(
+    answered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_training(answered.database, "acme", is_allowed=True)
+    request = answered.request("Another one.").model_copy(
+        update={"tenant_id": find_tenant(answered.database, "acme")}
+    )
+    accept(answered.database, request)
+    answered.wait_until_settled()
+    both = [each.id for each in tenant_conversations(answered.database, "acme")]
+    monkeypatch.setenv("TURNMILL_DATABASE__URL", answered.settings.database.url)
+
+    def turnmill(*words: str) -> None:
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+
+    turnmill("tenants", "training", "acme", "--forbid", "--conversation", both[1])
+    assert [each.id for each in tenant_conversations(answered.database, "acme")] == both[:1]
+
+    turnmill("tenants", "training", "acme", "--forbid", "--conversation", both[0])
+    with pytest.raises(InvalidInput, match="no answered conversation that may train"):
+        tenant_conversations(answered.database, "acme")
+
+    turnmill("tenants", "training", "acme", "--allow", "--conversation", both[1])
+    assert [each.id for each in tenant_conversations(answered.database, "acme")] == both[1:]
+
+
+def test_no_tenant_decides_for_a_conversation_of_another(answered: Any) -> None:
+    set_training(answered.database, "acme", is_allowed=True)
+    (conversation,) = tenant_conversations(answered.database, "acme")
+    stranger = find_tenant(answered.database, "default")
+
+    with pytest.raises(NotFound, match="no such conversation"):
+        set_conversation_training(
+            answered.database,
+            stranger,
+            parse_id(Prefix.CONVERSATION, conversation.id),
+            is_allowed=False,
+        )
+    assert tenant_conversations(answered.database, "acme")
