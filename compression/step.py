@@ -59,6 +59,11 @@ class State:
     #: What the weights that are not quantized are saved in.
     dtype: Dtype = "bfloat16"
 
+    def become_dense(self) -> None:
+        """Forget integers and format, after a change of the weights that they stood for."""
+        self.packed.clear()
+        self.format = "dense"
+
 
 class Options(BaseModel):
     """The base class of all steps' options: unknown keys are refused."""

@@ -47,8 +47,7 @@ class Finetune:
             progress=progress,
             data=state.texts.digest,
         )
-        state.packed.clear()
-        state.format = "dense"
+        state.become_dense()
         told = {"zeros": round(KeptZeros(state.model).share, 4)}
         if options.l1:
             told["l1_norm"] = round(float(penalty(state.model).detach()), 2)

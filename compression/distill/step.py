@@ -118,8 +118,7 @@ def learn(
         progress=progress,
         data=data,
     )
-    state.packed.clear()
-    state.format = "dense"
+    state.become_dense()
     return vars(done) | {"windows": len(windows)}
 
 

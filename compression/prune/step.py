@@ -53,8 +53,7 @@ class Prune:
     def __call__(
         self, state: State, options: PruneOptions, progress: Progress
     ) -> Mapping[str, Any]:
-        state.packed.clear()
-        state.format = "dense"
+        state.become_dense()
         told: dict[str, Any] = {"recovery": []}
         for stage in range(1, options.stages + 1):
             prune_once(state, options, cubic(stage, options.stages, options.sparsity), progress)
@@ -117,8 +116,7 @@ class DropLayers:
                 param="layers",
             )
         state.model = keep_layers(state.model, sorted(set(range(total)) - set(dropped)))
-        state.packed.clear()
-        state.format = "dense"
+        state.become_dense()
         return {
             "dropped": dropped,
             "influence": [round(each, 4) for each in influence],
