@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from turnmill.producer.cli.extras import needing
 from turnmill.schemas.errors import InvalidInput, SettingsError
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings, load_settings
+
+_EXTRAS = "bench,embedded,transformers"
 
 app = typer.Typer(help="Measure engines, the system and compression, as ratios within one run.")
 console = Console(highlight=False, width=100)
@@ -53,11 +56,9 @@ def engine(
     Example: turnmill bench engine --engine openvino --engine transformers
     """
     _check_broker(broker, "none")
-    try:
+    with needing(_EXTRAS):
         from turnmill.benchmarks.engines import Plan, run_plan
         from turnmill.benchmarks.report import Journal, plot, show
-    except ModuleNotFoundError as error:
-        raise _missing(error) from None
     plan = Plan(
         engines=tuple(_engines(name or [])),
         chats=chats,
@@ -116,11 +117,9 @@ def system(
     brokers = broker or ["rabbitmq", "valkey"]
     for each in brokers:
         _check_broker(each)
-    try:
+    with needing(_EXTRAS):
         from turnmill.benchmarks.pairs import here, run_pairs, version_at
         from turnmill.benchmarks.system import Load, run_system
-    except ModuleNotFoundError as error:
-        raise _missing(error) from None
     load = Load(turns, singles, rounds, concurrency, saturated_s)
     if against is None:
         run_system(brokers, load)
@@ -169,12 +168,8 @@ def compression(
 
     Example: turnmill bench compression --row int8 --row int4-gptq --no-honest
     """
-    try:
+    with needing("compression"):
         from turnmill.benchmarks.compression import Plan, run_compression
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"{error.name} is not installed: pip install 'turnmill[compression]'"
-        ) from None
     from turnmill.producer.cli.compress import checkpoint_of
     from turnmill.producer.cli.progress import showing_bars
 
@@ -217,12 +212,6 @@ def _peers(names: list[str]) -> tuple[str, ...]:
     if "vllm" in names and find_spec("vllm") is None:
         raise SettingsError("vLLM is not installed here; see docs/engines.md for its environment.")
     return tuple(names)
-
-
-def _missing(error: ModuleNotFoundError) -> SettingsError:
-    return SettingsError(
-        f"{error.name} is not installed: pip install 'turnmill[bench,embedded,transformers]'"
-    )
 
 
 def _engines(names: list[str]) -> list[EngineSettings]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from turnmill.producer.cli.console import make_console
-from turnmill.schemas.errors import SettingsError
+from turnmill.producer.cli.extras import needing
 
 console = make_console()
 
@@ -51,13 +51,9 @@ def chaos(
 
     Example: turnmill chaos --broker rabbitmq --turns 5000 --fault kill-worker --fault pause-worker
     """
-    try:
+    with needing("chaos,embedded"):
         from turnmill.chaos.run import check_names, list_names, run_storms
         from turnmill.chaos.scenarios import Options, make_storm
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"{error.name} is not installed: pip install 'turnmill[chaos,embedded]'"
-        ) from None
     if shows_list:
         list_names(console)
         return

@@ -8,8 +8,9 @@ import typer
 
 from turnmill.producer.cli.compress import DataOption, ProseOption, checkpoint_of
 from turnmill.producer.cli.console import make_console
+from turnmill.producer.cli.extras import needing
 from turnmill.producer.cli.progress import showing_bars
-from turnmill.schemas.errors import InvalidInput, SettingsError
+from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -58,13 +59,9 @@ def evaluate(
 
     Example: turnmill evaluate my-model-f16 --against my-model --data chats.jsonl --out report
     """
-    try:
+    with needing("compression"):
         from turnmill.compression.evaluate.page import quality_table, speed_table, write_report
         from turnmill.compression.evaluate.report import Judge, Measures
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"{error.name} is not installed: pip install 'turnmill[compression]'"
-        ) from None
     settings = load_settings()
     names = [*([against] if against else []), *models]
     paths = [path_of(name, settings) for name in names]

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from turnmill.producer.cli.app import app, main
 from turnmill.producer.cli.console import PIPED_WIDTH, make_console
+from turnmill.schemas.errors import SettingsError
 
 #: Run `turnmill` with these words: exit status, standard output, standard error.
 Turnmill = Callable[..., tuple[int, str, str]]
@@ -179,3 +180,22 @@ def test_output_that_no_terminal_shows_is_wide(
     if columns is not None:
         monkeypatch.setenv("COLUMNS", columns)
     assert make_console().width == width
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "extras"),
+    [
+        (("evaluate", "x"), "turnmill.compression.evaluate.page", "compression"),
+        (("bench", "compression"), "turnmill.benchmarks.compression", "compression"),
+        (("bench", "system"), "turnmill.benchmarks.system", "bench,embedded,transformers"),
+        (("chaos",), "turnmill.chaos.run", "chaos,embedded"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
+)
+def test_a_command_without_its_libraries_names_the_extras_to_install(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], module: str, extras: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SettingsError) as raised:
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    assert f"{module} is not installed: pip install 'turnmill[{extras}]'" in str(raised.value)
