@@ -25,14 +25,14 @@ TENSORFLOW := .venv-tensorflow
 TRITON := .venv-triton
 LLMCOMPRESSOR := .venv-llmcompressor
 # All but vllm, whose own versions do not go with the others'.
-EXTRAS := embedded openvino transformers compression remote triton parquet chaos bench dev
+EXTRAS := embedded openvino transformers compression on-policy remote triton parquet chaos bench dev
 PIP := $(BIN)/pip --disable-pip-version-check
 STAMPS := .stamps
 CODE := compression producer schemas workers infra tests
 PACKAGES := turnmill.benchmarks turnmill.chaos turnmill.compression turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-vllm test-litert test-tfserving test-triton test-storm chaos check format bench bench-engine bench-gpu bench-compression bench-peers lock build servers clean
+.PHONY: help demo up test test-vllm test-litert test-trl test-tfserving test-triton test-storm chaos check format bench bench-engine bench-gpu bench-compression bench-peers lock build servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ test-tfserving: $(STAMPS)/dev $(STAMPS)/tensorflow ## Test the TensorFlow Servin
 # The converters run in their own environments, the tests beside the others' libraries.
 test-litert: $(STAMPS)/dev $(STAMPS)/litert $(STAMPS)/tensorflow ## Test the exports to LiteRT, of torch and of Keras models (4 GB)
 	$(BIN)/python -m pytest tests/integration/test_litert.py $(ARGS)
+
+test-trl: $(STAMPS)/dev $(STAMPS)/trl ## Test on-policy distillation with trl (100 MB)
+	$(BIN)/python -m pytest tests/integration/test_on_policy.py $(ARGS)
 
 # As fast as the machine answers: about an hour on two cores.
 chaos: $(STAMPS)/dev servers ## Break everything for an hour and count what was lost (ARGS="--seed 7")
@@ -137,6 +140,11 @@ $(STAMPS)/dev: $(STAMPS)/app
 	@$(PIP) install -q -c constraints.txt '$(TORCH)'
 	@$(PIP) install -q -c constraints.txt -e '.[embedded,openvino,parquet,transformers,compression,triton,dev]'
 	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/trl: $(STAMPS)/dev
+	@echo "Installing trl (once)"
+	@$(PIP) install -q -c constraints.txt -e '.[compression,on-policy]'
+	@touch $@
 
 # torchvision and its like from PyPI are not built for a CPU torch, and keep vLLM from starting.
 $(STAMPS)/vllm: pyproject.toml

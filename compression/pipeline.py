@@ -39,13 +39,21 @@ from turnmill.compression.checkpoint import (
     told_by,
 )
 from turnmill.compression.recipe import Limits, Recipe, StepSpec
-from turnmill.compression.step import Progress, Silent, State, find_step
+from turnmill.compression.step import Progress, Silent, State, check_libraries, find_step
 from turnmill.compression.store import ModelStore, check_name
 from turnmill.compression.texts import Conversation, Texts, make_texts
 from turnmill.schemas.errors import InvalidInput
 
 #: Libraries whose versions decide what a step computes.
-LIBRARIES = ("turnmill", "torch", "transformers", "compressed-tensors", "bitsandbytes", "peft")
+LIBRARIES = (
+    "turnmill",
+    "torch",
+    "transformers",
+    "compressed-tensors",
+    "bitsandbytes",
+    "peft",
+    "trl",
+)
 
 #: What a step puts into its scratch folder under this name becomes part of the artifact.
 FILES = "files"
@@ -91,6 +99,7 @@ def compress(job: Job, store: ModelStore) -> Manifest:
         InvalidInput: the store has another artifact of this name, or the inputs do not fit.
     """
     check_name(job.name)
+    check_libraries(each.kind for each in job.recipe.steps)
     texts = make_texts(job.conversations, job.prose, load_tokenizer(job.base), job.recipe.windows)
     plan = Manifest(
         name=job.name,

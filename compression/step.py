@@ -4,9 +4,10 @@ Nothing here imports torch: reading a recipe takes milliseconds. Modules of step
 a pipeline runs them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -30,12 +31,17 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 STEPS: dict[str, str] = {
     "finetune": "turnmill.compression.distill.finetune:Finetune",
     "distill": "turnmill.compression.distill.step:Distill",
+    "on-policy": "turnmill.compression.distill.on_policy:OnPolicy",
     "prune": "turnmill.compression.prune.step:Prune",
     "drop-layers": "turnmill.compression.prune.step:DropLayers",
     "quantize": "turnmill.compression.quantize.step:Quantize",
     "qat": "turnmill.compression.quantize.qat:Qat",
     "export": "turnmill.compression.export.step:Export",
 }
+
+
+#: Steps that need a library beside those of the extra `compression`: its module, and the extra.
+LIBRARIES = {"on-policy": ("trl", "on-policy")}
 
 
 @dataclass
@@ -106,6 +112,21 @@ class Step(Protocol):
 
     def __call__(self, state: State, options: Any, progress: Progress) -> Mapping[str, Any]:
         """Change the state; return what the report says of the step, as JSON values."""
+
+
+def check_libraries(kinds: Iterable[str]) -> None:
+    """Refuse steps whose library is missing, before the steps ahead of them have run.
+
+    Raises:
+        SettingsError: naming the library and pip's command.
+    """
+    for kind in kinds:
+        module, extra = LIBRARIES.get(kind, ("torch", "compression"))
+        if find_spec(module) is None:
+            raise SettingsError(
+                f"The step '{kind}' needs '{module}', which is not installed: "
+                f"pip install 'turnmill[{extra}]'"
+            )
 
 
 def find_step(name: str) -> Step:

@@ -43,6 +43,7 @@ def environments() -> dict[str, bool]:
         "vllm": find_spec("vllm") is not None,
         "triton": (TRITON_ENVIRONMENT / "bin/python").exists(),
         "tfserving": TENSORFLOW.exists(),
+        "trl": find_spec("trl") is not None,
         "litert": LITERT.exists() and TENSORFLOW.exists(),
     }
 

@@ -18,7 +18,7 @@ from turnmill.compression.artifact import Manifest, verify
 from turnmill.compression.pipeline import Evaluation, Job, compress
 from turnmill.compression.recipe import Recipe, parse_recipe
 from turnmill.compression.store import ModelStore
-from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.errors import InvalidInput, SettingsError
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),
@@ -143,3 +143,13 @@ def test_what_is_quantized_already_is_not_compressed_again(
 
     with pytest.raises(InvalidInput, match="quantized already"):
         compress(job(tmp_path / "quantized"), ModelStore(tmp_path))
+
+
+def test_a_step_whose_library_is_missing_names_its_extra_before_anything_runs(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(step.LIBRARIES, "on-policy", ("no_such_library", "on-policy"))
+    steps = [{"kind": "nudge"}, {"kind": "on-policy", "steps": 1}]
+    with pytest.raises(SettingsError, match=r"pip install 'turnmill\[on-policy\]'"):
+        compress(job(checkpoint, recipe=recipe(step=steps)), ModelStore(tmp_path))
+    assert not list(tmp_path.rglob("step-0"))

@@ -78,7 +78,7 @@ def assert_same_model(left: Any, right: Any) -> None:
         assert torch.equal(weight, theirs[name]), name
 
 
-@pytest.mark.parametrize("kind", ["finetune", "distill", "prune", "drop-layers"])
+@pytest.mark.parametrize("kind", ["finetune", "distill", "on-policy", "prune", "drop-layers"])
 def test_steps_are_found_by_their_name_in_recipes(kind: str) -> None:
     assert kind in STEPS
     assert find_step(kind).options.__doc__
