@@ -15,6 +15,7 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
+from turnmill.producer.capable import refuse_impossible
 from turnmill.schemas.database import Cursor, Database, notify
 from turnmill.schemas.errors import Conflict, InvalidInput, NotFound, TransientError, UnknownBot
 from turnmill.schemas.ids import new_id
@@ -80,7 +81,8 @@ def accept_many(database: Database, requests: Sequence[TurnRequest]) -> list[Acc
         UnknownBot: the tenant has no bot of this name.
         Conflict: an idempotency key was used before for a different request.
         NotFound: the conversation belongs to another tenant.
-        InvalidInput: the conversation belongs to another bot.
+        InvalidInput: the conversation belongs to another bot, or no live worker can do what a turn
+            asks for; `param` is the field that asks.
         DatabaseUnavailable: nothing was accepted.
     """
     for _ in range(MAX_RACES):
@@ -103,6 +105,7 @@ def _accept(cursor: Cursor, requests: Sequence[TurnRequest]) -> list[AcceptedTur
             _check_same_request(entry, seen[key].fingerprint)
         elif (first := fresh.setdefault(key, entry)) is not entry:
             _check_same_request(entry, first.fingerprint)
+    refuse_impossible(cursor, [(e.model, e.request, e.params) for e in fresh.values()])
     accepted = dict(zip(fresh, _insert(cursor, list(fresh.values())), strict=True))
     return [
         _duplicate(seen[key]) if key in seen else accepted[key]

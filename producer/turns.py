@@ -14,6 +14,7 @@ _TURN = (
     sa.select(
         turns, bots.c.name.label("bot"), replies.c.content, replies.c.finish_reason,
         replies.c.prompt_tokens, replies.c.completion_tokens, replies.c.cached_tokens,
+        replies.c.tool_calls, replies.c.logprobs,
     )
     .join(bots, bots.c.id == turns.c.bot_id)
     .outerjoin(replies, replies.c.turn_id == turns.c.id)
@@ -50,7 +51,13 @@ def _turn(row: Any) -> Turn:
             completion_tokens=row.completion_tokens,
             cached_tokens=row.cached_tokens,
         )
-        reply = Reply(content=row.content, finish_reason=row.finish_reason, usage=usage)
+        reply = Reply(
+            content=row.content,
+            finish_reason=row.finish_reason,
+            usage=usage,
+            tool_calls=row.tool_calls or (),
+            logprobs=row.logprobs or (),
+        )
     return Turn(
         turn_id=row.id,
         conversation_id=row.conversation_id,

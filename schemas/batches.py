@@ -15,22 +15,21 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    StringConstraints,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from turnmill.schemas.content import Text, refuse_nul
 from turnmill.schemas.turns import (
-    MAX_MESSAGE_CHARS,
     MAX_MESSAGES,
     OPEN_STATES,
     FinishReason,
     GenerationParams,
     Message,
     Role,
+    SamplingParams,
     Stop,
     TurnState,
-    refuse_nul,
 )
 
 #: Leaves room for the batch's id before it in an idempotency key.
@@ -57,7 +56,6 @@ def _parse_stop(value: Any) -> Any:
         return [value]
 
 
-Text = Annotated[str, StringConstraints(max_length=MAX_MESSAGE_CHARS), AfterValidator(refuse_nul)]
 #: Spreadsheets and data frames keep keys as numbers.
 Key = Annotated[
     str,
@@ -72,7 +70,7 @@ Messages = Annotated[
 ]
 
 
-class BacklogRow(GenerationParams):
+class BacklogRow(SamplingParams):
     """One line of a backlog file. The parameters are columns of their own."""
 
     #: Unique in the file; the number of the row when left out.
@@ -95,7 +93,7 @@ class BacklogRow(GenerationParams):
         if self.turn is not None and self.conversation is None:
             raise PydanticCustomError("no_conversation", "has a turn but no conversation")
         last = self.all_messages[-1]
-        if last.role is not Role.USER or not last.content.strip():
+        if last.role is not Role.USER or not last.text.strip():
             raise PydanticCustomError("no_question", "must end with a text of the user")
         return self
 
@@ -109,7 +107,9 @@ class BacklogRow(GenerationParams):
 
     @property
     def params(self) -> GenerationParams:
-        return GenerationParams(**self.model_dump(include={*GenerationParams.model_fields}))
+        return GenerationParams(
+            **self.model_dump(include={*SamplingParams.model_fields}, exclude_unset=True)
+        )
 
 
 def row_key(batch_id: UUID, row_id: str) -> str:

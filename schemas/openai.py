@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,24 +19,38 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
-    StringConstraints,
+    TypeAdapter,
     ValidationError,
+    ValidationInfo,
+    WrapValidator,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
+from turnmill.schemas.content import (
+    MAX_TOOL_CALLS,
+    MediaPart,
+    Name,
+    Part,
+    TextPart,
+    TokenLogprob,
+    ToolCall,
+    read_content,
+)
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.json_size import has_more_values
 from turnmill.schemas.turns import (
-    MAX_MESSAGE_CHARS,
     MAX_MESSAGES,
+    MAX_TOOLS,
     FinishReason,
     GenerationParams,
     Message,
+    ResponseFormat,
     Role,
     Stop,
+    Tool,
     Usage,
-    refuse_nul,
 )
 
 #: JSON values of a body, keys included. Texts count as one; a body of 512 messages and some tools
@@ -51,24 +64,44 @@ MAX_SHOWN_NAME = 100
 _BOM = b"\xef\xbb\xbf"
 
 
-def _join_parts(content: object) -> object:
-    """Content as one string: OpenAI also takes a list of parts."""
+def _read_content(content: object) -> str | tuple[Part, ...]:
+    """Text, or parts in OpenAI's shapes. Parts that are all text are joined."""
     if not isinstance(content, list):
-        return content
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        text = part.get("text") if isinstance(part, dict) else None
-        if kind not in (None, "text"):
-            raise PydanticCustomError("not_supported", "Only parts of type 'text' are supported")
-        if kind is None or not isinstance(text, str):
-            raise PydanticCustomError("part", "A part looks like {'type': 'text', 'text': '…'}")
-        texts.append(text)
-    return "\n".join(texts)
+        return read_content(content)
+    parts = [_part(each) for each in content]
+    if all(isinstance(part, TextPart) for part in parts):
+        return read_content("\n".join(part.text for part in parts if isinstance(part, TextPart)))
+    return read_content(parts)
+
+
+def _part(part: object) -> TextPart | MediaPart:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return TextPart.model_construct(text=text)
+        case {"type": "image_url", "image_url": {"url": str(url)}}:
+            return _media("image", url=url)
+        case {"type": "file", "file": {"file_id": str(file_id)}}:
+            return _media("file", file_id=file_id)
+        case {"type": str(kind)} if kind != "text":
+            raise PydanticCustomError(
+                "not_supported",
+                "Only parts of type 'text', 'image_url' with a URL, and 'file' with a file_id are "
+                "supported",
+            )
+    raise PydanticCustomError("part", "A part looks like {{'type': 'text', 'text': '…'}}")
+
+
+def _media(kind: Literal["image", "file"], **source: str) -> MediaPart:
+    try:
+        return MediaPart(type=kind, **source)
+    except ValidationError:
+        raise PydanticCustomError(
+            "not_supported", "A picture is supported by its URL (https://…), a file by its id"
+        ) from None
 
 
 def _as_list(stop: object) -> object:
-    return [stop] if isinstance(stop, str) else stop or []
+    return [stop] if isinstance(stop, str) else stop
 
 
 def _as_integer(number: object) -> object:
@@ -81,6 +114,21 @@ def _as_seed(number: object) -> object:
     number = _as_integer(number)
     is_signed = isinstance(number, int) and -(2**63) <= number < 0
     return number % 2**63 if is_signed else number  # type: ignore[operator]
+
+
+def _read_format(value: object) -> object:
+    if value == {"type": "text"}:
+        return None
+    return ResponseFormat.model_validate(value) if isinstance(value, dict) else value
+
+
+def _check_choice(choice: object) -> object:
+    match choice:
+        case (
+            None | "none" | "auto" | "required" | {"type": "function", "function": {"name": str()}}
+        ):
+            return choice
+    raise PydanticCustomError("not_supported", "Not supported")
 
 
 class _Unless:
@@ -109,11 +157,11 @@ class _Unless:
         raise PydanticCustomError("not_supported", "Not supported")
 
 
-Text = Annotated[
-    str,
-    BeforeValidator(_join_parts, json_schema_input_type=str | list[dict[str, str]]),
-    StringConstraints(max_length=MAX_MESSAGE_CHARS),
-    AfterValidator(refuse_nul),
+Content = Annotated[
+    str | tuple[Part, ...],
+    WrapValidator(
+        lambda value, _: _read_content(value), json_schema_input_type=str | list[dict[str, Any]]
+    ),
 ]
 
 Tokens = Annotated[int, BeforeValidator(_as_integer), Field(ge=1, le=131_072)]
@@ -142,6 +190,35 @@ class _Body(BaseModel):
         return False
 
 
+class CalledFunction(_Body):
+    name: Name
+    arguments: str = ""
+
+
+class ChatToolCall(_Body):
+    """A call that a model asked for, as its reply had it."""
+
+    id: Name
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: Any = None
+
+    def call(self) -> ToolCall:
+        return ToolCall(id=self.id, name=self.function.name, arguments=self.function.arguments)
+
+
+class OfferedFunction(_Body):
+    name: Annotated[Name, Field(min_length=1)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class OfferedTool(_Body):
+    type: Literal["function"]
+    function: OfferedFunction
+
+
 class ChatMessage(_Body):
     """One message of a chat completion.
 
@@ -151,8 +228,10 @@ class ChatMessage(_Body):
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text = Field(description="A string, or a list of text parts; they are joined by \\n.")
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content = Field(
+        description="A string, or a list of parts. Parts that are all text are joined by \\n."
+    )
 
     # These say nothing to the model.
     id: Any = None
@@ -160,7 +239,8 @@ class ChatMessage(_Body):
     cache_control: Any = None
     annotations: Any = None
     refusal: Annotated[Any, _Unless("")] = None
-    tool_calls: Annotated[Any, _Unless([])] = None
+    tool_calls: list[ChatToolCall] | None = Field(default=None, max_length=MAX_TOOL_CALLS)
+    tool_call_id: Name | None = None
     function_call: Annotated[Any, _Unless()] = None
     audio: Annotated[Any, _Unless()] = None
 
@@ -168,6 +248,8 @@ class ChatMessage(_Body):
     @classmethod
     def _read_empty(cls, body: object) -> object:
         """OpenAI's replies have `content: null` where there is no text."""
+        if isinstance(body, dict) and body.get("role") == "tool" and not body.get("tool_call_id"):
+            raise PydanticCustomError("tool_call", "A message of a tool needs its tool_call_id")
         if isinstance(body, dict) and cls._is_open(body) and body.get("content") is None:
             return body | {"content": ""}
         return body
@@ -178,7 +260,12 @@ class ChatMessage(_Body):
 
     def message(self) -> Message:
         role = Role.SYSTEM if self.role == "developer" else Role(self.role)
-        return Message(role=role, content=self.content)
+        return Message(
+            role=role,
+            content=self.content,
+            tool_calls=tuple(call.call() for call in self.tool_calls or ()),
+            tool_call_id=self.tool_call_id,
+        )
 
 
 class StreamOptions(_Body):
@@ -206,9 +293,11 @@ class ChatCompletionRequest(_Body):
         default=None, description="The newer name of max_tokens; it wins."
     )
     stop: Annotated[
-        list[Stop],
+        list[Stop] | None,
         BeforeValidator(_as_list, json_schema_input_type=str | list[str] | None),
-    ] = Field(default=[], max_length=4)
+    ] = Field(
+        default=None, max_length=4, description="An empty list takes back the bot's own strings."
+    )
     seed: Annotated[int | None, BeforeValidator(_as_seed)] = Field(default=None, ge=0, lt=2**63)
     #: Not OpenAI's, but vLLM's and many others'.
     top_k: Annotated[int | None, BeforeValidator(_as_integer)] = Field(
@@ -231,20 +320,23 @@ class ChatCompletionRequest(_Body):
     reasoning_effort: Any = None
     verbosity: Any = None
 
-    # Refused, unless the bot ignores them or `tool_choice` is "none".
+    # Refused by accept, unless a live worker's engine can do it (`schemas/capabilities.py`), ...
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    response_format: Annotated[
+        ResponseFormat | None, BeforeValidator(_read_format, json_schema_input_type=dict[str, Any])
+    ] = None
+    # ... or unless the bot ignores them, or `tool_choice` is "none": they are read by `params`.
     tools: Any = None
+    tool_choice: Annotated[Any, BeforeValidator(_check_choice)] = None
     functions: Any = None
 
     # Refused, unless they ask for what Turnmill does anyway.
     n: Annotated[Any, _Unless(1)] = None
-    tool_choice: Annotated[Any, _Unless("none", "auto")] = None
     function_call: Annotated[Any, _Unless("none", "auto")] = None
-    logprobs: Annotated[Any, _Unless(False)] = None
-    top_logprobs: Annotated[Any, _Unless(0)] = None
     logit_bias: Annotated[Any, _Unless({})] = None
-    frequency_penalty: Annotated[Any, _Unless(0)] = None
-    presence_penalty: Annotated[Any, _Unless(0)] = None
-    response_format: Annotated[Any, _Unless({"type": "text"})] = None
     modalities: Annotated[Any, _Unless(["text"], [])] = None
     audio: Annotated[Any, _Unless()] = None
     moderation: Annotated[Any, _Unless()] = None
@@ -297,7 +389,32 @@ class ChatCompletionRequest(_Body):
     def turn_messages(self) -> tuple[Message, ...]:
         return tuple(message.message() for message in self.messages)
 
-    def params(self) -> GenerationParams:
+    @field_validator("top_logprobs")
+    @classmethod
+    def _needs_logprobs(cls, count: int | None, info: ValidationInfo) -> int | None:
+        if count and not info.data.get("logprobs"):
+            raise PydanticCustomError("needs_logprobs", "It needs 'logprobs': true")
+        return count
+
+    @property
+    def demanded_tool(self) -> str | None:
+        """The tool that the model must call, or `required` for any of them."""
+        match self.tool_choice:
+            case "required":
+                return "required"
+            case {"function": {"name": str(name)}}:
+                return name
+        return None
+
+    def params(self, *, offers_tools: bool = True) -> GenerationParams:
+        """The turn's parameters. Without `offers_tools`, the model is not told of any.
+
+        Raises:
+            InvalidInput: the tools are not as OpenAI has them.
+        """
+        given: dict[str, Any] = {} if self.stop is None else {"stop": tuple(self.stop)}
+        if offers_tools and self.offered_tools == "tools":
+            given |= {"tools": _read_tools(self.tools), "tool_choice": self.demanded_tool}
         return GenerationParams(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -305,9 +422,27 @@ class ChatCompletionRequest(_Body):
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
             max_tokens=self.max_completion_tokens or self.max_tokens,
-            stop=tuple(self.stop),
             seed=self.seed,
+            frequency_penalty=self.frequency_penalty or None,
+            presence_penalty=self.presence_penalty or None,
+            response_format=self.response_format,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            **given,
         )
+
+
+_TOOLS: TypeAdapter[list[OfferedTool]] = TypeAdapter(
+    Annotated[list[OfferedTool], Field(max_length=MAX_TOOLS)]
+)
+
+
+def _read_tools(value: object) -> tuple[Tool, ...]:
+    try:
+        offered = _TOOLS.validate_python(value)
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False, include_input=False)
+        raise _invalid([{**each, "loc": ("tools", *each["loc"])} for each in mistakes]) from None
+    return tuple(Tool(**tool.function.model_dump()) for tool in offered)
 
 
 def parse_chat_request(body: bytes) -> ChatCompletionRequest:
@@ -392,16 +527,64 @@ class CompletionUsage(BaseModel):
         )
 
 
+class FunctionCall(BaseModel):
+    name: str
+    arguments: str
+
+
+class ReplyToolCall(BaseModel):
+    #: In a stream only.
+    index: int | None = Field(default=None, exclude_if=lambda index: index is None)
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+    @classmethod
+    def of(cls, call: ToolCall, index: int | None = None) -> "ReplyToolCall":
+        function = FunctionCall(name=call.name, arguments=call.arguments)
+        return cls(id=call.id, function=function, index=index)
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+    @classmethod
+    def of(cls, token: str, logprob: float) -> "TopLogprob":
+        return cls(token=token, logprob=logprob, bytes=list(token.encode()))
+
+
+class ContentLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(BaseModel):
+    content: list[ContentLogprob]
+
+    @classmethod
+    def of(cls, tokens: Iterable[TokenLogprob]) -> "ChoiceLogprobs | None":
+        content = [
+            ContentLogprob(
+                **TopLogprob.of(each.text, each.logprob).model_dump(),
+                top_logprobs=[TopLogprob.of(*pair) for pair in each.top],
+            )
+            for each in tokens
+        ]
+        return cls(content=content) if content else None
+
+
 class ReplyMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ReplyToolCall] = Field(default=[], exclude_if=lambda calls: not calls)
 
 
 class Choice(BaseModel):
     index: Literal[0] = 0
     message: ReplyMessage
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason
 
 
@@ -419,12 +602,13 @@ class ChatCompletion(BaseModel):
 class Delta(BaseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[ReplyToolCall] | None = None
 
 
 class ChunkChoice(BaseModel):
     index: Literal[0] = 0
     delta: Delta
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None
 
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict
 
-from turnmill.schemas.turns import Lane, Message, refuse_nul
+from turnmill.schemas.content import refuse_nul
+from turnmill.schemas.turns import Lane, Message
 
 Name = Annotated[str, AfterValidator(refuse_nul)]
 

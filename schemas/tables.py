@@ -193,6 +193,9 @@ replies = Table(
     Column("prompt_tokens", Integer, nullable=False),
     Column("completion_tokens", Integer, nullable=False),
     Column("cached_tokens", Integer, nullable=False, server_default="0"),
+    #: What the model asks to be called, and its tokens' log-probabilities: lists, where there are.
+    Column("tool_calls", JSONB),
+    Column("logprobs", JSONB),
     _time("created_at", default_now=True),
     postgresql_partition_by="RANGE (turn_id)",
 )
@@ -263,6 +266,9 @@ worker_liveness = Table(
     Column("is_consuming", Boolean, nullable=False, server_default=text("true")),
     #: The release that it runs. Workers from before this column leave it empty.
     Column("version", Text),
+    #: What its engine declares (`Capabilities`). Workers from before this column, and those that
+    #: load their engine later, leave it empty.
+    Column("capabilities", JSONB),
     #: Why it takes no hints although it is meant to: its engine is away.
     Column("unavailable_because", Text),
     #: The lanes for which it has a queue of its own. Old workers, which do not know it, have none.

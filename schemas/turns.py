@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import (
@@ -13,16 +13,23 @@ from pydantic import (
     Field,
     StringConstraints,
 )
-from pydantic_core import PydanticCustomError
 
-#: Why a reply ended: by itself or at a stop string, at its limit, or because a remote server
-#: withheld the rest.
-FinishReason = Literal["stop", "length", "content_filter"]
+from turnmill.schemas.content import (
+    MAX_TOOL_CALLS,
+    Content,
+    Name,
+    TokenLogprob,
+    ToolCall,
+    refuse_nul,
+    text_of,
+)
 
-#: Characters of one message. The engine's context window is the real limit; this one
-#: only keeps a hostile body from reaching the database.
-MAX_MESSAGE_CHARS = 400_000
+#: Why a reply ended: by itself or at a stop string, at its limit, because a remote server
+#: withheld the rest, or for the tools to be called that it asks for.
+FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
+
 MAX_MESSAGES = 512
+MAX_TOOLS = 128
 
 
 class TurnState(StrEnum):
@@ -78,13 +85,12 @@ class Role(StrEnum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
+    #: The result of a tool that an assistant's message called.
+    TOOL = "tool"
 
 
-def refuse_nul(text: str) -> str:
-    """PostgreSQL cannot store U+0000, which JSON can escape."""
-    if "\0" in text:
-        raise PydanticCustomError("nul", "contains a NUL character")
-    return text
+def _is_empty(value: object) -> bool:
+    return value is None or value == ()
 
 
 class Message(BaseModel):
@@ -93,9 +99,19 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Role
-    content: Annotated[
-        str, StringConstraints(max_length=MAX_MESSAGE_CHARS), AfterValidator(refuse_nul)
-    ]
+    content: Content
+    #: Of an assistant: what it asked for. Not written where there are none: releases that do not
+    #: know the field, and digests of messages from before, have none.
+    tool_calls: tuple[ToolCall, ...] = Field(
+        default=(), max_length=MAX_TOOL_CALLS, exclude_if=_is_empty
+    )
+    #: Of a tool: whose result it is.
+    tool_call_id: Name | None = Field(default=None, exclude_if=_is_empty)
+
+    @property
+    def text(self) -> str:
+        """The text alone: other parts are named by their kind."""
+        return text_of(self.content)
 
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(refuse_nul)]
@@ -116,7 +132,28 @@ NEUTRAL: dict[str, float] = {
 }
 
 
-class GenerationParams(BaseModel):
+class ResponseFormat(BaseModel):
+    """What a reply's text is made to be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Literal["json_object", "json_schema"]
+    json_schema: dict[str, Any] | None = None
+
+
+class Tool(BaseModel):
+    """A function that a model may ask to be called."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    description: str | None = None
+    #: A JSON Schema of its arguments.
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class SamplingParams(BaseModel):
     """How to sample a reply. What is left out is taken from the bot, then from `DEFAULT_PARAMS`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -140,10 +177,6 @@ class GenerationParams(BaseModel):
     #: Makes sampling repeatable on one engine, batch effects of low precision aside.
     seed: int | None = Field(default=None, ge=0, lt=2**63)
 
-    def over(self, defaults: "GenerationParams") -> "GenerationParams":
-        """These parameters, completed by the defaults."""
-        return defaults.model_copy(update=self.model_dump(exclude_defaults=True))
-
     @property
     def sampling(self) -> dict[str, float]:
         """The sampling parameters that change something, by name."""
@@ -153,6 +186,36 @@ class GenerationParams(BaseModel):
             for name, value in values.items()
             if value is not None and value != NEUTRAL[name]
         }
+
+
+class GenerationParams(SamplingParams):
+    """What a turn asks of the engine: how to sample, and what not every engine can do.
+
+    Accept takes the latter only where a live worker's `Capabilities` have it.
+    """
+
+    #: Lower the scores of tokens of the reply, by how often they stand there already ...
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2, exclude_if=_is_empty)
+    #: ... or because they do.
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2, exclude_if=_is_empty)
+    response_format: ResponseFormat | None = Field(default=None, exclude_if=_is_empty)
+    #: The model may ask for these to be called.
+    tools: tuple[Tool, ...] = Field(default=(), max_length=MAX_TOOLS, exclude_if=_is_empty)
+    #: `auto` (left out), `required`, or the name of one of them.
+    tool_choice: Name | None = Field(default=None, exclude_if=_is_empty)
+    #: Tell the log-probability of each token, and of so many of the likeliest ones.
+    logprobs: int | None = Field(default=None, ge=0, le=20, exclude_if=_is_empty)
+
+    def over(self, defaults: "GenerationParams") -> "GenerationParams":
+        """These parameters, completed by the defaults.
+
+        None leaves a parameter to the defaults. Whatever else was given counts, `stop=()` and an
+        empty list of tools too: they take back what the defaults have.
+        """
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return defaults.model_copy(
+            update={name: value for name, value in given.items() if value is not None}
+        )
 
 
 DEFAULT_PARAMS = GenerationParams(temperature=1.0, top_p=1.0, max_tokens=512)
@@ -174,9 +237,14 @@ class Reply(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    #: Its plain text; empty where it only asks for tools.
     content: str
     finish_reason: FinishReason
     usage: Usage
+    #: What the model asks to be called.
+    tool_calls: tuple[ToolCall, ...] = Field(default=(), exclude_if=_is_empty)
+    #: Of its tokens, where the turn asks for them.
+    logprobs: tuple[TokenLogprob, ...] = Field(default=(), exclude_if=_is_empty)
 
 
 class TurnRequest(BaseModel):

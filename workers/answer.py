@@ -9,6 +9,7 @@ from uuid import UUID
 
 import structlog
 
+from turnmill.schemas.capabilities import needs_of
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import (
     ContextOverflow,
@@ -29,7 +30,6 @@ from turnmill.schemas.outcomes import (
     Outcome,
     Snoozed,
 )
-from turnmill.schemas.turns import Reply, Usage
 from turnmill.workers.abort import Abort
 from turnmill.workers.availability import Availability
 from turnmill.workers.backoff import backoff_s
@@ -38,6 +38,7 @@ from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.lease import AbortReason, Attempt, Claim, Leases
 from turnmill.workers.metrics import QUEUED_S, Pace, count_outcome
 from turnmill.workers.prompt import build_prompt
+from turnmill.workers.reply import ReplyDraft
 from turnmill.workers.settle import Settler
 from turnmill.workers.stream import Stream, TurnStream
 from turnmill.workers.summary import Summarizer
@@ -121,7 +122,7 @@ def _after(worker: Worker, attempt: Attempt, error: TransientError) -> Outcome:
         worker.leases.on_hang()
         return Crashed()
     if isinstance(error, EngineBrokeOff) and not (
-        attempt.has_progressed and worker.engine.can_continue
+        attempt.has_progressed and worker.engine.capabilities.continues
     ):
         return Crashed()
     if isinstance(error, EngineAway):
@@ -135,7 +136,7 @@ def _after(worker: Worker, attempt: Attempt, error: TransientError) -> Outcome:
 def _keep_text(worker: Worker, stream: TurnStream) -> None:
     """Write what is generated but not written yet, for the next attempt to continue."""
     try:
-        if worker.engine.can_continue:
+        if worker.engine.capabilities.continues:
             worker.stream.flush([stream])
     except (DatabaseUnavailable, EngineAway) as error:
         log.warning("attempt.text_lost", turn_id=stream.claim.turn_id.hex, error=error.code)
@@ -147,31 +148,28 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
         return _deadline()
     if claim.unreadable is not None:
         return _snooze(claim, claim.unreadable)
-    if claim.kept_text and not worker.engine.can_continue:
+    if need := worker.engine.capabilities.lacks(needs_of(claim.messages, claim.params)):
+        # Accept saw a worker that can, and the hint may have come to any.
+        delay_s = backoff_s(claim.attempt, cap_s=AWAY_CAP_S)
+        return Snoozed(delay_s, f"beyond this worker's engine: {need.title}", counts=False)
+    if claim.kept_text and not worker.engine.capabilities.continues:
         if not worker.stream.restart(stream):
             return Cancelled()
         claim = replace(claim, kept_text="", kept_tokens=0)
     share = worker.summary_share
     summarizer = Summarizer(worker.database, attempt, share) if share else None
     prompt = build_prompt(worker.database, worker.engine, claim, summarizer)
-    text, token_count = [claim.kept_text], claim.kept_tokens
+    draft = ReplyDraft(claim.kept_text, claim.kept_tokens)
     pace = Pace(claim, attempt.began_at)
     for chunk in _chunks(worker.engine, prompt, claim, attempt.abort):
-        attempt.progress(chunk.text, extends=not worker.engine.can_continue)
+        attempt.progress(chunk.text, extends=not worker.engine.capabilities.continues)
         worker.leases.spoke_at = time.monotonic()
         pace.note(chunk, worker.leases.spoke_at)
-        text.append(chunk.text)
-        token_count += chunk.token_count
+        draft.add(chunk)
         if chunk.finish_reason is not None:
             # Never kept, but shown by settling: after it another attempt would talk on.
-            usage = Usage(
-                prompt_tokens=_prompt_tokens(worker.engine, prompt, chunk),
-                completion_tokens=token_count,
-                cached_tokens=chunk.cached_tokens,
-            )
-            return Answered(
-                Reply(content="".join(text), finish_reason=chunk.finish_reason, usage=usage)
-            )
+            prompt_tokens = _prompt_tokens(worker.engine, prompt, chunk)
+            return Answered(draft.reply(chunk, chunk.finish_reason, prompt_tokens))
         worker.stream.add(stream, chunk.text, chunk.token_count)
         if attempt.abort.is_set():
             break

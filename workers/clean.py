@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from turnmill.workers.engines.base import Chunk
+from turnmill.schemas.content import TokenLogprob
+from turnmill.workers.engines.base import Chunk, ToolCallPiece
 
 #: PostgreSQL stores no U+0000, and UTF-8 encodes no surrogate.
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -35,4 +36,22 @@ def clean(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         if chunk.finish_reason is None and _FIRST_HALF_AT_END.search(text):
             text, held = text[:-1], text[-1]
         text = storable(text)
-        yield chunk if text == chunk.text else replace(chunk, text=text)
+        if text != chunk.text or chunk.tool_calls or chunk.logprobs:
+            chunk = replace(
+                chunk,
+                text=text,
+                tool_calls=tuple(map(_clean_piece, chunk.tool_calls)),
+                logprobs=tuple(map(_clean_token, chunk.logprobs)),
+            )
+        yield chunk
+
+
+def _clean_piece(piece: ToolCallPiece) -> ToolCallPiece:
+    return ToolCallPiece(
+        piece.index, storable(piece.id), storable(piece.name), storable(piece.arguments)
+    )
+
+
+def _clean_token(token: TokenLogprob) -> TokenLogprob:
+    top = tuple((storable(text), logprob) for text, logprob in token.top)
+    return TokenLogprob(text=storable(token.text), logprob=token.logprob, top=top)

@@ -74,7 +74,7 @@ class Draft:
 
     def most_to_drop(self, fewest: int) -> int:
         """So many that the next turns, too, will fit."""
-        sizes = [sum(len(each.content) for each in turn.messages) for turn in self.past[fewest:]]
+        sizes = [sum(len(each.text) for each in turn.messages) for turn in self.past[fewest:]]
         return fewest + bisect_right(list(accumulate(sizes)), sum(sizes) * (1 - KEPT_SHARE))
 
     def steady_to_drop(self, fewest: int) -> int:

@@ -20,8 +20,10 @@ from uuid import UUID
 
 import psycopg
 import structlog
+from psycopg.types.json import Jsonb
 from pydantic import ValidationError
 
+from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseOutdated, DatabaseUnavailable
 from turnmill.schemas.ids import new_id
@@ -70,10 +72,10 @@ WHERE id = %s AND attempt = %s AND worker_id = %s AND leased_until IS NOT NULL R
 _REGISTER = """
 INSERT INTO worker_liveness
     (id, host, pid, model, engine, lanes, slots, is_consuming, own_lanes,
-    unavailable_because, version)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+    unavailable_because, version, capabilities)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp(), is_consuming = EXCLUDED.is_consuming,
-    unavailable_because = EXCLUDED.unavailable_because
+    unavailable_because = EXCLUDED.unavailable_because, capabilities = EXCLUDED.capabilities
 RETURNING lock_key
 """
 
@@ -214,6 +216,8 @@ class Leases:
         #: win. Raises `DatabaseUnavailable`: whether it was won is unknown; its lease will tell.
         #: Nothing is claimed while the heartbeat has no connection: no lease could be renewed.
         self.claim = Coalescer(self._claim)
+        #: What the engine declares, once it is loaded; published with the registration.
+        self.capabilities: Capabilities | None = None
         #: Called when the engine hangs or has died: it will not get better in this process.
         self.on_hang: Callable[[], None] = lambda: None
         self.clock = DatabaseClock()
@@ -397,6 +401,7 @@ class Leases:
             [lane.value for lane in self._own_lanes],
             self.unavailable_because,
             RELEASE,
+            self._declared(),
         )
         row = connection.execute(_REGISTER, identity).fetchone()
         assert row is not None
@@ -408,6 +413,11 @@ class Leases:
         is_first = not self._registered.is_set()
         self._reconnected_at = float("-inf") if is_first else time.monotonic()
         self._registered.set()
+
+    def _declared(self) -> Jsonb | None:
+        return (
+            None if self.capabilities is None else Jsonb(self.capabilities.model_dump(mode="json"))
+        )
 
     def _try_lock(self, connection: psycopg.Connection[Any]) -> None:
         """Take the lock of this worker's row, or give the row another key for the next try.

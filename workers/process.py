@@ -57,6 +57,8 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
         stack.callback(database.close)
         stack.callback(engine.close)
         engine.start()
+        if not isinstance(engine, LazyEngine):
+            leases.capabilities = engine.capabilities
         if settings.worker.mode == "standby":
             warm_up(engine)
         for part in (leases, stream, availability, rescuer, pruner):

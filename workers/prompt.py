@@ -20,7 +20,7 @@ HISTORY_LIMIT = 500
 HISTORY_STEP = 100
 
 _HISTORY = """
-SELECT t.seq, t.input, r.content FROM turns t JOIN replies r ON r.turn_id = t.id
+SELECT t.seq, t.input, r.content, r.tool_calls FROM turns t JOIN replies r ON r.turn_id = t.id
 WHERE t.conversation_id = %s AND t.seq > %s AND t.seq < %s ORDER BY t.seq
 """
 
@@ -50,7 +50,7 @@ def build_prompt(
 
 
 def _draft(database: Database, engine: Engine, claim: Claim) -> Draft:
-    own = [message.content for message in takewhile(_is_system, claim.messages)]
+    own = [message.text for message in takewhile(_is_system, claim.messages)]
     wanted = claim.params.max_tokens or 1
     return Draft(
         engine,
@@ -91,11 +91,11 @@ def _read_past(database: Database, claim: Claim) -> list[PastTurn]:
     """The answered turns, oldest first. A turn that failed is not part of what was said."""
     before = (claim.seq - 1 - HISTORY_LIMIT) // HISTORY_STEP * HISTORY_STEP
     rows = database.run(_HISTORY, (claim.conversation_id, before, claim.seq))
-    return [PastTurn(row.seq, (*_said(row.input), _assistant(row.content))) for row in rows]
+    return [PastTurn(row.seq, (*_said(row.input), _assistant(row))) for row in rows]
 
 
-def _assistant(content: str) -> Message:
-    return Message(role=Role.ASSISTANT, content=content)
+def _assistant(row: Any) -> Message:
+    return Message(role=Role.ASSISTANT, content=row.content, tool_calls=row.tool_calls or ())
 
 
 def _said(messages: Sequence[Any]) -> list[Message]:

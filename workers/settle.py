@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -58,6 +59,8 @@ class Ending:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    logprobs: list[dict[str, Any]] | None = None
 
 
 def end_turns(database: Database, endings: Sequence[Ending]) -> list[bool]:
@@ -175,6 +178,8 @@ def _answered(claim: Claim, outcome: Answered) -> Ending:
         prompt_tokens=reply.usage.prompt_tokens,
         completion_tokens=reply.usage.completion_tokens,
         cached_tokens=reply.usage.cached_tokens,
+        tool_calls=[call.model_dump() for call in reply.tool_calls] or None,
+        logprobs=[token.model_dump() for token in reply.logprobs] or None,
     )
 
 

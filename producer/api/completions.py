@@ -130,15 +130,14 @@ def _accept(
 ) -> AcceptedTurn:
     if (given := headers.given_conversation_id) is not None:
         require_conversation(services.database, tenant_id, given)
-    if body.offered_tools is not None:
-        _require_ignored_tools(services, tenant_id, body.model, body.offered_tools)
+    offers_tools = body.offered_tools is not None and not _ignores_tools(services, tenant_id, body)
     return accept(
         services.database,
         TurnRequest(
             tenant_id=tenant_id,
             bot=body.model,
             messages=body.turn_messages(),
-            params=body.params(),
+            params=body.params(offers_tools=offers_tools),
             conversation_id=headers.conversation_id(tenant_id, body.model),
             idempotency_key=headers.idempotency_key,
             timeout_s=headers.timeout_s,
@@ -146,14 +145,22 @@ def _accept(
     )
 
 
-def _require_ignored_tools(services: Services, tenant_id: UUID, bot: str, field: str) -> None:
-    if not ignores_tools(services.database, tenant_id, bot):
-        choice = "tool_choice" if field == "tools" else "function_call"
+def _ignores_tools(services: Services, tenant_id: UUID, body: ChatCompletionRequest) -> bool:
+    """Whether the bot answers as if no tools were offered. Others' tools are accept's to judge."""
+    ignores = ignores_tools(services.database, tenant_id, body.model)
+    if ignores and body.demanded_tool is not None:
         raise InvalidInput(
-            f"'{field}' is not supported: no model calls tools yet. Leave '{field}' out, send "
-            f'"{choice}": "none", or let the bot ignore tools: turnmill bots save … --ignore-tools',
-            param=field,
+            "'tool_choice' is not supported with this value: the bot ignores tools.",
+            param="tool_choice",
         )
+    if not ignores and body.offered_tools == "functions":
+        raise InvalidInput(
+            "'functions' is not supported. Send 'tools' instead, leave 'functions' out, send "
+            '"function_call": "none", or let the bot ignore tools: '
+            "turnmill bots save … --ignore-tools",
+            param="functions",
+        )
+    return ignores
 
 
 async def _answer(call: _Call) -> Response:

@@ -7,10 +7,12 @@ from turnmill.schemas.openai import (
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
+    ChoiceLogprobs,
     ChunkChoice,
     CompletionUsage,
     Delta,
     ReplyMessage,
+    ReplyToolCall,
     StreamExtension,
 )
 from turnmill.schemas.turns import FinishReason, Reply
@@ -38,12 +40,16 @@ class CompletionShape:
         return (self.turn_id.int >> 80) // 1000
 
     def completion(self, reply: Reply) -> ChatCompletion:
-        message = ReplyMessage(content=reply.content)
+        calls = [ReplyToolCall.of(call) for call in reply.tool_calls]
+        message = ReplyMessage(content=reply.content or (None if calls else ""), tool_calls=calls)
+        logprobs = ChoiceLogprobs.of(reply.logprobs)
         return ChatCompletion(
             id=self.id,
             created=self.created,
             model=self.model,
-            choices=(Choice(message=message, finish_reason=reply.finish_reason),),
+            choices=(
+                Choice(message=message, logprobs=logprobs, finish_reason=reply.finish_reason),
+            ),
             usage=CompletionUsage.of(reply.usage),
         )
 
@@ -57,7 +63,10 @@ class CompletionShape:
         return self._chunk(Delta(), extension=StreamExtension(restarted=True))
 
     def ending(self, reply: Reply) -> str:
-        return self._chunk(Delta(), reply.finish_reason)
+        """The last piece of the reply: what is not text comes at once, when it is committed."""
+        calls = [ReplyToolCall.of(call, index) for index, call in enumerate(reply.tool_calls)]
+        delta = Delta(tool_calls=calls) if calls else Delta()
+        return self._chunk(delta, reply.finish_reason, logprobs=ChoiceLogprobs.of(reply.logprobs))
 
     def usage(self, reply: Reply) -> str:
         chunk = ChatCompletionChunk(
@@ -74,8 +83,9 @@ class CompletionShape:
         delta: Delta,
         finish_reason: FinishReason | None = None,
         extension: StreamExtension | None = None,
+        logprobs: ChoiceLogprobs | None = None,
     ) -> str:
-        choice = ChunkChoice(delta=delta, finish_reason=finish_reason)
+        choice = ChunkChoice(delta=delta, finish_reason=finish_reason, logprobs=logprobs)
         chunk = ChatCompletionChunk(
             id=self.id,
             created=self.created,
@@ -84,7 +94,7 @@ class CompletionShape:
             turnmill=extension,
         )
         # A delta has only the fields that changed; `usage` is null where usage was asked for.
-        given = {"role", "content"} - delta.model_fields_set
+        given = {*Delta.model_fields} - delta.model_fields_set
         return chunk.model_dump_json(
             exclude={
                 "choices": {0: {"delta": given}},

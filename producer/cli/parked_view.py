@@ -45,7 +45,7 @@ def details(turn: ParkedDetails, now: datetime) -> RenderableType:
     for name, value in _rows(turn, now).items():
         table.add_row(f"[dim]{name}[/]", plain(value))
     for message in turn.messages:
-        table.add_row(f"[dim]{message.role}[/]", plain(message.content))
+        table.add_row(f"[dim]{message.role}[/]", plain(message.text))
     return Group(table, "", _history(turn))
 
 

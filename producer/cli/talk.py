@@ -123,7 +123,7 @@ class _Talk:
 
     def show_past(self) -> None:
         for turn in self._past:
-            console.print("[bold]you:[/]", plain(turn.messages[-1].content))
+            console.print("[bold]you:[/]", plain(turn.messages[-1].text))
             console.print(plain(turn.reply.content) if turn.reply else f"[dim]{turn.state}[/]")
 
     def show_how_to_resume(self) -> None:

@@ -57,7 +57,7 @@ def _table(turn: Turn) -> Table:
     for name, value in rows.items():
         table.add_row(f"[dim]{name}[/]", plain(value))
     for message in turn.messages:
-        table.add_row(f"[dim]{message.role}[/]", plain(message.content))
+        table.add_row(f"[dim]{message.role}[/]", plain(message.text))
     if turn.reply:
         usage = turn.reply.usage
         table.add_row("[dim]reply[/]", plain(turn.reply.content))

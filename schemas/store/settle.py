@@ -12,7 +12,7 @@ WITH ending AS (
     SELECT * FROM json_to_recordset(%s) AS e (turn_id uuid, attempt int, worker_id uuid,
         is_watched bool, state text, outcome text, error_code text, error_message text,
         content text, finish_reason text, prompt_tokens int, completion_tokens int,
-        cached_tokens int)
+        cached_tokens int, tool_calls jsonb, logprobs jsonb)
 ), ended AS (
     UPDATE turns t SET state = e.state, settled_at = clock_timestamp(), leased_until = NULL,
         error_code = e.error_code, error_message = e.error_message
@@ -28,9 +28,9 @@ WITH ending AS (
 ), reply AS (
     INSERT INTO replies
         (turn_id, attempt, content, finish_reason, prompt_tokens, completion_tokens,
-        cached_tokens)
+        cached_tokens, tool_calls, logprobs)
     SELECT turn_id, attempt, content, finish_reason, prompt_tokens, completion_tokens,
-        cached_tokens
+        cached_tokens, tool_calls, logprobs
     FROM ended WHERE content IS NOT NULL
 )
 SELECT turn_id, CASE WHEN is_watched THEN pg_notify(%s, replace(turn_id::text, '-', '')) END

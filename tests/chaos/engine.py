@@ -101,6 +101,6 @@ def digest(messages: Iterable[tuple[str, str]], model: str = "") -> str:
 
 def _digested(prompt: Prompt, model: str) -> Prompt:
     *history, last = prompt.messages
-    shown = digest(((message.role.value, message.content) for message in prompt.messages), model)
-    asked = Message(role=Role.USER, content=f"{shown} {last.content}")
+    shown = digest(((message.role.value, message.text) for message in prompt.messages), model)
+    asked = Message(role=Role.USER, content=f"{shown} {last.text}")
     return Prompt(messages=(*history, asked), prefix=prompt.prefix)

@@ -55,7 +55,7 @@ def fill(disk: Path) -> Path:
 
 
 def text_of(request: TurnRequest) -> str:
-    return request.messages[0].content
+    return request.messages[0].text
 
 
 def use_up_the_log(url: str) -> None:

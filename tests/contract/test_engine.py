@@ -163,7 +163,7 @@ def test_a_reply_goes_on_the_same_wherever_it_was_cut(
     engine: Engine, text: str, stop: tuple[int, int] | None
 ) -> None:
     """In the middle of a word, after an emoji, inside a stop string, one token before the end."""
-    if not engine.can_continue:
+    if not engine.capabilities.continues:
         pytest.skip("this engine begins again")
     stops: tuple[str, ...] = ()
     if stop is not None:

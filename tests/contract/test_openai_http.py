@@ -184,14 +184,14 @@ def test_a_plain_server_is_believed_as_far_as_it_speaks(ask: Any) -> None:
     assert text_of(reply) == "a\u2028😀"
     assert sum(chunk.token_count for chunk in reply) == 5
     assert (reply[-1].finish_reason, reply[-1].prompt_tokens) == ("length", 9)
-    assert not ask.engine.can_continue
+    assert not ask.engine.capabilities.continues
 
 
 def test_an_old_llama_cpp_is_taken_as_it_is(ask: Any) -> None:
     card = {**Scripted.card, "owned_by": "llamacpp", "meta": {"n_ctx": 256}}
     lacks = ("/apply-template", "/v1/chat/completions/input_tokens")
     reply = ask(card=card, lacks=lacks, data=event("a") + event(" b") + END)
-    assert not ask.engine.can_continue
+    assert not ask.engine.capabilities.continues
     assert ask.engine.context_window == 256
     assert sum(chunk.token_count for chunk in reply) == 2
     assert reply[-1].prompt_tokens == ask.engine.count_tokens(PROMPT.messages) == 3

@@ -24,6 +24,7 @@ from turnmill.producer.api.errors import problem_of_turn
 from turnmill.producer.cancel import cancel
 from turnmill.producer.tenants import create_tenant, save_bot
 from turnmill.producer.turns import read_turn
+from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import (
     ContextOverflow,
     DatabaseUnavailable,
@@ -539,7 +540,7 @@ class Scripted:
         self.prompts: list[Prompt] = []
         self.params: list[GenerationParams] = []
         self.context_window = 8192
-        self.can_continue = True
+        self.capabilities = Capabilities(continues=True)
 
     def start(self) -> None: ...
 
@@ -725,14 +726,14 @@ def test_an_engine_that_cannot_go_on_begins_again_behind_a_gap(
     keep(system, worker.leases, turn, "one ", "two ")
     is_kept = lambda: eventually(lambda: "uno " in chunks(system), 5)  # noqa: E731
     engine = Scripted([Chunk("uno ", 1), is_kept, EngineUnavailable("busy")])
-    engine.can_continue = False
+    engine.capabilities = Capabilities()
     assert answer_turn(replace(worker, engine=engine), turn.turn_id)
     assert engine.prompts[0].prefix == ""
     rows = system.database.run("SELECT position, text FROM chunks ORDER BY position")
     assert [tuple(row) for row in rows] == [(3, ""), (4, "uno ")]
     make_due(system)
     again = Scripted([Chunk("eins", 1), Chunk("", finish_reason="stop", prompt_tokens=5)])
-    again.can_continue = False
+    again.capabilities = Capabilities()
     assert answer_turn(replace(worker, engine=again), turn.turn_id)
     reply = read(system, turn).reply
     assert (reply.content, reply.usage.completion_tokens) == ("eins", 1)

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from turnmill.producer.accept import accept
 from turnmill.producer.tenants import save_bot
 from turnmill.producer.turns import read_turn
+from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import DatabaseUnavailable, EngineFailure, EngineUnavailable
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.turns import AcceptedTurn, GenerationParams, Message, Role, TurnState
@@ -40,7 +41,7 @@ class Remembering:
     """One word is one token. What it is told to do while it summarizes is in `script`."""
 
     context_window = WINDOW
-    can_continue = True
+    capabilities = Capabilities(continues=True)
 
     def __init__(self) -> None:
         #: Prompts of turns, and those for summaries.

@@ -40,8 +40,10 @@ def test_it_goes_on_after_any_prefix(cut: int) -> None:
 
 
 def test_whether_it_goes_on_after_a_prefix_is_a_setting() -> None:
-    assert EchoEngine(EngineSettings(name="echo")).can_continue
-    assert not EchoEngine(EngineSettings(name="echo", echo_can_continue=False)).can_continue
+    assert EchoEngine(EngineSettings(name="echo")).capabilities.continues
+    assert not EchoEngine(
+        EngineSettings(name="echo", echo_can_continue=False)
+    ).capabilities.continues
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 
+from turnmill.schemas.capabilities import needs_of
+from turnmill.schemas.content import MediaPart, TextPart, ToolCall
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.json_size import has_more_values
 from turnmill.schemas.openai import ChatCompletionRequest, parse_chat_request
 from turnmill.schemas.turns import GenerationParams, Message, Role
 
 PROMPT = "my private prompt"
+SEARCH = {"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}
 
 
 def parse(**fields: Any) -> ChatCompletionRequest:
@@ -144,17 +147,13 @@ def test_fields_that_change_nothing_are_accepted(fields: dict[str, Any]) -> None
     [
         ("n", 2),
         ("n", True),
-        ("tool_choice", "required"),
-        ("top_logprobs", 2),
+        ("tool_choice", {"type": "function"}),
         ("ignore_eos", True),
         ("min_tokens", 5),
         ("stop_token_ids", [2]),
         ("chat_template_kwargs", {"enable_thinking": False}),
         ("guided_json", {}),
-        ("logprobs", True),
         ("logit_bias", {"1": 1}),
-        ("presence_penalty", 0.5),
-        ("response_format", {"type": "json_object"}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "alloy"}),
         ("web_search_options", {}),
@@ -230,7 +229,8 @@ def test_what_is_not_json_can_be_counted(bad: bytes) -> None:
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
-        ({"messages": [{"role": "tool", "content": PROMPT}]}, "messages[0].role"),
+        ({"messages": [{"role": "bot", "content": PROMPT}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": PROMPT}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": "a\0"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [PROMPT]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x", "y": 1}]}, "messages[0].y"),
@@ -252,12 +252,97 @@ def test_a_wrong_value_is_named_by_its_path(fields: dict[str, Any], param: str) 
     assert refusal(**fields).param == param
 
 
-@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file"])
-def test_only_text_parts_are_supported(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "video_url"])
+def test_parts_are_text_or_what_a_url_or_an_id_names(kind: str) -> None:
     parts = [{"type": "text", "text": PROMPT}, {"type": kind, kind: {"url": PROMPT}}]
     error = refusal(messages=[{"role": "user", "content": parts}])
     assert error.param == "messages[0].content"
     assert "supported" in error.message
+    assert PROMPT not in error.message
+
+
+def test_parts_keep_their_order_and_plain_text_stays_plain() -> None:
+    parts: list[dict[str, Any]] = [
+        {"type": "text", "text": "What is"},
+        {"type": "image_url", "image_url": {"url": "https://a.example/1.png", "detail": "low"}},
+        {"type": "file", "file": {"file_id": "file_1"}},
+        {"type": "text", "text": "this?"},
+    ]
+    (message,) = parse(messages=[{"role": "user", "content": parts}]).turn_messages()
+    assert message.content == (
+        TextPart(text="What is"),
+        MediaPart(type="image", url="https://a.example/1.png"),
+        MediaPart(type="file", file_id="file_1"),
+        TextPart(text="this?"),
+    )
+    assert message.text == "What is\n[image]\n[file]\nthis?"
+    texts = [parts[0], parts[3]]
+    (plain,) = parse(messages=[{"role": "user", "content": texts}]).turn_messages()
+    assert plain.model_dump(mode="json") == {"role": "user", "content": "What is\nthis?"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "need"),
+    [
+        ({"logprobs": True, "top_logprobs": 3}, "logprobs"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"frequency_penalty": -0.5}, "frequency_penalty"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"tools": [SEARCH]}, "tools"),
+        ({"tools": [SEARCH], "tool_choice": "required"}, "tools"),
+    ],
+)
+def test_what_not_every_engine_can_do_is_a_need_with_the_field_s_name(
+    fields: dict[str, Any], need: str
+) -> None:
+    body = parse(**fields)
+    assert [each.field for each in needs_of(body.turn_messages(), body.params())] == [need]
+
+
+def test_a_tool_s_call_and_result_are_fields_of_their_messages() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    body = parse(
+        messages=[
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "42"},
+        ]
+    )
+    _, asked, told = body.turn_messages()
+    assert asked.tool_calls == (ToolCall(id="call_1", name="f", arguments="{}"),)
+    assert (told.role, told.tool_call_id, told.content) == (Role.TOOL, "call_1", "42")
+    fields = [need.field for need in needs_of(body.turn_messages(), body.params())]
+    assert fields == ["messages[1].tool_calls", "messages[2].role"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+    ],
+)
+def test_wrong_values_of_rare_fields_are_named(fields: dict[str, Any], param: str) -> None:
+    assert refusal(**fields).param == param
+
+
+def test_wrong_tools_are_named_by_their_path_when_they_are_read() -> None:
+    body = parse(tools=[{"type": "function", "function": {"name": ""}}])
+    with pytest.raises(InvalidInput) as caught:
+        body.params()
+    assert caught.value.param == "tools[0].function.name"
+    assert body.params(offers_tools=False) == GenerationParams()
+
+
+def test_an_empty_list_takes_back_the_bot_s_stop_strings() -> None:
+    bot = GenerationParams(stop=("END",), temperature=0.1)
+    assert parse().params().over(bot) == bot
+    assert parse(stop=None).params().over(bot) == bot
+    assert parse(stop=[]).params().over(bot).stop == ()
+    assert parse(stop="X").params().over(bot).stop == ("X",)
 
 
 @pytest.mark.parametrize(

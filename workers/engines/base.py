@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from turnmill.schemas.capabilities import Capabilities
+from turnmill.schemas.content import TokenLogprob
 from turnmill.schemas.turns import FinishReason, GenerationParams, Lane, Message
 from turnmill.workers.abort import Abort
 
@@ -25,6 +27,16 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallPiece:
+    """A piece of a call of a tool; those with the same index are joined."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of a reply while it is generated."""
 
@@ -38,6 +50,9 @@ class Chunk:
     #: Those of them that were not computed again, because the engine still had their keys and
     #: values; set on the last chunk only.
     cached_tokens: int = 0
+    tool_calls: tuple[ToolCallPiece, ...] = ()
+    #: Of its tokens, where the parameters ask for them.
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Engine(Protocol):
@@ -49,8 +64,11 @@ class Engine(Protocol):
     """
 
     @property
-    def can_continue(self) -> bool:
-        """Whether `generate` can go on after a prefix; without it a prompt never has one."""
+    def capabilities(self) -> Capabilities:
+        """What it can do; known once `start` returned. Without `continues` a prompt never has a
+        prefix; without the others it never has what they name, but for images and files of
+        earlier turns, which `Message.text` names.
+        """
         ...
 
     @property

@@ -10,6 +10,7 @@ from threading import Lock
 
 import structlog
 
+from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import ContextOverflow, EngineFailure, EngineUnavailable, TurnmillError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message
@@ -38,7 +39,7 @@ class BatchingEngine:
     The scheduler may go on loading the model while the text side is loaded.
     """
 
-    can_continue = True
+    capabilities = Capabilities(continues=True)
 
     def __init__(
         self,

@@ -96,7 +96,7 @@ class ChatTemplate:
             InvalidInput: the template refuses the messages, as some do with system messages.
             EngineFailure: the template cannot be rendered.
         """
-        texts = (self._safe(each.content) for each in messages)
+        texts = (self._safe(each.text) for each in messages)
         safe = [
             each.model_copy(update={"content": text})
             for each, text in zip(messages, texts, strict=True)
@@ -126,7 +126,7 @@ class ChatTemplate:
         return text
 
     def _render(self, messages: Sequence[Message]) -> str:
-        entries = [{"role": each.role.value, "content": each.content} for each in messages]
+        entries = [{"role": each.role.value, "content": each.text} for each in messages]
         return self._template.render(messages=entries, add_generation_prompt=True)
 
 

@@ -21,6 +21,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from threading import Event
 
+from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import ContextOverflow, EngineDied, EngineFailure, EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
@@ -47,8 +48,8 @@ class EchoEngine:
         self._is_closed = False
 
     @property
-    def can_continue(self) -> bool:
-        return self._settings.echo_can_continue
+    def capabilities(self) -> Capabilities:
+        return Capabilities(continues=self._settings.echo_can_continue)
 
     @property
     def context_window(self) -> int:
@@ -66,7 +67,7 @@ class EchoEngine:
         """Always ready."""
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        return sum(len(message.content.split()) for message in messages)
+        return sum(len(message.text.split()) for message in messages)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         if self._is_closed:
@@ -125,7 +126,7 @@ class EchoEngine:
 
 
 def _last_user_text(messages: Sequence[Message]) -> str:
-    return next((m.content for m in reversed(messages) if m.role is Role.USER), "")
+    return next((m.text for m in reversed(messages) if m.role is Role.USER), "")
 
 
 def _misbehave(magic: dict[str, str]) -> None:

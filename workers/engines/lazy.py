@@ -6,6 +6,7 @@ The quarantine worker hardly ever has one; until then it costs no memory for a m
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 
+from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import EngineAway, TurnmillError
 from turnmill.schemas.turns import GenerationParams, Message
 from turnmill.workers.abort import Abort
@@ -22,8 +23,8 @@ class LazyEngine:
         self._lock = Lock()
 
     @property
-    def can_continue(self) -> bool:
-        return self._started().can_continue
+    def capabilities(self) -> Capabilities:
+        return self._started().capabilities
 
     @property
     def context_window(self) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import (
     ContextOverflow,
     EngineFailure,
@@ -54,11 +55,12 @@ class OpenAIEngine(RemoteEngine):
         super().__init__(settings, OpenAIServer)
 
     @property
-    def can_continue(self) -> bool:  # type: ignore[override]
-        """Whether all servers that have answered so far can."""
+    def capabilities(self) -> Capabilities:  # type: ignore[override]
+        """What all servers that have answered so far can."""
         servers = [one for one in self._servers if isinstance(one, OpenAIServer)]
         dialects = [server.dialect for server in servers if server.dialect]
-        return bool(dialects) and all(dialect.continues for dialect in dialects)
+        continues = bool(dialects) and all(dialect.continues for dialect in dialects)
+        return Capabilities(continues=continues)
 
 
 class OpenAIServer:
@@ -124,7 +126,7 @@ class OpenAIServer:
         except Filtered:
             reply.finish_reason = "content_filter"
         except (EngineFailure, EngineUnavailable) as error:
-            raise without_prompt(error, [each.content for each in prompt.messages]) from None
+            raise without_prompt(error, [each.text for each in prompt.messages]) from None
         if reply.finish_reason and not abort.is_set():
             if not reply.prompt_tokens:
                 reply.prompt_tokens = self._count(prompt, self._dialect)
@@ -204,7 +206,7 @@ class OpenAIServer:
         A token takes a byte at least, so that most prompts need not be counted.
         """
         window, limit = self.context_window(), params.max_tokens or 1
-        text = "".join(each.content for each in prompt.messages) + prompt.prefix
+        text = "".join(each.text for each in prompt.messages) + prompt.prefix
         most = len(text) * 4 + TEMPLATE_TOKENS * (len(prompt.messages) + 2)
         if most + limit <= window or not (self._dialect.is_strict and self._dialect.tokenize):
             return params.max_tokens
@@ -219,8 +221,7 @@ class OpenAIServer:
     def _rendered(self, prompt: Prompt) -> dict[str, Any]:
         # Its template is unknown here, and many servers read control tokens in a message's text.
         messages = [
-            {"role": each.role.value, "content": break_marks(each.content)}
-            for each in prompt.messages
+            {"role": each.role.value, "content": break_marks(each.text)} for each in prompt.messages
         ]
         if not prompt.prefix:
             return {"messages": messages}
@@ -238,7 +239,7 @@ class OpenAIServer:
             if isinstance(answer, dict) and isinstance(answer.get(dialect.count), int):
                 return int(answer[dialect.count])
             raise EngineUnavailable(f"its answer at {path} has no {dialect.count}")
-        text = sum(len(each.content) for each in prompt.messages) + len(prompt.prefix)
+        text = sum(len(each.text) for each in prompt.messages) + len(prompt.prefix)
         return max(1, text // CHARACTERS_PER_TOKEN)
 
     def _events(self, body: dict[str, Any], abort: Abort) -> Iterator[bytes]:

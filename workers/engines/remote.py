@@ -5,6 +5,7 @@ from typing import Protocol
 
 import structlog
 
+from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import EngineUnavailable, SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message
@@ -37,7 +38,7 @@ class Server(Replica, Protocol):
 class RemoteEngine:
     """An engine around a function that makes a server of an endpoint's address."""
 
-    can_continue = True
+    capabilities = Capabilities(continues=True)
 
     def __init__(
         self, settings: EngineSettings, connect: Callable[[str, EngineSettings], Server]
@@ -65,12 +66,14 @@ class RemoteEngine:
             )
         self._servers = [self._connect(endpoint, settings) for endpoint in settings.endpoints]
         self._pool = ReplicaPool(
-            self._servers, can_continue=self.can_continue, check_every_s=settings.check_every_s
+            self._servers,
+            can_continue=self.capabilities.continues,
+            check_every_s=settings.check_every_s,
         )
         try:
             self._pool.start()
             # Some servers say only now what they can.
-            self._pool.can_continue = self.can_continue
+            self._pool.can_continue = self.capabilities.continues
             limits = (settings.context_window, self._pool.call(lambda one: one.context_window()))
         except BaseException:
             self.close()
@@ -91,7 +94,7 @@ class RemoteEngine:
         return self._running().call(lambda server: server.count_tokens(messages))
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
-        tokens = sum(len(each.content) for each in prompt.messages) // CHARACTERS_PER_TOKEN
+        tokens = sum(len(each.text) for each in prompt.messages) // CHARACTERS_PER_TOKEN
         return self._running().generate(prompt, params, abort, prompt_tokens=tokens)
 
     def close(self) -> None:

@@ -224,4 +224,4 @@ def _block_seed(seed: bytes, position: int) -> list[int]:
 
 
 def _last_user_text(messages: Sequence[Message]) -> str:
-    return next((m.content for m in reversed(messages) if m.role is Role.USER), "")
+    return next((m.text for m in reversed(messages) if m.role is Role.USER), "")

@@ -65,7 +65,7 @@ class ServedModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         settings = _engine_settings(folder)
         self._engine = create_engine(settings)
-        if not self._engine.can_continue:
+        if not self._engine.capabilities.continues:
             raise SettingsError(f"The engine '{settings.name}' cannot go on after a prefix.")
         self._engine.start()
         self._room = QUEUE_FACTOR * settings.max_batch_size

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Json, StringConstraints, ValidationError
 
+from turnmill.schemas.content import MAX_MESSAGE_CHARS
 from turnmill.schemas.errors import (
     ContextOverflow,
     EngineFailure,
@@ -23,7 +24,6 @@ from turnmill.schemas.errors import (
 )
 from turnmill.schemas.turns import (
     DEFAULT_PARAMS,
-    MAX_MESSAGE_CHARS,
     MAX_MESSAGES,
     FinishReason,
     GenerationParams,
@@ -107,7 +107,7 @@ def encode_prompt(prompt: Prompt, params: GenerationParams) -> dict[str, Value]:
 
 def encode_messages(messages: Sequence[Message]) -> str:
     # json, not pydantic: half a surrogate pair, too, travels as far as the check at the other end.
-    return json.dumps([{"role": one.role.value, "content": one.content} for one in messages])
+    return json.dumps([{"role": one.role.value, "content": one.text} for one in messages])
 
 
 def decode_asked(values: Mapping[str, Value]) -> Asked:

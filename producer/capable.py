@@ -1,0 +1,64 @@
+"""Refuse, before it is accepted, a turn that no live worker of its model can answer."""
+
+from collections.abc import Iterable, Sequence
+
+from turnmill.schemas.capabilities import PLAIN, Capabilities, Need, needs_of
+from turnmill.schemas.database import Cursor
+from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
+from turnmill.schemas.turns import GenerationParams, TurnRequest
+
+#: What the model's live workers declare; what its last ones did, where none lives: they are being
+#: restarted. Releases before this column declare nothing.
+_DECLARED = f"""
+WITH known AS (
+    SELECT capabilities, lock_key IN (
+        SELECT objid FROM pg_locks
+        WHERE locktype = 'advisory' AND classid = {LIVENESS_LOCK_CLASS} AND granted
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    ) AS is_alive
+    FROM worker_liveness WHERE model = %s AND %s = ANY(lanes)
+)
+SELECT DISTINCT capabilities FROM known WHERE is_alive OR NOT EXISTS (
+    SELECT FROM known WHERE is_alive)
+"""
+
+#: What else helps, by capability.
+_REMEDIES = {
+    "tools": ', send "tool_choice": "none", or let the bot ignore tools: '
+    "turnmill bots save … --ignore-tools",
+}
+
+
+def refuse_impossible(
+    cursor: Cursor, turns: Iterable[tuple[str, TurnRequest, GenerationParams]]
+) -> None:
+    """Raise `InvalidInput` for the first turn that needs what no worker of its model can do.
+
+    `turns`: model, request and complete parameters of each. Plain text costs no query.
+    """
+    declared: dict[tuple[str, str], list[Capabilities]] = {}
+    for model, request, params in turns:
+        if needs := needs_of(request.messages, params):
+            key = (model, request.lane)
+            if key not in declared:
+                declared[key] = [
+                    PLAIN if row[0] is None else Capabilities.model_validate(row[0])
+                    for row in cursor.execute(_DECLARED, key)
+                ]
+            _refuse_unless_one_can(needs, declared[key], model)
+
+
+def _refuse_unless_one_can(
+    needs: Sequence[Need], workers: Sequence[Capabilities], model: str
+) -> None:
+    lacking = [worker.lacks(needs) for worker in workers] or [needs[0]]
+    if None in lacking:
+        return
+    # Of what each worker lacks first, what comes latest: no worker gets further.
+    need = max(filter(None, lacking), key=needs.index)
+    raise InvalidInput(
+        f"'{need.field}' is not supported: no live worker of the model '{model}' can do it "
+        f"({need.title}). Leave '{need.field}' out{_REMEDIES.get(need.capability, '')}.",
+        param=need.field,
+    )

@@ -1,0 +1,94 @@
+"""What an engine can do, as one value: it declares it, its worker publishes it, accept asks for it.
+
+A turn may need more than text in and text out. Accept refuses, by the name of the field that asks
+for it, what no live worker of the model can do; a worker that claims a turn beyond its engine hands
+it back for another one.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+from turnmill.schemas.content import MediaPart
+from turnmill.schemas.turns import GenerationParams, Message, Role
+
+
+class Capabilities(BaseModel):
+    """What an engine can do. The default is what every engine of every release can.
+
+    What a later release's worker declares besides is ignored.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    #: It goes on after the text of an earlier attempt.
+    continues: bool = False
+    #: Kinds of parts that it reads: text, image, audio, file.
+    accepts: frozenset[str] = frozenset({"text"})
+    #: What a reply may be made to be: text, json_object, json_schema.
+    formats: frozenset[str] = frozenset({"text"})
+    #: It may answer with calls of tools that it is offered.
+    tools: bool = False
+    #: It tells the log-probabilities of its tokens.
+    logprobs: bool = False
+    #: Penalties that it applies.
+    penalties: frozenset[str] = frozenset({"repetition_penalty"})
+
+    def lacks(self, needs: Iterable["Need"]) -> "Need | None":
+        """The first need that is not met."""
+        return next((need for need in needs if not self.meets(need)), None)
+
+    def meets(self, need: "Need") -> bool:
+        """Whether the engine can do it."""
+        has = getattr(self, need.capability)
+        return bool(has) if need.value is None else need.value in has
+
+
+PLAIN = Capabilities()
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Something that a turn asks of an engine."""
+
+    #: Where the turn asks for it: `messages[0].content`, `tools`, …
+    field: str
+    #: The field of `Capabilities` that must be true, or have the value.
+    capability: str
+    value: str | None = None
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return self.capability if self.value is None else f"{self.capability}: {self.value}"
+
+
+def needs_of(messages: Sequence[Message], params: GenerationParams) -> tuple[Need, ...]:
+    """What a turn needs besides text in and text out."""
+    return (*_of_messages(messages), *_of_params(params))
+
+
+def _of_messages(messages: Sequence[Message]) -> Iterator[Need]:
+    for number, message in enumerate(messages):
+        if not isinstance(message.content, str):
+            for kind in dict.fromkeys(
+                part.type for part in message.content if isinstance(part, MediaPart)
+            ):
+                yield Need(f"messages[{number}].content", "accepts", kind)
+        if message.tool_calls:
+            yield Need(f"messages[{number}].tool_calls", "tools")
+        elif message.role is Role.TOOL:
+            yield Need(f"messages[{number}].role", "tools")
+
+
+def _of_params(params: GenerationParams) -> Iterator[Need]:
+    if params.tools:
+        yield Need("tools", "tools")
+    if params.response_format is not None:
+        yield Need("response_format", "formats", params.response_format.type)
+    if params.logprobs is not None:
+        yield Need("logprobs", "logprobs")
+    for name in ("frequency_penalty", "presence_penalty"):
+        if getattr(params, name):
+            yield Need(name, "penalties", name)

@@ -1,0 +1,139 @@
+"""What a message consists of: text, or parts in order; and the tools that a model asks for.
+
+Pictures, sound and files are named by the id of a stored file or by a URL, never by their bytes: a
+turn's row stays small, and whoever reads it decides what to fetch.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, PydanticKnownError
+
+#: Characters of one message. The engine's context window is the real limit; this one
+#: only keeps a hostile body from reaching the database.
+MAX_MESSAGE_CHARS = 400_000
+MAX_PARTS = 128
+MAX_TOOL_CALLS = 128
+MAX_URL_CHARS = 8_192
+#: Of the names and ids that others make up: of tools, calls and files.
+MAX_NAME_CHARS = 256
+
+PartKind = Literal["text", "image", "audio", "file"]
+
+
+def refuse_nul(text: str) -> str:
+    """PostgreSQL cannot store U+0000, which JSON can escape."""
+    if "\0" in text:
+        raise PydanticCustomError("nul", "contains a NUL character")
+    return text
+
+
+Text = Annotated[str, StringConstraints(max_length=MAX_MESSAGE_CHARS), AfterValidator(refuse_nul)]
+Name = Annotated[str, StringConstraints(max_length=MAX_NAME_CHARS), AfterValidator(refuse_nul)]
+URL = Annotated[
+    str,
+    StringConstraints(max_length=MAX_URL_CHARS, pattern=r"^https?://[^\s\x00-\x1f]+$"),
+]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextPart(_Value):
+    type: Literal["text"] = "text"
+    text: Text
+
+
+class MediaPart(_Value):
+    """A picture, a sound or a file: by the id of a stored file, or by a URL."""
+
+    type: Literal["image", "audio", "file"]
+    file_id: Name | None = None
+    url: URL | None = None
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if (self.file_id is None) == (self.url is None):
+            raise PydanticCustomError("source", "needs either file_id or url")
+        return self
+
+
+Part = Annotated[TextPart | MediaPart, Field(discriminator="type")]
+
+_PARTS: TypeAdapter[tuple[TextPart | MediaPart, ...]] = TypeAdapter(
+    Annotated[tuple[Part, ...], Field(min_length=1, max_length=MAX_PARTS)]
+)
+
+
+def read_content(value: Any) -> str | tuple[TextPart | MediaPart, ...]:
+    """Validate text or parts. By hand, for a union's mistakes would name its branches."""
+    if isinstance(value, list | tuple):
+        return _read_parts(value)
+    if not isinstance(value, str):
+        raise PydanticKnownError("string_type")
+    _refuse_long(len(value))
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise PydanticKnownError("string_unicode") from None
+    return refuse_nul(value)
+
+
+def _read_parts(value: Any) -> tuple[TextPart | MediaPart, ...]:
+    try:
+        parts = _PARTS.validate_python(value)
+    except ValidationError:
+        # Its own message would repeat the content.
+        raise PydanticCustomError(
+            "parts",
+            "A part looks like {{'type': 'text', 'text': '…'}} or "
+            "{{'type': 'image', 'url': 'https://…'}}",
+        ) from None
+    _refuse_long(sum(len(part.text) for part in parts if isinstance(part, TextPart)))
+    return parts
+
+
+def _refuse_long(length: int) -> None:
+    if length > MAX_MESSAGE_CHARS:
+        raise PydanticKnownError("string_too_long", {"max_length": MAX_MESSAGE_CHARS})
+
+
+Content = Annotated[
+    str | tuple[Part, ...],
+    WrapValidator(lambda value, _: read_content(value)),
+]
+
+
+def text_of(content: str | tuple[TextPart | MediaPart, ...]) -> str:
+    """The text for those who read nothing else: other parts are named by their kind."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(p.text if isinstance(p, TextPart) else f"[{p.type}]" for p in content)
+
+
+class ToolCall(_Value):
+    """A model's wish that a tool be called. Whoever runs the tool sends its result as a message."""
+
+    id: Name
+    name: Name
+    #: JSON as the model wrote it, which need not be valid.
+    arguments: Text = ""
+
+
+class TokenLogprob(_Value):
+    """A token of a reply with its natural log-probability, and those of the likeliest tokens."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
