@@ -27,7 +27,7 @@ def celery_settings(broker: BrokerSettings) -> dict[str, Any]:
     """Celery's configuration, as far as both sides share it. Raises `SettingsError`."""
     refuse_foreign_settings()
     shared: dict[str, Any] = {
-        "broker_url": broker.url,
+        "broker_url": broker.url.get_secret_value(),
         "broker_connection_timeout": 3,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
@@ -62,7 +62,7 @@ def _sentinel_options(broker: BrokerSettings) -> dict[str, Any]:
         return {}
     options: dict[str, Any] = {"master_name": broker.sentinel_primary}
     if broker.sentinel_password is not None:
-        options["sentinel_kwargs"] = {"password": broker.sentinel_password}
+        options["sentinel_kwargs"] = {"password": broker.sentinel_password.get_secret_value()}
     return options
 
 

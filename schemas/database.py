@@ -98,7 +98,7 @@ class Database:
         """
         try:
             return Link.open(
-                self._settings.session_url,
+                self._settings.session_url.get_secret_value(),
                 answer_timeout_s=self._settings.answer_timeout_s,
                 autocommit=autocommit,
                 row_factory=namedtuple_row,
@@ -111,7 +111,7 @@ class Database:
         """Like `connect`, for an event loop; in autocommit."""
         try:
             return await AsyncLink.open(
-                self._settings.session_url,
+                self._settings.session_url.get_secret_value(),
                 answer_timeout_s=self._settings.answer_timeout_s,
                 row_factory=namedtuple_row,
                 connect_timeout=self._settings.connect_timeout_s,
@@ -151,7 +151,7 @@ class Database:
         self, dialect: object, record: object, arguments: list[Any], options: dict[str, Any]
     ) -> Link:
         return Link.open(
-            self._settings.url,
+            self._settings.url.get_secret_value(),
             answer_timeout_s=self._settings.answer_timeout_s,
             is_pooled=self._settings.is_pooled,
             **(options | {"connect_timeout": self._settings.connect_timeout_s}),

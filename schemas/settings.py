@@ -8,7 +8,7 @@ leaves in its data folder, defaults. A misspelt variable is an error, not a defa
 import difflib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -31,7 +31,7 @@ from pydantic_settings import (
 )
 
 from turnmill.schemas.errors import SettingsError
-from turnmill.schemas.masking import MASK, masked_within
+from turnmill.schemas.masking import masked_urls, masked_within
 from turnmill.schemas.surroundings import (
     PREFIX,
     home,
@@ -39,7 +39,7 @@ from turnmill.schemas.surroundings import (
     without_strangers,
 )
 from turnmill.schemas.turns import Lane
-from turnmill.schemas.urls import AMQP, SENTINEL, check_broker_url, check_database_url
+from turnmill.schemas.urls import AMQP, SENTINEL, check_broker_url, check_database_url, check_origin
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_TENANT = "default"
@@ -48,24 +48,36 @@ DEFAULT_TENANT = "default"
 STACK_FILE = "stack.json"
 
 
+class SecretUrl(SecretStr):
+    """A URL, or several joined with `;`, shown without its login; `get_secret_value` has all."""
+
+    def _display(self) -> str:
+        return masked_urls(self.get_secret_value())
+
+
+def _checked(check: Callable[[str], str]) -> AfterValidator:
+    return AfterValidator(lambda url: SecretUrl(check(url.get_secret_value())))
+
+
 class Section(BaseModel):
     """Settings that belong together. Neither their `repr` nor an error shows a password."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Mask URLs in settings that are no URLs, too."""
         for name, value in super().__repr_args__():
-            is_secret = name is not None and name.endswith("password") and value is not None
-            yield name, MASK if is_secret else masked_within(value)
+            yield name, masked_within(value)
 
 
-DatabaseURL = Annotated[str, AfterValidator(check_database_url)]
-BrokerURL = Annotated[str, AfterValidator(check_broker_url)]
+DatabaseURL = Annotated[SecretUrl, _checked(check_database_url)]
+BrokerURL = Annotated[SecretUrl, _checked(check_broker_url)]
+Origin = Annotated[str, AfterValidator(check_origin)]
 
 
 class DatabaseSettings(Section):
     #: libpq URL, `postgresql://user:password@host[,host2]:5432/name?target_session_attrs=read-write`.
-    url: DatabaseURL = "postgresql://turnmill@127.0.0.1:5432/turnmill"
+    url: DatabaseURL = SecretUrl("postgresql://turnmill@127.0.0.1:5432/turnmill")
     #: The same database without its pooler, where `url` leads through one in transaction mode
     #: (PgBouncer, Supavisor, …): for LISTEN, advisory locks and migrations. `url` when left out.
     direct_url: DatabaseURL | None = None
@@ -84,30 +96,30 @@ class DatabaseSettings(Section):
         return self.direct_url is not None
 
     @property
-    def session_url(self) -> str:
+    def session_url(self) -> SecretUrl:
         """Leads to a connection that keeps its session."""
         return self.direct_url or self.url
 
     @property
     def has_several_hosts(self) -> bool:
-        return "," in self.url.partition("?")[0].rpartition("@")[2]
+        return "," in self.url.get_secret_value().partition("?")[0].rpartition("@")[2]
 
 
 class BrokerSettings(Section):
     #: `amqp://…` (RabbitMQ), `redis://…` (Redis or Valkey), `sentinel://…` (their Sentinels);
     #: several URLs joined with `;`.
-    url: BrokerURL = "amqp://guest:guest@127.0.0.1:5672//"
+    url: BrokerURL = SecretUrl("amqp://guest:guest@127.0.0.1:5672//")
     #: Sentinel: what it calls the primary (`sentinel monitor NAME …`).
     sentinel_primary: str | None = None
     #: Sentinel: its own password, if it asks for one; the URL has the primary's.
-    sentinel_password: str | None = None
+    sentinel_password: SecretStr | None = None
     #: RabbitMQ: heartbeat of a worker's connection; a silent one is replaced after about two.
     heartbeat_s: int = Field(default=8, ge=2)
     #: Redis: must exceed the longest turn plus the drain. Recovery is the rescuer's, not this.
     visibility_timeout_s: int = Field(default=420, ge=5)
     #: RabbitMQ: where `turnmill doctor` finds the management API, `http://user:password@host:15672`;
     #: port 15672 of the broker, with the broker's login, when left out.
-    management_url: str | None = None
+    management_url: SecretUrl | None = None
 
     @model_validator(mode="after")
     def _knows_its_primary(self) -> Self:
@@ -125,7 +137,7 @@ class BrokerSettings(Section):
 
     @property
     def _scheme(self) -> str:
-        return self.url.partition("://")[0]
+        return self.url.get_secret_value().partition("://")[0]
 
 
 class RelaySettings(Section):
@@ -262,7 +274,7 @@ class EngineSettings(Section):
     models_dir: Path | None = None
     #: The servers of a remote engine (`openai_http`, `triton`, `tfserving`), as a JSON list of
     #: addresses: replicas of one model.
-    endpoints: tuple[str, ...] = ()
+    endpoints: tuple[SecretUrl, ...] = ()
     #: Sent to them as `Authorization: Bearer …`.
     endpoint_key: SecretStr | None = None
     #: What they call the model; the name that clients use when left out.
@@ -281,6 +293,11 @@ class EngineSettings(Section):
     echo_can_continue: bool = True
     #: Echo engine: share of the turns that kill their worker.
     echo_crash_rate: float = Field(default=0.0, ge=0, le=1)
+
+    @property
+    def endpoint_urls(self) -> list[str]:
+        """With their logins."""
+        return [endpoint.get_secret_value() for endpoint in self.endpoints]
 
     @property
     def model_name(self) -> str:
@@ -307,7 +324,7 @@ class APISettings(Section):
     stream_headers_s: float = Field(default=10.0, gt=0)
     #: Origins whose web pages may call the API (CORS), `https://chat.example.com`, or `*` for all;
     #: none when left out. A page that calls it has an API key in it: give it one of its own.
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: tuple[Origin, ...] = ()
     #: Connections a process holds, at most, and fewer where it may not open so many files. When all
     #: are taken, one that still owes a request is closed for a new one.
     max_connections: int = Field(default=8192, ge=1)
@@ -330,7 +347,7 @@ class FlowerSettings(Section):
     #: Who logs in.
     user: str = "turnmill"
     #: Required: `turnmill flower` does not start without one.
-    password: str | None = None
+    password: SecretStr | None = None
 
 
 class MetricsSettings(Section):

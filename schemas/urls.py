@@ -104,6 +104,13 @@ def _refuse_odd_hosts(hosts: str) -> None:
             raise ValueError(f"has a host or port that cannot be read; write host:port, {_ENCODED}")
 
 
+def check_origin(origin: str) -> str:
+    """Accept an origin as browsers send it, or `*`: https://www.rfc-editor.org/rfc/rfc6454"""
+    if "@" in origin:
+        raise ValueError("has a login in it, which no browser sends; write https://host")
+    return origin
+
+
 def is_loopback(url: str) -> bool:
     """Whether every host of a URL is this machine (a socket's path is)."""
     hosts = urlsplit(url).netloc.rpartition("@")[2]

@@ -276,8 +276,8 @@ class System:
         """What leads a process to this system."""
         return {
             "TURNMILL_DATA": str(self._folder),
-            "TURNMILL_DATABASE__URL": self.settings.database.url,
-            "TURNMILL_BROKER__URL": self.settings.broker.url,
+            "TURNMILL_DATABASE__URL": self.settings.database.url.get_secret_value(),
+            "TURNMILL_BROKER__URL": self.settings.broker.url.get_secret_value(),
             "TURNMILL_ENGINE__NAME": self.settings.engine.name,
             "TURNMILL_WORKER__LEASE_S": str(self.settings.worker.lease_s),
             "TURNMILL_WORKER__CONCURRENCY": str(self.settings.worker.concurrency),

@@ -63,7 +63,7 @@ def _configure(settings: FlowerSettings) -> None:
             "Flower needs a password: set TURNMILL_FLOWER__PASSWORD "
             "(its user is TURNMILL_FLOWER__USER, 'turnmill' by default)."
         )
-    login = f"{settings.user}:{settings.password}"
+    login = f"{settings.user}:{settings.password.get_secret_value()}"
     options.address, options.port = settings.host, settings.port
     options.basic_auth = [login]
     options.cookie_secret = secrets.token_hex(32)

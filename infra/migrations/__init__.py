@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from turnmill.schemas.database import Database
-from turnmill.schemas.settings import DatabaseSettings
+from turnmill.schemas.settings import DatabaseSettings, SecretUrl
 
 #: Two starting processes must not migrate at once.
 _LOCK_KEY = 0x7A11_0002
@@ -28,7 +28,7 @@ def upgrade(url: str, revision: str = "head") -> None:
         DatabaseUnavailable: it cannot be reached, or a table stayed locked too long.
     """
     # A migration may take its time: no limit on an answer, whatever the server's default is.
-    settings = DatabaseSettings(url=url, pool_size=1, answer_timeout_s=inf)
+    settings = DatabaseSettings(url=SecretUrl(url), pool_size=1, answer_timeout_s=inf)
     with closing(Database(settings)) as database, database.begin() as connection:
         connection.execute(sqlalchemy.text("SET LOCAL statement_timeout = 0"))
         connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})"))

@@ -80,7 +80,7 @@ def worker(
     from turnmill.workers.main import run_worker
 
     settings = _start_on_database()
-    refuse_unusable_network(settings.engine.endpoints)
+    refuse_unusable_network(settings.engine.endpoint_urls)
     changes = {
         "lanes": tuple(lane) if lane else None,
         "concurrency": concurrency,
@@ -113,5 +113,5 @@ def upgrade() -> None:
     settings = _start()
     with closing(Database(settings.database)) as database:
         refuse_unsuitable(database)
-        upgrade_database(settings.database.session_url)
+        upgrade_database(settings.database.session_url.get_secret_value())
         ensure_defaults(database, settings)

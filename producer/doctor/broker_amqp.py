@@ -147,11 +147,12 @@ def _ask(patient: Patient, path: str) -> Any:
 
 def management_url(broker: BrokerSettings) -> str:
     """The one that is set, or where RabbitMQ has it, with the broker's login."""
-    first = urlsplit(broker.url.split(";")[0])
+    first = urlsplit(broker.url.get_secret_value().split(";")[0])
     login, _, _ = first.netloc.rpartition("@")
     if broker.management_url:
-        scheme, _, rest = broker.management_url.partition("://")
-        return broker.management_url if "@" in rest else f"{scheme}://{login}@{rest}"
+        url = broker.management_url.get_secret_value()
+        scheme, _, rest = url.partition("://")
+        return url if "@" in rest else f"{scheme}://{login}@{rest}"
     scheme = "https" if first.scheme == "amqps" else "http"
     return f"{scheme}://{login}@{first.hostname}:{_MANAGEMENT_PORTS[first.scheme]}"
 

@@ -34,22 +34,23 @@ def _celery(settings: Settings) -> Iterator[Finding]:
 
 def _network(settings: Settings) -> Iterator[Finding]:
     try:
-        refuse_unusable_network(settings.engine.endpoints)
+        refuse_unusable_network(settings.engine.endpoint_urls)
     except SettingsError as error:
         yield broken(error.message)
 
 
 def _database_password(settings: Settings) -> Iterator[Finding]:
-    if not is_loopback(settings.database.url) and not password_of(settings.database.url):
+    url = settings.database.url.get_secret_value()
+    if not is_loopback(url) and not password_of(url):
         yield note(
             "the URL has no password and the server is another machine",
             "fine with certificates, pgpass or peer authentication; otherwise set one",
         )
-    yield from _guessed("the database", settings.database.url)
+    yield from _guessed("the database", url)
 
 
 def _broker_password(settings: Settings) -> Iterator[Finding]:
-    for url in settings.broker.url.split(";"):
+    for url in settings.broker.url.get_secret_value().split(";"):
         user = unquote(urlsplit(url).username or "")
         is_remote = not is_loopback(url)
         if user == password_of(url) == "guest" and is_remote:
@@ -77,7 +78,7 @@ def _guessed(what: str, url: str) -> Iterator[Finding]:
 def _flower(settings: Settings) -> Iterator[Finding]:
     flower = settings.flower
     is_open = not is_loopback_host(flower.host)
-    password = flower.password
+    password = flower.password.get_secret_value() if flower.password else None
     if password is not None and (password.lower() in GUESSED or len(password) < _SHORTEST_PASSWORD):
         detail = f"its password is shorter than {_SHORTEST_PASSWORD} characters or easily guessed"
         fix = "set TURNMILL_FLOWER__PASSWORD to another: openssl rand -base64 24"

@@ -99,7 +99,7 @@ def test_a_submission_that_was_cut_off_goes_on_with_the_missing_rows(
     system: Any, backlog: Path, results: Path, number: signal.Signals, eventually: Eventually
 ) -> None:
     write_rows(backlog, [{"id": f"r{n}", "prompt": f"r{n}"} for n in range(1, ROWS + 1)])
-    with closed_gate(system.settings.database.url):
+    with closed_gate(system.settings.database.url.get_secret_value()):
         first = system.start("batch", "run", str(backlog), "-o", str(results))
         eventually(lambda: system.database.run(WAITS_AT_GATE) or not first.is_running)
         assert first.is_running, first.log.read_text()

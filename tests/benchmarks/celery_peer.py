@@ -32,7 +32,7 @@ def measure(settings: EngineSettings, broker: str, chats: Sequence[Chat], most_s
         servers(broker, 1, settings) as site,
         process(site, str(Path(__file__)), ready="ready.") as log,
     ):
-        app = create_app(site.broker.url)
+        app = create_app(site.broker.url.get_secret_value())
         _publish(app, chats[:1])
         wait_for(lambda: bool(_results(log)), 300)
         started_at = time.perf_counter()

@@ -7,7 +7,7 @@ from typing import Any
 from turnmill.benchmarks.llama_server import serving_llama
 from turnmill.benchmarks.measure import Run, offline, peak_mib
 from turnmill.benchmarks.workload import Chat
-from turnmill.schemas.settings import EngineSettings
+from turnmill.schemas.settings import EngineSettings, SecretUrl
 from turnmill.workers.models import prepare_model
 
 #: Of each of llama.cpp's slots: room for the longest of the chats.
@@ -115,7 +115,10 @@ def llama(settings: EngineSettings, chats: Sequence[Chat], warm_up: Sequence[Cha
     window = settings.context_window or LLAMA_CONTEXT_WINDOW
     with serving_llama(model, name, slots, window) as server:
         asks = EngineSettings(
-            name="openai_http", endpoints=(server.url,), remote_model=name, silence_s=LLAMA_QUEUE_S
+            name="openai_http",
+            endpoints=(SecretUrl(server.url),),
+            remote_model=name,
+            silence_s=LLAMA_QUEUE_S,
         )
         run = offline(asks, chats, warm_up)
     run.peak_mib = peak_mib()

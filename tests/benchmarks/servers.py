@@ -43,11 +43,11 @@ def process(settings: Settings, *command: str, ready: str) -> Iterator[Path]:
     """A child that has printed `ready` when the block begins; its log. Gone after the block."""
     environment = os.environ | {
         "TURNMILL_DATA": str(settings.data),
-        "TURNMILL_DATABASE__URL": settings.database.url,
-        "TURNMILL_BROKER__URL": settings.broker.url,
+        "TURNMILL_DATABASE__URL": settings.database.url.get_secret_value(),
+        "TURNMILL_BROKER__URL": settings.broker.url.get_secret_value(),
         "TURNMILL_WORKER__CONCURRENCY": str(settings.worker.concurrency),
         "TURNMILL_LOG__LEVEL": "info",
-        "BENCH_BROKER_URL": settings.broker.url,
+        "BENCH_BROKER_URL": settings.broker.url.get_secret_value(),
     }
     environment |= {
         f"TURNMILL_ENGINE__{name.upper()}": str(value)

@@ -129,7 +129,7 @@ def _saturated_lane(settings: Settings, duration_s: float, count: int) -> tuple[
 
 def _noop_rate(settings: Settings, count: int) -> float:
     """Published while they are consumed, from one process, as the turns are."""
-    app = create_app(settings.broker.url)
+    app = create_app(settings.broker.url.get_secret_value())
     worker = (str(Path(__file__).parent / "noop.py"), str(settings.worker.concurrency))
     with process(settings, *worker, ready="ready.") as log:
         started_at = time.perf_counter()

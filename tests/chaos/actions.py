@@ -37,7 +37,7 @@ from turnmill.infra.embedded.server import EmbeddedServer
 from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.schemas.database import Database
 from turnmill.schemas.routes import queue_name
-from turnmill.schemas.settings import DatabaseSettings
+from turnmill.schemas.settings import DatabaseSettings, SecretUrl
 from turnmill.schemas.store.deployment import read_deployment
 from turnmill.schemas.turns import Lane
 
@@ -165,7 +165,7 @@ def _kill_database(site: Site, chance: random.Random) -> str:
 
 
 def _queue(site: Site, lane: Lane) -> str:
-    settings = DatabaseSettings(url=site.servers.database_url)
+    settings = DatabaseSettings(url=SecretUrl(site.servers.database_url))
     with closing(Database(settings)) as database:
         return queue_name(lane, site.model, read_deployment(database).id)
 

@@ -24,7 +24,7 @@ from turnmill.infra.migrations import upgrade
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
-from turnmill.schemas.settings import DatabaseSettings, EngineSettings, Settings
+from turnmill.schemas.settings import DatabaseSettings, EngineSettings, SecretUrl, Settings
 
 #: A neighbour's turns, conversations and rate are this part of ours.
 _PART = 20
@@ -71,7 +71,7 @@ class Neighbour:
 
     def __enter__(self) -> "Neighbour":
         self._folder.mkdir()
-        settings = DatabaseSettings(url=self._servers.database_url)
+        settings = DatabaseSettings(url=SecretUrl(self._servers.database_url))
         with self._stack as stack:
             self._database = Database(settings)
             stack.callback(self._database.close)

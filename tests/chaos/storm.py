@@ -24,7 +24,7 @@ from turnmill.chaos.site import Servers, Site, Size, open_networks
 from turnmill.producer.tenants import create_key, ensure_defaults
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
-from turnmill.schemas.settings import DatabaseSettings, EngineSettings, Settings
+from turnmill.schemas.settings import DatabaseSettings, EngineSettings, SecretUrl, Settings
 
 log = structlog.get_logger()
 
@@ -88,7 +88,7 @@ def run_storm(
         StackError: a process of the site does not start.
     """
     model = f"chaos-{storm.load.seed}"
-    database = Database(DatabaseSettings(url=servers.database_url, pool_size=24))
+    database = Database(DatabaseSettings(url=SecretUrl(servers.database_url), pool_size=24))
     tenant_id = ensure_defaults(
         database, Settings(engine=EngineSettings(name="echo", served_name=model))
     )

@@ -44,9 +44,9 @@ def test_a_wiped_broker_gets_every_hint_again_and_is_consumed_again(
     system.start_worker()
     accepted = accept_turns(system, 40, "[[wait=0.5]] before")
     eventually(lambda: system.count("state = 'running'") == 8)
-    wipe_broker(server, system.settings.broker.url)
+    wipe_broker(server, system.settings.broker.url.get_secret_value())
     system.wait_until_settled()
-    wipe_broker(server, system.settings.broker.url)
+    wipe_broker(server, system.settings.broker.url.get_secret_value())
     accepted += accept_turns(system, 8, "after")
     system.wait_until_settled()
     system.assert_answered_once_and_in_order(accepted)
@@ -63,7 +63,7 @@ def test_connections_cut_at_the_servers_under_load_lose_and_double_nothing(
         accepted += accept_turns(system, 30, f"[[wait=0.1]] round {number}")
         eventually(lambda at=number: system.count("state = 'completed'") > 30 * at)
         if number % 2:
-            assert kill_backends(system.settings.database.url) > 0
+            assert kill_backends(system.settings.database.url.get_secret_value()) > 0
             eventually(system.has_database)
         else:
             drop_broker_connections(server)

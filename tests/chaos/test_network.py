@@ -160,12 +160,14 @@ def test_connections_reset_under_load_lose_and_double_nothing(
     system: Any, eventually: Eventually
 ) -> None:
     with (
-        Proxy.before(system.settings.database.url) as to_database,
-        Proxy.before(system.settings.broker.url) as to_broker,
+        Proxy.before(system.settings.database.url.get_secret_value()) as to_database,
+        Proxy.before(system.settings.broker.url.get_secret_value()) as to_broker,
     ):
         shaky = {
-            "TURNMILL_DATABASE__URL": to_database.url(system.settings.database.url),
-            "TURNMILL_BROKER__URL": to_broker.url(system.settings.broker.url),
+            "TURNMILL_DATABASE__URL": to_database.url(
+                system.settings.database.url.get_secret_value()
+            ),
+            "TURNMILL_BROKER__URL": to_broker.url(system.settings.broker.url.get_secret_value()),
         }
         system.start("relay", **shaky)
         for _ in range(2):

@@ -15,7 +15,7 @@ import pytest
 from tests.requirements import require_installed
 from tests.selection import TENSORFLOW
 from turnmill.benchmarks.llama_server import serving_llama
-from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
+from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings, SecretUrl
 from turnmill.workers.engines.base import Engine
 from turnmill.workers.engines.registry import ENGINES, REQUIREMENTS, create_engine
 from turnmill.workers.models import prepare_model
@@ -77,11 +77,13 @@ def make_engine(request: pytest.FixtureRequest) -> Callable[[], Engine]:
         silence_s=300,
     )
     if request.param == "openai_http":
-        endpoints = request.getfixturevalue("openai_endpoints")
+        endpoints = tuple(map(SecretUrl, request.getfixturevalue("openai_endpoints")))
         settings = settings.model_copy(update={"endpoints": endpoints})
     if request.param == "tfserving":
         peer = request.getfixturevalue("smollm2_at_tfserving")
-        settings = settings.model_copy(update={"endpoints": (peer.url,), "remote_model": "chat"})
+        settings = settings.model_copy(
+            update={"endpoints": (SecretUrl(peer.url),), "remote_model": "chat"}
+        )
     return lambda: create_engine(settings)
 
 

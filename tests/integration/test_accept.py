@@ -434,7 +434,7 @@ def test_a_turn_cancelled_while_it_is_handed_back_leaves_no_hint_behind(
 ) -> None:
     """The hand-back's new hint is not in the snapshot of a cancel that waits for it."""
     first, second = conversation_of(system, 2)
-    with psycopg.connect(system.settings.database.url) as handing_back:
+    with psycopg.connect(system.settings.database.url.get_secret_value()) as handing_back:
         make_running(system, first)
         handing_back.execute("UPDATE turns SET state = 'queued' WHERE id = %s", (first.turn_id,))
         handing_back.execute(

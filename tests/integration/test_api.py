@@ -860,7 +860,7 @@ def test_another_tenant_s_parked_turns_do_not_exist(api: API) -> None:
 def test_a_database_that_goes_away_is_an_outage_and_comes_back(
     api: API, postgres_url: str, eventually: Callable[..., None]
 ) -> None:
-    name = api.settings.database.url.rpartition("/")[2]
+    name = api.settings.database.url.get_secret_value().rpartition("/")[2]
 
     with psycopg.connect(postgres_url, autocommit=True) as admin, ThreadPoolExecutor(1) as pool:
         call = pool.submit(api.post, "asked before the outage")
@@ -1070,7 +1070,7 @@ def process(api: API, eventually: Callable[..., None]) -> Iterator[tuple[API, An
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {
-        "TURNMILL_DATABASE__URL": api.settings.database.url,
+        "TURNMILL_DATABASE__URL": api.settings.database.url.get_secret_value(),
         "TURNMILL_ENGINE__MODEL": BOT,
         "TURNMILL_API__PORT": str(port),
         "TURNMILL_API__STREAM_HEADERS_S": "0.1",
@@ -1121,8 +1121,8 @@ def test_a_stop_answers_a_call_that_waits_for_postgres(
     api, running = process
     waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     with (
-        psycopg.connect(api.settings.database.url) as locked,
-        psycopg.connect(api.settings.database.url, autocommit=True) as link,
+        psycopg.connect(api.settings.database.url.get_secret_value()) as locked,
+        psycopg.connect(api.settings.database.url.get_secret_value(), autocommit=True) as link,
         ThreadPoolExecutor(1) as pool,
     ):
         locked.execute("LOCK TABLE conversations")

@@ -348,7 +348,10 @@ def test_a_chunk_that_is_written_while_its_turn_settles_does_not_stay_behind(
 ) -> None:
     turn = accept(system.database, system.request("hello"))
     claim = claimed(new_leases(system), turn)
-    with psycopg.connect(system.settings.database.url) as writing, ThreadPoolExecutor(1) as pool:
+    with (
+        psycopg.connect(system.settings.database.url.get_secret_value()) as writing,
+        ThreadPoolExecutor(1) as pool,
+    ):
         writing.execute("SELECT 1 FROM turns FOR SHARE")
         writing.execute(
             "INSERT INTO chunks (turn_id, position, text, token_count) VALUES (%s, 0, 'x', 1)",
@@ -458,7 +461,7 @@ def test_a_reply_waits_while_postgres_only_reads(system: Any, eventually: Eventu
 
 def set_read_only(system: Any, value: str) -> None:
     """For the sessions that begin from now on; the pool's begin anew."""
-    url, _, name = system.settings.database.url.rpartition("/")
+    url, _, name = system.settings.database.url.get_secret_value().rpartition("/")
     with psycopg.connect(f"{url}/turnmill", autocommit=True) as link:
         link.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = {value}")
     if value == "on":

@@ -30,7 +30,7 @@ def consumer(system: Any, leases: Leases) -> Iterator[HintConsumer]:
     consumer.app = SimpleNamespace(
         leases=leases, conf=SimpleNamespace(task_queues=queues), is_amqp=False
     )
-    with Connection(system.settings.broker.url) as connection:
+    with Connection(system.settings.broker.url.get_secret_value()) as connection:
         consumer.task_consumer = Consumers(
             connection.channel(), queues, on_message=lambda message: None
         )

@@ -254,7 +254,7 @@ def test_a_celeryconfig_on_the_python_path_is_neither_read_nor_warned_of(
     monkeypatch.syspath_prepend(tmp_path)
     settings = load_settings(broker={"url": f"redis://{NOWHERE}/0"})
     app = create_app(settings, Deployment(new_id()))
-    assert app.conf.broker_url == settings.broker.url
+    assert app.conf.broker_url == settings.broker.url.get_secret_value()
     assert "celeryconfig" not in sys.modules
     assert "celery" not in {finding.what for finding in diagnose()}
 
@@ -633,7 +633,10 @@ def test_parked_turns_are_noted(stuck: Any) -> None:
 def test_hints_in_the_broker_without_a_consumer_are_found(
     servers: Callable[[str, str], None], system: Any, eventually: Callable[..., None]
 ) -> None:
-    servers(system.settings.database.url, system.settings.broker.url)
+    servers(
+        system.settings.database.url.get_secret_value(),
+        system.settings.broker.url.get_secret_value(),
+    )
     system.start("relay")
     accept(system.database, system.request("hello"))
     eventually(lambda: "consumers" in {finding.what for finding in diagnose()}, 30)

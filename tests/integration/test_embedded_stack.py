@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import psycopg
@@ -48,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
 match sys.argv[1:]:
     case ["db", "upgrade"]:
         from turnmill.infra.migrations import upgrade
-        upgrade(settings.database.url)
+        upgrade(settings.database.url.get_secret_value())
     case ["api"]:
         Server((settings.api.host, settings.api.port), Handler).serve_forever()
     case ["flower"]:
@@ -57,7 +58,7 @@ match sys.argv[1:]:
     case ["worker"]:
         lanes = list(settings.worker.lanes)
         print("lanes", *lanes, flush=True)
-        with psycopg.connect(settings.database.url, autocommit=True) as link:
+        with psycopg.connect(settings.database.url.get_secret_value(), autocommit=True) as link:
             key = link.execute(
                 "INSERT INTO worker_liveness (id, host, pid, model, engine, lanes, slots)"
                 " VALUES (%s, %s, %s, 'm', 'e', %s, 1) RETURNING lock_key",
@@ -120,6 +121,10 @@ def test_a_stack_starts_in_order_and_leaves_nothing_behind(data: Path, program: 
         assert stack.pid_of("relay") is not None
         assert "lanes interactive batch" in stack.log_of("worker").read_text()
         assert "lanes quarantine" in stack.log_of("quarantine").read_text()
+        secrets = {urlsplit(url).password for url in (stack.database_url, stack.broker_url)}
+        for child in psutil.Process().children(recursive=True):
+            seen = " ".join([child.name(), *child.cmdline()])
+            assert not [secret for secret in (*secrets, stack.flower_password) if secret in seen]
     assert steps[:4] == [
         "Starting PostgreSQL",
         "Starting Valkey",
@@ -136,10 +141,10 @@ def test_other_commands_find_the_stack_by_its_file(data: Path, program: list[str
         assert stat.S_IMODE(stack_file(data).stat().st_mode) == 0o600
         assert json.loads(stack_file(data).read_text())["pid"] == os.getpid()
         settings = load_settings(data=data)
-        assert settings.database.url == stack.database_url
-        assert settings.broker.url == stack.broker_url
+        assert settings.database.url.get_secret_value() == stack.database_url
+        assert settings.broker.url.get_secret_value() == stack.broker_url
         assert settings.api.port == int(stack.api_url.rpartition(":")[2])
-        assert settings.flower.password == stack.flower_password
+        assert settings.flower.password.get_secret_value() == stack.flower_password
 
 
 def test_everything_durable_is_there_again_after_a_stop(data: Path, program: list[str]) -> None:

@@ -96,7 +96,9 @@ def test_a_turn_is_a_task_with_its_lane_and_model_but_without_its_text(
         assert answer.status_code == 200, path
         assert WORDS not in answer.text, path
         assert ALTERNATE not in answer.text, path
-        assert urlsplit(system.settings.broker.url).password not in answer.text, path
+        assert (
+            urlsplit(system.settings.broker.url.get_secret_value()).password not in answer.text
+        ), path
     assert WORDS not in worker.log.read_text()
 
 

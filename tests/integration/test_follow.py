@@ -145,7 +145,7 @@ def test_a_reader_outlasts_all_connections_being_cut(system: Any) -> None:
         reading = asyncio.create_task(collect(follower.follow(system.tenant_id, turn.turn_id)))
         with slow_worker(system, token_s=0.05):
             await until(lambda: system.database.run("SELECT 1 FROM chunks"))
-            with psycopg.connect(system.settings.database.url) as link:
+            with psycopg.connect(system.settings.database.url.get_secret_value()) as link:
                 link.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                     "WHERE datname = current_database() AND pid <> pg_backend_pid()"

@@ -35,7 +35,7 @@ class Sender:
     """Writes what it likes to the interactive lane's queue."""
 
     def __init__(self, system: Any) -> None:
-        self._connection = Connection(system.settings.broker.url)
+        self._connection = Connection(system.settings.broker.url.get_secret_value())
         self._is_amqp = system.settings.broker.is_amqp
         self._channel = self._connection.channel()
         model = system.settings.engine.model_name

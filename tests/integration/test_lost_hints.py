@@ -61,7 +61,10 @@ def steal(system: Any, count: int | None = None) -> int:
     """Take hints out of the broker as a worker that is killed at once does; return how many."""
     name = queue_name(Lane.INTERACTIVE, system.settings.engine.model_name, system.deployment)
     stolen = 0
-    with Connection(system.settings.broker.url) as connection, connection.channel() as channel:
+    with (
+        Connection(system.settings.broker.url.get_secret_value()) as connection,
+        connection.channel() as channel,
+    ):
         while stolen != count and channel.basic_get(name, no_ack=True) is not None:
             stolen += 1
     return stolen

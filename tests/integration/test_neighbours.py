@@ -65,7 +65,7 @@ def test_two_deployments_on_one_broker_answer_their_own_turns(
     system: Any, make_system: Callable[..., Any], empty_database_url: str
 ) -> None:
     upgrade(empty_database_url)
-    other = make_system(empty_database_url, system.settings.broker.url)
+    other = make_system(empty_database_url, system.settings.broker.url.get_secret_value())
     assert system.deployment != other.deployment
     model = system.settings.engine.model_name
     for each in (system, other):

@@ -436,7 +436,10 @@ def test_a_later_turn_that_is_just_being_claimed_is_left_alone(
         )
         eventually(lambda: len(system.database.run(waiting)) == count)
 
-    with psycopg.connect(system.settings.database.url) as holding, ThreadPoolExecutor(2) as pool:
+    with (
+        psycopg.connect(system.settings.database.url.get_secret_value()) as holding,
+        ThreadPoolExecutor(2) as pool,
+    ):
         holding.execute("SELECT 1 FROM outbox FOR UPDATE")
         claiming = pool.submit(new_leases(system).claim, second.turn_id)
         wait_for_waiting(1)

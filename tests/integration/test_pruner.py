@@ -212,7 +212,7 @@ def test_a_stuck_reader_delays_the_dropping_of_a_month_and_nothing_else(system: 
     past_months(system)
     add_old(system, 1)
     with InlineWorker(system.settings), watched(system) as waits:
-        with psycopg.connect(system.settings.database.url) as reader:
+        with psycopg.connect(system.settings.database.url.get_secret_value()) as reader:
             reader.execute("SELECT count(*) FROM attempts")
             pruning = threading.Thread(target=prune_now, args=(system, RetentionSettings()))
             pruning.start()
@@ -352,7 +352,7 @@ def test_the_pruner_passes_over_a_summary_that_is_being_written(system: Any) -> 
     talk = begin(system, ["one", "two", "three"])
     summarize(system, talk[0])
     backdate(system, talk[:1], 400)
-    with psycopg.connect(system.settings.database.url) as writer:
+    with psycopg.connect(system.settings.database.url.get_secret_value()) as writer:
         writer.execute("UPDATE summaries SET content = 'new'")
         assert (prune_now(system) or Counter())["turns"] == 1
     assert len(rows(system, "summaries", "conversation_id")) == 1

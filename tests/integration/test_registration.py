@@ -100,7 +100,9 @@ def test_a_worker_whose_heartbeat_cannot_reconnect_claims_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(system.database, "connect", refuse)
-        with psycopg.connect(system.settings.database.url, autocommit=True) as link:
+        with psycopg.connect(
+            system.settings.database.url.get_secret_value(), autocommit=True
+        ) as link:
             link.execute("SELECT pg_terminate_backend(%s)", (holders(system)[0],))
         eventually(lambda: leases.reconnected_s < 0)
         with pytest.raises(DatabaseUnavailable):

@@ -83,7 +83,7 @@ def take_hints(
     (queue,) = hint_queues(system.settings.broker, [lane], model, system.deployment)
     name = queue.name
     taken: list[dict[str, Any]] = []
-    with Connection(system.settings.broker.url) as connection:
+    with Connection(system.settings.broker.url.get_secret_value()) as connection:
         channel = connection.channel()
         queue(channel).declare()
         try:

@@ -41,7 +41,7 @@ def test_a_worker_and_a_relay_wait_for_the_migrations_and_say_so(
             thread.start()
         eventually(lambda: str(logs).count("turnmill db upgrade") >= 2)
         assert threads[0].is_alive()
-        upgrade(old_settings.database.url)
+        upgrade(old_settings.database.url.get_secret_value())
         threads[0].join(timeout=20)
     assert database.run("SELECT version FROM worker_liveness")[0].version == RELEASE
     leases.close()

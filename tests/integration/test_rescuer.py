@@ -205,7 +205,7 @@ def test_while_one_sweeps_the_others_do_nothing(
     doomed = new_worker()
     doomed.claim(accept(system.database, system.request("hello")))
     doomed.die()
-    with psycopg.connect(system.settings.database.url) as sweeping:
+    with psycopg.connect(system.settings.database.url.get_secret_value()) as sweeping:
         sweeping.execute("SELECT pg_advisory_xact_lock(%s)", (RESCUER_LOCK_KEY,))
         assert sweep_once(system) == 0
     eventually(lambda: sweep_once(system) == 1)
@@ -300,7 +300,7 @@ def test_after_an_outage_of_postgres_nobody_is_taken_for_dead_who_is_coming_back
 
 def allow_connections(system: Any, is_allowed: bool) -> None:
     """PostgreSQL goes away for everybody, or comes back."""
-    url, _, name = system.settings.database.url.rpartition("/")
+    url, _, name = system.settings.database.url.get_secret_value().rpartition("/")
     with psycopg.connect(f"{url}/turnmill", autocommit=True) as link:
         link.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {str(is_allowed).lower()}")
         if not is_allowed:
@@ -502,7 +502,7 @@ def test_what_was_lost_before_a_replay_is_forgotten(
 
 @contextmanager
 def locked(system: Any, table: str) -> Iterator[None]:
-    with psycopg.connect(system.settings.database.url) as link:
+    with psycopg.connect(system.settings.database.url.get_secret_value()) as link:
         link.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
         yield
 

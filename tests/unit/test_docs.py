@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from typer.main import get_command
 
 from turnmill.producer.cli.app import app
@@ -55,6 +56,7 @@ def configuration_page() -> str:
         body = source[source.index(f"class {section.__name__}(") :]
         for inner, inner_field in section.model_fields.items():
             default = inner_field.get_default(call_default_factory=True)
+            default = default.get_secret_value() if isinstance(default, SecretStr) else default
             shown = [str(part) for part in default] if isinstance(default, tuple) else default
             meaning = _comment(body, inner)
             lines.append(f"| `{PREFIX}{name.upper()}__{inner.upper()}` | `{shown}` | {meaning} |")

@@ -2,16 +2,29 @@
 
 import json
 import logging
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 from pydantic import ValidationError
 
 from turnmill.schemas import errors
+from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.logs import configure_logging
 from turnmill.schemas.masking import masked
-from turnmill.schemas.settings import BrokerSettings, EngineSettings, LogSettings, Settings
+from turnmill.schemas.settings import (
+    BrokerSettings,
+    EngineSettings,
+    LogSettings,
+    Section,
+    Settings,
+    load_settings,
+)
 
 PASSWORD = "s3cr3t"  # noqa: S105
 
@@ -57,7 +70,70 @@ def test_settings_do_not_show_their_passwords() -> None:
     )
     for shown in (repr(settings), str(settings), repr(settings.engine), f"{settings.broker}"):
         assert PASSWORD not in shown
-    assert PASSWORD in settings.database.url
+    assert PASSWORD not in f"{settings.model_dump()} {settings.model_dump_json()}"
+    assert PASSWORD in settings.database.url.get_secret_value()
+    assert (
+        f"{settings.database.url} {settings.broker.url}"
+        == "postgresql://***@h/x sentinel://***@h/x"
+    )
+
+
+#: What one may write into a setting that is a URL; with letters that should be encoded, too.
+LOGINS = (f"u:{PASSWORD}", f":{PASSWORD}", PASSWORD, f"u:x/{PASSWORD}", f"u:x@{PASSWORD}")
+SCHEMES = ("postgresql", "amqp", "redis", "http", "grpc")
+URLS = [f"{scheme}://{login}@h:5/x" for scheme in SCHEMES for login in LOGINS]
+
+
+def url_settings() -> list[tuple[str, str]]:
+    """By their names: one of a new section is found too."""
+    return [
+        (section, name)
+        for section, field in Settings.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        for name in field.annotation.model_fields
+        if re.search("url|endpoints|origin|address", name)
+    ]
+
+
+def test_settings_that_are_urls_are_found() -> None:
+    assert len(url_settings()) == 5 + 1
+
+
+@pytest.mark.parametrize(("section", "name"), url_settings())
+def test_no_setting_that_is_a_url_shows_its_login(section: str, name: str) -> None:
+    taken = 0
+    for url in [*URLS, *(f"{login}@h:5" for login in LOGINS)]:
+        for value in (url, [url], f"{url};{url}"):
+            try:
+                settings = load_settings(**{section: {name: value}})
+            except SettingsError as error:
+                assert PASSWORD not in f"{error!r} {error.message}"
+                continue
+            taken += 1
+            part = getattr(settings, section)
+            ways = [settings, part, getattr(part, name), settings.model_dump(), part.model_dump()]
+            for shown in (settings.model_dump_json(), *map(str, ways), *map(repr, ways)):
+                assert PASSWORD not in shown, (value, shown)
+    assert taken or name == "cors_origins"
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["db", "upgrade"], ["ask", "hello"]])
+def test_no_command_shows_a_password_of_its_settings(command: list[str], tmp_path: Path) -> None:
+    place = "127.0.0.1:9"
+    environ = {
+        "PATH": os.environ["PATH"],
+        "TURNMILL_DATA": str(tmp_path),
+        "TURNMILL_DATABASE__URL": f"postgresql://u:{PASSWORD}@{place}/db",
+        "TURNMILL_DATABASE__DIRECT_URL": f"postgresql://u:{PASSWORD}@{place}/db",
+        "TURNMILL_BROKER__URL": f"amqp://u:{PASSWORD}@{place}//",
+        "TURNMILL_BROKER__MANAGEMENT_URL": f"http://u:{PASSWORD}@{place}",
+        "TURNMILL_ENGINE__ENDPOINTS": f'["http://u:{PASSWORD}@{place}"]',
+    }
+    program = [sys.executable, "-m", "turnmill.producer.cli", *command]
+    done = subprocess.run(program, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stdout + done.stderr
+    assert PASSWORD not in done.stdout + done.stderr
 
 
 def test_a_mistake_in_the_settings_does_not_show_the_value() -> None:

@@ -33,7 +33,7 @@ def test_variables_are_read_into_their_sections(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("TURNMILL_WORKER__LEASE_S", "2.5")
     monkeypatch.setenv("TURNMILL_WORKER__LANES", '["quarantine"]')
     settings = load_settings()
-    assert settings.database.url == "postgresql://here/db"
+    assert settings.database.url.get_secret_value() == "postgresql://here/db"
     assert settings.worker.lease_s == 2.5
     assert settings.worker.lanes == (Lane.QUARANTINE,)
     assert settings.worker.concurrency == 32
@@ -81,7 +81,7 @@ def test_every_variable_that_is_listed_is_known_and_there_is_one_per_setting(
 
 def test_a_running_stack_is_found_where_its_data_lies(data: Path) -> None:
     write_stack_file(data, database={"url": "postgresql://stack/db", "pool_size": 5})
-    assert load_settings().database.url == "postgresql://stack/db"
+    assert load_settings().database.url.get_secret_value() == "postgresql://stack/db"
 
 
 def test_the_environment_is_stronger_than_the_stack_and_arguments_are_stronger_still(
@@ -94,7 +94,7 @@ def test_the_environment_is_stronger_than_the_stack_and_arguments_are_stronger_s
     monkeypatch.setenv("TURNMILL_DATABASE__URL", "postgresql://environment/db")
     monkeypatch.setenv("TURNMILL_DATABASE__POOL_SIZE", "6")
     settings = load_settings(database={"url": "postgresql://argument/db"})
-    assert settings.database.url == "postgresql://argument/db"
+    assert settings.database.url.get_secret_value() == "postgresql://argument/db"
     assert settings.database.pool_size == 6
     assert settings.database.connect_timeout_s == 9
 

@@ -22,7 +22,8 @@ SECRET = "hunter2hunter2"  # noqa: S105 - stands for one
     ],
 )
 def test_what_libpq_reads_is_taken(url: str) -> None:
-    assert load_settings(database={"url": url, "direct_url": url}).database.url == url
+    database = load_settings(database={"url": url, "direct_url": url}).database
+    assert database.url.get_secret_value() == database.session_url.get_secret_value() == url
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_what_libpq_reads_is_taken(url: str) -> None:
     ],
 )
 def test_brokers_of_ours_are_taken(url: str) -> None:
-    assert load_settings(broker={"url": url}).broker.url == url
+    assert load_settings(broker={"url": url}).broker.url.get_secret_value() == url
 
 
 @pytest.mark.parametrize("field", ["url", "direct_url"])

@@ -16,7 +16,7 @@ from turnmill.schemas.errors import (
     EngineUnavailable,
     SettingsError,
 )
-from turnmill.schemas.masking import masked
+from turnmill.schemas.masking import masked_urls
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import NEUTRAL, GenerationParams, Message, Role
 from turnmill.workers.abort import Abort
@@ -67,7 +67,7 @@ class OpenAIServer:
     """One endpoint; its address may end in `/v1` or not, or in another version and its folder."""
 
     def __init__(self, endpoint: str, settings: EngineSettings) -> None:
-        self.name = masked(endpoint)
+        self.name = masked_urls(endpoint)
         #: None before it was ready for the first time.
         self.dialect: Dialect | None = None
         self._model = settings.model_at_endpoints

@@ -64,7 +64,7 @@ class RemoteEngine:
                 f"The engine '{settings.name}' asks servers. Say which: "
                 """TURNMILL_ENGINE__ENDPOINTS='["http://host:port"]'."""
             )
-        self._servers = [self._connect(endpoint, settings) for endpoint in settings.endpoints]
+        self._servers = [self._connect(url, settings) for url in settings.endpoint_urls]
         self._pool = ReplicaPool(
             self._servers,
             can_continue=self.capabilities.continues,

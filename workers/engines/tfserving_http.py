@@ -17,7 +17,7 @@ from turnmill.schemas.errors import (
     EngineUnavailable,
     Unanswered,
 )
-from turnmill.schemas.masking import masked
+from turnmill.schemas.masking import masked_urls
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.urls import is_loopback
 
@@ -61,7 +61,7 @@ class ModelClient:
     """One model of one server. Thread-safe."""
 
     def __init__(self, endpoint: str, settings: EngineSettings) -> None:
-        self.endpoint = masked(endpoint)
+        self.endpoint = masked_urls(endpoint)
         self._model = f"/v1/models/{settings.model_at_endpoints}"
         #: Digits are a version, all else is a label.
         version = settings.remote_version

@@ -16,7 +16,7 @@ import grpc.experimental
 from tritonclient.grpc import service_pb2 as pb
 
 from turnmill.schemas.errors import EngineUnavailable, SettingsError, Unanswered
-from turnmill.schemas.masking import masked
+from turnmill.schemas.masking import masked_urls
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message
 from turnmill.workers.abort import Abort
@@ -92,7 +92,7 @@ class TritonServer:
 
     @property
     def name(self) -> str:
-        return masked(self._endpoint)
+        return masked_urls(self._endpoint)
 
     def check(self) -> None:
         model = {"name": self._model, "version": self._version}
@@ -261,8 +261,13 @@ def open_channel(endpoint: str) -> grpc.Channel:
     host, _, port = target.rstrip("/").rpartition(":")
     if scheme not in ("", "grpc", "grpcs") or not host or not port.isdecimal():
         raise SettingsError(
-            f"'{masked(endpoint)}' is not the address of a Triton server: grpc://host:port, or "
-            "grpcs:// with TLS. Its gRPC port is 8001, if nobody chose another."
+            f"'{masked_urls(endpoint)}' is not the address of a Triton server: grpc://host:port, "
+            "or grpcs:// with TLS. Its gRPC port is 8001, if nobody chose another."
+        )
+    if "@" in host:
+        raise SettingsError(
+            f"'{masked_urls(endpoint)}' has a login in it, which gRPC does not send. Remove it; a "
+            "token for a proxy before Triton belongs into TURNMILL_ENGINE__ENDPOINT_KEY."
         )
     if scheme == "grpcs":
         credentials = grpc.ssl_channel_credentials()
