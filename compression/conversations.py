@@ -9,6 +9,7 @@ from turnmill.compression.texts import Conversation
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import InvalidInput, NotFound
 from turnmill.schemas.ids import Prefix, show_id
+from turnmill.schemas.turns import Message
 
 #: Conversations of one tenant, at most: the newest.
 MOST = 5000
@@ -58,6 +59,6 @@ def tenant_conversations(database: Database, tenant: str, most: int = MOST) -> l
 
 def _messages(turns: Iterable[Any]) -> Iterable[dict[str, str]]:
     for turn in turns:
-        for message in turn.input:
-            yield {"role": message["role"], "content": mask_personal(message["content"])}
+        for message in map(Message.model_validate, turn.input):
+            yield {"role": message.role.value, "content": mask_personal(message.text)}
         yield {"role": "assistant", "content": mask_personal(turn.content)}

@@ -32,6 +32,8 @@ class Capabilities(BaseModel):
     tools: bool = False
     #: It tells the log-probabilities of its tokens.
     logprobs: bool = False
+    #: Its worker puts passages into the prompt of one turn, whatever the engine.
+    documents: bool = False
     #: Penalties that it applies.
     penalties: frozenset[str] = frozenset({"repetition_penalty"})
 
@@ -89,6 +91,8 @@ def _of_params(params: GenerationParams) -> Iterator[Need]:
         yield Need("response_format", "formats", params.response_format.type)
     if params.logprobs is not None:
         yield Need("logprobs", "logprobs")
+    if params.documents:
+        yield Need("documents", "documents")
     for name in ("frequency_penalty", "presence_penalty"):
         if getattr(params, name):
             yield Need(name, "penalties", name)

@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 MAX_MESSAGE_CHARS = 400_000
 MAX_PARTS = 128
 MAX_TOOL_CALLS = 128
+MAX_DOCUMENTS = 64
 MAX_URL_CHARS = 8_192
 #: Of the names and ids that others make up: of tools, calls and files.
 MAX_NAME_CHARS = 256
@@ -120,6 +121,13 @@ def text_of(content: str | tuple[TextPart | MediaPart, ...]) -> str:
     if isinstance(content, str):
         return content
     return "\n".join(p.text if isinstance(p, TextPart) else f"[{p.type}]" for p in content)
+
+
+class Document(_Value):
+    """A passage that belongs to one turn alone, as a search found it."""
+
+    text: Text
+    title: Name = ""
 
 
 class ToolCall(_Value):

@@ -29,10 +29,12 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 from turnmill.schemas.content import (
+    MAX_DOCUMENTS,
     MAX_TOOL_CALLS,
     MediaPart,
     Name,
     Part,
+    Text,
     TextPart,
     TokenLogprob,
     ToolCall,
@@ -268,6 +270,13 @@ class ChatMessage(_Body):
         )
 
 
+class ChatDocument(_Body):
+    """A passage for this turn alone."""
+
+    text: Text
+    title: Name = ""
+
+
 class StreamOptions(_Body):
     include_usage: bool = Field(default=False, description="End with a chunk that has the usage.")
     include_obfuscation: Any = None
@@ -328,6 +337,8 @@ class ChatCompletionRequest(_Body):
     response_format: Annotated[
         ResponseFormat | None, BeforeValidator(_read_format, json_schema_input_type=dict[str, Any])
     ] = None
+    #: Not OpenAI's, but that of chat templates with passages, and of vLLM.
+    documents: list[ChatDocument] | None = Field(default=None, max_length=MAX_DOCUMENTS)
     # ... or unless the bot ignores them, or `tool_choice` is "none": they are read by `params`.
     tools: Any = None
     tool_choice: Annotated[Any, BeforeValidator(_check_choice)] = None
@@ -350,7 +361,6 @@ class ChatCompletionRequest(_Body):
     chat_template: Annotated[Any, _Unless()] = None
     chat_template_kwargs: Annotated[Any, _Unless({})] = None
     continue_final_message: Annotated[Any, _Unless(False)] = None
-    documents: Annotated[Any, _Unless([])] = None
     early_stopping: Annotated[Any, _Unless(False)] = None
     echo: Annotated[Any, _Unless(False)] = None
     guided_choice: Annotated[Any, _Unless([])] = None
@@ -413,6 +423,8 @@ class ChatCompletionRequest(_Body):
             InvalidInput: the tools are not as OpenAI has them.
         """
         given: dict[str, Any] = {} if self.stop is None else {"stop": tuple(self.stop)}
+        if self.documents:
+            given["documents"] = [document.model_dump() for document in self.documents]
         if offers_tools and self.offered_tools == "tools":
             given |= {"tools": _read_tools(self.tools), "tool_choice": self.demanded_tool}
         return GenerationParams(

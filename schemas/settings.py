@@ -196,6 +196,9 @@ class WorkerSettings(Section):
     #: Where a conversation has outgrown the context window: the share of it that a summary of
     #: the turns left out may take, written by the model itself; 0: they are left out without one.
     summary_share: float = Field(default=0.0, ge=0, le=0.25)
+    #: The share of the context window that passages which come with a turn (`documents`) may take;
+    #: those further down their list are left out.
+    documents_share: float = Field(default=0.5, gt=0, le=0.9)
     #: Chunks of a turn are kept, and shown to its readers, about once in this time.
     flush_s: float = Field(default=0.25, ge=0.01)
     #: How often lost turns and lost hints are looked for.

@@ -15,8 +15,10 @@ from pydantic import (
 )
 
 from turnmill.schemas.content import (
+    MAX_DOCUMENTS,
     MAX_TOOL_CALLS,
     Content,
+    Document,
     Name,
     TokenLogprob,
     ToolCall,
@@ -205,6 +207,11 @@ class GenerationParams(SamplingParams):
     tool_choice: Name | None = Field(default=None, exclude_if=_is_empty)
     #: Tell the log-probability of each token, and of so many of the likeliest ones.
     logprobs: int | None = Field(default=None, ge=0, le=20, exclude_if=_is_empty)
+    #: Passages for this turn alone, the likeliest first: neither instructions nor history. With
+    #: the parameters, so that a worker that does not know them leaves the turn to others.
+    documents: tuple[Document, ...] = Field(
+        default=(), max_length=MAX_DOCUMENTS, exclude_if=_is_empty
+    )
 
     def over(self, defaults: "GenerationParams") -> "GenerationParams":
         """These parameters, completed by the defaults.

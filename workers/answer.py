@@ -63,6 +63,8 @@ class Worker:
     give_up: Event
     #: Of the context window: what a summary of dropped turns may take; 0: none is made.
     summary_share: float = 0.0
+    #: Of the context window: what a turn's documents may take.
+    documents_share: float = 0.5
 
 
 def answer_turn(worker: Worker, turn_id: UUID) -> bool:
@@ -158,7 +160,9 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
         claim = replace(claim, kept_text="", kept_tokens=0)
     share = worker.summary_share
     summarizer = Summarizer(worker.database, attempt, share) if share else None
-    prompt = build_prompt(worker.database, worker.engine, claim, summarizer)
+    prompt = build_prompt(
+        worker.database, worker.engine, claim, summarizer, documents_share=worker.documents_share
+    )
     draft = ReplyDraft(claim.kept_text, claim.kept_tokens)
     pace = Pace(claim, attempt.began_at)
     for chunk in _chunks(worker.engine, prompt, claim, attempt.abort):

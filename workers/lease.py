@@ -24,6 +24,7 @@ from psycopg.types.json import Jsonb
 from pydantic import ValidationError
 
 from turnmill.schemas.capabilities import Capabilities
+from turnmill.schemas.content import Document
 from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseOutdated, DatabaseUnavailable
 from turnmill.schemas.ids import new_id
@@ -116,6 +117,8 @@ class Claim:
     instructions: str
     messages: tuple[Message, ...]
     params: GenerationParams
+    #: Passages for this turn alone.
+    documents: tuple[Document, ...]
     #: As `Prompt.cache_namespace`: its tenant, where there are several.
     cache_namespace: str
     #: What earlier attempts produced and readers may have seen.
@@ -350,7 +353,9 @@ class Leases:
             lane=Lane(row.lane),
             instructions=row.instructions,
             messages=messages,
-            params=params,
+            # An engine gets them in its prompt.
+            params=params.model_copy(update={"documents": ()}),
+            documents=params.documents,
             unreadable=unreadable,
             cache_namespace=row.tenant_id.hex if row.has_neighbours else "",
             kept_text=row.kept_text,

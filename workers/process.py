@@ -51,14 +51,14 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
     give_up = Event()
     settler = Settler(database, max_attempts=settings.worker.max_attempts, give_up=give_up)
     availability = Availability(engine, leases)
-    share = settings.worker.summary_share
-    worker = Worker(database, engine, leases, stream, settler, availability, give_up, share)
+    shares = (settings.worker.summary_share, settings.worker.documents_share)
+    worker = Worker(database, engine, leases, stream, settler, availability, give_up, *shares)
     with ExitStack() as stack:
         stack.callback(database.close)
         stack.callback(engine.close)
         engine.start()
         if not isinstance(engine, LazyEngine):
-            leases.capabilities = engine.capabilities
+            leases.capabilities = engine.capabilities.model_copy(update={"documents": True})
         if settings.worker.mode == "standby":
             warm_up(engine)
         for part in (leases, stream, availability, rescuer, pruner):

@@ -26,7 +26,12 @@ WHERE t.conversation_id = %s AND t.seq > %s AND t.seq < %s ORDER BY t.seq
 
 
 def build_prompt(
-    database: Database, engine: Engine, claim: Claim, summarizer: Summarizer | None = None
+    database: Database,
+    engine: Engine,
+    claim: Claim,
+    summarizer: Summarizer | None = None,
+    *,
+    documents_share: float = 0.5,
 ) -> Prompt:
     """The prompt of a claimed turn.
 
@@ -34,9 +39,12 @@ def build_prompt(
     instructions and the turn's own messages always stay. The instructions and the system texts
     at the beginning of the turn's messages become one system message, because many chat
     templates know no second one. With a summarizer, a summary of what was
-    dropped stands at the end of it, where it fits.
+    dropped stands at the end of it, where it fits. The turn's documents stand in its last message
+    of the user, within their share of the context window; no later prompt has them.
     """
     draft = _draft(database, engine, claim)
+    if claim.documents:
+        draft = draft.with_documents(claim.documents, int(engine.context_window * documents_share))
     messages = None
     if summarizer is not None and draft.past:
         with suppress(EngineFailure, InvalidInput):  # a chat template may know no system message

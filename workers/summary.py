@@ -162,7 +162,9 @@ def _question(draft: Draft, told: Sequence[PastTurn], limit: int) -> Draft:
     """The prompt for a summary. Its beginning is that of the conversation's last prompt."""
     words = max(1, int(limit * _WORDS_PER_TOKEN))
     asked = Message(role=Role.USER, content=_ASK.format(words=words))
-    return replace(draft, budget=draft.engine.context_window - limit, past=told, asked=(asked,))
+    return replace(
+        draft, budget=draft.engine.context_window - limit, past=told, asked=(asked,), documents=()
+    )
 
 
 def _fitting(asking: Draft) -> Draft:

@@ -10,7 +10,7 @@ from turnmill.producer.accept import accept
 from turnmill.producer.tenants import save_bot
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.capabilities import Capabilities
-from turnmill.schemas.content import MediaPart, TextPart, TokenLogprob, ToolCall
+from turnmill.schemas.content import Document, MediaPart, TextPart, TokenLogprob, ToolCall
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message, Role, Tool, TurnState
@@ -92,7 +92,8 @@ def test_a_worker_publishes_what_its_engine_declares_and_others_know_it_after_it
         accept(system.database, seen(system))
     with running_worker(system.settings):
         (row,) = system.database.run("SELECT capabilities FROM worker_liveness")
-        assert Capabilities.model_validate(row.capabilities) == able.declared
+        declared = Capabilities.model_validate(row.capabilities)
+        assert declared == able.declared.model_copy(update={"documents": True})
         assert accept(system.database, seen(system))
     # Being restarted is no reason to refuse.
     assert accept(system.database, seen(system))
@@ -169,3 +170,29 @@ def test_a_plain_turn_is_stored_as_older_workers_read_it(system: Any) -> None:
     (row,) = system.database.run("SELECT input, params FROM turns")
     assert row.input == [{"role": "user", "content": "hello"}]
     assert not {"tools", "logprobs", "response_format"} & row.params.keys(), json.dumps(row.params)
+
+
+def test_documents_are_read_with_their_turn_and_are_no_history(system: Any, able: Able) -> None:
+    passage = GenerationParams(documents=(Document(title="Rates", text="A parcel costs 4 euros."),))
+    with InlineWorker(system.settings):
+        first = accept(system.database, system.request("How much?", params=passage))
+        system.wait_until_settled()
+        accept(system.database, system.request("Thanks.", conversation_id=first.conversation_id))
+        system.wait_until_settled()
+    before, after = able.prompts
+    assert "A parcel costs 4 euros." in before.messages[-1].text
+    assert before.messages[-1].text.endswith("How much?")
+    assert after.messages[0].text == "How much?"
+    assert "euros" not in str([m.text for m in after.messages if m.role is not Role.ASSISTANT])
+    kept = read_turn(system.database, system.tenant_id, first.turn_id)
+    assert kept.messages[0].text == "How much?"
+
+
+def test_documents_are_refused_while_only_workers_live_that_would_ignore_them(system: Any) -> None:
+    passage = GenerationParams(documents=(Document(text="x"),))
+    with running_worker(system.settings):
+        assert accept(system.database, system.request("a", params=passage))
+        system.database.run("UPDATE worker_liveness SET capabilities = NULL")
+        with pytest.raises(InvalidInput) as caught:
+            accept(system.database, system.request("a", params=passage))
+    assert caught.value.param == "documents"

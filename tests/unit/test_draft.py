@@ -1,11 +1,19 @@
 """Drafts: which turns go for a prompt to fit, and how seldom its beginning changes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
+from turnmill.schemas.content import Document, MediaPart, TextPart
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import Message, Role
-from turnmill.workers.draft import KEPT_SHARE, Draft, PastTurn, Summary
+from turnmill.workers.draft import (
+    DOCUMENTS_HEADING,
+    KEPT_SHARE,
+    Draft,
+    PastTurn,
+    Summary,
+)
 from turnmill.workers.engines.echo import EchoEngine
 
 #: One word is one token.
@@ -81,3 +89,46 @@ def test_a_summary_takes_the_place_of_the_turns_that_it_tells_of() -> None:
     assert system.content.endswith("They spoke.")
     # There is none yet.
     assert draft(range(1, 5)).after(Summary()) == draft(range(1, 5))
+
+
+DOCUMENTS = tuple(Document(title=f"t{n}", text=f"passage{n} " + "word " * 20) for n in range(9))
+
+
+def test_documents_stand_with_the_question_and_nowhere_else() -> None:
+    plain = draft([1, 2])
+    told = plain.with_documents(DOCUMENTS[:2], BUDGET)
+    assert told.messages(0)[:-1] == plain.messages(0)[:-1]
+    text = told.messages(0)[-1].text
+    assert text.index(DOCUMENTS_HEADING) < text.index("[1] t0") < text.index("[2] t1")
+    assert text.endswith(plain.asked[-1].text)
+
+
+def test_documents_that_take_more_than_their_budget_are_left_out_from_the_end() -> None:
+    told = draft([]).with_documents(DOCUMENTS, 100)
+    assert 0 < len(told.documents) < 5
+    assert told.documents == DOCUMENTS[: len(told.documents)]
+    assert draft([]).with_documents(DOCUMENTS, 5).documents == ()
+
+
+def test_the_turn_s_own_messages_go_before_documents() -> None:
+    full = draft([], asked_words=BUDGET - 60).with_documents(DOCUMENTS, BUDGET)
+    assert len(full.documents) == 1
+    assert full.fits(0)
+
+
+def test_turns_of_the_past_make_room_for_documents() -> None:
+    told = draft(range(1, 40)).with_documents(DOCUMENTS, BUDGET // 2)
+    fewest = told.fewest_to_drop()
+    assert told.documents and fewest
+    assert told.fits(fewest)
+
+
+def test_documents_before_a_picture_or_a_tool_s_result() -> None:
+    picture = MediaPart(type="image", url="https://a.example/1.png")
+    asked = (Message(role=Role.USER, content=(picture,)),)
+    seen = replace(draft([]), asked=asked).with_documents(DOCUMENTS[:1], BUDGET)
+    block, *rest = seen.messages(0)[-1].content
+    assert isinstance(block, TextPart) and rest == [picture]
+    result = (Message(role=Role.TOOL, content="42", tool_call_id="1"),)
+    told = replace(draft([]), asked=result).with_documents(DOCUMENTS[:1], BUDGET)
+    assert [each.role for each in told.messages(0)[1:]] == [Role.USER, Role.TOOL]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from turnmill.schemas.capabilities import needs_of
-from turnmill.schemas.content import MediaPart, TextPart, ToolCall
+from turnmill.schemas.content import Document, MediaPart, TextPart, ToolCall
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.json_size import has_more_values
 from turnmill.schemas.openai import ChatCompletionRequest, parse_chat_request
@@ -335,6 +335,18 @@ def test_wrong_tools_are_named_by_their_path_when_they_are_read() -> None:
         body.params()
     assert caught.value.param == "tools[0].function.name"
     assert body.params(offers_tools=False) == GenerationParams()
+
+
+def test_documents_are_passages_with_a_title_or_without() -> None:
+    body = parse(documents=[{"title": "Rates", "text": "4 euros"}, {"text": "5 euros"}])
+    assert body.params().documents == (
+        Document(title="Rates", text="4 euros"),
+        Document(text="5 euros"),
+    )
+    assert [need.field for need in needs_of(body.turn_messages(), body.params())] == ["documents"]
+    assert parse(documents=[]).params() == GenerationParams()
+    assert refusal(documents=[{"title": "x"}]).param == "documents[0].text"
+    assert refusal(documents=[{"text": "x"}] * 65).param == "documents"
 
 
 def test_an_empty_list_takes_back_the_bot_s_stop_strings() -> None:
