@@ -13,7 +13,12 @@ import pytest
 from tests.compression_models import make_conversations
 from turnmill.compression.artifact import verify
 from turnmill.compression.evaluate.agreement import greedy_replies
-from turnmill.compression.evaluate.loading import load_candidate, load_tokenizer
+from turnmill.compression.evaluate.loading import (
+    has_int8_activations,
+    load_candidate,
+    load_tokenizer,
+    quantization_of,
+)
 from turnmill.compression.pipeline import Job, compress
 from turnmill.compression.recipe import parse_recipe
 from turnmill.compression.store import ModelStore
@@ -31,8 +36,8 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
 ]
 
-pytest.importorskip("torch", reason="pip install 'turnmill[compression]'")
-pytest.importorskip("transformers", reason="pip install 'turnmill[compression]'")
+torch = pytest.importorskip("torch", reason="pip install 'turnmill[compression]'")
+transformers = pytest.importorskip("transformers", reason="pip install 'turnmill[compression]'")
 
 MAX_TOKENS = 12
 #: Importing torch and transformers takes a minute beside other tests.
@@ -88,8 +93,17 @@ def measured_replies(folder: Path) -> list[str]:
         )
         for number, question in enumerate(QUESTIONS)
     ]
-    model = load_candidate(folder, "float32")
+    model = load_in_32_bits(folder)
     return greedy_replies(model, load_tokenizer(folder), asked, max_tokens=MAX_TOKENS)
+
+
+def load_in_32_bits(folder: Path) -> Any:
+    """Load as reports do, but dequantize to float32, not to the 16 bits that reports compute in."""
+    if quantization_of(folder) != "compressed-tensors" or has_int8_activations(folder):
+        return load_candidate(folder, "float32")
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, device_map={"": "cpu"}
+    )
 
 
 @pytest.mark.parametrize(("engine", "name"), SERVED)
