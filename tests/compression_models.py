@@ -8,13 +8,7 @@ import pytest
 
 from turnmill.compression.texts import Conversation, Texts, Windows, make_texts
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 _MERGES = [("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "the"), ("o", "r")]
-_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _WORDS = [
     "please",
     "where",
@@ -35,24 +29,14 @@ _WORDS = [
 
 def make_tokenizer() -> Any:
     """A byte-level tokenizer: the tokens of ChatML, 256 bytes and a few pairs."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import models, pre_tokenizers
+
+    from turnmill.benchmarks.chat_tokenizer import SPECIAL, byte_level, for_chats
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = (*_SPECIAL, *alphabet, *("".join(pair) for pair in _MERGES))
+    tokens = (*SPECIAL, *alphabet, *("".join(pair) for pair in _MERGES))
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=_MERGES))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        bos_token=_SPECIAL[1],
-        eos_token=_SPECIAL[2],
-        pad_token=_SPECIAL[0],
-        unk_token=_SPECIAL[0],
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
+    return for_chats(byte_level(models.BPE(vocab=vocabulary, merges=_MERGES)))
 
 
 #: Hidden size 64, 4 heads of 2 key-value groups, MLP of 128, and the tokenizer's tokens.

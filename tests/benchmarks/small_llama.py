@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from turnmill.benchmarks.chat_tokenizer import SPECIAL, byte_level, for_chats
 from turnmill.compression.data import read_conversations
 from turnmill.compression.distill.finetune import next_token_loss
 from turnmill.compression.distill.training import TrainingOptions, train
@@ -23,13 +24,6 @@ VOCABULARY = 4096
 
 #: Of training; longer windows would make attention see more than it learns in minutes.
 LENGTH = 128
-
-_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def small_llama(
@@ -96,25 +90,15 @@ def make_model() -> LlamaForCausalLM:
 
 def train_tokenizer(texts: Iterable[str]) -> Any:
     """Train byte-level BPE with ChatML's tokens and template."""
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
+    inner = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=list(_SPECIAL),
+        special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     inner.train_from_iterator(islice(texts, 4000), trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        bos_token=_SPECIAL[1],
-        eos_token=_SPECIAL[2],
-        pad_token=_SPECIAL[0],
-        unk_token=_SPECIAL[0],
-    )
-    tokenizer.chat_template = _TEMPLATE
-    return tokenizer
+    return for_chats(inner)
 
 
 def _may_train(conversation: Conversation) -> bool:
