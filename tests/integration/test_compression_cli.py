@@ -204,6 +204,20 @@ def guide_block(beginning: str) -> list[str]:
     return [line.partition("  #")[0].strip() for line in block.strip().splitlines()]
 
 
+def test_the_guides_command_for_a_classifier_of_tickets_runs(
+    turnmill: Callable[[str], str], place: Path
+) -> None:
+    (line,) = guide_block("turnmill compress classifier")
+    assert "smollm2-135m-instruct --layers 6 --steps 60" in line
+    tiny = line.replace(
+        "smollm2-135m-instruct --layers 6 --steps 60", "my-model --layers 1 --steps 2"
+    )
+    assert "student" in turnmill(tiny.replace("-o intents", "-o guide-intents"))
+    config = json.loads((place / "guide-intents" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert (config["num_hidden_layers"], len(config["id2label"])) == (1, 8)
+
+
 def test_the_guides_command_for_l1_leaves_a_sparse_artifact(
     turnmill: Callable[[str], str],
 ) -> None:

@@ -46,8 +46,13 @@ def test_a_converted_model_answers_like_the_checkpoint(
 
 
 def test_a_keras_model_with_float16_weights_answers_like_the_original(tmp_path: Path) -> None:
-    file = tmp_path / "classifier.tflite"
-    ran = run(TENSORFLOW, "turnmill.compression.export.keras", str(file))
+    """By the guide's command."""
+    guide = (Path(__file__).parents[2] / "docs/compression.md").read_text()
+    (line,) = (each for each in guide.splitlines() if "export.keras" in each)
+    interpreter, _, module, name = line.partition("#")[0].split()
+    assert interpreter == ".venv-tensorflow/bin/python"
+    file = tmp_path / name
+    ran = run(TENSORFLOW, module, str(file))
     assert ran.returncode == 0, ran.stderr[-2000:]
     told = json.loads(ran.stdout.splitlines()[-1])
     assert told["bytes"] == file.stat().st_size < 0.55 * told["float32_bytes"]
