@@ -35,7 +35,10 @@ MAX_RACES = 10
 #: Parameters that fingerprints of the first release do not have.
 _LATER_PARAMS = ("top_k", "min_p", "repetition_penalty")
 
-_BOTS = "SELECT tenant_id, name, id, model, params FROM bots WHERE tenant_id = ANY(%s)"
+_BOTS = """
+SELECT tenant_id, name, id, version, model, params FROM bots
+WHERE (tenant_id, name) IN (SELECT * FROM unnest(%s::uuid[], %s::text[]))
+"""
 
 _SEEN = """
 SELECT tenant_id, idempotency_key, fingerprint, id, conversation_id, seq, state FROM turns
@@ -62,6 +65,7 @@ class _Entry:
     turn_id: UUID
     conversation_id: UUID
     bot_id: UUID
+    bot_version: int
     model: str
     params: GenerationParams
     fingerprint: bytes | None
@@ -114,8 +118,10 @@ def _accept(cursor: Cursor, requests: Sequence[TurnRequest]) -> list[AcceptedTur
 
 
 def _prepare(cursor: Cursor, requests: Sequence[TurnRequest]) -> list[_Entry]:
-    tenants = list({request.tenant_id for request in requests})
-    bots = {(bot.tenant_id, bot.name): bot for bot in cursor.execute(_BOTS, (tenants,))}
+    # No bot has a name that PostgreSQL cannot store, nor can it be asked for one.
+    named = {(each.tenant_id, each.bot) for each in requests if "\0" not in each.bot}
+    asked = ([tenant for tenant, _ in named], [name for _, name in named])
+    bots = {(bot.tenant_id, bot.name): bot for bot in cursor.execute(_BOTS, asked)}
     entries = []
     for request in requests:
         bot = bots.get((request.tenant_id, request.bot))
@@ -128,6 +134,7 @@ def _prepare(cursor: Cursor, requests: Sequence[TurnRequest]) -> list[_Entry]:
                 turn_id=new_id(),
                 conversation_id=request.conversation_id or new_id(),
                 bot_id=bot.id,
+                bot_version=bot.version,
                 model=bot.model,
                 params=request.params.over(defaults),
                 fingerprint=fingerprint(request) if request.idempotency_key else None,
@@ -214,6 +221,7 @@ def _columns(entries: list[_Entry], accepted: list[AcceptedTurn]) -> tuple[list[
             entry.request.batch_id,
             entry.request.batch_row,
             entry.request.timeout_s,
+            entry.bot_version,
         )
         for entry, turn in zip(entries, accepted, strict=True)
     )

@@ -58,6 +58,8 @@ class Bot:
     params: GenerationParams
     ignores_tools: bool
     created_at: datetime
+    #: Counts its changes; each turn keeps the one that it was accepted for.
+    version: int
 
 
 def ensure_defaults(database: Database, settings: Settings) -> UUID:
@@ -184,9 +186,14 @@ def save_bot(
         "ignores_tools": ignores_tools,
     }
     statement = insert(bots).values(id=new_id(), tenant_id=tenant_id, name=name, **values)
+    changed = sa.or_(*(bots.c[column].is_distinct_from(values[column]) for column in values))
     with database.begin() as connection:
         connection.execute(
-            statement.on_conflict_do_update(index_elements=["tenant_id", "name"], set_=values)
+            statement.on_conflict_do_update(
+                index_elements=["tenant_id", "name"],
+                set_={**values, "version": bots.c.version + 1},
+                where=changed,
+            )
         )
 
 
@@ -201,6 +208,7 @@ def list_bots(database: Database, tenant_id: UUID) -> list[Bot]:
                 GenerationParams.model_validate(row.params),
                 row.ignores_tools,
                 row.created_at,
+                row.version,
             )
             for row in connection.execute(query)
         ]

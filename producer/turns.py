@@ -63,6 +63,7 @@ def _turn(row: Any) -> Turn:
         conversation_id=row.conversation_id,
         seq=row.seq,
         bot=row.bot,
+        bot_version=row.bot_version,
         model=row.model,
         lane=row.lane,
         state=row.state,

@@ -90,6 +90,8 @@ bots = Table(
     Column("model", Text, nullable=False),
     Column("instructions", Text, nullable=False, server_default=""),
     Column("params", JSONB, nullable=False, server_default="{}"),
+    #: How often it was changed, and once more. Releases before this column do not count it up.
+    Column("version", Integer, nullable=False, server_default=text("1")),
     #: Calls that offer the model tools are answered without them, and not refused.
     Column("ignores_tools", Boolean, nullable=False, server_default=text("false")),
     _time("created_at", default_now=True),
@@ -117,6 +119,8 @@ turns = Table(
     Column("conversation_id", Uuid, nullable=False),
     Column("seq", Integer, nullable=False),
     Column("bot_id", Uuid, nullable=False),
+    #: The bot's version when the turn was accepted; empty in turns of releases before this column.
+    Column("bot_version", Integer),
     Column("model", Text, nullable=False),
     #: The lane the turn was accepted for, or replayed into; the outbox has the one it goes through.
     Column("lane", Text, nullable=False),

@@ -299,6 +299,8 @@ class Turn(BaseModel):
     conversation_id: UUID
     seq: int
     bot: str
+    #: None in turns of releases that did not count.
+    bot_version: int | None = None
     model: str
     lane: Lane
     state: TurnState

@@ -25,6 +25,8 @@ class TurnBody(BaseModel):
     #: Its number within the conversation, from 1.
     seq: int
     bot: str
+    #: The bot's version when the turn was accepted; null in turns of releases that did not count.
+    bot_version: int | None
     model: str
     lane: Lane
     state: TurnState

@@ -176,12 +176,13 @@ def list_bots(tenant: TenantOption = None) -> None:
     """
     from turnmill.producer.tenants import list_bots
 
-    table = Table("name", "model", "parameters", "instructions")
-    table.columns[0].overflow = table.columns[1].overflow = "fold"
+    table = Table("name", "version", "model", "parameters", "instructions")
+    table.columns[0].overflow = table.columns[2].overflow = "fold"
     with open_system(tenant=tenant) as system:
         for bot in list_bots(system.database, system.tenant_id):
             params = bot.params.model_dump_json(exclude_defaults=True)
-            table.add_row(*map(plain, (bot.name, bot.model, params, bot.instructions)))
+            columns = (bot.name, str(bot.version), bot.model, params, bot.instructions)
+            table.add_row(*map(plain, columns))
     console.print(table)
 
 

@@ -4,15 +4,15 @@ from turnmill.schemas.store.outbox import OWE_HINTS
 
 INSERT_TURNS = """
 INSERT INTO turns (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
-                   idempotency_key, fingerprint, batch_id, batch_row, deadline_at)
+                   idempotency_key, fingerprint, batch_id, batch_row, bot_version, deadline_at)
 SELECT id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
-       idempotency_key, fingerprint, batch_id, batch_row,
+       idempotency_key, fingerprint, batch_id, batch_row, bot_version,
        clock_timestamp() + make_interval(secs => timeout_s)
 FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::int[], %s::uuid[], %s::text[], %s::text[],
             %s::text[], %s::jsonb[], %s::jsonb[], %s::text[], %s::bytea[], %s::uuid[], %s::int[],
-            %s::float[])
+            %s::float[], %s::int[])
      AS n (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
-           idempotency_key, fingerprint, batch_id, batch_row, timeout_s)
+           idempotency_key, fingerprint, batch_id, batch_row, timeout_s, bot_version)
 """
 
 OWE_FIRST_HINTS = f"""

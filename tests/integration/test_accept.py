@@ -15,7 +15,7 @@ import pytest
 
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.cancel import cancel
-from turnmill.producer.tenants import save_bot
+from turnmill.producer.tenants import list_bots, save_bot
 from turnmill.producer.turns import read_conversation, read_turn
 from turnmill.schemas.errors import Conflict, InvalidInput, NotFound, UnknownBot
 from turnmill.schemas.ids import new_id
@@ -130,6 +130,12 @@ def test_a_turn_of_a_model_that_no_bot_names_is_refused(system: Any) -> None:
     assert system.count("true") == 0
 
 
+def test_a_name_that_no_bot_can_have_is_an_unknown_bot(system: Any) -> None:
+    request = system.request("hello").model_copy(update={"bot": "no\0body"})
+    with pytest.raises(UnknownBot):
+        accept(system.database, request)
+
+
 def test_another_tenants_bot_is_as_good_as_none(system: Any) -> None:
     request = system.request("hello").model_copy(update={"tenant_id": new_id()})
     with pytest.raises(UnknownBot):
@@ -142,6 +148,27 @@ def other_tenant(system: Any) -> UUID:
     model = system.settings.engine.model_name
     save_bot(system.database, tenant_id, model, model, "", GenerationParams())
     return tenant_id
+
+
+def test_a_turn_keeps_the_version_of_its_bot_which_only_changes_count_up(system: Any) -> None:
+    bot = system.settings.engine.model_name
+    versions = []
+    for instructions in ("Be brief.", "Be brief.", "Be kind."):
+        save_bot(system.database, system.tenant_id, bot, bot, instructions, GenerationParams())
+        turn = accept(system.database, system.request("hello"))
+        versions.append(read_turn(system.database, system.tenant_id, turn.turn_id).bot_version)
+    assert versions == [2, 2, 3]
+    (listed,) = list_bots(system.database, system.tenant_id)
+    assert listed.version == 3
+    save_bot(system.database, system.tenant_id, "new", bot, "", GenerationParams())
+    bots = {each.name: each.version for each in list_bots(system.database, system.tenant_id)}
+    assert bots == {bot: 3, "new": 1}
+
+
+def test_a_turn_of_a_release_before_versions_is_read(system: Any) -> None:
+    turn = accept(system.database, system.request("hello"))
+    system.database.run("UPDATE turns SET bot_version = NULL")
+    assert read_turn(system.database, system.tenant_id, turn.turn_id).bot_version is None
 
 
 def test_a_conversation_of_another_tenant_is_not_found(system: Any) -> None:
