@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -39,6 +40,7 @@ from turnmill.schemas.content import (
     TokenLogprob,
     ToolCall,
     read_content,
+    refuse_nul,
 )
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.json_size import has_more_values
@@ -286,7 +288,7 @@ class StreamOptions(_Body):
 class ChatCompletionRequest(_Body):
     """Body of `POST /v1/chat/completions`."""
 
-    model: str = Field(
+    model: Annotated[str, AfterValidator(refuse_nul)] = Field(
         min_length=1, max_length=200, description="The name of the bot that answers."
     )
     messages: Annotated[list[ChatMessage], FailFast()] = Field(

@@ -238,6 +238,7 @@ def test_what_is_not_json_can_be_counted(bad: bytes) -> None:
         ({"messages": [{"role": "user", "content": "x"}] * 513}, "messages"),
         ({"model": ""}, "model"),
         ({"model": 3}, "model"),
+        ({"model": "a\0b"}, "model"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "1"}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
