@@ -87,7 +87,7 @@ def test_a_conversation_that_refuses_is_left_out_whatever_its_tenant_agreed_to(
     accept(answered.database, request)
     answered.wait_until_settled()
     both = [each.id for each in tenant_conversations(answered.database, "acme")]
-    monkeypatch.setenv("TURNMILL_DATABASE__URL", answered.settings.database.url)
+    monkeypatch.setenv("TURNMILL_DATABASE__URL", answered.settings.database.url.get_secret_value())
 
     def turnmill(*words: str) -> None:
         done = CliRunner().invoke(app, words, catch_exceptions=False)
