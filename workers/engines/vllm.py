@@ -5,7 +5,9 @@ The model runs in processes of vLLM's own, its asynchronous front end in this on
 as with every other engine.
 """
 
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 # Read by vLLM when it is imported. A process with threads must not be forked.
@@ -49,6 +51,8 @@ class VLLMEngine(BatchingEngine):
 def start_front(settings: EngineSettings) -> VLLMFront:
     path = prepare_model(settings, "safetensors")
     _check_device(settings)
+    if current_platform.is_cpu():
+        check_weights(Path(path), settings)
     return VLLMFront(_arguments(path, settings), settings.max_batch_size)
 
 
@@ -87,6 +91,33 @@ def _cpu_arguments() -> dict[str, Any]:
 def _gpu_arguments(prefill_tokens: int) -> dict[str, Any]:
     # One long prompt leaves room for another one to begin.
     return {"long_prefill_token_threshold": prefill_tokens // 2}
+
+
+def check_weights(folder: Path, settings: EngineSettings) -> None:
+    """Refuse quantized weights that vLLM multiplies on GPUs only: it would fail without a reason.
+
+    On CPUs it has products of int8 weights with int8 activations, and of int4 weights in bfloat16.
+
+    Raises:
+        SettingsError: the checkpoint has other weights, or the settings ask for another dtype.
+    """
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    groups = (config.get("quantization_config") or {}).get("config_groups") or {}
+    for group in groups.values():
+        if group.get("input_activations"):
+            continue
+        if group["weights"]["num_bits"] == 8:
+            raise SettingsError(
+                f"vLLM multiplies the int8 weights of '{settings.model}' on GPUs only. On a CPU "
+                "serve it with openvino or transformers, or compress the model with int8 "
+                "activations (recipe w8a8) or to int4."
+            )
+        if _dtype(settings, on_cpu=True) == "float32":
+            raise SettingsError(
+                f"On a CPU vLLM multiplies the int4 weights of '{settings.model}' in bfloat16 "
+                "only. Leave `dtype` at auto; on a CPU without AVX-512 BF16 choose bfloat16."
+            )
 
 
 def _check_device(settings: EngineSettings) -> None:
