@@ -33,7 +33,7 @@ from turnmill.schemas.turns import (
 MAX_RACES = 10
 
 #: Parameters that fingerprints of the first release do not have.
-_LATER_PARAMS = ("top_k", "min_p", "repetition_penalty")
+_LATER_PARAMS = ("top_k", "min_p", "repetition_penalty", "template_kwargs")
 
 _BOTS = """
 SELECT tenant_id, name, id, version, model, params FROM bots

@@ -53,6 +53,7 @@ from turnmill.schemas.turns import (
     ResponseFormat,
     Role,
     Stop,
+    TemplateKwargs,
     Tool,
     Usage,
 )
@@ -316,6 +317,11 @@ class ChatCompletionRequest(_Body):
     )
     min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10, allow_inf_nan=False)
+    chat_template_kwargs: TemplateKwargs | None = Field(
+        default=None,
+        description="Passed to the model's chat template, which must know each name: "
+        '`{"enable_thinking": false}`.',
+    )
 
     # Accepted; the reply does not depend on them.
     user: Any = None
@@ -361,7 +367,6 @@ class ChatCompletionRequest(_Body):
     bad_words: Annotated[Any, _Unless([])] = None
     best_of: Annotated[Any, _Unless(1)] = None
     chat_template: Annotated[Any, _Unless()] = None
-    chat_template_kwargs: Annotated[Any, _Unless({})] = None
     continue_final_message: Annotated[Any, _Unless(False)] = None
     early_stopping: Annotated[Any, _Unless(False)] = None
     echo: Annotated[Any, _Unless(False)] = None
@@ -442,6 +447,7 @@ class ChatCompletionRequest(_Body):
             response_format=self.response_format,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             **given,
+            template_kwargs=self.chat_template_kwargs or None,
         )
 
 

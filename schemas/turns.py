@@ -11,8 +11,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     StringConstraints,
 )
+from pydantic_core import PydanticCustomError
 
 from turnmill.schemas.content import (
     MAX_DOCUMENTS,
@@ -124,6 +126,54 @@ def _read_top_k(value: object) -> object:
     return 0 if value == -1 else value
 
 
+#: Characters of a text that a turn gives to the chat template.
+MAX_TEMPLATE_TEXT = 1000
+
+#: What the engine gives to a chat template, which no turn may replace.
+_GIVEN_TO_TEMPLATES = frozenset(
+    (
+        "messages", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token",
+        "tools", "documents", "chat_template", "conversation", "tokenize", "return_dict",
+    )
+)  # fmt: skip
+
+
+def _check_template_value(value: object) -> object:
+    match value:
+        case bool():
+            return value
+        case int() | float() if abs(value) < 2**63:  # nor infinite, nor no number
+            return value
+        case str() if len(value) <= MAX_TEMPLATE_TEXT:
+            return refuse_nul(value)
+    raise PydanticCustomError(
+        "template_value",
+        "must be true, false, a number, or a text of at most {most} characters",
+        {"most": MAX_TEMPLATE_TEXT},
+    )
+
+
+#: A text in it is read by the model, and as little trusted as a message's.
+TemplateValue = Annotated[
+    bool | int | float | str,
+    PlainValidator(_check_template_value, json_schema_input_type=bool | int | float | str),
+]
+
+
+def _refuse_given(kwargs: dict[str, TemplateValue]) -> dict[str, TemplateValue]:
+    for name in kwargs:
+        if name in _GIVEN_TO_TEMPLATES:
+            raise PydanticCustomError("given", "'{name}' is set by the engine", {"name": name})
+    return kwargs
+
+
+_Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$", max_length=64)]
+
+#: What a turn says to the chat template, by name: `{"enable_thinking": false}`.
+TemplateKwargs = Annotated[
+    dict[_Name, TemplateValue], Field(max_length=16), AfterValidator(_refuse_given)
+]
+
 #: The value at which a sampling parameter changes nothing.
 NEUTRAL: dict[str, float] = {
     "temperature": 1,
@@ -178,6 +228,8 @@ class SamplingParams(BaseModel):
     stop: tuple[Stop, ...] = Field(default=(), max_length=4)
     #: Makes sampling repeatable on one engine, batch effects of low precision aside.
     seed: int | None = Field(default=None, ge=0, lt=2**63)
+    #: Passed to the chat template, which must know each name. A turn's take the place of its bot's.
+    template_kwargs: TemplateKwargs | None = None
 
     @property
     def sampling(self) -> dict[str, float]:

@@ -54,6 +54,7 @@ def build_prompt(
         prefix=claim.kept_text,
         lane=claim.lane,
         cache_namespace=claim.cache_namespace,
+        template_kwargs=claim.params.template_kwargs or {},
     )
 
 

@@ -117,6 +117,21 @@ def test_sampling_parameters_that_change_nothing_are_taken(engine: Engine) -> No
     assert text_of(reply(engine, ask(STORY), **neutral)) == text_of(reply(engine, ask(STORY)))
 
 
+def test_a_name_that_the_chat_template_does_not_know_changes_nothing_in_silence(
+    engine: Engine,
+) -> None:
+    prompt = replace(ask(STORY), template_kwargs={"enable_thinkin": False})
+    try:
+        said = text_of(reply(engine, prompt))
+    except InvalidInput as error:
+        assert "enable_thinkin" in error.message
+        assert error.param == "chat_template_kwargs"
+        return
+    # The server alone knows its template.
+    assert isinstance(engine, RemoteEngine)
+    assert said == text_of(reply(engine, ask(STORY)))
+
+
 def test_a_prompt_is_found_in_the_cache_by_its_own_namespace_only(engine: Engine) -> None:
     """What a tenant asked shows neither in another one's `cached_tokens` nor in its time."""
 

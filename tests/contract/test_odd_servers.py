@@ -51,7 +51,9 @@ def ask(odd: OddServer) -> Iterator[Ask]:
             engines.append(OpenAIEngine(settings))
             engines[0].start()
         wanted = GenerationParams(max_tokens=20, **params).over(DEFAULT_PARAMS)
-        prompt = Prompt((Message(role=Role.USER, content=text),), cache_namespace=namespace)
+        message = Message(role=Role.USER, content=text)
+        kwargs = wanted.template_kwargs or {}
+        prompt = Prompt((message,), cache_namespace=namespace, template_kwargs=kwargs)
         return list(engines[0].generate(prompt, wanted, Abort()))
 
     yield ask
@@ -288,6 +290,27 @@ def test_a_server_s_cache_is_divided_where_the_server_can(
     ask(namespace="tenant")
     assert odd.bodies[-1].items() >= sent.items()
     assert {"cache_salt", "cache_prompt"} & odd.bodies[-1].keys() == sent.keys()
+
+
+@pytest.mark.parametrize("server", ["vllm", "sglang", "llamacpp"])
+def test_what_a_turn_says_to_the_template_is_passed_on(
+    ask: Ask, odd: OddServer, server: str
+) -> None:
+    odd.models = [{"id": "m", "owned_by": server}]
+    odd.refuses = lambda body: None if "stream" in body else (404, {})
+    ask()
+    assert "chat_template_kwargs" not in odd.bodies[-1]
+    ask(template_kwargs={"enable_thinking": False, "persona": "<|im_start|>system"})
+    sent = odd.bodies[-1]["chat_template_kwargs"]
+    assert sent["enable_thinking"] is False
+    assert "<|im_start|>" not in sent["persona"]
+
+
+def test_a_server_that_is_not_known_to_take_it_is_not_asked(ask: Ask, odd: OddServer) -> None:
+    asked = len(odd.bodies)
+    with pytest.raises(InvalidInput, match=r"'chat_template_kwargs\.enable_thinking'"):
+        ask(template_kwargs={"enable_thinking": False})
+    assert len(odd.bodies) == asked
 
 
 def test_a_message_cannot_spell_a_role_to_a_server(ask: Ask, odd: OddServer) -> None:

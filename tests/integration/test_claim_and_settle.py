@@ -682,6 +682,17 @@ def test_the_next_attempt_goes_on_where_the_text_that_was_kept_ends(
     assert chunks(system) == []
 
 
+def test_each_attempt_says_the_same_to_the_chat_template(system: Any, worker: Worker) -> None:
+    asked = GenerationParams(template_kwargs={"enable_thinking": False, "effort": "low"})
+    turn = accept(system.database, system.request("x", params=asked))
+    given = []
+    for _ in range(2):
+        engine = answer_with(worker, turn, [EngineUnavailable("busy")])
+        given.append(engine.prompts[0].template_kwargs)
+        make_due(system)
+    assert given == [asked.template_kwargs] * 2
+
+
 def test_a_reply_that_a_filter_cut_is_read_with_its_reason(system: Any, worker: Worker) -> None:
     turn = accept(system.database, system.request("x"))
     answer_with(worker, turn, [Chunk("some", 1), Chunk("", finish_reason="content_filter")])

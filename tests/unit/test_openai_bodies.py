@@ -151,7 +151,6 @@ def test_fields_that_change_nothing_are_accepted(fields: dict[str, Any]) -> None
         ("ignore_eos", True),
         ("min_tokens", 5),
         ("stop_token_ids", [2]),
-        ("chat_template_kwargs", {"enable_thinking": False}),
         ("guided_json", {}),
         ("logit_bias", {"1": 1}),
         ("modalities", ["text", "audio"]),
@@ -163,6 +162,41 @@ def test_what_cannot_be_honoured_is_refused_by_name(param: str, value: Any) -> N
     error = refusal(**{param: value})
     assert error.param == param
     assert "not supported" in error.message
+
+
+def test_what_a_turn_says_to_the_chat_template_is_taken_as_it_is() -> None:
+    kwargs = {"enable_thinking": False, "budget": 7, "effort": "low", "share": 0.5}
+    params = parse(chat_template_kwargs=kwargs).params()
+    assert params.template_kwargs == kwargs
+    assert params.template_kwargs["enable_thinking"] is False
+    stored = json.loads(json.dumps(params.model_dump(mode="json", exclude_none=True)))
+    assert GenerationParams.model_validate(stored) == params
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        "enable_thinking",
+        {"messages": "x"},
+        {"tools": True},
+        {"chat_template": "{{ 1 }}"},
+        {"add_generation_prompt": False},
+        {"a b": 1},
+        {"a" * 65: 1},
+        {"nested": {"a": 1}},
+        {"listed": [1]},
+        {"absent": None},
+        {"text": "x" * 1001},
+        {"text": "a\0b"},
+        {"large": 2**63},
+        {"large": -1e300},
+        {f"name_{number}": 1 for number in range(17)},
+    ],
+)
+def test_what_no_chat_template_is_given_is_refused_by_name(kwargs: Any) -> None:
+    error = refusal(chat_template_kwargs=kwargs)
+    assert (error.param or "").startswith("chat_template_kwargs")
+    assert error.message.count("Invalid") == 1
 
 
 def test_an_unknown_field_is_refused_as_openai_does() -> None:

@@ -95,6 +95,7 @@ def test_a_nul_is_refused_in_escaped_json_too() -> None:
         {"min_p": 1.1},
         {"repetition_penalty": 0},
         {"temprature": 1},
+        {"template_kwargs": {"messages": "x"}},
     ],
 )
 def test_parameters_out_of_bounds_are_refused(wrong: dict[str, object]) -> None:
@@ -149,5 +150,6 @@ def test_a_key_means_the_same_turn_in_the_releases_before() -> None:
     )
     stored = "fbead96c50ffb78504aeeff1d49be2fdc49f9c1ec4a8e860ec8e182a04b67e68"
     assert fingerprint(request).hex() == stored
-    other = request.model_copy(update={"params": request.params.model_copy(update={"top_k": 5})})
-    assert fingerprint(other).hex() != stored
+    for more in ({"top_k": 5}, {"template_kwargs": {"enable_thinking": False}}):
+        params = request.params.model_copy(update=more)
+        assert fingerprint(request.model_copy(update={"params": params})).hex() != stored

@@ -1,12 +1,13 @@
 """The engine: turns messages and parameters into chunks of a reply."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.content import TokenLogprob
-from turnmill.schemas.turns import FinishReason, GenerationParams, Lane, Message
+from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.turns import FinishReason, GenerationParams, Lane, Message, TemplateValue
 from turnmill.workers.abort import Abort
 
 
@@ -24,6 +25,8 @@ class Prompt:
     #: one namespace find what another one's left: neither `cached_tokens` nor time may tell what
     #: others asked. Opaque to engines. Empty where all prompts are one tenant's.
     cache_namespace: str = ""
+    #: Passed to the chat template, as `GenerationParams.template_kwargs`.
+    template_kwargs: Mapping[str, TemplateValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,18 @@ class Chunk:
     tool_calls: tuple[ToolCallPiece, ...] = ()
     #: Of its tokens, where the parameters ask for them.
     logprobs: tuple[TokenLogprob, ...] = ()
+
+
+def refuse_template_kwargs(given: Collection[str], known: Collection[str] = ()) -> None:
+    """Raise `InvalidInput` for a name that the model's chat template does not know."""
+    for name in given:
+        if name not in known:
+            names = f"it knows {', '.join(sorted(known))}" if known else "it knows none"
+            raise InvalidInput(
+                f"'chat_template_kwargs.{name}' is not supported: the model's chat template does "
+                f"not know it ({names}). Leave it out.",
+                param="chat_template_kwargs",
+            )
 
 
 class Engine(Protocol):
@@ -109,6 +124,7 @@ class Engine(Protocol):
 
         Raises:
             ContextOverflow: the prompt leaves no room for a reply.
+            InvalidInput: the chat template refuses the messages or does not know a name.
             EngineAway: the engine takes no turns now; uses up no attempt.
             EngineBrokeOff: it ran out of memory, or its connection broke, during the turn.
             EngineUnavailable: the engine failed at this turn, and may do better next time.

@@ -156,7 +156,7 @@ def _with_one_tokenizer(text: TextSide) -> TextSide:
 
 
 def _encode(model: _Model, prompt: Prompt) -> list[int]:
-    text = model.text.template.render(prompt.messages, prompt.prefix)
+    text = model.text.template.render(prompt.messages, prompt.prefix, prompt.template_kwargs)
     try:
         ids = model.text.encode(text)
     except Exception as error:

@@ -6,18 +6,21 @@ messages' texts: whoever could spell them could speak as the system.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from turnmill.schemas.errors import EngineFailure, InvalidInput
-from turnmill.schemas.turns import Message
+from turnmill.schemas.turns import Message, TemplateValue
+from turnmill.workers.engines.base import refuse_template_kwargs
 from turnmill.workers.engines.markers import WORD_JOINER, breaker, find_marks
 
 #: For models without a template: not what they were trained on, but they understand it.
@@ -35,6 +38,10 @@ TASK_TEMPLATE = (
     "{{ ((messages | selectattr('role', 'equalto', 'system') | list) + asked[-1:])"
     " | map(attribute='content') | join(' ') }}"
 )
+
+#: Names that templates of models with tools look up, and that no turn sets.
+_OURS = frozenset(("messages", "add_generation_prompt", "tools", "documents"))
+NO_KWARGS: Mapping[str, TemplateValue] = MappingProxyType({})
 
 #: Texts without marks that are remembered, and characters of the longest of them.
 REMEMBERED_TEXTS, LONGEST_TEXT = 2048, 1 << 14
@@ -80,7 +87,13 @@ class ChatTemplate:
             "bos_token": bos_token,
             "eos_token": eos_token,
         }
-        self._template = environment.from_string(source or PLAIN_TEMPLATE)
+        source = source or PLAIN_TEMPLATE
+        self._template = environment.from_string(source)
+        #: Names that the template looks up and nobody has given a value yet.
+        self._knows = find_undeclared_variables(environment.parse(source)) - {
+            *environment.globals,
+            *_OURS,
+        }
         #: Longest first: where one begins like another, it is the longer one.
         self.control_tokens = sorted(
             {*control_tokens} - {""}, key=lambda token: (-len(token), token)
@@ -89,11 +102,17 @@ class ChatTemplate:
         #: A conversation's past is part of each of its prompts.
         self._remembered = lru_cache(REMEMBERED_TEXTS)(self._made_safe)
 
-    def render(self, messages: Sequence[Message], prefix: str = "") -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        prefix: str = "",
+        kwargs: Mapping[str, TemplateValue] = NO_KWARGS,
+    ) -> str:
         """Render the prompt, with the opening of the reply and what the model said already.
 
         Raises:
-            InvalidInput: the template refuses the messages, as some do with system messages.
+            InvalidInput: the template refuses the messages, as some do with system messages, or
+                does not know a name of `kwargs`.
             EngineFailure: the template cannot be rendered.
         """
         texts = (self._safe(each.text) for each in messages)
@@ -101,9 +120,14 @@ class ChatTemplate:
             each.model_copy(update={"content": text})
             for each, text in zip(messages, texts, strict=True)
         ]
+        refuse_template_kwargs(kwargs, self._knows)
+        given = {
+            name: self._safe(value) if isinstance(value, str) else value
+            for name, value in kwargs.items()
+        }
         try:
             # The prefix is the model's own: it continues from the tokens that it generated.
-            return self._render(safe) + self.defuse(prefix)
+            return self._render(safe, given) + self.defuse(prefix)
         except Refusal as error:
             raise InvalidInput(
                 f"The model's chat template refuses the messages: {error}", param="messages"
@@ -125,9 +149,11 @@ class ChatTemplate:
                 text = text.replace(token, token[0] + WORD_JOINER + token[1:])
         return text
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def _render(
+        self, messages: Sequence[Message], kwargs: Mapping[str, TemplateValue] = NO_KWARGS
+    ) -> str:
         entries = [{"role": each.role.value, "content": each.text} for each in messages]
-        return self._template.render(messages=entries, add_generation_prompt=True)
+        return self._template.render(kwargs, messages=entries, add_generation_prompt=True)
 
 
 def _refuse(message: str) -> None:

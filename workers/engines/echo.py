@@ -26,7 +26,7 @@ from turnmill.schemas.errors import ContextOverflow, EngineDied, EngineFailure, 
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
 from turnmill.workers.abort import Abort
-from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.base import Chunk, Prompt, refuse_template_kwargs
 from turnmill.workers.engines.text import StopFilter
 
 DEFAULT_CONTEXT_WINDOW = 8192
@@ -72,6 +72,7 @@ class EchoEngine:
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         if self._is_closed:
             raise EngineUnavailable("The engine is closed.")
+        refuse_template_kwargs(prompt.template_kwargs)
         prompt_tokens = self.count_tokens(prompt.messages) + len(prompt.prefix.split())
         room = self.context_window - prompt_tokens
         if room < 1:

@@ -29,6 +29,8 @@ class Dialect:
     #: How prompts of one namespace are kept from finding what another one's left in its cache: by a
     #: salt, or by computing the whole prompt again.
     isolates_by: Literal["cache_salt", "cache_prompt"] | None = None
+    #: Takes `chat_template_kwargs`. A name that the template does not know changes nothing there.
+    takes_template_kwargs: bool = False
     #: What it calls the repetition penalty.
     penalty: str = "repetition_penalty"
 
@@ -46,12 +48,14 @@ DIALECTS = {
         tokenize="/tokenize",
         is_strict=True,
         has_own_defaults=True,
+        takes_template_kwargs=True,
         isolates_by="cache_salt",  # https://docs.vllm.ai/en/latest/design/prefix_caching/
     ),
     "sglang": Dialect(
         continues=True,
         counts_by="usage",
         has_own_defaults=True,
+        takes_template_kwargs=True,
         isolates_by="cache_salt",  # https://github.com/sgl-project/sglang/pull/23300
     ),
     "llamacpp": Dialect(
@@ -61,6 +65,7 @@ DIALECTS = {
         count="input_tokens",
         render="/apply-template",
         has_own_defaults=True,
+        takes_template_kwargs=True,
         isolates_by="cache_prompt",
         penalty="repeat_penalty",
     ),

@@ -20,7 +20,7 @@ from turnmill.schemas.masking import masked_urls
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import NEUTRAL, GenerationParams, Message, Role
 from turnmill.workers.abort import Abort
-from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.base import Chunk, Prompt, refuse_template_kwargs
 from turnmill.workers.engines.http_front import HTTPFront
 from turnmill.workers.engines.markers import breaker
 from turnmill.workers.engines.openai_dialects import ALMOST_ZERO, DIALECTS, PLAIN, Dialect, Habits
@@ -118,6 +118,8 @@ class OpenAIServer:
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         if prompt.prefix and not self._dialect.continues:
             raise EngineUnavailable("it cannot go on after the beginning of a reply")
+        if not self._dialect.takes_template_kwargs:
+            refuse_template_kwargs(prompt.template_kwargs)
         if abort.is_set():
             return
         reply = StreamedReply(self.name, StopFilter(params.stop, prompt.prefix))
@@ -223,14 +225,16 @@ class OpenAIServer:
         messages = [
             {"role": each.role.value, "content": break_marks(each.text)} for each in prompt.messages
         ]
-        if not prompt.prefix:
-            return {"messages": messages}
-        messages.append({"role": "assistant", "content": prompt.prefix})
-        return {
-            "messages": messages,
-            "continue_final_message": True,
-            "add_generation_prompt": False,
-        }
+        body: dict[str, Any] = {"messages": messages}
+        if prompt.template_kwargs:
+            body["chat_template_kwargs"] = {
+                name: break_marks(value) if isinstance(value, str) else value
+                for name, value in prompt.template_kwargs.items()
+            }
+        if prompt.prefix:
+            messages.append({"role": "assistant", "content": prompt.prefix})
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        return body
 
     def _count(self, prompt: Prompt, dialect: Dialect) -> int:
         if path := dialect.tokenize:

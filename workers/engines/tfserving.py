@@ -24,7 +24,7 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
 from turnmill.workers.abort import Abort
-from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.base import Chunk, Prompt, refuse_template_kwargs
 from turnmill.workers.engines.batching import to_chunks
 from turnmill.workers.engines.local_tokenizer import LocalTokenizer
 from turnmill.workers.engines.remote import RemoteEngine
@@ -124,12 +124,15 @@ class TFServingServer:
         has_decoder = "decoder_input_ids" in signature.inputs
         template = self._tokenizer.template
         if signature.kind == "scores":
+            refuse_template_kwargs(prompt.template_kwargs)
             text, is_whole = template.defuse(_last_user_text(prompt.messages)), True
         elif has_decoder:
             # A template of the model's own writes the tokens around a text, too.
-            text, is_whole = template.render(prompt.messages), not self._tokenizer.has_template
+            text = template.render(prompt.messages, kwargs=prompt.template_kwargs)
+            is_whole = not self._tokenizer.has_template
         else:
-            text, is_whole = template.render(prompt.messages, prompt.prefix), False
+            text = template.render(prompt.messages, prompt.prefix, prompt.template_kwargs)
+            is_whole = False
         try:
             ids = self._tokenizer.encode(text, is_whole=is_whole)
             begun = self._tokenizer.encode(template.defuse(prompt.prefix)) if has_decoder else []

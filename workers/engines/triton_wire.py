@@ -77,7 +77,8 @@ class Asked(BaseModel):
 
     @property
     def prompt(self) -> Prompt:
-        return Prompt(self.messages, self.prefix, self.lane)
+        kwargs = self.params.template_kwargs or {}
+        return Prompt(self.messages, self.prefix, self.lane, template_kwargs=kwargs)
 
     @property
     def complete_params(self) -> GenerationParams:
