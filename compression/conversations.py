@@ -6,9 +6,9 @@ from typing import Any
 
 from turnmill.compression.personal import mask_personal
 from turnmill.compression.texts import Conversation
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import InvalidInput, NotFound
 from turnmill.schemas.ids import Prefix, show_id
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.turns import Message
 
 #: Conversations of one tenant, at most: the newest.

@@ -16,9 +16,9 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from turnmill.producer.capable import refuse_impossible
-from turnmill.schemas.database import Cursor, Database, notify
 from turnmill.schemas.errors import Conflict, InvalidInput, NotFound, TransientError, UnknownBot
 from turnmill.schemas.ids import new_id
+from turnmill.schemas.postgres.database import Cursor, Database, notify
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.store.accept import INSERT_TURNS, OWE_FIRST_HINTS
 from turnmill.schemas.turns import (

@@ -18,11 +18,11 @@ import sqlalchemy as sa
 
 from turnmill.producer.backlog_formats import import_pyarrow
 from turnmill.schemas.batches import BatchResult, ResultError, row_id_of
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.json_lines import one_line
-from turnmill.schemas.tables import replies, turns
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.store.tables import replies, turns
 
 #: Results in memory at a time.
 PAGE_ROWS = 1000

@@ -19,10 +19,10 @@ from sqlalchemy.dialects.postgresql import insert
 from turnmill.producer.accept import accept_many
 from turnmill.producer.backlog import Backlog, NumberedRow
 from turnmill.schemas.batches import BacklogRow, Batch, BatchProgress, row_key
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import InvalidInput, NotFound, UnknownBot
 from turnmill.schemas.ids import Prefix, derived_id, new_id
-from turnmill.schemas.tables import batches, bots, replies, turns
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.store.tables import batches, bots, replies, turns
 from turnmill.schemas.turns import GenerationParams, Lane, TurnRequest, TurnState
 
 #: Turns accepted in one transaction: enough that its round trips do not matter, few enough

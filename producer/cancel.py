@@ -6,8 +6,8 @@ told so that it stops generating.
 
 from uuid import UUID
 
-from turnmill.schemas.database import Database, notify
 from turnmill.schemas.errors import NotFound
+from turnmill.schemas.postgres.database import Database, notify
 from turnmill.schemas.routes import ABORT_CHANNEL, TURN_CHANNEL
 from turnmill.schemas.store.advance import advance, lock_conversations, lock_turns
 from turnmill.schemas.store.cancel import CANCEL

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 from turnmill.schemas.capabilities import PLAIN, Capabilities, Need, needs_of
-from turnmill.schemas.database import Cursor
 from turnmill.schemas.errors import InvalidInput
-from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
+from turnmill.schemas.postgres.database import Cursor
+from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import GenerationParams, TurnRequest
 
 #: What the model's live workers declare; what its last ones did, where none lives: they are being

@@ -15,8 +15,8 @@ from uuid import UUID
 import structlog
 
 from turnmill.producer.turns import read_turn
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.routes import TURN_CHANNEL
 from turnmill.schemas.turns import OPEN_STATES, Turn, TurnState
 

@@ -16,8 +16,8 @@ import structlog
 from turnmill.producer.outbox import REHINT, STALE
 from turnmill.producer.publisher import Publisher
 from turnmill.producer.relay_metrics import HINTS_LOST
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import BrokerUnavailable, DatabaseUnavailable
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings
 
 log = structlog.get_logger()

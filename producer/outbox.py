@@ -6,7 +6,7 @@ free. One that is not claimed in time (`own_until`) is late, and is published to
 So a wrong guess costs a turn that time, once, and never more.
 """
 
-from turnmill.schemas.clock import IS_DUE
+from turnmill.schemas.postgres.clock import IS_DUE
 from turnmill.schemas.store.deployment import DEPLOYMENT_ID
 
 #: A worker says so often that it lives that one silent for so long is not waited for, seconds.

@@ -7,7 +7,6 @@ import sqlalchemy as sa
 
 from turnmill.producer.replay import foresee
 from turnmill.producer.turns import read_turn
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import NotParked
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.parked import (
@@ -18,7 +17,8 @@ from turnmill.schemas.parked import (
     ParkedTurn,
     PastAttempt,
 )
-from turnmill.schemas.tables import attempts, bots, conversations, turns, worker_liveness
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.store.tables import attempts, bots, conversations, turns, worker_liveness
 from turnmill.schemas.turns import TurnState
 
 #: Errors told apart. In an outage all turns have the same one; a long tail says nothing more.

@@ -14,9 +14,9 @@ from kombu import Connection, Producer
 from turnmill.schemas.broker import OWN_QUEUE_EXPIRES_S, celery_settings, hint_queues
 from turnmill.schemas.errors import BrokerUnavailable
 from turnmill.schemas.ids import new_id
+from turnmill.schemas.observability.telemetry import BROKER_RECONNECTS
 from turnmill.schemas.routes import ANSWER_TASK, own_queue_name, queue_name
 from turnmill.schemas.settings import Settings
-from turnmill.schemas.telemetry import BROKER_RECONNECTS
 from turnmill.schemas.turns import Lane
 
 log = structlog.get_logger()

@@ -20,13 +20,13 @@ from turnmill.producer.lost import LostHints
 from turnmill.producer.outbox import NEXT, TAKE, UNMARK
 from turnmill.producer.publisher import Publisher
 from turnmill.producer.relay_metrics import HINTS_PUBLISHED, IS_FULL, TAKE_S, WINDOW
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import BrokerUnavailable, DatabaseOutdated, DatabaseUnavailable
-from turnmill.schemas.links import Stop
+from turnmill.schemas.observability.telemetry import DATABASE_RECONNECTS, STUCK_AFTER_S, Health
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.links import Stop
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.release import UPGRADE_POLL_S, refuse_older_database
-from turnmill.schemas.telemetry import DATABASE_RECONNECTS, STUCK_AFTER_S, Health
 from turnmill.schemas.turns import Lane
 
 log = structlog.get_logger()

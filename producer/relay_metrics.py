@@ -2,7 +2,7 @@
 
 from prometheus_client import Gauge
 
-from turnmill.schemas.telemetry import REGISTRY, counter, histogram
+from turnmill.schemas.observability.telemetry import REGISTRY, counter, histogram
 
 HINTS_PUBLISHED = counter(
     "hints_published", "Hints that the broker confirmed, or did not confirm in time.", "result"

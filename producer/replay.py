@@ -12,7 +12,6 @@ from itertools import groupby
 from typing import Any
 from uuid import UUID
 
-from turnmill.schemas.database import Cursor, Database
 from turnmill.schemas.errors import (
     LaterTurnAnswered,
     LaterTurnRunning,
@@ -21,6 +20,7 @@ from turnmill.schemas.errors import (
     TurnmillError,
 )
 from turnmill.schemas.ids import Prefix, show_id
+from turnmill.schemas.postgres.database import Cursor, Database
 from turnmill.schemas.store.advance import advance, lock_conversations, lock_turns
 from turnmill.schemas.store.replay import DROP, REPLAY
 from turnmill.schemas.turns import Lane, TurnState

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from turnmill.schemas.database import Database
 from turnmill.schemas.ids import time_of
+from turnmill.schemas.postgres.database import Database
 
 #: Rows as PostgreSQL's statistics have them: to count them all would take minutes.
 _SIZES = """

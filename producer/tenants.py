@@ -10,11 +10,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import Conflict, InvalidInput, NotAuthenticated, NotFound
 from turnmill.schemas.ids import Prefix, new_id, show_id
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import DEFAULT_TENANT, Settings
-from turnmill.schemas.tables import api_keys, bots, conversations, tenants
+from turnmill.schemas.store.tables import api_keys, bots, conversations, tenants
 from turnmill.schemas.tenants import DEFAULT_SCOPES, Caller, Scope
 from turnmill.schemas.turns import GenerationParams
 

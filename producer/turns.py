@@ -5,9 +5,9 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import NotFound
-from turnmill.schemas.tables import bots, conversations, replies, turns
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.store.tables import bots, conversations, replies, turns
 from turnmill.schemas.turns import Reply, Turn, Usage
 
 _TURN = (

@@ -31,7 +31,7 @@ from pydantic_settings import (
 )
 
 from turnmill.schemas.errors import SettingsError
-from turnmill.schemas.masking import masked_urls, masked_within
+from turnmill.schemas.observability.masking import masked_urls, masked_within
 from turnmill.schemas.surroundings import (
     PREFIX,
     home,

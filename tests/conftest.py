@@ -32,8 +32,8 @@ from turnmill.infra.embedded.server import EmbeddedServer
 from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.producer.turns import read_turn
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable, StackError
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.store.deployment import read_deployment
 from turnmill.schemas.turns import AcceptedTurn, Lane, Message, Role, TurnRequest, TurnState

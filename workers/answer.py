@@ -10,7 +10,6 @@ from uuid import UUID
 import structlog
 
 from turnmill.schemas.capabilities import needs_of
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import (
     ContextOverflow,
     DatabaseUnavailable,
@@ -30,6 +29,7 @@ from turnmill.schemas.outcomes import (
     Outcome,
     Snoozed,
 )
+from turnmill.schemas.postgres.database import Database
 from turnmill.workers.abort import Abort
 from turnmill.workers.availability import Availability
 from turnmill.workers.backoff import backoff_s

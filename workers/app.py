@@ -14,10 +14,10 @@ from celery.worker.consumer.control import Control
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
 
 from turnmill.schemas.broker import celery_settings, hint_queues, old_queues, own_queues
+from turnmill.schemas.observability.telemetry import BROKER_RECONNECTS
 from turnmill.schemas.routes import lane_of
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.deployment import Deployment
-from turnmill.schemas.telemetry import BROKER_RECONNECTS
 from turnmill.schemas.turns import Lane
 from turnmill.workers.hints import NotAHint, UnknownTask, checked, read_hint
 from turnmill.workers.lease import Leases

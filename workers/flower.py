@@ -23,8 +23,8 @@ from flower.views import BaseHandler
 from flower.views.monitor import Metrics
 from tornado.web import HTTPError, authenticated
 
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import FlowerSettings, Settings
 from turnmill.schemas.store.deployment import read_deployment
 from turnmill.workers.app import create_app

@@ -4,8 +4,8 @@ import time
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from turnmill.schemas.observability.telemetry import STUCK_AFTER_S, Health
 from turnmill.schemas.settings import WorkerSettings
-from turnmill.schemas.telemetry import STUCK_AFTER_S, Health
 from turnmill.workers.lease import Leases
 from turnmill.workers.metrics import WorkerGauges
 

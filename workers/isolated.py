@@ -7,7 +7,7 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from turnmill.schemas.database import OUTAGES
+from turnmill.schemas.postgres.database import OUTAGES
 
 log = structlog.get_logger()
 

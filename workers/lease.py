@@ -25,16 +25,16 @@ from pydantic import ValidationError
 
 from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.content import Document
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseOutdated, DatabaseUnavailable
 from turnmill.schemas.ids import new_id
-from turnmill.schemas.links import Link, Stop
+from turnmill.schemas.observability.telemetry import DATABASE_RECONNECTS
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.links import Link, Stop
 from turnmill.schemas.routes import ABORT_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.store.claim import CLAIM
 from turnmill.schemas.store.release import RELEASE, UPGRADE_POLL_S, refuse_older_database
-from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
-from turnmill.schemas.telemetry import DATABASE_RECONNECTS
+from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import GenerationParams, Lane, Message
 from turnmill.workers.abort import Abort
 from turnmill.workers.clock import DatabaseClock

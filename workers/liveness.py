@@ -6,8 +6,8 @@ from uuid import UUID
 import psycopg
 from psycopg.sql import SQL
 
-from turnmill.schemas.clock import within
-from turnmill.schemas.tables import LIVENESS_LOCK_CLASS, TAKEOVER_LOCK_CLASS
+from turnmill.schemas.postgres.clock import within
+from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS, TAKEOVER_LOCK_CLASS
 
 #: A process without its advisory lock counts as alive this much longer: a dropped
 #: connection is replaced in less, and then nothing needs to be generated again.

@@ -11,9 +11,9 @@ from celery import Celery
 from celery.signals import worker_ready
 
 from turnmill.schemas.broker import refuse_early_redelivery
+from turnmill.schemas.observability.telemetry import Health, telemetry
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.deployment import read_deployment
-from turnmill.schemas.telemetry import Health, telemetry
 from turnmill.workers.app import create_app
 from turnmill.workers.drain import Drain
 from turnmill.workers.health import watch_worker

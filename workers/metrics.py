@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from turnmill.schemas.observability.telemetry import counter, histogram
 from turnmill.schemas.outcomes import Answered, Outcome, Snoozed
-from turnmill.schemas.telemetry import counter, histogram
 from turnmill.schemas.turns import Lane
 from turnmill.workers.engines.base import Chunk
 

@@ -15,8 +15,8 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from turnmill.schemas.links import Link
-from turnmill.schemas.partitions import Month, create_month, months_from
+from turnmill.schemas.postgres.links import Link
+from turnmill.schemas.store.partitions import Month, create_month, months_from
 
 log = structlog.get_logger()
 

@@ -7,7 +7,7 @@ from threading import Event
 import structlog
 
 from turnmill.schemas.broker import own_lanes
-from turnmill.schemas.database import Database
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import EngineSettings, Settings
 from turnmill.schemas.turns import Lane
 from turnmill.workers.answer import Worker

@@ -5,8 +5,8 @@ from contextlib import suppress
 from itertools import dropwhile, takewhile
 from typing import Any
 
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import EngineFailure, InvalidInput
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.turns import Message, Role
 from turnmill.workers.draft import Draft, PastTurn
 from turnmill.workers.engines.base import Engine, Prompt

@@ -12,11 +12,11 @@ from contextlib import closing, suppress
 import psycopg
 import structlog
 
-from turnmill.schemas.database import OUTAGES, Database
 from turnmill.schemas.errors import DatabaseUnavailable, SettingsError
-from turnmill.schemas.links import Link
+from turnmill.schemas.postgres.database import OUTAGES, Database
+from turnmill.schemas.postgres.links import Link
 from turnmill.schemas.settings import RetentionSettings
-from turnmill.schemas.tables import PRUNER_LOCK_KEY, PRUNER_NAME
+from turnmill.schemas.store.tables import PRUNER_LOCK_KEY, PRUNER_NAME
 from turnmill.workers.metrics import PRUNER_ROUNDS
 from turnmill.workers.months import Pause
 from turnmill.workers.retention import Round

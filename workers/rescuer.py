@@ -11,12 +11,12 @@ from typing import Any
 
 import structlog
 
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.store.requeue import REQUEUE_WEIGHED
-from turnmill.schemas.tables import RESCUER_LOCK_KEY
+from turnmill.schemas.store.tables import RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.clock import TOLERANCE_S
 from turnmill.workers.evidence import IS_INTERRUPTED, WEIGHED

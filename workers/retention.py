@@ -17,9 +17,9 @@ from uuid import UUID
 import structlog
 
 from turnmill.schemas.ids import first_id
-from turnmill.schemas.links import Link
-from turnmill.schemas.partitions import PARTITIONED
+from turnmill.schemas.postgres.links import Link
 from turnmill.schemas.settings import RetentionSettings
+from turnmill.schemas.store.partitions import PARTITIONED
 from turnmill.schemas.turns import OPEN_STATES, TurnState
 from turnmill.workers.clock import steady_now
 from turnmill.workers.isolated import isolated

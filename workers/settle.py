@@ -13,8 +13,6 @@ from uuid import UUID
 
 import structlog
 
-from turnmill.schemas.clock import MAX_DELAY_S
-from turnmill.schemas.database import DATA_ERRORS, Database
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.outcomes import (
     UNSTORABLE,
@@ -25,6 +23,8 @@ from turnmill.schemas.outcomes import (
     Outcome,
     Snoozed,
 )
+from turnmill.schemas.postgres.clock import MAX_DELAY_S
+from turnmill.schemas.postgres.database import DATA_ERRORS, Database
 from turnmill.schemas.routes import TURN_CHANNEL
 from turnmill.schemas.store.advance import advance, lock_conversations, lock_turns
 from turnmill.schemas.store.requeue import REQUEUE

@@ -12,9 +12,9 @@ import time
 
 import structlog
 
-from turnmill.schemas.database import DATA_ERRORS, Database
 from turnmill.schemas.errors import DatabaseUnavailable, EngineFailure
 from turnmill.schemas.outcomes import UNSTORABLE
+from turnmill.schemas.postgres.database import DATA_ERRORS, Database
 from turnmill.schemas.routes import TURN_CHANNEL
 from turnmill.schemas.turns import Lane
 from turnmill.workers.lease import Claim

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import TurnmillError
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.turns import GenerationParams, Message, Reply, Role, Usage
 from turnmill.workers.clean import clean
 from turnmill.workers.draft import Draft, PastTurn, Summary

@@ -8,8 +8,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
-from turnmill.schemas.clock import IS_DUE
 from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.postgres.clock import IS_DUE
 from turnmill.schemas.settings import Settings
 from turnmill.workers.answer import answer_turn
 from turnmill.workers.process import running_worker

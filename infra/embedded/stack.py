@@ -31,10 +31,10 @@ from turnmill.infra.embedded.server import EmbeddedServer
 from turnmill.infra.embedded.supervisor import ChildEvent, ChildEventKind, Supervisor
 from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.schemas.errors import StackError
+from turnmill.schemas.observability.targets import remove_dead_targets
 from turnmill.schemas.settings import STACK_FILE, WorkerSettings
+from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.surroundings import PREFIX, without_strangers
-from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
-from turnmill.schemas.targets import remove_dead_targets
 from turnmill.schemas.turns import Lane
 from turnmill.schemas.urls import address, reachable
 

@@ -14,7 +14,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from turnmill.schemas.database import Database
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import DatabaseSettings, SecretUrl
 
 #: Two starting processes must not migrate at once.

@@ -2,8 +2,8 @@
 
 from alembic import context
 
-from turnmill.schemas.partitions import is_partition
-from turnmill.schemas.tables import metadata
+from turnmill.schemas.store.partitions import is_partition
+from turnmill.schemas.store.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

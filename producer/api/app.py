@@ -43,9 +43,9 @@ from turnmill.producer.api.middleware import REQUEST_ID_HEADER, ObservedCalls
 from turnmill.producer.api.probes import ProbedAPI
 from turnmill.producer.api.rare_log import RareLog
 from turnmill.producer.api.services import Services, running_services
+from turnmill.schemas.observability.telemetry import telemetry
 from turnmill.schemas.openai import ChatCompletionRequest, ErrorBody
 from turnmill.schemas.settings import Settings
-from turnmill.schemas.telemetry import telemetry
 
 #: Calls that have not ended by then are cut off.
 STOP_TIMEOUT_S = 4

@@ -11,9 +11,9 @@ from turnmill.producer.api.services import ServicesOf
 from turnmill.producer.api.turns import TurnBody
 from turnmill.producer.tenants import set_conversation_training
 from turnmill.producer.turns import read_conversation
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import NotFound
 from turnmill.schemas.ids import Prefix, show_id
+from turnmill.schemas.postgres.database import Database
 
 _EXISTS = "SELECT 1 FROM conversations WHERE id = %s AND tenant_id = %s"
 

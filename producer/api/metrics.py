@@ -15,9 +15,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from turnmill.producer.affinity import WARMTH, ids_since
-from turnmill.schemas.database import Database
-from turnmill.schemas.tables import LIVENESS_LOCK_CLASS
-from turnmill.schemas.telemetry import BUCKETS_S
+from turnmill.schemas.observability.telemetry import BUCKETS_S
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import Lane
 
 #: How far back the figures of affinity look, seconds.

@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from turnmill.producer.api.auth import ObservingTenantOf
 from turnmill.producer.api.metrics import APIMetrics
 from turnmill.producer.api.services import ServicesOf
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseOutdated, DatabaseUnavailable, TransientError
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.release import refuse_older_database
 
 #: A database that takes longer to say one word is not there.

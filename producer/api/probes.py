@@ -12,7 +12,7 @@ from turnmill.producer.api.metrics import APIMetrics, render_open
 from turnmill.producer.api.operation import READY_TIMEOUT_S, get_readiness
 from turnmill.producer.api.services import Services
 from turnmill.schemas.errors import TurnmillError
-from turnmill.schemas.telemetry import STUCK_AFTER_S, Health
+from turnmill.schemas.observability.telemetry import STUCK_AFTER_S, Health
 
 T = TypeVar("T")
 

@@ -20,8 +20,8 @@ from pydantic import BaseModel
 
 from turnmill.producer.api.watch import Interrupt, Watch
 from turnmill.producer.follow import Follower
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import TransientError
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import DatabaseSettings, Settings
 
 #: Threads and connections of the lookout, and calls that may wait for them.

@@ -10,8 +10,8 @@ from uuid import UUID
 import typer
 
 from turnmill.producer.tenants import ensure_defaults, find_tenant
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import DEFAULT_TENANT, STACK_FILE, Settings, load_settings
 
 TenantOption = Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from turnmill.schemas.logs import configure_logging
+from turnmill.schemas.observability.logs import configure_logging
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.surroundings import refuse_unusable_network
 from turnmill.schemas.turns import Lane
@@ -29,7 +29,7 @@ def _start() -> Settings:
 
 
 def _start_on_database() -> Settings:
-    from turnmill.schemas.suitability import refuse_to_start_on_unsuitable
+    from turnmill.schemas.postgres.suitability import refuse_to_start_on_unsuitable
 
     settings = _start()
     refuse_to_start_on_unsuitable(settings.database)
@@ -49,7 +49,7 @@ def api() -> None:
 def relay() -> None:
     """Run the relay, which publishes hints to the broker. Several may run."""
     from turnmill.producer.relay import Relay
-    from turnmill.schemas.telemetry import telemetry
+    from turnmill.schemas.observability.telemetry import telemetry
 
     settings = _start_on_database()
     running = Relay(settings)
@@ -107,8 +107,8 @@ def upgrade() -> None:
     """
     from turnmill.infra.migrations import upgrade as upgrade_database
     from turnmill.producer.tenants import ensure_defaults
-    from turnmill.schemas.database import Database
-    from turnmill.schemas.suitability import refuse_unsuitable
+    from turnmill.schemas.postgres.database import Database
+    from turnmill.schemas.postgres.suitability import refuse_unsuitable
 
     settings = _start()
     with closing(Database(settings.database)) as database:

@@ -13,8 +13,8 @@ import typer
 from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import open_system
 from turnmill.schemas.errors import StackError
+from turnmill.schemas.observability.targets import FOLDER as TARGETS_FOLDER
 from turnmill.schemas.settings import Settings, load_settings
-from turnmill.schemas.targets import FOLDER as TARGETS_FOLDER
 from turnmill.schemas.tenants import Scope
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from turnmill.producer.doctor import (
     work,
 )
 from turnmill.producer.doctor.findings import Finding, Level, broken, examine, note
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import SettingsError, TurnmillError
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
 from turnmill.schemas.store.deployment import read_deployment
 

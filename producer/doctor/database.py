@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from turnmill.producer.doctor import clock
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, ok, warning
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.suitability import examine_server
 from turnmill.schemas.settings import Settings
-from turnmill.schemas.suitability import examine_server
 
 #: Connections of a process beside its pool: one that listens, and one that holds a worker's lock or
 #: two for the API's probes and unknown keys.

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from turnmill.producer.affinity import WARMTH, ids_since
 from turnmill.producer.doctor.database import Patient
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
-from turnmill.schemas.clock import within
-from turnmill.schemas.database import Database
+from turnmill.schemas.postgres.clock import within
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.release import RELEASE
-from turnmill.schemas.tables import PRUNER_LOCK_KEY, PRUNER_NAME, RESCUER_LOCK_KEY
+from turnmill.schemas.store.tables import PRUNER_LOCK_KEY, PRUNER_NAME, RESCUER_LOCK_KEY
 
 #: A relay publishes within a second; so much more is not slowness.
 UNPUBLISHED_S = 30

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from turnmill.schemas.database import Cursor
+from turnmill.schemas.postgres.database import Cursor
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.store.changes import OPEN, change
 from turnmill.schemas.store.outbox import OWE_HINTS

@@ -1,6 +1,6 @@
 """Claim: one attempt wins a queued turn."""
 
-from turnmill.schemas.clock import IS_DUE
+from turnmill.schemas.postgres.clock import IS_DUE
 from turnmill.schemas.store.changes import change
 from turnmill.schemas.turns import TurnState
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from turnmill.schemas.database import Database
+from turnmill.schemas.postgres.database import Database
 
 #: The id, in a statement. Without its row (a hand) relay and workers still agree.
 DEPLOYMENT_ID = "coalesce((SELECT min(id) FROM deployment), 'none')"

@@ -25,7 +25,7 @@ from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.follow import Follower
 from turnmill.producer.publisher import Publisher
 from turnmill.producer.tenants import ensure_defaults
-from turnmill.schemas.database import Database
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import EngineSettings, Settings
 from turnmill.schemas.store.deployment import read_deployment
 from turnmill.schemas.turns import DEFAULT_PARAMS, Lane, Message, Role, TurnRequest

@@ -14,8 +14,8 @@ from turnmill.benchmarks.workload import Chat, conversation, short_chats
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.follow import Follower
 from turnmill.producer.tenants import ensure_defaults
-from turnmill.schemas.database import Database
 from turnmill.schemas.ids import new_id
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import EngineSettings, Settings
 from turnmill.schemas.turns import Lane, Turn, TurnRequest
 

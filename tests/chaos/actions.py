@@ -35,7 +35,7 @@ from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ
 from turnmill.infra.embedded.server import EmbeddedServer
 from turnmill.infra.embedded.valkey import EmbeddedValkey
-from turnmill.schemas.database import Database
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.routes import queue_name
 from turnmill.schemas.settings import DatabaseSettings, SecretUrl
 from turnmill.schemas.store.deployment import read_deployment

@@ -19,9 +19,9 @@ import httpx
 from turnmill.chaos.reader import Reader
 from turnmill.chaos.record import Intent, Promise, Record, now
 from turnmill.producer.accept import accept
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import TransientError
 from turnmill.schemas.ids import Prefix, derived_id, show_id
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.turns import Lane, Message, Role, TurnRequest
 
 _RETRY_S = 0.2

@@ -22,8 +22,8 @@ from turnmill.chaos.record import Record, read_record
 from turnmill.chaos.site import Servers, Site, Size
 from turnmill.infra.migrations import upgrade
 from turnmill.producer.tenants import ensure_defaults
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import DatabaseSettings, EngineSettings, SecretUrl, Settings
 
 #: A neighbour's turns, conversations and rate are this part of ours.

@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from uuid import UUID
 
-from turnmill.schemas.database import Database
+from turnmill.schemas.postgres.database import Database
 
 _TURNS = """
 SELECT t.id::text AS turn_id, t.idempotency_key AS key, t.conversation_id::text AS conversation_id,

@@ -22,8 +22,8 @@ from turnmill.chaos.plan import Strike, follow, make_plan
 from turnmill.chaos.record import Entry, Fault, Record, now, read_record
 from turnmill.chaos.site import Servers, Site, Size, open_networks
 from turnmill.producer.tenants import create_key, ensure_defaults
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import DatabaseSettings, EngineSettings, SecretUrl, Settings
 
 log = structlog.get_logger()

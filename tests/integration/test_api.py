@@ -34,9 +34,9 @@ from turnmill.producer.tenants import (
     revoke_key,
     save_bot,
 )
-from turnmill.schemas.database import Database
 from turnmill.schemas.ids import Prefix, new_id, parse_id
 from turnmill.schemas.openai import parse_chat_request
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.tenants import DEFAULT_SCOPES, Caller, Scope
 from turnmill.schemas.turns import GenerationParams, Turn

@@ -16,11 +16,11 @@ from turnmill.producer.batch_results import results, write_results
 from turnmill.producer.batches import find_batch, list_batches, progress, submit
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.schemas.batches import BatchResult
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import DatabaseUnavailable, InvalidInput, NotFound, UnknownBot
 from turnmill.schemas.ids import Prefix, new_id, show_id
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import DatabaseSettings, EngineSettings, Settings
-from turnmill.schemas.tables import turns
+from turnmill.schemas.store.tables import turns
 from turnmill.schemas.turns import AcceptedTurn, GenerationParams, TurnRequest, TurnState
 from turnmill.workers.testing import InlineWorker
 

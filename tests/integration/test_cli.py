@@ -15,10 +15,10 @@ from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.cli.app import main
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.producer.turns import read_turn
-from turnmill.schemas.database import Database
 from turnmill.schemas.ids import new_id
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import load_settings
-from turnmill.schemas.tables import PRUNER_LOCK_KEY
+from turnmill.schemas.store.tables import PRUNER_LOCK_KEY
 from turnmill.schemas.turns import Message, Role, TurnRequest
 
 #: Run `turnmill` with these words: exit status, standard output, standard error.

@@ -30,12 +30,12 @@ from turnmill.producer.doctor import Finding, Level, clock, configuration, diagn
 from turnmill.producer.doctor.broker_amqp import confirms
 from turnmill.producer.doctor.findings import examine
 from turnmill.schemas.broker import hint_queues
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.ids import new_id
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
 from turnmill.schemas.store.deployment import Deployment, read_deployment
-from turnmill.schemas.tables import PRUNER_LOCK_KEY, RESCUER_LOCK_KEY
+from turnmill.schemas.store.tables import PRUNER_LOCK_KEY, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane
 from turnmill.workers.app import create_app
 from turnmill.workers.main import run_worker

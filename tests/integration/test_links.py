@@ -8,8 +8,8 @@ import time
 import psycopg
 import pytest
 
-from turnmill.schemas import links
-from turnmill.schemas.links import AsyncLink, Link, Stop
+from turnmill.schemas.postgres import links
+from turnmill.schemas.postgres.links import AsyncLink, Link, Stop
 
 
 async def open_async(url: str) -> None:

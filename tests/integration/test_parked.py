@@ -110,7 +110,7 @@ def answered_in_order(system: Any, turns: list[AcceptedTurn]) -> bool:
 
 
 def broken_invariants(system: Any) -> list[Any]:
-    """What `schemas/tables.py` says always holds, and does not."""
+    """What `schemas/store/tables.py` says always holds, and does not."""
     return list(
         system.database.run("""
         SELECT 'hint', t.id FROM turns t FULL JOIN outbox o ON o.turn_id = t.id

@@ -16,9 +16,9 @@ from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.turns import read_conversation
 from turnmill.schemas.errors import NotFound
 from turnmill.schemas.ids import first_id, new_id
-from turnmill.schemas.partitions import PARTITIONED, Month, create_month, months_from
 from turnmill.schemas.settings import RetentionSettings
-from turnmill.schemas.tables import PRUNER_LOCK_KEY
+from turnmill.schemas.store.partitions import PARTITIONED, Month, create_month, months_from
+from turnmill.schemas.store.tables import PRUNER_LOCK_KEY
 from turnmill.schemas.turns import AcceptedTurn, Lane, TurnState
 from turnmill.workers import retention as retention_module
 from turnmill.workers.engines.echo import EchoEngine

@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 from turnmill.infra.migrations import head_revision, upgrade
 from turnmill.producer.doctor import Finding, Level, diagnose
 from turnmill.producer.relay import Relay
-from turnmill.schemas.database import Database
 from turnmill.schemas.ids import new_id
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import DatabaseSettings, Settings, load_settings
 from turnmill.schemas.store.release import NEEDED_REVISION, RELEASE, refuse_older_database
 from turnmill.workers.lease import Leases

@@ -24,10 +24,10 @@ from turnmill.infra.embedded.supervisor import Supervisor
 from turnmill.infra.migrations import head_revision, upgrade
 from turnmill.producer.accept import accept
 from turnmill.producer.doctor import Level, diagnose, installation
-from turnmill.schemas.database import Database
 from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.suitability import examine_server, refuse_unsuitable
 from turnmill.schemas.settings import DatabaseSettings
-from turnmill.schemas.suitability import examine_server, refuse_unsuitable
 
 BROKEN, USAGE = 1, 64
 NO_BROKER = "redis://:secret-of-nobody@127.0.0.1:1/0"

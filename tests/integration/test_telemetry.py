@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.sql import SQL, Identifier
 
 from turnmill.producer.accept import accept_many
-from turnmill.schemas.targets import FOLDER
+from turnmill.schemas.observability.targets import FOLDER
 from turnmill.schemas.turns import Lane
 
 Eventually = Callable[..., None]

@@ -18,8 +18,8 @@ from alembic.script import ScriptDirectory
 from turnmill.infra import migrations
 from turnmill.infra.migrations import current_revision, head_revision, upgrade
 from turnmill.schemas.ids import first_id
-from turnmill.schemas.partitions import PARTITIONED, is_partition
-from turnmill.schemas.tables import attempts, metadata, replies
+from turnmill.schemas.store.partitions import PARTITIONED, is_partition
+from turnmill.schemas.store.tables import attempts, metadata, replies
 
 
 @pytest.fixture

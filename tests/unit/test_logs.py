@@ -10,7 +10,7 @@ import sqlalchemy
 import structlog
 from pydantic import TypeAdapter
 
-from turnmill.schemas.logs import configure_logging
+from turnmill.schemas.observability.logs import configure_logging
 from turnmill.schemas.settings import LogSettings
 
 

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from turnmill.schemas import errors
 from turnmill.schemas.errors import SettingsError
-from turnmill.schemas.logs import configure_logging
-from turnmill.schemas.masking import masked
+from turnmill.schemas.observability.logs import configure_logging
+from turnmill.schemas.observability.masking import masked
 from turnmill.schemas.settings import (
     BrokerSettings,
     EngineSettings,

@@ -17,11 +17,11 @@ from structlog.testing import capture_logs
 
 from turnmill.producer import relay_metrics
 from turnmill.producer.api.metrics import APIMetrics
+from turnmill.schemas.observability.targets import FOLDER, remove_dead_targets
+from turnmill.schemas.observability.telemetry import REGISTRY, STUCK_AFTER_S, Health, telemetry
 from turnmill.schemas.outcomes import HANDED_BACK, Snoozed
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.surroundings import keep_out_foreign_variables
-from turnmill.schemas.targets import FOLDER, remove_dead_targets
-from turnmill.schemas.telemetry import REGISTRY, STUCK_AFTER_S, Health, telemetry
 from turnmill.workers import metrics as worker_metrics
 from turnmill.workers.health import why_stuck, why_unready
 from turnmill.workers.lease import Leases
@@ -122,7 +122,7 @@ def test_an_address_for_all_is_listed_as_one_that_can_be_reached(tmp_path: Path,
 def test_the_entry_of_a_killed_process_is_removed_by_the_next_one(tmp_path: Path) -> None:
     program = (
         "import time; from turnmill.schemas.settings import load_settings\n"
-        "from turnmill.schemas.telemetry import Health, telemetry\n"
+        "from turnmill.schemas.observability.telemetry import Health, telemetry\n"
         "with telemetry(load_settings(), 'worker', Health()) as port:\n"
         "    print(port, flush=True); time.sleep(600)"
     )

@@ -16,7 +16,7 @@ from turnmill.schemas.errors import (
     EngineUnavailable,
     SettingsError,
 )
-from turnmill.schemas.masking import masked_urls
+from turnmill.schemas.observability.masking import masked_urls
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import NEUTRAL, GenerationParams, Message, Role
 from turnmill.workers.abort import Abort

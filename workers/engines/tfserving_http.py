@@ -17,7 +17,7 @@ from turnmill.schemas.errors import (
     EngineUnavailable,
     Unanswered,
 )
-from turnmill.schemas.masking import masked_urls
+from turnmill.schemas.observability.masking import masked_urls
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.urls import is_loopback
 

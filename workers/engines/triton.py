@@ -16,7 +16,7 @@ import grpc.experimental
 from tritonclient.grpc import service_pb2 as pb
 
 from turnmill.schemas.errors import EngineUnavailable, SettingsError, Unanswered
-from turnmill.schemas.masking import masked_urls
+from turnmill.schemas.observability.masking import masked_urls
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message
 from turnmill.workers.abort import Abort

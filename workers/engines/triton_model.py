@@ -24,7 +24,7 @@ from turnmill.schemas.errors import (
     SettingsError,
     TurnmillError,
 )
-from turnmill.schemas.logs import configure_logging
+from turnmill.schemas.observability.logs import configure_logging
 from turnmill.schemas.settings import EngineSettings, load_settings
 from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk

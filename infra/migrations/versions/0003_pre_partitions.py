@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from alembic import op
 
-from turnmill.schemas.partitions import PARTITIONED, Month, create_month, months_from
+from turnmill.schemas.store.partitions import PARTITIONED, Month, create_month, months_from
 
 revision = "0003"
 down_revision = "0002"

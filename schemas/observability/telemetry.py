@@ -26,8 +26,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from turnmill.schemas.observability.targets import listed_target
 from turnmill.schemas.settings import Settings
-from turnmill.schemas.targets import listed_target
 from turnmill.schemas.urls import address, reachable
 
 log = structlog.get_logger()

@@ -9,9 +9,9 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
-from turnmill.schemas.database import OUTAGES, Database
 from turnmill.schemas.errors import DatabaseUnavailable, SettingsError
-from turnmill.schemas.links import Stop
+from turnmill.schemas.postgres.database import OUTAGES, Database
+from turnmill.schemas.postgres.links import Stop
 from turnmill.schemas.settings import DatabaseSettings
 
 OLDEST_VERSION = 15

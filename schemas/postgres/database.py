@@ -15,7 +15,7 @@ from psycopg.rows import namedtuple_row
 from sqlalchemy.engine import Connection
 
 from turnmill.schemas.errors import DatabaseUnavailable
-from turnmill.schemas.links import AsyncLink, Link
+from turnmill.schemas.postgres.links import AsyncLink, Link
 from turnmill.schemas.settings import DatabaseSettings
 
 #: What psycopg raises when the server went away or has no room on its disk, gave up a

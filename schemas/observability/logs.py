@@ -11,7 +11,7 @@ import traceback
 import structlog
 from structlog.typing import EventDict, ExcInfo
 
-from turnmill.schemas.masking import masked_within
+from turnmill.schemas.observability.masking import masked_within
 from turnmill.schemas.settings import LogSettings
 
 #: Libraries whose error messages quote the values that they were given.

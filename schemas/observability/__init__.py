@@ -1,0 +1,1 @@
+"""Logs without secrets, metrics, probes, and the list that Prometheus reads."""

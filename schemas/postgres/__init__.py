@@ -1,0 +1,1 @@
+"""The way to PostgreSQL: connections, its clock, and whether a server is suitable."""
