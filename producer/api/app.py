@@ -21,7 +21,10 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
-from turnmill.producer.api import (
+from turnmill.producer.api.auth import KnownKeys
+from turnmill.producer.api.errors import CONVERSATION_HEADER, TURN_HEADER, add_error_handlers
+from turnmill.producer.api.middleware import REQUEST_ID_HEADER, ObservedCalls
+from turnmill.producer.api.resources import (
     completions,
     conversations,
     models,
@@ -29,19 +32,16 @@ from turnmill.producer.api import (
     parked,
     turns,
 )
-from turnmill.producer.api.auth import KnownKeys
-from turnmill.producer.api.connections import Connection, Crowd
-from turnmill.producer.api.errors import CONVERSATION_HEADER, TURN_HEADER, add_error_handlers
-from turnmill.producer.api.file_limit import (
+from turnmill.producer.api.resources.metrics import APIMetrics
+from turnmill.producer.api.resources.probes import ProbedAPI
+from turnmill.producer.api.server.connections import Connection, Crowd
+from turnmill.producer.api.server.file_limit import (
     accept_backlog,
     connection_capacity,
     deepen_backlog,
     raise_file_limit,
 )
-from turnmill.producer.api.metrics import APIMetrics
-from turnmill.producer.api.middleware import REQUEST_ID_HEADER, ObservedCalls
-from turnmill.producer.api.probes import ProbedAPI
-from turnmill.producer.api.rare_log import RareLog
+from turnmill.producer.api.server.rare_log import RareLog
 from turnmill.producer.api.services import Services, running_services
 from turnmill.schemas.observability.telemetry import telemetry
 from turnmill.schemas.openai import ChatCompletionRequest, ErrorBody

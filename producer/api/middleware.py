@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from turnmill.producer.api.errors import Problem, problem_of
-from turnmill.producer.api.metrics import APIMetrics
+from turnmill.producer.api.resources.metrics import APIMetrics
 
 REQUEST_ID_HEADER = "X-Request-Id"
 

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import TenantOption, open_system
-from turnmill.producer.cli.texts import plain
+from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.ids import Prefix, parse_id
 from turnmill.schemas.tenants import DEFAULT_SCOPES, Scope
 from turnmill.schemas.turns import GenerationParams
@@ -36,7 +36,7 @@ def doctor(
     Example: turnmill doctor --strict
     """
     from turnmill.infra.migrations import head_revision
-    from turnmill.producer.cli.doctor_view import show_findings, to_json
+    from turnmill.producer.cli.views.doctor_view import show_findings, to_json
     from turnmill.producer.doctor import Level, diagnose
 
     findings = diagnose(head_revision())

@@ -12,11 +12,6 @@ from turnmill.producer.cli import (
     batch,
     bench,
     chaos,
-    compress,
-    compress_auto,
-    distill,
-    evaluate,
-    models,
     parked,
     processes,
     retention,
@@ -24,7 +19,9 @@ from turnmill.producer.cli import (
     talk,
     turn,
 )
-from turnmill.producer.cli.texts import plain
+from turnmill.producer.cli.compression import auto as compress_auto
+from turnmill.producer.cli.compression import compress, distill, evaluate, models
+from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.errors import (
     Conflict,
     InvalidInput,

@@ -8,13 +8,13 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from turnmill.producer.backlog import Backlog, read_backlog
-from turnmill.producer.batch_results import check_results_path, results, write_results
-from turnmill.producer.batches import find_batch, list_batches, progress, submit
-from turnmill.producer.cli import batch_view
-from turnmill.producer.cli.console import make_console
+from turnmill.producer.batches.backlog import Backlog, read_backlog
+from turnmill.producer.batches.results import check_results_path, results, write_results
+from turnmill.producer.batches.submission import find_batch, list_batches, progress, submit
 from turnmill.producer.cli.context import System, TenantOption, open_system
-from turnmill.producer.cli.texts import plain
+from turnmill.producer.cli.views import batch_view
+from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.batches import Batch, BatchProgress
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.turns import GenerationParams

@@ -170,8 +170,8 @@ def compression(
     """
     with needing("compression"):
         from turnmill.benchmarks.compression import Plan, run_compression
-    from turnmill.producer.cli.compress import checkpoint_of
-    from turnmill.producer.cli.progress import showing_bars
+    from turnmill.producer.cli.compression.compress import checkpoint_of
+    from turnmill.producer.cli.views.progress import showing_bars
 
     plan = Plan(
         model=checkpoint_of(model, load_settings()),

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.extras import needing
+from turnmill.producer.cli.views.console import make_console
 
 console = make_console()
 

@@ -10,11 +10,11 @@ from uuid import UUID
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from turnmill.producer.cli import parked_view
-from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import System, TenantOption, open_system
-from turnmill.producer.parked import find_parked, list_parked, read_parked
-from turnmill.producer.replay import Change, drop, foresee, replay
+from turnmill.producer.cli.views import parked_view
+from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.parked.listing import find_parked, list_parked, read_parked
+from turnmill.producer.parked.replay import Change, drop, foresee, replay
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, parse_id
 from turnmill.schemas.parked import ParkedFilter

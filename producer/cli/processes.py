@@ -48,7 +48,7 @@ def api() -> None:
 
 def relay() -> None:
     """Run the relay, which publishes hints to the broker. Several may run."""
-    from turnmill.producer.relay import Relay
+    from turnmill.producer.relay.process import Relay
     from turnmill.schemas.observability.telemetry import telemetry
 
     settings = _start_on_database()

@@ -8,9 +8,9 @@ import typer
 from rich.filesize import decimal
 from rich.table import Table
 
-from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import open_system
 from turnmill.producer.cli.processes import db
+from turnmill.producer.cli.views.console import make_console
 
 console = make_console()
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import open_system
+from turnmill.producer.cli.views.console import make_console
 from turnmill.schemas.errors import StackError
 from turnmill.schemas.observability.targets import FOLDER as TARGETS_FOLDER
 from turnmill.schemas.settings import Settings, load_settings

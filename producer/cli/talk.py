@@ -7,9 +7,9 @@ from uuid import UUID
 import typer
 
 from turnmill.producer.accept import accept
-from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import System, TenantOption, open_system
-from turnmill.producer.cli.texts import plain
+from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.follow import Follower, Restart
 from turnmill.producer.turns import read_conversation
 from turnmill.schemas.errors import InvalidInput

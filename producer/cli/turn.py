@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from turnmill.producer.cli.console import make_console
 from turnmill.producer.cli.context import TenantOption, open_system
-from turnmill.producer.cli.texts import plain
+from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.ids import Prefix, parse_id, show_id
 from turnmill.schemas.turns import Turn
 

@@ -23,7 +23,7 @@ from turnmill.benchmarks.noop import LAST, create_app
 from turnmill.benchmarks.servers import process, servers, turnmill, wait_for
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.follow import Follower
-from turnmill.producer.publisher import Publisher
+from turnmill.producer.relay.publisher import Publisher
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import EngineSettings, Settings

@@ -30,9 +30,9 @@ class Point:
 POINTS = {
     "before-accept-commit": Point("after", "turnmill.producer.accept:_accept"),
     "after-accept-commit": Point("after", "turnmill.producer.accept:accept_many"),
-    "before-publish": Point("before", "turnmill.producer.publisher:Publisher.publish"),
-    "before-confirm": Point("after", "turnmill.producer.publisher:Publisher._publish_one"),
-    "after-confirm": Point("after", "turnmill.producer.publisher:Publisher.publish"),
+    "before-publish": Point("before", "turnmill.producer.relay.publisher:Publisher.publish"),
+    "before-confirm": Point("after", "turnmill.producer.relay.publisher:Publisher._publish_one"),
+    "after-confirm": Point("after", "turnmill.producer.relay.publisher:Publisher.publish"),
     "before-claim": Point("before", "turnmill.workers.lease:Leases._claim"),
     "after-claim": Point("after", "turnmill.workers.lease:Leases._claim"),
     "before-first-chunk": Point("after", "turnmill.workers.prompt:build_prompt"),

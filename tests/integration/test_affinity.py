@@ -12,8 +12,8 @@ import pytest
 from kombu import Connection
 
 from turnmill.producer.accept import accept
-from turnmill.producer.outbox import TAKE
-from turnmill.producer.publisher import Publisher
+from turnmill.producer.relay.outbox import TAKE
+from turnmill.producer.relay.publisher import Publisher
 from turnmill.schemas.broker import hint_queues, own_queues
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.routes import own_queue_name, queue_name

@@ -24,8 +24,8 @@ from structlog.testing import capture_logs
 from turnmill.producer.api.app import Server, create_app
 from turnmill.producer.api.auth import KnownKeys
 from turnmill.producer.api.errors import STATUSES
-from turnmill.producer.api.file_limit import MIN_CONNECTIONS
-from turnmill.producer.api.turns import TurnBody
+from turnmill.producer.api.resources.turns import TurnBody
+from turnmill.producer.api.server.file_limit import MIN_CONNECTIONS
 from turnmill.producer.tenants import (
     authenticate,
     create_key,
@@ -507,7 +507,7 @@ def test_a_large_body_is_parsed_beside_the_event_loop(
         assert is_answered.wait(20), "the event loop waits for the body"
         return parse_chat_request(body)
 
-    monkeypatch.setattr("turnmill.producer.api.completions.parse_chat_request", parse)
+    monkeypatch.setattr("turnmill.producer.api.resources.completions.parse_chat_request", parse)
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(api.post, "x" * 100_000, temprature=1)
         assert has_begun.wait(20)
@@ -894,7 +894,7 @@ def test_readiness_is_looked_at_once_for_all_who_ask(
         looks.append(database)
         assert is_over.wait(20)
 
-    monkeypatch.setattr("turnmill.producer.api.operation._look", look)
+    monkeypatch.setattr("turnmill.producer.api.resources.operation._look", look)
     with ThreadPoolExecutor(30) as pool:
         probes = [pool.submit(httpx.get, f"{api.url}/readyz") for _ in range(30)]
         eventually(lambda: looks)
@@ -1014,7 +1014,7 @@ def test_an_unexpected_error_is_told_apart_and_says_nothing(
     def fail(*arguments: object) -> None:
         raise RuntimeError("a private prompt")
 
-    monkeypatch.setattr("turnmill.producer.api.completions.accept", fail)
+    monkeypatch.setattr("turnmill.producer.api.resources.completions.accept", fail)
     with capture_logs() as logs:
         response = api.post("a private prompt")
     assert response.status_code == 500

@@ -9,11 +9,11 @@ from uuid import UUID
 
 import pytest
 
-from turnmill.producer import batches
 from turnmill.producer.accept import accept_many
-from turnmill.producer.backlog import Backlog, read_backlog
-from turnmill.producer.batch_results import results, write_results
-from turnmill.producer.batches import find_batch, list_batches, progress, submit
+from turnmill.producer.batches import submission as batches
+from turnmill.producer.batches.backlog import Backlog, read_backlog
+from turnmill.producer.batches.results import results, write_results
+from turnmill.producer.batches.submission import find_batch, list_batches, progress, submit
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.schemas.batches import BatchResult
 from turnmill.schemas.errors import DatabaseUnavailable, InvalidInput, NotFound, UnknownBot
@@ -197,7 +197,7 @@ def test_batch_is_answered_and_written(
     assert end.answer_p50_s and end.answer_p50_s <= end.latency_p50_s
     assert end.wall_s and end.wall_s > 0
 
-    monkeypatch.setattr("turnmill.producer.batch_results.PAGE_ROWS", 7)
+    monkeypatch.setattr("turnmill.producer.batches.results.PAGE_ROWS", 7)
     rows = list(results(database, tenant_id, batch.batch_id))
     assert len(rows) == 40 and all(row.reply and row.latency_s for row in rows)
     assert [row.row for row in results(database, tenant_id, batch.batch_id, limit=9)] == list(

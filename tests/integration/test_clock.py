@@ -16,8 +16,8 @@ from structlog.testing import capture_logs
 
 from turnmill.infra.migrations import upgrade
 from turnmill.producer.accept import accept, accept_many
-from turnmill.producer.lost import LostHints
-from turnmill.producer.outbox import TAKE
+from turnmill.producer.relay.lost import LostHints
+from turnmill.producer.relay.outbox import TAKE
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.outcomes import Snoozed
 from turnmill.schemas.settings import RetentionSettings

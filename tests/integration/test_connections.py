@@ -18,15 +18,15 @@ from structlog.testing import capture_logs
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from turnmill.producer.api.app import Server
-from turnmill.producer.api.connections import MAX_TINY_CHUNKS, Connection, Crowd
-from turnmill.producer.api.file_limit import (
+from turnmill.producer.api.resources.metrics import APIMetrics
+from turnmill.producer.api.server.connections import MAX_TINY_CHUNKS, Connection, Crowd
+from turnmill.producer.api.server.file_limit import (
     MIN_CONNECTIONS,
     accept_backlog,
     connection_capacity,
     raise_file_limit,
 )
-from turnmill.producer.api.metrics import APIMetrics
-from turnmill.producer.api.rare_log import RareLog
+from turnmill.producer.api.server.rare_log import RareLog
 from turnmill.schemas.settings import APISettings, Settings, load_settings
 
 #: Nobody listens there.

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from turnmill.producer.accept import accept, accept_many
-from turnmill.producer.publisher import Publisher
+from turnmill.producer.relay.publisher import Publisher
 from turnmill.producer.turns import read_conversation, read_turn
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.store.deployment import DEPLOYMENT_ID

@@ -8,9 +8,9 @@ import pytest
 from kombu import Connection
 
 from turnmill.producer.accept import accept, accept_many
-from turnmill.producer.lost import LostHints
-from turnmill.producer.outbox import REHINT
-from turnmill.producer.publisher import Publisher
+from turnmill.producer.relay.lost import LostHints
+from turnmill.producer.relay.outbox import REHINT
+from turnmill.producer.relay.publisher import Publisher
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.routes import queue_name
 from turnmill.schemas.store.deployment import DEPLOYMENT_ID

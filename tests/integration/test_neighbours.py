@@ -11,10 +11,10 @@ import pytest
 from kombu import Connection, Queue
 
 from turnmill.infra.migrations import upgrade
-from turnmill.producer import publisher as publisher_module
 from turnmill.producer.accept import accept_many
-from turnmill.producer.outbox import TAKE
-from turnmill.producer.publisher import Publisher
+from turnmill.producer.relay import publisher as publisher_module
+from turnmill.producer.relay.outbox import TAKE
+from turnmill.producer.relay.publisher import Publisher
 from turnmill.producer.tenants import save_bot
 from turnmill.schemas.broker import old_queues
 from turnmill.schemas.routes import old_queue_name, queue_name

@@ -15,13 +15,13 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from turnmill.producer import replay as replay_module
 from turnmill.producer.accept import accept, accept_many
-from turnmill.producer.backlog import read_backlog
-from turnmill.producer.batch_results import results
-from turnmill.producer.batches import progress, submit
-from turnmill.producer.parked import find_parked, list_parked, read_parked
-from turnmill.producer.replay import Change, drop, foresee, replay
+from turnmill.producer.batches.backlog import read_backlog
+from turnmill.producer.batches.results import results
+from turnmill.producer.batches.submission import progress, submit
+from turnmill.producer.parked import replay as replay_module
+from turnmill.producer.parked.listing import find_parked, list_parked, read_parked
+from turnmill.producer.parked.replay import Change, drop, foresee, replay
 from turnmill.producer.tenants import save_bot
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import LaterTurnAnswered, LaterTurnRunning, NotFound, NotParked

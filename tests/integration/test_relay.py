@@ -19,8 +19,8 @@ from structlog.testing import capture_logs
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ, rabbitmq_program
 from turnmill.infra.migrations import upgrade
 from turnmill.producer.accept import accept, accept_many
-from turnmill.producer.publisher import Publisher
-from turnmill.producer.relay import Relay
+from turnmill.producer.relay.process import Relay
+from turnmill.producer.relay.publisher import Publisher
 from turnmill.producer.tenants import ensure_defaults, save_bot
 from turnmill.schemas.broker import hint_queues
 from turnmill.schemas.postgres.database import Database

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from turnmill.infra.migrations import head_revision, upgrade
 from turnmill.producer.doctor import Finding, Level, diagnose
-from turnmill.producer.relay import Relay
+from turnmill.producer.relay.process import Relay
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import DatabaseSettings, Settings, load_settings

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from turnmill.producer.accept import accept, accept_many
-from turnmill.producer.replay import replay
+from turnmill.producer.parked.replay import replay
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered, Crashed

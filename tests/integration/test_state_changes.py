@@ -18,7 +18,7 @@ import pytest
 
 from turnmill.producer.accept import accept_many
 from turnmill.producer.cancel import cancel
-from turnmill.producer.replay import drop, replay
+from turnmill.producer.parked.replay import drop, replay
 from turnmill.schemas import store
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered, Failed, Outcome, Snoozed

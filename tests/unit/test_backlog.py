@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from turnmill.producer import backlog_formats
-from turnmill.producer.backlog import Backlog, read_backlog
+from turnmill.producer.batches import formats as backlog_formats
+from turnmill.producer.batches.backlog import Backlog, read_backlog
 from turnmill.schemas.batches import BacklogRow
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.turns import Message, Role
@@ -332,7 +332,7 @@ def test_file_edited_after_the_check_is_refused(tmp_path: Path) -> None:
 _MEASURE = """
 import sys
 from pathlib import Path
-from turnmill.producer.backlog import read_backlog
+from turnmill.producer.batches.backlog import read_backlog
 
 def peak():
     status = Path("/proc/self/status").read_text()

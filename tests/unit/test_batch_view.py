@@ -9,8 +9,14 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from turnmill.producer.cli import batch_view
-from turnmill.producer.cli.batch_view import Pace, describe_progress, replies_table, shorten, watch
+from turnmill.producer.cli.views import batch_view
+from turnmill.producer.cli.views.batch_view import (
+    Pace,
+    describe_progress,
+    replies_table,
+    shorten,
+    watch,
+)
 from turnmill.schemas.batches import BatchProgress, BatchResult, ResultError
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.turns import TurnState

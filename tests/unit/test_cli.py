@@ -11,7 +11,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from turnmill.producer.cli.app import app, main
-from turnmill.producer.cli.console import PIPED_WIDTH, make_console
+from turnmill.producer.cli.views.console import PIPED_WIDTH, make_console
 from turnmill.schemas.errors import SettingsError
 
 #: Run `turnmill` with these words: exit status, standard output, standard error.

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from turnmill.producer.cli.progress import Bars
+from turnmill.producer.cli.views.progress import Bars
 
 
 @pytest.mark.parametrize("finished", [0, 8])

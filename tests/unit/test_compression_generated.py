@@ -9,7 +9,7 @@ import pytest
 from turnmill.compression.data import read_conversations
 from turnmill.compression.distill.generated import backlog_of, chats_of
 from turnmill.compression.texts import Conversation, part_of
-from turnmill.producer.backlog import read_backlog
+from turnmill.producer.batches.backlog import read_backlog
 from turnmill.schemas.batches import BatchResult
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.turns import TurnState

@@ -15,8 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
-from turnmill.producer import relay_metrics
-from turnmill.producer.api.metrics import APIMetrics
+from turnmill.producer.api.resources.metrics import APIMetrics
+from turnmill.producer.relay import metrics as relay_metrics
 from turnmill.schemas.observability.targets import FOLDER, remove_dead_targets
 from turnmill.schemas.observability.telemetry import REGISTRY, STUCK_AFTER_S, Health, telemetry
 from turnmill.schemas.outcomes import HANDED_BACK, Snoozed

@@ -16,10 +16,10 @@ from typing import Any
 import psycopg
 import structlog
 
-from turnmill.producer.lost import LostHints
-from turnmill.producer.outbox import NEXT, TAKE, UNMARK
-from turnmill.producer.publisher import Publisher
-from turnmill.producer.relay_metrics import HINTS_PUBLISHED, IS_FULL, TAKE_S, WINDOW
+from turnmill.producer.relay.lost import LostHints
+from turnmill.producer.relay.metrics import HINTS_PUBLISHED, IS_FULL, TAKE_S, WINDOW
+from turnmill.producer.relay.outbox import NEXT, TAKE, UNMARK
+from turnmill.producer.relay.publisher import Publisher
 from turnmill.schemas.errors import BrokerUnavailable, DatabaseOutdated, DatabaseUnavailable
 from turnmill.schemas.observability.telemetry import DATABASE_RECONNECTS, STUCK_AFTER_S, Health
 from turnmill.schemas.postgres.database import Database

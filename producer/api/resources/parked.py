@@ -9,10 +9,10 @@ from pydantic import Field
 from turnmill.producer.api.auth import AdministeredTenantOf
 from turnmill.producer.api.errors import Problem
 from turnmill.producer.api.parameters import TurnId, id_schema
+from turnmill.producer.api.resources.turns import TurnBody
 from turnmill.producer.api.services import Services, ServicesOf
-from turnmill.producer.api.turns import TurnBody
-from turnmill.producer.parked import list_parked, read_parked
-from turnmill.producer.replay import Change, drop, replay
+from turnmill.producer.parked.listing import list_parked, read_parked
+from turnmill.producer.parked.replay import Change, drop, replay
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import NotFound
 from turnmill.schemas.ids import Prefix, parse_id

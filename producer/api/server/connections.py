@@ -17,8 +17,8 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from turnmill.producer.api.errors import Problem
-from turnmill.producer.api.metrics import APIMetrics
-from turnmill.producer.api.rare_log import RareLog
+from turnmill.producer.api.resources.metrics import APIMetrics
+from turnmill.producer.api.server.rare_log import RareLog
 from turnmill.schemas.settings import APISettings
 
 #: A body may take its timeout and a second more for each of so many bytes.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from turnmill.producer.backlog_formats import (
+from turnmill.producer.batches.formats import (
     Problem,
     Report,
     describe_unknown,

@@ -20,7 +20,6 @@ from starlette.types import Receive, Scope, Send
 
 from turnmill.producer.accept import accept
 from turnmill.producer.api.auth import TenantOf
-from turnmill.producer.api.conversations import require_conversation
 from turnmill.producer.api.errors import (
     CONVERSATION_HEADER,
     TURN_HEADER,
@@ -30,6 +29,7 @@ from turnmill.producer.api.errors import (
     wait_timeout,
 )
 from turnmill.producer.api.headers import CallHeaders, read_body, read_headers
+from turnmill.producer.api.resources.conversations import require_conversation
 from turnmill.producer.api.services import Services, ServicesOf
 from turnmill.producer.api.shapes import CompletionShape
 from turnmill.producer.api.stream import events

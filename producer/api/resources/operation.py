@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from turnmill.producer.api.auth import ObservingTenantOf
-from turnmill.producer.api.metrics import APIMetrics
+from turnmill.producer.api.resources.metrics import APIMetrics
 from turnmill.producer.api.services import ServicesOf
 from turnmill.schemas.errors import DatabaseOutdated, DatabaseUnavailable, TransientError
 from turnmill.schemas.postgres.database import Database

@@ -9,8 +9,8 @@ import typer
 from rich.filesize import decimal
 from rich.table import Table
 
-from turnmill.producer.cli.console import make_console
-from turnmill.producer.cli.texts import plain
+from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.settings import load_settings
 
 if TYPE_CHECKING:

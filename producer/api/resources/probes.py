@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI
 
-from turnmill.producer.api.metrics import APIMetrics, render_open
-from turnmill.producer.api.operation import READY_TIMEOUT_S, get_readiness
+from turnmill.producer.api.resources.metrics import APIMetrics, render_open
+from turnmill.producer.api.resources.operation import READY_TIMEOUT_S, get_readiness
 from turnmill.producer.api.services import Services
 from turnmill.schemas.errors import TurnmillError
 from turnmill.schemas.observability.telemetry import STUCK_AFTER_S, Health

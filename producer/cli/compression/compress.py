@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from turnmill.producer.cli.console import make_console
+from turnmill.producer.cli.compression.models import show_artifact
 from turnmill.producer.cli.context import open_system
-from turnmill.producer.cli.models import show_artifact
-from turnmill.producer.cli.progress import showing_bars
+from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.progress import showing_bars
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.settings import Settings, load_settings
 

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from turnmill.producer.replay import foresee
+from turnmill.producer.parked.replay import foresee
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import NotParked
 from turnmill.schemas.ids import Prefix, show_id

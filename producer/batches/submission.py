@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from turnmill.producer.accept import accept_many
-from turnmill.producer.backlog import Backlog, NumberedRow
+from turnmill.producer.batches.backlog import Backlog, NumberedRow
 from turnmill.schemas.batches import BacklogRow, Batch, BatchProgress, row_key
 from turnmill.schemas.errors import InvalidInput, NotFound, UnknownBot
 from turnmill.schemas.ids import Prefix, derived_id, new_id

@@ -7,8 +7,8 @@ from pydantic import BaseModel
 
 from turnmill.producer.api.auth import TenantOf
 from turnmill.producer.api.parameters import ConversationId
+from turnmill.producer.api.resources.turns import TurnBody
 from turnmill.producer.api.services import ServicesOf
-from turnmill.producer.api.turns import TurnBody
 from turnmill.producer.tenants import set_conversation_training
 from turnmill.producer.turns import read_conversation
 from turnmill.schemas.errors import NotFound

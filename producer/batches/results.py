@@ -16,7 +16,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from turnmill.producer.backlog_formats import import_pyarrow
+from turnmill.producer.batches.formats import import_pyarrow
 from turnmill.schemas.batches import BatchResult, ResultError, row_id_of
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, show_id

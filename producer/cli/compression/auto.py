@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from turnmill.producer.cli.compress import (
+from turnmill.producer.cli.compression.compress import (
     DataOption,
     ModelArgument,
     ProseOption,
     checkpoint_of,
 )
-from turnmill.producer.cli.console import make_console
-from turnmill.producer.cli.progress import showing_bars
+from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.progress import showing_bars
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.settings import load_settings
 

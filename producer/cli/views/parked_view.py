@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from turnmill.producer.cli.texts import plain
-from turnmill.producer.replay import Change
+from turnmill.producer.cli.views.texts import plain
+from turnmill.producer.parked.replay import Change
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.parked import ParkedDetails, ParkedPage
 from turnmill.schemas.turns import TurnState

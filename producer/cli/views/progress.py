@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from turnmill.producer.cli.texts import plain
+from turnmill.producer.cli.views.texts import plain
 
 
 class Bars:

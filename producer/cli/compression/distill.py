@@ -8,16 +8,16 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from turnmill.producer.cli.compress import (
+from turnmill.producer.cli.compression.compress import (
     DataOption,
     ModelArgument,
     TenantDataOption,
     checkpoint_of,
     conversations_from,
 )
-from turnmill.producer.cli.console import make_console
-from turnmill.producer.cli.progress import showing_bars
-from turnmill.producer.cli.texts import plain
+from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.progress import showing_bars
+from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.json_lines import one_line
 from turnmill.schemas.settings import load_settings

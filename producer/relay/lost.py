@@ -13,9 +13,9 @@ from collections import Counter
 import psycopg
 import structlog
 
-from turnmill.producer.outbox import REHINT, STALE
-from turnmill.producer.publisher import Publisher
-from turnmill.producer.relay_metrics import HINTS_LOST
+from turnmill.producer.relay.metrics import HINTS_LOST
+from turnmill.producer.relay.outbox import REHINT, STALE
+from turnmill.producer.relay.publisher import Publisher
 from turnmill.schemas.errors import BrokerUnavailable, DatabaseUnavailable
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from turnmill.producer.cli.compress import DataOption, ProseOption, checkpoint_of
-from turnmill.producer.cli.console import make_console
+from turnmill.producer.cli.compression.compress import DataOption, ProseOption, checkpoint_of
 from turnmill.producer.cli.extras import needing
-from turnmill.producer.cli.progress import showing_bars
+from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.progress import showing_bars
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.settings import Settings, load_settings
 

@@ -1,0 +1,1 @@
+"""One router a resource. Handlers call use cases and nothing else."""

@@ -1,0 +1,1 @@
+"""What uvicorn leaves open: limits of connections, files and log lines."""

@@ -1,0 +1,1 @@
+"""Parked turns: list them, read one, replay or drop them."""
