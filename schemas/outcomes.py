@@ -1,4 +1,4 @@
-"""What an attempt ended in: a value; `workers/settle.py` turns it into a state."""
+"""What an attempt ended in: a value; `workers/turn/settle.py` turns it into a state."""
 
 from dataclasses import dataclass
 

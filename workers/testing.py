@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.postgres.clock import IS_DUE
 from turnmill.schemas.settings import Settings
-from turnmill.workers.answer import answer_turn
-from turnmill.workers.process import running_worker
+from turnmill.workers.consumer.process import running_worker
+from turnmill.workers.turn.answer import answer_turn
 
 _DUE = f"""
 UPDATE outbox SET published_at = clock_timestamp()

@@ -77,7 +77,7 @@ def worker(
 
     Example of primary and standby, on two machines: turnmill worker --standby
     """
-    from turnmill.workers.main import run_worker
+    from turnmill.workers.consumer.main import run_worker
 
     settings = _start_on_database()
     refuse_unusable_network(settings.engine.endpoint_urls)
@@ -94,7 +94,7 @@ def worker(
 
 def flower() -> None:
     """Run Flower, which shows every hint as a task. It asks for the password you set."""
-    from turnmill.workers.flower import run_flower
+    from turnmill.workers.consumer.flower import run_flower
 
     run_flower(_start())
 

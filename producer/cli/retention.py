@@ -27,7 +27,7 @@ def prune(
 
     Example: TURNMILL_RETENTION__TURNS_DAYS=90 turnmill db prune --dry-run
     """
-    from turnmill.workers.pruner import prune as prune_database
+    from turnmill.workers.upkeep.pruner import prune as prune_database
 
     with open_system() as system, console.status("pruning …") as status:
 

@@ -18,7 +18,7 @@ from turnmill.producer.turns import read_turn
 from turnmill.schemas.broker import hint_queues
 from turnmill.schemas.store.deployment import Deployment
 from turnmill.schemas.turns import Lane, TurnState
-from turnmill.workers.app import create_app
+from turnmill.workers.consumer.app import create_app
 
 Eventually = Callable[..., None]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from turnmill.benchmarks.workload import short_chats
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Engine, Prompt
+from turnmill.workers.turn.abort import Abort
 
 #: Turns that run beside the aborted one, at most.
 NEIGHBOURS = 7

@@ -15,9 +15,9 @@ from turnmill.benchmarks.aborts import AbortTime, abort_many
 from turnmill.benchmarks.workload import Chat, conversation, short_chats
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import Lane, Message, Role
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Engine, Prompt
 from turnmill.workers.engines.registry import create_engine
+from turnmill.workers.turn.abort import Abort
 
 Result = TypeVar("Result")
 

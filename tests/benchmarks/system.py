@@ -29,9 +29,9 @@ from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import EngineSettings, Settings
 from turnmill.schemas.store.deployment import read_deployment
 from turnmill.schemas.turns import DEFAULT_PARAMS, Lane, Message, Role, TurnRequest
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.echo import EchoEngine
+from turnmill.workers.turn.abort import Abort
 
 console = Console(width=110)
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from turnmill.schemas.errors import EngineAway, EngineDied
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message, Role
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.echo import EchoEngine
+from turnmill.workers.turn.abort import Abort
 
 #: Folder of the token counters; an environment variable of the run, not a setting of the product.
 TOKENS_DIR = "CHAOS_TOKENS_DIR"

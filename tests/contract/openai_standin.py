@@ -12,9 +12,9 @@ from typing import Any
 from turnmill.benchmarks.announced import Announced, announced
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message, Role
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.echo import EchoEngine
+from turnmill.workers.turn.abort import Abort
 
 
 def serving(token_s: float = 0.0) -> AbstractContextManager[Announced]:

@@ -12,10 +12,10 @@ from structlog.testing import capture_logs
 from turnmill.schemas.errors import EngineFailure, EngineUnavailable, InvalidInput, TurnmillError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
-from turnmill.workers.abort import Abort
-from turnmill.workers.clean import clean
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.replicas import FAILURES_TO_OPEN
+from turnmill.workers.turn.abort import Abort
+from turnmill.workers.turn.clean import clean
 
 from .odd_server import DONE, HELLOS, OddServer, chunk, event, serving, spelled
 

@@ -15,9 +15,9 @@ import pytest
 from turnmill.schemas.errors import ContextOverflow, EngineFailure, EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.sse import MAX_EVENT_BYTES, EventReader
+from turnmill.workers.turn.abort import Abort
 
 from .conftest import OpenAIServerProcess
 from .openai_standin import serving

@@ -23,12 +23,12 @@ from tests.selection import storm_turns
 from turnmill.schemas.errors import ContextOverflow
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Lane, Message, Role
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.engines.batching import BatchingEngine, TextSide
 from turnmill.workers.engines.chat_template import ChatTemplate
 from turnmill.workers.engines.child import ChildScheduler
 from turnmill.workers.engines.scheduling import Facts
+from turnmill.workers.turn.abort import Abort
 
 SEED = int(os.environ.get("STORM_SEED", "1"))
 #: Turns by default, where they cost next to nothing, little, and more.

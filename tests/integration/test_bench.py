@@ -23,9 +23,9 @@ from turnmill.benchmarks.report import WIDTH, Journal, plot, show
 from turnmill.benchmarks.workload import conversation, mixed_chats, short_chats
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.echo import EchoEngine
+from turnmill.workers.turn.abort import Abort
 
 ECHO = EngineSettings(name="echo", echo_token_s=0.001, max_batch_size=8)
 

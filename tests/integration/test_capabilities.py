@@ -14,11 +14,11 @@ from turnmill.schemas.content import Document, MediaPart, TextPart, TokenLogprob
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message, Role, Tool, TurnState
-from turnmill.workers.answer import answer_turn
+from turnmill.workers.consumer.process import running_worker
 from turnmill.workers.engines.base import Chunk, Prompt, ToolCallPiece
 from turnmill.workers.engines.echo import EchoEngine
-from turnmill.workers.process import running_worker
 from turnmill.workers.testing import InlineWorker
+from turnmill.workers.turn.answer import answer_turn
 
 PICTURE = MediaPart(type="image", url="https://a.example/1.png")
 SEARCH = GenerationParams(tools=(Tool(name="search"),), logprobs=1)
@@ -58,7 +58,7 @@ def system(make_system: Callable[..., Any], database_url: str) -> Any:
 @pytest.fixture
 def able(monkeypatch: pytest.MonkeyPatch) -> Able:
     engine = Able()
-    monkeypatch.setattr("turnmill.workers.process.create_engine", lambda _: engine)
+    monkeypatch.setattr("turnmill.workers.consumer.process.create_engine", lambda _: engine)
     return engine
 
 
@@ -143,7 +143,7 @@ def test_a_worker_that_cannot_hands_the_turn_back_unharmed(
     with running_worker(system.settings):
         turn = accept(system.database, seen(system))
     monkeypatch.setattr(
-        "turnmill.workers.process.create_engine", lambda _: EchoEngine(EngineSettings())
+        "turnmill.workers.consumer.process.create_engine", lambda _: EchoEngine(EngineSettings())
     )
     with running_worker(system.settings) as (worker, _):
         assert answer_turn(worker, turn.turn_id)

@@ -45,17 +45,17 @@ from turnmill.schemas.turns import (
     TurnState,
     Usage,
 )
-from turnmill.workers import prompt as prompt_module
-from turnmill.workers import settle as settle_module
-from turnmill.workers.abort import Abort
-from turnmill.workers.answer import Worker, answer_turn
+from turnmill.workers.consumer.process import running_worker
 from turnmill.workers.engines.base import Chunk, Prompt
-from turnmill.workers.lease import AbortReason, Claim, Leases
-from turnmill.workers.process import running_worker
-from turnmill.workers.rescuer import sweep
-from turnmill.workers.settle import Settler
-from turnmill.workers.stream import Stream
 from turnmill.workers.testing import InlineWorker
+from turnmill.workers.turn import prompt as prompt_module
+from turnmill.workers.turn import settle as settle_module
+from turnmill.workers.turn.abort import Abort
+from turnmill.workers.turn.answer import Worker, answer_turn
+from turnmill.workers.turn.lease import AbortReason, Claim, Leases
+from turnmill.workers.turn.settle import Settler
+from turnmill.workers.turn.stream import Stream
+from turnmill.workers.upkeep.rescuer import sweep
 
 Eventually = Callable[..., None]
 REPLY = Answered(Reply(content="yes", finish_reason="stop", usage=Usage()))

@@ -22,11 +22,11 @@ from turnmill.producer.turns import read_turn
 from turnmill.schemas.outcomes import Snoozed
 from turnmill.schemas.settings import RetentionSettings
 from turnmill.schemas.turns import AcceptedTurn, Lane
-from turnmill.workers.lease import Claim, Leases
-from turnmill.workers.pruner import prune
-from turnmill.workers.rescuer import sweep
-from turnmill.workers.settle import Settler
 from turnmill.workers.testing import InlineWorker
+from turnmill.workers.turn.lease import Claim, Leases
+from turnmill.workers.turn.settle import Settler
+from turnmill.workers.upkeep.pruner import prune
+from turnmill.workers.upkeep.rescuer import sweep
 
 Eventually = Callable[..., None]
 HOUR = 3600.0

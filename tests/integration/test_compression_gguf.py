@@ -16,9 +16,9 @@ from turnmill.compression.texts import Conversation, Texts
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message, Role
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.registry import create_engine
+from turnmill.workers.turn.abort import Abort
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),

@@ -12,8 +12,8 @@ from kombu import Consumer as Consumers
 
 from turnmill.schemas.broker import hint_queues
 from turnmill.schemas.turns import Lane
-from turnmill.workers.app import HintConsumer
-from turnmill.workers.lease import UNCONSUMED_S, Leases
+from turnmill.workers.consumer.app import HintConsumer
+from turnmill.workers.turn.lease import UNCONSUMED_S, Leases
 
 
 @pytest.fixture

@@ -37,8 +37,8 @@ from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
 from turnmill.schemas.store.deployment import Deployment, read_deployment
 from turnmill.schemas.store.tables import PRUNER_LOCK_KEY, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane
-from turnmill.workers.app import create_app
-from turnmill.workers.main import run_worker
+from turnmill.workers.consumer.app import create_app
+from turnmill.workers.consumer.main import run_worker
 
 NOWHERE = "127.0.0.1:1"
 

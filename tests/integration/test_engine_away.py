@@ -17,16 +17,16 @@ from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import EngineAway, EngineBrokeOff, EngineDied, EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import Lane, TurnState
-from turnmill.workers.answer import answer_turn
-from turnmill.workers.availability import Availability
+from turnmill.workers.consumer.availability import Availability
+from turnmill.workers.consumer.process import running_worker
 from turnmill.workers.engines.echo import EchoEngine
 from turnmill.workers.engines.http_front import _unavailable as http_unavailable
 from turnmill.workers.engines.lazy import LazyEngine
 from turnmill.workers.engines.openai_errors import in_stream
-from turnmill.workers.lease import Leases
-from turnmill.workers.process import running_worker
-from turnmill.workers.rescuer import sweep
 from turnmill.workers.testing import InlineWorker
+from turnmill.workers.turn.answer import answer_turn
+from turnmill.workers.turn.lease import Leases
+from turnmill.workers.upkeep.rescuer import sweep
 
 Eventually = Callable[..., None]
 
@@ -58,7 +58,7 @@ class Flaky(EchoEngine):
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Flaky:
     flaky = Flaky()
-    monkeypatch.setattr("turnmill.workers.process.create_engine", lambda _: flaky)
+    monkeypatch.setattr("turnmill.workers.consumer.process.create_engine", lambda _: flaky)
     return flaky
 
 
@@ -237,14 +237,14 @@ class BreaksOff(Flaky):
 @pytest.fixture
 def breaks_off(monkeypatch: pytest.MonkeyPatch) -> BreaksOff:
     engine = BreaksOff()
-    monkeypatch.setattr("turnmill.workers.process.create_engine", lambda _: engine)
+    monkeypatch.setattr("turnmill.workers.consumer.process.create_engine", lambda _: engine)
     return engine
 
 
 def test_a_turn_that_progresses_though_its_engine_breaks_off_is_continued_and_counts_nothing(
     system: Any, breaks_off: BreaksOff, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("turnmill.workers.answer.AWAY_CAP_S", 0.02)
+    monkeypatch.setattr("turnmill.workers.turn.answer.AWAY_CAP_S", 0.02)
     words = " ".join(f"w{n}" for n in range(2 * system.settings.worker.max_attempts))
     turn = accept(system.database, system.request(words))
     with InlineWorker(system.settings):

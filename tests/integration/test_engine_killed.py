@@ -9,7 +9,7 @@ import pytest
 
 from turnmill.producer.accept import accept_many
 from turnmill.schemas.turns import GenerationParams
-from turnmill.workers.drain import HUNG_STATUS
+from turnmill.workers.consumer.drain import HUNG_STATUS
 
 pytest.importorskip("torch", reason="pip install 'turnmill[transformers]'")
 pytestmark = pytest.mark.filterwarnings("default")

@@ -9,11 +9,11 @@ import pytest
 
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Engine, Prompt
 from turnmill.workers.engines.pieces import by_pieces
 from turnmill.workers.engines.registry import REQUIREMENTS, create_engine
 from turnmill.workers.models import prepare_model
+from turnmill.workers.turn.abort import Abort
 
 torch = pytest.importorskip("torch", reason="pip install 'turnmill[transformers]'")
 transformers = pytest.importorskip("transformers", reason="pip install 'turnmill[transformers]'")

@@ -23,7 +23,7 @@ from turnmill.producer.accept import accept, accept_many
 from turnmill.schemas.broker import celery_settings, hint_queues
 from turnmill.schemas.routes import ANSWER_TASK
 from turnmill.schemas.turns import Lane
-from turnmill.workers.remote_control import ALLOWED, SHOWN_OF_BROKER, _without_secrets
+from turnmill.workers.consumer.remote_control import ALLOWED, SHOWN_OF_BROKER, _without_secrets
 
 Eventually = Callable[..., None]
 

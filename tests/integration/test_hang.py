@@ -13,7 +13,7 @@ from turnmill.infra.embedded.supervisor import ChildEvent, ChildEventKind, Super
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.turns import TurnState
-from turnmill.workers.drain import HUNG_STATUS
+from turnmill.workers.consumer.drain import HUNG_STATUS
 
 Eventually = Callable[..., None]
 

@@ -29,12 +29,12 @@ from turnmill.schemas.ids import new_id, show_id
 from turnmill.schemas.outcomes import Answered, Failed, Snoozed
 from turnmill.schemas.parked import ParkedFilter
 from turnmill.schemas.turns import AcceptedTurn, GenerationParams, Lane, Reply, TurnState, Usage
-from turnmill.workers.evidence import PARKED_AFTER
-from turnmill.workers.lease import Claim, Leases
-from turnmill.workers.rescuer import sweep
-from turnmill.workers.settle import Settler
-from turnmill.workers.stream import Stream
 from turnmill.workers.testing import InlineWorker
+from turnmill.workers.turn.lease import Claim, Leases
+from turnmill.workers.turn.settle import Settler
+from turnmill.workers.turn.stream import Stream
+from turnmill.workers.upkeep.evidence import PARKED_AFTER
+from turnmill.workers.upkeep.rescuer import sweep
 
 REPLY = Answered(Reply(content="yes", finish_reason="stop", usage=Usage()))
 BUSY = Snoozed(0.0, "The engine cannot take the turn right now.")

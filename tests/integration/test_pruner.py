@@ -20,13 +20,13 @@ from turnmill.schemas.settings import RetentionSettings
 from turnmill.schemas.store.partitions import PARTITIONED, Month, create_month, months_from
 from turnmill.schemas.store.tables import PRUNER_LOCK_KEY
 from turnmill.schemas.turns import AcceptedTurn, Lane, TurnState
-from turnmill.workers import retention as retention_module
 from turnmill.workers.engines.echo import EchoEngine
-from turnmill.workers.lease import Leases
-from turnmill.workers.months import MONTHS_AHEAD
-from turnmill.workers.prompt import build_prompt
-from turnmill.workers.pruner import Pruner, prune
 from turnmill.workers.testing import InlineWorker
+from turnmill.workers.turn.lease import Leases
+from turnmill.workers.turn.prompt import build_prompt
+from turnmill.workers.upkeep import retention as retention_module
+from turnmill.workers.upkeep.months import MONTHS_AHEAD
+from turnmill.workers.upkeep.pruner import Pruner, prune
 
 Eventually = Callable[..., None]
 

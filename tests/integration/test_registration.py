@@ -13,8 +13,8 @@ from turnmill.producer.accept import accept
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
-from turnmill.workers.lease import Leases
 from turnmill.workers.testing import InlineWorker
+from turnmill.workers.turn.lease import Leases
 
 Eventually = Callable[..., None]
 

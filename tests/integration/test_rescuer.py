@@ -23,13 +23,13 @@ from turnmill.schemas.outcomes import Answered, Crashed
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import AcceptedTurn, Lane, Reply, Usage
-from turnmill.workers.evidence import DISCOUNT, PARKED_AFTER
-from turnmill.workers.lease import Claim, Leases
-from turnmill.workers.liveness import GRACE_S
-from turnmill.workers.rescuer import STALL_S, Rescuer, sweep
-from turnmill.workers.settle import Settler
-from turnmill.workers.stream import Stream
 from turnmill.workers.testing import InlineWorker
+from turnmill.workers.turn.lease import Claim, Leases
+from turnmill.workers.turn.settle import Settler
+from turnmill.workers.turn.stream import Stream
+from turnmill.workers.upkeep.evidence import DISCOUNT, PARKED_AFTER
+from turnmill.workers.upkeep.liveness import GRACE_S
+from turnmill.workers.upkeep.rescuer import STALL_S, Rescuer, sweep
 
 Eventually = Callable[..., None]
 REPLY = Answered(Reply(content="yes", finish_reason="stop", usage=Usage()))
@@ -244,7 +244,7 @@ def test_the_running_rescuer_does_all_this_by_itself_and_when_it_is_woken(
         sweep(*arguments, **options)
         has_swept.set()
 
-    monkeypatch.setattr("turnmill.workers.rescuer.sweep", sweep_and_say_so)
+    monkeypatch.setattr("turnmill.workers.upkeep.rescuer.sweep", sweep_and_say_so)
     doomed = new_worker()
     doomed.claim(accept(system.database, system.request("hello")))
     settings = system.settings.worker.model_copy(update={"rescue_every_s": 600.0})

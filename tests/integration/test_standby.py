@@ -19,11 +19,11 @@ from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import GenerationParams, Lane, TurnState
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.echo import EchoEngine
-from turnmill.workers.liveness import take_over
-from turnmill.workers.standby import warm_up
+from turnmill.workers.turn.abort import Abort
+from turnmill.workers.upkeep.liveness import take_over
+from turnmill.workers.upkeep.standby import warm_up
 
 Eventually = Callable[..., None]
 

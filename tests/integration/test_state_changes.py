@@ -30,9 +30,9 @@ from turnmill.schemas.store.outbox import OWE_HINTS
 from turnmill.schemas.store.replay import DROP, REPLAY
 from turnmill.schemas.store.requeue import REQUEUE
 from turnmill.schemas.turns import TRANSITIONS, AcceptedTurn, Lane, Reply, TurnState, Usage
-from turnmill.workers.lease import Leases
-from turnmill.workers.rescuer import sweep
-from turnmill.workers.settle import Ending, Settler, end_turns
+from turnmill.workers.turn.lease import Leases
+from turnmill.workers.turn.settle import Ending, Settler, end_turns
+from turnmill.workers.upkeep.rescuer import sweep
 
 _REPOSITORY = Path(__file__).parents[2]
 _STORE = "schemas/store/"

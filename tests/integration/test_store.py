@@ -21,11 +21,11 @@ from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered, Snoozed
 from turnmill.schemas.store.claim import CLAIM
 from turnmill.schemas.turns import AcceptedTurn, GenerationParams, Lane, Reply, Usage
-from turnmill.workers import lease as lease_module
-from turnmill.workers.evidence import PARKED_AFTER
-from turnmill.workers.lease import Claim, Leases
-from turnmill.workers.rescuer import sweep
-from turnmill.workers.settle import Settler
+from turnmill.workers.turn import lease as lease_module
+from turnmill.workers.turn.lease import Claim, Leases
+from turnmill.workers.turn.settle import Settler
+from turnmill.workers.upkeep.evidence import PARKED_AFTER
+from turnmill.workers.upkeep.rescuer import sweep
 
 Eventually = Callable[..., None]
 REPLY = Answered(Reply(content="yes", finish_reason="stop", usage=Usage()))

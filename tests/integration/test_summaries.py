@@ -21,14 +21,14 @@ from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import DatabaseUnavailable, EngineFailure, EngineUnavailable
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.turns import AcceptedTurn, GenerationParams, Message, Role, TurnState
-from turnmill.workers.abort import Abort
-from turnmill.workers.answer import Worker, answer_turn
-from turnmill.workers.draft import SUMMARY_HEADING
+from turnmill.workers.consumer.process import running_worker
 from turnmill.workers.engines.base import Chunk, Prompt
-from turnmill.workers.lease import AbortReason, Leases
-from turnmill.workers.process import running_worker
-from turnmill.workers.rescuer import sweep
 from turnmill.workers.testing import InlineWorker
+from turnmill.workers.turn.abort import Abort
+from turnmill.workers.turn.answer import Worker, answer_turn
+from turnmill.workers.turn.draft import SUMMARY_HEADING
+from turnmill.workers.turn.lease import AbortReason, Leases
+from turnmill.workers.upkeep.rescuer import sweep
 
 Eventually = Callable[..., None]
 WINDOW, SHARE = 200, 0.25

@@ -16,11 +16,11 @@ from turnmill.producer.turns import read_turn
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message, Role, TurnRequest
-from turnmill.workers.abort import Abort
-from turnmill.workers.answer import Worker, answer_turn
+from turnmill.workers.consumer.process import running_worker
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.echo import EchoEngine
-from turnmill.workers.process import running_worker
+from turnmill.workers.turn.abort import Abort
+from turnmill.workers.turn.answer import Worker, answer_turn
 
 Said = list[tuple[str, str]]
 

@@ -16,9 +16,9 @@ import pytest
 from turnmill.schemas.errors import EngineAway, EngineDied, EngineFailure
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Lane, Message, Role
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.engines.registry import create_engine
+from turnmill.workers.turn.abort import Abort
 
 pytestmark = pytest.mark.needs("vllm")
 

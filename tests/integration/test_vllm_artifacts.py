@@ -16,9 +16,9 @@ from turnmill.compression.evaluate.loading import Dtype
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Lane, Message, Role
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Engine, Prompt
 from turnmill.workers.engines.registry import create_engine
+from turnmill.workers.turn.abort import Abort
 
 pytestmark = pytest.mark.needs("vllm")
 

@@ -2,7 +2,7 @@
 
 import threading
 
-from turnmill.workers.abort import Abort
+from turnmill.workers.turn.abort import Abort
 
 
 def test_who_waits_is_told_when_it_is_set() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from turnmill.workers.backoff import backoff_s
+from turnmill.workers.turn.backoff import backoff_s
 
 
 @pytest.mark.parametrize("tries", [1, 2, 3, 4, 5, 6])

@@ -14,10 +14,10 @@ from turnmill.schemas.content import (
     ToolCall,
 )
 from turnmill.schemas.turns import GenerationParams, Message, Reply, ResponseFormat, Role, Usage
-from turnmill.workers.clean import clean
 from turnmill.workers.engines.base import Chunk, ToolCallPiece
 from turnmill.workers.engines.echo import EchoEngine
-from turnmill.workers.reply import ReplyDraft
+from turnmill.workers.turn.clean import clean
+from turnmill.workers.turn.reply import ReplyDraft
 
 PICTURE = MediaPart(type="image", url="https://a.example/1.png")
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from turnmill.workers.clean import clean, storable
 from turnmill.workers.engines.base import Chunk
+from turnmill.workers.turn.clean import clean, storable
 
 SMILE = "\U0001f600"
 

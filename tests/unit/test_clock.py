@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from turnmill.workers import clock as clock_module
-from turnmill.workers.clock import TOLERANCE_S, DatabaseClock
+from turnmill.workers.upkeep import clock as clock_module
+from turnmill.workers.upkeep.clock import TOLERANCE_S, DatabaseClock
 
 #: What the database's clock shows at the beginning.
 START = 1_800_000_000.0

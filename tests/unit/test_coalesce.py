@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from turnmill.schemas.errors import DatabaseUnavailable
-from turnmill.workers.coalesce import Coalescer
+from turnmill.workers.turn.coalesce import Coalescer
 
 Eventually = Callable[..., None]
 

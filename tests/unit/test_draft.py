@@ -7,14 +7,14 @@ from itertools import pairwise
 from turnmill.schemas.content import Document, MediaPart, TextPart
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import Message, Role
-from turnmill.workers.draft import (
+from turnmill.workers.engines.echo import EchoEngine
+from turnmill.workers.turn.draft import (
     DOCUMENTS_HEADING,
     KEPT_SHARE,
     Draft,
     PastTurn,
     Summary,
 )
-from turnmill.workers.engines.echo import EchoEngine
 
 #: One word is one token.
 ENGINE = EchoEngine(EngineSettings())

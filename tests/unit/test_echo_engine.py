@@ -8,9 +8,9 @@ import pytest
 from turnmill.schemas.errors import EngineDied, EngineFailure, EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.echo import EchoEngine
+from turnmill.workers.turn.abort import Abort
 
 
 def say(text: str, engine: EchoEngine | None = None, prefix: str = "", seed: int = 1) -> str:

@@ -22,9 +22,9 @@ from turnmill.schemas.observability.telemetry import REGISTRY, STUCK_AFTER_S, He
 from turnmill.schemas.outcomes import HANDED_BACK, Snoozed
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.surroundings import keep_out_foreign_variables
-from turnmill.workers import metrics as worker_metrics
-from turnmill.workers.health import why_stuck, why_unready
-from turnmill.workers.lease import Leases
+from turnmill.workers.consumer import metrics as worker_metrics
+from turnmill.workers.consumer.health import why_stuck, why_unready
+from turnmill.workers.turn.lease import Leases
 
 ROOT = Path(__file__).parents[2]
 

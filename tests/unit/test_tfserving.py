@@ -22,11 +22,11 @@ from turnmill.schemas.errors import (
 )
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.local_tokenizer import LocalTokenizer
 from turnmill.workers.engines.tfserving import TFServingServer
 from turnmill.workers.engines.tfserving_http import ModelClient
+from turnmill.workers.turn.abort import Abort
 
 WORDS = ["<end>", "<start>", "User:", "Assistant:", "hello", "one", "two", "three", "?"]
 CONFIG = {

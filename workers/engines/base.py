@@ -8,7 +8,7 @@ from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.content import TokenLogprob
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.turns import FinishReason, GenerationParams, Lane, Message, TemplateValue
-from turnmill.workers.abort import Abort
+from turnmill.workers.turn.abort import Abort
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import ContextOverflow, EngineFailure, EngineUnavailable, TurnmillError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.chat_template import ChatTemplate
 from turnmill.workers.engines.pieces import by_pieces
 from turnmill.workers.engines.scheduling import Facts, Generation, Scheduler, Token
 from turnmill.workers.engines.text import Detokenizer, StopFilter
+from turnmill.workers.turn.abort import Abort
 
 log = structlog.get_logger(__name__)
 

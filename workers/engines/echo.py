@@ -25,9 +25,9 @@ from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import ContextOverflow, EngineDied, EngineFailure, EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt, refuse_template_kwargs
 from turnmill.workers.engines.text import StopFilter
+from turnmill.workers.turn.abort import Abort
 
 DEFAULT_CONTEXT_WINDOW = 8192
 

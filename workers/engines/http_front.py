@@ -27,7 +27,7 @@ from turnmill.schemas.errors import (
     Unanswered,
 )
 from turnmill.schemas.urls import is_loopback
-from turnmill.workers.abort import Abort
+from turnmill.workers.turn.abort import Abort
 
 #: Seconds to connect; and for answers that need no model.
 CONNECT_S = 3.0

@@ -9,8 +9,8 @@ from threading import Lock
 from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import EngineAway, TurnmillError
 from turnmill.schemas.turns import GenerationParams, Message
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
+from turnmill.workers.turn.abort import Abort
 
 
 class LazyEngine:

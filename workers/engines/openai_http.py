@@ -19,7 +19,6 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.observability.masking import masked_urls
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import NEUTRAL, GenerationParams, Message, Role
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt, refuse_template_kwargs
 from turnmill.workers.engines.http_front import HTTPFront
 from turnmill.workers.engines.markers import breaker
@@ -34,6 +33,7 @@ from turnmill.workers.engines.openai_reply import StreamedReply
 from turnmill.workers.engines.remote import CHARACTERS_PER_TOKEN, RemoteEngine
 from turnmill.workers.engines.sse import EventReader
 from turnmill.workers.engines.text import StopFilter
+from turnmill.workers.turn.abort import Abort
 
 COMPLETIONS = "/chat/completions"
 MODELS = "/models"

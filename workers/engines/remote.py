@@ -9,9 +9,9 @@ from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import EngineUnavailable, SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.replicas import Replica, ReplicaPool
+from turnmill.workers.turn.abort import Abort
 
 log = structlog.get_logger(__name__)
 

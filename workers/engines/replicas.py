@@ -24,8 +24,8 @@ from turnmill.schemas.errors import (
     Unanswered,
 )
 from turnmill.schemas.turns import GenerationParams
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.turn.abort import Abort
 
 log = structlog.get_logger(__name__)
 

@@ -23,7 +23,6 @@ from turnmill.schemas.errors import (
 )
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt, refuse_template_kwargs
 from turnmill.workers.engines.batching import to_chunks
 from turnmill.workers.engines.local_tokenizer import LocalTokenizer
@@ -32,6 +31,7 @@ from turnmill.workers.engines.scheduling import Token
 from turnmill.workers.engines.text import Detokenizer, StopFilter
 from turnmill.workers.engines.tfserving_http import ModelClient, Signature
 from turnmill.workers.models import prepare_model
+from turnmill.workers.turn.abort import Abort
 
 #: Sampling parameters that a signature may take.
 SAMPLING = frozenset({"temperature", "top_p"})

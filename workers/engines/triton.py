@@ -19,7 +19,6 @@ from turnmill.schemas.errors import EngineUnavailable, SettingsError, Unanswered
 from turnmill.schemas.observability.masking import masked_urls
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.remote import RemoteEngine
 from turnmill.workers.engines.triton_errors import translated
@@ -36,6 +35,7 @@ from turnmill.workers.engines.triton_wire import (
     pack,
     unpack,
 )
+from turnmill.workers.turn.abort import Abort
 
 _SERVICE = "/inference.GRPCInferenceService/"
 #: Errors end a stream with a status, as anywhere in gRPC, and do not come as a text within it.

@@ -26,7 +26,6 @@ from turnmill.schemas.errors import (
 )
 from turnmill.schemas.observability.logs import configure_logging
 from turnmill.schemas.settings import EngineSettings, load_settings
-from turnmill.workers.abort import Abort
 from turnmill.workers.engines.base import Chunk
 from turnmill.workers.engines.registry import create_engine
 from turnmill.workers.engines.triton_wire import (
@@ -40,6 +39,7 @@ from turnmill.workers.engines.triton_wire import (
     encode_answered,
     encode_error,
 )
+from turnmill.workers.turn.abort import Abort
 
 log = structlog.get_logger(__name__)
 

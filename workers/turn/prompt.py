@@ -8,10 +8,10 @@ from typing import Any
 from turnmill.schemas.errors import EngineFailure, InvalidInput
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.turns import Message, Role
-from turnmill.workers.draft import Draft, PastTurn
 from turnmill.workers.engines.base import Engine, Prompt
-from turnmill.workers.lease import Claim
-from turnmill.workers.summary import Summarizer
+from turnmill.workers.turn.draft import Draft, PastTurn
+from turnmill.workers.turn.lease import Claim
+from turnmill.workers.turn.summary import Summarizer
 
 #: Turns of history that are looked at; no model of today reads further back.
 HISTORY_LIMIT = 500

@@ -10,17 +10,17 @@ from turnmill.schemas.broker import own_lanes
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import EngineSettings, Settings
 from turnmill.schemas.turns import Lane
-from turnmill.workers.answer import Worker
-from turnmill.workers.availability import Availability
+from turnmill.workers.consumer.availability import Availability
 from turnmill.workers.engines.base import Engine
 from turnmill.workers.engines.lazy import LazyEngine
 from turnmill.workers.engines.registry import create_engine, resolve_engine_name
-from turnmill.workers.lease import Leases
-from turnmill.workers.pruner import Pruner
-from turnmill.workers.rescuer import Rescuer
-from turnmill.workers.settle import Settler
-from turnmill.workers.standby import warm_up
-from turnmill.workers.stream import Stream
+from turnmill.workers.turn.answer import Worker
+from turnmill.workers.turn.lease import Leases
+from turnmill.workers.turn.settle import Settler
+from turnmill.workers.turn.stream import Stream
+from turnmill.workers.upkeep.pruner import Pruner
+from turnmill.workers.upkeep.rescuer import Rescuer
+from turnmill.workers.upkeep.standby import warm_up
 
 log = structlog.get_logger()
 

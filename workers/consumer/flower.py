@@ -27,7 +27,7 @@ from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import FlowerSettings, Settings
 from turnmill.schemas.store.deployment import read_deployment
-from turnmill.workers.app import create_app
+from turnmill.workers.consumer.app import create_app
 
 #: Kept in Flower's memory, about 6 kB each; the tables have the rest.
 MAX_TASKS = 20_000

@@ -21,8 +21,8 @@ import structlog
 from celery.worker import state
 
 from turnmill.schemas.outcomes import HANDED_BACK
-from turnmill.workers.answer import Worker
-from turnmill.workers.lease import AbortReason
+from turnmill.workers.turn.answer import Worker
+from turnmill.workers.turn.lease import AbortReason
 
 log = structlog.get_logger()
 

@@ -13,9 +13,9 @@ from celery.exceptions import Reject
 
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.routes import ANSWER_TASK
-from turnmill.workers.answer import Worker, answer_turn
-from turnmill.workers.backoff import backoff_s
-from turnmill.workers.rescuer import Rescuer
+from turnmill.workers.turn.answer import Worker, answer_turn
+from turnmill.workers.turn.backoff import backoff_s
+from turnmill.workers.upkeep.rescuer import Rescuer
 
 log = structlog.get_logger()
 

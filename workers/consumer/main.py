@@ -14,12 +14,12 @@ from turnmill.schemas.broker import refuse_early_redelivery
 from turnmill.schemas.observability.telemetry import Health, telemetry
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.deployment import read_deployment
-from turnmill.workers.app import create_app
-from turnmill.workers.drain import Drain
-from turnmill.workers.health import watch_worker
-from turnmill.workers.process import running_worker
-from turnmill.workers.standby import wait_for_takeover
-from turnmill.workers.tasks import register_tasks
+from turnmill.workers.consumer.app import create_app
+from turnmill.workers.consumer.drain import Drain
+from turnmill.workers.consumer.health import watch_worker
+from turnmill.workers.consumer.process import running_worker
+from turnmill.workers.consumer.tasks import register_tasks
+from turnmill.workers.upkeep.standby import wait_for_takeover
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ from turnmill.schemas.turns import Lane
 from turnmill.workers.engines.base import Chunk
 
 if TYPE_CHECKING:
-    from turnmill.workers.lease import Claim, Leases
+    from turnmill.workers.turn.lease import Claim, Leases
 
 ATTEMPTS = counter(
     "attempts",

@@ -17,9 +17,9 @@ from turnmill.schemas.postgres.database import OUTAGES, Database
 from turnmill.schemas.postgres.links import Link
 from turnmill.schemas.settings import RetentionSettings
 from turnmill.schemas.store.tables import PRUNER_LOCK_KEY, PRUNER_NAME
-from turnmill.workers.metrics import PRUNER_ROUNDS
-from turnmill.workers.months import Pause
-from turnmill.workers.retention import Round
+from turnmill.workers.consumer.metrics import PRUNER_ROUNDS
+from turnmill.workers.upkeep.months import Pause
+from turnmill.workers.upkeep.retention import Round
 
 log = structlog.get_logger()
 

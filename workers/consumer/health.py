@@ -6,8 +6,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from turnmill.schemas.observability.telemetry import STUCK_AFTER_S, Health
 from turnmill.schemas.settings import WorkerSettings
-from turnmill.workers.lease import Leases
-from turnmill.workers.metrics import WorkerGauges
+from turnmill.workers.consumer.metrics import WorkerGauges
+from turnmill.workers.turn.lease import Leases
 
 
 def watch_worker(health: Health, leases: Leases, settings: WorkerSettings) -> None:

@@ -6,9 +6,9 @@ import structlog
 
 from turnmill.schemas.errors import TurnmillError
 from turnmill.schemas.turns import DEFAULT_PARAMS, Message, Role
-from turnmill.workers.abort import Abort
-from turnmill.workers.answer import Worker
 from turnmill.workers.engines.base import Engine, Prompt
+from turnmill.workers.turn.abort import Abort
+from turnmill.workers.turn.answer import Worker
 
 log = structlog.get_logger()
 

@@ -18,13 +18,13 @@ from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.store.requeue import REQUEUE_WEIGHED
 from turnmill.schemas.store.tables import RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane, TurnState
-from turnmill.workers.clock import TOLERANCE_S
-from turnmill.workers.evidence import IS_INTERRUPTED, WEIGHED
-from turnmill.workers.isolated import isolated
-from turnmill.workers.lease import Leases
-from turnmill.workers.liveness import ALIVE, GRACE_S
-from turnmill.workers.metrics import TURNS_RESCUED
-from turnmill.workers.settle import Ending, end_turns
+from turnmill.workers.consumer.metrics import TURNS_RESCUED
+from turnmill.workers.turn.lease import Leases
+from turnmill.workers.turn.settle import Ending, end_turns
+from turnmill.workers.upkeep.clock import TOLERANCE_S
+from turnmill.workers.upkeep.evidence import IS_INTERRUPTED, WEIGHED
+from turnmill.workers.upkeep.isolated import isolated
+from turnmill.workers.upkeep.liveness import ALIVE, GRACE_S
 
 log = structlog.get_logger()
 

@@ -21,9 +21,9 @@ from turnmill.schemas.postgres.links import Link
 from turnmill.schemas.settings import RetentionSettings
 from turnmill.schemas.store.partitions import PARTITIONED
 from turnmill.schemas.turns import OPEN_STATES, TurnState
-from turnmill.workers.clock import steady_now
-from turnmill.workers.isolated import isolated
-from turnmill.workers.months import Pause, drop, expired, make_ahead
+from turnmill.workers.upkeep.clock import steady_now
+from turnmill.workers.upkeep.isolated import isolated
+from turnmill.workers.upkeep.months import Pause, drop, expired, make_ahead
 
 log = structlog.get_logger()
 

@@ -36,11 +36,11 @@ from turnmill.schemas.store.claim import CLAIM
 from turnmill.schemas.store.release import RELEASE, UPGRADE_POLL_S, refuse_older_database
 from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import GenerationParams, Lane, Message
-from turnmill.workers.abort import Abort
-from turnmill.workers.clock import DatabaseClock
-from turnmill.workers.coalesce import Coalescer
-from turnmill.workers.liveness import GRACE_S, take_over
-from turnmill.workers.metrics import LEASES_LOST
+from turnmill.workers.consumer.metrics import LEASES_LOST
+from turnmill.workers.turn.abort import Abort
+from turnmill.workers.turn.coalesce import Coalescer
+from turnmill.workers.upkeep.clock import DatabaseClock
+from turnmill.workers.upkeep.liveness import GRACE_S, take_over
 
 log = structlog.get_logger()
 

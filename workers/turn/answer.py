@@ -30,18 +30,18 @@ from turnmill.schemas.outcomes import (
     Snoozed,
 )
 from turnmill.schemas.postgres.database import Database
-from turnmill.workers.abort import Abort
-from turnmill.workers.availability import Availability
-from turnmill.workers.backoff import backoff_s
-from turnmill.workers.clean import clean
+from turnmill.workers.consumer.availability import Availability
+from turnmill.workers.consumer.metrics import QUEUED_S, Pace, count_outcome
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
-from turnmill.workers.lease import AbortReason, Attempt, Claim, Leases
-from turnmill.workers.metrics import QUEUED_S, Pace, count_outcome
-from turnmill.workers.prompt import build_prompt
-from turnmill.workers.reply import ReplyDraft
-from turnmill.workers.settle import Settler
-from turnmill.workers.stream import Stream, TurnStream
-from turnmill.workers.summary import Summarizer
+from turnmill.workers.turn.abort import Abort
+from turnmill.workers.turn.backoff import backoff_s
+from turnmill.workers.turn.clean import clean
+from turnmill.workers.turn.lease import AbortReason, Attempt, Claim, Leases
+from turnmill.workers.turn.prompt import build_prompt
+from turnmill.workers.turn.reply import ReplyDraft
+from turnmill.workers.turn.settle import Settler
+from turnmill.workers.turn.stream import Stream, TurnStream
+from turnmill.workers.turn.summary import Summarizer
 
 log = structlog.get_logger()
 

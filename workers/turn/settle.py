@@ -30,10 +30,10 @@ from turnmill.schemas.store.advance import advance, lock_conversations, lock_tur
 from turnmill.schemas.store.requeue import REQUEUE
 from turnmill.schemas.store.settle import END
 from turnmill.schemas.turns import Lane, TurnState
-from turnmill.workers.backoff import backoff_s
-from turnmill.workers.clean import storable
-from turnmill.workers.coalesce import Coalescer
-from turnmill.workers.lease import ABANDON, Claim
+from turnmill.workers.turn.backoff import backoff_s
+from turnmill.workers.turn.clean import storable
+from turnmill.workers.turn.coalesce import Coalescer
+from turnmill.workers.turn.lease import ABANDON, Claim
 
 log = structlog.get_logger()
 

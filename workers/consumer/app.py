@@ -19,10 +19,10 @@ from turnmill.schemas.routes import lane_of
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.deployment import Deployment
 from turnmill.schemas.turns import Lane
-from turnmill.workers.hints import NotAHint, UnknownTask, checked, read_hint
-from turnmill.workers.lease import Leases
-from turnmill.workers.metrics import HINTS_DROPPED
-from turnmill.workers.remote_control import LookingControl
+from turnmill.workers.consumer.hints import NotAHint, UnknownTask, checked, read_hint
+from turnmill.workers.consumer.metrics import HINTS_DROPPED
+from turnmill.workers.consumer.remote_control import LookingControl
+from turnmill.workers.turn.lease import Leases
 
 log = structlog.get_logger()
 
@@ -42,7 +42,7 @@ WORKER_SETTINGS: dict[str, Any] = {
     "worker_disable_rate_limits": True,
     "worker_hijack_root_logger": False,
     "worker_redirect_stdouts": False,
-    "worker_consumer": "turnmill.workers.app:HintConsumer",
+    "worker_consumer": "turnmill.workers.consumer.app:HintConsumer",
 }
 
 

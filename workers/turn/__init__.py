@@ -1,0 +1,1 @@
+"""The life of one attempt: claim, prompt, generate, stream, settle."""

@@ -1,0 +1,1 @@
+"""What every worker process does beside its turns: rescue, prune, stand by."""
