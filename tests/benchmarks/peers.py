@@ -8,7 +8,7 @@ from turnmill.benchmarks.llama_server import serving_llama
 from turnmill.benchmarks.measure import Run, offline, peak_mib
 from turnmill.benchmarks.workload import Chat
 from turnmill.schemas.settings import EngineSettings, SecretUrl
-from turnmill.workers.models import prepare_model
+from turnmill.workers.engines.models import prepare_model
 
 #: Of each of llama.cpp's slots: room for the longest of the chats.
 LLAMA_CONTEXT_WINDOW = 1024
@@ -18,7 +18,7 @@ LLAMA_QUEUE_S = 900
 
 def engine_dtype(settings: EngineSettings) -> str:
     """What the transformers engine computes in, with these settings on this machine."""
-    from turnmill.workers.engines.torch_model import choose_device, choose_dtype
+    from turnmill.workers.engines.torch.model import choose_device, choose_dtype
 
     return str(choose_dtype(settings, choose_device(settings))).removeprefix("torch.")
 

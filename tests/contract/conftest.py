@@ -17,8 +17,8 @@ from tests.selection import TENSORFLOW
 from turnmill.benchmarks.llama_server import serving_llama
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings, SecretUrl
 from turnmill.workers.engines.base import Engine
+from turnmill.workers.engines.models import prepare_model
 from turnmill.workers.engines.registry import ENGINES, REQUIREMENTS, create_engine
-from turnmill.workers.models import prepare_model
 
 from .vllm_server import serving_vllm
 

@@ -17,7 +17,7 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.engines.echo import EchoEngine
-from turnmill.workers.engines.remote import RemoteEngine
+from turnmill.workers.engines.remote.engine import RemoteEngine
 from turnmill.workers.turn.abort import Abort
 
 STORY = "Write a long story about a fox and a hen who sail across the sea to find a new home."

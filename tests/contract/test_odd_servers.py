@@ -13,7 +13,7 @@ from turnmill.schemas.errors import EngineFailure, EngineUnavailable, InvalidInp
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
-from turnmill.workers.engines.replicas import FAILURES_TO_OPEN
+from turnmill.workers.engines.remote.replicas import FAILURES_TO_OPEN
 from turnmill.workers.turn.abort import Abort
 from turnmill.workers.turn.clean import clean
 
@@ -35,7 +35,7 @@ Ask = Callable[..., list[Chunk]]
 
 @pytest.fixture
 def ask(odd: OddServer) -> Iterator[Ask]:
-    from turnmill.workers.engines.openai_http import OpenAIEngine
+    from turnmill.workers.engines.openai_http.engine import OpenAIEngine
 
     engines: list[OpenAIEngine] = []
 

@@ -16,7 +16,7 @@ from turnmill.schemas.errors import ContextOverflow, EngineFailure, EngineUnavai
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
-from turnmill.workers.engines.sse import MAX_EVENT_BYTES, EventReader
+from turnmill.workers.engines.remote.sse import MAX_EVENT_BYTES, EventReader
 from turnmill.workers.turn.abort import Abort
 
 from .conftest import OpenAIServerProcess
@@ -29,7 +29,7 @@ PARAMS = GenerationParams(temperature=0, max_tokens=60).over(DEFAULT_PARAMS)
 
 
 def new_engine(*urls: str, **values: Any) -> Any:
-    from turnmill.workers.engines.openai_http import OpenAIEngine
+    from turnmill.workers.engines.openai_http.engine import OpenAIEngine
 
     values = {"context_window": 512, **values}
     return OpenAIEngine(EngineSettings(name="openai_http", endpoints=urls, **values))
@@ -206,7 +206,7 @@ def test_turns_that_end_leave_no_connection_open(ask: Any, monkeypatch: pytest.M
     """A connection that is forgotten open is a ResourceWarning, and those are errors here. Turns
     close each other's old ones as they end.
     """
-    monkeypatch.setattr("turnmill.workers.engines.http_front.KEEP_ALIVE_S", 0.002)
+    monkeypatch.setattr("turnmill.workers.engines.remote.http_front.KEEP_ALIVE_S", 0.002)
     engine = new_engine(ask.url)
     ask(protocol_version="HTTP/1.1", keeps_for=1_000, data=event("a") + END)
     engine.start()

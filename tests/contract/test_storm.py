@@ -24,10 +24,10 @@ from turnmill.schemas.errors import ContextOverflow
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Lane, Message, Role
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
-from turnmill.workers.engines.batching import BatchingEngine, TextSide
-from turnmill.workers.engines.chat_template import ChatTemplate
-from turnmill.workers.engines.child import ChildScheduler
-from turnmill.workers.engines.scheduling import Facts
+from turnmill.workers.engines.local.batching import BatchingEngine, TextSide
+from turnmill.workers.engines.local.child import ChildScheduler
+from turnmill.workers.engines.local.scheduling import Facts
+from turnmill.workers.engines.text.chat_template import ChatTemplate
 from turnmill.workers.turn.abort import Abort
 
 SEED = int(os.environ.get("STORM_SEED", "1"))
@@ -188,7 +188,7 @@ def test_a_storm_of_odd_turns_leaves_nothing_behind(
 def load_tiny_batch(_: EngineSettings) -> tuple[Any, Facts]:
     """Slots of a random model, with memory for two of the longest turns."""
     torch, transformers = import_module("torch"), import_module("transformers")
-    slots: Any = import_module("turnmill.workers.engines.slots")
+    slots: Any = import_module("turnmill.workers.engines.torch.slots")
 
     class Watched(slots.SlotBatch):  # type: ignore[misc]
         def step(self) -> None:

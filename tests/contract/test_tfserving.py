@@ -14,8 +14,8 @@ from turnmill.schemas.errors import EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
+from turnmill.workers.engines.models import prepare_model
 from turnmill.workers.engines.registry import create_engine
-from turnmill.workers.models import prepare_model
 from turnmill.workers.turn.abort import Abort
 
 pytestmark = pytest.mark.needs("tfserving")

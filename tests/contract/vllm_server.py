@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
-from turnmill.workers.models import prepare_model
+from turnmill.workers.engines.models import prepare_model
 
 #: Reading the program alone takes twenty seconds on a small machine.
 START_TIMEOUT_S = 400

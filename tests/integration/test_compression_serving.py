@@ -28,8 +28,8 @@ from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import ArtifactRefused, NotFound, SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, TurnState
+from turnmill.workers.engines.models import PROMOTED, prepare_model
 from turnmill.workers.engines.registry import resolve_engine_name
-from turnmill.workers.models import PROMOTED, prepare_model
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),

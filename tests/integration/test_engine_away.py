@@ -20,9 +20,9 @@ from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.consumer.availability import Availability
 from turnmill.workers.consumer.process import running_worker
 from turnmill.workers.engines.echo import EchoEngine
-from turnmill.workers.engines.http_front import _unavailable as http_unavailable
 from turnmill.workers.engines.lazy import LazyEngine
-from turnmill.workers.engines.openai_errors import in_stream
+from turnmill.workers.engines.openai_http.errors import in_stream
+from turnmill.workers.engines.remote.http_front import _unavailable as http_unavailable
 from turnmill.workers.testing import InlineWorker
 from turnmill.workers.turn.answer import answer_turn
 from turnmill.workers.turn.lease import Leases

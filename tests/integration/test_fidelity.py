@@ -10,9 +10,9 @@ import pytest
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Engine, Prompt
-from turnmill.workers.engines.pieces import by_pieces
+from turnmill.workers.engines.models import prepare_model
 from turnmill.workers.engines.registry import REQUIREMENTS, create_engine
-from turnmill.workers.models import prepare_model
+from turnmill.workers.engines.text.pieces import by_pieces
 from turnmill.workers.turn.abort import Abort
 
 torch = pytest.importorskip("torch", reason="pip install 'turnmill[transformers]'")

@@ -14,8 +14,8 @@ import pytest
 from turnmill.compression.formats.gguf import read_header, rewrite
 from turnmill.schemas.errors import EngineFailure, SettingsError
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
-from turnmill.workers import models
-from turnmill.workers.models import prepare_model
+from turnmill.workers.engines import models
+from turnmill.workers.engines.models import prepare_model
 
 gguf = pytest.importorskip("gguf", reason="pip install 'turnmill[openvino]'")
 

@@ -8,11 +8,11 @@ import pytest
 
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Lane
-from turnmill.workers.engines.openvino_namespaces import have_second_ids
-from turnmill.workers.engines.scheduling import Generation
+from turnmill.workers.engines.local.scheduling import Generation
+from turnmill.workers.engines.openvino.namespaces import have_second_ids
 
 openvino = pytest.importorskip(
-    "turnmill.workers.engines.openvino", reason="pip install 'turnmill[openvino]'"
+    "turnmill.workers.engines.openvino.engine", reason="pip install 'turnmill[openvino]'"
 )
 
 MODELS_DIR = Path("~/.cache/turnmill/models").expanduser()

@@ -176,7 +176,7 @@ def test_what_is_quantized_already_is_not_quantized_again(artifact: Path) -> Non
 def test_a_missing_reader_is_named_with_the_extra_that_brings_it(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch_model = import_module("turnmill.workers.engines.torch_model")
+    torch_model = import_module("turnmill.workers.engines.torch.model")
     monkeypatch.setattr(torch_model, "find_spec", lambda _: None)
     config = transformers.AutoConfig.from_pretrained(artifact)
     with pytest.raises(SettingsError, match=r"pip install 'turnmill\[transformers\]'"):

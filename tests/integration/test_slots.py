@@ -9,14 +9,14 @@ import structlog
 
 from turnmill.schemas.errors import EngineBrokeOff, EngineFailure, TurnmillError
 from turnmill.schemas.turns import GenerationParams, Lane
-from turnmill.workers.engines.scheduling import Generation, Token
+from turnmill.workers.engines.local.scheduling import Generation, Token
 
 torch = pytest.importorskip("torch", reason="pip install 'turnmill[transformers]'")
 transformers = pytest.importorskip("transformers", reason="pip install 'turnmill[transformers]'")
-slots = import_module("turnmill.workers.engines.slots")
-cpu_attention = import_module("turnmill.workers.engines.cpu_attention")
-cpu_linear = import_module("turnmill.workers.engines.cpu_linear")
-sampling = import_module("turnmill.workers.engines.sampling")
+slots = import_module("turnmill.workers.engines.torch.slots")
+cpu_attention = import_module("turnmill.workers.engines.torch.cpu_attention")
+cpu_linear = import_module("turnmill.workers.engines.torch.cpu_linear")
+sampling = import_module("turnmill.workers.engines.torch.sampling")
 
 SIZES = {
     "vocab_size": 97,

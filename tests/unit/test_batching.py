@@ -25,10 +25,10 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Prompt
-from turnmill.workers.engines.batching import BatchingEngine, TextSide
-from turnmill.workers.engines.chat_template import ChatTemplate
-from turnmill.workers.engines.child import ChildScheduler
-from turnmill.workers.engines.scheduling import Facts, Generation, Token
+from turnmill.workers.engines.local.batching import BatchingEngine, TextSide
+from turnmill.workers.engines.local.child import ChildScheduler
+from turnmill.workers.engines.local.scheduling import Facts, Generation, Token
+from turnmill.workers.engines.text.chat_template import ChatTemplate
 from turnmill.workers.turn.abort import Abort
 
 log = structlog.get_logger()

@@ -1,6 +1,6 @@
 """The record of computed blocks."""
 
-from turnmill.workers.engines.blocks import BlockRecord
+from turnmill.workers.engines.local.blocks import BlockRecord
 
 PROMPT = list(range(10))
 

@@ -7,8 +7,8 @@ import pytest
 
 from turnmill.schemas.errors import EngineFailure, InvalidInput
 from turnmill.schemas.turns import Message, Role
-from turnmill.workers.engines.chat_template import TASK_TEMPLATE, ChatTemplate
-from turnmill.workers.engines.markers import breaker
+from turnmill.workers.engines.text.chat_template import TASK_TEMPLATE, ChatTemplate
+from turnmill.workers.engines.text.markers import breaker
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"

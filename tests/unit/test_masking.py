@@ -189,7 +189,7 @@ def test_tenants_read_what_is_wrong_with_their_input() -> None:
 
 def test_a_replica_is_called_by_its_address_without_its_password() -> None:
     pytest.importorskip("httpx")
-    from turnmill.workers.engines.openai_http import OpenAIServer
+    from turnmill.workers.engines.openai_http.engine import OpenAIServer
 
     server = OpenAIServer(f"http://u:{PASSWORD}@h:1", EngineSettings())
     assert server.name == "http://***@h:1"

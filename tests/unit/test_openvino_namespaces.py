@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from turnmill.workers.engines.openvino_namespaces import BITS, Namespaces, have_second_ids
+from turnmill.workers.engines.openvino.namespaces import BITS, Namespaces, have_second_ids
 
 ROWS = 1000
 

@@ -6,7 +6,7 @@ import pytest
 
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import EngineSettings
-from turnmill.workers.engines.openvino_setup import openvino_path, properties
+from turnmill.workers.engines.openvino.setup import openvino_path, properties
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from turnmill.workers.engines.pieces import by_pieces
+from turnmill.workers.engines.text.pieces import by_pieces
 
 CONTROL_TOKENS = ["<begin>", "<end>"]
 PAST = "<begin>user: Hi <end>\n<begin>bot: Hello<end>\n"

@@ -7,7 +7,7 @@ import pytest
 from turnmill.schemas.errors import ContextOverflow, EngineUnavailable, Unanswered
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
-from turnmill.workers.engines.replicas import FAILURES_TO_OPEN, OPEN_S, ReplicaPool
+from turnmill.workers.engines.remote.replicas import FAILURES_TO_OPEN, OPEN_S, ReplicaPool
 from turnmill.workers.turn.abort import Abort
 
 WORDS = ["one", " two", " three", " four"]

@@ -36,8 +36,8 @@ from turnmill.schemas.settings import (
     load_settings,
     variable_names,
 )
-from turnmill.workers.engines.http_front import HTTPFront
-from turnmill.workers.engines.tfserving_http import ModelClient
+from turnmill.workers.engines.remote.http_front import HTTPFront
+from turnmill.workers.engines.tfserving.http import ModelClient
 
 USAGE, FAILED = 64, 70
 

@@ -3,7 +3,7 @@
 import pytest
 
 from turnmill.workers.engines.base import Chunk
-from turnmill.workers.engines.text import REPLACEMENT, Detokenizer, StopFilter
+from turnmill.workers.engines.text.stops import REPLACEMENT, Detokenizer, StopFilter
 
 SAMPLE = "Ein 😀👩‍👩‍👧 läuft: 你好世界。 naïve café\n"
 

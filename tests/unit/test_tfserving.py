@@ -23,9 +23,9 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
-from turnmill.workers.engines.local_tokenizer import LocalTokenizer
-from turnmill.workers.engines.tfserving import TFServingServer
-from turnmill.workers.engines.tfserving_http import ModelClient
+from turnmill.workers.engines.text.local_tokenizer import LocalTokenizer
+from turnmill.workers.engines.tfserving.engine import TFServingServer
+from turnmill.workers.engines.tfserving.http import ModelClient
 from turnmill.workers.turn.abort import Abort
 
 WORDS = ["<end>", "<start>", "User:", "Assistant:", "hello", "one", "two", "three", "?"]

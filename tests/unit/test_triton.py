@@ -21,7 +21,7 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Lane, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
-from turnmill.workers.engines.triton_wire import (
+from turnmill.workers.engines.triton.wire import (
     NAMESPACE,
     Answered,
     decode_answered,
@@ -114,7 +114,7 @@ def test_an_error_keeps_its_kind_across_the_wire(error: TurnmillError) -> None:
     ],
 )
 def test_a_code_of_grpc_is_an_error_of_ours(code: str, kind: type[TurnmillError]) -> None:
-    from turnmill.workers.engines.triton_errors import translated
+    from turnmill.workers.engines.triton.errors import translated
 
     status = grpc.StatusCode[code]
     error = translated(SimpleNamespace(code=lambda: status, details=lambda: "Triton's own words"))
@@ -124,14 +124,14 @@ def test_a_code_of_grpc_is_an_error_of_ours(code: str, kind: type[TurnmillError]
 
 @pytest.mark.parametrize("endpoint", ["http://host:8000", "host", "grpc://host", "", ":8001"])
 def test_an_address_that_is_none_is_refused_with_what_one_is(endpoint: str) -> None:
-    from turnmill.workers.engines.triton import open_channel
+    from turnmill.workers.engines.triton.engine import open_channel
 
     with pytest.raises(SettingsError, match="grpc://host:port"):
         open_channel(endpoint)
 
 
 def test_a_version_that_is_no_number_is_refused() -> None:
-    from turnmill.workers.engines.triton import TritonEngine
+    from turnmill.workers.engines.triton.engine import TritonEngine
 
     with pytest.raises(SettingsError, match="numbers"):
         TritonEngine(EngineSettings(name="triton", remote_version="stable"))
@@ -176,7 +176,7 @@ def stand_in() -> Any:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
-    from turnmill.workers.engines import triton_model
+    from turnmill.workers.engines.triton import model as triton_model
 
     monkeypatch.setattr(triton_model, "configure_logging", lambda settings: None)
     (tmp_path / "1").mkdir()

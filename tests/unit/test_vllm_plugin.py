@@ -9,7 +9,7 @@ import psutil
 
 PROGRAM = """
 import multiprocessing, time
-from turnmill.workers.engines.vllm_plugin import dying_with_this_process, register
+from turnmill.workers.engines.vllm.plugin import dying_with_this_process, register
 
 def live():
     register()

@@ -26,7 +26,7 @@ from turnmill.schemas.errors import ContextOverflow, EngineDied, EngineFailure, 
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt, refuse_template_kwargs
-from turnmill.workers.engines.text import StopFilter
+from turnmill.workers.engines.text.stops import StopFilter
 from turnmill.workers.turn.abort import Abort
 
 DEFAULT_CONTEXT_WINDOW = 8192

@@ -7,17 +7,17 @@ from pathlib import Path
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
 from turnmill.workers.engines.base import Engine
-from turnmill.workers.models import artifact_gguf, find_artifact
+from turnmill.workers.engines.models import artifact_gguf, find_artifact
 
 #: name → "module:Class", imported only when chosen: a missing library matters to its users alone.
 ENGINES = {
     "echo": "turnmill.workers.engines.echo:EchoEngine",
-    "openvino": "turnmill.workers.engines.openvino:OpenVINOEngine",
-    "tfserving": "turnmill.workers.engines.tfserving:TFServingEngine",
-    "transformers": "turnmill.workers.engines.transformers:TransformersEngine",
-    "vllm": "turnmill.workers.engines.vllm:VLLMEngine",
-    "triton": "turnmill.workers.engines.triton:TritonEngine",
-    "openai_http": "turnmill.workers.engines.openai_http:OpenAIEngine",
+    "openvino": "turnmill.workers.engines.openvino.engine:OpenVINOEngine",
+    "tfserving": "turnmill.workers.engines.tfserving.engine:TFServingEngine",
+    "transformers": "turnmill.workers.engines.torch.engine:TransformersEngine",
+    "vllm": "turnmill.workers.engines.vllm.engine:VLLMEngine",
+    "triton": "turnmill.workers.engines.triton.engine:TritonEngine",
+    "openai_http": "turnmill.workers.engines.openai_http.engine:OpenAIEngine",
 }
 
 #: What an engine needs installed, and the extra that brings it.

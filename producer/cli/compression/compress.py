@@ -153,7 +153,7 @@ def checkpoint_of(model: str, settings: Settings) -> Path:
     Raises:
         SettingsError: there is no such model.
     """
-    from turnmill.workers.models import prepare_model
+    from turnmill.workers.engines.models import prepare_model
 
     engine = settings.engine.model_copy(update={"model": model, "models_dir": settings.models_dir})
     path = Path(prepare_model(engine, "safetensors"))

@@ -2,7 +2,7 @@
 
 import triton_python_backend_utils as pb_utils
 
-from turnmill.workers.engines.triton_model import ServedModel
+from turnmill.workers.engines.triton.model import ServedModel
 
 
 class TritonPythonModel(ServedModel):

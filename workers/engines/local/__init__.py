@@ -1,0 +1,1 @@
+"""What engines share that step a model themselves: batching, scheduling, the process that steps."""

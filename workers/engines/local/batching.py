@@ -1,0 +1,215 @@
+"""Many threads ask, one process generates: what the engines that batch turns have in common.
+
+The scheduler alone touches the model. It hands every token to the thread that waits for it,
+which turns tokens into text: a turn that cannot be decoded harms itself only.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from threading import Lock
+
+import structlog
+
+from turnmill.schemas.capabilities import Capabilities
+from turnmill.schemas.errors import ContextOverflow, EngineFailure, EngineUnavailable, TurnmillError
+from turnmill.schemas.settings import EngineSettings
+from turnmill.schemas.turns import FinishReason, GenerationParams, Message
+from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.local.scheduling import Facts, Generation, Scheduler, Token
+from turnmill.workers.engines.text.chat_template import ChatTemplate
+from turnmill.workers.engines.text.pieces import by_pieces
+from turnmill.workers.engines.text.stops import Detokenizer, StopFilter
+from turnmill.workers.turn.abort import Abort
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TextSide:
+    """How a model's tokens are made of text, and text of them."""
+
+    template: ChatTemplate
+    encode: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
+
+
+class BatchingEngine:
+    """An engine around two functions: one loads the text side, one starts the scheduler.
+
+    The scheduler may go on loading the model while the text side is loaded.
+    """
+
+    capabilities = Capabilities(continues=True)
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        load_text: Callable[[EngineSettings], TextSide],
+        schedule: Callable[[EngineSettings], Scheduler],
+    ) -> None:
+        self._settings = settings
+        self._load_text = load_text
+        self._schedule = schedule
+        self._model: _Model | None = None
+
+    @property
+    def context_window(self) -> int:
+        return self._loaded().facts.context_window
+
+    @property
+    def held(self) -> Mapping[str, float]:
+        return {} if self._model is None else self._model.scheduler.held
+
+    def start(self) -> None:
+        scheduler: Scheduler | None = None
+        try:
+            scheduler = self._schedule(self._settings)
+            text = _with_one_tokenizer(self._load_text(self._settings))
+            self._model = _Model(text, scheduler, scheduler.facts)
+        except BaseException as error:
+            if scheduler is not None:
+                scheduler.close()
+            if isinstance(error, TurnmillError) or not isinstance(error, Exception):
+                raise
+            raise cannot_load(self._settings, error) from error
+        self._report(self._model.facts)
+
+    def check(self) -> None:
+        self._loaded().scheduler.check()
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        return len(_encode(self._loaded(), Prompt(tuple(messages))))
+
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
+        model = self._loaded()
+        prompt_ids = _encode(model, prompt)
+        window = model.facts.context_window
+        room = window - len(prompt_ids)
+        if room < 1:
+            raise ContextOverflow(
+                f"The prompt has {len(prompt_ids)} tokens; with room for a reply, "
+                f"{window - 1} fit.",
+                param="messages",
+            )
+        limit = min(params.max_tokens or room, room)
+        generation = Generation(prompt_ids, limit, params, prompt.lane, prompt.cache_namespace)
+        model.scheduler.submit(generation)
+        # A text that goes on is decoded after what was there; a new one begins without a space.
+        detokenizer = Detokenizer(model.text.decode, prompt_ids[-1:] if prompt.prefix else ())
+        stops = StopFilter(params.stop, prompt.prefix)
+        try:
+            with abort.telling(lambda: generation.events.put(None)):
+                yield from _read_chunks(generation, abort, detokenizer, stops)
+        finally:
+            model.scheduler.give_up(generation)
+
+    def close(self) -> None:
+        if self._model is not None:
+            self._model.scheduler.close()
+        self._model = None
+
+    def _report(self, facts: Facts) -> None:
+        log.info(
+            "engine.started",
+            engine=type(self).__name__,
+            model=self._settings.model,
+            device=facts.device,
+            dtype=facts.dtype,
+            context_window=facts.context_window,
+            max_batch_size=self._settings.max_batch_size,
+            kv_cache_gib=self._settings.kv_cache_gib,
+        )
+
+    def _loaded(self) -> "_Model":
+        if self._model is None:
+            raise EngineUnavailable("The engine is not running.")
+        return self._model
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    text: TextSide
+    scheduler: Scheduler
+    facts: Facts
+
+
+def cannot_load(settings: EngineSettings, error: Exception) -> EngineFailure:
+    """The error for what a library says of a model."""
+    return EngineFailure(f"The model '{settings.model}' cannot be loaded: {error}")
+
+
+def _with_one_tokenizer(text: TextSide) -> TextSide:
+    """One thread at a time: tokenizers share state, and OpenVINO's may stand still for ever when
+    two threads begin with it at once.
+    """
+    lock = Lock()
+
+    def encode(words: str) -> Sequence[int]:
+        with lock:
+            return text.encode(words)
+
+    def decode(ids: list[int]) -> str:
+        with lock:
+            return text.decode(ids)
+
+    return replace(text, encode=by_pieces(encode, text.template.control_tokens), decode=decode)
+
+
+def _encode(model: _Model, prompt: Prompt) -> list[int]:
+    text = model.text.template.render(prompt.messages, prompt.prefix, prompt.template_kwargs)
+    try:
+        ids = model.text.encode(text)
+    except Exception as error:
+        raise EngineFailure(f"The prompt cannot be tokenized: {error}") from error
+    # One token outside the vocabulary would end the batch for everyone.
+    if not ids or max(ids) >= model.facts.vocabulary_size or min(ids) < 0:
+        raise EngineFailure("The prompt cannot be tokenized for this model.")
+    return ids
+
+
+def _read_chunks(
+    generation: Generation, abort: Abort, detokenizer: Detokenizer, stops: StopFilter
+) -> Iterator[Chunk]:
+    """The generation's tokens as text, until it ends or is aborted."""
+    for chunk in to_chunks(_tokens(generation, abort), detokenizer, stops):
+        if chunk.finish_reason:
+            chunk = replace(
+                chunk,
+                prompt_tokens=len(generation.prompt_ids),
+                cached_tokens=generation.cached_tokens,
+            )
+        yield chunk
+
+
+def _tokens(generation: Generation, abort: Abort) -> Iterator[Token]:
+    while not abort.is_set():
+        token = generation.events.get()
+        if token is None or abort.is_set():
+            return
+        if isinstance(token, TurnmillError):
+            raise token
+        yield token
+
+
+def to_chunks(
+    tokens: Iterable[Token], detokenizer: Detokenizer, stops: StopFilter
+) -> Iterator[Chunk]:
+    """Tokens as text, up to a stop string; the last chunk says no more than why it is the last."""
+    held_count = 0
+    for token in tokens:
+        held_count += 1
+        text, is_last = _text_of(token, detokenizer), token.finish_reason is not None
+        if not text and not is_last:
+            continue
+        chunk, held_count = stops.push(text, held_count, is_last=is_last), 0
+        reason: FinishReason | None = "stop" if stops.is_stopped else token.finish_reason
+        if reason:
+            yield replace(chunk, finish_reason=reason)
+            return
+        if chunk.text:
+            yield chunk
+
+
+def _text_of(token: Token, detokenizer: Detokenizer) -> str:
+    text = "" if token.finish_reason == "stop" else detokenizer.push(token.id)
+    return text + detokenizer.flush() if token.finish_reason else text

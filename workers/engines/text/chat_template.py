@@ -1,0 +1,181 @@
+"""Messages to the one string that a chat model was trained on, by the model's own Jinja template.
+
+Templates come with the model, so they run in Jinja's sandbox, set up as transformers sets it up
+(`transformers/utils/chat_template_utils.py`). What marks a role, and control tokens, are broken in
+messages' texts: whoever could spell them could speak as the system.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from turnmill.schemas.errors import EngineFailure, InvalidInput
+from turnmill.schemas.turns import Message, TemplateValue
+from turnmill.workers.engines.base import refuse_template_kwargs
+from turnmill.workers.engines.text.markers import WORD_JOINER, breaker, find_marks
+
+#: For models without a template: not what they were trained on, but they understand it.
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+#: For encoder-decoder models without a template, which were trained on one text and not on a
+#: dialogue: the instructions say what is to be done ("translate English to German:"), and the last
+#: user message to what.
+TASK_TEMPLATE = (
+    "{% set asked = messages | selectattr('role', 'equalto', 'user') | list %}"
+    "{{ ((messages | selectattr('role', 'equalto', 'system') | list) + asked[-1:])"
+    " | map(attribute='content') | join(' ') }}"
+)
+
+#: Names that templates of models with tools look up, and that no turn sets.
+_OURS = frozenset(("messages", "add_generation_prompt", "tools", "documents"))
+NO_KWARGS: Mapping[str, TemplateValue] = MappingProxyType({})
+
+#: Texts without marks that are remembered, and characters of the longest of them.
+REMEMBERED_TEXTS, LONGEST_TEXT = 2048, 1 << 14
+
+
+class Refusal(TemplateError):
+    """The template calls `raise_exception`."""
+
+
+class GenerationTag(Extension):
+    """`{% generation %}`: marks what the assistant says for training; renders what is inside."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("_render")
+        return nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def _render(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class ChatTemplate:
+    """A compiled template."""
+
+    def __init__(
+        self,
+        source: str | None,
+        *,
+        bos_token: str = "",
+        eos_token: str = "",
+        control_tokens: Iterable[str] = (),
+    ) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals |= {
+            "raise_exception": _refuse,
+            "strftime_now": _strftime_now,
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+        }
+        source = source or PLAIN_TEMPLATE
+        self._template = environment.from_string(source)
+        #: Names that the template looks up and nobody has given a value yet.
+        self._knows = find_undeclared_variables(environment.parse(source)) - {
+            *environment.globals,
+            *_OURS,
+        }
+        #: Longest first: where one begins like another, it is the longer one.
+        self.control_tokens = sorted(
+            {*control_tokens} - {""}, key=lambda token: (-len(token), token)
+        )
+        self._break_marks = breaker(find_marks(self._render))
+        #: A conversation's past is part of each of its prompts.
+        self._remembered = lru_cache(REMEMBERED_TEXTS)(self._made_safe)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        prefix: str = "",
+        kwargs: Mapping[str, TemplateValue] = NO_KWARGS,
+    ) -> str:
+        """Render the prompt, with the opening of the reply and what the model said already.
+
+        Raises:
+            InvalidInput: the template refuses the messages, as some do with system messages, or
+                does not know a name of `kwargs`.
+            EngineFailure: the template cannot be rendered.
+        """
+        texts = (self._safe(each.text) for each in messages)
+        safe = [
+            each.model_copy(update={"content": text})
+            for each, text in zip(messages, texts, strict=True)
+        ]
+        refuse_template_kwargs(kwargs, self._knows)
+        given = {
+            name: self._safe(value) if isinstance(value, str) else value
+            for name, value in kwargs.items()
+        }
+        try:
+            # The prefix is the model's own: it continues from the tokens that it generated.
+            return self._render(safe, given) + self.defuse(prefix)
+        except Refusal as error:
+            raise InvalidInput(
+                f"The model's chat template refuses the messages: {error}", param="messages"
+            ) from None
+        except Exception as error:
+            raise EngineFailure(f"The model's chat template fails: {error}") from error
+
+    def _safe(self, text: str) -> str:
+        """The text without roles' marks and control tokens."""
+        return self._made_safe(text) if len(text) > LONGEST_TEXT else self._remembered(text)
+
+    def _made_safe(self, text: str) -> str:
+        return self.defuse(self._break_marks(text))
+
+    def defuse(self, text: str) -> str:
+        """The text without control tokens that could be mistaken for the model's."""
+        for token in self.control_tokens:
+            if token in text:
+                text = text.replace(token, token[0] + WORD_JOINER + token[1:])
+        return text
+
+    def _render(
+        self, messages: Sequence[Message], kwargs: Mapping[str, TemplateValue] = NO_KWARGS
+    ) -> str:
+        entries = [{"role": each.role.value, "content": each.text} for each in messages]
+        return self._template.render(kwargs, messages=entries, add_generation_prompt=True)
+
+
+def _refuse(message: str) -> None:
+    raise Refusal(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now(UTC).strftime(pattern)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Unlike Jinja's own filter, without escapes for HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )

@@ -1,0 +1,33 @@
+"""The engine for any causal language model of Hugging Face transformers, on a CPU or a GPU.
+
+Turns are batched by `slots.py`, not by the library's own continuous batching, where one bad
+turn ends the batch for everyone.
+"""
+
+from functools import partial
+
+from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.settings import EngineSettings
+from turnmill.workers.engines.local.batching import BatchingEngine, TextSide
+from turnmill.workers.engines.local.child import ChildScheduler
+from turnmill.workers.engines.models import prepare_model
+from turnmill.workers.engines.text.hf_tokenizer import HFTokenizer
+
+LOAD_BATCH = "turnmill.workers.engines.torch.model:load_batch"
+
+
+class TransformersEngine(BatchingEngine):
+    """A model in torch; `max_batch_size` turns at once."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        if settings.quantization == "int4":
+            raise SettingsError(
+                "The transformers engine's 4-bit weights are called nf4; int4 is OpenVINO's."
+            )
+        super().__init__(settings, load_text, partial(ChildScheduler, LOAD_BATCH))
+
+
+def load_text(settings: EngineSettings) -> TextSide:
+    """For all engines that read transformers checkpoints."""
+    tokenizer = HFTokenizer(prepare_model(settings, "safetensors"))
+    return TextSide(tokenizer.template, tokenizer.encode, tokenizer.decode)

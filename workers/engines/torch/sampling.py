@@ -1,0 +1,63 @@
+"""The next token of each turn of a batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from turnmill.schemas.turns import GenerationParams
+
+
+def next_tokens(
+    logits: Any,
+    params: Sequence[GenerationParams],
+    generators: Sequence[Any],
+    contexts: Sequence[Sequence[int]],
+) -> list[int]:
+    """Choose one token for each row of `logits` [turns, vocabulary]: the likeliest, or one drawn
+    at random. `contexts` holds the tokens of each turn's prompt and reply.
+    """
+    for row, (each, context) in enumerate(zip(params, contexts, strict=True)):
+        if each.repetition_penalty not in (None, 1):
+            logits[row] = penalize(logits[row], context, each.repetition_penalty)
+    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    for row, (each, generator) in enumerate(zip(params, generators, strict=True)):
+        if each.temperature:
+            tokens[row] = sample(logits[row].float(), each, generator)
+    return tokens
+
+
+def sample(logits: Any, params: GenerationParams, generator: Any) -> int:
+    """Draw a token at `temperature` from the `top_k` likeliest ones, of these from the ones above
+    `min_p`, and of these from the nucleus of `top_p`.
+    """
+    probabilities = torch.softmax(logits / params.temperature, dim=-1)
+    if not params.sampling.keys() & {"top_k", "min_p", "top_p"}:
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+    ordered, order = probabilities.sort(descending=True)
+    if params.top_k:
+        ordered[params.top_k :] = 0
+    if params.min_p:
+        ordered[ordered < params.min_p * ordered[0]] = 0
+    if params.top_p is not None and params.top_p < 1:
+        # The token that crosses the line still belongs to the nucleus.
+        ordered[ordered.cumsum(-1) - ordered >= params.top_p * ordered.sum()] = 0
+    return int(order[torch.multinomial(ordered, 1, generator=generator)])
+
+
+def penalize(logits: Any, context: Sequence[int], penalty: float) -> Any:
+    """The scores [vocabulary], those of the context's tokens moved away from certainty."""
+    said = torch.tensor(sorted(set(context)), device=logits.device)
+    scores = logits[said]
+    return logits.index_copy(
+        0, said, torch.where(scores > 0, scores / penalty, scores * penalty).to(logits.dtype)
+    )
+
+
+def create_generator(params: GenerationParams, device: Any) -> Any:
+    """Each turn has its own, so that its neighbours do not shift its choices."""
+    generator = torch.Generator(device)
+    if params.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(params.seed)
+    return generator

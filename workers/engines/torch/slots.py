@@ -1,0 +1,379 @@
+"""Continuous batching for any transformers model that keeps a KV cache.
+
+Each turn has a slot, which is a row of the batch's KV cache (`kv_rows.py`). A step computes a
+piece of a prompt that waits, or gives every running turn its next token, which after
+`prefill_tokens` tokens of prompts they get first. Turns differ in length, sampling and seed.
+
+Interactive turns go first. Where slots or memory end, the newest turn of the batch lane is
+paused, or else the newest turn; it goes on later, from its own tokens, as if nothing had been.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+import structlog
+
+import torch
+from turnmill.schemas.errors import EngineBrokeOff, EngineFailure
+from turnmill.schemas.turns import FinishReason, Lane
+from turnmill.workers.engines.local.scheduling import PREFILL_TOKENS, Generation, Token
+from turnmill.workers.engines.torch.kv_rows import KVRows, Masks, forward
+from turnmill.workers.engines.torch.prefixes import MIN_TOKENS, PrefixStore, shared_length
+from turnmill.workers.engines.torch.sampling import create_generator, next_tokens
+
+log = structlog.get_logger(__name__)
+
+#: Tokens that a turn can surely go on for once it has joined.
+HEADROOM = 32
+
+#: Steps without want of memory before one more turn may run at once, as many again for each time
+#: that memory ran out: who shares the device may have left, or may be there to stay.
+QUIET_STEPS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    #: Turns in the batch.
+    max_slots: int
+    #: Tokens whose keys and values fit into memory, those of ended turns included.
+    max_cached_tokens: int
+    #: Prompt tokens computed between two steps of the running turns.
+    prefill_tokens: int = PREFILL_TOKENS
+    #: Whether the keys and values of ended turns are kept for those that begin alike.
+    reuses_prefixes: bool = True
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """One turn in the batch, or on its way in."""
+
+    generation: Generation
+    generator: Any
+    #: When the turn came, by count.
+    order: int
+    #: The prompt and what was generated.
+    tokens: list[int] = field(init=False)
+    #: Tokens whose keys and values are in the row.
+    computed: int = 0
+    is_finished: bool = False
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.generation.prompt_ids)
+
+    @property
+    def is_interactive(self) -> bool:
+        return self.generation.lane is Lane.INTERACTIVE
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """The lowest joins first, the highest is paused first."""
+        return not self.is_interactive, self.order
+
+
+class SlotBatch:
+    """The turns in work and their KV cache. Row `i` of the cache belongs to slot `i`.
+
+    All slots but the last run: their rows want for one token. The last one may still be
+    `_joining`, that is computing its prompt.
+    """
+
+    def __init__(self, model: Any, end_tokens: frozenset[int], limits: Limits) -> None:
+        self._model = model
+        self._end_tokens = end_tokens
+        self._limits = limits
+        self._masks = Masks(model)
+        self._rows = KVRows(model.config.get_text_config().num_hidden_layers)
+        self._store = PrefixStore()
+        self._waiting: list[Slot] = []
+        self._slots: list[Slot] = []
+        self._joining: Slot | None = None
+        self._arrivals = 0
+        #: Prompt tokens that may be computed before the running turns get their next token.
+        self._prefill_budget = limits.prefill_tokens
+        #: Turns at once; less than the limits allow after memory has run out.
+        self._max_slots = limits.max_slots
+        #: Times that memory has run out.
+        self._shortages = 0
+        self._quiet_steps = 0
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._waiting or self._slots)
+
+    @property
+    def generations(self) -> Sequence[Generation]:
+        return [slot.generation for slot in (*self._waiting, *self._slots)]
+
+    @property
+    def held(self) -> Mapping[str, float]:
+        """Turns, and rows of the cache that have memory."""
+        return {"turns": len(self._waiting) + len(self._slots), "rows": self._rows.row_count}
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens whose keys and values are in memory."""
+        return self._store.column_count + len(self._slots) * self._width()
+
+    def admit(self, generation: Generation) -> None:
+        generator = create_generator(generation.params, self._model.device)
+        self._wait(Slot(generation, generator, self._arrivals))
+        self._arrivals += 1
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def step(self) -> None:
+        try:
+            # One or the other: who waits for the first token of a prompt does not wait for the
+            # others' next one.
+            if self._prefill_budget <= 0 or not self._prefill():
+                self._decode()
+                self._prefill_budget = self._limits.prefill_tokens
+            self._grow_back()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._make_do_with_less(error)
+        if not self._slots:
+            self._rows.release()
+
+    # Joining and leaving
+
+    def _wait(self, slot: Slot) -> None:
+        self._waiting.append(slot)
+        self._waiting.sort(key=attrgetter("rank"))
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def drop_unwanted(self) -> None:
+        for slot in [*self._waiting, *self._slots]:
+            if slot.generation.is_unwanted:
+                slot.generation.events.put(None)
+                slot.is_finished = True
+        self._waiting = [slot for slot in self._waiting if not slot.is_finished]
+        self._leave_finished()
+        if not self._slots:
+            self._rows.release()
+
+    def _leave_finished(self) -> None:
+        for slot in [slot for slot in self._slots if slot.is_finished]:
+            self._leave(slot)
+
+    def _leave(self, slot: Slot, *, remembers: bool = True) -> None:
+        """Free a row. What it holds is remembered, and the gap closed with the last rows."""
+        row = self._slots.index(slot)
+        if remembers and self._limits.reuses_prefixes and slot.computed >= MIN_TOKENS:
+            self._remember(row, slot)
+        if slot is self._joining:
+            self._joining = None
+            self._slots.pop()
+            return
+        # The joining one stays behind those that run.
+        last_running = len(self._slots) - (2 if self._joining else 1)
+        for gap, filler in ((row, last_running), (last_running, len(self._slots) - 1)):
+            if gap != filler:
+                self._slots[gap] = self._slots[filler]
+                self._rows.move(filler, gap, self._slots[gap].computed)
+        self._slots.pop()
+
+    def _remember(self, row: int, slot: Slot) -> None:
+        most, tokens = self._limits.max_cached_tokens, slot.tokens[: slot.computed]
+        namespace = slot.generation.namespace
+        if self._store.longest(tokens, namespace)[1] == len(tokens):
+            return
+        # Nobody needs the memory of the only row any more: it is kept itself, not a copy.
+        is_whole = len(self._slots) == self._rows.row_count == 1 and self._rows.column_count <= most
+        try:
+            if is_whole:
+                self._make_room_to_go_on(slot)
+                room = most - self._rows.column_count
+            else:
+                room = most - len(self._slots) * self._width() - len(tokens)
+            if room < 0:
+                return
+            self._store.shrink_to(room)
+            states = self._rows.detach() if is_whole else self._rows.copy_out(row, len(tokens))
+            self._store.add(tokens, states, namespace)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._store.shrink_to(0)
+
+    def _make_room_to_go_on(self, slot: Slot) -> None:
+        """For as much as this turn has added to its conversation, now that nobody waits: when the
+        next turn comes, its first token would wait for the row to be moved.
+        """
+        added = slot.computed - slot.generation.cached_tokens
+        columns = slot.computed + added + HEADROOM
+        if slot.generation.cached_tokens and 2 * columns <= self._limits.max_cached_tokens:
+            self._rows.widen(columns)
+
+    def _pause(self, slot: Slot, *, remembers: bool) -> None:
+        self._leave(slot, remembers=remembers)
+        slot.computed = 0
+        self._wait(slot)
+
+    def _next_joining(self) -> Slot | None:
+        """The slot whose prompt is computed next, with a row of its own; None: nobody fits."""
+        while self._waiting:
+            first = self._waiting[0]
+            if self._joining is None and self._fits(first):
+                self._join(self._waiting.pop(0))
+                break
+            rival = self._joining or max(self._slots, key=attrgetter("rank"))
+            if first.is_interactive and not rival.is_interactive:
+                self._pause(rival, remembers=True)
+            else:
+                break
+        return self._joining
+
+    def _fits(self, slot: Slot) -> bool:
+        """With tokens to come for each: rows are as wide as the longest one."""
+        width = max(self._width(), len(slot.tokens)) + HEADROOM
+        rows = len(self._slots) + 1
+        if rows > self._max_slots:
+            return False
+        # Alone, a turn always fits: the context window is no larger than the cache.
+        return rows == 1 or rows * width <= self._limits.max_cached_tokens
+
+    def _join(self, slot: Slot) -> None:
+        remembered, length = self._store.longest(slot.tokens, slot.generation.namespace)
+        neighbour, shared = self._longest_running(slot)
+        # At least one token is computed: its logits are the next token's.
+        length, shared = min(length, len(slot.tokens) - 1), min(shared, len(slot.tokens) - 1)
+        row, columns = len(self._slots), len(slot.tokens) + HEADROOM
+        self._slots.append(slot)
+        self._joining = slot
+        self._reserve_memory()
+        if remembered is not None and length >= max(shared, MIN_TOKENS):
+            if row == 0 and length == len(remembered.tokens):
+                self._rows.attach(self._store.take(remembered), columns)
+            else:
+                self._rows.copy_in(row, remembered.states, length, columns)
+            slot.computed = length
+        elif shared >= MIN_TOKENS:
+            self._rows.copy_within(neighbour, row, shared, columns)
+            slot.computed = shared
+        if len(slot.tokens) == len(slot.generation.prompt_ids):
+            slot.generation.cached_tokens = slot.computed
+
+    def _longest_running(self, joining: Slot) -> tuple[int, int]:
+        """The row of its namespace that begins like a slot for longest, and for how long."""
+        if not self._limits.reuses_prefixes:
+            return 0, 0
+        lengths = [
+            min(shared_length(slot.tokens, joining.tokens), slot.computed)
+            if slot.generation.namespace == joining.generation.namespace
+            else 0
+            for slot in self._slots
+        ]
+        longest = max(lengths, default=0)
+        return (lengths.index(longest), longest) if longest else (0, 0)
+
+    # Computing
+
+    def _prefill(self) -> bool:
+        """Compute a piece of the prompt that is next; False if there is none."""
+        while slot := self._next_joining():
+            new = slot.tokens[slot.computed :][: self._prefill_budget]
+            try:
+                logits = self._forward([new], [slot])
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                # Should the device itself be broken, the next step finds out.
+                failure = EngineFailure(f"The engine cannot compute the prompt: {error}")
+                self._leave(slot, remembers=False)
+                slot.generation.events.put(failure)
+                continue
+            self._prefill_budget -= len(new)
+            if slot.computed == len(slot.tokens):
+                self._joining = None
+                self._take_tokens([slot], logits)
+            return True
+        return False
+
+    def _decode(self) -> None:
+        if not self._reserve_memory():
+            return
+        running = self._slots[:-1] if self._joining else self._slots
+        if running:
+            logits = self._forward([slot.tokens[-1:] for slot in running], running)
+            self._take_tokens(running, logits)
+
+    def _forward(self, new: list[list[int]], slots: list[Slot]) -> Any:
+        """Compute as many new tokens of each slot; the logits after the last, [slots, words]."""
+        row = self._slots.index(slots[0])
+        starts = [slot.computed for slot in slots]
+        logits = forward(self._model, self._rows, self._masks, row, new, starts)
+        for slot in slots:
+            slot.computed += len(new[0])
+        return logits
+
+    def _take_tokens(self, slots: list[Slot], logits: Any) -> None:
+        params = [slot.generation.params for slot in slots]
+        generators = [slot.generator for slot in slots]
+        tokens = next_tokens(logits, params, generators, [slot.tokens for slot in slots])
+        for slot, token in zip(slots, tokens, strict=True):
+            slot.tokens.append(token)
+            reason: FinishReason | None = None
+            if token in self._end_tokens:
+                reason = "stop"
+            elif len(slot.tokens) == len(slot.generation.prompt_ids) + slot.generation.limit:
+                reason = "length"
+            slot.is_finished = reason is not None
+            slot.generation.events.put(Token(token, reason))
+        self._leave_finished()
+
+    # Memory
+
+    def _width(self) -> int:
+        return max((len(slot.tokens) for slot in self._slots), default=0)
+
+    def _reserve_memory(self) -> bool:
+        """Make room for the rows as they are: forget ended turns, then pause running ones."""
+        most = self._limits.max_cached_tokens
+        while len(self._slots) > 1 and len(self._slots) * self._width() > most:
+            self._pause(max(self._slots, key=attrgetter("rank")), remembers=False)
+        self._store.shrink_to(most - len(self._slots) * self._width())
+        return bool(self._slots)
+
+    def _make_do_with_less(self, error: Exception) -> None:
+        """Memory ran out: fewer turns at once from now on, and nothing remembered."""
+        self._shortages += 1
+        self._quiet_steps = 0
+        self._store.shrink_to(0)
+        newest = max(self._slots, key=attrgetter("rank"))
+        if len(self._slots) == 1:
+            self._leave(newest, remembers=False)
+            newest.generation.events.put(
+                EngineBrokeOff("The engine ran out of memory while this turn ran alone.")
+            )
+        else:
+            self._pause(newest, remembers=False)
+            self._max_slots = len(self._slots)
+        log.warning(
+            "engine.out_of_memory",
+            times=self._shortages,
+            turns_at_once=self._max_slots,
+            error=str(error),
+        )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _grow_back(self) -> None:
+        """One more turn at once after some quiet steps, up to the limit."""
+        self._quiet_steps += 1
+        if (
+            self._max_slots < self._limits.max_slots
+            and self._quiet_steps >= QUIET_STEPS * self._shortages
+        ):
+            self._max_slots += 1
+            self._quiet_steps = 0
+            log.info("engine.grown_back", turns_at_once=self._max_slots)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """On a CPU torch raises a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )

@@ -1,0 +1,1 @@
+"""The engine for NVIDIA Triton, and the model that runs inside it."""

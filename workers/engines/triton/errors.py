@@ -1,0 +1,58 @@
+"""Errors of gRPC and of Triton as ours."""
+
+from typing import Any
+
+import grpc
+
+from turnmill.schemas.errors import (
+    EngineAway,
+    EngineBrokeOff,
+    EngineFailure,
+    EngineUnavailable,
+    TurnmillError,
+)
+from turnmill.workers.engines.triton.wire import decode_error
+
+Code = grpc.StatusCode
+
+#: What a code says of a server; all say that another one may do better.
+_SENTENCES = {
+    Code.UNAVAILABLE: "it cannot be reached, or has too much to do",
+    Code.DEADLINE_EXCEEDED: "it did not answer in time",
+    Code.RESOURCE_EXHAUSTED: "it has too much to do",
+    Code.CANCELLED: "the stream was cancelled",
+    Code.NOT_FOUND: "the model is not loaded",
+    Code.UNIMPLEMENTED: "it is no Triton server",
+    Code.UNAUTHENTICATED: "it wants another key (TURNMILL_ENGINE__ENDPOINT_KEY)",
+    Code.PERMISSION_DENIED: "it wants another key (TURNMILL_ENGINE__ENDPOINT_KEY)",
+}
+#: Codes that say nothing about the turn. `UNAVAILABLE` may be a server that died of it.
+_AWAY = (
+    Code.RESOURCE_EXHAUSTED,
+    Code.NOT_FOUND,
+    Code.UNIMPLEMENTED,
+    Code.UNAUTHENTICATED,
+    Code.PERMISSION_DENIED,
+)
+_REFUSALS = (Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE, Code.FAILED_PRECONDITION)
+
+
+def translated(error: Any) -> TurnmillError:
+    """The error of a call as ours: the served engine's own, else by its code.
+
+    Args:
+        error: a `grpc.RpcError` that is a `grpc.Call` too, as all that calls raise are.
+    """
+    details = error.details() or ""
+    if ours := decode_error(details):
+        return ours
+    code = error.code()
+    if code in _REFUSALS:
+        return EngineFailure(f"Triton refuses the turn: {details}")
+    sentence = _SENTENCES.get(code, f"it failed ({code.name})")
+    is_away = code in _AWAY or (code is Code.UNAVAILABLE and "connect" in details.lower())
+    if is_away:
+        kind: type[EngineUnavailable] = EngineAway
+    else:
+        kind = EngineBrokeOff if code is Code.UNAVAILABLE else EngineUnavailable
+    return kind(f"{sentence}: {details}" if details else sentence)
