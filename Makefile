@@ -29,7 +29,7 @@ EXTRAS := embedded openvino transformers compression on-policy remote triton par
 PIP := $(BIN)/pip --disable-pip-version-check
 STAMPS := .stamps
 CODE := compression producer schemas workers infra tests
-PACKAGES := turnmill.benchmarks turnmill.chaos turnmill.compression turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
+PACKAGES := turnmill.compression turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test test-vllm test-litert test-trl test-tfserving test-triton test-storm chaos check format bench bench-engine bench-gpu bench-compression bench-peers lock build servers clean
@@ -91,7 +91,7 @@ bench-engine: $(STAMPS)/dev servers ## What engines do, alone and in the system 
 
 # With what the machine has: nothing is installed or downloaded, and the model is made on the spot.
 bench-gpu: ## The transformers engine beside generate on a GPU (GPU_PYTHON=…; ARGS="--chats 128")
-	PYTHONPATH=.namespace $(GPU_PYTHON) -m turnmill.benchmarks.gpu $(ARGS)
+	PYTHONPATH=.namespace $(GPU_PYTHON) -m turnmill.infra.bench.gpu $(ARGS)
 
 bench-compression: $(STAMPS)/dev ## What each compression recipe costs and gains, within an hour (ARGS="--row int8")
 	$(BIN)/turnmill bench compression $(ARGS)

@@ -31,7 +31,7 @@ def make_tokenizer() -> Any:
     """A byte-level tokenizer: the tokens of ChatML, 256 bytes and a few pairs."""
     from tokenizers import models, pre_tokenizers
 
-    from turnmill.benchmarks.chat_tokenizer import SPECIAL, byte_level, for_chats
+    from turnmill.infra.bench.compression.chat_tokenizer import SPECIAL, byte_level, for_chats
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = (*SPECIAL, *alphabet, *("".join(pair) for pair in _MERGES))

@@ -57,8 +57,8 @@ def engine(
     """
     _check_broker(broker, "none")
     with needing(_EXTRAS):
-        from turnmill.benchmarks.engines import Plan, run_plan
-        from turnmill.benchmarks.report import Journal, plot, show
+        from turnmill.infra.bench.engines import Plan, run_plan
+        from turnmill.infra.bench.report import Journal, plot, show
     plan = Plan(
         engines=tuple(_engines(name or [])),
         chats=chats,
@@ -118,8 +118,8 @@ def system(
     for each in brokers:
         _check_broker(each)
     with needing(_EXTRAS):
-        from turnmill.benchmarks.pairs import here, run_pairs, version_at
-        from turnmill.benchmarks.system import Load, run_system
+        from turnmill.infra.bench.pairs import here, run_pairs, version_at
+        from turnmill.infra.bench.system import Load, run_system
     load = Load(turns, singles, rounds, concurrency, saturated_s)
     if against is None:
         run_system(brokers, load)
@@ -169,7 +169,7 @@ def compression(
     Example: turnmill bench compression --row int8 --row int4-gptq --no-honest
     """
     with needing("compression"):
-        from turnmill.benchmarks.compression import Plan, run_compression
+        from turnmill.infra.bench.compression.run import Plan, run_compression
     from turnmill.producer.cli.compression.compress import checkpoint_of
     from turnmill.producer.cli.views.progress import showing_bars
 
@@ -203,7 +203,7 @@ def _check_broker(name: str, *others: str) -> None:
 
 
 def _peers(names: list[str]) -> tuple[str, ...]:
-    from turnmill.benchmarks.engines import PEERS
+    from turnmill.infra.bench.engines import PEERS
 
     if unknown := [name for name in names if name not in PEERS]:
         raise InvalidInput(f"'{unknown[0]}' is no peer of the benchmark: {', '.join(PEERS)}.")

@@ -52,8 +52,8 @@ def chaos(
     Example: turnmill chaos --broker rabbitmq --turns 5000 --fault kill-worker --fault pause-worker
     """
     with needing("chaos,embedded"):
-        from turnmill.chaos.run import check_names, list_names, run_storms
-        from turnmill.chaos.scenarios import Options, make_storm
+        from turnmill.infra.chaos.run import check_names, list_names, run_storms
+        from turnmill.infra.chaos.scenarios import Options, make_storm
     if shows_list:
         list_names(console)
         return

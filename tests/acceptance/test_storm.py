@@ -11,8 +11,8 @@ from rich.console import Console
 
 from tests.conftest import require_rabbitmq
 from tests.selection import storm_turns
-from turnmill.chaos.run import run_storms
-from turnmill.chaos.scenarios import Options, make_storm
+from turnmill.infra.chaos.run import run_storms
+from turnmill.infra.chaos.scenarios import Options, make_storm
 
 pytestmark = pytest.mark.usefixtures("temporary_folders_in_memory")
 

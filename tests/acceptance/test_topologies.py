@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from tests.conftest import require_rabbitmq
-from turnmill.chaos.run import run_storms
-from turnmill.chaos.scenarios import Options, make_storm
+from turnmill.infra.chaos.run import run_storms
+from turnmill.infra.chaos.scenarios import Options, make_storm
 
 pytestmark = pytest.mark.usefixtures("temporary_folders_in_memory")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from turnmill.chaos.clock import STEP
+from turnmill.infra.chaos.breaking.clock import STEP
 from turnmill.producer.accept import accept_many
 from turnmill.schemas.turns import Lane
 
@@ -20,7 +20,7 @@ def test_a_worker_whose_clock_is_an_hour_wrong_doubles_nothing(
     system = make_system(database_url, valkey_url)
     system.start("relay")
     system.start_worker()
-    wrong = system.start("3600", "worker", module="turnmill.chaos.clock")
+    wrong = system.start("3600", "worker", module="turnmill.infra.chaos.breaking.clock")
     eventually(lambda: wrong.says("worker.consuming"), 30)
     accepted = accept_many(
         system.database,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from turnmill.chaos.crash import CRASHED
+from turnmill.infra.chaos.breaking.crash import CRASHED
 from turnmill.infra.embedded.child import answers
 from turnmill.infra.embedded.ports import claim_port
 from turnmill.producer.accept import accept_many
@@ -17,7 +17,7 @@ from turnmill.schemas.turns import AcceptedTurn
 
 Eventually = Callable[..., None]
 
-MODULE = "turnmill.chaos.crash"
+MODULE = "turnmill.infra.chaos.breaking.crash"
 QUICK = {"TURNMILL_WORKER__HINT_LOST_AFTER_S": "1", "TURNMILL_WORKER__RESCUE_EVERY_S": "0.3"}
 #: One turn at a time, generated slowly enough to be kept in pieces.
 ALONE = {

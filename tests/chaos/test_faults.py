@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from turnmill.chaos.faults import (
+from turnmill.infra.chaos.breaking.faults import (
     consumer_timeout,
     drop_broker_connections,
     kill_backends,

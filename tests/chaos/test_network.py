@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from turnmill.chaos.proxy import Proxy
+from turnmill.infra.chaos.breaking.proxy import Proxy
 from turnmill.producer.accept import accept_many
 from turnmill.schemas.turns import AcceptedTurn, Lane
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.requirements import require_installed
 from tests.selection import TENSORFLOW
-from turnmill.benchmarks.llama_server import serving_llama
+from turnmill.infra.bench.peers.llama_server import serving_llama
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings, SecretUrl
 from turnmill.workers.engines.base import Engine
 from turnmill.workers.engines.models import prepare_model

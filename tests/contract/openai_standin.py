@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from turnmill.benchmarks.announced import Announced, announced
+from turnmill.infra.bench.announced import Announced, announced
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message, Role
 from turnmill.workers.engines.base import Prompt

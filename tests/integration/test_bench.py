@@ -14,13 +14,13 @@ import pytest
 from rich.console import Console
 
 from tests.requirements import require_installed
-from turnmill.benchmarks import gpu, measure, through
-from turnmill.benchmarks.aborts import AbortTime, abort_many
-from turnmill.benchmarks.ceiling import Ceiling
-from turnmill.benchmarks.engines import EngineResult, Results
-from turnmill.benchmarks.measure import percentile
-from turnmill.benchmarks.report import WIDTH, Journal, plot, show
-from turnmill.benchmarks.workload import conversation, mixed_chats, short_chats
+from turnmill.infra.bench import gpu, measure, through
+from turnmill.infra.bench.aborts import AbortTime, abort_many
+from turnmill.infra.bench.ceiling import Ceiling
+from turnmill.infra.bench.engines import EngineResult, Results
+from turnmill.infra.bench.measure import percentile
+from turnmill.infra.bench.report import WIDTH, Journal, plot, show
+from turnmill.infra.bench.workload import conversation, mixed_chats, short_chats
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.engines.base import Chunk, Prompt
@@ -185,7 +185,7 @@ def test_the_gpu_benchmark_needs_no_server_and_no_client_of_one() -> None:
 import runpy, sys
 for name in {absent!r}:
     sys.modules[name] = None
-runpy.run_module("turnmill.benchmarks.gpu", run_name="__main__")
+runpy.run_module("turnmill.infra.bench.gpu", run_name="__main__")
 """
     with subprocess.Popen(
         [sys.executable, "-c", program, "--help"], stdout=subprocess.PIPE, text=True

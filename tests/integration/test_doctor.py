@@ -17,8 +17,8 @@ import redis
 from kombu import Connection, Queue
 
 from tests.conftest import require_rabbitmq
-from turnmill.chaos.faults import memory_alarm
-from turnmill.chaos.topologies.rabbitmq_cluster import RabbitMQCluster
+from turnmill.infra.chaos.breaking.faults import memory_alarm
+from turnmill.infra.chaos.topologies.rabbitmq_cluster import RabbitMQCluster
 from turnmill.infra.embedded.folder import server_uid
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ

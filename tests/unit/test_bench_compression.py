@@ -8,15 +8,15 @@ import pytest
 
 pytest.importorskip("torch")
 
-from turnmill.benchmarks import compression_texts
-from turnmill.benchmarks.compression import Plan, chosen, outcome, run_compression
-from turnmill.benchmarks.compression_rows import HONEST_ROWS, ROWS, Entry
 from turnmill.compression.evaluate.intervals import Figure
 from turnmill.compression.evaluate.report import Domain, Row
 from turnmill.compression.search import Trial, expected_seconds
 from turnmill.compression.step import Silent
 from turnmill.compression.store import check_name
 from turnmill.compression.texts import part_of
+from turnmill.infra.bench.compression import texts as compression_texts
+from turnmill.infra.bench.compression.rows import HONEST_ROWS, ROWS, Entry
+from turnmill.infra.bench.compression.run import Plan, chosen, outcome, run_compression
 from turnmill.schemas.errors import InvalidInput
 
 
@@ -134,7 +134,7 @@ def test_prose_is_trained_on_but_never_held_out(corpus: Path) -> None:
 
 
 def test_the_small_llama_is_trained_in_32_bits_and_once(corpus: Path) -> None:
-    from turnmill.benchmarks.small_llama import small_llama
+    from turnmill.infra.bench.compression.small_llama import small_llama
 
     def make() -> Path:
         prose = compression_texts.training_prose(corpus)
@@ -149,7 +149,7 @@ def test_the_small_llama_is_trained_in_32_bits_and_once(corpus: Path) -> None:
 
 
 def test_students_are_compared_in_the_mean_over_seeds() -> None:
-    from turnmill.benchmarks.compression_students import Learned, page_of
+    from turnmill.infra.bench.compression_students import Learned, page_of
 
     found = [
         Learned(24, labels, seed, 16, 60.0, dialogue, 100.0)

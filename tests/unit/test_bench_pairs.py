@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from turnmill.benchmarks.pairs import CPU, Version, figures, run_pairs, version_at
-from turnmill.benchmarks.system import Load
+from turnmill.infra.bench.pairs import CPU, Version, figures, run_pairs, version_at
+from turnmill.infra.bench.system import Load
 from turnmill.schemas.errors import InvalidInput, PermanentError
 
 LOAD = Load(turns=10, singles=20, rounds=3, concurrency=2, saturated_s=5)

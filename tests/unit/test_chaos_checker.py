@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from turnmill.chaos.checker import check
-from turnmill.chaos.engine import digest
-from turnmill.chaos.observed import AttemptRow, Observed, TurnRow
-from turnmill.chaos.plan import make_plan
-from turnmill.chaos.record import Entry, Intent, Promise, Record, Sight, read_record
+from turnmill.infra.chaos.breaking.engine import digest
+from turnmill.infra.chaos.checker import check
+from turnmill.infra.chaos.observed import AttemptRow, Observed, TurnRow
+from turnmill.infra.chaos.plan import make_plan
+from turnmill.infra.chaos.record import Entry, Intent, Promise, Record, Sight, read_record
 
 
 def conversation(size: int) -> tuple[list[Entry], Observed]:

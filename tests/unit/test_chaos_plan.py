@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from turnmill.chaos.actions import ACTIONS
-from turnmill.chaos.plan import Strike, follow, make_plan
+from turnmill.infra.chaos.breaking.actions import ACTIONS
+from turnmill.infra.chaos.plan import Strike, follow, make_plan
 
 #: They need a topology of their own, or a scenario that knows what follows.
 SCRIPTED = {"fail-over", "kill-primary", "stop-broker"}

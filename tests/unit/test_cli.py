@@ -186,9 +186,9 @@ def test_output_that_no_terminal_shows_is_wide(
     ("words", "module", "extras"),
     [
         (("evaluate", "x"), "turnmill.compression.evaluate.page", "compression"),
-        (("bench", "compression"), "turnmill.benchmarks.compression", "compression"),
-        (("bench", "system"), "turnmill.benchmarks.system", "bench,embedded,transformers"),
-        (("chaos",), "turnmill.chaos.run", "chaos,embedded"),
+        (("bench", "compression"), "turnmill.infra.bench.compression.run", "compression"),
+        (("bench", "system"), "turnmill.infra.bench.system", "bench,embedded,transformers"),
+        (("chaos",), "turnmill.infra.chaos.run", "chaos,embedded"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
 )

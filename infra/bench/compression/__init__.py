@@ -1,0 +1,1 @@
+"""`turnmill bench compression`: every recipe on one model, as one table."""

@@ -1,0 +1,1 @@
+"""What Turnmill is compared with, each run as its own users would."""

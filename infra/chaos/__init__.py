@@ -1,0 +1,1 @@
+"""`turnmill chaos`: break everything, and count what was lost."""

@@ -1,0 +1,1 @@
+"""What can be broken, and how: processes, networks, clocks, tables, messages."""

@@ -1,0 +1,181 @@
+"""The client of a run: submits turns to many conversations and records what it is promised.
+
+Most turns go through `accept`, as a backlog's do; some go through the HTTP API and are read as
+a stream. Whatever fails is tried again with the same idempotency key, as a good client does. Of
+one conversation the next turn is submitted when the last one was accepted, not answered.
+"""
+
+import asyncio
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from uuid import UUID
+
+import httpx
+
+from turnmill.infra.chaos.reader import Reader
+from turnmill.infra.chaos.record import Intent, Promise, Record, now
+from turnmill.producer.accept import accept
+from turnmill.schemas.errors import TransientError
+from turnmill.schemas.ids import Prefix, derived_id, show_id
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.turns import Lane, Message, Role, TurnRequest
+
+_RETRY_S = 0.2
+_WORDS = ("parcel", "late", "order", "refund", "where", "when", "card", "login", "thanks", "hello")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is submitted."""
+
+    turns: int
+    conversations: int
+    seed: int
+    #: Turns per second that are offered, while no more than `max_open` are unanswered.
+    rate: float
+    max_open: int = 600
+    #: Share of the turns that are sent through the API and read as streams.
+    streamed: float = 0.05
+    #: Turns of each kind that go wrong on purpose.
+    poison: tuple[str, ...] = ()
+    max_words: int = 12
+    #: Of the turns that are not streamed.
+    lane: Lane = Lane.BATCH
+    #: Every conversation has as many turns as the others, one after the other in rounds.
+    is_even: bool = False
+
+
+class Client:
+    """Submits one load; `run` returns when every turn is accepted and every stream has ended."""
+
+    def __init__(
+        self,
+        load: Load,
+        record: Record,
+        *,
+        database: Database,
+        tenant_id: UUID,
+        model: str,
+        api_urls: list[str],
+        api_key: str,
+        count_open: Callable[[], int],
+    ) -> None:
+        self.accepted_count = 0
+        self._load = load
+        self._record = record
+        self._database = database
+        self._tenant_id = tenant_id
+        self._model = model
+        self._api_urls = api_urls
+        self._api_key = api_key
+        self._count_open = count_open
+        self._random = random.Random(load.seed)
+        self._running: tuple[asyncio.AbstractEventLoop | None, asyncio.Task[None] | None]
+        self._running = None, None
+        self._numbers: defaultdict[str, int] = defaultdict(int)
+        #: Calls that began before a broken connection was noticed must not overtake.
+        self._order: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def run(self) -> None:
+        self._running = asyncio.get_running_loop(), asyncio.current_task()
+        poison = self._poison()
+        limits = httpx.Limits(max_connections=200)
+        async with (
+            httpx.AsyncClient(timeout=30, limits=limits) as http,
+            asyncio.TaskGroup() as tasks,
+        ):
+            reader = Reader(http, self._api_urls, self._api_key, self._model, self._record)
+            async for number in self._paced():
+                magic = poison.get(number, "")
+                intent = self._intent(number, magic)
+                is_streamed = not magic and self._random.random() < self._load.streamed
+                tasks.create_task(self._submit(reader if is_streamed else None, intent))
+
+    def stop(self) -> None:
+        """Give up what is not accepted yet; from another thread."""
+        loop, task = self._running
+        if loop is not None and task is not None:
+            # A loop that has ended has nothing left to give up.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(task.cancel)
+
+    async def _paced(self) -> AsyncIterator[int]:
+        loop = asyncio.get_running_loop()
+        due_at = loop.time()
+        for number in range(self._load.turns):
+            due_at = max(due_at + 1 / self._load.rate, loop.time() - 1)
+            # Another thread counts; there is no event to wait for.
+            while self._count_open() > self._load.max_open:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(max(0.0, due_at - loop.time()))
+            yield number
+
+    def _poison(self) -> dict[int, str]:
+        """Which turns carry a magic word: spread over the middle of the run."""
+        first, last = self._load.turns // 10, max(self._load.turns * 7 // 10, 1)
+        numbers = self._random.sample(range(first, last), k=len(self._load.poison))
+        return dict(zip(numbers, self._load.poison, strict=True))
+
+    def _intent(self, number: int, magic: str) -> Intent:
+        count = self._load.conversations
+        conversation = f"c{number % count if self._load.is_even else self._random.randrange(count)}"
+        self._numbers[conversation] += 1
+        words = self._random.choices(_WORDS, k=self._random.randint(2, self._load.max_words))
+        text = " ".join([f"{conversation}/{self._numbers[conversation]}", *words, magic]).strip()
+        key = f"{self._model}/{number}"
+        return Intent(key, conversation, self._numbers[conversation], text, now())
+
+    async def _submit(self, reader: Reader | None, intent: Intent) -> None:
+        lock = self._order[intent.conversation]
+        await lock.acquire()
+        self._record.add(intent)
+        if reader is None:
+            try:
+                await self._accept(intent)
+            finally:
+                lock.release()
+        else:
+            await self._stream(reader, intent, lock)
+
+    async def _accept(self, intent: Intent) -> None:
+        request = TurnRequest(
+            tenant_id=self._tenant_id,
+            bot=self._model,
+            messages=(Message(role=Role.USER, content=intent.text),),
+            lane=self._load.lane,
+            conversation_id=derived_id(self._tenant_id, self._model, intent.conversation),
+            idempotency_key=intent.key,
+        )
+        for tries in itertools.count(1):
+            began_at = now()
+            try:
+                accepted = await asyncio.to_thread(accept, self._database, request)
+            except TransientError:
+                await asyncio.sleep(_RETRY_S)
+                continue
+            self._promised(intent, show_id(Prefix.TURN, accepted.turn_id), began_at, tries)
+            return
+
+    async def _stream(self, reader: Reader, intent: Intent, lock: asyncio.Lock) -> None:
+        """Holds the conversation's lock until the turn is accepted, then only reads."""
+        is_held = True
+
+        def promised(turn_id: str, began_at: float, tries: int) -> None:
+            nonlocal is_held
+            if is_held:
+                self._promised(intent, turn_id, began_at, tries)
+                lock.release()
+                is_held = False
+
+        await reader.read(intent, promised)
+        if is_held:
+            lock.release()
+
+    def _promised(self, intent: Intent, turn_id: str, began_at: float, tries: int) -> None:
+        at = now()
+        self._record.add(Promise(intent.key, turn_id, at, at - began_at, tries))
+        self.accepted_count += 1
