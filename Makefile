@@ -48,11 +48,11 @@ test: $(STAMPS)/dev servers ## Run all tests (pytest's options: make test ARGS="
 
 # vLLM's versions of torch and transformers are its own. Its warnings are, too.
 test-vllm: $(STAMPS)/vllm ## Test vLLM on the CPU, as engine and as server, in its own environment (3 GB)
-	$(VLLM)/bin/python -m pytest -W default tests/contract tests/integration/test_fidelity.py \
-	  tests/integration/test_vllm.py tests/integration/test_vllm_artifacts.py -k "vllm or openai_http" $(ARGS)
+	$(VLLM)/bin/python -m pytest -W default tests/contract tests/integration/engines/test_fidelity.py \
+	  tests/integration/engines/test_vllm.py tests/integration/engines/test_vllm_artifacts.py -k "vllm or openai_http" $(ARGS)
 
 test-triton: $(STAMPS)/dev $(STAMPS)/triton ## Test the Triton engine with a real tritonserver (700 MB)
-	$(BIN)/python -m pytest tests/contract tests/unit/test_triton.py tests/integration/test_triton.py \
+	$(BIN)/python -m pytest tests/contract tests/unit/engines/test_triton.py tests/integration/engines/test_triton.py \
 	  -k triton $(ARGS)
 
 test-storm: $(STAMPS)/dev servers ## The storms of the tests with more turns (STORM_TURNS=5000; ARGS="-k openvino"; STORM_SEED=2)
@@ -64,10 +64,10 @@ test-tfserving: $(STAMPS)/dev $(STAMPS)/tensorflow ## Test the TensorFlow Servin
 
 # The converters run in their own environments, the tests beside the others' libraries.
 test-litert: $(STAMPS)/dev $(STAMPS)/litert $(STAMPS)/tensorflow ## Test the exports to LiteRT, of torch and of Keras models (4 GB)
-	$(BIN)/python -m pytest tests/integration/test_litert.py $(ARGS)
+	$(BIN)/python -m pytest tests/integration/compression/test_litert.py $(ARGS)
 
 test-trl: $(STAMPS)/dev $(STAMPS)/trl ## Test on-policy distillation with trl (100 MB)
-	$(BIN)/python -m pytest tests/integration/test_on_policy.py $(ARGS)
+	$(BIN)/python -m pytest tests/integration/compression/test_on_policy.py $(ARGS)
 
 # As fast as the machine answers: about an hour on two cores.
 chaos: $(STAMPS)/dev servers ## Break everything for an hour and count what was lost (ARGS="--seed 7")

@@ -26,7 +26,7 @@ from turnmill.workers.consumer import metrics as worker_metrics
 from turnmill.workers.consumer.health import why_stuck, why_unready
 from turnmill.workers.turn.lease import Leases
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def settings_in(data: Path, **metrics: object) -> Settings:

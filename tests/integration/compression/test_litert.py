@@ -47,7 +47,7 @@ def test_a_converted_model_answers_like_the_checkpoint(
 
 def test_a_keras_model_with_float16_weights_answers_like_the_original(tmp_path: Path) -> None:
     """By the guide's command."""
-    guide = (Path(__file__).parents[2] / "docs/compression.md").read_text()
+    guide = (Path(__file__).parents[3] / "docs/compression.md").read_text()
     (line,) = (each for each in guide.splitlines() if "export.keras" in each)
     interpreter, _, module, name = line.partition("#")[0].split()
     assert interpreter == ".venv-tensorflow/bin/python"

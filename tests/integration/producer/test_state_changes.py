@@ -34,7 +34,7 @@ from turnmill.workers.turn.lease import Leases
 from turnmill.workers.turn.settle import Ending, Settler, end_turns
 from turnmill.workers.upkeep.rescuer import sweep
 
-_REPOSITORY = Path(__file__).parents[2]
+_REPOSITORY = Path(__file__).parents[3]
 _STORE = "schemas/store/"
 #: Whatever runs beside PostgreSQL's own tools; migrations change tables, not turns.
 _FOLDERS = ("producer", "schemas", "workers", "compression", "infra")

@@ -19,7 +19,7 @@ from turnmill.schemas.batches import BacklogRow
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.turns import Message, Role
 
-SAMPLES = Path(__file__).parents[2] / "infra" / "samples"
+SAMPLES = Path(__file__).parents[3] / "infra" / "samples"
 
 ROWS = [
     {"id": "a", "prompt": "Where is my parcel?", "max_tokens": 40, "temperature": 0.5},
@@ -130,14 +130,14 @@ def test_sample_tickets_are_a_valid_backlog() -> None:
 
 @pytest.mark.parametrize(("format_name", "count"), [("jsonl", 4), ("csv", 3)])
 def test_examples_of_the_page_are_valid(tmp_path: Path, format_name: str, count: int) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "backlogs.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "backlogs.md").read_text()
     path = tmp_path / f"example.{format_name}"
     path.write_text(page.split(f"```{format_name}\n")[1].split("```")[0])
     assert read_backlog(path).total == count
 
 
 def test_page_names_every_column() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "backlogs.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "backlogs.md").read_text()
     assert [name for name in backlog_formats.COLUMNS if f"`{name}`" not in page] == []
 
 

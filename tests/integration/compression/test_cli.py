@@ -199,7 +199,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def guide_block(beginning: str) -> list[str]:
     """The commands of the guide's block that begins with this one, without their comments."""
-    guide = (Path(__file__).parents[2] / "docs/compression.md").read_text()
+    guide = (Path(__file__).parents[3] / "docs/compression.md").read_text()
     (block,) = [each for each in guide.split("```") if each.strip().startswith(beginning)]
     return [line.partition("  #")[0].strip() for line in block.strip().splitlines()]
 
@@ -221,7 +221,7 @@ def test_the_guides_command_for_a_classifier_of_tickets_runs(
 def test_the_guides_command_for_l1_leaves_a_sparse_artifact(
     turnmill: Callable[[str], str],
 ) -> None:
-    guide = (Path(__file__).parents[2] / "docs/compression.md").read_text()
+    guide = (Path(__file__).parents[3] / "docs/compression.md").read_text()
     (line,) = (each for each in guide.splitlines() if "l1=" in each)
     turnmill(line)
     manifest = json.loads(turnmill("turnmill models show sparse --json"))

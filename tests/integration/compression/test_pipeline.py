@@ -24,14 +24,14 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
     pytest.mark.usefixtures("one_thread"),
 ]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WINDOWS = {"length": 64, "calibration": 8, "train": 16, "heldout": 4, "prose": 4}
 #: Runs `turnmill` with the step `nudge` of the tests.
 PROGRAM = f"""
 import sys
 from turnmill.compression import step
 step.STEPS["nudge"] = {NUDGE!r}
-from tests.integration.test_compression_pipeline import job
+from tests.integration.compression.test_pipeline import job
 from turnmill.compression.pipeline import compress
 from turnmill.compression.store import ModelStore
 from pathlib import Path

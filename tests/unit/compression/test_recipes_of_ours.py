@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 from turnmill.compression.recipe import read_recipe
 from turnmill.compression.samples import find_recipe, recipe_names
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "compression.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parents[3] / "docs" / "compression.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", recipe_names())

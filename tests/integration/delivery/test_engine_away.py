@@ -146,7 +146,7 @@ class RemoteServer:
     """A server of OpenAI's API that can be killed, and started again at its address."""
 
     def __init__(self, folder: Path) -> None:
-        standin = Path(__file__).parents[1] / "contract/openai_standin.py"
+        standin = Path(__file__).parents[2] / "contract/openai_standin.py"
         program = standin.read_text().replace('("127.0.0.1", 0)', '("127.0.0.1", int(sys.argv[2]))')
         self._program = folder / "server.py"
         self._program.write_text(program)

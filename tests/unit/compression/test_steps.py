@@ -292,7 +292,7 @@ def test_zeros_survive_a_step_of_fine_tuning(make_state: StateMaker) -> None:
 
 
 def test_every_recipe_of_the_guide_is_one() -> None:
-    guide = (Path(__file__).parents[2] / "docs/compression.md").read_text()
+    guide = (Path(__file__).parents[3] / "docs/compression.md").read_text()
     blocks = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
     assert len(blocks) >= 4
     for block in blocks:
