@@ -11,7 +11,6 @@ from pydantic import SecretStr
 from typer.main import get_command
 
 from turnmill.producer.cli.app import app
-from turnmill.schemas import settings as settings_module
 from turnmill.schemas.settings import Section, Settings, variable_names
 from turnmill.schemas.surroundings import PREFIX
 from turnmill.schemas.turns import TRANSITIONS, TurnState
@@ -19,6 +18,7 @@ from turnmill.workers.engines.registry import ENGINES
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = ROOT / "docs" / "configuration.md"
+SETTINGS = ROOT / "schemas" / "settings"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 INTRODUCTION = """\
@@ -34,7 +34,7 @@ Of libpq's variables those of authentication and TLS count (`PGPASSFILE`, `PGPAS
 never for the embedded PostgreSQL; the others, Celery's and Flower's are ignored or refused.
 Variables of proxies (`HTTPS_PROXY`, `NO_PROXY`) count, but never for this machine itself.
 
-This page is generated from `schemas/settings.py`.
+This page is generated from `schemas/settings/`.
 """
 
 
@@ -46,7 +46,7 @@ DEFAULTS = {
 
 
 def configuration_page() -> str:
-    source = Path(settings_module.__file__).read_text()
+    source = "\n".join(path.read_text() for path in sorted(SETTINGS.glob("*.py")))
     lines = [INTRODUCTION]
     for name, field in Settings.model_fields.items():
         section = field.annotation

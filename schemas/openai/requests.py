@@ -1,0 +1,269 @@
+"""A chat completion as a client asks for it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from turnmill.schemas.content import (
+    MAX_DOCUMENTS,
+    MAX_TOOL_CALLS,
+    Name,
+    refuse_nul,
+)
+from turnmill.schemas.openai.content import ChatDocument, Content
+from turnmill.schemas.openai.fields import Body, Tokens, Unless, as_integer, as_list, as_seed
+from turnmill.schemas.openai.tools import ChatToolCall, read_tools
+from turnmill.schemas.turns import (
+    MAX_MESSAGES,
+    GenerationParams,
+    Message,
+    ResponseFormat,
+    Role,
+    Stop,
+    TemplateKwargs,
+)
+
+
+def _read_format(value: object) -> object:
+    if value == {"type": "text"}:
+        return None
+    return ResponseFormat.model_validate(value) if isinstance(value, dict) else value
+
+
+def _check_choice(choice: object) -> object:
+    match choice:
+        case (
+            None | "none" | "auto" | "required" | {"type": "function", "function": {"name": str()}}
+        ):
+            return choice
+    raise PydanticCustomError("not_supported", "Not supported")
+
+
+class ChatMessage(Body):
+    """One message of a chat completion.
+
+    An assistant's message is history, and SDKs append to it what else they know of a reply
+    (`parsed`, `reasoning_content`, `provider_specific_fields`, …): it may have any field.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content = Field(
+        description="A string, or a list of parts. Parts that are all text are joined by \\n."
+    )
+
+    # These say nothing to the model.
+    id: Any = None
+    name: Any = None
+    cache_control: Any = None
+    annotations: Any = None
+    refusal: Annotated[Any, Unless("")] = None
+    tool_calls: list[ChatToolCall] | None = Field(default=None, max_length=MAX_TOOL_CALLS)
+    tool_call_id: Name | None = None
+    function_call: Annotated[Any, Unless()] = None
+    audio: Annotated[Any, Unless()] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_empty(cls, body: object) -> object:
+        """OpenAI's replies have `content: null` where there is no text."""
+        if isinstance(body, dict) and body.get("role") == "tool" and not body.get("tool_call_id"):
+            raise PydanticCustomError("tool_call", "A message of a tool needs its tool_call_id")
+        if isinstance(body, dict) and cls._is_open(body) and body.get("content") is None:
+            return body | {"content": ""}
+        return body
+
+    @classmethod
+    def _is_open(cls, body: dict[str, Any]) -> bool:
+        return body.get("role") == "assistant"
+
+    def message(self) -> Message:
+        role = Role.SYSTEM if self.role == "developer" else Role(self.role)
+        return Message(
+            role=role,
+            content=self.content,
+            tool_calls=tuple(call.call() for call in self.tool_calls or ()),
+            tool_call_id=self.tool_call_id,
+        )
+
+
+class StreamOptions(Body):
+    include_usage: bool = Field(default=False, description="End with a chunk that has the usage.")
+    include_obfuscation: Any = None
+    continuous_usage_stats: Any = None
+
+
+class ChatCompletionRequest(Body):
+    """Body of `POST /v1/chat/completions`."""
+
+    model: Annotated[str, AfterValidator(refuse_nul)] = Field(
+        min_length=1, max_length=200, description="The name of the bot that answers."
+    )
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(
+        min_length=1, max_length=MAX_MESSAGES
+    )
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = Field(
+        default=None, description="The newer name of max_tokens; it wins."
+    )
+    stop: Annotated[
+        list[Stop] | None,
+        BeforeValidator(as_list, json_schema_input_type=str | list[str] | None),
+    ] = Field(
+        default=None, max_length=4, description="An empty list takes back the bot's own strings."
+    )
+    seed: Annotated[int | None, BeforeValidator(as_seed)] = Field(default=None, ge=0, lt=2**63)
+    #: Not OpenAI's, but vLLM's and many others'.
+    top_k: Annotated[int | None, BeforeValidator(as_integer)] = Field(
+        default=None, ge=-1, lt=2**31, description="0 or -1: all tokens."
+    )
+    min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10, allow_inf_nan=False)
+    chat_template_kwargs: TemplateKwargs | None = Field(
+        default=None,
+        description="Passed to the model's chat template, which must know each name: "
+        '`{"enable_thinking": false}`.',
+    )
+
+    # Accepted; the reply does not depend on them.
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    prediction: Any = None
+    parallel_tool_calls: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+
+    # Refused by accept, unless a live worker's engine can do it (`schemas/capabilities.py`), ...
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    response_format: Annotated[
+        ResponseFormat | None, BeforeValidator(_read_format, json_schema_input_type=dict[str, Any])
+    ] = None
+    #: Not OpenAI's, but that of chat templates with passages, and of vLLM.
+    documents: list[ChatDocument] | None = Field(default=None, max_length=MAX_DOCUMENTS)
+    # ... or unless the bot ignores them, or `tool_choice` is "none": they are read by `params`.
+    tools: Any = None
+    tool_choice: Annotated[Any, BeforeValidator(_check_choice)] = None
+    functions: Any = None
+
+    # Refused, unless they ask for what Turnmill does anyway.
+    n: Annotated[Any, Unless(1)] = None
+    function_call: Annotated[Any, Unless("none", "auto")] = None
+    logit_bias: Annotated[Any, Unless({})] = None
+    modalities: Annotated[Any, Unless(["text"], [])] = None
+    audio: Annotated[Any, Unless()] = None
+    moderation: Annotated[Any, Unless()] = None
+    web_search_options: Annotated[Any, Unless()] = None
+
+    # The same; not OpenAI's, but sent to vLLM, SGLang, TGI and llama.cpp with every call.
+    add_generation_prompt: Annotated[Any, Unless(True)] = None
+    add_special_tokens: Annotated[Any, Unless(False)] = None
+    bad_words: Annotated[Any, Unless([])] = None
+    best_of: Annotated[Any, Unless(1)] = None
+    chat_template: Annotated[Any, Unless()] = None
+    continue_final_message: Annotated[Any, Unless(False)] = None
+    early_stopping: Annotated[Any, Unless(False)] = None
+    echo: Annotated[Any, Unless(False)] = None
+    guided_choice: Annotated[Any, Unless([])] = None
+    guided_grammar: Annotated[Any, Unless("")] = None
+    guided_json: Annotated[Any, Unless()] = None
+    guided_regex: Annotated[Any, Unless("")] = None
+    ignore_eos: Annotated[Any, Unless(False)] = None
+    include_stop_str_in_output: Annotated[Any, Unless(False)] = None
+    length_penalty: Annotated[Any, Unless(1)] = None
+    logits_processors: Annotated[Any, Unless([])] = None
+    min_tokens: Annotated[Any, Unless(0)] = None
+    mirostat: Annotated[Any, Unless(0)] = None
+    priority: Annotated[Any, Unless(0)] = None
+    prompt_logprobs: Annotated[Any, Unless(0)] = None
+    skip_special_tokens: Annotated[Any, Unless(True)] = None
+    spaces_between_special_tokens: Annotated[Any, Unless(True)] = None
+    stop_token_ids: Annotated[Any, Unless([])] = None
+    structured_outputs: Annotated[Any, Unless({})] = None
+    tfs_z: Annotated[Any, Unless(1)] = None
+    top_a: Annotated[Any, Unless(0)] = None
+    truncate_prompt_tokens: Annotated[Any, Unless()] = None
+    typical_p: Annotated[Any, Unless(1)] = None
+    use_beam_search: Annotated[Any, Unless(False)] = None
+
+    @property
+    def wants_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def offered_tools(self) -> Literal["tools", "functions"] | None:
+        """The field with tools that the model might call."""
+        if self.tools and self.tool_choice != "none":
+            return "tools"
+        return "functions" if self.functions and self.function_call != "none" else None
+
+    def turn_messages(self) -> tuple[Message, ...]:
+        return tuple(message.message() for message in self.messages)
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _needs_logprobs(cls, count: int | None, info: ValidationInfo) -> int | None:
+        if count and not info.data.get("logprobs"):
+            raise PydanticCustomError("needs_logprobs", "It needs 'logprobs': true")
+        return count
+
+    @property
+    def demanded_tool(self) -> str | None:
+        """The tool that the model must call, or `required` for any of them."""
+        match self.tool_choice:
+            case "required":
+                return "required"
+            case {"function": {"name": str(name)}}:
+                return name
+        return None
+
+    def params(self, *, offers_tools: bool = True) -> GenerationParams:
+        """The turn's parameters. Without `offers_tools`, the model is not told of any.
+
+        Raises:
+            InvalidInput: the tools are not as OpenAI has them.
+        """
+        given: dict[str, Any] = {} if self.stop is None else {"stop": tuple(self.stop)}
+        if self.documents:
+            given["documents"] = [document.model_dump() for document in self.documents]
+        if offers_tools and self.offered_tools == "tools":
+            given |= {"tools": read_tools(self.tools), "tool_choice": self.demanded_tool}
+        return GenerationParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            seed=self.seed,
+            frequency_penalty=self.frequency_penalty or None,
+            presence_penalty=self.presence_penalty or None,
+            response_format=self.response_format,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            **given,
+            template_kwargs=self.chat_template_kwargs or None,
+        )

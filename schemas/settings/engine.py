@@ -1,0 +1,84 @@
+"""Which engine answers with which model."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    SecretStr,
+    StringConstraints,
+)
+
+from turnmill.schemas.settings.section import SecretUrl, Section
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+class EngineSettings(Section):
+    #: `auto`, or an engine's name.
+    name: str = "auto"
+    #: The default model, a folder, a .gguf file, a Hugging Face id, the name of a compressed model,
+    #: or `promoted`: the one that `turnmill models promote` named last.
+    model: Annotated[str, StringConstraints(min_length=1)] = DEFAULT_MODEL
+    #: What clients call the model; its last path component when left out.
+    served_name: str | None = None
+    #: `auto`, `cpu`, `cuda`, `cuda:1`, …
+    device: str = "auto"
+    #: `auto`, `float32`, `bfloat16`, `float16`.
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    #: Weights in fewer bits: `int8` or `int4` (OpenVINO, for GGUF), bitsandbytes' `int8` or `nf4`
+    #: (transformers), bitsandbytes' `nf4` (vLLM, on a GPU). `none` for what is quantized already.
+    quantization: Literal["none", "int8", "int4", "nf4"] = "none"
+    #: Tokens of prompt and reply together; the model's own limit when left out.
+    context_window: int | None = Field(default=None, ge=16)
+    #: Turns generated together, at most.
+    max_batch_size: int = Field(default=32, ge=1)
+    #: Memory for the KV cache, GiB.
+    kv_cache_gib: float = Field(default=1.0, gt=0)
+    #: Keep keys and values of ended turns, for conversations that go on and for prompts that
+    #: begin alike.
+    prefix_cache: bool = True
+    #: GPUs that share the model (vLLM engine only).
+    tensor_parallel: int = Field(default=1, ge=1)
+    #: Numbers in the KV cache (OpenVINO engine only; `auto` is its own choice).
+    kv_cache_dtype: Literal["auto", "int8", "float32", "bfloat16", "float16"] = "auto"
+    #: Prompt tokens computed between two tokens of the turns that are already running; left out,
+    #: 96 (OpenVINO, vLLM on a CPU) or 256 (transformers, vLLM on a GPU).
+    prefill_tokens: int | None = Field(default=None, ge=16)
+    #: Where downloaded and converted models are kept; `models` in the data folder when left out.
+    models_dir: Path | None = None
+    #: The servers of a remote engine (`openai_http`, `triton`, `tfserving`), as a JSON list of
+    #: addresses: replicas of one model.
+    endpoints: tuple[SecretUrl, ...] = ()
+    #: Sent to them as `Authorization: Bearer …`.
+    endpoint_key: SecretStr | None = None
+    #: What they call the model; the name that clients use when left out.
+    remote_model: str | None = None
+    #: Which version or label of the model they are asked for; their own choice when left out.
+    remote_version: str | None = None
+    #: Seconds between two looks at whether an endpoint is ready.
+    check_every_s: float = Field(default=2.0, gt=0)
+    #: Seconds in which an endpoint must say something; after that the turn goes on at another.
+    silence_s: float = Field(default=30.0, gt=0)
+    #: Echo engine: seconds per token.
+    echo_token_s: float = Field(default=0.0, ge=0)
+    #: Echo engine: share of the turns that fail and are tried again.
+    echo_failure_rate: float = Field(default=0.0, ge=0, le=1)
+    #: Echo engine: whether it goes on after the text of an earlier attempt, or begins again.
+    echo_can_continue: bool = True
+    #: Echo engine: share of the turns that kill their worker.
+    echo_crash_rate: float = Field(default=0.0, ge=0, le=1)
+
+    @property
+    def endpoint_urls(self) -> list[str]:
+        """With their logins."""
+        return [endpoint.get_secret_value() for endpoint in self.endpoints]
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called in routes, in the API and in Flower."""
+        return self.served_name or Path(self.model).name.lower()
+
+    @property
+    def model_at_endpoints(self) -> str:
+        return self.remote_model or self.model_name
