@@ -12,7 +12,7 @@ from itertools import groupby
 
 from turnmill.infra.chaos.breaking.engine import digest
 from turnmill.infra.chaos.observed import AttemptRow, Observed, TurnRow
-from turnmill.infra.chaos.record import Entry, Intent, Promise, Sight
+from turnmill.infra.chaos.record import Entry, Intent, Observation, Promise
 from turnmill.workers.engines.echo import MAGIC
 
 #: Magic words after which a turn is to end parked, with an error its user can see.
@@ -131,7 +131,7 @@ def _phantom(intents: dict[str, Intent], turns: list[TurnRow]) -> Iterator[str]:
 
 def _contradicted(entries: list[Entry], turns: dict[str, TurnRow]) -> Iterator[str]:
     for entry in entries:
-        if isinstance(entry, Sight) and (turn := turns.get(entry.key)) is not None:
+        if isinstance(entry, Observation) and (turn := turns.get(entry.key)) is not None:
             reply = turn.reply or ""
             if not (entry.text == reply if entry.is_whole else reply.startswith(entry.text)):
                 yield f"{entry.key}: a reader was shown text that is not in the reply"

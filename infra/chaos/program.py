@@ -1,4 +1,5 @@
-"""`python -m turnmill.infra.chaos.program worker`: the command line with the chaos engine in it, and a
+"""`python -m turnmill.infra.chaos.program worker`: the command line with the chaos engine in it,
+and a
 wall clock that steps when it is told to.
 """
 

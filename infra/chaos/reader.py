@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from turnmill.infra.chaos.record import Intent, Record, Sight, now
+from turnmill.infra.chaos.record import Intent, Observation, Record, now
 
 _RETRY_S = 0.2
 
@@ -42,7 +42,7 @@ class Reader:
             except httpx.HTTPError:
                 await asyncio.sleep(_RETRY_S)
             if shown:
-                self._record.add(Sight(intent.key, "".join(shown), now(), is_whole=is_over))
+                self._record.add(Observation(intent.key, "".join(shown), now(), is_whole=is_over))
             if is_over:
                 return
 

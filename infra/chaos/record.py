@@ -44,7 +44,7 @@ class Promise:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class Observation:
     """The text of a reply as a streaming reader saw it."""
 
     key: str
@@ -66,9 +66,9 @@ class Fault:
     workers: tuple[str, ...] = ()
 
 
-Entry = Intent | Promise | Sight | Fault
+Entry = Intent | Promise | Observation | Fault
 _KINDS: dict[str, type[Entry]] = {
-    kind.__name__.lower(): kind for kind in (Intent, Promise, Sight, Fault)
+    kind.__name__.lower(): kind for kind in (Intent, Promise, Observation, Fault)
 }
 
 

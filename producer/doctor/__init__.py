@@ -61,13 +61,13 @@ def _database(settings: Settings, revision: str | None) -> Iterator[Finding]:
         yield broken(error.message).of("database")
         return
     try:
-        patient = database.Patient(settings, opened, revision)
-        found = list(examine(database.REACHED, patient))
+        target = database.Target(settings, opened, revision)
+        found = list(examine(database.REACHED, target))
         yield from found
         if all(finding.level is Level.OK for finding in found):
-            yield from examine(database.CHECKS, patient)
-            if patient.has_tables:
-                yield from examine(work.CHECKS, patient)
+            yield from examine(database.CHECKS, target)
+            if target.has_tables:
+                yield from examine(work.CHECKS, target)
     finally:
         opened.close()
 
@@ -88,11 +88,11 @@ def _broker(
     settings: Settings, deployment: str | None, consumed: frozenset[str]
 ) -> Iterator[Finding]:
     try:
-        with broker.connected(settings, deployment, consumed) as patient:
+        with broker.connected(settings, deployment, consumed) as target:
             kind = broker_amqp if settings.broker.is_amqp else broker_redis
-            yield from examine(broker.CHECKS, patient)
-            yield from examine(kind.CHECKS, patient)
-            yield from examine(broker.WORKER_CHECKS, patient)
+            yield from examine(broker.CHECKS, target)
+            yield from examine(kind.CHECKS, target)
+            yield from examine(broker.WORKER_CHECKS, target)
     except broker.Unreachable as error:
         yield broken(str(error), "Does it run, and does TURNMILL_BROKER__URL lead to it?").of(
             "broker"

@@ -22,7 +22,7 @@ class Unreachable(Exception):
 
 
 @dataclass(frozen=True)
-class Patient:
+class Target:
     settings: Settings
     app: Celery
     #: kombu's connection; open.
@@ -45,7 +45,7 @@ class Patient:
 @contextmanager
 def connected(
     settings: Settings, deployment: str | None, consumed: frozenset[str] = frozenset()
-) -> Iterator[Patient]:
+) -> Iterator[Target]:
     """Raises `Unreachable`. kombu follows several URLs and Sentinels as workers do."""
     app = Celery("turnmill-doctor", set_as_current=False)
     try:
@@ -57,18 +57,18 @@ def connected(
     except Exception as error:
         raise Unreachable(f"{type(error).__name__}: {error}") from error
     try:
-        yield Patient(settings, app, connection, deployment, consumed)
+        yield Target(settings, app, connection, deployment, consumed)
     finally:
         connection.release()
 
 
-def _reached(patient: Patient) -> Iterator[Finding]:
-    yield ok(str(patient.connection.transport.driver_type))
+def _reached(target: Target) -> Iterator[Finding]:
+    yield ok(str(target.connection.transport.driver_type))
 
 
-def _pool(patient: Patient) -> Iterator[Finding]:
+def _pool(target: Target) -> Iterator[Finding]:
     """Asks the workers themselves: what counts is how they were started."""
-    inspect = patient.app.control.inspect(timeout=_INSPECT_S, connection=patient.connection)
+    inspect = target.app.control.inspect(timeout=_INSPECT_S, connection=target.connection)
     for worker, stats in sorted((inspect.stats() or {}).items()):
         pool = stats["pool"]
         if "prefork" in pool.get("implementation", ""):
@@ -85,18 +85,18 @@ def _pool(patient: Patient) -> Iterator[Finding]:
             )
 
 
-def _consumers(patient: Patient) -> Iterator[Finding]:
+def _consumers(target: Target) -> Iterator[Finding]:
     """What the broker holds, and who takes it: Redis does not know its consumers."""
-    model = patient.settings.engine.model_name
-    for lane, queue in patient.queues.items():
-        hints, consumers = _held(patient, queue)
-        if lane not in patient.consumed and hints:
+    model = target.settings.engine.model_name
+    for lane, queue in target.queues.items():
+        hints, consumers = _held(target, queue)
+        if lane not in target.consumed and hints:
             yield broken(
                 f"{hints} hints of lane {lane} of {model} lie in the broker, and no live worker "
                 "consumes the lane",
                 f"TURNMILL_ENGINE__SERVED_NAME={model} turnmill worker --lane {lane}",
             )
-        if lane in patient.consumed and consumers == 0:
+        if lane in target.consumed and consumers == 0:
             yield broken(
                 f"workers say that they consume lane {lane} of {model}, but the broker has no "
                 f"consumer of {queue.name}",
@@ -104,16 +104,16 @@ def _consumers(patient: Patient) -> Iterator[Finding]:
             )
 
 
-def _held(patient: Patient, queue: Queue) -> tuple[int, int | None]:
+def _held(target: Target, queue: Queue) -> tuple[int, int | None]:
     """Hints that wait in a queue, and its consumers where the broker knows them."""
     # A refusal closes its channel.
-    with patient.connection.channel() as channel:
+    with target.connection.channel() as channel:
         try:
             found = queue(channel).queue_declare(passive=True)
-        except patient.connection.channel_errors:
-            return 0, 0 if patient.settings.broker.is_amqp else None
-    return found.message_count, found.consumer_count if patient.settings.broker.is_amqp else None
+        except target.connection.channel_errors:
+            return 0, 0 if target.settings.broker.is_amqp else None
+    return found.message_count, found.consumer_count if target.settings.broker.is_amqp else None
 
 
-CHECKS: dict[str, Check[Patient]] = {"broker": _reached}
-WORKER_CHECKS: dict[str, Check[Patient]] = {"consumers": _consumers, "worker pools": _pool}
+CHECKS: dict[str, Check[Target]] = {"broker": _reached}
+WORKER_CHECKS: dict[str, Check[Target]] = {"consumers": _consumers, "worker pools": _pool}

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 from amqp.exceptions import NotFound, PreconditionFailed
 from kombu import Queue
 
-from turnmill.producer.doctor.broker import Patient
+from turnmill.producer.doctor.broker import Target
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
 from turnmill.schemas.broker import longest_hold_s
 from turnmill.schemas.settings import BrokerSettings
@@ -20,8 +20,8 @@ DEFAULT_CONSUMER_TIMEOUT_S = 1800
 _MANAGEMENT_PORTS = {"amqp": 15672, "pyamqp": 15672, "amqps": 15671}
 
 
-def _confirms(patient: Patient) -> Iterator[Finding]:
-    return confirms(patient.connection.connection.server_properties)
+def _confirms(target: Target) -> Iterator[Finding]:
+    return confirms(target.connection.connection.server_properties)
 
 
 def confirms(properties: Mapping[str, Any]) -> Iterator[Finding]:
@@ -34,9 +34,9 @@ def confirms(properties: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _queues(patient: Patient) -> Iterator[Finding]:
-    for queue in patient.queues.values():
-        reason = _difference(patient, queue)
+def _queues(target: Target) -> Iterator[Finding]:
+    for queue in target.queues.values():
+        reason = _difference(target, queue)
         if reason:
             yield broken(
                 f"{queue.name} is not the quorum queue that relay and workers declare: {reason}",
@@ -44,10 +44,10 @@ def _queues(patient: Patient) -> Iterator[Finding]:
             )
 
 
-def _difference(patient: Patient, queue: Queue) -> str | None:
+def _difference(target: Target, queue: Queue) -> str | None:
     """Why RabbitMQ refuses our declaration of a queue that exists; declares no new one."""
     # A refusal closes its channel.
-    channel = patient.connection.channel()
+    channel = target.connection.channel()
     bound = queue(channel)
     try:
         bound.queue_declare(passive=True)
@@ -60,8 +60,8 @@ def _difference(patient: Patient, queue: Queue) -> str | None:
     return None
 
 
-def _cluster(patient: Patient) -> Iterator[Finding]:
-    nodes = _ask(patient, "nodes")
+def _cluster(target: Target) -> Iterator[Finding]:
+    nodes = _ask(target, "nodes")
     if nodes is None:
         yield note(*_unasked("replicas"))
         return
@@ -72,7 +72,7 @@ def _cluster(patient: Patient) -> Iterator[Finding]:
                     f"{node['name']} has raised its {alarm}: hints wait to be published",
                     "free memory or disk there; turns are accepted and kept meanwhile",
                 )
-    for queue in _described(patient) if len(nodes) > 1 else []:
+    for queue in _described(target) if len(nodes) > 1 else []:
         if len(queue.get("members", [])) < min(len(nodes), 3):
             yield warning(
                 f"{queue['name']} has {len(queue.get('members', []))} replica in a cluster of "
@@ -81,13 +81,13 @@ def _cluster(patient: Patient) -> Iterator[Finding]:
             )
 
 
-def _consumer_timeout(patient: Patient) -> Iterator[Finding]:
-    needed_s = longest_hold_s(patient.settings.worker)
+def _consumer_timeout(target: Target) -> Iterator[Finding]:
+    needed_s = longest_hold_s(target.settings.worker)
     fix = (
         f"consumer_timeout = {int(needed_s + 60) * 1000} in rabbitmq.conf (milliseconds), "
         "or a shorter TURNMILL_WORKER__TURN_TIMEOUT_S"
     )
-    known = [limit for queue in _described(patient) for limit in _limits_s(queue)]
+    known = [limit for queue in _described(target) for limit in _limits_s(queue)]
     if known and min(known) < needed_s:
         yield broken(
             f"{min(known):g} s, but the longest turn and the drain take {needed_s:g} s: "
@@ -112,11 +112,11 @@ def _limits_s(queue: Mapping[str, Any]) -> Iterator[float]:
     yield from (limit / 1000 for limit in (argument, policy) if limit)
 
 
-def _described(patient: Patient) -> list[Any]:
+def _described(target: Target) -> list[Any]:
     """Those of our queues that exist, as the management API describes them."""
-    vhost = quote(patient.connection.virtual_host, safe="")
+    vhost = quote(target.connection.virtual_host, safe="")
     found = (
-        _ask(patient, f"queues/{vhost}/{quote(queue.name)}") for queue in patient.queues.values()
+        _ask(target, f"queues/{vhost}/{quote(queue.name)}") for queue in target.queues.values()
     )
     return [queue for queue in found if queue is not None]
 
@@ -128,9 +128,9 @@ def _unasked(what: str) -> tuple[str, str]:
     )
 
 
-def _ask(patient: Patient, path: str) -> Any:
+def _ask(target: Target, path: str) -> Any:
     """What the management API answers; None when it does not, or not to us."""
-    url = urlsplit(management_url(patient.settings.broker))
+    url = urlsplit(management_url(target.settings.broker))
     kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
     login = f"{unquote(url.username or '')}:{unquote(url.password or '')}"
     headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
@@ -157,7 +157,7 @@ def management_url(broker: BrokerSettings) -> str:
     return f"{scheme}://{login}@{first.hostname}:{_MANAGEMENT_PORTS[first.scheme]}"
 
 
-CHECKS: dict[str, Check[Patient]] = {
+CHECKS: dict[str, Check[Target]] = {
     "publisher confirms": _confirms,
     "queues": _queues,
     "cluster": _cluster,

@@ -4,25 +4,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from turnmill.producer.doctor import clock
-from turnmill.producer.doctor.broker import Patient
+from turnmill.producer.doctor.broker import Target
 from turnmill.producer.doctor.findings import Check, Finding, broken, warning
 
 
-def _client(patient: Patient) -> Any:
+def _client(target: Target) -> Any:
     """redis-py's client, of the master where there are Sentinels."""
-    return patient.connection.default_channel.client
+    return target.connection.default_channel.client
 
 
-def _cluster(patient: Patient) -> Iterator[Finding]:
-    if _client(patient).info("cluster").get("cluster_enabled"):
+def _cluster(target: Target) -> Iterator[Finding]:
+    if _client(target).info("cluster").get("cluster_enabled"):
         yield broken(
             "Celery cannot use Redis Cluster: its keys lie in several slots",
             "a single server, or one primary with Sentinels: TURNMILL_BROKER__URL=sentinel://…",
         )
 
 
-def _eviction(patient: Patient) -> Iterator[Finding]:
-    policy = _client(patient).info("memory").get("maxmemory_policy", "noeviction")
+def _eviction(target: Target) -> Iterator[Finding]:
+    policy = _client(target).info("memory").get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         yield broken(
             f"maxmemory-policy is {policy}: hints are thrown away when memory is short",
@@ -30,8 +30,8 @@ def _eviction(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def _persistence(patient: Patient) -> Iterator[Finding]:
-    if not _client(patient).info("persistence").get("aof_enabled"):
+def _persistence(target: Target) -> Iterator[Finding]:
+    if not _client(target).info("persistence").get("aof_enabled"):
         yield warning(
             "appendonly is off: a restart forgets the hints since the last snapshot, and turns "
             "wait until they are missed",
@@ -39,15 +39,15 @@ def _persistence(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def _clock(patient: Patient) -> Iterator[Finding]:
+def _clock(target: Target) -> Iterator[Finding]:
     def read_s() -> float:
-        seconds, microseconds = _client(patient).time()
+        seconds, microseconds = _client(target).time()
         return float(seconds + microseconds / 1e6)
 
     return clock.compare("the broker", read_s)
 
 
-CHECKS: dict[str, Check[Patient]] = {
+CHECKS: dict[str, Check[Target]] = {
     "redis cluster": _cluster,
     "eviction": _eviction,
     "persistence": _persistence,

@@ -34,7 +34,7 @@ SELECT current_setting('synchronous_standby_names') AS names,
 
 
 @dataclass(frozen=True)
-class Patient:
+class Target:
     settings: Settings
     database: Database
     #: The version of the tables this code was written for.
@@ -46,26 +46,26 @@ class Patient:
         return bool(self.database.run(statement)[0].found)
 
 
-def _reached(patient: Patient) -> Iterator[Finding]:
+def _reached(target: Target) -> Iterator[Finding]:
     try:
-        row = patient.database.run("SELECT version() AS version")[0]
+        row = target.database.run("SELECT version() AS version")[0]
     except DatabaseUnavailable as error:
         yield broken(error.message, "Does it run, and does TURNMILL_DATABASE__URL lead to it?")
     else:
         yield ok(" ".join(row.version.split()[:2]))
 
 
-def _suitable(patient: Patient) -> Iterator[Finding]:
-    for unsuitable in examine_server(patient.database):
+def _suitable(target: Target) -> Iterator[Finding]:
+    for unsuitable in examine_server(target.database):
         yield broken(unsuitable.detail, unsuitable.fix)
 
 
-def _pooler(patient: Patient) -> Iterator[Finding]:
+def _pooler(target: Target) -> Iterator[Finding]:
     """A pooled connection has no session to set limits in: the server's defaults count."""
-    if not patient.settings.database.is_pooled:
+    if not target.settings.database.is_pooled:
         return
     statement = "SELECT current_setting('idle_in_transaction_session_timeout') AS value"
-    if patient.database.run(statement)[0].value == "0":
+    if target.database.run(statement)[0].value == "0":
         yield warning(
             "transactions of a process that is paused keep their locks for ever",
             "ALTER DATABASE … SET idle_in_transaction_session_timeout = '10s', or PgBouncer's "
@@ -73,34 +73,34 @@ def _pooler(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def _tables(patient: Patient) -> Iterator[Finding]:
+def _tables(target: Target) -> Iterator[Finding]:
     exists = "SELECT to_regclass('alembic_version') IS NOT NULL AS found"
-    if not patient.database.run(exists)[0].found:
+    if not target.database.run(exists)[0].found:
         yield broken("missing", "turnmill db upgrade")
         return
-    rows = patient.database.run("SELECT version_num FROM alembic_version")
+    rows = target.database.run("SELECT version_num FROM alembic_version")
     found = rows[0].version_num if rows else "none"
-    if patient.revision is not None and found < patient.revision:
-        yield broken(f"version {found}, but this code needs {patient.revision}",
+    if target.revision is not None and found < target.revision:
+        yield broken(f"version {found}, but this code needs {target.revision}",
                      "turnmill db upgrade")  # fmt: skip
-    elif patient.revision is not None and found > patient.revision:
-        yield note(f"version {found} is newer than this code ({patient.revision})",
+    elif target.revision is not None and found > target.revision:
+        yield note(f"version {found} is newer than this code ({target.revision})",
                    "install the release that the other machines have")  # fmt: skip
 
 
-def _durability(patient: Patient) -> Iterator[Finding]:
+def _durability(target: Target) -> Iterator[Finding]:
     for name, harm in _DURABILITY.items():
-        row = patient.database.run("SELECT current_setting(%s) AS value", (name,))[0]
+        row = target.database.run("SELECT current_setting(%s) AS value", (name,))[0]
         if row.value == "off":
             fix = f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf();"
             yield broken(f"{name} is off: {harm}", f"{fix} (or where else it is set)")
 
 
-def _standby(patient: Patient) -> Iterator[Finding]:
-    wanted = patient.settings.database
+def _standby(target: Target) -> Iterator[Finding]:
+    wanted = target.settings.database
     if not wanted.has_several_hosts and not wanted.require_standby:
         return
-    row = patient.database.run(_STANDBYS)[0]
+    row = target.database.run(_STANDBYS)[0]
     if not row.names:
         yield broken(
             "no synchronous standby: a failover forgets turns that were accepted",
@@ -115,9 +115,9 @@ def _standby(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def _connections(patient: Patient) -> Iterator[Finding]:
-    row = patient.database.run(_ROOM)[0]
-    process = patient.settings.database.pool_size + _BESIDE_POOL
+def _connections(target: Target) -> Iterator[Finding]:
+    row = target.database.run(_ROOM)[0]
+    process = target.settings.database.pool_size + _BESIDE_POOL
     if 3 * process > row.allowed:
         yield warning(
             f"{row.allowed} allowed, but an API, a relay and a worker may open {3 * process}",
@@ -130,16 +130,16 @@ def _connections(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def _clock(patient: Patient) -> Iterator[Finding]:
+def _clock(target: Target) -> Iterator[Finding]:
     def read_s() -> float:
         statement = "SELECT extract(epoch FROM clock_timestamp())::float AS now"
-        return float(patient.database.run(statement)[0].now)
+        return float(target.database.run(statement)[0].now)
 
     return clock.compare("PostgreSQL", read_s)
 
 
-REACHED: dict[str, Check[Patient]] = {"database": _reached}
-CHECKS: dict[str, Check[Patient]] = {
+REACHED: dict[str, Check[Target]] = {"database": _reached}
+CHECKS: dict[str, Check[Target]] = {
     "suitability": _suitable,
     "pooler": _pooler,
     "tables": _tables,

@@ -27,8 +27,8 @@ class Finding:
         return replace(self, what=what)
 
 
-PatientT = TypeVar("PatientT")
-Check = Callable[[PatientT], Iterable[Finding]]
+TargetT = TypeVar("TargetT")
+Check = Callable[[TargetT], Iterable[Finding]]
 
 
 def ok(detail: str) -> Finding:
@@ -47,7 +47,7 @@ def broken(detail: str, fix: str = "") -> Finding:
     return Finding(Level.BROKEN, "", detail, fix)
 
 
-def examine(checks: Mapping[str, Check[PatientT]], patient: PatientT) -> Iterator[Finding]:
+def examine(checks: Mapping[str, Check[TargetT]], target: TargetT) -> Iterator[Finding]:
     """The findings of some checks.
 
     A check that fails itself has found something broken: what it should have told is unknown.
@@ -55,7 +55,7 @@ def examine(checks: Mapping[str, Check[PatientT]], patient: PatientT) -> Iterato
     """
     for name, check in checks.items():
         try:
-            yield from [finding.of(name) for finding in check(patient)]
+            yield from [finding.of(name) for finding in check(target)]
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0]
             yield broken(f"could not be examined: {type(error).__name__}: {reason}").of(name)

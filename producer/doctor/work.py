@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from turnmill.producer.affinity import WARMTH, ids_since
-from turnmill.producer.doctor.database import Patient
+from turnmill.producer.doctor.database import Target
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
 from turnmill.schemas.postgres.clock import within
 from turnmill.schemas.postgres.database import Database
@@ -104,24 +104,24 @@ def consumed_lanes(database: Database, settings: Settings) -> frozenset[str]:
     return frozenset(row.lane for row in rows)
 
 
-def _workers(patient: Patient) -> Iterator[Finding]:
-    params = {"lease_s": patient.settings.worker.lease_s, "age_s": UNSERVED_S}
-    for row in patient.database.run(_UNSERVED, params):
+def _workers(target: Target) -> Iterator[Finding]:
+    params = {"lease_s": target.settings.worker.lease_s, "age_s": UNSERVED_S}
+    for row in target.database.run(_UNSERVED, params):
         yield broken(
             f"none consumes lane {row.lane} of {row.model}: {row.turns} turns wait, "
             f"the oldest for {_span(row.age_s)}",
             f"TURNMILL_ENGINE__SERVED_NAME={row.model} turnmill worker --lane {row.lane}",
         )
-    for row in patient.database.run(_UNGUARDED, params):
+    for row in target.database.run(_UNGUARDED, params):
         yield note(
             f"none for the quarantine lane of {row.model}: turns that kill workers will wait there",
             "turnmill worker --lane quarantine --concurrency 1",
         )
 
 
-def _away(patient: Patient) -> Iterator[Finding]:
-    params = {"lease_s": patient.settings.worker.lease_s}
-    for row in patient.database.run(_AWAY, params):
+def _away(target: Target) -> Iterator[Finding]:
+    params = {"lease_s": target.settings.worker.lease_s}
+    for row in target.database.run(_AWAY, params):
         yield broken(
             f"{row.workers} workers of {row.model} take no turns, because their engine is away: "
             f"{row.reason}",
@@ -129,8 +129,8 @@ def _away(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def _releases(patient: Patient) -> Iterator[Finding]:
-    rows = patient.database.run(_VERSIONS, {"lease_s": patient.settings.worker.lease_s})
+def _releases(target: Target) -> Iterator[Finding]:
+    rows = target.database.run(_VERSIONS, {"lease_s": target.settings.worker.lease_s})
     if any(row.version != RELEASE for row in rows):
         running = ", ".join(f"{row.workers} of {row.version}" for row in rows)
         yield note(
@@ -139,9 +139,9 @@ def _releases(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def _relay(patient: Patient) -> Iterator[Finding]:
-    params = {"age_s": UNPUBLISHED_S, "window": patient.settings.relay.window}
-    for row in patient.database.run(_UNPUBLISHED, params):
+def _relay(target: Target) -> Iterator[Finding]:
+    params = {"age_s": UNPUBLISHED_S, "window": target.settings.relay.window}
+    for row in target.database.run(_UNPUBLISHED, params):
         yield broken(
             f"{row.turns} hints of lane {row.lane} of {row.model} are unpublished, "
             f"the oldest for {_span(row.age_s)}: no relay runs, or it does not reach the broker",
@@ -149,12 +149,12 @@ def _relay(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def _locks(patient: Patient) -> Iterator[Finding]:
+def _locks(target: Target) -> Iterator[Finding]:
     left_undone = {
         "rescuer": "turns of dead workers and lost hints are not rescued",
         "pruner": "old turns are not deleted",
     }
-    for row in patient.database.run(_SQUATTERS):
+    for row in target.database.run(_SQUATTERS):
         yield broken(
             f"the advisory lock of the {row.part} is held by another program "
             f"(backend {row.pid}, '{row.application_name}'): {left_undone[row.part]}",
@@ -162,8 +162,8 @@ def _locks(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def _oldest(patient: Patient) -> Iterator[Finding]:
-    age_s = patient.database.run(_OLDEST)[0].age_s
+def _oldest(target: Target) -> Iterator[Finding]:
+    age_s = target.database.run(_OLDEST)[0].age_s
     if age_s is not None and age_s > PATIENCE_S:
         yield warning(
             f"the oldest interactive turn without a reply was accepted {_span(age_s)} ago",
@@ -171,8 +171,8 @@ def _oldest(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def _affinity(patient: Patient) -> Iterator[Finding]:
-    row = patient.database.run(WARMTH, (ids_since(AFFINITY_S),))[0]
+def _affinity(target: Target) -> Iterator[Finding]:
+    row = target.database.run(WARMTH, (ids_since(AFFINITY_S),))[0]
     if row.held >= AFFINITY_TURNS and row.hits < AFFINITY_RATE * row.held:
         yield note(
             f"{row.hits} of {row.held} turns of the last {_span(AFFINITY_S)} went to the worker "
@@ -181,8 +181,8 @@ def _affinity(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def _parked(patient: Patient) -> Iterator[Finding]:
-    row = patient.database.run("SELECT count(*) AS turns FROM turns WHERE state = 'parked'")[0]
+def _parked(target: Target) -> Iterator[Finding]:
+    row = target.database.run("SELECT count(*) AS turns FROM turns WHERE state = 'parked'")[0]
     if row.turns:
         yield note(f"{row.turns} turns ran out of attempts", "turnmill parked list")
 
@@ -191,7 +191,7 @@ def _span(seconds: int) -> str:
     return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
 
 
-CHECKS: dict[str, Check[Patient]] = {
+CHECKS: dict[str, Check[Target]] = {
     "relay": _relay,
     "workers": _workers,
     "engines away": _away,

@@ -96,7 +96,7 @@ class Link(psycopg.Connection[Any]):
             _within(self.answer_timeout_s, gen, self.pgconn.finish), *args, **kwargs
         )
 
-    def hear(self, timeout_s: float, stop: Stop) -> list[str]:
+    def wait_for_notifications(self, timeout_s: float, stop: Stop) -> list[str]:
         """The payloads of notifications, as soon as there are any; none after `timeout_s`, or when
         told to stop.
 

@@ -92,4 +92,4 @@ def _notifies(database: Database, within_s: float) -> bool:
     with database.connect() as link:
         link.execute(f"LISTEN {channel}")
         database.run("SELECT pg_notify(%s, 'heard')", (channel,))
-        return "heard" in link.hear(within_s, Stop())
+        return "heard" in link.wait_for_notifications(within_s, Stop())

@@ -56,3 +56,10 @@ FROM turn JOIN bots ON bots.id = turn.bot_id CROSS JOIN LATERAL (
     FROM chunks WHERE turn_id = turn.id
 ) AS kept
 """
+
+#: The end of the lease says that the attempt is over as by a crash: the rescuer counts it. Only
+#: running turns have a lease.
+ABANDON = """
+UPDATE turns SET leased_until = 'epoch'
+WHERE id = %s AND attempt = %s AND worker_id = %s AND leased_until IS NOT NULL RETURNING id
+"""

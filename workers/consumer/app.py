@@ -22,7 +22,7 @@ from turnmill.schemas.turns import Lane
 from turnmill.workers.consumer.hints import NotAHint, UnknownTask, checked, read_hint
 from turnmill.workers.consumer.metrics import HINTS_DROPPED
 from turnmill.workers.consumer.remote_control import LookingControl
-from turnmill.workers.turn.lease import Leases
+from turnmill.workers.turn.leases import Leases
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ import structlog
 
 from turnmill.schemas.errors import EngineDied, EngineUnavailable
 from turnmill.workers.engines.base import Engine
-from turnmill.workers.turn.lease import Leases
+from turnmill.workers.turn.leases import Leases
 
 log = structlog.get_logger()
 

@@ -22,7 +22,7 @@ from celery.worker import state
 
 from turnmill.schemas.outcomes import HANDED_BACK
 from turnmill.workers.turn.answer import Worker
-from turnmill.workers.turn.lease import AbortReason
+from turnmill.workers.turn.attempt import AbortReason
 
 log = structlog.get_logger()
 

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from turnmill.schemas.observability.telemetry import STUCK_AFTER_S, Health
 from turnmill.schemas.settings import WorkerSettings
 from turnmill.workers.consumer.metrics import WorkerGauges
-from turnmill.workers.turn.lease import Leases
+from turnmill.workers.turn.leases import Leases
 
 
 def watch_worker(health: Health, leases: Leases, settings: WorkerSettings) -> None:
@@ -25,7 +25,7 @@ def why_stuck(leases: Leases) -> str | None:
     While a loop waits for PostgreSQL or the broker, it still comes round.
     """
     latest_s = time.monotonic() - STUCK_AFTER_S
-    for loop, seen_at in (("heartbeat", leases.beat_at), ("consumer", leases.looped_at)):
+    for loop, seen_at in (("heartbeat", leases.heartbeat.beat_at), ("consumer", leases.looped_at)):
         if seen_at < latest_s:
             return f"the {loop}'s loop has not come round for {STUCK_AFTER_S:g} s"
     return None

@@ -12,7 +12,8 @@ from turnmill.schemas.turns import Lane
 from turnmill.workers.engines.base import Chunk
 
 if TYPE_CHECKING:
-    from turnmill.workers.turn.lease import Claim, Leases
+    from turnmill.workers.turn.claim import Claim
+    from turnmill.workers.turn.leases import Leases
 
 ATTEMPTS = counter(
     "attempts",

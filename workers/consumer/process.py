@@ -15,7 +15,7 @@ from turnmill.workers.engines.base import Engine
 from turnmill.workers.engines.lazy import LazyEngine
 from turnmill.workers.engines.registry import create_engine, resolve_engine_name
 from turnmill.workers.turn.answer import Worker
-from turnmill.workers.turn.lease import Leases
+from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
 from turnmill.workers.turn.stream import Stream
 from turnmill.workers.upkeep.pruner import Pruner

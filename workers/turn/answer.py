@@ -34,9 +34,11 @@ from turnmill.workers.consumer.availability import Availability
 from turnmill.workers.consumer.metrics import QUEUED_S, Pace, count_outcome
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.turn.abort import Abort
+from turnmill.workers.turn.attempt import AbortReason, Attempt
 from turnmill.workers.turn.backoff import backoff_s
+from turnmill.workers.turn.claim import Claim
 from turnmill.workers.turn.clean import clean
-from turnmill.workers.turn.lease import AbortReason, Attempt, Claim, Leases
+from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.prompt import build_prompt
 from turnmill.workers.turn.reply import ReplyDraft
 from turnmill.workers.turn.settle import Settler

@@ -9,8 +9,8 @@ from turnmill.schemas.errors import EngineFailure, InvalidInput
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.turns import Message, Role
 from turnmill.workers.engines.base import Engine, Prompt
+from turnmill.workers.turn.claim import Claim
 from turnmill.workers.turn.draft import Draft, PastTurn
-from turnmill.workers.turn.lease import Claim
 from turnmill.workers.turn.summary import Summarizer
 
 #: Turns of history that are looked at; no model of today reads further back.

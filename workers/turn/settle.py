@@ -27,13 +27,14 @@ from turnmill.schemas.postgres.clock import MAX_DELAY_S
 from turnmill.schemas.postgres.database import DATA_ERRORS, Database
 from turnmill.schemas.routes import TURN_CHANNEL
 from turnmill.schemas.store.advance import advance, lock_conversations, lock_turns
+from turnmill.schemas.store.claim import ABANDON
 from turnmill.schemas.store.requeue import REQUEUE
 from turnmill.schemas.store.settle import END
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.turn.backoff import backoff_s
+from turnmill.workers.turn.claim import Claim
 from turnmill.workers.turn.clean import storable
 from turnmill.workers.turn.coalesce import Coalescer
-from turnmill.workers.turn.lease import ABANDON, Claim
 
 log = structlog.get_logger()
 

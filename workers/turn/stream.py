@@ -17,7 +17,7 @@ from turnmill.schemas.outcomes import UNSTORABLE
 from turnmill.schemas.postgres.database import DATA_ERRORS, Database
 from turnmill.schemas.routes import TURN_CHANNEL
 from turnmill.schemas.turns import Lane
-from turnmill.workers.turn.lease import Claim
+from turnmill.workers.turn.claim import Claim
 
 log = structlog.get_logger()
 

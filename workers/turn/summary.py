@@ -18,9 +18,9 @@ from turnmill.schemas.errors import TurnmillError
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.turns import GenerationParams, Message, Reply, Role, Usage
 from turnmill.workers.engines.base import Engine, Prompt
+from turnmill.workers.turn.attempt import Attempt
 from turnmill.workers.turn.clean import clean
 from turnmill.workers.turn.draft import Draft, PastTurn, Summary
-from turnmill.workers.turn.lease import Attempt
 
 log = structlog.get_logger()
 

@@ -19,7 +19,7 @@ from turnmill.schemas.store.requeue import REQUEUE_WEIGHED
 from turnmill.schemas.store.tables import RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.consumer.metrics import TURNS_RESCUED
-from turnmill.workers.turn.lease import Leases
+from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Ending, end_turns
 from turnmill.workers.upkeep.clock import TOLERANCE_S
 from turnmill.workers.upkeep.evidence import IS_INTERRUPTED, WEIGHED

@@ -1,4 +1,5 @@
-"""`python -m turnmill.infra.chaos.breaking.clock SECONDS worker …`: the command line, in a process whose wall
+"""`python -m turnmill.infra.chaos.breaking.clock SECONDS worker …`: the command line, in a process
+whose wall
 clock is wrong by so many seconds (a negative number: behind). Each SIGUSR2 sets it right, or wrong
 again: a step.
 

@@ -1,4 +1,5 @@
-"""`python -m turnmill.infra.chaos.breaking.crash POINT worker …`: the command line, in a process that ends at
+"""`python -m turnmill.infra.chaos.breaking.crash POINT worker …`: the command line, in a process
+that ends at
 one step of the protocol as `kill -9` would end it.
 
 A point is a function of ours, or Celery's, and whether the process ends before or after it; it
@@ -33,8 +34,8 @@ POINTS = {
     "before-publish": Point("before", "turnmill.producer.relay.publisher:Publisher.publish"),
     "before-confirm": Point("after", "turnmill.producer.relay.publisher:Publisher._publish_one"),
     "after-confirm": Point("after", "turnmill.producer.relay.publisher:Publisher.publish"),
-    "before-claim": Point("before", "turnmill.workers.turn.lease:Leases._claim"),
-    "after-claim": Point("after", "turnmill.workers.turn.lease:Leases._claim"),
+    "before-claim": Point("before", "turnmill.workers.turn.leases:Leases._claim"),
+    "after-claim": Point("after", "turnmill.workers.turn.leases:Leases._claim"),
     "before-first-chunk": Point("after", "turnmill.workers.turn.prompt:build_prompt"),
     "mid-generation": Point("before", "turnmill.workers.turn.stream:Stream.add"),
     "after-flush": Point("after", "turnmill.workers.turn.stream:Stream._keep"),

@@ -60,7 +60,7 @@ async def replay_parked_turn(
     """Put a parked turn back into its place in its conversation: it is answered as if for the
     first time, `into` this lane if one is named. 409 says why that cannot be."""
     changes = await services.call(replay, services.database, tenant_id, [turn_id], into=into)
-    return await _told(services, tenant_id, changes)
+    return await _response(services, tenant_id, changes)
 
 
 @router.delete("/parked/{turn_id}", response_model=TurnBody)
@@ -69,10 +69,12 @@ async def drop_parked_turn(
 ) -> TurnBody | Response:
     """Give a parked turn up: it has failed, with the error that it had."""
     changes = await services.call(drop, services.database, tenant_id, [turn_id])
-    return await _told(services, tenant_id, changes)
+    return await _response(services, tenant_id, changes)
 
 
-async def _told(services: Services, tenant_id: UUID, changes: list[Change]) -> TurnBody | Response:
+async def _response(
+    services: Services, tenant_id: UUID, changes: list[Change]
+) -> TurnBody | Response:
     if not changes:
         # It was too old to be kept, and has just been deleted.
         raise NotFound("There is no such turn.")

@@ -13,7 +13,7 @@ from kombu import Consumer as Consumers
 from turnmill.schemas.broker import hint_queues
 from turnmill.schemas.turns import Lane
 from turnmill.workers.consumer.app import HintConsumer
-from turnmill.workers.turn.lease import UNCONSUMED_S, Leases
+from turnmill.workers.turn.leases import UNCONSUMED_S, Leases
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from turnmill.workers.engines.openai_http.errors import in_stream
 from turnmill.workers.engines.remote.http_front import _unavailable as http_unavailable
 from turnmill.workers.testing import InlineWorker
 from turnmill.workers.turn.answer import answer_turn
-from turnmill.workers.turn.lease import Leases
+from turnmill.workers.turn.leases import Leases
 from turnmill.workers.upkeep.rescuer import sweep
 
 Eventually = Callable[..., None]

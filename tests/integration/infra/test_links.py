@@ -37,13 +37,13 @@ def test_what_was_notified_is_heard_at_once_and_once(postgres_url: str) -> None:
     ):
         link.execute("LISTEN news")
         other.execute("NOTIFY news, 'first'")
-        assert link.hear(60, stop) == ["first"]
+        assert link.wait_for_notifications(60, stop) == ["first"]
         threading.Timer(0.1, lambda: other.execute("NOTIFY news, 'second'")).start()
-        assert link.hear(60, stop) == ["second"]
+        assert link.wait_for_notifications(60, stop) == ["second"]
         other.execute("NOTIFY news, 'third'")
         link.execute("SELECT 1")  # whose answer it comes with
-        assert link.hear(60, stop) == ["third"]
-        assert link.hear(0.01, stop) == []
+        assert link.wait_for_notifications(60, stop) == ["third"]
+        assert link.wait_for_notifications(0.01, stop) == []
 
 
 def test_who_is_told_to_stop_hears_nothing_more(postgres_url: str) -> None:
@@ -51,9 +51,9 @@ def test_who_is_told_to_stop_hears_nothing_more(postgres_url: str) -> None:
     with Link.open(postgres_url, answer_timeout_s=5, autocommit=True) as link:
         threading.Timer(0.1, stop.set).start()
         began_at = time.monotonic()
-        assert link.hear(60, stop) == []
+        assert link.wait_for_notifications(60, stop) == []
         stop.set()
-        assert link.hear(60, stop) == []
+        assert link.wait_for_notifications(60, stop) == []
     assert stop.is_set()
     assert time.monotonic() - began_at < 30
 
@@ -66,4 +66,4 @@ def test_a_connection_that_breaks_ends_the_wait(postgres_url: str) -> None:
         end = ("SELECT pg_terminate_backend(%s)", (link.info.backend_pid,))
         threading.Timer(0.1, lambda: other.execute(*end)).start()
         with pytest.raises(psycopg.OperationalError):
-            link.hear(60, Stop())
+            link.wait_for_notifications(60, Stop())

@@ -33,7 +33,7 @@ def system(make_system: Callable[..., Any], database_url: str) -> Any:
 
 
 def assert_invariants(system: Any) -> None:
-    """What `schemas/store/tables.py` promises, and that nothing waits without a turn to wait for."""
+    """What `schemas/store/tables.py` promises; nothing waits without a turn to wait for."""
     broken = system.database.run("""
         SELECT 'outbox without queued turn' AS what, o.turn_id AS id
         FROM outbox o LEFT JOIN turns t ON t.id = o.turn_id AND t.state = 'queued'

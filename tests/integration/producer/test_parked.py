@@ -30,7 +30,8 @@ from turnmill.schemas.outcomes import Answered, Failed, Snoozed
 from turnmill.schemas.parked import ParkedFilter
 from turnmill.schemas.turns import AcceptedTurn, GenerationParams, Lane, Reply, TurnState, Usage
 from turnmill.workers.testing import InlineWorker
-from turnmill.workers.turn.lease import Claim, Leases
+from turnmill.workers.turn.claim import Claim
+from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
 from turnmill.workers.turn.stream import Stream
 from turnmill.workers.upkeep.evidence import PARKED_AFTER

@@ -30,7 +30,7 @@ from turnmill.schemas.store.outbox import OWE_HINTS
 from turnmill.schemas.store.replay import DROP, REPLAY
 from turnmill.schemas.store.requeue import REQUEUE
 from turnmill.schemas.turns import TRANSITIONS, AcceptedTurn, Lane, Reply, TurnState, Usage
-from turnmill.workers.turn.lease import Leases
+from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Ending, Settler, end_turns
 from turnmill.workers.upkeep.rescuer import sweep
 

@@ -21,8 +21,9 @@ from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered, Snoozed
 from turnmill.schemas.store.claim import CLAIM
 from turnmill.schemas.turns import AcceptedTurn, GenerationParams, Lane, Reply, Usage
-from turnmill.workers.turn import lease as lease_module
-from turnmill.workers.turn.lease import Claim, Leases
+from turnmill.workers.turn import leases as lease_module
+from turnmill.workers.turn.claim import Claim
+from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
 from turnmill.workers.upkeep.evidence import PARKED_AFTER
 from turnmill.workers.upkeep.rescuer import sweep

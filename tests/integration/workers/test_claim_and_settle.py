@@ -52,7 +52,9 @@ from turnmill.workers.turn import prompt as prompt_module
 from turnmill.workers.turn import settle as settle_module
 from turnmill.workers.turn.abort import Abort
 from turnmill.workers.turn.answer import Worker, answer_turn
-from turnmill.workers.turn.lease import AbortReason, Claim, Leases
+from turnmill.workers.turn.attempt import AbortReason
+from turnmill.workers.turn.claim import Claim
+from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
 from turnmill.workers.turn.stream import Stream
 from turnmill.workers.upkeep.rescuer import sweep
@@ -383,7 +385,7 @@ def test_renewing_keeping_and_settling_many_turns_never_lock_each_other_out(syst
         with system.database.connect() as connection:
             while not done.is_set():
                 try:
-                    leases._renew(connection)
+                    leases.heartbeat._renew(connection)
                 except psycopg.errors.DeadlockDetected as error:
                     deadlocks.append(error)
 

@@ -23,7 +23,8 @@ from turnmill.schemas.outcomes import Snoozed
 from turnmill.schemas.settings import RetentionSettings
 from turnmill.schemas.turns import AcceptedTurn, Lane
 from turnmill.workers.testing import InlineWorker
-from turnmill.workers.turn.lease import Claim, Leases
+from turnmill.workers.turn.claim import Claim
+from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
 from turnmill.workers.upkeep.pruner import prune
 from turnmill.workers.upkeep.rescuer import sweep

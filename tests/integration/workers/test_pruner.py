@@ -22,7 +22,7 @@ from turnmill.schemas.store.tables import PRUNER_LOCK_KEY
 from turnmill.schemas.turns import AcceptedTurn, Lane, TurnState
 from turnmill.workers.engines.echo import EchoEngine
 from turnmill.workers.testing import InlineWorker
-from turnmill.workers.turn.lease import Leases
+from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.prompt import build_prompt
 from turnmill.workers.upkeep import retention as retention_module
 from turnmill.workers.upkeep.months import MONTHS_AHEAD

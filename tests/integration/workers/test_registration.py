@@ -14,7 +14,7 @@ from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
 from turnmill.workers.testing import InlineWorker
-from turnmill.workers.turn.lease import Leases
+from turnmill.workers.turn.leases import Leases
 
 Eventually = Callable[..., None]
 

@@ -13,7 +13,7 @@ from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import DatabaseSettings, Settings, load_settings
 from turnmill.schemas.store.release import NEEDED_REVISION, RELEASE, refuse_older_database
-from turnmill.workers.turn.lease import Leases
+from turnmill.workers.turn.leases import Leases
 
 
 @pytest.fixture(params=["no tables", "previous release"])

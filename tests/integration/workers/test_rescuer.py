@@ -24,7 +24,8 @@ from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import AcceptedTurn, Lane, Reply, Usage
 from turnmill.workers.testing import InlineWorker
-from turnmill.workers.turn.lease import Claim, Leases
+from turnmill.workers.turn.claim import Claim
+from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
 from turnmill.workers.turn.stream import Stream
 from turnmill.workers.upkeep.evidence import DISCOUNT, PARKED_AFTER

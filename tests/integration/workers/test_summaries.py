@@ -26,8 +26,9 @@ from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.testing import InlineWorker
 from turnmill.workers.turn.abort import Abort
 from turnmill.workers.turn.answer import Worker, answer_turn
+from turnmill.workers.turn.attempt import AbortReason
 from turnmill.workers.turn.draft import SUMMARY_HEADING
-from turnmill.workers.turn.lease import AbortReason, Leases
+from turnmill.workers.turn.leases import Leases
 from turnmill.workers.upkeep.rescuer import sweep
 
 Eventually = Callable[..., None]

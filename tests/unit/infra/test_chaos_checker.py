@@ -10,7 +10,7 @@ from turnmill.infra.chaos.breaking.engine import digest
 from turnmill.infra.chaos.checker import check
 from turnmill.infra.chaos.observed import AttemptRow, Observed, TurnRow
 from turnmill.infra.chaos.plan import make_plan
-from turnmill.infra.chaos.record import Entry, Intent, Promise, Record, Sight, read_record
+from turnmill.infra.chaos.record import Entry, Intent, Observation, Promise, Record, read_record
 
 
 def conversation(size: int) -> tuple[list[Entry], Observed]:
@@ -26,7 +26,7 @@ def conversation(size: int) -> tuple[list[Entry], Observed]:
         ]
         reply = f"{digest([*said, ('user', text)])} {text}"
         said += [("user", text), ("assistant", reply)]
-        entries.append(Sight(key, reply, number, is_whole=True))
+        entries.append(Observation(key, reply, number, is_whole=True))
         turns.append(
             TurnRow(
                 turn_id=key, key=key, conversation_id="c1", seq=number, state="completed",
@@ -97,8 +97,11 @@ def test_a_broken_promise_is_found_in_its_set(wrong: str) -> None:
 def test_text_shown_to_a_reader_must_be_in_the_reply() -> None:
     entries, observed = conversation(1)
     reply = observed.turns[0].reply or ""
-    assert check([*entries, Sight("key1", reply[:9], 2, is_whole=False)], observed).is_clean
-    for seen in (Sight("key1", "else", 2, is_whole=False), Sight("key1", reply[:9], 2, True)):
+    assert check([*entries, Observation("key1", reply[:9], 2, is_whole=False)], observed).is_clean
+    for seen in (
+        Observation("key1", "else", 2, is_whole=False),
+        Observation("key1", reply[:9], 2, True),
+    ):
         assert check([*entries, seen], observed).phantom
 
 

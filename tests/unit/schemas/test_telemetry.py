@@ -24,7 +24,7 @@ from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.surroundings import keep_out_foreign_variables
 from turnmill.workers.consumer import metrics as worker_metrics
 from turnmill.workers.consumer.health import why_stuck, why_unready
-from turnmill.workers.turn.lease import Leases
+from turnmill.workers.turn.leases import Leases
 
 ROOT = Path(__file__).parents[3]
 
@@ -43,9 +43,9 @@ def get(port: int | None, path: str) -> httpx.Response:
 
 def leases(**overrides: object) -> Leases:
     made = Leases(None, load_settings().worker, model="m", engine="echo")  # type: ignore[arg-type]
-    made._reconnected_at = float("-inf")
+    made.heartbeat._reconnected_at = float("-inf")
     for name, value in overrides.items():
-        setattr(made, name, value)
+        setattr(made.heartbeat if hasattr(made.heartbeat, name) else made, name, value)
     return made
 
 

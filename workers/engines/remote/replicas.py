@@ -259,7 +259,7 @@ class ReplicaPool(Generic[ReplicaT]):
         prompt, params = progress.rest()
         for chunk in debt.member.replica.generate(prompt, params, abort):
             debt.is_answered = chunk.finish_reason is not None
-            self._pay(debt, chunk.token_count, is_delivered=True)
+            self._reduce(debt, chunk.token_count, is_delivered=True)
             yield progress.add(chunk, before)
             if debt.is_answered:
                 return
@@ -282,7 +282,7 @@ class ReplicaPool(Generic[ReplicaT]):
             debt.is_answered = True  # the turn is wrong, not the replica
             raise
         finally:
-            self._pay(debt, debt.tokens)
+            self._reduce(debt, debt.tokens)
             self._end_probe(debt)
 
     def _choose(self, reasons: Reasons, tokens: int) -> _Debt[ReplicaT]:
@@ -308,7 +308,7 @@ class ReplicaPool(Generic[ReplicaT]):
             chosen.is_probed = chosen.is_open
             return _Debt(chosen, tokens, is_probe=chosen.is_probed, began_at=now)
 
-    def _pay(self, debt: _Debt[ReplicaT], tokens: int, is_delivered: bool = False) -> None:
+    def _reduce(self, debt: _Debt[ReplicaT], tokens: int, is_delivered: bool = False) -> None:
         with self._lock:
             if is_delivered:
                 debt.member.delivered_at = self._clock()
