@@ -4,6 +4,10 @@ A pytest plugin; `tests/conftest.py` registers it.
 """
 
 import os
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,9 +31,12 @@ CORES = sorted(os.sched_getaffinity(0))
 GIVE_WAY = 5
 IS_XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
-#: Folders and files whose tests are marked `fast`: units, migrations, and the life of a turn in
-#: PostgreSQL.
+#: Folders and files whose tests are marked `fast`, but for files that load a model's library:
+#: units, migrations, and the life of a turn in PostgreSQL.
 FAST = {"unit", "migration", "test_accept", "test_batches", "test_claim_and_settle", "test_rescuer"}
+#: What takes seconds to import in each process.
+HEAVY = {"torch", "transformers", "openvino_genai"}
+_LOADS = re.compile(rf"(importorskip\(\"|import |from )({'|'.join(HEAVY)})\b|\bone_thread\b")
 
 
 def storm_turns(default: int) -> int:
@@ -62,11 +69,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     missing = {name for name, is_there in environments().items() if not is_there}
     elsewhere = [item for item in items if _needed(item) & missing]
     for item in items:
-        if {item.path.parent.name, item.path.stem} & FAST:
+        if is_fast(item.path):
             item.add_marker("fast")
     if elsewhere:
         config.hook.pytest_deselected(items=elsewhere)
         items[:] = [item for item in items if not _needed(item) & missing]
+
+
+@cache
+def is_fast(file: Path) -> bool:
+    """Whether the tests of a file belong to the loop at the desk."""
+    folders = file.relative_to(_REPOSITORY).parts
+    return bool({*folders, file.stem} & FAST) and not _LOADS.search(file.read_text())
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out for `-m fast` whatever is not: to collect it would import its libraries."""
+    is_wanted = collection_path.suffix != ".py" or is_fast(collection_path)
+    return None if is_wanted or config.option.markexpr != "fast" else True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a fast test that loads what takes seconds."""
+    before = HEAVY & sys.modules.keys()
+    yield
+    if item.get_closest_marker("fast") and (loaded := HEAVY & sys.modules.keys() - before):
+        pytest.fail(f"{item.path.name} is marked fast and imports {', '.join(loaded)}")
 
 
 def _together(file: Path) -> str | None:
