@@ -92,6 +92,8 @@ def test_bytes_that_are_not_one_element_are_refused(datatype: str, data: bytes) 
         ContextOverflow("Too long.", param="messages"),
         InvalidInput("Bad.", param="lane"),
         EngineUnavailable("Full.\nReally."),
+        EngineAway("Loading."),
+        EngineBrokeOff("Out of memory."),
         EngineFailure("No."),
     ],
 )
@@ -120,6 +122,24 @@ def test_a_code_of_grpc_is_an_error_of_ours(code: str, kind: type[TurnmillError]
     error = translated(SimpleNamespace(code=lambda: status, details=lambda: "Triton's own words"))
     assert type(error) is kind
     assert "Triton's own words" in error.message
+
+
+@pytest.mark.parametrize(
+    ("details", "kind"),
+    [
+        ("failed to connect to all addresses; last error: Connection refused (111)", EngineAway),
+        ("DNS resolution failed for triton:8001", EngineAway),
+        ("recvmsg:Connection reset by peer", EngineBrokeOff),
+        ("Socket closed", EngineBrokeOff),
+    ],
+)
+def test_a_server_never_reached_is_away_and_one_that_hangs_up_broke_off(
+    details: str, kind: type[TurnmillError]
+) -> None:
+    from turnmill.workers.engines.triton.errors import translated
+
+    status = grpc.StatusCode.UNAVAILABLE
+    assert type(translated(SimpleNamespace(code=lambda: status, details=lambda: details))) is kind
 
 
 @pytest.mark.parametrize("endpoint", ["http://host:8000", "host", "grpc://host", "", ":8001"])

@@ -1,5 +1,6 @@
 """Errors of gRPC and of Triton as ours."""
 
+import re
 from typing import Any
 
 import grpc
@@ -34,6 +35,8 @@ _AWAY = (
     Code.UNAUTHENTICATED,
     Code.PERMISSION_DENIED,
 )
+#: gRPC's words where no connection was made. "Connection reset by peer" is one that broke.
+_NEVER_REACHED = re.compile("failed to connect|connection refused|dns resolution", re.IGNORECASE)
 _REFUSALS = (Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE, Code.FAILED_PRECONDITION)
 
 
@@ -50,7 +53,7 @@ def translated(error: Any) -> TurnmillError:
     if code in _REFUSALS:
         return EngineFailure(f"Triton refuses the turn: {details}")
     sentence = _SENTENCES.get(code, f"it failed ({code.name})")
-    is_away = code in _AWAY or (code is Code.UNAVAILABLE and "connect" in details.lower())
+    is_away = code in _AWAY or (code is Code.UNAVAILABLE and _NEVER_REACHED.search(details))
     if is_away:
         kind: type[EngineUnavailable] = EngineAway
     else:

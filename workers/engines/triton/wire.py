@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, Json, StringConstraints, Vali
 from turnmill.schemas.content import MAX_MESSAGE_CHARS
 from turnmill.schemas.errors import (
     ContextOverflow,
+    EngineAway,
+    EngineBrokeOff,
     EngineFailure,
     EngineUnavailable,
     InvalidInput,
@@ -61,6 +63,8 @@ Action = Literal["generate", "count_tokens", "describe"]
 _CARRIED = {
     error.code: error for error in (ContextOverflow, InvalidInput, EngineFailure, EngineUnavailable)
 }
+#: What an unavailable engine adds in the place of a parameter, which an older client ignores.
+_UNAVAILABLE = {"away": EngineAway, "broke_off": EngineBrokeOff}
 _ERROR = re.compile(r"\[turnmill (\w+)(?: (\w+))?\] (.*)", re.DOTALL)
 
 
@@ -160,8 +164,9 @@ class _Answer(BaseModel):
 
 
 def encode_error(error: TurnmillError) -> str:
-    """A sentence for any client of Triton that begins with what ours needs."""
-    param = f" {error.param}" if error.param else ""
+    """Build the error message that Triton returns; our client parses its beginning."""
+    kind = next((name for name, of in _UNAVAILABLE.items() if type(error) is of), error.param)
+    param = f" {kind}" if kind else ""
     return f"[turnmill {error.code}{param}] {error.message}"
 
 
@@ -171,6 +176,8 @@ def decode_error(text: str) -> TurnmillError | None:
     if found is None:
         return None
     code, param, message = found.groups()
+    if code == EngineUnavailable.code and param in _UNAVAILABLE:
+        return _UNAVAILABLE[param](message)
     return _CARRIED.get(code, EngineFailure)(message, param=param)
 
 
