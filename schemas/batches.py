@@ -29,6 +29,7 @@ from turnmill.schemas.turns import (
     Role,
     SamplingParams,
     Stop,
+    TemplateKwargs,
     TurnState,
 )
 
@@ -36,14 +37,14 @@ from turnmill.schemas.turns import (
 MAX_ROW_ID_CHARS = 200
 
 
-def _parse_list(value: Any) -> Any:
-    """CSV has no lists: a cell holds them as JSON."""
+def _parse_json(value: Any) -> Any:
+    """CSV has no lists and objects: a cell holds them as JSON."""
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise PydanticCustomError("not_json", "must be a list, in CSV written as JSON") from None
+        raise PydanticCustomError("not_json", "in CSV must be written as JSON") from None
 
 
 def _parse_stop(value: Any) -> Any:
@@ -51,7 +52,7 @@ def _parse_stop(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return _parse_list(value) if value.startswith("[") else [value]
+        return _parse_json(value) if value.startswith("[") else [value]
     except PydanticCustomError:
         return [value]
 
@@ -65,7 +66,7 @@ Key = Annotated[
 #: One less than a turn may have: the system text becomes a message too.
 Messages = Annotated[
     tuple[Message, ...],
-    BeforeValidator(_parse_list),
+    BeforeValidator(_parse_json),
     Field(min_length=1, max_length=MAX_MESSAGES - 1),
 ]
 
@@ -85,6 +86,7 @@ class BacklogRow(SamplingParams):
     stop: Annotated[tuple[Stop, ...], BeforeValidator(_parse_stop)] = Field(
         default=(), max_length=4
     )
+    template_kwargs: Annotated[TemplateKwargs | None, BeforeValidator(_parse_json)] = None
 
     @model_validator(mode="after")
     def _can_be_accepted(self) -> Self:

@@ -296,6 +296,8 @@ def test_the_store_names_no_state_by_a_literal() -> None:
     written = [
         path.name
         for path in (_REPOSITORY / _STORE).glob("*.py")
+        # Indexes and constraints of the tables name states; they change none.
+        if path.name != "tables.py"
         if any(literal.search(text) for text in _constants(path, "?"))
     ]
     assert written == []

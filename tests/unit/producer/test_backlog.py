@@ -172,6 +172,16 @@ def test_empty_csv_cells_and_rows_are_missing(tmp_path: Path) -> None:
     assert (second.id, second.max_tokens, second.stop) == ("2", 5, ())
 
 
+def test_csv_holds_values_for_the_chat_template_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('prompt,template_kwargs\nhi,"{""enable_thinking"": false}"\nho,\n')
+    first, second = rows_of(read_backlog(path))
+    assert first.params.template_kwargs == {"enable_thinking": False}
+    assert second.params.template_kwargs is None
+    path.write_text("prompt,template_kwargs\nhi,enable_thinking\n")
+    assert "line 2, template_kwargs: in CSV must be written as JSON" in refused(path)
+
+
 def test_other_encodings_are_refused_with_their_line(tmp_path: Path) -> None:
     for name, head in (("a.jsonl", '{"prompt": "ok"}\n'), ("a.csv", "prompt\n")):
         path = tmp_path / name
