@@ -209,7 +209,7 @@ def _with_peer(plan: Plan, report: Report, model: Path, progress: Progress) -> R
 
 
 def _students(plan: Plan, progress: Progress) -> Path:
-    from turnmill.infra.bench.compression_students import Comparison, page_of
+    from turnmill.infra.bench.compression.students import Comparison, page_of
 
     texts = _dialogue_texts(plan, plan.model)
     folder = plan.folder / "students"

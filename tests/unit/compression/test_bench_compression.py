@@ -149,7 +149,7 @@ def test_the_small_llama_is_trained_in_32_bits_and_once(corpus: Path) -> None:
 
 
 def test_students_are_compared_in_the_mean_over_seeds() -> None:
-    from turnmill.infra.bench.compression_students import Learned, page_of
+    from turnmill.infra.bench.compression.students import Learned, page_of
 
     found = [
         Learned(24, labels, seed, 16, 60.0, dialogue, 100.0)
