@@ -22,7 +22,7 @@ class Capabilities(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    #: It goes on after the text of an earlier attempt.
+    #: It resumes after the text of an earlier attempt.
     continues: bool = False
     #: Kinds of parts that it reads: text, image, audio, file.
     accepts: frozenset[str] = frozenset({"text"})

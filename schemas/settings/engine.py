@@ -64,7 +64,7 @@ class EngineSettings(Section):
     echo_token_s: float = Field(default=0.0, ge=0)
     #: Echo engine: share of the turns that fail and are tried again.
     echo_failure_rate: float = Field(default=0.0, ge=0, le=1)
-    #: Echo engine: whether it goes on after the text of an earlier attempt, or begins again.
+    #: Echo engine: whether it resumes after the text of an earlier attempt, or restarts the reply.
     echo_can_continue: bool = True
     #: Echo engine: share of the turns that kill their worker.
     echo_crash_rate: float = Field(default=0.0, ge=0, le=1)

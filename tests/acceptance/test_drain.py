@@ -96,7 +96,7 @@ def test_a_stopping_worker_ends_in_time_and_its_turns_go_on_elsewhere(
         assert reply.usage.completion_tokens == WORDS
 
 
-def test_a_drain_longer_than_the_brokers_patience_keeps_its_hints(
+def test_a_drain_longer_than_the_heartbeat_timeout_is_not_redelivered(
     make_system: Callable[..., Any], database_url: str, rabbitmq_vhost_url: str,
     eventually: Eventually,
 ) -> None:  # fmt: skip

@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
+from tests.requirements import missing
 from turnmill.producer.api.resources.metrics import APIMetrics
 from turnmill.producer.relay import metrics as relay_metrics
 from turnmill.schemas.observability.targets import FOLDER, remove_dead_targets
@@ -113,7 +114,7 @@ def test_an_entry_is_there_while_its_process_serves(tmp_path: Path) -> None:
 def test_an_address_for_all_is_listed_as_one_that_can_be_reached(tmp_path: Path, host: str) -> None:
     with telemetry(settings_in(tmp_path, host=host), "api", Health()) as port:
         if port is None:
-            pytest.skip("this machine has no IPv6")
+            missing("No IPv6")
         local = "127.0.0.1" if host == "0.0.0.0" else "[::1]"
         assert entries(tmp_path)[0]["targets"] == [f"{local}:{port}"]
         assert httpx.get(f"http://{local}:{port}/live").status_code == 200
