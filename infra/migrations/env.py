@@ -2,6 +2,7 @@
 
 from alembic import context
 
+import turnmill.schemas.store.channels.tables  # noqa: F401 - adds its tables to the metadata
 from turnmill.schemas.store.partitions import is_partition
 from turnmill.schemas.store.tables import metadata
 

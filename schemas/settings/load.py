@@ -57,6 +57,8 @@ class Settings(BaseSettings):
 
     #: The embedded stack's data, downloaded models, results.
     data: Path = Field(default_factory=lambda: default_data_dir())
+    #: The file with bots and channels, `turnmill.toml`. Without one there are no channels.
+    config: Path | None = None
     #: The tenant that commands act for; `--tenant` chooses another one.
     tenant: str = DEFAULT_TENANT
     database: DatabaseSettings = DatabaseSettings()

@@ -44,7 +44,7 @@ metadata = MetaData(
 )
 
 
-def _time(name: str, *, default_now: bool = False, nullable: bool = True) -> Column[datetime]:
+def time_column(name: str, *, default_now: bool = False, nullable: bool = True) -> Column[datetime]:
     return Column(
         name,
         DateTime(timezone=True),
@@ -60,7 +60,7 @@ tenants = Table(
     Column("name", Text, nullable=False, unique=True),
     #: Whether the tenant agreed that its conversations train models.
     Column("allows_training", Boolean, nullable=False, server_default=text("false")),
-    _time("created_at", default_now=True),
+    time_column("created_at", default_now=True),
 )
 
 api_keys = Table(
@@ -77,8 +77,8 @@ api_keys = Table(
     #: keys with the default.
     Column("scopes", ARRAY(Text), nullable=False,
            server_default=text("'{turns,batches,admin}'")),
-    _time("created_at", default_now=True),
-    _time("revoked_at"),
+    time_column("created_at", default_now=True),
+    time_column("revoked_at"),
 )  # fmt: skip
 
 bots = Table(
@@ -94,7 +94,9 @@ bots = Table(
     Column("version", Integer, nullable=False, server_default=text("1")),
     #: Calls that offer the model tools are answered without them, and not refused.
     Column("ignores_tools", Boolean, nullable=False, server_default=text("false")),
-    _time("created_at", default_now=True),
+    #: How it behaves in conversations: `Policies`.
+    Column("policies", JSONB, nullable=False, server_default="{}"),
+    time_column("created_at", default_now=True),
     UniqueConstraint("tenant_id", "name"),
 )
 
@@ -108,8 +110,15 @@ conversations = Table(
     Column("answered_seq", Integer, nullable=False, server_default="0"),
     #: It trains no model, whatever its tenant agreed to.
     Column("refuses_training", Boolean, nullable=False, server_default=text("false")),
-    _time("created_at", default_now=True),
-)
+    #: Instead of its bot's, where given: `Policies`.
+    Column("policies", JSONB),
+    #: Since when, and why, a person answers instead of the bot.
+    time_column("handed_off_at"),
+    Column("handed_off_because", Text),
+    time_column("created_at", default_now=True),
+    Index("ix_conversations_handed_off_at", "handed_off_at",
+          postgresql_where=text("handed_off_at IS NOT NULL")),
+)  # fmt: skip
 
 turns = Table(
     "turns",
@@ -139,13 +148,13 @@ turns = Table(
     #: ... and how many of them died together with their worker.
     Column("crashes", Integer, nullable=False, server_default="0"),
     Column("worker_id", Uuid),
-    _time("leased_until"),
-    _time("deadline_at"),
+    time_column("leased_until"),
+    time_column("deadline_at"),
     Column("error_code", Text),
     Column("error_message", Text),
-    _time("accepted_at", default_now=True),
-    _time("started_at"),
-    _time("settled_at"),
+    time_column("accepted_at", default_now=True),
+    time_column("started_at"),
+    time_column("settled_at"),
     UniqueConstraint("conversation_id", "seq"),
     Index("uq_turns_tenant_id_idempotency_key", "tenant_id", "idempotency_key", unique=True,
           postgresql_where=text("idempotency_key IS NOT NULL")),
@@ -163,8 +172,8 @@ attempts = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("worker_id", Uuid, nullable=False),
     Column("lane", Text, nullable=False),
-    _time("started_at", default_now=True),
-    _time("ended_at"),
+    time_column("started_at", default_now=True),
+    time_column("ended_at"),
     #: answered, snoozed, cancelled, failed, handed_back, crashed (its worker died), or interrupted
     #: (its worker died, or lost sight of it, and something else than the turn explains it).
     Column("outcome", Text),
@@ -200,7 +209,7 @@ replies = Table(
     #: What the model asks to be called, and its tokens' log-probabilities: lists, where there are.
     Column("tool_calls", JSONB),
     Column("logprobs", JSONB),
-    _time("created_at", default_now=True),
+    time_column("created_at", default_now=True),
     postgresql_partition_by="RANGE (turn_id)",
 )
 
@@ -212,7 +221,7 @@ summaries = Table(
     #: The last turn that it tells of.
     Column("seq", Integer, nullable=False),
     Column("content", Text, nullable=False),
-    _time("created_at", default_now=True),
+    time_column("created_at", default_now=True),
 )
 
 outbox = Table(
@@ -221,15 +230,15 @@ outbox = Table(
     Column("turn_id", Uuid, primary_key=True),
     Column("model", Text, nullable=False),
     Column("lane", Text, nullable=False),
-    _time("due_at", default_now=True),
+    time_column("due_at", default_now=True),
     #: Due whatever the clock shows: `due_at` is only its place in the lane's order.
     Column("is_immediate", Boolean, nullable=False, server_default=text("false")),
-    _time("deadline_at"),
-    _time("published_at"),
+    time_column("deadline_at"),
+    time_column("published_at"),
     #: The live worker that holds the conversation, if there was one when the hint was published.
     Column("worker_id", Uuid),
     #: So long the hint is in that worker's own queue only; null: in the lane's.
-    _time("own_until"),
+    time_column("own_until"),
     Index("ix_outbox_unpublished", "model", "lane", "deadline_at", "due_at",
           postgresql_where=text("published_at IS NULL")),
     Index("ix_outbox_published", "model", "lane", "published_at",
@@ -248,7 +257,7 @@ batches = Table(
     #: SHA-256 of the file, the bot and the parameters: the same backlog is the same batch.
     Column("fingerprint", LargeBinary, nullable=False),
     Column("total", Integer, nullable=False),
-    _time("created_at", default_now=True),
+    time_column("created_at", default_now=True),
     UniqueConstraint("tenant_id", "fingerprint"),
 )
 
@@ -264,8 +273,8 @@ worker_liveness = Table(
     Column("engine", Text, nullable=False),
     Column("lanes", ARRAY(Text), nullable=False),
     Column("slots", Integer, nullable=False),
-    _time("started_at", default_now=True),
-    _time("seen_at", default_now=True),
+    time_column("started_at", default_now=True),
+    time_column("seen_at", default_now=True),
     #: Takes hints: neither standing by nor draining.
     Column("is_consuming", Boolean, nullable=False, server_default=text("true")),
     #: The release that it runs. Workers from before this column leave it empty.

@@ -15,6 +15,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+import turnmill.schemas.store.channels.tables  # noqa: F401 - adds its tables to the metadata
 from turnmill.infra import migrations
 from turnmill.infra.migrations import current_revision, head_revision, upgrade
 from turnmill.schemas.ids import first_id

@@ -41,6 +41,7 @@ This page is generated from `schemas/settings/`.
 #: The defaults of the settings without a section, for people.
 DEFAULTS = {
     "data": "`~/.local/share/turnmill`, for root `/var/lib/turnmill`",
+    "config": "none",
     "tenant": "`default`",
 }
 

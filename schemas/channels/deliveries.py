@@ -1,0 +1,32 @@
+"""The delivery: bringing one reply, or one notice, to the place where its user waits."""
+
+from enum import StrEnum
+
+
+class DeliveryState(StrEnum):
+    PENDING = "pending"  # its turn is open: progress may be shown
+    QUEUED = "queued"  # due: the outbox owes the broker a hint, once those before it have ended
+    SENDING = "sending"  # one attempt holds the lease
+    SENT = "sent"
+    FAILED = "failed"  # refused for good, or attempts used up; it can be retried by hand
+    DROPPED = "dropped"  # nobody wants it any more
+
+
+DELIVERY_TRANSITIONS: dict[DeliveryState, frozenset[DeliveryState]] = {
+    DeliveryState.PENDING: frozenset({DeliveryState.QUEUED, DeliveryState.DROPPED}),
+    DeliveryState.QUEUED: frozenset({DeliveryState.SENDING, DeliveryState.DROPPED}),
+    DeliveryState.SENDING: frozenset(
+        {DeliveryState.SENT, DeliveryState.QUEUED, DeliveryState.FAILED, DeliveryState.DROPPED}
+    ),
+    DeliveryState.SENT: frozenset(),
+    DeliveryState.FAILED: frozenset({DeliveryState.QUEUED, DeliveryState.DROPPED}),
+    DeliveryState.DROPPED: frozenset(),
+}
+
+#: States in which something is still to be sent.
+OPEN_DELIVERIES = frozenset({DeliveryState.PENDING, DeliveryState.QUEUED, DeliveryState.SENDING})
+
+
+class DeliveryKind(StrEnum):
+    REPLY = "reply"  # of a turn: its reply, or a word about why there is none
+    NOTICE = "notice"  # a text of its own: a person's answer, "a person will answer here"

@@ -1,0 +1,1 @@
+"""Tables and statements of channels and deliveries."""
