@@ -126,6 +126,8 @@ def test_a_name_that_the_chat_template_does_not_know_changes_nothing_in_silence(
     except InvalidInput as error:
         assert "enable_thinkin" in error.message
         assert error.param == "chat_template_kwargs"
+        with pytest.raises(InvalidInput, match="enable_thinkin"):
+            engine.count_tokens(prompt.messages, prompt.template_kwargs)
         return
     # The server alone knows its template.
     assert isinstance(engine, RemoteEngine)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 from turnmill.schemas.capabilities import Capabilities
@@ -9,6 +10,10 @@ from turnmill.schemas.content import TokenLogprob
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.turns import FinishReason, GenerationParams, Lane, Message, TemplateValue
 from turnmill.workers.turn.abort import Abort
+
+#: What a turn gives the chat template, by name.
+TemplateValues = Mapping[str, TemplateValue]
+NO_VALUES: TemplateValues = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,7 @@ class Prompt:
     #: others asked. Opaque to engines. Empty where all prompts are one tenant's.
     cache_namespace: str = ""
     #: Passed to the chat template, as `GenerationParams.template_kwargs`.
-    template_kwargs: Mapping[str, TemplateValue] = field(default_factory=dict)
+    template_kwargs: TemplateValues = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +117,15 @@ class Engine(Protocol):
         """
         ...
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        """Tokens of the messages as rendered for the model, the reply's opening included."""
+    def count_tokens(
+        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
+    ) -> int:
+        """Count the tokens of the messages as rendered for the model, with the values that the
+        turn gives its chat template and with the reply's opening.
+
+        Raises:
+            InvalidInput: the chat template refuses the messages or does not know a name.
+        """
         ...
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:

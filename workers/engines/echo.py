@@ -25,7 +25,13 @@ from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import ContextOverflow, EngineDied, EngineFailure, EngineUnavailable
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
-from turnmill.workers.engines.base import Chunk, Prompt, refuse_template_kwargs
+from turnmill.workers.engines.base import (
+    NO_VALUES,
+    Chunk,
+    Prompt,
+    TemplateValues,
+    refuse_template_kwargs,
+)
 from turnmill.workers.engines.text.stops import StopFilter
 from turnmill.workers.turn.abort import Abort
 
@@ -66,14 +72,17 @@ class EchoEngine:
     def check(self) -> None:
         """Always ready."""
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
+    def count_tokens(
+        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
+    ) -> int:
+        refuse_template_kwargs(template_kwargs)
         return sum(len(message.text.split()) for message in messages)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         if self._is_closed:
             raise EngineUnavailable("The engine is closed.")
-        refuse_template_kwargs(prompt.template_kwargs)
-        prompt_tokens = self.count_tokens(prompt.messages) + len(prompt.prefix.split())
+        counted = self.count_tokens(prompt.messages, prompt.template_kwargs)
+        prompt_tokens = counted + len(prompt.prefix.split())
         room = self.context_window - prompt_tokens
         if room < 1:
             raise ContextOverflow(

@@ -9,7 +9,7 @@ from threading import Lock
 from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import EngineAway, TurnmillError
 from turnmill.schemas.turns import GenerationParams, Message
-from turnmill.workers.engines.base import Chunk, Engine, Prompt
+from turnmill.workers.engines.base import NO_VALUES, Chunk, Engine, Prompt, TemplateValues
 from turnmill.workers.turn.abort import Abort
 
 
@@ -44,8 +44,10 @@ class LazyEngine:
         if self._engine is not None:
             self._engine.check()
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        return self._started().count_tokens(messages)
+    def count_tokens(
+        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
+    ) -> int:
+        return self._started().count_tokens(messages, template_kwargs)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         return self._started().generate(prompt, params, abort)

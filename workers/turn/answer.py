@@ -196,7 +196,9 @@ def _chunks(engine: Engine, prompt: Prompt, claim: Claim, abort: Abort) -> Itera
 
 def _prompt_tokens(engine: Engine, prompt: Prompt, last: Chunk) -> int:
     """Of the prompt that the client sent, which ends where the kept text begins."""
-    return engine.count_tokens(prompt.messages) if prompt.prefix else last.prompt_tokens
+    if not prompt.prefix:
+        return last.prompt_tokens
+    return engine.count_tokens(prompt.messages, prompt.template_kwargs)
 
 
 def _aborted(worker: Worker, attempt: Attempt) -> Outcome:

@@ -7,13 +7,13 @@ anew, and all of it would be computed again.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
 from turnmill.schemas.content import Document, TextPart
 from turnmill.schemas.turns import Message, Role
-from turnmill.workers.engines.base import Engine
+from turnmill.workers.engines.base import Engine, TemplateValues
 
 #: Of the past that would fit, at least this share stays when turns are dropped (by characters).
 KEPT_SHARE = 0.75
@@ -59,6 +59,8 @@ class Draft:
     summary: Summary = Summary()
     #: Passages for `asked` alone, the likeliest first: no instructions, no history.
     documents: tuple[Document, ...] = ()
+    #: What the turn gives the chat template.
+    template_kwargs: TemplateValues = field(default_factory=dict)
 
     def with_documents(self, documents: tuple[Document, ...], budget: int) -> "Draft":
         """With as many of them, from the first on, as take no more tokens than `budget` and leave
@@ -68,7 +70,7 @@ class Draft:
         def is_too_much(count: int) -> bool:
             block = Message(role=Role.USER, content=_block(documents[:count]))
             draft = replace(self, documents=documents[:count])
-            return self.engine.count_tokens([block]) > budget or not draft.fits(len(self.past))
+            return self._count([block]) > budget or not draft.fits(len(self.past))
 
         count = bisect_left(range(1, len(documents) + 1), True, key=is_too_much)
         return replace(self, documents=documents[:count])
@@ -83,7 +85,7 @@ class Draft:
         return (*self._system(), *kept, *self._asked())
 
     def fits(self, dropped_count: int) -> bool:
-        return self.engine.count_tokens(self.messages(dropped_count)) <= self.budget
+        return self._count(self.messages(dropped_count)) <= self.budget
 
     def fewest_to_drop(self) -> int | None:
         """None if it does not even fit without a past. Bisection: rendering is not free."""
@@ -109,6 +111,9 @@ class Draft:
             return 0
         counts = range(fewest, self.most_to_drop(fewest) + 1)
         return max(counts, key=lambda count: _roundness(self.past[count - 1].seq))
+
+    def _count(self, messages: Sequence[Message]) -> int:
+        return self.engine.count_tokens(messages, self.template_kwargs)
 
     def _asked(self) -> tuple[Message, ...]:
         """The turn's own messages, with the documents above the user's last text."""

@@ -54,7 +54,7 @@ def build_prompt(
         prefix=claim.kept_text,
         lane=claim.lane,
         cache_namespace=claim.cache_namespace,
-        template_kwargs=claim.params.template_kwargs or {},
+        template_kwargs=draft.template_kwargs,
     )
 
 
@@ -67,6 +67,7 @@ def _draft(database: Database, engine: Engine, claim: Claim) -> Draft:
         instructions=(claim.instructions, *own),
         past=_read_past(database, claim) if claim.seq > 1 else (),
         asked=claim.messages[len(own) :],
+        template_kwargs=claim.params.template_kwargs or {},
     )
 
 

@@ -17,7 +17,7 @@ import structlog
 from turnmill.schemas.errors import TurnmillError
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.turns import GenerationParams, Message, Reply, Role, Usage
-from turnmill.workers.engines.base import Engine, Prompt
+from turnmill.workers.engines.base import NO_VALUES, Engine, Prompt
 from turnmill.workers.turn.attempt import Attempt
 from turnmill.workers.turn.clean import clean
 from turnmill.workers.turn.draft import Draft, PastTurn, Summary
@@ -163,7 +163,12 @@ def _question(draft: Draft, told: Sequence[PastTurn], limit: int) -> Draft:
     words = max(1, int(limit * _WORDS_PER_TOKEN))
     asked = Message(role=Role.USER, content=_ASK.format(words=words))
     return replace(
-        draft, budget=draft.engine.context_window - limit, past=told, asked=(asked,), documents=()
+        draft,
+        budget=draft.engine.context_window - limit,
+        past=told,
+        asked=(asked,),
+        documents=(),
+        template_kwargs=NO_VALUES,
     )
 
 

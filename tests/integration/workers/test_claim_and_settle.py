@@ -46,7 +46,7 @@ from turnmill.schemas.turns import (
     Usage,
 )
 from turnmill.workers.consumer.process import running_worker
-from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.base import NO_VALUES, Chunk, Prompt, TemplateValues
 from turnmill.workers.testing import InlineWorker
 from turnmill.workers.turn import prompt as prompt_module
 from turnmill.workers.turn import settle as settle_module
@@ -553,8 +553,11 @@ class Scripted:
 
     def close(self) -> None: ...
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        return sum(len(message.content.split()) for message in messages)
+    def count_tokens(
+        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
+    ) -> int:
+        """Each word, and each value that a turn gives the chat template, is a token."""
+        return sum(len(message.content.split()) for message in messages) + len(template_kwargs)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         self.prompts.append(prompt)
@@ -693,6 +696,17 @@ def test_each_attempt_says_the_same_to_the_chat_template(system: Any, worker: Wo
         given.append(engine.prompts[0].template_kwargs)
         make_due(system)
     assert given == [asked.template_kwargs] * 2
+
+
+def test_the_usage_of_a_continued_reply_counts_what_the_turn_gives_the_chat_template(
+    system: Any, worker: Worker
+) -> None:
+    asked = GenerationParams(template_kwargs={"enable_thinking": False, "effort": "low"})
+    turn = accept(system.database, system.request("x", params=asked))
+    keep(system, worker.leases, turn, "one ")
+    answer_with(worker, turn, [Chunk("two", 1), Chunk("", finish_reason="stop", prompt_tokens=9)])
+    reply = read(system, turn).reply
+    assert (reply.content, reply.usage.prompt_tokens) == ("one two", 3)
 
 
 def test_a_reply_that_a_filter_cut_is_read_with_its_reason(system: Any, worker: Worker) -> None:

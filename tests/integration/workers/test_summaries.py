@@ -22,7 +22,7 @@ from turnmill.schemas.errors import DatabaseUnavailable, EngineFailure, EngineUn
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.turns import AcceptedTurn, GenerationParams, Message, Role, TurnState
 from turnmill.workers.consumer.process import running_worker
-from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.base import NO_VALUES, Chunk, Prompt, TemplateValues
 from turnmill.workers.testing import InlineWorker
 from turnmill.workers.turn.abort import Abort
 from turnmill.workers.turn.answer import Worker, answer_turn
@@ -60,7 +60,9 @@ class Remembering:
 
     def close(self) -> None: ...
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
+    def count_tokens(
+        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
+    ) -> int:
         return sum(len(message.content.split()) for message in messages)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
@@ -448,10 +450,10 @@ def test_a_model_whose_template_refuses_a_summary_is_given_none(
         talk.go_on(1)
     count = Remembering.count_tokens
 
-    def refuse(engine: Remembering, messages: Sequence[Message]) -> int:
+    def refuse(engine: Remembering, messages: Sequence[Message], *given: TemplateValues) -> int:
         if SUMMARY_HEADING in messages[0].content:
             raise EngineFailure("The model's chat template refuses the prompt.")
-        return count(engine, messages)
+        return count(engine, messages, *given)
 
     monkeypatch.setattr(Remembering, "count_tokens", refuse)
     talk.go_on(1)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -187,6 +188,26 @@ def test_what_the_batch_logs_is_logged_here(
     with structlog.testing.capture_logs() as logs:
         ask(engine, "what?", limit=1)
     assert {"event": "question.asked", "count": 1, "log_level": "warning"} in logs
+
+
+def test_what_the_chat_template_is_given_is_counted_as_it_is_generated_from() -> None:
+    def load(settings: EngineSettings) -> TextSide:
+        source = "{{ effort | default('') }}{{ messages[-1].content }}"
+        return replace(load_text(settings), template=ChatTemplate(source))
+
+    schedule = partial(ChildScheduler, f"{__name__}:load_batch")
+    engine = BatchingEngine(EngineSettings(model="letters"), load, schedule)
+    engine.start()
+    try:
+        prompt = Prompt(
+            (Message(role=Role.USER, content="abc"),), template_kwargs={"effort": "low "}
+        )
+        params = GenerationParams(max_tokens=1).over(DEFAULT_PARAMS)
+        *_, last = engine.generate(prompt, params, Abort())
+        assert last.prompt_tokens == 7
+        assert engine.count_tokens(prompt.messages, prompt.template_kwargs) == 7
+    finally:
+        engine.close()
 
 
 def test_closing_ends_running_turns(engine: BatchingEngine) -> None:

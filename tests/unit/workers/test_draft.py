@@ -7,6 +7,7 @@ from itertools import pairwise
 from turnmill.schemas.content import Document, MediaPart, TextPart
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import Message, Role
+from turnmill.workers.engines.base import NO_VALUES, TemplateValues
 from turnmill.workers.engines.echo import EchoEngine
 from turnmill.workers.turn.draft import (
     DOCUMENTS_HEADING,
@@ -49,6 +50,26 @@ def test_prompts_of_a_long_conversation_mostly_begin_like_the_one_before() -> No
     # 19 turns fit; dropping just enough would change the beginning 379 times.
     assert 379 / 5 < changes < 379 / 2
     assert firsts == sorted(firsts)
+
+
+class Rendering(EchoEngine):
+    """Its chat template writes the values that a turn gives it."""
+
+    def count_tokens(
+        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
+    ) -> int:
+        given = " ".join(map(str, template_kwargs.values()))
+        return super().count_tokens([*messages, Message(role=Role.USER, content=given)])
+
+
+def test_what_a_turn_gives_the_chat_template_takes_its_room() -> None:
+    bare = replace(draft(range(1, 100)), engine=Rendering(EngineSettings()))
+    given = replace(bare, template_kwargs={"notes": "word " * 40})
+    assert given.fewest_to_drop() == (bare.fewest_to_drop() or 0) + 2
+    passage = Document(title="a", text="word " * 30)
+    room = replace(given, past=(), asked=(said(Role.USER, BUDGET - 70),))
+    assert replace(room, template_kwargs={}).with_documents((passage,), 90).documents
+    assert not room.with_documents((passage,), 90).documents
 
 
 def test_no_more_is_dropped_than_a_share_of_what_fits() -> None:

@@ -14,7 +14,7 @@ from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import ContextOverflow, EngineFailure, EngineUnavailable, TurnmillError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message
-from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.base import NO_VALUES, Chunk, Prompt, TemplateValues
 from turnmill.workers.engines.local.scheduling import Facts, Generation, Scheduler, Token
 from turnmill.workers.engines.text.chat_template import ChatTemplate
 from turnmill.workers.engines.text.pieces import by_pieces
@@ -77,8 +77,11 @@ class BatchingEngine:
     def check(self) -> None:
         self._loaded().scheduler.check()
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        return len(_encode(self._loaded(), Prompt(tuple(messages))))
+    def count_tokens(
+        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
+    ) -> int:
+        prompt = Prompt(tuple(messages), template_kwargs=template_kwargs)
+        return len(_encode(self._loaded(), prompt))
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         model = self._loaded()

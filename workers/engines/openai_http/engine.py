@@ -19,7 +19,7 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.observability.masking import masked_urls
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import NEUTRAL, GenerationParams, Message, Role
-from turnmill.workers.engines.base import Chunk, Prompt, refuse_template_kwargs
+from turnmill.workers.engines.base import Chunk, Prompt, TemplateValues, refuse_template_kwargs
 from turnmill.workers.engines.openai_http.dialects import (
     ALMOST_ZERO,
     DIALECTS,
@@ -115,11 +115,11 @@ class OpenAIServer:
             )
         return min(limits)
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
+    def count_tokens(self, messages: Sequence[Message], template_kwargs: TemplateValues) -> int:
         """Exact where the server counts for others (vLLM, llama.cpp); else guessed by the
         characters.
         """
-        return self._count(Prompt(tuple(messages)), self._dialect)
+        return self._count(Prompt(tuple(messages), template_kwargs=template_kwargs), self._dialect)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         if prompt.prefix and not self._dialect.continues:

@@ -9,7 +9,7 @@ from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import EngineUnavailable, SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message
-from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.base import NO_VALUES, Chunk, Prompt, TemplateValues
 from turnmill.workers.engines.remote.replicas import Replica, ReplicaPool
 from turnmill.workers.turn.abort import Abort
 
@@ -26,7 +26,7 @@ class Server(Replica, Protocol):
         """As `Engine.context_window`; raises `EngineUnavailable` like `generate`."""
         ...
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
+    def count_tokens(self, messages: Sequence[Message], template_kwargs: TemplateValues) -> int:
         """As `Engine.count_tokens`; raises `EngineUnavailable` like `generate`."""
         ...
 
@@ -90,8 +90,10 @@ class RemoteEngine:
     def check(self) -> None:
         self._running().check()
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        return self._running().call(lambda server: server.count_tokens(messages))
+    def count_tokens(
+        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
+    ) -> int:
+        return self._running().call(lambda server: server.count_tokens(messages, template_kwargs))
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         tokens = sum(len(each.text) for each in prompt.messages) // CHARACTERS_PER_TOKEN

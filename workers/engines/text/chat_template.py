@@ -6,10 +6,9 @@ messages' texts: whoever could spell them could speak as the system.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -19,8 +18,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from turnmill.schemas.errors import EngineFailure, InvalidInput
-from turnmill.schemas.turns import Message, TemplateValue
-from turnmill.workers.engines.base import refuse_template_kwargs
+from turnmill.schemas.turns import Message
+from turnmill.workers.engines.base import NO_VALUES, TemplateValues, refuse_template_kwargs
 from turnmill.workers.engines.text.markers import WORD_JOINER, breaker, find_marks
 
 #: For models without a template: not what they were trained on, but they understand it.
@@ -41,7 +40,6 @@ TASK_TEMPLATE = (
 
 #: Names that templates of models with tools look up, and that no turn sets.
 _OURS = frozenset(("messages", "add_generation_prompt", "tools", "documents"))
-NO_KWARGS: Mapping[str, TemplateValue] = MappingProxyType({})
 
 #: Texts without marks that are remembered, and characters of the longest of them.
 REMEMBERED_TEXTS, LONGEST_TEXT = 2048, 1 << 14
@@ -106,7 +104,7 @@ class ChatTemplate:
         self,
         messages: Sequence[Message],
         prefix: str = "",
-        kwargs: Mapping[str, TemplateValue] = NO_KWARGS,
+        kwargs: TemplateValues = NO_VALUES,
     ) -> str:
         """Render the prompt, with the opening of the reply and what the model said already.
 
@@ -149,9 +147,7 @@ class ChatTemplate:
                 text = text.replace(token, token[0] + WORD_JOINER + token[1:])
         return text
 
-    def _render(
-        self, messages: Sequence[Message], kwargs: Mapping[str, TemplateValue] = NO_KWARGS
-    ) -> str:
+    def _render(self, messages: Sequence[Message], kwargs: TemplateValues = NO_VALUES) -> str:
         entries = [{"role": each.role.value, "content": each.text} for each in messages]
         return self._template.render(kwargs, messages=entries, add_generation_prompt=True)
 

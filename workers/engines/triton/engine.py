@@ -19,7 +19,7 @@ from turnmill.schemas.errors import EngineUnavailable, SettingsError, Unanswered
 from turnmill.schemas.observability.masking import masked_urls
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message
-from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.base import Chunk, Prompt, TemplateValues
 from turnmill.workers.engines.remote.engine import RemoteEngine
 from turnmill.workers.engines.triton.errors import translated
 from turnmill.workers.engines.triton.wire import (
@@ -30,7 +30,6 @@ from turnmill.workers.engines.triton.wire import (
     Value,
     decode_answered,
     decode_error,
-    encode_messages,
     encode_prompt,
     pack,
     unpack,
@@ -116,8 +115,10 @@ class TritonServer:
     def context_window(self) -> int:
         return self._last({"action": "describe"}).context_window
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        asked = {"action": "count_tokens", "messages": encode_messages(messages)}
+    def count_tokens(self, messages: Sequence[Message], template_kwargs: TemplateValues) -> int:
+        prompt = Prompt(tuple(messages))
+        params = GenerationParams(template_kwargs=dict(template_kwargs) or None)
+        asked = encode_prompt(prompt, params) | {"action": "count_tokens"}
         return self._last(asked).chunk.prompt_tokens
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
