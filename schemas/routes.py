@@ -7,8 +7,14 @@ from uuid import UUID
 
 from turnmill.schemas.turns import Lane
 
-#: The only task. Its arguments are the turn's id, lane and model: a hint, never the prompt.
+#: The task of a turn. Its arguments are the turn's id, lane and model: a hint, never the prompt.
 ANSWER_TASK = "turnmill.turn.answer"
+#: The task of a delivery. Its arguments are the delivery's id and its channel's name.
+SEND_TASK = "turnmill.delivery.send"
+
+#: The lane of deliveries. Its queues are those of channels, not of models: an outbox row of a
+#: delivery has the delivery's id as `turn_id`, and the channel's name as `model`.
+DELIVERY_LANE = "delivery"
 
 #: NOTIFY channels. Like hints, notifications only wake somebody up: whoever listens reads
 #: the tables, and sweeps in case one was lost.

@@ -6,6 +6,7 @@ from uuid import UUID
 from turnmill.schemas.postgres.database import Cursor
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.store.changes import OPEN, change
+from turnmill.schemas.store.channels.deliveries import advance_deliveries
 from turnmill.schemas.store.outbox import OWE_HINTS
 from turnmill.schemas.turns import TurnState
 
@@ -63,6 +64,8 @@ def lock_turns(cursor: Cursor, turn_ids: Sequence[UUID]) -> None:
 def advance(cursor: Cursor, conversation_ids: Sequence[UUID]) -> None:
     """Make the first open turn of each due and count what stands before it as answered.
 
-    Derived from the turns alone, so running it once too often changes nothing.
+    The deliveries of turns that have ended are queued with it. Derived from the tables alone, so
+    running it once too often changes nothing.
     """
     cursor.execute(ADVANCE, (list(conversation_ids),))
+    advance_deliveries(cursor, conversation_ids)

@@ -1,4 +1,17 @@
-"""Deliveries come to be: in the transaction that accepts their turn, or that owes a notice."""
+"""Deliveries: they are inserted with their turn, or as a notice, and become due one by one.
+
+A conversation's deliveries leave in the order of their ordinals. A pending one holds up none: its
+turn is open, so only notices, which are news at once, can stand behind it and be queued.
+"""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from turnmill.schemas.channels.deliveries import DeliveryState
+from turnmill.schemas.postgres.database import Cursor
+from turnmill.schemas.routes import DELIVERY_LANE, OUTBOX_CHANNEL
+from turnmill.schemas.store.changes import OPEN, delivery_change, literals
+from turnmill.schemas.store.outbox import OWE_HINTS
 
 #: Of turns that are being accepted: their progress may be shown at once.
 INSERT_PENDING = """
@@ -19,3 +32,39 @@ SELECT %(id)s, tenant_id, conversation_id, channel, target, 'notice', %(content)
 FROM channel_threads WHERE conversation_id = %(conversation)s
 RETURNING id
 """
+
+_QUEUE = delivery_change(DeliveryState.PENDING, to=DeliveryState.QUEUED)
+
+#: States of deliveries that hold up those behind them in their conversation.
+HOLDING = literals({DeliveryState.QUEUED, DeliveryState.SENDING})
+
+#: A head that has an outbox row keeps it: the row says when the next attempt is due.
+ADVANCE_DELIVERIES = f"""
+WITH ended AS (
+    UPDATE deliveries d SET {_QUEUE.setting}, progress_at = NULL
+    WHERE d.conversation_id = ANY(%(conversations)s) AND d.{_QUEUE.guard}
+      AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.id = d.turn_id AND t.state IN ({OPEN}))
+    RETURNING d.id, d.conversation_id, d.ordinal, d.channel, d.state
+), head AS (
+    SELECT DISTINCT ON (conversation_id) id, channel, state FROM (
+        SELECT * FROM ended
+        UNION ALL SELECT id, conversation_id, ordinal, channel, state FROM deliveries
+        WHERE conversation_id = ANY(%(conversations)s) AND state IN ({HOLDING})
+    ) AS d ORDER BY conversation_id, ordinal
+), due AS (
+    SELECT id AS turn_id, channel AS model, '{DELIVERY_LANE}' AS lane,
+        NULL::timestamptz AS deadline_at, clock_timestamp() AS due_at, true AS is_immediate
+    FROM head WHERE state = '{DeliveryState.QUEUED}'
+      AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.turn_id = head.id)
+), hinted AS ({OWE_HINTS} RETURNING turn_id)
+SELECT pg_notify('{OUTBOX_CHANNEL}', '') FROM hinted LIMIT 1
+"""
+
+
+def advance_deliveries(cursor: Cursor, conversation_ids: Sequence[UUID]) -> None:
+    """Queue the deliveries of ended turns and owe a hint for the first queued one of each.
+
+    The conversations are locked. Derived from the tables alone, so running it once too often
+    changes nothing.
+    """
+    cursor.execute(ADVANCE_DELIVERIES, {"conversations": list(conversation_ids)})

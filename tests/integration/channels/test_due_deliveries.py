@@ -1,0 +1,173 @@
+"""Deliveries become due with the end of their turn, in the same transaction, one by one."""
+
+from threading import Event
+from typing import Any
+from uuid import UUID
+
+import pytest
+from psycopg.types.json import Json, Jsonb
+
+from turnmill.producer.accept import accept_many
+from turnmill.producer.cancel import cancel
+from turnmill.schemas.channels.deliveries import DELIVERY_TRANSITIONS, DeliveryState
+from turnmill.schemas.ids import new_id
+from turnmill.schemas.outcomes import Answered, Failed, Outcome, Snoozed
+from turnmill.schemas.store.advance import lock_conversations
+from turnmill.schemas.store.changes import delivery_change
+from turnmill.schemas.store.channels.deliveries import (
+    INSERT_NOTICE,
+    INSERT_PENDING,
+    advance_deliveries,
+)
+from turnmill.schemas.turns import AcceptedTurn, Reply, Usage
+from turnmill.workers.turn.leases import Leases
+from turnmill.workers.turn.settle import Settler
+
+REPLY = Answered(Reply(content="yes", finish_reason="stop", usage=Usage()))
+
+
+@pytest.fixture
+def system(make_system: Any, database_url: str) -> Any:
+    return make_system(database_url, "amqp://nobody")
+
+
+class Thread:
+    """A conversation of a channel, its turns, and what becomes of their deliveries."""
+
+    def __init__(self, system: Any) -> None:
+        self._system, self.database = system, system.database
+        self.conversation_id = new_id()
+        worker, model = system.settings.worker, system.settings.engine.model_name
+        self._leases = Leases(self.database, worker, model=model, engine="echo")
+        self._settler = Settler(self.database, max_attempts=1, give_up=Event())
+
+    def accept(self, count: int) -> list[AcceptedTurn]:
+        conversation = self.conversation_id
+        turns = accept_many(
+            self.database,
+            [self._system.request(f"turn {n}", conversation_id=conversation) for n in range(count)],
+        )
+        for turn in turns:
+            row = {"id": str(new_id()), "tenant_id": str(self._system.tenant_id)}
+            row |= {"conversation_id": str(conversation), "turn_id": str(turn.turn_id)}
+            row |= {"channel": "desk", "target": {}, "expires_in_s": None}
+            self.database.run(INSERT_PENDING, (Json([row]),))
+        return turns
+
+    def notice(self) -> UUID:
+        self.database.run(
+            "INSERT INTO channel_threads VALUES ('desk', 'thread', %s, %s, 'me', %s) "
+            "ON CONFLICT DO NOTHING",
+            (self._system.tenant_id, self.conversation_id, Jsonb({})),
+        )
+        params = {"id": new_id(), "content": "Stopped.", "conversation": self.conversation_id}
+        with self.database.cursor() as cursor:
+            lock_conversations(cursor, [self.conversation_id])
+            cursor.execute(INSERT_NOTICE, params)
+            advance_deliveries(cursor, [self.conversation_id])
+        return params["id"]
+
+    def settle(self, turn: AcceptedTurn, outcome: Outcome = REPLY) -> None:
+        claim = self._leases.claim(turn.turn_id)
+        assert claim is not None
+        assert self._settler.settle(claim, outcome)
+
+    def end_unnoticed(self, turn: AcceptedTurn) -> None:
+        """As a worker of a release without deliveries does."""
+        self.database.run("UPDATE turns SET state = 'completed' WHERE id = %s", (turn.turn_id,))
+
+    def states(self) -> list[str]:
+        rows = self.database.run("SELECT state FROM deliveries ORDER BY ordinal")
+        return [row.state for row in rows]
+
+    def hinted(self) -> list[UUID]:
+        """The deliveries that the broker is owed a hint for."""
+        rows = self.database.run(
+            "SELECT turn_id, model FROM outbox WHERE lane = 'delivery' ORDER BY turn_id"
+        )
+        assert {row.model for row in rows} <= {"desk"}
+        return [row.turn_id for row in rows]
+
+    def ids(self) -> list[UUID]:
+        return [row.id for row in self.database.run("SELECT id FROM deliveries ORDER BY ordinal")]
+
+    def put(self, delivery_id: UUID, state: str) -> None:
+        """By hand: what the delivery worker does."""
+        with self.database.cursor() as cursor:
+            lock_conversations(cursor, [self.conversation_id])
+            cursor.execute("DELETE FROM outbox WHERE turn_id = %s", (delivery_id,))
+            cursor.execute("UPDATE deliveries SET state = %s WHERE id = %s", (state, delivery_id))
+            advance_deliveries(cursor, [self.conversation_id])
+
+
+@pytest.fixture
+def thread(system: Any) -> Thread:
+    return Thread(system)
+
+
+@pytest.mark.parametrize("end", ["answered", "failed", "parked", "cancelled"])
+def test_every_end_of_a_turn_queues_its_delivery_with_a_hint(
+    system: Any, thread: Thread, end: str
+) -> None:
+    (turn,) = thread.accept(1)
+    assert (thread.states(), thread.hinted()) == (["pending"], [])
+    match end:
+        case "answered":
+            thread.settle(turn)
+        case "failed":
+            thread.settle(turn, Failed("bad", "No."))
+        case "parked":
+            thread.settle(turn, Snoozed(0.0, "busy"))
+        case "cancelled":
+            cancel(system.database, system.tenant_id, turn.turn_id)
+    assert (thread.states(), thread.hinted()) == (["queued"], thread.ids())
+
+
+def test_a_conversations_deliveries_are_hinted_one_after_another(thread: Thread) -> None:
+    first, second = thread.accept(2)
+    thread.settle(first)
+    thread.settle(second)
+    one, other = thread.ids()
+    assert (thread.states(), thread.hinted()) == (["queued", "queued"], [one])
+    thread.put(one, "sending")
+    assert thread.hinted() == []
+    thread.put(one, "sent")
+    assert thread.hinted() == [other]
+
+
+def test_a_notice_waits_for_queued_deliveries_and_not_for_open_turns(thread: Thread) -> None:
+    first, _second = thread.accept(2)
+    thread.settle(first)
+    (one, _), notice = thread.ids(), thread.notice()
+    assert thread.hinted() == [one]
+    thread.put(one, "failed")
+    assert (thread.states(), thread.hinted()) == (["failed", "pending", "queued"], [notice])
+
+
+def test_advancing_once_too_often_changes_nothing(thread: Thread) -> None:
+    thread.settle(thread.accept(1)[0])
+    thread.database.run("UPDATE outbox SET published_at = clock_timestamp()")
+    before = thread.database.run("SELECT * FROM outbox")
+    with thread.database.cursor() as cursor:
+        lock_conversations(cursor, [thread.conversation_id])
+        advance_deliveries(cursor, [thread.conversation_id])
+    assert thread.database.run("SELECT * FROM outbox") == before
+
+
+def test_what_older_workers_left_pending_is_queued_with_the_next_end(thread: Thread) -> None:
+    first, second = thread.accept(2)
+    thread.end_unnoticed(first)
+    with thread.database.cursor() as cursor:
+        lock_conversations(cursor, [thread.conversation_id])
+        advance_deliveries(cursor, [thread.conversation_id])
+    assert thread.states() == ["queued", "pending"]
+    assert second.turn_id
+
+
+@pytest.mark.parametrize("before", DeliveryState)
+def test_no_statement_can_be_built_for_a_change_that_the_table_lacks(before: DeliveryState) -> None:
+    for after in set(DeliveryState) - DELIVERY_TRANSITIONS[before]:
+        with pytest.raises(ValueError, match=f"from {before} to {after}"):
+            delivery_change(before, to=after)
+    for after in DELIVERY_TRANSITIONS[before]:
+        assert delivery_change(before, to=after).guard == f"state IN ('{before}')"
