@@ -92,14 +92,18 @@ def accept_many(database: Database, requests: Sequence[TurnRequest]) -> list[Acc
     for _ in range(MAX_RACES):
         try:
             with database.cursor() as cursor:
-                return _accept(cursor, requests)
+                return accept_in(cursor, requests)
         except psycopg.errors.UniqueViolation:
             # Another call with the same key committed first; the next round finds its turn.
             continue
     raise TransientError("Too many calls at once with the same idempotency keys; try again.")
 
 
-def _accept(cursor: Cursor, requests: Sequence[TurnRequest]) -> list[AcceptedTurn]:
+def accept_in(cursor: Cursor, requests: Sequence[TurnRequest]) -> list[AcceptedTurn]:
+    """Accept turns in the caller's transaction; see `accept_many`.
+
+    Raises psycopg's `UniqueViolation` where another transaction used an idempotency key meanwhile.
+    """
     entries = _prepare(cursor, requests)
     seen = _find_seen(cursor, entries)
     fresh: dict[Any, _Entry] = {}
@@ -222,6 +226,7 @@ def _columns(entries: list[_Entry], accepted: list[AcceptedTurn]) -> tuple[list[
             entry.request.batch_row,
             entry.request.timeout_s,
             entry.bot_version,
+            entry.request.author,
         )
         for entry, turn in zip(entries, accepted, strict=True)
     )

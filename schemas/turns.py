@@ -327,6 +327,8 @@ class TurnRequest(BaseModel):
     batch_id: UUID | None = None
     #: The row of the batch file that this turn came from, from 1.
     batch_row: int | None = None
+    #: Who wrote it, where a conversation has several people.
+    author: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
 
 
 class AcceptedTurn(BaseModel):

@@ -4,15 +4,16 @@ from turnmill.schemas.store.outbox import OWE_HINTS
 
 INSERT_TURNS = """
 INSERT INTO turns (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
-                   idempotency_key, fingerprint, batch_id, batch_row, bot_version, deadline_at)
+                   idempotency_key, fingerprint, batch_id, batch_row, bot_version, author,
+                   deadline_at)
 SELECT id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
-       idempotency_key, fingerprint, batch_id, batch_row, bot_version,
+       idempotency_key, fingerprint, batch_id, batch_row, bot_version, author,
        clock_timestamp() + make_interval(secs => timeout_s)
 FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::int[], %s::uuid[], %s::text[], %s::text[],
             %s::text[], %s::jsonb[], %s::jsonb[], %s::text[], %s::bytea[], %s::uuid[], %s::int[],
-            %s::float[], %s::int[])
+            %s::float[], %s::int[], %s::text[])
      AS n (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
-           idempotency_key, fingerprint, batch_id, batch_row, timeout_s, bot_version)
+           idempotency_key, fingerprint, batch_id, batch_row, timeout_s, bot_version, author)
 """
 
 OWE_FIRST_HINTS = f"""

@@ -141,6 +141,8 @@ turns = Table(
     Column("fingerprint", LargeBinary),
     Column("batch_id", Uuid),
     Column("batch_row", Integer),
+    #: Who wrote it, where a conversation has several people: a platform's id of the person.
+    Column("author", Text),
     #: The number of the latest attempt: the fencing token.
     Column("attempt", Integer, nullable=False, server_default="0"),
     #: Attempts that count towards the limit (a hand-back at a drain does not) ...

@@ -21,6 +21,7 @@ def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.add_column("bots", sa.Column("policies", JSONB(), nullable=False, server_default="{}"))
     op.add_column("conversations", sa.Column("policies", JSONB(), nullable=True))
+    op.add_column("turns", sa.Column("author", sa.Text(), nullable=True))
     op.add_column("conversations", _time("handed_off_at"))
     op.add_column("conversations", sa.Column("handed_off_because", sa.Text(), nullable=True))
     op.create_index(
@@ -51,6 +52,7 @@ def downgrade() -> None:
     op.drop_index("ix_conversations_handed_off_at", "conversations")
     for column in ("handed_off_because", "handed_off_at", "policies"):
         op.drop_column("conversations", column)
+    op.drop_column("turns", "author")
     op.drop_column("bots", "policies")
 
 

@@ -1,0 +1,32 @@
+"""Events and threads of platforms: what was received, and which conversation it belongs to."""
+
+#: No row: the event was received before. One that is just being received elsewhere is waited for.
+TAKE_EVENT = """
+INSERT INTO channel_events (channel, event_id) VALUES (%s, %s) ON CONFLICT DO NOTHING
+RETURNING event_id
+"""
+
+FIND_EVENT = """
+SELECT conversation_id, turn_id FROM channel_events WHERE channel = %s AND event_id = %s
+"""
+
+NOTE_EVENT = """
+UPDATE channel_events SET turn_id = %(turn)s, conversation_id = %(conversation)s
+WHERE channel = %(channel)s AND event_id = %(event)s
+"""
+
+#: The row stays locked until the transaction ends: two events of a new thread begin one
+#: conversation. Whoever locks a thread and its conversation locks the thread first.
+TAKE_THREAD = """
+INSERT INTO channel_threads (channel, thread, tenant_id, conversation_id, author, target)
+VALUES (%(channel)s, %(thread)s, %(tenant)s, %(new)s, %(author)s, %(target)s)
+ON CONFLICT (channel, thread) DO UPDATE SET target = excluded.target
+RETURNING conversation_id, author
+"""
+
+#: The thread has a new conversation; whoever asked for it has begun it.
+RENEW_THREAD = """
+UPDATE channel_threads
+SET conversation_id = %(new)s, tenant_id = %(tenant)s, author = %(author)s
+WHERE channel = %(channel)s AND thread = %(thread)s
+"""
