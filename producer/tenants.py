@@ -5,11 +5,13 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from turnmill.schemas.channels.policies import Policies
 from turnmill.schemas.errors import Conflict, InvalidInput, NotAuthenticated, NotFound
 from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.postgres.database import Database
@@ -175,16 +177,23 @@ def save_bot(
     params: GenerationParams,
     *,
     ignores_tools: bool = False,
+    policies: Policies | None = None,
 ) -> None:
-    """Create a bot, or change it from the next turn on. Raises `InvalidInput`."""
+    """Create a bot, or change it from the next turn on; without policies, it keeps those it has.
+
+    Raises:
+        InvalidInput: the name is empty or too long.
+    """
     if not name.strip() or len(name) > MAX_NAME:
         raise InvalidInput(f"A bot's name has 1 to {MAX_NAME} characters.", param="name")
-    values = {
+    values: dict[str, Any] = {
         "model": model,
         "instructions": instructions,
         "params": params.model_dump(mode="json", exclude_defaults=True),
         "ignores_tools": ignores_tools,
     }
+    if policies is not None:
+        values["policies"] = policies.model_dump(mode="json", exclude_unset=True)
     statement = insert(bots).values(id=new_id(), tenant_id=tenant_id, name=name, **values)
     changed = sa.or_(*(bots.c[column].is_distinct_from(values[column]) for column in values))
     with database.begin() as connection:

@@ -1,19 +1,22 @@
 """`turnmill.toml`: bots and channels, with secrets by reference."""
 
+import difflib
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from turnmill.schemas.channels.policies import Policies
 from turnmill.schemas.channels.sections import SECTIONS, ChannelSection, Name
+from turnmill.schemas.channels.toml_lines import KeyPath, TOMLLines
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.turns import GenerationParams
 
 
 class BotSection(BaseModel):
-    """A bot, as `turnmill bots set` takes it."""
+    """A bot, as `turnmill bots save` takes it, and its policies."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,7 +30,7 @@ class BotSection(BaseModel):
 class Configuration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: By the bot's name, in the tenant of the channels that use it.
+    #: By the bot's name, in the tenants of the channels that use it, else in the commands' tenant.
     bots: dict[str, BotSection] = Field(default_factory=dict)
     channels: dict[Name, ChannelSection] = Field(default_factory=dict)
 
@@ -36,37 +39,98 @@ def load_configuration(path: Path | None) -> Configuration:
     """Read the file; without one there are no channels.
 
     Raises:
-        SettingsError: it cannot be read, or is wrong; each mistake is a line.
+        SettingsError: it cannot be read, or is wrong; each mistake is a line, and names its line
+            in the file. No value is shown: it may be a secret in the wrong place.
     """
     if path is None:
         return Configuration()
     try:
-        content = tomllib.loads(path.read_text())
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read: {type(error).__name__}.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path} is no TOML: {error}.") from None
+        raise SettingsError(f"{path} cannot be read: {_reason(error)}.") from None
     try:
-        return Configuration.model_validate(_with_kinds(content))
-    except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, each['loc']))}: {each['msg']}"
-            for each in error.errors(include_input=False)
-        ]
-        raise SettingsError("\n".join([f"{path} is wrong.", *lines])) from None
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}.") from None
+    return _validate(path, text, content)
 
 
-def _with_kinds(content: dict[str, Any]) -> dict[str, Any]:
-    """Validate each channel as its kind."""
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "it is not UTF-8"
+
+
+def _validate(path: Path, text: str, content: dict[str, Any]) -> Configuration:
+    mistakes: list[tuple[KeyPath, str]] = []
     channels = content.get("channels")
-    if not isinstance(channels, dict):
-        return content
-    known: dict[str, Any] = {}
+    if isinstance(channels, dict):
+        known = dict(_channels(channels, path.absolute().parent, mistakes))
+        content = {**content, "channels": known}
+    try:
+        configuration = Configuration.model_validate(content)
+    except ValidationError as error:
+        mistakes += _mistakes(Configuration, (), error)
+    if not mistakes:
+        return configuration
+    lines = TOMLLines(text)
+    found = sorted((lines.line_of(at), ".".join(map(str, at)), what) for at, what in mistakes)
+    shown = [f"  line {line}: {key}: {what}" for line, key, what in found]
+    raise SettingsError("\n".join([f"{path} is wrong.", *shown]))
+
+
+def _channels(
+    channels: dict[str, Any], folder: Path, mistakes: list[tuple[KeyPath, str]]
+) -> Iterator[tuple[str, ChannelSection]]:
+    """Validate each channel as its kind; the mistakes are added to those given."""
     for name, section in channels.items():
-        kind = section.get("kind") if isinstance(section, dict) else None
-        if kind not in SECTIONS:
-            raise SettingsError(
-                f"channels.{name}.kind is {kind!r}. Known kinds: {', '.join(SECTIONS)}."
-            )
-        known[name] = SECTIONS[kind].model_validate(section)
-    return {**content, "channels": known}
+        at = ("channels", name)
+        if not isinstance(section, dict):
+            mistakes.append((at, f"is a table: [channels.{name}]"))
+        elif (kind := section.get("kind")) not in SECTIONS:
+            hint = _meant(str(kind), SECTIONS) if kind else ""
+            what = "is none of the known" if kind else "is missing; it is one of"
+            mistakes.append(((*at, "kind"), f"{what}: {', '.join(SECTIONS)}.{hint}"))
+        else:
+            try:
+                yield name, SECTIONS[kind].model_validate(section, context={"folder": folder})
+            except ValidationError as error:
+                mistakes += _mistakes(SECTIONS[kind], at, error)
+
+
+def _mistakes(
+    model: type[BaseModel], at: tuple[str, ...], error: ValidationError
+) -> Iterator[tuple[KeyPath, str]]:
+    for each in error.errors(include_input=False, include_url=False):
+        # `[key]` says that a key of a table, not its value, is at fault.
+        loc = tuple(part for part in each["loc"] if part != "[key]")
+        if each["type"] == "extra_forbidden":
+            hint = _meant(str(loc[-1]), _fields(model, loc[:-1]))
+            yield (*at, *loc), f"is not known.{hint}"
+        else:
+            yield (*at, *loc), each["msg"].removeprefix("Value error, ")
+
+
+def _meant(given: str, known: Any) -> str:
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _fields(model: Any, loc: KeyPath) -> list[str]:
+    """The names of the fields that a table may have, from the types of the tables around it."""
+    for part in loc:
+        inner = model.model_fields[part].annotation if part in model.model_fields else None
+        found = next(_models(inner), None)
+        if found is None:
+            # The name of a bot: the table of bots has led to its model already.
+            continue
+        model = found
+    return list(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in a type: `Policies`, `SecretReference | None`, `dict[str, BotSection]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)

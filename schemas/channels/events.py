@@ -44,7 +44,11 @@ class UserMessage(_Event):
     """Somebody wrote to the bot."""
 
     kind: Literal["message"] = "message"
+    #: Empty when nothing in it can be read, as of a photo alone: the bot says `Texts.unreadable`.
     content: Content
+    #: Whether it may begin a conversation. Slack sends every message of a channel; those that do
+    #: not mention the bot count only in threads that are conversations already.
+    begins: bool = True
 
 
 class Command(_Event):

@@ -59,3 +59,8 @@ class Policies(BaseModel):
         """These policies, completed by the defaults."""
         given = {name: getattr(self, name) for name in self.model_fields_set}
         return defaults.model_copy(update=given)
+
+
+#: Of every channel, where neither the bot nor the conversation says otherwise: people write one
+#: thought in three messages.
+CHANNEL_POLICIES = Policies(double_texting=DoubleTexting.COLLECT)

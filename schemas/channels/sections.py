@@ -2,14 +2,36 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    SecretStr,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import DEFAULT_TENANT
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+
+_FORM = 'write { env = "VARIABLE" } or { file = "/path" }'
+
+
+def _check_http(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be a URL that begins with https:// or http://")
+    return url
+
+
+HTTPAddress = Annotated[str, StringConstraints(max_length=2000), AfterValidator(_check_http)]
 
 
 class SecretReference(BaseModel):
@@ -18,28 +40,46 @@ class SecretReference(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     env: str | None = None
+    #: Relative to the configuration file.
     file: Path | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_secrets(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"is a secret, which does not belong into this file: {_FORM}")
+        return value
+
+    @field_validator("file")
+    @classmethod
+    def _resolve(cls, file: Path | None, info: ValidationInfo) -> Path | None:
+        folder: Path = (info.context or {}).get("folder", Path())
+        return file and folder / file.expanduser()
 
     @model_validator(mode="after")
     def _name_one(self) -> "SecretReference":
         if (self.env is None) == (self.file is None):
-            raise ValueError('write { env = "VARIABLE" } or { file = "/path" }')
+            raise ValueError(_FORM)
         return self
 
     def read(self) -> SecretStr:
-        """Return the secret, without the line break at its end. Raises `SettingsError`."""
+        """Return the secret, without the white space around it. Raises `SettingsError`."""
         if self.env is not None:
-            secret = os.environ.get(self.env, "")
-            source = f"the environment variable {self.env}"
+            secret, source = os.environ.get(self.env, ""), f"environment variable {self.env}"
         else:
             assert self.file is not None
-            source = f"the file {self.file}"
+            source = f"file {self.file}"
             try:
                 secret = self.file.read_text()
             except (OSError, UnicodeDecodeError) as error:
-                raise SettingsError(f"{source} cannot be read: {type(error).__name__}.") from None
-        if not (secret := secret.rstrip("\r\n")):
-            raise SettingsError(f"{source} is empty or missing.")
+                reason = getattr(error, "strerror", None) or type(error).__name__
+                raise SettingsError(
+                    f"The {source}, which a channel names for a secret, cannot be read: {reason}."
+                ) from None
+        if not (secret := secret.strip()):
+            raise SettingsError(
+                f"The {source}, which a channel names for a secret, is empty or missing."
+            )
         return SecretStr(secret)
 
 
@@ -65,9 +105,17 @@ class SlackSection(ChannelSection):
     #: `xapp-…`: the app-level token of socket mode.
     app_token: SecretReference | None = None
     #: Another address of the Web API: a proxy, or the mock.
-    api_url: str = "https://slack.com/api/"
+    api_url: HTTPAddress = "https://slack.com/api/"
     #: Whether replies appear while they are written (`chat.startStream`).
     streams: bool = True
+
+    @model_validator(mode="after")
+    def _has_a_way_in(self) -> "SlackSection":
+        if self.signing_secret is None and self.app_token is None:
+            raise ValueError(
+                "needs signing_secret (for requests from Slack) or app_token (for socket mode)"
+            )
+        return self
 
 
 class WebhookSection(ChannelSection):
@@ -77,7 +125,7 @@ class WebhookSection(ChannelSection):
     #: `whsec_…`: signs what comes in, and what goes out.
     secret: SecretReference
     #: Where replies are posted to.
-    url: str = Field(max_length=2000)
+    url: HTTPAddress
 
 
 SECTIONS: dict[str, type[ChannelSection]] = {

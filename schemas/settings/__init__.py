@@ -11,6 +11,7 @@ from turnmill.schemas.settings.database import DatabaseSettings
 from turnmill.schemas.settings.engine import DEFAULT_MODEL, EngineSettings
 from turnmill.schemas.settings.flower import FlowerSettings
 from turnmill.schemas.settings.load import (
+    CONFIG_FILE,
     DEFAULT_TENANT,
     STACK_FILE,
     Settings,
@@ -23,6 +24,7 @@ from turnmill.schemas.settings.section import SecretUrl, Section
 from turnmill.schemas.settings.worker import WorkerSettings
 
 __all__ = [
+    "CONFIG_FILE",
     "DEFAULT_MODEL",
     "DEFAULT_TENANT",
     "STACK_FILE",

@@ -43,6 +43,9 @@ DEFAULT_TENANT = "default"
 #: Written by the embedded stack into its data folder, mode 0600.
 STACK_FILE = "stack.json"
 
+#: Bots and channels, written by the operator; read by `channels.configuration`.
+CONFIG_FILE = "turnmill.toml"
+
 
 class Settings(BaseSettings):
     """All settings of one process."""
@@ -57,7 +60,8 @@ class Settings(BaseSettings):
 
     #: The embedded stack's data, downloaded models, results.
     data: Path = Field(default_factory=lambda: default_data_dir())
-    #: The file with bots and channels, `turnmill.toml`. Without one there are no channels.
+    #: The file with bots and channels. Left out, it is `turnmill.toml` in the data folder, if there
+    #: is one; without a file there are no channels.
     config: Path | None = None
     #: The tenant that commands act for; `--tenant` chooses another one.
     tenant: str = DEFAULT_TENANT
@@ -87,6 +91,14 @@ class Settings(BaseSettings):
     @property
     def models_dir(self) -> Path:
         return self.engine.models_dir or self.data / "models"
+
+    @property
+    def config_path(self) -> Path | None:
+        """The file with bots and channels, or None if none is configured."""
+        if self.config is not None:
+            return self.config
+        path = self.data / CONFIG_FILE
+        return path if path.is_file() else None
 
 
 class _Environment(EnvSettingsSource):

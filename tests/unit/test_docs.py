@@ -41,7 +41,7 @@ This page is generated from `schemas/settings/`.
 #: The defaults of the settings without a section, for people.
 DEFAULTS = {
     "data": "`~/.local/share/turnmill`, for root `/var/lib/turnmill`",
-    "config": "none",
+    "config": "`turnmill.toml` in the data folder",
     "tenant": "`default`",
 }
 
