@@ -69,8 +69,16 @@ def _sentinel_options(broker: BrokerSettings) -> dict[str, Any]:
 def hint_queues(
     broker: BrokerSettings, lanes: Iterable[Lane], model: str, deployment: str
 ) -> list[Queue]:
-    """The queues of a model's lanes, declared alike by whoever comes first."""
-    return [_quorum(broker, queue_name(lane, model, deployment)) for lane in lanes]
+    """The queues of a model's lanes."""
+    return [hint_queue(broker, lane, model, deployment) for lane in lanes]
+
+
+def hint_queue(broker: BrokerSettings, lane: str, model: str, deployment: str) -> Queue:
+    """One queue of hints, declared alike by whoever comes first.
+
+    That of a channel's deliveries has the channel's name as `model`.
+    """
+    return _quorum(broker, queue_name(lane, model, deployment))
 
 
 def old_queues(broker: BrokerSettings, lanes: Iterable[Lane], model: str) -> list[Queue]:

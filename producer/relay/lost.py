@@ -51,7 +51,7 @@ class LostHints:
     def look(self) -> int:
         """Mark missing hints of stale lanes as unpublished; return how many.
 
-        A hint whose turn is not queued is deleted: it would be published for ever.
+        A hint whose turn or delivery is not queued is deleted: it would be published for ever.
 
         Raises:
             BrokerUnavailable: it could not be asked.

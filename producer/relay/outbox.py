@@ -6,8 +6,11 @@ free. One that is not claimed in time (`own_until`) is late, and is published to
 So a wrong guess costs a turn that time, once, and never more.
 """
 
+from turnmill.schemas.channels.deliveries import DeliveryState
 from turnmill.schemas.postgres.clock import IS_DUE
+from turnmill.schemas.routes import DELIVERY_LANE
 from turnmill.schemas.store.deployment import DEPLOYMENT_ID
+from turnmill.schemas.turns import TurnState
 
 #: A worker says so often that it lives that one silent for so long is not waited for, seconds.
 SEEN_S = 1.2
@@ -109,9 +112,9 @@ GROUP BY model, lane
 #: `depth` messages were in the lane's queue after `looked_at`. Hints claimed since then are in
 #: `depth` and no longer here, so the difference is rather too small than too large. Counted in the
 #: statement that marks: of two relays that look at once, the second finds nothing missing.
-#: A hint whose turn is not queued is nobody's: it would be published for ever, and take a place of
-#: the window.
-REHINT = """
+#: A hint whose turn, or delivery, is not queued is nobody's: it would be published for ever, and
+#: take a place of the window.
+REHINT = f"""
 WITH missing AS (
     SELECT count(*) - %(depth)s AS hints FROM outbox
     WHERE model = %(model)s AND lane = %(lane)s AND published_at <= %(looked_at)s
@@ -124,8 +127,12 @@ WITH missing AS (
     LIMIT (SELECT least(%(at_most)s, greatest(hints, 0)) FROM missing)
     FOR UPDATE SKIP LOCKED
 ), orphaned AS (
-    DELETE FROM outbox USING lost LEFT JOIN turns t ON t.id = lost.turn_id
-    WHERE outbox.turn_id = lost.turn_id AND t.state IS DISTINCT FROM 'queued'
+    DELETE FROM outbox USING lost
+    LEFT JOIN turns t ON t.id = lost.turn_id
+    LEFT JOIN deliveries d ON d.id = lost.turn_id
+    WHERE outbox.turn_id = lost.turn_id AND CASE outbox.lane
+        WHEN '{DELIVERY_LANE}' THEN d.state IS DISTINCT FROM '{DeliveryState.QUEUED}'
+        ELSE t.state IS DISTINCT FROM '{TurnState.QUEUED}' END
     RETURNING outbox.turn_id
 ), rehinted AS (
     UPDATE outbox SET published_at = NULL FROM lost

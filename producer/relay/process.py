@@ -24,7 +24,7 @@ from turnmill.schemas.errors import BrokerUnavailable, DatabaseOutdated, Databas
 from turnmill.schemas.observability.telemetry import DATABASE_RECONNECTS, STUCK_AFTER_S, Health
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.links import Stop
-from turnmill.schemas.routes import OUTBOX_CHANNEL
+from turnmill.schemas.routes import DELIVERY_LANE, OUTBOX_CHANNEL
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.release import UPGRADE_POLL_S, refuse_older_database
 from turnmill.schemas.turns import Lane
@@ -123,7 +123,7 @@ class Relay:
                     {
                         "window": relay.window,
                         "batch_size": relay.batch_size,
-                        "lanes": [lane.value for lane in Lane],
+                        "lanes": [*(lane.value for lane in Lane), DELIVERY_LANE],
                         "warm_lanes": [lane.value for lane in affinity.warm_lanes],
                         "warm_s": affinity.warm_s,
                         "ttl_s": affinity.ttl_ms / 1000,

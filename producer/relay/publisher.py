@@ -11,13 +11,18 @@ from celery import Celery
 from celery.utils.nodenames import anon_nodename
 from kombu import Connection, Producer
 
-from turnmill.schemas.broker import OWN_QUEUE_EXPIRES_S, celery_settings, hint_queues
+from turnmill.schemas.broker import OWN_QUEUE_EXPIRES_S, celery_settings, hint_queue
 from turnmill.schemas.errors import BrokerUnavailable
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.observability.telemetry import BROKER_RECONNECTS
-from turnmill.schemas.routes import ANSWER_TASK, own_queue_name, queue_name
+from turnmill.schemas.routes import (
+    ANSWER_TASK,
+    DELIVERY_LANE,
+    SEND_TASK,
+    own_queue_name,
+    queue_name,
+)
 from turnmill.schemas.settings import Settings
-from turnmill.schemas.turns import Lane
 
 log = structlog.get_logger()
 
@@ -79,7 +84,7 @@ class Publisher:
         try:
             self._connected()
             assert self._connection is not None
-            (queue,) = hint_queues(self._settings.broker, [Lane(lane)], model, deployment)
+            queue = hint_queue(self._settings.broker, lane, model, deployment)
             with _declaring, self._connection.channel() as channel:
                 declared = channel.queue_declare(
                     queue=queue.name,
@@ -118,9 +123,9 @@ class Publisher:
 
     def _publish_one(self, producer: Producer, row: Any) -> None:
         """What `send_task` does, less the half of its time that goes into features unused here."""
-        hint = {"turn_id": row.turn_id.hex, "lane": row.lane, "model": row.model}
+        task, hint = _task(row)
         message = self._app.amqp.as_task_v2(
-            str(new_id()), ANSWER_TASK, kwargs=hint, kwargsrepr=repr(hint), argsrepr="()",
+            str(new_id()), task, kwargs=hint, kwargsrepr=repr(hint), argsrepr="()",
             origin=self._origin,
         )  # fmt: skip
         is_own = row.own_worker_id is not None
@@ -158,7 +163,7 @@ class Publisher:
         if name in self._known_queues:
             return True
         assert self._connection is not None
-        (queue,) = hint_queues(self._settings.broker, [Lane(row.lane)], row.model, row.deployment)
+        queue = hint_queue(self._settings.broker, row.lane, row.model, row.deployment)
         try:
             with _declaring:
                 channel = self._connection.channel()
@@ -169,6 +174,13 @@ class Publisher:
             return False
         self._known_queues.add(name)
         return True
+
+
+def _task(row: Any) -> tuple[str, dict[str, str]]:
+    """The task that a hint asks for, and its arguments."""
+    if row.lane == DELIVERY_LANE:
+        return SEND_TASK, {"delivery_id": row.turn_id.hex, "channel": row.model}
+    return ANSWER_TASK, {"turn_id": row.turn_id.hex, "lane": row.lane, "model": row.model}
 
 
 def _lanes_queue(row: Any) -> str:
