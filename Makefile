@@ -49,7 +49,8 @@ test: $(STAMPS)/dev servers ## Run all tests (pytest's options: make test ARGS="
 # vLLM's versions of torch and transformers are its own. Its warnings are, too.
 test-vllm: $(STAMPS)/vllm ## Test vLLM on the CPU, as engine and as server, in its own environment (3 GB)
 	$(VLLM)/bin/python -m pytest -W default tests/contract tests/integration/engines/test_fidelity.py \
-	  tests/integration/engines/test_vllm.py tests/integration/engines/test_vllm_artifacts.py -k "vllm or openai_http" $(ARGS)
+	  tests/integration/engines/test_vllm.py tests/integration/engines/test_vllm_artifacts.py tests/unit/test_vendor.py \
+	  -k "vllm or openai_http" $(ARGS)
 
 test-triton: $(STAMPS)/dev $(STAMPS)/triton ## Test the Triton engine with a real tritonserver (700 MB)
 	$(BIN)/python -m pytest tests/contract tests/unit/engines/test_triton.py tests/integration/engines/test_triton.py \

@@ -66,13 +66,13 @@ class TeacherCache:
                 file.truncate(size)
         return np.memmap(path, dtype=kind, mode="r+", shape=shape)
 
-    def _store(self, start: int, found: TopProbabilities) -> None:
+    def store(self, start: int, found: TopProbabilities) -> None:
         rows = slice(start, start + len(found.values))
         self._values[rows] = found.values.numpy()
         self._indices[rows] = found.indices.numpy()
         self._rest[rows] = found.rest.numpy()
 
-    def _finished(self, rows: int) -> None:
+    def note_finished(self, rows: int) -> None:
         """Record that the first `rows` windows are on disk."""
         for array in (self._values, self._indices, self._rest):
             array.flush()
@@ -119,7 +119,7 @@ def cache_teacher(
             batch = windows[start : start + _BATCH]
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 logits = teacher(input_ids=batch, use_cache=False).logits
-            cache._store(start, top_probabilities(logits[:, :-1].float(), k, temperature))
-            cache._finished(start + len(batch))
+            cache.store(start, top_probabilities(logits[:, :-1].float(), k, temperature))
+            cache.note_finished(start + len(batch))
             progress.advance(len(batch))
     return cache

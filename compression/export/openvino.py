@@ -4,6 +4,7 @@ OpenVINO converts the model in one call. The graph has no key-value cache: it sc
 export to GGUF, which the default engine turns into a graph with a cache.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def export(state: State, folder: Path, weights: str, progress: Progress) -> Mapp
         InvalidInput: this exporter writes 16-bit weights only.
         EngineFailure: the graph does not answer as the model does.
     """
+    # OpenVINO reports every conversion to its makers, unless the module that does so is missing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
     if weights not in ("auto", "f16", "float16"):

@@ -72,7 +72,7 @@ class EmbeddedRabbitMQ(EmbeddedServer):
             command=[str(rabbitmq_program())],
             ready=lambda pid: self._is_listening(),
             ready_timeout_s=120,
-            environment=self._environment(),
+            environment=self.environment(),
             folder=self._home,
             uid=server_uid(),
             stop_timeout_s=20,
@@ -107,7 +107,7 @@ class EmbeddedRabbitMQ(EmbeddedServer):
         plugins = "[rabbitmq_management].\n"
         self.folder.write_private("rabbitmq.plugins", plugins, uid=server_uid())
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         ports = {"dist": self._port_of("rabbitmq_distribution"), "epmd": self._port_of("epmd")}
         return node_environment(
             _NODE,

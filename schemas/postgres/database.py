@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.postgres.links import AsyncLink, Link
+from turnmill.schemas.postgres.vendor import forget_all
 from turnmill.schemas.settings import DatabaseSettings
 
 #: What psycopg raises when the server went away or has no room on its disk, gave up a
@@ -132,7 +133,7 @@ class Database:
             driver = proxy.driver_connection
             if driver is None or driver.closed or isinstance(error, OUTAGES[-1]):
                 # The pool's other connections are as dead as this one: replaced when next used.
-                self._engine.pool._invalidate(proxy)
+                forget_all(self._engine.pool, proxy)
             raise self._unavailable(error) from error
         finally:
             proxy.close()

@@ -11,13 +11,12 @@ import select
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import psycopg
 from psycopg.abc import PQGen
 
-ResultT = TypeVar("ResultT")
+from turnmill.schemas.postgres.vendor import ResultT, within
 
 #: A peer that vanished without a word is noticed after about 11 seconds.
 KEEPALIVE: dict[str, Any] = {
@@ -92,9 +91,7 @@ class Link(psycopg.Connection[Any]):
         return link
 
     def wait(self, gen: PQGen[ResultT], *args: Any, **kwargs: Any) -> ResultT:
-        return super().wait(
-            _within(self.answer_timeout_s, gen, self.pgconn.finish), *args, **kwargs
-        )
+        return super().wait(within(self.answer_timeout_s, gen, self.pgconn.finish), *args, **kwargs)
 
     def wait_for_notifications(self, timeout_s: float, stop: Stop) -> list[str]:
         """The payloads of notifications, as soon as there are any; none after `timeout_s`, or when
@@ -134,25 +131,5 @@ class AsyncLink(psycopg.AsyncConnection[Any]):
         return link
 
     async def wait(self, gen: PQGen[ResultT], *args: Any, **kwargs: Any) -> ResultT:
-        guarded = _within(self.answer_timeout_s, gen, self.pgconn.finish)
+        guarded = within(self.answer_timeout_s, gen, self.pgconn.finish)
         return await super().wait(guarded, *args, **kwargs)
-
-
-def _within(limit_s: float, gen: PQGen[ResultT], close: Callable[[], None]) -> PQGen[ResultT]:
-    """The same conversation with the server, given up after `limit_s` without a byte.
-
-    psycopg comes by ten times a second, ready or not.
-    """
-    ready: Any = None
-    deadline = time.monotonic() + limit_s
-    try:
-        while True:
-            ready = yield gen.send(ready)
-            if ready:
-                deadline = time.monotonic() + limit_s
-            elif time.monotonic() > deadline:
-                close()
-                raise psycopg.OperationalError(f"no answer within {limit_s:g} s")
-    except StopIteration as end:
-        result: ResultT = end.value
-        return result

@@ -10,8 +10,6 @@ import structlog
 from amqp.exceptions import ConsumerCancelled
 from celery import Celery
 from celery.worker.consumer import Consumer
-from celery.worker.consumer.control import Control
-from celery.worker.consumer.delayed_delivery import DelayedDelivery
 
 from turnmill.schemas.broker import celery_settings, hint_queues, old_queues, own_queues
 from turnmill.schemas.observability.telemetry import BROKER_RECONNECTS
@@ -23,6 +21,18 @@ from turnmill.workers.consumer.hints import NotAHint, UnknownTask, checked, read
 from turnmill.workers.consumer.metrics import HINTS_DROPPED
 from turnmill.workers.consumer.remote_control import LookingControl
 from turnmill.workers.turn.leases import Leases
+from turnmill.workers.vendor.celery import connect_patiently, consumer_steps
+from turnmill.workers.vendor.kombu import (
+    CHANNEL_CLOSED_ERRORS,
+    consumed_queues,
+    derive_message_class,
+    has_consumers,
+    is_redis,
+    keep_unacknowledged,
+    order_queues,
+    unacknowledged,
+    wrap_readers,
+)
 
 log = structlog.get_logger()
 
@@ -58,8 +68,6 @@ CONSUMING_POLL_S = 1.0
 #: A hint of a later version is kept so long before it is handed back, so that it does not spin.
 HAND_BACK_S = 1.0
 
-_CONTROL = f"{LookingControl.__module__}:{LookingControl.__name__}"
-
 
 class HintConsumer(Consumer):  # type: ignore[misc]
     """Celery's consumer with places for each lane, without native delayed delivery, and soon back
@@ -75,12 +83,10 @@ class HintConsumer(Consumer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        # What kombu raises when a hint is acknowledged on a Redis channel that is closed, and what
-        # `_stay_consuming` raises on either broker.
         self.connection_errors: Any = (
             *self.conninfo.connection_errors,
-            AttributeError,
-            ConsumerCancelled,
+            *CHANNEL_CLOSED_ERRORS,
+            ConsumerCancelled,  # `_stay_consuming` raises it, whatever the broker
         )
         self._is_stopping = False
         self._dropped: Counter[str] = Counter()
@@ -98,8 +104,7 @@ class HintConsumer(Consumer):  # type: ignore[misc]
         """Without giving hints back to a Redis that is gone: kombu would fail at it in a way that
         ends the worker. The rescuer finds them.
         """
-        if hasattr(channel := self.task_consumer.channel, "do_restore"):
-            channel.do_restore = False
+        keep_unacknowledged(self.task_consumer.channel)
         BROKER_RECONNECTS.inc()
         super().on_connection_error_after_connected(exc)
 
@@ -110,26 +115,15 @@ class HintConsumer(Consumer):  # type: ignore[misc]
 
     def loop_args(self) -> Any:
         channel = self.task_consumer.channel
-        channel.Message = checked(channel.Message)
+        derive_message_class(channel, checked)
         self.guard_reads(channel)
-        if hasattr(channel, "_queue_cycle"):
+        if is_redis(channel):
             places = PlacesByLane(channel.qos, self.pool.limit // self.app.lane_count)
-            places.update(channel.active_queues)
-            channel._queue_cycle = places
+            order_queues(channel, places)
         return super().loop_args()
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Celery's pauses grow to 30 s, in which a broker may long be back."""
-        ensure = conn.ensure_connection
-
-        def patiently(*args: Any, callback: Callable[[], None], **options: Any) -> Any:
-            def between_tries() -> None:
-                self._note_loop()
-                callback()
-
-            return ensure(*args, callback=between_tries, interval_max=RECONNECT_S, **options)
-
-        conn.ensure_connection = patiently
+        connect_patiently(conn, self._note_loop, RECONNECT_S)
         return super().ensure_connected(conn)
 
     def _note_loop(self) -> None:
@@ -157,8 +151,7 @@ class HintConsumer(Consumer):  # type: ignore[misc]
 
     def guard_reads(self, channel: Any) -> None:
         """Let no message end the loop that reads it from Redis, be it no JSON or no message."""
-        for kind, read in getattr(channel, "handlers", {}).items():
-            channel.handlers[kind] = partial(self._read, read, kind)
+        wrap_readers(channel, lambda read, kind: partial(self._read, read, kind))
 
     def _read(self, read: Callable[[], Any], kind: str) -> Any:
         foreign = (NotAHint, ValueError, RecursionError)
@@ -221,7 +214,7 @@ class HintConsumer(Consumer):  # type: ignore[misc]
 
     def _pause(self, leases: Leases) -> None:
         """Cancel the consumers first: hints that are handed back would come here again."""
-        if self.task_consumer._active_tags:
+        if has_consumers(self.task_consumer):
             self.task_consumer.cancel()
             log.info("worker.consuming_paused")
         leases.hands_back.set()
@@ -233,30 +226,18 @@ class HintConsumer(Consumer):  # type: ignore[misc]
             log.info("worker.consuming_resumed")
 
     def _unconsumed_queues(self) -> list[str]:
-        """Configured queues that our channel no longer has a consumer for."""
-        consumer, channel = self.task_consumer, self.task_consumer.channel
-        known = getattr(channel, "callbacks", None)  # AMQP; Redis knows its consumers by tags
-        tags = channel._consumers if known is None else known
-        live = {name for name, tag in consumer._active_tags.items() if tag in tags}
-        is_open = getattr(channel, "is_open", True)
-        return [
-            queue.name
-            for queue in self.app.conf.task_queues
-            if not is_open or queue.name not in live
-        ]
+        """Name the configured queues that our channel no longer has a consumer for."""
+        consumed = consumed_queues(self.task_consumer)
+        return [q.name for q in self.app.conf.task_queues if q.name not in consumed]
 
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
-        default_steps = [  # noqa: RUF012 - Celery reads it from the class
-            step.replace(f"{Control.__module__}:{Control.__name__}", _CONTROL)
-            for step in Consumer.Blueprint.default_steps
-            if not step.endswith(f":{DelayedDelivery.__name__}")
-        ]
+        default_steps = consumer_steps(LookingControl)
 
 
 class PlacesByLane:
     """Which queues Redis is asked for: those of lanes with a place free here, interactive first.
 
-    Stands where kombu's transport keeps its `queue_order_strategy`.
+    kombu asks it as its `QueueOrder`.
     """
 
     def __init__(self, qos: Any, places: int) -> None:
@@ -272,9 +253,7 @@ class PlacesByLane:
     def consume(self, count: int) -> list[str]:
         """The queues to ask, in the order in which they are emptied."""
         held = Counter(
-            lane_of(message.delivery_info["routing_key"])
-            for tag, message in self._qos._delivered.copy().items()
-            if tag not in self._qos._dirty
+            lane_of(message.delivery_info["routing_key"]) for message in unacknowledged(self._qos)
         )
         return [queue for queue in self._queues if held[lane_of(queue)] < self._places][:count]
 

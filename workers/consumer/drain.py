@@ -14,15 +14,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import structlog
-from celery.worker import state
 
 from turnmill.schemas.outcomes import HANDED_BACK
 from turnmill.workers.turn.answer import Worker
 from turnmill.workers.turn.attempt import AbortReason
+from turnmill.workers.vendor.celery import on_loop, request_exit, running_count
 
 log = structlog.get_logger()
 
@@ -80,7 +79,7 @@ class Drain:
         log.info("drain.started", turn_count=self._worker.leases.held_count, drain_s=self._drain_s)
         started_at = time.monotonic()
         self._worker.leases.stop_consuming()
-        self._on_loop(self._cancel_queues)
+        on_loop(self._consumer, self._cancel_queues)
         while self._is_busy() and time.monotonic() - started_at < self._drain_s:
             time.sleep(POLL_S)
         self._leave_in(LEAVE_S)
@@ -93,19 +92,14 @@ class Drain:
             time.sleep(POLL_S)
         self._worker.give_up.set()
         log.info("drain.finished", handed_back_count=handed_back_count)
-        state.should_stop = self._status
-        self._on_loop(lambda: None)
+        request_exit(self._status)
+        on_loop(self._consumer, lambda: None)  # wakes it
         for attempt in self._worker.leases.kept:
             if not attempt.has_outcome:
                 self._worker.settler.settle(attempt.claim, HANDED_BACK)
 
-    def _on_loop(self, callback: Callable[[], None]) -> None:
-        """Wake Celery's loop; channels are not to be shared with other threads."""
-        hub = getattr(self._consumer, "hub", None)
-        if hub is not None:
-            hub.call_soon(callback)
-
     def _cancel_queues(self) -> None:
+        """Run on Celery's loop: channels are not to be shared with other threads."""
         try:
             self._consumer.stop_consuming()
             log.info("drain.consuming_stopped")
@@ -129,5 +123,5 @@ class Drain:
     def _is_busy(self) -> bool:
         """Whether turns are in work that may still end."""
         hung_count = self._worker.leases.hung_count
-        running = (self._worker.leases.held_count, len(state.active_requests))
+        running = (self._worker.leases.held_count, running_count())
         return max(running) > hung_count

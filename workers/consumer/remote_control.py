@@ -11,6 +11,8 @@ from typing import Any
 import structlog
 from celery.worker.consumer.control import Control
 
+from turnmill.workers.vendor.celery import after_start, replace_commands
+
 log = structlog.get_logger()
 
 #: What Flower and `turnmill doctor` ask, and the switches of the events that Flower shows.
@@ -49,22 +51,19 @@ class LookingControl(Control):  # type: ignore[misc]
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
-        node, start = self.box.node, self.box.start
-        node.handlers = {
-            name: handler if name in ALLOWED else _refusal(name)
-            for name, handler in node.handlers.items()
-        }
-        node.handlers["stats"] = _without_secrets(node.handlers["stats"])
-
-        def start_guarded(consumer: Any) -> None:
-            start(consumer)
-            consumer.guard_reads(node.channel)
-
-        # The box starts itself anew after a command that it cannot read.
-        self.start = self.box.start = start_guarded
+        replace_commands(self, _harmless)
+        after_start(self, lambda consumer, channel: consumer.guard_reads(channel))
 
 
-def _without_secrets(stats: Callable[..., dict[str, Any]]) -> Any:
+def _harmless(name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+    if name not in ALLOWED:
+        return _refusal(name)
+    return _without_secrets(handler) if name == "stats" else handler
+
+
+def _without_secrets(
+    stats: Callable[..., dict[str, Any]],
+) -> Callable[..., dict[str, Any]]:
     def show(state: Any, **options: Any) -> dict[str, Any]:
         shown = stats(state, **options)
         broker = shown.get("broker")
@@ -75,7 +74,7 @@ def _without_secrets(stats: Callable[..., dict[str, Any]]) -> Any:
     return show
 
 
-def _refusal(name: str) -> Any:
+def _refusal(name: str) -> Callable[..., Any]:
     def refuse(state: Any, **_: Any) -> dict[str, str]:
         log.warning("control.refused", command=name)
         return {"error": f"Turnmill's workers do not obey '{name}'."}

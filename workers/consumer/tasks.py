@@ -4,7 +4,6 @@ Whatever happens inside, the task returns or rejects. Postgres knows what became
 turn; the broker only needs to know that this hint has been looked at.
 """
 
-import logging
 from typing import Any
 from uuid import UUID
 
@@ -17,26 +16,15 @@ from turnmill.schemas.routes import ANSWER_TASK
 from turnmill.workers.turn.answer import Worker, answer_turn
 from turnmill.workers.turn.backoff import backoff_s
 from turnmill.workers.upkeep.rescuer import Rescuer
+from turnmill.workers.vendor.celery import silence_rejections
 
 log = structlog.get_logger()
 
 
-class _HandBacks(logging.Filter):
-    """Drop Celery's line, with a traceback, about each hint that is handed back.
-
-    `engine.away` and the drain's events report once why hints go back.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return getattr(record, "data", {}).get("description") != "rejected"
-
-
-_HAND_BACKS = _HandBacks()
-
-
 def register_tasks(app: Celery, worker: Worker, rescuer: Rescuer) -> None:
     """Give the app its one task, bound to this process's worker."""
-    logging.getLogger("celery.app.trace").addFilter(_HAND_BACKS)
+    # `engine.away` and the drain's events report once why hints are handed back.
+    silence_rejections()
 
     @app.task(name=ANSWER_TASK, bind=True, acks_late=True, ignore_result=True)  # type: ignore[untyped-decorator]
     def answer(task: Any, turn_id: str, lane: str = "", model: str = "", **_: Any) -> None:

@@ -165,7 +165,7 @@ def control(server: EmbeddedRabbitMQ, *words: str) -> str:
     program = rabbitmq_program().with_name("rabbitmqctl")
     result = subprocess.run(
         [str(program), "--quiet", *words],
-        env=server._environment(),
+        env=server.environment(),
         check=True,
         capture_output=True,
         text=True,

@@ -14,11 +14,11 @@ from http import HTTPStatus
 from typing import Any
 
 import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from turnmill.producer.api.errors import Problem
 from turnmill.producer.api.resources.metrics import APIMetrics
 from turnmill.producer.api.server.rare_log import RareLog
+from turnmill.producer.vendor import HTTPProtocol, read_at_most
 from turnmill.schemas.settings import APISettings
 
 #: A body may take its timeout and a second more for each of so many bytes.
@@ -103,7 +103,7 @@ class Crowd:
             self._owing.pop(connection.address, None)
 
 
-class Connection(H11Protocol):
+class Connection(HTTPProtocol):
     """One client's connection."""
 
     def __init__(self, *arguments: Any, crowd: Crowd, **options: Any) -> None:
@@ -124,8 +124,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.address = self.client[0] if self.client else ""
-        if hasattr(transport, "max_size"):
-            transport.max_size = READ_BYTES
+        read_at_most(transport, READ_BYTES)
         if self._crowd.admit(self):
             self._note_phase()
         else:
@@ -141,7 +140,7 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._stop_write_timer()
-        self._unset_keepalive_if_required()
+        self.stop_idle_timer()
         self._crowd.leave(self)
         super().connection_lost(exc)
 
@@ -167,10 +166,6 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Problem("invalid_input", "The request is not valid HTTP/1.1."), "malformed")
-
-    def _should_upgrade(self) -> bool:
-        """Answer a request for another protocol in this one, as HTTP lets servers do."""
-        return False
 
     # Our own
 

@@ -376,6 +376,18 @@ def test_linear_layers_in_bfloat16_are_packed_where_the_cpu_multiplies_such() ->
     torch.testing.assert_close(layers(states), plain_layer(states))
 
 
+def test_torchs_packed_products_take_what_they_are_given() -> None:
+    """They have no public name, and no source in Python to compare (workers/vendor/torch.py)."""
+    operators = torch.ops.mkldnn
+    assert str(operators._reorder_linear_weight.default._schema) == (
+        "mkldnn::_reorder_linear_weight(Tensor self, int? batch_size=None) -> Tensor Y"
+    )
+    assert str(operators._linear_pointwise.default._schema) == (
+        "mkldnn::_linear_pointwise(Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars,"
+        " str? algorithm) -> Tensor Y"
+    )
+
+
 def test_linear_layers_in_float16_stay_as_they_are() -> None:
     layers = torch.nn.Sequential(torch.nn.Linear(4, 4, dtype=torch.float16))
     cpu_linear.pack_linears(layers)

@@ -7,7 +7,6 @@ folders that hold an exported OpenVINO model.
 import itertools
 import math
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,11 +41,7 @@ from turnmill.workers.engines.openvino.setup import (
 )
 from turnmill.workers.engines.text.chat_template import ChatTemplate
 from turnmill.workers.engines.text.stops import REPLACEMENT
-
-# OpenVINO reports every import to its makers, unless the module that does so is missing.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-
-import openvino_genai  # noqa: E402
+from turnmill.workers.vendor.openvino import openvino_genai
 
 log = structlog.get_logger(__name__)
 

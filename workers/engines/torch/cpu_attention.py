@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from turnmill.workers.vendor.torch import has_amx
 
 #: New tokens for which the products' scores stay in the processor's cache, at most. With AMX there
 #: is nothing to gain from as many on.
@@ -24,7 +25,7 @@ FEW_TOKENS = 128
 #: Columns from which the products take less time than the kernel.
 MANY_COLUMNS = 256
 
-HAS_AMX = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+HAS_AMX = has_amx()
 
 
 def share_heads() -> None:

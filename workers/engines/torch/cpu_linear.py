@@ -9,23 +9,21 @@ from typing import Any
 
 import torch
 from torch import nn
+from turnmill.workers.vendor.torch import linear, packed_weight, packs_bfloat16
 
 
 class PackedLinear(nn.Module):  # type: ignore[misc]
-    """As the `nn.Linear` it takes the place of. `weight` is oneDNN's, to be multiplied only.
+    """As the `nn.Linear` it takes the place of. `weight` is oneDNN's, to be multiplied only."""
 
-    torch's compiler uses the same two operators, which have no public name.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        weight = packed_weight(layer.weight.detach())
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = linear.bias
+        self.bias = layer.bias
 
     def forward(self, states: Any) -> Any:
         """states: [..., in]; the result: [..., out]."""
-        return torch.ops.mkldnn._linear_pointwise(states, self.weight, self.bias, "none", [], "")
+        return linear(states, self.weight, self.bias)
 
 
 def pack_linears(model: nn.Module) -> None:
@@ -33,7 +31,7 @@ def pack_linears(model: nn.Module) -> None:
     if not torch.backends.mkldnn.is_available():
         return
     dtypes = {torch.float32}
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if packs_bfloat16():
         dtypes.add(torch.bfloat16)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):

@@ -8,10 +8,9 @@ from functools import partial
 
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import EngineSettings
-from turnmill.workers.engines.local.batching import BatchingEngine, TextSide
+from turnmill.workers.engines.local.batching import BatchingEngine
+from turnmill.workers.engines.local.checkpoint import load_text
 from turnmill.workers.engines.local.child import ChildScheduler
-from turnmill.workers.engines.models import prepare_model
-from turnmill.workers.engines.text.hf_tokenizer import HFTokenizer
 
 LOAD_BATCH = "turnmill.workers.engines.torch.model:load_batch"
 
@@ -25,9 +24,3 @@ class TransformersEngine(BatchingEngine):
                 "The transformers engine's 4-bit weights are called nf4; int4 is OpenVINO's."
             )
         super().__init__(settings, load_text, partial(ChildScheduler, LOAD_BATCH))
-
-
-def load_text(settings: EngineSettings) -> TextSide:
-    """For all engines that read transformers checkpoints."""
-    tokenizer = HFTokenizer(prepare_model(settings, "safetensors"))
-    return TextSide(tokenizer.template, tokenizer.encode, tokenizer.decode)

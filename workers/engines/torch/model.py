@@ -16,6 +16,8 @@ from turnmill.workers.engines.torch.cpu_attention import share_heads
 from turnmill.workers.engines.torch.cpu_linear import pack_linears
 from turnmill.workers.engines.torch.kv_rows import works_in_rows
 from turnmill.workers.engines.torch.slots import Limits, SlotBatch
+from turnmill.workers.vendor.torch import computes_in_bfloat16
+from turnmill.workers.vendor.transformers import is_stateful
 
 DEFAULT_CONTEXT_WINDOW = 4096
 
@@ -122,17 +124,12 @@ def choose_dtype(settings: EngineSettings, device: Any) -> Any:
         return torch.float16  # what its kernels compute in, whatever they are given
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return torch.bfloat16 if has_bfloat16() else torch.float32
+    return torch.bfloat16 if computes_in_bfloat16() else torch.float32
 
 
 def _refuse_other_caches(model: Any) -> None:
     """Slots move rows of keys and values; a recurrent state has neither."""
-    if (
-        getattr(model, "_is_stateful", False)
-        or not getattr(model, "can_generate", bool)()
-        or not works_in_rows(model)
-    ):
+    if is_stateful(model) or not getattr(model, "can_generate", bool)() or not works_in_rows(model):
         raise SettingsError(
             "The transformers engine needs a causal model with a KV cache that can be kept in "
             "rows; this architecture's cannot."

@@ -16,15 +16,14 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 # It would report every start to its makers.
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
-import torch
-
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.engines.local.batching import BatchingEngine
+from turnmill.workers.engines.local.checkpoint import load_text
 from turnmill.workers.engines.local.scheduling import CPU_PREFILL_TOKENS, PREFILL_TOKENS
 from turnmill.workers.engines.models import prepare_model
-from turnmill.workers.engines.torch.engine import load_text
 from turnmill.workers.engines.vllm.front import VLLMFront
+from turnmill.workers.vendor.torch import computes_in_bfloat16
 from vllm import AsyncEngineArgs
 from vllm.platforms import current_platform
 
@@ -83,8 +82,8 @@ def _cpu_arguments() -> dict[str, Any]:
         # Compiling pays on a GPU; on a CPU it takes minutes at every start.
         "enforce_eager": True,
         "block_size": CPU_BLOCK_SIZE,
-        "scheduler_cls": "turnmill.workers.engines.vllm.scheduler.LaneScheduler",
-        "worker_cls": "turnmill.workers.engines.vllm.worker.SeededCPUWorker",
+        "scheduler_cls": "turnmill.workers.vendor.vllm_scheduler.LaneScheduler",
+        "worker_cls": "turnmill.workers.vendor.vllm_worker.SeededCPUWorker",
     }
 
 
@@ -138,8 +137,7 @@ def _dtype(settings: EngineSettings, on_cpu: bool) -> Any:
     """On a GPU what the checkpoint says; on a CPU 16 bits only where it computes in them."""
     if settings.dtype != "auto" or not on_cpu:
         return settings.dtype
-    has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return "bfloat16" if has_bfloat16() else "float32"
+    return "bfloat16" if computes_in_bfloat16() else "float32"
 
 
 def _quantization(settings: EngineSettings) -> Any:

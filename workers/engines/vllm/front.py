@@ -26,6 +26,7 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.turns import Lane
 from turnmill.workers.engines.local.scheduling import Facts, Generation, Token
 from turnmill.workers.engines.vllm.plugin import dying_with_this_process
+from turnmill.workers.vendor.vllm import silence_end, unfinished_count
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
@@ -84,7 +85,7 @@ class VLLMFront:
 
     @property
     def held(self) -> Mapping[str, float]:
-        requests = self._llm.output_processor.get_num_unfinished_requests()
+        requests = unfinished_count(self._llm)
         return {"turns": len(self._tasks), "requests": requests}
 
     def check(self) -> None:
@@ -126,8 +127,7 @@ class VLLMFront:
         finally:
             self._end(EngineAway)
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-            if handler := self._llm.output_handler:
-                handler.cancel()  # or it would report its own end as a failure
+            silence_end(self._llm)
             await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_S)
 
     def _cancel(self, generation: Generation) -> None:

@@ -1,4 +1,6 @@
-"""vLLM's scheduler for a CPU, named by its path in `engine.py` and run in vLLM's own process.
+"""Holds on vLLM's scheduler: lanes on a CPU. Named by its path in `engines/vllm/engine.py`.
+
+It runs in vLLM's own process.
 
 On a GPU a prompt costs little beside the next tokens of the running turns. On a CPU each of
 those costs as much as a token of the prompt, so an interactive turn gets its first token from
@@ -9,6 +11,12 @@ from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
+
+READ_IN = {"vllm": "0.32.0"}
+HOLDS = {
+    "vllm.v1.core.sched.scheduler:Scheduler.__init__": "365b37fe5893",
+    "vllm.v1.core.sched.scheduler:Scheduler.schedule": "86996b4510f0",
+}
 
 
 class LaneScheduler(Scheduler):  # type: ignore[misc]

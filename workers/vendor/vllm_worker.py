@@ -1,8 +1,18 @@
-"""vLLM's worker for a CPU, named by its path in `engine.py` and run in vLLM's own process."""
+"""Holds on vLLM's worker: seeds on a CPU. Named by its path in `engines/vllm/engine.py`.
+
+It runs in vLLM's own process.
+"""
 
 from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
+
+READ_IN = {"vllm": "0.32.0"}
+HOLDS = {
+    "vllm.v1.worker.gpu_worker:Worker.sample_tokens": "025ddcf37ecb",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.sample_tokens": "31c5090a90c3",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._bookkeeping_sync": "3ed5aaf64425",
+}
 
 
 class SeededCPUWorker(CPUWorker):  # type: ignore[misc]
