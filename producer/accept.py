@@ -99,8 +99,12 @@ def accept_many(database: Database, requests: Sequence[TurnRequest]) -> list[Acc
     raise TransientError("Too many calls at once with the same idempotency keys; try again.")
 
 
-def accept_in(cursor: Cursor, requests: Sequence[TurnRequest]) -> list[AcceptedTurn]:
+def accept_in(
+    cursor: Cursor, requests: Sequence[TurnRequest], *, delay_s: float = 0.0
+) -> list[AcceptedTurn]:
     """Accept turns in the caller's transaction; see `accept_many`.
+
+    Those that are due become so in `delay_s` seconds, at most `MAX_DELAY_S`.
 
     Raises psycopg's `UniqueViolation` where another transaction used an idempotency key meanwhile.
     """
@@ -114,7 +118,8 @@ def accept_in(cursor: Cursor, requests: Sequence[TurnRequest]) -> list[AcceptedT
         elif (first := fresh.setdefault(key, entry)) is not entry:
             _check_same_request(entry, first.fingerprint)
     refuse_impossible(cursor, [(e.model, e.request, e.params) for e in fresh.values()])
-    accepted = dict(zip(fresh, _insert(cursor, list(fresh.values())), strict=True))
+    inserted = _insert(cursor, list(fresh.values()), delay_s)
+    accepted = dict(zip(fresh, inserted, strict=True))
     return [
         _duplicate(seen[key]) if key in seen else accepted[key]
         for key in (_key(entry.request) or entry.turn_id for entry in entries)
@@ -155,7 +160,7 @@ def _find_seen(cursor: Cursor, entries: Iterable[_Entry]) -> dict[Any, Any]:
     return {(row.tenant_id, row.idempotency_key): row for row in cursor}
 
 
-def _insert(cursor: Cursor, entries: list[_Entry]) -> list[AcceptedTurn]:
+def _insert(cursor: Cursor, entries: list[_Entry], delay_s: float) -> list[AcceptedTurn]:
     if not entries:
         return []
     numbers = _take_numbers(cursor, entries)
@@ -177,7 +182,7 @@ def _insert(cursor: Cursor, entries: list[_Entry]) -> list[AcceptedTurn]:
     with cursor.connection.pipeline():
         cursor.execute(INSERT_TURNS, _columns(entries, accepted))
         if due:
-            cursor.execute(OWE_FIRST_HINTS, (due,))
+            cursor.execute(OWE_FIRST_HINTS, {"turns": due, "delay_s": delay_s})
             notify(cursor, OUTBOX_CHANNEL)
     return accepted
 
@@ -217,7 +222,7 @@ def _columns(entries: list[_Entry], accepted: list[AcceptedTurn]) -> tuple[list[
             entry.model,
             entry.request.lane,
             turn.state,
-            Jsonb([message.model_dump(mode="json") for message in entry.request.messages]),
+            Jsonb([message.model_dump(mode="json") for message in entry.request.said]),
             # Without the fields that nobody set: the previous release's workers may not know them.
             Jsonb(entry.params.model_dump(mode="json", exclude_none=True)),
             entry.request.idempotency_key,

@@ -7,12 +7,19 @@ told so that it stops generating.
 from uuid import UUID
 
 from turnmill.schemas.errors import NotFound
-from turnmill.schemas.postgres.database import Database, notify
+from turnmill.schemas.postgres.database import Cursor, Database, notify
 from turnmill.schemas.routes import ABORT_CHANNEL, TURN_CHANNEL
 from turnmill.schemas.store.advance import advance, lock_conversations, lock_turns
 from turnmill.schemas.store.cancel import CANCEL
+from turnmill.schemas.store.changes import OPEN
+from turnmill.schemas.store.interrupt import INTERRUPT
+from turnmill.schemas.turns import Message
 
 _FIND = "SELECT conversation_id FROM turns WHERE id = %s AND tenant_id = %s"
+
+_OPEN_TURNS = f"""
+SELECT id, input FROM turns WHERE conversation_id = %s AND state IN ({OPEN}) ORDER BY seq
+"""
 
 
 def cancel(database: Database, tenant_id: UUID, turn_id: UUID) -> bool:
@@ -28,9 +35,35 @@ def cancel(database: Database, tenant_id: UUID, turn_id: UUID) -> bool:
             raise NotFound("There is no such turn.")
         lock_conversations(cursor, [found.conversation_id])
         lock_turns(cursor, [turn_id])
-        if cursor.execute(CANCEL, (turn_id,)).fetchone() is None:
+        if cursor.execute(CANCEL, ([turn_id],)).fetchone() is None:
             return False
         advance(cursor, [found.conversation_id])
+        notify_ended(cursor, [turn_id])
+        return True
+
+
+def end_open_turns(cursor: Cursor, conversation_id: UUID, *, keeps_text: bool) -> list[Message]:
+    """End all open turns of a conversation, which is locked; return what the cancelled ones asked.
+
+    With `keeps_text` a running turn of whose reply something was streamed is completed with that
+    text as its reply. The others are cancelled.
+    """
+    turns = cursor.execute(_OPEN_TURNS, (conversation_id,)).fetchall()
+    if not turns:
+        return []
+    turn_ids = [turn.id for turn in turns]
+    lock_turns(cursor, sorted(turn_ids))
+    if keeps_text:
+        cursor.execute(INTERRUPT, (turn_ids,))
+    cancelled = {row.id for row in cursor.execute(CANCEL, (turn_ids,))}
+    advance(cursor, [conversation_id])
+    notify_ended(cursor, turn_ids)
+    asked = (turn.input for turn in turns if turn.id in cancelled)
+    return [Message.model_validate(message) for messages in asked for message in messages]
+
+
+def notify_ended(cursor: Cursor, turn_ids: list[UUID]) -> None:
+    """Stop the workers that hold the turns, and wake the readers, when the transaction commits."""
+    for turn_id in turn_ids:
         notify(cursor, ABORT_CHANNEL, turn_id.hex)
         notify(cursor, TURN_CHANNEL, turn_id.hex)
-        return True

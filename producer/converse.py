@@ -8,16 +8,24 @@ of it is written together with the delivery that will bring the reply back.
 import json
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from turnmill.producer.accept import accept_in
-from turnmill.schemas.channels.events import Event, UserMessage
-from turnmill.schemas.channels.policies import Policies
+from turnmill.producer.cancel import end_open_turns
+from turnmill.producer.conversations import Standing, begin, lock_standing
+from turnmill.producer.texting import take
+from turnmill.schemas.channels.events import Command, Event, Rating, UserMessage
+from turnmill.schemas.channels.policies import CHANNEL_POLICIES, CommandName, Policies
+from turnmill.schemas.content import text_of
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Cursor, Database
-from turnmill.schemas.store.channels.deliveries import INSERT_PENDING
+from turnmill.schemas.store.channels.deliveries import (
+    INSERT_NOTICE,
+    INSERT_PENDING,
+    advance_deliveries,
+)
 from turnmill.schemas.store.channels.threads import (
     FIND_EVENT,
     NOTE_EVENT,
@@ -26,12 +34,6 @@ from turnmill.schemas.store.channels.threads import (
     TAKE_THREAD,
 )
 from turnmill.schemas.turns import AcceptedTurn, Message, Role, TurnRequest
-
-#: Whether the conversation is another tenant's or bot's: the channel was configured anew.
-_IS_FOREIGN = """
-SELECT c.tenant_id <> %s OR b.name <> %s AS is_foreign
-FROM conversations c JOIN bots b ON b.id = c.bot_id WHERE c.id = %s
-"""
 
 
 class Kind(StrEnum):
@@ -60,9 +62,12 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class _Thread:
-    conversation_id: UUID
+    """A platform's thread with its conversation, both locked."""
+
+    standing: Standing
     #: Who began it.
     author: str
+    policies: Policies
 
 
 def receive(
@@ -76,7 +81,7 @@ def receive(
     """Take an event of a platform, in one transaction.
 
     `channel` is its name in the configuration. `defaults` are the channel's policies, where
-    neither the conversation nor the bot has its own.
+    neither the conversation nor the bot has its own; `CHANNEL_POLICIES` complete them.
 
     Raises:
         UnknownBot: the tenant has no bot of this name.
@@ -88,7 +93,7 @@ def receive(
         if cursor.execute(TAKE_EVENT, (channel, event.event_id)).fetchone() is None:
             found = cursor.execute(FIND_EVENT, (channel, event.event_id)).fetchone()
             return Received(Kind.DUPLICATE, *(found or ()))
-        received = _take(cursor, tenant_id, bot, event)
+        received = _take(cursor, tenant_id, bot, defaults, event)
         cursor.execute(
             NOTE_EVENT,
             {
@@ -101,40 +106,98 @@ def receive(
         return received
 
 
-def _take(cursor: Cursor, tenant_id: UUID, bot: str, event: Event) -> Received:
-    if not isinstance(event, UserMessage):
+def _take(cursor: Cursor, tenant_id: UUID, bot: str, defaults: Policies, event: Event) -> Received:
+    if isinstance(event, Rating):
         return Received(Kind.IGNORED)
-    thread = _take_thread(cursor, tenant_id, bot, event)
+    thread = _take_thread(cursor, tenant_id, bot, defaults, event)
+    match event:
+        case UserMessage():
+            command = thread.policies.command_in(text_of(event.content))
+            if command is not None:
+                return _obey(cursor, thread, event, command)
+            return _hear(cursor, thread, event)
+        case Command():
+            return _obey(cursor, thread, event, event.name)
+
+
+def _take_thread(
+    cursor: Cursor, tenant_id: UUID, bot: str, defaults: Policies, event: Event
+) -> _Thread:
+    """Lock the thread and its conversation; begin one where it has none that fits.
+
+    One that was another tenant's or bot's does not fit: the channel was configured anew.
+    """
+    found = cursor.execute(TAKE_THREAD, _thread_params(tenant_id, event)).fetchone()
+    assert found is not None
+    author = found.author
+    standing = lock_standing(cursor, found.conversation_id)
+    if standing is None:
+        standing = begin(cursor, tenant_id, bot, found.conversation_id)
+    elif (standing.tenant_id, standing.bot) != (tenant_id, bot):
+        standing, author = _renew(cursor, tenant_id, bot, event), event.author
+    policies = standing.policies.over(defaults.over(CHANNEL_POLICIES))
+    return _Thread(standing, author, policies)
+
+
+def _renew(cursor: Cursor, tenant_id: UUID, bot: str, event: Event) -> Standing:
+    """Give the thread, which is locked, a fresh conversation."""
+    params = _thread_params(tenant_id, event)
+    cursor.execute(RENEW_THREAD, params)
+    return begin(cursor, tenant_id, bot, params["new"])
+
+
+def _thread_params(tenant_id: UUID, event: Event) -> dict[str, Any]:
+    return {
+        "channel": event.address.channel,
+        "thread": event.address.thread,
+        "tenant": tenant_id,
+        "new": new_id(),
+        "author": event.author,
+        "target": Jsonb(event.address.target),
+    }
+
+
+def _hear(cursor: Cursor, thread: _Thread, event: UserMessage) -> Received:
+    """Take a message to the bot."""
+    standing = thread.standing
     request = TurnRequest(
-        tenant_id=tenant_id,
-        bot=bot,
+        tenant_id=standing.tenant_id,
+        bot=standing.bot,
         messages=(Message(role=Role.USER, content=event.content),),
-        conversation_id=thread.conversation_id,
+        conversation_id=standing.conversation_id,
         author=event.author,
     )
-    (turn,) = accept_in(cursor, [request])
-    _owe_reply(cursor, tenant_id, event, turn)
-    return Received(Kind.ACCEPTED, turn.conversation_id, turn.turn_id)
+    taken = take(cursor, request, standing, thread.policies)
+    if taken.turn is None:
+        say(cursor, standing.conversation_id, thread.policies.texts.rejected)
+        return Received(Kind.REJECTED, standing.conversation_id)
+    if not taken.is_collected:
+        _owe_reply(cursor, standing.tenant_id, event, taken.turn)
+    kind = Kind.COLLECTED if taken.is_collected else Kind.ACCEPTED
+    return Received(kind, standing.conversation_id, taken.turn.turn_id)
 
 
-def _take_thread(cursor: Cursor, tenant_id: UUID, bot: str, event: Event) -> _Thread:
-    """Lock the thread and find its conversation, a fresh one where it has none that fits."""
-    address, fresh = event.address, new_id()
-    params = {
-        "channel": address.channel,
-        "thread": address.thread,
-        "tenant": tenant_id,
-        "new": fresh,
-        "author": event.author,
-        "target": Jsonb(address.target),
-    }
-    found = cursor.execute(TAKE_THREAD, params).fetchone()
-    assert found is not None
-    owner = cursor.execute(_IS_FOREIGN, (tenant_id, bot, found.conversation_id)).fetchone()
-    if owner is not None and owner.is_foreign:
-        cursor.execute(RENEW_THREAD, params)
-        return _Thread(fresh, event.author)
-    return _Thread(found.conversation_id, found.author)
+def _obey(
+    cursor: Cursor, thread: _Thread, event: UserMessage | Command, command: CommandName
+) -> Received:
+    conversation_id = thread.standing.conversation_id
+    match command:
+        case CommandName.STOP:
+            end_open_turns(cursor, conversation_id, keeps_text=True)
+            say(cursor, conversation_id, thread.policies.texts.stopped)
+            return Received(Kind.STOPPED, conversation_id)
+        case CommandName.RESET:
+            return _reset(cursor, thread, event)
+        case CommandName.HAND_OFF | CommandName.RESUME:
+            return Received(Kind.IGNORED, conversation_id)
+
+
+def _reset(cursor: Cursor, thread: _Thread, event: UserMessage | Command) -> Received:
+    old = thread.standing
+    end_open_turns(cursor, old.conversation_id, keeps_text=True)
+    fresh = _renew(cursor, old.tenant_id, old.bot, event)
+    say(cursor, fresh.conversation_id, thread.policies.texts.reset)
+    return Received(Kind.RESET, fresh.conversation_id)
 
 
 def _owe_reply(cursor: Cursor, tenant_id: UUID, event: Event, turn: AcceptedTurn) -> None:
@@ -148,3 +211,10 @@ def _owe_reply(cursor: Cursor, tenant_id: UUID, event: Event, turn: AcceptedTurn
         "expires_in_s": None,
     }
     cursor.execute(INSERT_PENDING, (json.dumps([row], default=str),))
+
+
+def say(cursor: Cursor, conversation_id: UUID, text: str) -> None:
+    """Owe the thread of a conversation, if it has one, a text of the bot's own."""
+    params = {"id": new_id(), "conversation": conversation_id, "content": text}
+    if cursor.execute(INSERT_NOTICE, params).fetchone():
+        advance_deliveries(cursor, [conversation_id])

@@ -62,6 +62,7 @@ class Bot:
     created_at: datetime
     #: Counts its changes; each turn keeps the one that it was accepted for.
     version: int
+    policies: Policies
 
 
 def ensure_defaults(database: Database, settings: Settings) -> UUID:
@@ -193,7 +194,7 @@ def save_bot(
         "ignores_tools": ignores_tools,
     }
     if policies is not None:
-        values["policies"] = policies.model_dump(mode="json", exclude_unset=True)
+        values["policies"] = policies.stored
     statement = insert(bots).values(id=new_id(), tenant_id=tenant_id, name=name, **values)
     changed = sa.or_(*(bots.c[column].is_distinct_from(values[column]) for column in values))
     with database.begin() as connection:
@@ -218,6 +219,7 @@ def list_bots(database: Database, tenant_id: UUID) -> list[Bot]:
                 row.ignores_tools,
                 row.created_at,
                 row.version,
+                Policies.of(row.policies),
             )
             for row in connection.execute(query)
         ]

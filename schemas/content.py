@@ -123,6 +123,11 @@ def text_of(content: str | tuple[TextPart | MediaPart, ...]) -> str:
     return "\n".join(p.text if isinstance(p, TextPart) else f"[{p.type}]" for p in content)
 
 
+def parts_of(content: str | tuple[TextPart | MediaPart, ...]) -> tuple[TextPart | MediaPart, ...]:
+    """Give the content as parts."""
+    return (TextPart(text=content),) if isinstance(content, str) else content
+
+
 class Document(_Value):
     """A passage that belongs to one turn alone, as a search found it."""
 

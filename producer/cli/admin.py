@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from turnmill.producer.cli.context import TenantOption, open_system
+from turnmill.producer.cli.policies import PolicyOption, read_policies
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.ids import Prefix, parse_id
@@ -176,12 +177,13 @@ def list_bots(tenant: TenantOption = None) -> None:
     """
     from turnmill.producer.tenants import list_bots
 
-    table = Table("name", "version", "model", "parameters", "instructions")
+    table = Table("name", "version", "model", "parameters", "policies", "instructions")
     table.columns[0].overflow = table.columns[2].overflow = "fold"
     with open_system(tenant=tenant) as system:
         for bot in list_bots(system.database, system.tenant_id):
             params = bot.params.model_dump_json(exclude_defaults=True)
-            columns = (bot.name, str(bot.version), bot.model, params, bot.instructions)
+            policies = bot.policies.model_dump_json(exclude_unset=True)
+            columns = (bot.name, str(bot.version), bot.model, params, policies, bot.instructions)
             table.add_row(*map(plain, columns))
     console.print(table)
 
@@ -198,11 +200,15 @@ def save_bot(
         bool,
         typer.Option("--ignore-tools", help="Answer calls that offer tools without using them."),
     ] = False,
+    policy: PolicyOption = None,
     tenant: TenantOption = None,
 ) -> None:
-    """Create a bot, or change it from its next turn on.
+    """Create a bot, or change it from its next turn on. Without --policy it keeps its policies.
 
     Example: turnmill bots save support --instructions "You answer for ACME Parcels."
+
+    Example: turnmill bots save support --policy double_texting=interrupt
+    --policy hands_off_failures=true
     """
     from turnmill.producer.tenants import save_bot
 
@@ -216,5 +222,6 @@ def save_bot(
             instructions,
             params,
             ignores_tools=ignore_tools,
+            policies=read_policies(policy) if policy else None,
         )
     console.print(plain(f"Saved. Clients use it as model='{name}'."))

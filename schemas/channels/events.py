@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from turnmill.schemas.channels.policies import CommandName
 from turnmill.schemas.content import Content
 
 #: The longest text of a message that is taken, characters. Longer ones are refused or cut by the
@@ -57,7 +58,7 @@ class Command(_Event):
     kind: Literal["command"] = "command"
     #: `stop` ends the running reply, `reset` begins a new conversation, `hand_off` asks for a
     #: person, `resume` gives the conversation back to the bot.
-    name: Literal["stop", "reset", "hand_off", "resume"]
+    name: CommandName
 
 
 class Rating(_Event):

@@ -1,7 +1,9 @@
 """How a bot behaves in a conversation, beside what it says; a conversation may override it."""
 
+import unicodedata
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -14,6 +16,15 @@ class DoubleTexting(StrEnum):
     INTERRUPT = "interrupt"  # the running reply ends where it is, and stays part of what was said
     ROLLBACK = "rollback"  # the running reply and what asked for it never were
     REJECT = "reject"  # it is refused, and its user told
+
+
+class CommandName(StrEnum):
+    """What a person can ask of the bot beside its model, by a word or a button."""
+
+    STOP = "stop"  # the running reply ends
+    RESET = "reset"  # the thread begins a new conversation
+    HAND_OFF = "hand_off"  # a person is to answer
+    RESUME = "resume"  # the bot answers again
 
 
 Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
@@ -58,7 +69,47 @@ class Policies(BaseModel):
     def over(self, defaults: "Policies") -> "Policies":
         """These policies, completed by the defaults."""
         given = {name: getattr(self, name) for name in self.model_fields_set}
+        if "texts" in given:
+            texts = {name: getattr(self.texts, name) for name in self.texts.model_fields_set}
+            given["texts"] = defaults.texts.model_copy(update=texts)
         return defaults.model_copy(update=given)
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """What is kept of them: what was given, for the rest is left to the defaults."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any] | None) -> "Policies":
+        """Read what is kept, without what a newer release may have written."""
+        known = {name: value for name, value in (stored or {}).items() if name in cls.model_fields}
+        if "texts" in known:
+            given = known["texts"].items()
+            known["texts"] = {name: text for name, text in given if name in Texts.model_fields}
+        return cls.model_validate(known)
+
+    def command_in(self, text: str) -> CommandName | None:
+        """Find the command that a message is, if it is nothing but one of the words.
+
+        Case, width (full or half) and the mark at the end make no difference.
+        """
+        said = _plain(text)
+        for command, words in (
+            (CommandName.STOP, self.stop_words),
+            (CommandName.RESET, self.reset_words),
+            (CommandName.HAND_OFF, self.hand_off_words),
+        ):
+            if said in map(_plain, words):
+                return command
+        return None
+
+
+def _plain(text: str) -> str:
+    """Unicode's caseless form for compatibility (NFKC and case folding); no words of a sentence."""
+    if len(text) > 4 * 64:
+        return text
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return unicodedata.normalize("NFKC", folded).strip().rstrip(".!。").rstrip()
 
 
 #: Of every channel, where neither the bot nor the conversation says otherwise: people write one

@@ -18,8 +18,9 @@ FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::int[], %s::uuid[], %s::text[
 
 OWE_FIRST_HINTS = f"""
 WITH due AS (
-    SELECT id AS turn_id, model, lane, deadline_at, clock_timestamp() AS due_at,
-        true AS is_immediate
-    FROM turns WHERE id = ANY(%s)
+    SELECT id AS turn_id, model, lane, deadline_at,
+        clock_timestamp() + make_interval(secs => %(delay_s)s) AS due_at,
+        %(delay_s)s = 0 AS is_immediate
+    FROM turns WHERE id = ANY(%(turns)s)
 ) {OWE_HINTS}
 """

@@ -1,4 +1,4 @@
-"""Cancel: an open turn ends, and with it its attempt and its hint."""
+"""Cancel: open turns end, and with them their attempts and hints."""
 
 from turnmill.schemas.store.changes import change
 from turnmill.schemas.turns import TurnState
@@ -9,7 +9,7 @@ CANCEL = f"""
 WITH turn AS (
     UPDATE turns SET {_CANCEL.setting}, settled_at = clock_timestamp(), leased_until = NULL,
                      error_code = 'cancelled', error_message = 'The turn was cancelled.'
-    WHERE id = %s AND {_CANCEL.guard}
+    WHERE id = ANY(%s) AND {_CANCEL.guard}
     RETURNING id, attempt
 ), attempt AS (
     UPDATE attempts SET ended_at = clock_timestamp(), outcome = 'cancelled' FROM turn

@@ -1,11 +1,12 @@
 """The tables. Postgres is the truth; the broker only holds hints to what stands here.
 
-Invariants that the statements in `accept`, `claim`, `settle`, `rescuer` and `cancel` keep:
+Invariants that the statements in this folder keep:
 
 * an outbox row exists exactly while its turn is `queued`;
 * at most one turn of a conversation is `queued` or `running`;
 * `conversations.answered_seq` is the number of the last turn before the first open one;
-* a reply exists exactly for a `completed` turn, written by the attempt that held the lease.
+* a reply exists exactly for a `completed` turn, written by the attempt that held the lease, or by
+  an interruption: then it is what that attempt had streamed.
 
 Turns, attempts, chunks and replies refer to each other by id without foreign keys: they
 are written together, by one statement. Attempts and replies are partitioned by the month of

@@ -187,7 +187,7 @@ class Tries:
         sweep(self._database, self._system.settings.worker)
 
     def cancel(self) -> None:
-        self._database.run(CANCEL, (self._turn.turn_id,))
+        self._database.run(CANCEL, ([self._turn.turn_id],))
 
     def replay(self) -> None:
         self._database.run(REPLAY, {"turns": [self._turn.turn_id], "into": None})

@@ -1,70 +1,20 @@
 """Events of platforms: each is received once and becomes what its policy says."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from typing import Any
 
 import pytest
 
-from turnmill.producer.converse import Kind, Received, receive
-from turnmill.producer.tenants import ensure_defaults
-from turnmill.schemas.channels.events import Address, UserMessage
-from turnmill.schemas.channels.policies import Policies
+from tests.conversing import Replica, message
+from turnmill.producer.converse import Kind
 from turnmill.schemas.errors import UnknownBot
-from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.settings import load_settings
 
 _numbers = count(1)
 
 
-class Replica:
-    """A channel as one API process has it."""
-
-    def __init__(self, url: str) -> None:
-        settings = load_settings(database={"url": url}, engine={"name": "echo"})
-        self.database = Database(settings.database)
-        self.tenant_id = ensure_defaults(self.database, settings)
-        self.bot = settings.engine.model_name
-
-    def receive(self, event: Any, **policies: Any) -> Received:
-        return receive(
-            self.database, "slack", self.tenant_id, self.bot, Policies(**policies), event
-        )
-
-    def rows(self, statement: str, *params: Any) -> list[Any]:
-        return self.database.run(statement, params)
-
-
-@pytest.fixture
-def make_replica(database_url: str) -> Iterator[Callable[[], Replica]]:
-    made: list[Replica] = []
-
-    def make() -> Replica:
-        made.append(Replica(database_url))
-        return made[-1]
-
-    yield make
-    for replica in made:
-        replica.database.close()
-
-
-@pytest.fixture
-def replica(make_replica: Callable[[], Replica]) -> Replica:
-    return make_replica()
-
-
-def _message(text: str, *, thread: str = "T1", author: str = "U1", event_id: str = "") -> Any:
-    return UserMessage(
-        event_id=event_id or f"E{next(_numbers)}",
-        address=Address(channel="slack", thread=thread, target={"channel": "C1", "ts": thread}),
-        author=author,
-        content=text,
-    )
-
-
 def test_a_message_becomes_a_turn_with_a_pending_delivery(replica: Replica) -> None:
-    received = replica.receive(_message("Hello"))
+    received = replica.receive(message("Hello"))
     assert received.kind is Kind.ACCEPTED
     (turn,) = replica.rows("SELECT id, state, input, author FROM turns")
     assert (turn.id, turn.state, turn.author) == (received.turn_id, "queued", "U1")
@@ -76,7 +26,7 @@ def test_a_message_becomes_a_turn_with_a_pending_delivery(replica: Replica) -> N
 def test_an_event_that_is_sent_again_is_the_same_turn_at_another_replica_too(
     make_replica: Callable[[], Replica],
 ) -> None:
-    event = _message("Hello")
+    event = message("Hello")
     first, again = make_replica().receive(event), make_replica().receive(event)
     assert (again.kind, again.turn_id) == (Kind.DUPLICATE, first.turn_id)
     assert again.conversation_id == first.conversation_id
@@ -88,7 +38,7 @@ def test_an_event_that_reaches_two_replicas_at_once_is_one_turn(
     replicas = [make_replica(), make_replica()]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(20):
-            event = _message("Hello", thread=f"T{next(_numbers)}")
+            event = message("Hello", thread=f"T{next(_numbers)}")
             jobs = [pool.submit(each.receive, event) for each in replicas * 4]
             received = [job.result() for job in jobs]
             kinds = sorted(each.kind for each in received)
@@ -105,20 +55,20 @@ def test_two_first_messages_of_a_thread_begin_one_conversation(
         for _ in range(20):
             thread = f"T{next(_numbers)}"
             jobs = [
-                pool.submit(each.receive, _message("Hi", thread=thread)) for each in replicas * 4
+                pool.submit(each.receive, message("Hi", thread=thread)) for each in replicas * 4
             ]
             assert len({job.result().conversation_id for job in jobs}) == 1
 
 
 def test_threads_of_one_channel_are_conversations_of_their_own(replica: Replica) -> None:
-    first = replica.receive(_message("Hello", thread="A"))
-    other = replica.receive(_message("Hello", thread="B"))
-    again = replica.receive(_message("And?", thread="A"))
+    first = replica.receive(message("Hello", thread="A"))
+    other = replica.receive(message("Hello", thread="B"))
+    again = replica.receive(message("And?", thread="A"))
     assert first.conversation_id == again.conversation_id != other.conversation_id
 
 
 def test_an_event_that_cannot_be_accepted_is_not_remembered(replica: Replica) -> None:
-    event = _message("Hello")
+    event = message("Hello")
     bot, replica.bot = replica.bot, "nobody"
     with pytest.raises(UnknownBot):
         replica.receive(event)
@@ -127,12 +77,12 @@ def test_an_event_that_cannot_be_accepted_is_not_remembered(replica: Replica) ->
 
 
 def test_a_channel_that_is_given_another_bot_begins_its_threads_afresh(replica: Replica) -> None:
-    first = replica.receive(_message("Hello"))
+    first = replica.receive(message("Hello"))
     replica.rows(
         "INSERT INTO bots (id, tenant_id, name, model) "
         "SELECT gen_random_uuid(), tenant_id, 'other', model FROM bots RETURNING id"
     )
     replica.bot = "other"
-    second = replica.receive(_message("Hello"))
+    second = replica.receive(message("Hello"))
     assert second.kind is Kind.ACCEPTED
     assert second.conversation_id != first.conversation_id

@@ -1,0 +1,76 @@
+"""Conversations: how one stands when something is said in it, and its policies."""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from turnmill.schemas.channels.policies import Policies
+from turnmill.schemas.errors import NotFound, UnknownBot
+from turnmill.schemas.postgres.database import Cursor, Database
+
+_LOCK = """
+SELECT c.id, c.tenant_id, c.next_seq, c.handed_off_at, c.policies, b.name AS bot,
+    b.policies AS bot_policies
+FROM conversations c JOIN bots b ON b.id = c.bot_id WHERE c.id = %s FOR UPDATE OF c
+"""
+
+_BEGIN = """
+INSERT INTO conversations (id, tenant_id, bot_id)
+SELECT %s, tenant_id, id FROM bots WHERE tenant_id = %s AND name = %s
+ON CONFLICT DO NOTHING
+"""
+
+_SET_POLICIES = """
+UPDATE conversations SET policies = %s WHERE id = %s AND tenant_id = %s RETURNING id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A conversation as the next message finds it. It stays so until the transaction ends."""
+
+    conversation_id: UUID
+    tenant_id: UUID
+    bot: str
+    #: The conversation's own over its bot's; the defaults complete them.
+    policies: Policies
+    #: The number of its last turn; 0 where there is none.
+    last_seq: int
+    is_handed_off: bool
+
+    @classmethod
+    def of(cls, row: Any) -> "Standing":
+        return cls(
+            row.id,
+            row.tenant_id,
+            row.bot,
+            Policies.of(row.policies).over(Policies.of(row.bot_policies)),
+            row.next_seq - 1,
+            row.handed_off_at is not None,
+        )
+
+
+def lock_standing(cursor: Cursor, conversation_id: UUID) -> Standing | None:
+    """Lock a conversation; None if there is none. Whoever accepts or ends a turn locks it too."""
+    row = cursor.execute(_LOCK, (conversation_id,)).fetchone()
+    return None if row is None else Standing.of(row)
+
+
+def begin(cursor: Cursor, tenant_id: UUID, bot: str, conversation_id: UUID) -> Standing:
+    """Begin a conversation and lock it. Raises `UnknownBot`."""
+    cursor.execute(_BEGIN, (conversation_id, tenant_id, bot))
+    standing = lock_standing(cursor, conversation_id)
+    if standing is None:
+        raise UnknownBot(f"There is no bot or model '{bot}'.", param="model")
+    return standing
+
+
+def set_policies(
+    database: Database, tenant_id: UUID, conversation_id: UUID, policies: Policies | None
+) -> None:
+    """Give a conversation policies over its bot's, or take them back. Raises `NotFound`."""
+    stored = None if policies is None else Jsonb(policies.stored)
+    if not database.run(_SET_POLICIES, (stored, conversation_id, tenant_id)):
+        raise NotFound("There is no such conversation.")
