@@ -4,6 +4,7 @@ Pictures, sound and files are named by the id of a stored file or by a URL, neve
 turn's row stays small, and whoever reads it decides what to fetch.
 """
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -30,6 +31,21 @@ MAX_URL_CHARS = 8_192
 MAX_NAME_CHARS = 256
 
 PartKind = Literal["text", "image", "audio", "file"]
+
+
+#: PostgreSQL stores no U+0000, and UTF-8 encodes no surrogate.
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def storable(text: str) -> str:
+    """Replace U+0000 and lone surrogates by U+FFFD; join the halves of a surrogate pair.
+
+    JSON can escape all of them (RFC 8259, section 8.2), so any server may send them.
+    """
+    if not _UNSTORABLE.search(text):
+        return text
+    paired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return paired.replace("\0", "\ufffd")
 
 
 def refuse_nul(text: str) -> str:

@@ -14,8 +14,10 @@
     └── PermanentError              trying again cannot help
         ├── SettingsError
         ├── InvalidInput            the caller's input is malformed or out of bounds
-        │   └── ContextOverflow
+        │   ├── ContextOverflow
+        │   └── UnsupportedMediaType
         ├── NotAuthenticated
+        ├── BadSignature            a platform's request is not signed as it should be
         ├── NotPermitted            the API key lacks the scope that the call needs
         ├── UnknownBot
         ├── NotFound
@@ -133,10 +135,22 @@ class ContextOverflow(InvalidInput):
     code = "context_length_exceeded"
 
 
+class UnsupportedMediaType(InvalidInput):
+    """The content type of the request is not one that is read here."""
+
+    code = "unsupported_media_type"
+
+
 class NotAuthenticated(PermanentError):
     """The API key is missing, wrong or revoked."""
 
     code = "invalid_api_key"
+
+
+class BadSignature(PermanentError):
+    """The signature of the request is missing, wrong or too old."""
+
+    code = "invalid_signature"
 
 
 class NotPermitted(PermanentError):

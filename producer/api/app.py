@@ -25,6 +25,7 @@ from turnmill.producer.api.auth import KnownKeys
 from turnmill.producer.api.errors import CONVERSATION_HEADER, TURN_HEADER, add_error_handlers
 from turnmill.producer.api.middleware import REQUEST_ID_HEADER, ObservedCalls
 from turnmill.producer.api.resources import (
+    channels,
     completions,
     conversations,
     models,
@@ -43,12 +44,19 @@ from turnmill.producer.api.server.file_limit import (
 )
 from turnmill.producer.api.server.rare_log import RareLog
 from turnmill.producer.api.services import Services, running_services
+from turnmill.producer.channels.bots import save_bots
+from turnmill.producer.channels.registry import create_pipelines
+from turnmill.schemas.channels.configuration import Configuration, load_configuration
+from turnmill.schemas.errors import TransientError, TurnmillError
 from turnmill.schemas.observability.telemetry import telemetry
 from turnmill.schemas.openai import ChatCompletionRequest, ErrorBody
 from turnmill.schemas.settings import Settings
 
 #: Calls that have not ended by then are cut off.
 STOP_TIMEOUT_S = 4
+
+#: Seconds between tries to save the configured bots while the database is away.
+SAVE_BOTS_EVERY_S = 1.0
 
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -62,13 +70,20 @@ log = structlog.get_logger()
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The API. Its database and follower live from the app's startup to its shutdown."""
+    """The API. Its database and follower live from the app's startup to its shutdown.
+
+    Raises:
+        SettingsError: the file with bots and channels is wrong, or a secret of a channel missing.
+    """
+    configuration = load_configuration(settings.config_path)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with running_services(settings) as services:
             app.state.services = services
+            saving = asyncio.create_task(_save_bots(services, configuration))
             yield
+            saving.cancel()
 
     app = FastAPI(
         title="Turnmill",
@@ -80,13 +95,27 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.known_keys = KnownKeys()
     app.state.metrics = APIMetrics()
+    app.state.channels = {each.name: each for each in create_pipelines(configuration)}
     app.add_middleware(ObservedCalls, metrics=app.state.metrics)
     _allow_origins(app, settings.api.cors_origins)
     add_error_handlers(app)
-    for part in (completions, models, turns, conversations, parked, operation):
+    for part in (completions, models, turns, conversations, parked, channels, operation):
         app.include_router(part.router)
     _describe(app)
     return app
+
+
+async def _save_bots(services: Services, configuration: Configuration) -> None:
+    """Save the configured bots as soon as there is a database."""
+    while configuration.bots:
+        try:
+            await services.call(save_bots, services.database, services.settings, configuration)
+            return
+        except TransientError:
+            await asyncio.sleep(SAVE_BOTS_EVERY_S)
+        except TurnmillError as error:
+            log.error("bots.not_saved", code=error.code, reason=error.public_message)
+            return
 
 
 def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ STATUSES: dict[str, tuple[int, str]] = {
     "invalid_input": (400, "invalid_request_error"),
     "context_length_exceeded": (400, "invalid_request_error"),
     "invalid_api_key": (401, "authentication_error"),
+    "invalid_signature": (401, "authentication_error"),
     "insufficient_scope": (403, "permission_error"),
     "request_timeout": (408, "invalid_request_error"),
     "model_not_found": (404, "not_found_error"),
@@ -50,6 +51,7 @@ STATUSES: dict[str, tuple[int, str]] = {
     "handed_off": (409, "conflict_error"),
     "body_too_large": (413, "invalid_request_error"),
     "unsupported_encoding": (415, "invalid_request_error"),
+    "unsupported_media_type": (415, "invalid_request_error"),
     "unavailable": (503, "server_error"),
     "database_unavailable": (503, "server_error"),
     "broker_unavailable": (503, "server_error"),
@@ -106,7 +108,7 @@ class Problem:
 
     def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
         response = _Rendered(self.json(), self.status)
-        if self.status == HTTPStatus.UNAUTHORIZED:
+        if self.code == "invalid_api_key":
             response.headers["WWW-Authenticate"] = "Bearer"
         if self.status == HTTPStatus.CONFLICT:
             # OpenAI's clients take any 409 for a lock that will be free soon.

@@ -10,6 +10,7 @@ _POINTERS = {
     "turns": "Turnmill answers GET /turns/{turn_id}.",
     "conversations": "Turnmill answers GET /conversations/{conversation_id}; a call continues a "
     "conversation with the header X-Turnmill-Conversation.",
+    "channels": "Platforms send their events to POST /channels/{name}.",
     "responses": f"Turnmill does not have the Responses API yet. Use POST {_CHAT}.",
     "completions": f"Turnmill does not complete bare prompts. Use POST {_CHAT}.",
     "messages": f"Turnmill does not speak Anthropic's API. Use OpenAI's: POST {_CHAT}.",

@@ -19,7 +19,8 @@ from pydantic import (
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import DEFAULT_TENANT
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+NAME_PATTERN = "^[a-z0-9][a-z0-9-]{0,62}$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
 _FORM = 'write { env = "VARIABLE" } or { file = "/path" }'
 

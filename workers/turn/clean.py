@@ -4,24 +4,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from turnmill.schemas.content import TokenLogprob
+from turnmill.schemas.content import TokenLogprob, storable
 from turnmill.workers.engines.base import Chunk, ToolCallPiece
 
-#: PostgreSQL stores no U+0000, and UTF-8 encodes no surrogate.
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-
 _FIRST_HALF_AT_END = re.compile("[\ud800-\udbff]$")
-
-
-def storable(text: str) -> str:
-    """Replace U+0000 and lone surrogates by U+FFFD; join the halves of a surrogate pair.
-
-    JSON can escape all of them (RFC 8259, section 8.2), so any server may send them.
-    """
-    if not _UNSTORABLE.search(text):
-        return text
-    paired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return paired.replace("\0", "\ufffd")
 
 
 def clean(chunks: Iterable[Chunk]) -> Iterator[Chunk]:

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import structlog
 
+from turnmill.schemas.content import storable
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.outcomes import (
     UNSTORABLE,
@@ -33,7 +34,6 @@ from turnmill.schemas.store.settle import END
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.turn.backoff import backoff_s
 from turnmill.workers.turn.claim import Claim
-from turnmill.workers.turn.clean import storable
 from turnmill.workers.turn.coalesce import Coalescer
 
 log = structlog.get_logger()

@@ -89,6 +89,16 @@ class APIMetrics:
             registry=self.registry,
         )
 
+        self._events = Counter(
+            "turnmill_channel_events",
+            "What platforms sent, by channel and by what became of it.",
+            ["channel", "outcome"],
+            registry=self.registry,
+        )
+
+    def count_event(self, channel: str, outcome: str) -> None:
+        self._events.labels(channel, outcome).inc()
+
     def count_refusal(self, reason: str) -> None:
         self._refusals.labels(reason).inc()
 

@@ -1,0 +1,1 @@
+"""Stand-ins for platforms, for tests, demos and trying a bot without an account."""

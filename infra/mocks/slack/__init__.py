@@ -1,0 +1,1 @@
+"""Slack: the Web API it serves, and the events it sends."""

@@ -1,0 +1,102 @@
+"""Send events as Slack does: signed, with three seconds for the answer, and three more tries."""
+
+import http.client
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlencode, urlsplit
+
+from pydantic import SecretStr
+
+from turnmill.infra.mocks.slack.payloads import Payload
+from turnmill.schemas.channels.signatures import sign_slack
+
+#: Slack gives up an answer after this time.
+DEADLINE_S = 3.0
+#: Seconds before each further try: https://docs.slack.dev/apis/events-api#retries
+RETRIES_AFTER_S = (0.0, 60.0, 300.0)
+
+JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A request that is ready to be sent."""
+
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One try to deliver a request. The status is 0 where no answer came in time."""
+
+    status: int
+    body: bytes
+    duration_s: float
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_accepted(self) -> bool:
+        return 200 <= self.status < 300
+
+
+def sign(secret: str, body: bytes, media_type: str = JSON, *, at: float | None = None) -> Signed:
+    """Sign a body as of now, or of another time (Unix seconds)."""
+    timestamp = str(int(time.time() if at is None else at))
+    headers = {
+        "Content-Type": media_type,
+        "User-Agent": "Slackbot 1.0 (+https://api.slack.com/robots)",
+        "X-Slack-Request-Timestamp": timestamp,
+        "X-Slack-Signature": sign_slack(SecretStr(secret), timestamp, body),
+    }
+    return Signed(headers, body)
+
+
+def sign_callback(secret: str, callback: Payload) -> Signed:
+    """A request of the Events API. Slack escapes what is not ASCII, and slashes."""
+    return sign(secret, json.dumps(callback).replace("/", "\\/").encode())
+
+
+def sign_command(secret: str, fields: Mapping[str, str]) -> Signed:
+    return sign(secret, urlencode(fields).encode(), FORM)
+
+
+def sign_interaction(secret: str, payload: Payload) -> Signed:
+    return sign(secret, urlencode({"payload": json.dumps(payload)}).encode(), FORM)
+
+
+def send(url: str, request: Signed, extra: Mapping[str, str] | None = None) -> Try:
+    """Send a request once."""
+    parts, started = urlsplit(url), time.monotonic()
+    opening = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    link = opening(parts.netloc, timeout=DEADLINE_S)
+    try:
+        link.request("POST", parts.path, request.body, {**request.headers, **(extra or {})})
+        answer = link.getresponse()
+        body = answer.read()
+    except (OSError, http.client.HTTPException):
+        return Try(0, b"", time.monotonic() - started)
+    finally:
+        link.close()
+    return Try(answer.status, body, time.monotonic() - started, dict(answer.getheaders()))
+
+
+def deliver(
+    url: str, request: Signed, retries_after_s: Sequence[float] = RETRIES_AFTER_S
+) -> list[Try]:
+    """Send a request until it is accepted or the tries are used up; the body stays the same.
+
+    An answer with `X-Slack-No-Retry: 1` ends them, too.
+    """
+    tries = [send(url, request)]
+    for number, pause_s in enumerate(retries_after_s, start=1):
+        if tries[-1].is_accepted or tries[-1].headers.get("X-Slack-No-Retry") == "1":
+            break
+        time.sleep(pause_s)
+        reason = "http_error" if tries[-1].status else "http_timeout"
+        extra = {"X-Slack-Retry-Num": str(number), "X-Slack-Retry-Reason": reason}
+        tries.append(send(url, request, extra))
+    return tries

@@ -1,0 +1,1 @@
+"""Channels: how events of platforms come in."""

@@ -1,0 +1,105 @@
+"""What a channel is: the way in for the events of one platform."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from turnmill.producer.converse import Received
+from turnmill.schemas.channels.events import Event
+from turnmill.schemas.content import storable
+from turnmill.schemas.errors import InvalidInput
+
+JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a platform sent, unread."""
+
+    method: str
+    #: Their names in lower case, or a mapping that does not mind.
+    headers: Mapping[str, str]
+    body: bytes
+    #: When it arrived, Unix seconds.
+    arrived_at: float
+    query: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def media_type(self) -> str:
+        """The content type without its parameters."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the platform is answered, with status 200."""
+
+    body: bytes = b""
+    media_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a request says."""
+
+    events: tuple[Event, ...] = ()
+    #: A word for the metrics, where there is no event: `own`, `bot`, `edit`, `unknown` and so on.
+    ignored: str = "unknown"
+    #: Where the platform waits for more than 2xx.
+    answer: Answer = Answer()
+
+
+class Channel(Protocol):
+    """One platform, as one section of the configuration wants it. Thread-safe, and never waits.
+
+    Made with its name in the configuration and its section. Raises `SettingsError` then, if a
+    secret is missing.
+    """
+
+    #: Larger requests are refused with 413.
+    max_body_bytes: int
+    #: Others are refused with 415.
+    media_types: frozenset[str]
+    #: Platforms that verify an address by GET need it here too.
+    methods: frozenset[str]
+
+    def verify(self, request: Request) -> None:
+        """Check that the platform sent it, and just now.
+
+        Raises:
+            BadSignature: the signature is missing, wrong or out of its time.
+        """
+
+    def parse(self, request: Request) -> Parsed:
+        """Read a verified request. What is well-formed and unknown has no events.
+
+        Raises:
+            InvalidInput: the body cannot be read.
+        """
+
+    def acknowledge(self, parsed: Parsed, received: Sequence[Received]) -> Answer:
+        """Answer a request whose events are committed."""
+
+
+def read_json(body: bytes | str) -> dict[str, Any]:
+    """Read a JSON object with strings that PostgreSQL can store. Raises `InvalidInput`."""
+    try:
+        payload = _storable(json.loads(body))
+    except (ValueError, RecursionError):
+        raise InvalidInput("The body is not valid JSON.") from None
+    if not isinstance(payload, dict):
+        raise InvalidInput("The body is not a JSON object.")
+    return payload
+
+
+def _storable(value: Any) -> Any:
+    match value:
+        case str():
+            return storable(value)
+        case dict():
+            return {storable(key): _storable(each) for key, each in value.items()}
+        case list():
+            return [_storable(each) for each in value]
+    return value

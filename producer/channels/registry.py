@@ -1,0 +1,27 @@
+"""Channels by kind. A new one is one file and one line here, and the contract suite runs it."""
+
+from collections.abc import Iterator
+from importlib import import_module
+
+from turnmill.producer.channels.base import Channel
+from turnmill.producer.channels.pipeline import Pipeline
+from turnmill.schemas.channels.configuration import Configuration
+from turnmill.schemas.channels.sections import ChannelSection
+
+#: kind → "module:Class", imported only where it is configured.
+CHANNELS = {
+    "slack": "turnmill.producer.channels.slack.channel:SlackChannel",
+}
+
+
+def create_channel(name: str, section: ChannelSection) -> Channel:
+    """The channel of a section. Raises `SettingsError` where a secret is missing."""
+    module, _, attribute = CHANNELS[section.kind].partition(":")
+    channel: Channel = getattr(import_module(module), attribute)(name, section)
+    return channel
+
+
+def create_pipelines(configuration: Configuration) -> Iterator[Pipeline]:
+    """One pipeline for each configured channel. Raises `SettingsError`."""
+    for name, section in configuration.channels.items():
+        yield Pipeline(name, section, create_channel(name, section))

@@ -1,0 +1,56 @@
+"""Signatures of requests between platforms and us, both ways: HMAC-SHA256 over time and body."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+
+from pydantic import SecretStr
+
+from turnmill.schemas.errors import SettingsError
+
+#: How old a signed request may be, or how far ahead its clock, seconds. Slack and Standard Webhooks
+#: name the same: https://docs.slack.dev/authentication/verifying-requests-from-slack
+WINDOW_S = 300
+
+_PREFIX = "whsec_"
+
+
+def sign_slack(secret: SecretStr, timestamp: str, body: bytes) -> str:
+    """Return the value of `X-Slack-Signature`."""
+    signed = b":".join((b"v0", timestamp.encode(), body))
+    return "v0=" + hmac.digest(secret.get_secret_value().encode(), signed, "sha256").hex()
+
+
+def sign_webhook(key: bytes, webhook_id: str, timestamp: str, body: bytes) -> str:
+    """Return the value of `webhook-signature`, which may hold several, separated by spaces.
+
+    https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+    """
+    signed = b".".join((webhook_id.encode(), timestamp.encode(), body))
+    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+
+
+def webhook_key(secret: SecretStr) -> bytes:
+    """Decode `whsec_<base64>`. Raises `SettingsError`."""
+    encoded = secret.get_secret_value().removeprefix(_PREFIX)
+    try:
+        key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except binascii.Error:
+        key = b""
+    if not 24 <= len(key) <= 64:
+        raise SettingsError(
+            "The secret of a webhook is whsec_ and 24 to 64 bytes in base64. "
+            'Make one: echo "whsec_$(openssl rand -base64 32)"'
+        )
+    return key
+
+
+def are_equal(given: str, expected: str) -> bool:
+    """Compare in constant time; what a header holds need not be ASCII."""
+    return hmac.compare_digest(given.encode(errors="replace"), expected.encode())
+
+
+def is_in_window(timestamp: str, now: float) -> bool:
+    """Whether Unix seconds in decimal digits are within `WINDOW_S` of now."""
+    return timestamp.isdecimal() and len(timestamp) < 16 and abs(now - int(timestamp)) <= WINDOW_S

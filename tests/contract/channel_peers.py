@@ -1,0 +1,84 @@
+"""The platforms of the contract suite: what each sends, and who judges its signatures."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from slack_sdk.signature import SignatureVerifier
+
+from turnmill.infra.mocks.slack import events as slack
+from turnmill.infra.mocks.slack.payloads import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A signed request."""
+
+    headers: dict[str, str]
+    body: bytes
+
+
+class Peer(Protocol):
+    """A platform. Each message begins, or belongs to, the same conversation."""
+
+    #: The section of `turnmill.toml`, without kind and bot.
+    section: str
+    #: What the section's references lead to.
+    variables: Mapping[str, str]
+    max_body_bytes: int
+    #: Whether texts arrive with `&`, `<` and `>` escaped.
+    escapes: bool
+
+    def message(self, text: str, event_id: str | None = None) -> Any: ...
+    def attachment(self) -> Any: ...
+    def own(self) -> Any: ...
+    def unknown(self) -> Any: ...
+    def encode(self, payload: Any) -> bytes: ...
+    def sign(self, body: bytes, *, at: float | None = None, secret: str | None = None) -> Sent: ...
+
+    def is_valid(self, sent: Sent) -> bool:
+        """What the platform's own library says of a signature."""
+
+
+class SlackPeer:
+    section = """
+        signing_secret = { env = "CONTRACT_SECRET" }
+        bot_token = { env = "CONTRACT_TOKEN" }
+    """
+    secret = "0123456789abcdef0123456789abcdef"  # noqa: S105 - a made-up one
+    variables: ClassVar = {"CONTRACT_SECRET": secret, "CONTRACT_TOKEN": "xoxb-made-up"}
+    max_body_bytes = 1024 * 1024
+    escapes = True
+
+    def __init__(self) -> None:
+        self._workspace = Workspace()
+        self._thread = self._workspace.mention("")["ts"]
+
+    def message(self, text: str, event_id: str | None = None) -> Any:
+        event = self._workspace.mention(text, thread_ts=self._thread)
+        return self._workspace.callback(event, event_id)
+
+    def attachment(self) -> Any:
+        files = [self._workspace.file()]
+        event = self._workspace.direct_message("", subtype="file_share", files=files)
+        return self._workspace.callback(event)
+
+    def own(self) -> Any:
+        return self._workspace.callback(self._workspace.by_the_bot())
+
+    def unknown(self) -> Any:
+        return self._workspace.callback({"type": "channel_rename", "channel": {"id": "C1"}})
+
+    def encode(self, payload: Any) -> bytes:
+        return json.dumps(payload).encode()
+
+    def sign(self, body: bytes, *, at: float | None = None, secret: str | None = None) -> Sent:
+        signed = slack.sign(secret or self.secret, body, at=at)
+        return Sent(signed.headers, signed.body)
+
+    def is_valid(self, sent: Sent) -> bool:
+        return SignatureVerifier(self.secret).is_valid_request(sent.body, sent.headers)
+
+
+PEERS: dict[str, type[Peer]] = {"slack": SlackPeer}

@@ -1,0 +1,282 @@
+"""Every registered channel, through all that a platform and its enemies may send.
+
+There is no broker: nothing on the way from an event to its 2xx needs one.
+"""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+from structlog.testing import capture_logs
+
+from turnmill.producer.api.app import Server
+from turnmill.producer.channels.registry import CHANNELS
+from turnmill.producer.tenants import create_key, ensure_defaults
+from turnmill.schemas.channels.sections import SECTIONS
+from turnmill.schemas.content import text_of
+from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.settings import Settings, load_settings
+from turnmill.schemas.tenants import Scope
+
+from .channel_peers import PEERS, Peer, Sent
+
+RTL = "שלום 👩‍👩‍👧 مرحبا"
+CODE = "How?\n```\n<@U0BOT> if a < b && c > d: `x`\n```"
+
+
+class Site:
+    """A database, and replicas of the API with one channel, `peer`."""
+
+    def __init__(self, peer: Peer, settings: Settings, urls: list[str]) -> None:
+        self.peer = peer
+        self.settings = settings
+        self.database = Database(settings.database)
+        tenant_id = ensure_defaults(self.database, settings)
+        self._key = create_key(self.database, tenant_id, "test", Scope)
+        self._urls = urls
+        self.http = httpx.Client(timeout=30)
+
+    def post(self, sent: Sent, replica: int = 0, **headers: str) -> httpx.Response:
+        url = f"{self._urls[replica]}/channels/peer"
+        given = {name: value.encode("latin-1") for name, value in (sent.headers | headers).items()}
+        return self.http.post(url, content=sent.body, headers=given)
+
+    def send(self, payload: object, replica: int = 0) -> httpx.Response:
+        """Sign and send what the platform would."""
+        return self.post(self.peer.sign(self.peer.encode(payload)), replica)
+
+    def inputs(self) -> list[str]:
+        """The texts of the users' messages, in order."""
+        rows = self.database.run("SELECT input FROM turns ORDER BY id")
+        return [text_of(message["content"]) for row in rows for message in row.input]
+
+    def count(self, table: str) -> int:
+        return int(self.database.run(f"SELECT count(*) AS n FROM {table}")[0].n)
+
+    def outcomes(self) -> dict[str, float]:
+        """What became of events, by the first replica's metrics."""
+        answer = self.http.get(
+            f"{self._urls[0]}/metrics", headers={"Authorization": f"Bearer {self._key}"}
+        )
+        prefix = 'turnmill_channel_events_total{channel="peer",outcome="'
+        lines = [line for line in answer.text.splitlines() if line.startswith(prefix)]
+        pairs = (line.removeprefix(prefix).split('"} ') for line in lines)
+        return {name: float(value) for name, value in pairs}
+
+
+@pytest.fixture(params=CHANNELS)
+def site(
+    request: pytest.FixtureRequest,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[..., None],
+) -> Iterator[Site]:
+    peer = PEERS[request.param]()
+    for name, value in peer.variables.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "turnmill.toml"
+    head = f'[bots.helper]\n[channels.peer]\nkind = "{request.param}"\nbot = "helper"\n'
+    file.write_text(head + peer.section)
+    settings = load_settings(
+        data=tmp_path,
+        config=file,
+        database={"url": database_url, "connect_timeout_s": 2},
+        engine={"name": "echo", "model": "echo"},
+    )
+    with ExitStack() as stack:
+        urls = [stack.enter_context(serving(settings, eventually)) for _ in range(2)]
+        site = Site(peer, settings, urls)
+        for url in urls:
+            # What FastAPI prepares at the first call is not made for two apps in one process.
+            assert site.http.get(f"{url}/channels/nobody").status_code == 404
+        stack.callback(site.database.close)
+        stack.callback(site.http.close)
+        eventually(lambda: site.database.run("SELECT 1 FROM bots WHERE name = 'helper'"))
+        yield site
+
+
+@contextmanager
+def serving(settings: Settings, eventually: Callable[..., None]) -> Iterator[str]:
+    """An API in a thread; its URL."""
+    server = Server(settings)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            eventually(lambda: server.started)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_every_channel_has_a_peer_and_a_section() -> None:
+    assert set(PEERS) == set(CHANNELS)
+    assert set(CHANNELS) <= set(SECTIONS)
+
+
+def test_a_message_is_a_turn_with_its_delivery_before_its_platform_is_answered(site: Site) -> None:
+    answer = site.send(site.peer.message("Where is my parcel?"))
+    assert answer.status_code == 200
+    assert site.inputs() == ["Where is my parcel?"]
+    assert site.count("deliveries") == 1
+    assert site.outcomes() == {"accepted": 1}
+
+
+def test_what_is_signed_here_is_valid_to_the_platforms_library(site: Site) -> None:
+    sent = site.peer.sign(site.peer.encode(site.peer.message(RTL)))
+    assert site.peer.is_valid(sent)
+    assert not site.peer.is_valid(Sent(sent.headers, sent.body + b" "))
+
+
+def test_a_request_that_is_not_signed_by_the_platform_is_refused(site: Site) -> None:
+    good = site.peer.sign(site.peer.encode(site.peer.message("hi")))
+    another = site.peer.sign(good.body, secret="whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0")  # noqa: S106
+    wrong = [
+        another,
+        Sent(good.headers, good.body + b" "),
+        Sent({"Content-Type": "application/json"}, good.body),
+        *(
+            Sent({**good.headers, name: value}, good.body)
+            for name in good.headers
+            if name.lower().endswith(("signature", "timestamp"))
+            for value in ("", "v0=", "v1,", "é", "1e9", "9" * 400)
+        ),
+    ]
+    assert not any(map(site.peer.is_valid, wrong[:2]))
+    answers = [site.post(each) for each in wrong]
+    assert {answer.status_code for answer in answers} == {401}
+    assert {answer.json()["error"]["code"] for answer in answers} == {"invalid_signature"}
+    assert site.inputs() == []
+    assert site.outcomes() == {"invalid_signature": len(wrong)}
+
+
+@pytest.mark.parametrize("offset_s", [-330, 330])
+def test_a_signature_of_another_time_is_refused(site: Site, offset_s: float) -> None:
+    body = site.peer.encode(site.peer.message("hi"))
+    assert site.post(site.peer.sign(body, at=time.time() + offset_s)).status_code == 401
+    assert site.post(site.peer.sign(body, at=time.time() + offset_s * 0.8)).status_code == 200
+    assert site.inputs() == ["hi"]
+
+
+def test_an_event_that_is_sent_again_is_the_same_turn_at_every_replica(site: Site) -> None:
+    payload = site.peer.message("once", "Ev0001")
+    answers = [site.send(payload, replica) for replica in (0, 1, 0, 1)]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert (site.inputs(), site.count("deliveries")) == (["once"], 1)
+
+
+def test_an_event_that_arrives_at_two_replicas_at_once_is_one_turn(site: Site) -> None:
+    payloads = [site.peer.message(str(n), f"Ev{n:04}") for n in range(8)]
+    with ThreadPoolExecutor(16) as pool:
+        tries = [pool.submit(site.send, each, replica) for each in payloads for replica in (0, 1)]
+        assert {each.result().status_code for each in tries} == {200}
+    texts = [line for text in site.inputs() for line in text.splitlines()]
+    assert sorted(texts) == sorted(map(str, range(8)))
+
+
+def test_another_content_type_is_refused(site: Site) -> None:
+    sent = site.peer.sign(site.peer.encode(site.peer.message("hi")))
+    headers = {**sent.headers, "Content-Type": "text/xml"}
+    assert site.post(Sent(headers, sent.body)).status_code == 415
+    assert site.inputs() == []
+
+
+def test_a_body_that_is_no_json_object_is_refused(site: Site) -> None:
+    body = site.peer.encode(site.peer.message("hi"))
+    bodies = (body[: len(body) // 2], b"", b"[]", b"\xff", b'"a"', b"[" * 100_000)
+    answers = [site.post(site.peer.sign(each)) for each in bodies]
+    assert [answer.status_code for answer in answers] == [400] * len(bodies)
+    assert site.inputs() == []
+
+
+def test_a_body_beyond_the_limit_is_refused_and_one_below_is_read(site: Site) -> None:
+    limit = site.peer.max_body_bytes
+    payload = site.peer.message("hi")
+    fits = site.peer.encode(payload) + b" " * (limit - len(site.peer.encode(payload)))
+    assert site.post(site.peer.sign(fits)).status_code == 200
+    assert site.post(site.peer.sign(fits + b" ")).status_code == 413
+    assert site.inputs() == ["hi"]
+
+
+def test_a_compressed_body_is_refused(site: Site) -> None:
+    sent = site.peer.sign(site.peer.encode(site.peer.message("hi")))
+    assert site.post(sent, **{"Content-Encoding": "gzip"}).status_code == 415
+
+
+def test_an_event_that_means_nothing_here_is_answered_and_counted(site: Site) -> None:
+    assert site.send(site.peer.unknown()).status_code == 200
+    assert site.inputs() == []
+    assert site.outcomes() == {"unknown": 1}
+
+
+def test_the_bots_own_message_is_answered_and_ignored(site: Site) -> None:
+    assert site.send(site.peer.own()).status_code == 200
+    assert site.inputs() == []
+    assert site.outcomes() == {"own": 1}
+
+
+def test_nothing_to_read_is_answered(site: Site) -> None:
+    for payload in (site.peer.message(""), site.peer.message(" \n"), site.peer.attachment()):
+        assert site.send(payload).status_code == 200
+
+
+@pytest.mark.parametrize("text", [RTL, CODE, "a\ttab, \"quotes\" and 'more'", "x" * 39_000])
+def test_a_text_arrives_as_it_was_typed(site: Site, text: str) -> None:
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    typed = escaped if site.peer.escapes else text
+    assert site.send(site.peer.message(typed)).status_code == 200
+    assert site.inputs() == [text]
+
+
+def test_what_postgres_cannot_store_is_replaced(site: Site) -> None:
+    body = json.dumps(site.peer.message("a MARK b")).replace("MARK", "\\u0000 \\ud800")
+    assert site.post(site.peer.sign(body.encode())).status_code == 200
+    assert site.inputs() == ["a \ufffd \ufffd b"]
+
+
+def test_without_a_database_the_platform_is_asked_to_send_again(
+    site: Site, postgres_url: str, eventually: Callable[..., None]
+) -> None:
+    name = site.settings.database.url.get_secret_value().rpartition("/")[2]
+    payload = site.peer.message("hi")
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
+        )
+        assert site.send(payload).status_code == 503
+        admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        eventually(lambda: site.send(payload).status_code == 200)
+    # The pool's connections of before fail once.
+    with suppress(DatabaseUnavailable):
+        site.inputs()
+    assert site.inputs() == ["hi"]
+
+
+def test_an_unknown_channel_and_another_method_are_refused_in_words(site: Site) -> None:
+    url = f"{site._urls[0]}/channels"
+    assert site.http.post(f"{url}/nobody").status_code == 404
+    answer = site.http.get(f"{url}/peer")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+
+
+def test_neither_texts_nor_secrets_are_logged(site: Site) -> None:
+    with capture_logs() as logs:
+        site.send(site.peer.message("my secret question"))
+        sent = site.peer.sign(site.peer.encode(site.peer.message("my secret question")))
+        site.post(Sent(sent.headers, sent.body + b" "))
+    shown = json.dumps(logs, default=str)
+    assert "channel.refused" in shown
+    assert "secret question" not in shown
+    assert not any(value in shown for value in site.peer.variables.values())
