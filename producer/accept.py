@@ -21,6 +21,7 @@ from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Cursor, Database, notify
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.store.accept import INSERT_TURNS, OWE_FIRST_HINTS
+from turnmill.schemas.store.advance import advance
 from turnmill.schemas.turns import (
     DEFAULT_PARAMS,
     AcceptedTurn,
@@ -53,7 +54,7 @@ SELECT id, tenant_id, bot_id, turn_count + 1
 FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::int[]) AS n (id, tenant_id, bot_id, turn_count)
 ORDER BY id
 ON CONFLICT (id) DO UPDATE SET next_seq = conversations.next_seq + excluded.next_seq - 1
-RETURNING id, tenant_id, bot_id, next_seq, answered_seq
+RETURNING id, tenant_id, bot_id, next_seq, answered_seq, handed_off_at
 """
 
 
@@ -100,11 +101,16 @@ def accept_many(database: Database, requests: Sequence[TurnRequest]) -> list[Acc
 
 
 def accept_in(
-    cursor: Cursor, requests: Sequence[TurnRequest], *, delay_s: float = 0.0
+    cursor: Cursor,
+    requests: Sequence[TurnRequest],
+    *,
+    delay_s: float = 0.0,
+    is_for_people: bool = False,
 ) -> list[AcceptedTurn]:
     """Accept turns in the caller's transaction; see `accept_many`.
 
-    Those that are due become so in `delay_s` seconds, at most `MAX_DELAY_S`.
+    Those that are due become so in `delay_s` seconds, at most `MAX_DELAY_S`. Whether a worker can
+    answer them does not matter where people do.
 
     Raises psycopg's `UniqueViolation` where another transaction used an idempotency key meanwhile.
     """
@@ -117,7 +123,8 @@ def accept_in(
             _check_same_request(entry, seen[key].fingerprint)
         elif (first := fresh.setdefault(key, entry)) is not entry:
             _check_same_request(entry, first.fingerprint)
-    refuse_impossible(cursor, [(e.model, e.request, e.params) for e in fresh.values()])
+    if not is_for_people:
+        refuse_impossible(cursor, [(e.model, e.request, e.params) for e in fresh.values()])
     inserted = _insert(cursor, list(fresh.values()), delay_s)
     accepted = dict(zip(fresh, inserted, strict=True))
     return [
@@ -168,13 +175,12 @@ def _insert(cursor: Cursor, entries: list[_Entry], delay_s: float) -> list[Accep
     for entry in entries:
         first_open, seq = numbers[entry.conversation_id]
         numbers[entry.conversation_id] = (first_open, seq + 1)
-        state = TurnState.QUEUED if seq == first_open else TurnState.WAITING
         accepted.append(
             AcceptedTurn.model_construct(
                 turn_id=entry.turn_id,
                 conversation_id=entry.conversation_id,
                 seq=seq,
-                state=state,
+                state=_first_state(first_open, seq),
                 is_duplicate=False,
             )
         )
@@ -184,11 +190,23 @@ def _insert(cursor: Cursor, entries: list[_Entry], delay_s: float) -> list[Accep
         if due:
             cursor.execute(OWE_FIRST_HINTS, {"turns": due, "delay_s": delay_s})
             notify(cursor, OUTBOX_CHANNEL)
+    ended = {turn.conversation_id for turn in accepted if turn.state is TurnState.HANDED_OFF}
+    if ended:
+        advance(cursor, list(ended))
     return accepted
 
 
-def _take_numbers(cursor: Cursor, entries: list[_Entry]) -> dict[UUID, tuple[int, int]]:
-    """For each conversation: the number that would be due at once, and the first free number."""
+def _first_state(first_open: int | None, seq: int) -> TurnState:
+    if first_open is None:
+        return TurnState.HANDED_OFF
+    return TurnState.QUEUED if seq == first_open else TurnState.WAITING
+
+
+def _take_numbers(cursor: Cursor, entries: list[_Entry]) -> dict[UUID, tuple[int | None, int]]:
+    """For each conversation: the number that would be due at once, and the first free number.
+
+    In one that is handed off none is due.
+    """
     counts = Counter(entry.conversation_id for entry in entries)
     owners = {e.conversation_id: (e.request.tenant_id, e.bot_id) for e in entries}
     cursor.execute(
@@ -200,14 +218,15 @@ def _take_numbers(cursor: Cursor, entries: list[_Entry]) -> dict[UUID, tuple[int
             list(counts.values()),
         ),
     )
-    numbers = {}
+    numbers: dict[UUID, tuple[int | None, int]] = {}
     for row in cursor:
         tenant_id, bot_id = owners[row.id]
         if row.tenant_id != tenant_id:
             raise NotFound("There is no such conversation.", param="conversation")
         if row.bot_id != bot_id:
             raise InvalidInput("The conversation belongs to another bot.", param="model")
-        numbers[row.id] = (row.answered_seq + 1, row.next_seq - counts[row.id])
+        first_open = None if row.handed_off_at else row.answered_seq + 1
+        numbers[row.id] = (first_open, row.next_seq - counts[row.id])
     return numbers
 
 

@@ -8,7 +8,9 @@ from psycopg.types.json import Jsonb
 
 from turnmill.schemas.channels.policies import Policies
 from turnmill.schemas.errors import NotFound, UnknownBot
+from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.store.channels.deliveries import INSERT_NOTICE, advance_deliveries
 
 _LOCK = """
 SELECT c.id, c.tenant_id, c.next_seq, c.handed_off_at, c.policies, b.name AS bot,
@@ -74,3 +76,10 @@ def set_policies(
     stored = None if policies is None else Jsonb(policies.stored)
     if not database.run(_SET_POLICIES, (stored, conversation_id, tenant_id)):
         raise NotFound("There is no such conversation.")
+
+
+def say(cursor: Cursor, conversation_id: UUID, text: str) -> None:
+    """Owe the thread of a conversation, if it has one, a text of the bot's own."""
+    params = {"id": new_id(), "conversation": conversation_id, "content": text}
+    if cursor.execute(INSERT_NOTICE, params).fetchone():
+        advance_deliveries(cursor, [conversation_id])

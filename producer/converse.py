@@ -14,18 +14,16 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from turnmill.producer.cancel import end_open_turns
-from turnmill.producer.conversations import Standing, begin, lock_standing
+from turnmill.producer.conversations import Standing, begin, lock_standing, say
+from turnmill.producer.handoff import ASKED_BY_USER, note, resume_in
 from turnmill.producer.texting import take
 from turnmill.schemas.channels.events import Command, Event, Rating, UserMessage
 from turnmill.schemas.channels.policies import CHANNEL_POLICIES, CommandName, Policies
 from turnmill.schemas.content import text_of
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Cursor, Database
-from turnmill.schemas.store.channels.deliveries import (
-    INSERT_NOTICE,
-    INSERT_PENDING,
-    advance_deliveries,
-)
+from turnmill.schemas.store import hand_off as store
+from turnmill.schemas.store.channels.deliveries import INSERT_PENDING
 from turnmill.schemas.store.channels.threads import (
     FIND_EVENT,
     NOTE_EVENT,
@@ -111,6 +109,8 @@ def _take(cursor: Cursor, tenant_id: UUID, bot: str, defaults: Policies, event: 
         return Received(Kind.IGNORED)
     thread = _take_thread(cursor, tenant_id, bot, defaults, event)
     match event:
+        case UserMessage() if thread.standing.is_handed_off:
+            return _pass_on(cursor, thread, event)
         case UserMessage():
             command = thread.policies.command_in(text_of(event.content))
             if command is not None:
@@ -177,6 +177,16 @@ def _hear(cursor: Cursor, thread: _Thread, event: UserMessage) -> Received:
     return Received(kind, standing.conversation_id, taken.turn.turn_id)
 
 
+def _pass_on(cursor: Cursor, thread: _Thread, event: UserMessage) -> Received:
+    """Keep what is said while a person answers: by the user, or by somebody else to the user."""
+    is_user = event.author == thread.author
+    role = Role.USER if is_user else Role.ASSISTANT
+    message = Message(role=role, content=event.content)
+    turn = note(cursor, thread.standing, message, event.author)
+    kind = Kind.HANDED_OFF if is_user else Kind.ANSWERED
+    return Received(kind, turn.conversation_id, turn.turn_id)
+
+
 def _obey(
     cursor: Cursor, thread: _Thread, event: UserMessage | Command, command: CommandName
 ) -> Received:
@@ -188,13 +198,18 @@ def _obey(
             return Received(Kind.STOPPED, conversation_id)
         case CommandName.RESET:
             return _reset(cursor, thread, event)
-        case CommandName.HAND_OFF | CommandName.RESUME:
-            return Received(Kind.IGNORED, conversation_id)
+        case CommandName.HAND_OFF:
+            store.hand_off(cursor, [conversation_id], ASKED_BY_USER)
+            return Received(Kind.HANDED_OFF, conversation_id)
+        case CommandName.RESUME:
+            resumed = resume_in(cursor, thread.standing, thread.policies)
+            return Received(Kind.RESUMED if resumed else Kind.IGNORED, conversation_id)
 
 
 def _reset(cursor: Cursor, thread: _Thread, event: UserMessage | Command) -> Received:
     old = thread.standing
     end_open_turns(cursor, old.conversation_id, keeps_text=True)
+    cursor.execute(store.RESUME, (old.conversation_id,))
     fresh = _renew(cursor, old.tenant_id, old.bot, event)
     say(cursor, fresh.conversation_id, thread.policies.texts.reset)
     return Received(Kind.RESET, fresh.conversation_id)
@@ -211,10 +226,3 @@ def _owe_reply(cursor: Cursor, tenant_id: UUID, event: Event, turn: AcceptedTurn
         "expires_in_s": None,
     }
     cursor.execute(INSERT_PENDING, (json.dumps([row], default=str),))
-
-
-def say(cursor: Cursor, conversation_id: UUID, text: str) -> None:
-    """Owe the thread of a conversation, if it has one, a text of the bot's own."""
-    params = {"id": new_id(), "conversation": conversation_id, "content": text}
-    if cursor.execute(INSERT_NOTICE, params).fetchone():
-        advance_deliveries(cursor, [conversation_id])

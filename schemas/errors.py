@@ -23,6 +23,8 @@
         ├── NotFound
         ├── Conflict
         ├── NotParked
+        ├── HandedOff               a person answers the conversation
+        ├── NotHandedOff            no person answers the conversation
         ├── LaterTurnAnswered       the parked turn cannot be replayed any more
         ├── EngineFailure           the engine cannot answer this turn
         ├── ArtifactRefused         a compressed model is damaged, foreign, or misses its limits
@@ -181,6 +183,18 @@ class NotParked(PermanentError):
     """The turn is not parked."""
 
     code = "not_parked"
+
+
+class HandedOff(PermanentError):
+    """A person answers the conversation."""
+
+    code = "handed_off"
+
+
+class NotHandedOff(PermanentError):
+    """The bot answers the conversation, no person."""
+
+    code = "not_handed_off"
 
 
 class LaterTurnAnswered(PermanentError):

@@ -48,13 +48,16 @@ class TurnState(StrEnum):
     FAILED = "failed"  # a permanent error
     PARKED = "parked"  # attempts used up
     CANCELLED = "cancelled"
-    HANDED_OFF = "handed_off"  # a human answers
+    #: A person answers, or answered: no reply is owed, and what it says is part of the history.
+    HANDED_OFF = "handed_off"
 
 
 TRANSITIONS: dict[TurnState, frozenset[TurnState]] = {
-    TurnState.WAITING: frozenset({TurnState.QUEUED, TurnState.CANCELLED}),
+    TurnState.WAITING: frozenset({TurnState.QUEUED, TurnState.CANCELLED, TurnState.HANDED_OFF}),
     # Back to waiting: an earlier turn, that was parked, is replayed.
-    TurnState.QUEUED: frozenset({TurnState.RUNNING, TurnState.WAITING, TurnState.CANCELLED}),
+    TurnState.QUEUED: frozenset(
+        {TurnState.RUNNING, TurnState.WAITING, TurnState.CANCELLED, TurnState.HANDED_OFF}
+    ),
     TurnState.RUNNING: frozenset(
         {
             TurnState.QUEUED,

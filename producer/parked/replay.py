@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from turnmill.schemas.errors import (
+    HandedOff,
     LaterTurnAnswered,
     LaterTurnRunning,
     NotFound,
@@ -41,7 +42,7 @@ WHERE t.id = ANY(%s) AND due.seq > t.seq AND due.state IN ('queued', 'running')
 #: beginning of its reply; one that has been answered is worse than one that is being answered.
 #: Numbers that are missing were answered for all we know: parked turns may be kept longer.
 _FORESEE = """
-SELECT t.id, t.conversation_id, t.seq, t.state, later.seq AS later_seq,
+SELECT t.id, t.conversation_id, t.seq, t.state, c.handed_off_at, later.seq AS later_seq,
     later.state AS later_state, c.next_seq - 1 - t.seq > (
         SELECT count(*) FROM turns WHERE conversation_id = c.id AND seq > t.seq
     ) AS is_later_missing
@@ -190,6 +191,11 @@ def _change(row: Any, refusal: TurnmillError | None) -> Change:
 def _refusal(row: Any) -> TurnmillError | None:
     if row.state != TurnState.PARKED:
         return _not_parked(row)
+    if row.handed_off_at is not None:
+        return HandedOff(
+            "A person answers its conversation. Let the bot resume first: "
+            f"turnmill conversations resume {show_id(Prefix.CONVERSATION, row.conversation_id)}"
+        )
     if row.is_later_missing:
         return LaterTurnAnswered(
             "Later turns of its conversation are no longer kept; they may have been answered, and "

@@ -1,14 +1,16 @@
 """Accept: turns come to be, and the broker is owed a hint for those that are due."""
 
 from turnmill.schemas.store.outbox import OWE_HINTS
+from turnmill.schemas.turns import TurnState
 
-INSERT_TURNS = """
+INSERT_TURNS = f"""
 INSERT INTO turns (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
                    idempotency_key, fingerprint, batch_id, batch_row, bot_version, author,
-                   deadline_at)
+                   deadline_at, settled_at)
 SELECT id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
        idempotency_key, fingerprint, batch_id, batch_row, bot_version, author,
-       clock_timestamp() + make_interval(secs => timeout_s)
+       clock_timestamp() + make_interval(secs => timeout_s),
+       CASE WHEN state = '{TurnState.HANDED_OFF}' THEN clock_timestamp() END
 FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::int[], %s::uuid[], %s::text[], %s::text[],
             %s::text[], %s::jsonb[], %s::jsonb[], %s::text[], %s::bytea[], %s::uuid[], %s::int[],
             %s::float[], %s::int[], %s::text[])

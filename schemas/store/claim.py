@@ -14,7 +14,8 @@ _CLAIM = change(to=TurnState.RUNNING)
 #: nothing and the turn is left alone. Whatever else the snapshot shows of the turn (the chunks of
 #: earlier attempts) is then current too: the turn has been `queued` all the time.
 #:
-#: A turn that somebody holds is passed over: it is being claimed, cancelled or replayed.
+#: A turn that somebody holds is passed over: it is being claimed, cancelled or replayed. So is one
+#: in a conversation that is handed off, where only an older release's processes make a turn due.
 #:
 #: The claim need not survive a crash of PostgreSQL: the turn is then simply queued again, and
 #: the fence names the worker beside the number. So it does not wait for the disk.
@@ -27,6 +28,7 @@ WITH hinted AS (
     DELETE FROM outbox o USING hinted, conversations c
     WHERE o.turn_id = hinted.id AND {IS_DUE} AND o.lane = ANY(%(lanes)s)
       AND c.id = hinted.conversation_id AND c.answered_seq = hinted.seq - 1
+      AND c.handed_off_at IS NULL
     RETURNING o.turn_id, o.lane, o.worker_id, o.due_at
 ), turn AS (
     UPDATE turns t SET {_CLAIM.setting}, attempt = t.attempt + 1, worker_id = %(worker)s,

@@ -78,6 +78,7 @@ def _comment(body: str, field: str) -> str:
 
 def states_chart() -> str:
     lines = ["stateDiagram-v2", "    [*] --> waiting", "    [*] --> queued"]
+    lines.append("    [*] --> handed_off")
     lines += [
         f"    {source} --> {target}"
         for source in TurnState

@@ -6,13 +6,13 @@ anew, and all of it would be computed again.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
 from turnmill.schemas.content import Document, TextPart
-from turnmill.schemas.turns import Message, Role
+from turnmill.schemas.turns import Message, Role, joined
 from turnmill.workers.engines.base import Engine, TemplateValues
 
 #: Of the past that would fit, at least this share stays when turns are dropped (by characters).
@@ -81,8 +81,8 @@ class Draft:
         return replace(self, past=past, summary=summary)
 
     def messages(self, dropped_count: int) -> tuple[Message, ...]:
-        kept = (message for turn in self.past[dropped_count:] for message in turn.messages)
-        return (*self._system(), *kept, *self._asked())
+        kept = (turn.messages for turn in self.past[dropped_count:])
+        return (*self._system(), *_one_after_the_other([*kept, self._asked()]))
 
     def fits(self, dropped_count: int) -> bool:
         return self._count(self.messages(dropped_count)) <= self.budget
@@ -132,6 +132,16 @@ class Draft:
         if self.summary.content:
             texts.append(f"{SUMMARY_HEADING}\n{self.summary.content}")
         return (Message(role=Role.SYSTEM, content="\n\n".join(texts)),) if texts else ()
+
+
+def _one_after_the_other(turns: Iterable[Sequence[Message]]) -> list[Message]:
+    """The messages of all turns; where one side speaks at the end of a turn and at the beginning
+    of the next, as it does while a person answers, it has one message."""
+    said: list[Message] = []
+    for messages in turns:
+        said[-1:] = joined((*said[-1:], *messages[:1]))
+        said += messages[1:]
+    return said
 
 
 def _block(documents: Sequence[Document]) -> str:

@@ -19,9 +19,16 @@ HISTORY_LIMIT = 500
 #: The oldest of them stays the same for so many turns: engines remember how prompts begin.
 HISTORY_STEP = 100
 
+#: Of a turn that was handed off while it ran, what was streamed of its reply was said too.
 _HISTORY = """
-SELECT t.seq, t.input, r.content, r.tool_calls FROM turns t JOIN replies r ON r.turn_id = t.id
-WHERE t.conversation_id = %s AND t.seq > %s AND t.seq < %s ORDER BY t.seq
+SELECT t.seq, t.input, r.tool_calls, coalesce(r.content, (
+    SELECT string_agg(text, '' ORDER BY position) FROM chunks
+    WHERE turn_id = t.id AND t.state = 'handed_off' HAVING string_agg(text, '') ~ '\\S'
+)) AS content
+FROM turns t LEFT JOIN replies r ON r.turn_id = t.id
+WHERE t.conversation_id = %s AND t.seq > %s AND t.seq < %s
+  AND (r.turn_id IS NOT NULL OR t.state = 'handed_off')
+ORDER BY t.seq
 """
 
 
@@ -98,14 +105,20 @@ def _is_system(message: Message) -> bool:
 
 
 def _read_past(database: Database, claim: Claim) -> list[PastTurn]:
-    """The answered turns, oldest first. A turn that failed is not part of what was said."""
+    """The turns that were answered or handed off, oldest first.
+
+    A turn that failed or was cancelled is not part of what was said.
+    """
     before = (claim.seq - 1 - HISTORY_LIMIT) // HISTORY_STEP * HISTORY_STEP
     rows = database.run(_HISTORY, (claim.conversation_id, before, claim.seq))
-    return [PastTurn(row.seq, (*_said(row.input), _assistant(row))) for row in rows]
+    return [PastTurn(row.seq, (*_said(row.input), *_replied(row))) for row in rows]
 
 
-def _assistant(row: Any) -> Message:
-    return Message(role=Role.ASSISTANT, content=row.content, tool_calls=row.tool_calls or ())
+def _replied(row: Any) -> tuple[Message, ...]:
+    if row.content is None:
+        return ()
+    calls = row.tool_calls or ()
+    return (Message(role=Role.ASSISTANT, content=row.content, tool_calls=calls),)
 
 
 def _said(messages: Sequence[Any]) -> list[Message]:

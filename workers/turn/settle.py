@@ -25,10 +25,11 @@ from turnmill.schemas.outcomes import (
     Snoozed,
 )
 from turnmill.schemas.postgres.clock import MAX_DELAY_S
-from turnmill.schemas.postgres.database import DATA_ERRORS, Database
+from turnmill.schemas.postgres.database import DATA_ERRORS, Cursor, Database
 from turnmill.schemas.routes import TURN_CHANNEL
 from turnmill.schemas.store.advance import advance, lock_conversations, lock_turns
 from turnmill.schemas.store.claim import ABANDON
+from turnmill.schemas.store.hand_off import hand_off
 from turnmill.schemas.store.requeue import REQUEUE
 from turnmill.schemas.store.settle import END
 from turnmill.schemas.turns import Lane, TurnState
@@ -37,6 +38,9 @@ from turnmill.workers.turn.claim import Claim
 from turnmill.workers.turn.coalesce import Coalescer
 
 log = structlog.get_logger()
+
+#: Ends after which a person may be wanted.
+_FAILURES = frozenset({TurnState.FAILED, TurnState.PARKED})
 
 _STATE = "SELECT state, attempt FROM turns WHERE id = %s"
 
@@ -77,9 +81,20 @@ def end_turns(database: Database, endings: Sequence[Ending]) -> list[bool]:
         lock_turns(cursor, [ending.turn_id for ending in endings])
         ended = cursor.connection.cursor()
         ended.execute(END, (rows, TURN_CHANNEL))
+        failures = [ending for ending in endings if ending.state in _FAILURES]
+        # To read the rows here takes a second round trip.
+        ended_ids = {row[0] for row in ended} if failures else set()
+        if failures:
+            _hand_off_failures(cursor, failures, ended_ids)
         advance(cursor, conversation_ids)
-    ended_ids = {row[0] for row in ended}
+    ended_ids |= {row[0] for row in ended}
     return [ending.turn_id in ended_ids for ending in endings]
+
+
+def _hand_off_failures(cursor: Cursor, failures: list[Ending], ended_ids: set[UUID]) -> None:
+    """Hand the conversations to people whose policies want that when a turn is not answered."""
+    ids = {each.conversation_id for each in failures if each.turn_id in ended_ids}
+    hand_off(cursor, list(ids), "The bot failed to answer.", after_failure=True)
 
 
 class Settler:

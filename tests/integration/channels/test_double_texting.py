@@ -21,7 +21,7 @@ _threads = count(1)
 
 
 def _is_streaming(replica: Replica) -> bool:
-    return bool(replica.rows("SELECT 1 FROM chunks WHERE text LIKE '%%w3 %%'"))
+    return bool(replica.rows("SELECT 1 FROM chunks WHERE position >= 2"))
 
 
 def _ask_at_length(replica: Replica, eventually: Eventually, **policies: Any) -> None:

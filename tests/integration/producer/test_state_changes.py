@@ -17,15 +17,18 @@ from typing import Any
 import pytest
 
 from turnmill.producer.accept import accept_many
-from turnmill.producer.cancel import cancel
+from turnmill.producer.cancel import cancel, end_open_turns
+from turnmill.producer.handoff import hand_off
 from turnmill.producer.parked.replay import drop, replay
 from turnmill.schemas import store
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered, Failed, Outcome, Snoozed
-from turnmill.schemas.store.advance import ADVANCE
+from turnmill.schemas.store.advance import ADVANCE, lock_conversations
 from turnmill.schemas.store.cancel import CANCEL
 from turnmill.schemas.store.changes import change
 from turnmill.schemas.store.claim import CLAIM
+from turnmill.schemas.store.collect import COLLECT, FIND_UNBEGUN
+from turnmill.schemas.store.interrupt import INTERRUPT
 from turnmill.schemas.store.outbox import OWE_HINTS
 from turnmill.schemas.store.replay import DROP, REPLAY
 from turnmill.schemas.store.requeue import REQUEUE
@@ -46,9 +49,6 @@ _CHANGING = re.compile(
     r"|UPDATE\s+turns\b(?:\s+(?:AS\s+)?\w+)?\s+SET\s(?:(?!\b(?:FROM|WHERE)\b)[^;])*?\bstate\s*=",
     re.IGNORECASE,
 )
-
-#: No code hands turns to people yet.
-_NOT_YET = {(TurnState.RUNNING, TurnState.HANDED_OFF)}
 
 _NOTE = """
 CREATE TABLE changes (old text, new text, statement text);
@@ -118,6 +118,28 @@ class Ways:
         assert self._leases.claim(running.turn_id)
         self.cancel(running)
 
+    def hand_off_each(self) -> None:
+        """A running turn and a waiting one, a queued one, and one that comes later."""
+        running, _ = self.accept(2)
+        assert self._leases.claim(running.turn_id)
+        (queued,) = self.accept()
+        for turn in (running, queued):
+            hand_off(self._database, self._system.tenant_id, turn.conversation_id, "Too hard.")
+        later = self._system.request("later", conversation_id=queued.conversation_id)
+        accept_many(self._database, [later])
+
+    def interrupt(self) -> None:
+        (turn,) = self.accept()
+        claim = self._leases.claim(turn.turn_id)
+        assert claim is not None
+        self._database.run(
+            "INSERT INTO chunks (turn_id, position, text, token_count) VALUES (%s, 0, 'yes', 1)",
+            (turn.turn_id,),
+        )
+        with self._database.cursor() as cursor:
+            lock_conversations(cursor, [turn.conversation_id])
+            end_open_turns(cursor, turn.conversation_id, keeps_text=True)
+
     def replay_and_drop(self) -> None:
         parked, later = self.accept(2)
         self.park(parked)
@@ -137,10 +159,13 @@ def test_turns_go_all_ways_of_the_table_and_no_other(system: Any) -> None:
     ways.settle(second, Failed("bad", "No."))
     ways.cancel_each()
     ways.replay_and_drop()
+    ways.hand_off_each()
+    ways.interrupt()
     changes = system.database.run("SELECT DISTINCT old, new, statement FROM changes")
     made = {(change.old, change.new) for change in changes if change.old is not None}
-    assert made == {(old, new) for old in TRANSITIONS for new in TRANSITIONS[old]} - _NOT_YET
-    assert {change.new for change in changes if change.old is None} == {"waiting", "queued"}
+    assert made == {(old, new) for old in TRANSITIONS for new in TRANSITIONS[old]}
+    begun = {change.new for change in changes if change.old is None}
+    assert begun == {"waiting", "queued", "handed_off"}
     statements = {change.statement for change in changes}
     statements |= {row.statement for row in system.database.run("SELECT statement FROM owed")}
     owned = [_bare(text) for text in _owned()]
@@ -194,6 +219,26 @@ class Tries:
 
     def drop(self) -> None:
         self._database.run(DROP, ([self._turn.turn_id],))
+
+    def interrupt(self) -> None:
+        turn_id = self._turn.turn_id
+        self._database.run(
+            "INSERT INTO chunks (turn_id, position, text, token_count) VALUES (%s, 0, 'yes', 1)",
+            (turn_id,),
+        )
+        self._database.run(INTERRUPT, ([turn_id],))
+
+    def hand_off(self) -> None:
+        self._database.run("UPDATE conversations SET handed_off_at = NULL")
+        conversation_id = self._turn.conversation_id
+        hand_off(self._database, self._system.tenant_id, conversation_id, "Too hard.")
+
+    def collect(self) -> None:
+        with self._database.cursor() as cursor:
+            params = {"conversation": self._turn.conversation_id, "last": 1, "author": None}
+            if cursor.execute(FIND_UNBEGUN, params).fetchone() is not None:
+                said = {"turn": self._turn.turn_id, "input": "[]", "quiet_s": 1.0}
+                cursor.execute(COLLECT, said)
 
     def advance(self) -> None:
         self._database.run(ADVANCE, ([self._turn.conversation_id],))

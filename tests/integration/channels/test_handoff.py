@@ -1,0 +1,255 @@
+"""Hand-off: a person answers, nothing that the user says is lost, and the bot resumes with all."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.conversing import Replica, message, prompt_of, read_turns
+from turnmill.producer.accept import accept
+from turnmill.producer.converse import Kind, Received
+from turnmill.producer.handoff import answer, hand_off, list_handed_off, resume
+from turnmill.producer.parked.replay import replay
+from turnmill.producer.tenants import save_bot
+from turnmill.schemas.channels.policies import Policies
+from turnmill.schemas.errors import HandedOff, NotFound, NotHandedOff
+from turnmill.schemas.ids import Prefix, new_id, parse_id
+from turnmill.schemas.turns import GenerationParams, Message, Role, TurnRequest
+from turnmill.workers.testing import InlineWorker
+
+Eventually = Callable[..., None]
+TEXTS = Policies().texts
+
+
+def _deliveries(replica: Replica) -> list[tuple[str, str]]:
+    rows = replica.rows("SELECT kind, state FROM deliveries ORDER BY ordinal")
+    return [(row.kind, row.state) for row in rows]
+
+
+def _hand_off(replica: Replica, received: Received) -> None:
+    assert received.conversation_id is not None
+    hand_off(replica.database, replica.tenant_id, received.conversation_id, "Too hard.")
+
+
+def _resume(replica: Replica, received: Received) -> bool:
+    assert received.conversation_id is not None
+    return resume(replica.database, replica.tenant_id, received.conversation_id)
+
+
+def test_a_hand_off_ends_all_open_turns_and_drops_their_deliveries(replica: Replica) -> None:
+    for text in ("one", "two"):
+        received = replica.say(text, double_texting="enqueue")
+    _hand_off(replica, received)
+    assert replica.turns() == [("handed_off", "one"), ("handed_off", "two")]
+    assert _deliveries(replica) == [
+        ("reply", "dropped"), ("reply", "dropped"), ("notice", "queued"),
+    ]  # fmt: skip
+    assert replica.notices() == [TEXTS.handed_off]
+    assert len(replica.rows("SELECT turn_id FROM outbox")) == 1, "the notice's hint"
+
+
+def test_a_hand_off_fences_and_stops_the_running_turn(
+    replica: Replica, eventually: Eventually
+) -> None:
+    with InlineWorker(replica.settings) as inline:
+        received = replica.say("[[tokens=60000]]", quiet_s=0)
+        eventually(lambda: replica.rows("SELECT 1 FROM chunks WHERE position >= 2"))
+        _hand_off(replica, received)
+        eventually(lambda: not inline.worker.leases.held_count)
+    (turn,) = read_turns(replica, received)
+    assert (turn.state, turn.reply) == ("handed_off", None)
+    (attempt,) = replica.rows("SELECT outcome FROM attempts")
+    assert attempt.outcome == "cancelled"
+
+
+def test_handing_off_twice_changes_nothing_more(replica: Replica) -> None:
+    received = replica.say("Hello")
+    _hand_off(replica, received)
+    (before,) = replica.rows("SELECT handed_off_at, handed_off_because FROM conversations")
+    _hand_off(replica, received)
+    (after,) = replica.rows("SELECT handed_off_at, handed_off_because FROM conversations")
+    assert before == after
+    assert replica.notices() == [TEXTS.handed_off]
+
+
+@pytest.mark.parametrize("word", ["human", "Talk to a person.", "转人工"])
+def test_a_word_asks_for_a_person(replica: Replica, word: str) -> None:
+    assert replica.say(word).kind is Kind.HANDED_OFF
+    assert replica.notices() == [TEXTS.handed_off]
+    assert replica.say("Are you there?").kind is Kind.HANDED_OFF
+
+
+def test_what_is_said_meanwhile_is_kept_and_not_answered(replica: Replica) -> None:
+    replica.command("hand_off")
+    assert replica.say("Hello?", author="U1").kind is Kind.HANDED_OFF
+    assert replica.say("Good day, this is Ada.", author="ADA").kind is Kind.ANSWERED
+    assert replica.say("stop", author="U1").kind is Kind.HANDED_OFF
+    rows = replica.rows("SELECT state, author, input->0->>'role' AS role FROM turns ORDER BY id")
+    assert [(row.state, row.author, row.role) for row in rows] == [
+        ("handed_off", "U1", "user"),
+        ("handed_off", "ADA", "assistant"),
+        ("handed_off", "U1", "user"),
+    ]
+    assert _deliveries(replica) == [("notice", "queued")]
+    (conversation,) = replica.rows("SELECT next_seq, answered_seq FROM conversations")
+    assert conversation == (4, 3)
+
+
+def test_a_picture_is_kept_although_no_worker_can_look_at_it(replica: Replica) -> None:
+    replica.command("hand_off")
+    event = message("")
+    picture = {"type": "image", "url": "https://example.com/cat.png"}
+    event = type(event).model_validate({**event.model_dump(), "content": [picture]})
+    assert replica.receive(event).kind is Kind.HANDED_OFF
+
+
+def test_the_bot_resumes_with_all_that_was_said(replica: Replica, eventually: Eventually) -> None:
+    with InlineWorker(replica.settings):
+        first = replica.say("Hello there", quiet_s=0)
+        eventually(lambda: replica.turns() == [("completed", "Hello there")])
+        replica.say("human")
+        replica.say("My parcel is late.")
+        replica.say("Number 17.")
+        replica.say("I am on it.", author="ADA")
+        assert first.conversation_id is not None
+        answer(replica.database, replica.tenant_id, first.conversation_id, "It is found.", "web")
+        assert replica.command("resume").kind is Kind.RESUMED
+        last = replica.say("Thanks!", quiet_s=0)
+        eventually(lambda: replica.turns()[-1] == ("completed", "Thanks!"))
+    turns = read_turns(replica, last)
+    assert prompt_of(replica, turns[-1]) == [
+        ("user", "Hello there"),
+        ("assistant", "Hello there"),
+        ("user", "My parcel is late.\nNumber 17."),
+        ("assistant", "I am on it.\nIt is found."),
+        ("user", "Thanks!"),
+    ]
+    assert replica.notices() == [TEXTS.handed_off, "It is found.", TEXTS.resumed]
+
+
+def test_what_was_streamed_before_a_hand_off_is_part_of_what_was_said(
+    replica: Replica, eventually: Eventually
+) -> None:
+    with InlineWorker(replica.settings) as inline:
+        received = replica.say("[[tokens=60000]]", quiet_s=0)
+        eventually(lambda: replica.rows("SELECT 1 FROM chunks WHERE position >= 2"))
+        _hand_off(replica, received)
+        eventually(lambda: not inline.worker.leases.held_count)
+    _resume(replica, received)
+    replica.say("And?")
+    *_, (role, said), asked = prompt_of(replica, read_turns(replica, received)[-1])
+    assert role == "assistant"
+    assert said.startswith("w1 w2 w3")
+    assert asked == ("user", "And?")
+
+
+def test_the_user_who_said_something_unanswered_goes_on_in_the_same_message(
+    replica: Replica,
+) -> None:
+    received = replica.say("My parcel is late.")
+    _hand_off(replica, received)
+    _resume(replica, received)
+    replica.say("Hello?")
+    turn = read_turns(replica, received)[-1]
+    assert prompt_of(replica, turn) == [("user", "My parcel is late.\nHello?")]
+
+
+def test_resuming_what_the_bot_answers_changes_nothing(replica: Replica) -> None:
+    received = replica.say("Hello")
+    assert not _resume(replica, received)
+    assert replica.command("resume").kind is Kind.IGNORED
+    assert replica.notices() == []
+
+
+def test_a_person_cannot_answer_what_the_bot_answers(replica: Replica) -> None:
+    received = replica.say("Hello")
+    assert received.conversation_id is not None
+    with pytest.raises(NotHandedOff, match="turnmill conversations hand-off conv_"):
+        answer(replica.database, replica.tenant_id, received.conversation_id, "Hi", "ada")
+    with pytest.raises(NotFound):
+        answer(replica.database, new_id(), received.conversation_id, "Hi", "ada")
+
+
+def test_a_turn_of_the_api_is_kept_for_the_person_too(replica: Replica) -> None:
+    received = replica.command("hand_off")
+    request = TurnRequest(
+        tenant_id=replica.tenant_id, bot=replica.bot,
+        messages=(Message(role=Role.USER, content="Hello?"),),
+        conversation_id=received.conversation_id,
+    )  # fmt: skip
+    assert accept(replica.database, request).state == "handed_off"
+
+
+def test_a_reset_ends_the_hand_off_with_a_fresh_conversation(replica: Replica) -> None:
+    first = replica.command("hand_off")
+    reset = replica.command("reset")
+    assert reset.kind is Kind.RESET
+    assert replica.say("Hello").kind is Kind.ACCEPTED
+    assert reset.conversation_id != first.conversation_id
+    assert list_handed_off(replica.database, replica.tenant_id).conversations == []
+
+
+@pytest.mark.parametrize("fate", ["[[fail]]", "[[unavailable]]"])
+def test_a_turn_that_fails_or_is_parked_hands_its_conversation_off_where_its_bot_wants_it(
+    replica: Replica, eventually: Eventually, fate: str
+) -> None:
+    _save(replica, {"hands_off_failures": True, "texts": {"handed_off": "Ada will answer."}})
+    replica.say(fate, double_texting="enqueue")
+    replica.say("Hello?", double_texting="enqueue")
+    worker = replica.settings.worker.model_copy(update={"max_attempts": 1})
+    with InlineWorker(replica.settings.model_copy(update={"worker": worker})):
+        eventually(lambda: replica.turns()[1] == ("handed_off", "Hello?"))
+    assert replica.turns()[0][0] in ("failed", "parked")
+    assert replica.notices() == ["Ada will answer."]
+    (shown,) = list_handed_off(replica.database, replica.tenant_id).conversations
+    assert shown.because == "The bot failed to answer."
+    assert (shown.channel, shown.thread, shown.turn_count) == ("slack", "T1", 2)
+
+
+def test_a_turn_that_fails_hands_nothing_off_where_nobody_wants_it(
+    replica: Replica, eventually: Eventually
+) -> None:
+    replica.say("[[fail]]", quiet_s=0)
+    with InlineWorker(replica.settings):
+        eventually(lambda: replica.turns() == [("failed", "[[fail]]")])
+    assert replica.notices() == []
+    assert replica.say("Hello").kind is Kind.ACCEPTED
+
+
+def test_a_parked_turn_is_not_replayed_while_a_person_answers(
+    replica: Replica, eventually: Eventually
+) -> None:
+    received = replica.say("[[unavailable]]", quiet_s=0)
+    worker = replica.settings.worker.model_copy(update={"max_attempts": 1})
+    with InlineWorker(replica.settings.model_copy(update={"worker": worker})):
+        eventually(lambda: replica.turns()[0][0] == "parked")
+    _hand_off(replica, received)
+    assert received.turn_id is not None
+    (change,) = replay(replica.database, replica.tenant_id, [received.turn_id])
+    assert isinstance(change.refusal, HandedOff)
+    _resume(replica, received)
+    (change,) = replay(replica.database, replica.tenant_id, [received.turn_id])
+    assert change.refusal is None
+
+
+def test_conversations_that_people_answer_are_listed_page_by_page(replica: Replica) -> None:
+    for number in range(5):
+        _hand_off(replica, replica.say("Hello", thread=f"T{number}"))
+    first = list_handed_off(replica.database, replica.tenant_id, limit=3)
+    last = first.conversations[-1].conversation_id
+    rest = list_handed_off(replica.database, replica.tenant_id, limit=3, after=_id(last))
+    assert (first.has_more, rest.has_more) == (True, False)
+    threads = [each.thread for each in (*first.conversations, *rest.conversations)]
+    assert threads == ["T0", "T1", "T2", "T3", "T4"]
+    assert list_handed_off(replica.database, new_id()).conversations == []
+
+
+def _save(replica: Replica, policies: dict[str, Any]) -> None:
+    save_bot(
+        replica.database, replica.tenant_id, replica.bot, replica.bot, "", GenerationParams(),
+        policies=Policies.model_validate(policies),
+    )  # fmt: skip
+
+
+def _id(shown: str) -> Any:
+    return parse_id(Prefix.CONVERSATION, shown)
