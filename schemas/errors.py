@@ -10,6 +10,7 @@
     │   │   ├── EngineBrokeOff      it failed in the middle of the turn, and goes on for others
     │   │   ├── EngineDied          its worker has to be started again
     │   │   └── Unanswered          a server of the engine said nothing in time
+    │   ├── ChannelUnavailable      the platform does not take the message right now
     │   └── LaterTurnRunning        the parked turn cannot be replayed right now
     └── PermanentError              trying again cannot help
         ├── SettingsError
@@ -26,6 +27,7 @@
         ├── HandedOff               a person answers the conversation
         ├── NotHandedOff            no person answers the conversation
         ├── LaterTurnAnswered       the parked turn cannot be replayed any more
+        ├── DeliveryRefused         the platform will not take the message, however often it is sent
         ├── EngineFailure           the engine cannot answer this turn
         ├── ArtifactRefused         a compressed model is damaged, foreign, or misses its limits
         └── StackError              the embedded stack cannot start
@@ -105,6 +107,22 @@ class EngineDied(EngineUnavailable):
 
 class Unanswered(EngineUnavailable):
     """A server said nothing in time; it may only have more to do than it can."""
+
+
+class ChannelUnavailable(TransientError):
+    """The platform does not take the message right now."""
+
+    code = "channel_unavailable"
+    is_public = False
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, is_doubtful: bool = False
+    ) -> None:
+        super().__init__(message)
+        #: What the platform asks for, seconds: it is working, and counts our calls.
+        self.retry_after_s = retry_after_s
+        #: The message may have arrived all the same.
+        self.is_doubtful = is_doubtful
 
 
 class LaterTurnRunning(TransientError):
@@ -201,6 +219,18 @@ class LaterTurnAnswered(PermanentError):
     """A later turn of the conversation has been answered since."""
 
     code = "later_turn_answered"
+
+
+class DeliveryRefused(PermanentError):
+    """The platform refuses the message for good."""
+
+    code = "delivery_refused"
+    is_public = False
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        #: The platform's own code, as `channel_not_found`.
+        self.reason = reason
 
 
 class EngineFailure(PermanentError):

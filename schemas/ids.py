@@ -18,6 +18,7 @@ class Prefix(StrEnum):
     CONVERSATION = "conv"
     BATCH = "batch"
     KEY = "key"
+    DELIVERY = "dlv"
 
 
 def new_id() -> UUID:

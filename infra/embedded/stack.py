@@ -30,9 +30,15 @@ from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.server import EmbeddedServer
 from turnmill.infra.embedded.supervisor import ChildEvent, ChildEventKind, Supervisor
 from turnmill.infra.embedded.valkey import EmbeddedValkey
+from turnmill.schemas.channels.configuration import load_configuration
 from turnmill.schemas.errors import StackError
 from turnmill.schemas.observability.targets import remove_dead_targets
-from turnmill.schemas.settings import STACK_FILE, WorkerSettings
+from turnmill.schemas.settings import (
+    CONFIG_FILE,
+    STACK_FILE,
+    DeliverySettings,
+    WorkerSettings,
+)
 from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
 from turnmill.schemas.surroundings import PREFIX, without_strangers
 from turnmill.schemas.turns import Lane
@@ -40,7 +46,7 @@ from turnmill.schemas.urls import address, reachable
 
 #: In the order of their start; stopped in reverse, so that a draining worker's readers
 #: still find the API.
-COMPONENTS = ("api", "relay", "worker", "quarantine", "flower")
+COMPONENTS = ("api", "relay", "deliver", "worker", "quarantine", "flower")
 
 #: `-P`: whatever lies in the current folder must not be imported.
 PROGRAM = (sys.executable, "-P", "-m", "turnmill.producer.cli")
@@ -75,9 +81,9 @@ class Stack:
     ) -> None:
         """`progress` is told each step in words; `notify` is told all that happens to children."""
         self.folder = DataFolder(folder)
-        self._components = [name for name in COMPONENTS if name in components]
         inherited = without_strangers({**os.environ, **(environment or {})})
         self._environment = {**inherited, f"{PREFIX}DATA": str(self.folder.path)}
+        self._components = [name for name in COMPONENTS if name in components]
         self._progress = progress
         self._notify = notify
         self._program = program
@@ -240,11 +246,25 @@ class Stack:
                 "api", "the API", ready=f"{self.api_url}/readyz", ready_timeout_s=60
             ),
             "relay": lambda: self._own("relay", "the relay"),
+            "deliver": lambda: self._own(
+                "deliver", "the delivery worker", stop_timeout_s=self._drain_s("delivery") + 5
+            ),
             "worker": lambda: self._worker("worker", "the worker", {}),
             "quarantine": lambda: self._worker("quarantine", "the quarantine worker", _QUARANTINE),
             "flower": lambda: self._own("flower", "Flower", ready=self._has_flower),
         }
-        return [*servers, upgrade, *(parts[name]() for name in self._components)]
+        names = [name for name in self._components if name != "deliver" or self._has_channels()]
+        return [*servers, upgrade, *(parts[name]() for name in names)]
+
+    def _has_channels(self) -> bool:
+        """Raises `SettingsError` if `turnmill.toml` is wrong."""
+        given = self._environment.get(f"{PREFIX}CONFIG")
+        path = Path(given) if given else self.folder.path / CONFIG_FILE
+        return bool(load_configuration(path if given or path.exists() else None).channels)
+
+    def _drain_s(self, section: str) -> float:
+        default = {"worker": WorkerSettings().drain_s, "delivery": DeliverySettings().drain_s}
+        return float(self._environment.get(f"{PREFIX}{section.upper()}__DRAIN_S", default[section]))
 
     def _own(self, name: str, title: str, *words: str, **options: Any) -> Child:
         """One of our processes; its command is its name, unless words are given."""
@@ -253,7 +273,6 @@ class Stack:
         return Child(name=name, title=title, command=command, **options)
 
     def _worker(self, name: str, title: str, overrides: Mapping[str, str]) -> Child:
-        drain_s = float(self._environment.get(f"{PREFIX}WORKER__DRAIN_S", WorkerSettings().drain_s))
         return self._own(
             name,
             title,
@@ -261,7 +280,7 @@ class Stack:
             environment={**self._environment, **overrides},
             ready=self._is_live_worker,
             ready_timeout_s=_MODEL_TIMEOUT_S,
-            stop_timeout_s=drain_s + 5,
+            stop_timeout_s=self._drain_s("worker") + 5,
         )
 
     def _is_live_worker(self, pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""Commands that run one process of the system each: `api`, `relay`, `worker`, `flower`, `db`."""
+"""Commands that run one process of the system each: `api`, `relay`, `worker`, `deliver`, …"""
 
 import os
 import signal
@@ -19,6 +19,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(api)
     app.command()(relay)
     app.command()(worker)
+    app.command()(deliver)
     app.command()(flower)
 
 
@@ -90,6 +91,18 @@ def worker(
     chosen = settings.model_copy(update={"worker": settings.worker.model_copy(update=given)})
     # All is closed by then; Python's own farewell could outlast the drain's deadline.
     os._exit(run_worker(chosen))
+
+
+def deliver() -> None:
+    """Run a delivery worker, which brings replies to the channels of turnmill.toml.
+
+    Example: TURNMILL_CONFIG=turnmill.toml turnmill deliver
+    """
+    from turnmill.workers.delivery.process import run_delivery_worker
+
+    settings = _start_on_database()
+    # As for a worker: Python's own farewell could outlast the drain's deadline.
+    os._exit(run_delivery_worker(settings))
 
 
 def flower() -> None:

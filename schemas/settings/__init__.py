@@ -8,6 +8,7 @@ leaves in its data folder, defaults. A misspelt variable is an error, not a defa
 from turnmill.schemas.settings.api import APISettings
 from turnmill.schemas.settings.broker import BrokerSettings
 from turnmill.schemas.settings.database import DatabaseSettings
+from turnmill.schemas.settings.delivery import DeliverySettings
 from turnmill.schemas.settings.engine import DEFAULT_MODEL, EngineSettings
 from turnmill.schemas.settings.flower import FlowerSettings
 from turnmill.schemas.settings.load import (
@@ -31,6 +32,7 @@ __all__ = [
     "APISettings",
     "BrokerSettings",
     "DatabaseSettings",
+    "DeliverySettings",
     "EngineSettings",
     "FlowerSettings",
     "LogSettings",

@@ -23,6 +23,7 @@ from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings.api import APISettings
 from turnmill.schemas.settings.broker import BrokerSettings
 from turnmill.schemas.settings.database import DatabaseSettings
+from turnmill.schemas.settings.delivery import DeliverySettings
 from turnmill.schemas.settings.engine import EngineSettings
 from turnmill.schemas.settings.flower import FlowerSettings
 from turnmill.schemas.settings.log import LogSettings
@@ -70,6 +71,7 @@ class Settings(BaseSettings):
     relay: RelaySettings = RelaySettings()
     affinity: AffinitySettings = AffinitySettings()
     worker: WorkerSettings = WorkerSettings()
+    delivery: DeliverySettings = DeliverySettings()
     retention: RetentionSettings = RetentionSettings()
     engine: EngineSettings = EngineSettings()
     api: APISettings = APISettings()

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,10 +11,16 @@ from amqp.exceptions import ConsumerCancelled
 from celery import Celery
 from celery.worker.consumer import Consumer
 
-from turnmill.schemas.broker import celery_settings, hint_queues, old_queues, own_queues
+from turnmill.schemas.broker import (
+    celery_settings,
+    hint_queue,
+    hint_queues,
+    old_queues,
+    own_queues,
+)
 from turnmill.schemas.observability.telemetry import BROKER_RECONNECTS
-from turnmill.schemas.routes import lane_of
-from turnmill.schemas.settings import Settings
+from turnmill.schemas.routes import ANSWER_TASK, DELIVERY_LANE, SEND_TASK, lane_of
+from turnmill.schemas.settings import BrokerSettings, Settings
 from turnmill.schemas.store.deployment import Deployment
 from turnmill.schemas.turns import Lane
 from turnmill.workers.consumer.hints import NotAHint, UnknownTask, checked, read_hint
@@ -76,9 +82,9 @@ class HintConsumer(Consumer):  # type: ignore[misc]
     That step retries every broker URL synchronously after a reconnect: with one node of three
     down, nothing is consumed for 18 seconds. Hints are never delayed, so it has no use here.
 
-    There are threads for `worker.concurrency` turns of each lane. RabbitMQ's quorum queues give
-    each consumer, that is each queue, so many hints. Redis knows one number for all queues; there
-    `PlacesByLane` chooses the queues.
+    There are threads for so many turns of each lane, or deliveries of each channel. RabbitMQ's
+    quorum queues give each consumer, that is each queue, so many hints. Redis knows one number for
+    all queues; there `PlacesByLane` chooses the queues.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -118,7 +124,9 @@ class HintConsumer(Consumer):  # type: ignore[misc]
         derive_message_class(channel, checked)
         self.guard_reads(channel)
         if is_redis(channel):
-            places = PlacesByLane(channel.qos, self.pool.limit // self.app.lane_count)
+            places = PlacesByLane(
+                channel.qos, self.pool.limit // self.app.lane_count, self.app.lane_of
+            )
             order_queues(channel, places)
         return super().loop_args()
 
@@ -135,7 +143,7 @@ class HintConsumer(Consumer):  # type: ignore[misc]
 
         def on_message(message: Any) -> None:
             try:
-                read_hint(message)
+                read_hint(message, self.app.hint_task)
             except NotAHint as error:
                 self._drop(message, error.reason)
             except UnknownTask as error:
@@ -240,22 +248,26 @@ class PlacesByLane:
     kombu asks it as its `QueueOrder`.
     """
 
-    def __init__(self, qos: Any, places: int) -> None:
+    def __init__(self, qos: Any, places: int, lane_of: Callable[[str], str] = lane_of) -> None:
+        """`lane_of` tells which queues share their places."""
         self._qos = qos
         self._places = places
+        self._lane_of = lane_of
         self._queues: list[str] = []
 
     def update(self, queues: Iterable[str]) -> None:
         """The queues that are consumed."""
-        order = list(Lane)
-        self._queues = sorted(queues, key=lambda queue: order.index(lane_of(queue)))
+        order: dict[str, int] = {lane: place for place, lane in enumerate(Lane)}
+        self._queues = sorted(queues, key=lambda queue: order.get(self._lane_of(queue), 0))
 
     def consume(self, count: int) -> list[str]:
         """The queues to ask, in the order in which they are emptied."""
         held = Counter(
-            lane_of(message.delivery_info["routing_key"]) for message in unacknowledged(self._qos)
+            self._lane_of(message.delivery_info["routing_key"])
+            for message in unacknowledged(self._qos)
         )
-        return [queue for queue in self._queues if held[lane_of(queue)] < self._places][:count]
+        free = [queue for queue in self._queues if held[self._lane_of(queue)] < self._places]
+        return free[:count]
 
     def rotate(self, last_used: str) -> None:
         """Their order is their lanes'."""
@@ -267,16 +279,41 @@ def create_app(settings: Settings, deployment: Deployment, leases: Leases | None
     `leases`: the worker's, if it is one of a process that answers turns.
     """
     broker, lanes, model = settings.broker, settings.worker.lanes, settings.engine.model_name
-    app = Celery("turnmill", set_as_current=False)
+    app = _app(broker, ANSWER_TASK)
     app.leases = leases
     app.lane_count = len(settings.worker.lanes)
-    app.is_amqp = settings.broker.is_amqp
-    app.conf.update(celery_settings(settings.broker), **WORKER_SETTINGS)
-    if not settings.broker.is_amqp:
-        app.conf.broker_transport_options["polling_interval"] = REDIS_POLL_S
+    app.lane_of = lane_of
     app.conf.task_queues = hint_queues(broker, lanes, model, deployment.id)
     if leases is not None:
         app.conf.task_queues += own_queues(settings, deployment.id, leases.worker_id)
     if deployment.has_old_queues:
         app.conf.task_queues += old_queues(broker, lanes, model)
+    return app
+
+
+def create_delivery_app(
+    settings: Settings, deployment: Deployment, channels: Sequence[str], consuming: Any
+) -> Celery:
+    """The app of a delivery worker: one queue a channel, each with places of its own.
+
+    `consuming` has the attributes of `Leases` that `HintConsumer` reads and sets.
+    """
+    app = _app(settings.broker, SEND_TASK)
+    app.leases = consuming
+    app.lane_count = len(channels)
+    app.lane_of = str
+    app.conf.task_queues = [
+        hint_queue(settings.broker, DELIVERY_LANE, channel, deployment.id) for channel in channels
+    ]
+    return app
+
+
+def _app(broker: BrokerSettings, task: str) -> Celery:
+    """An app that carries hints for one task."""
+    app = Celery("turnmill", set_as_current=False)
+    app.hint_task = task
+    app.is_amqp = broker.is_amqp
+    app.conf.update(celery_settings(broker), **WORKER_SETTINGS)
+    if not broker.is_amqp:
+        app.conf.broker_transport_options["polling_interval"] = REDIS_POLL_S
     return app

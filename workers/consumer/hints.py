@@ -9,7 +9,10 @@ import json
 from typing import Any
 from uuid import UUID
 
-from turnmill.schemas.routes import ANSWER_TASK
+from turnmill.schemas.routes import ANSWER_TASK, SEND_TASK
+
+#: What a hint for each task names: the row that it is about, and what people who watch Flower see.
+_ARGUMENTS = {ANSWER_TASK: ("turn_id", "lane", "model"), SEND_TASK: ("delivery_id", "channel")}
 
 #: The names of tasks of any version of Turnmill begin so.
 _OUR_TASKS = "turnmill."
@@ -35,10 +38,11 @@ class UnknownTask(Exception):
         self.name = name
 
 
-def read_hint(message: Any) -> None:
+def read_hint(message: Any, task: str = ANSWER_TASK) -> None:
     """Reduce a kombu message to the hint it carries, and to the headers that we choose.
 
-    ETA, expiry, callbacks and arguments that this version does not know are gone afterwards.
+    `task` is the one that this process runs. ETA, expiry, callbacks and arguments that this
+    version does not know are gone afterwards.
 
     Raises:
         NotAHint: nothing of ours.
@@ -47,12 +51,12 @@ def read_hint(message: Any) -> None:
     headers = message.headers
     if not isinstance(headers, dict):
         raise NotAHint("headers")
-    _check_task(headers.get("task"))
-    hint = _hint(message)
-    name = str(_id(headers.get("id"), "id") or UUID(hint["turn_id"]))
+    _check_task(headers.get("task"), task)
+    hint = _hint(message, _ARGUMENTS[task])
+    name = str(_id(headers.get("id"), "id") or UUID(next(iter(hint.values()))))
     message.headers = {
         "lang": "py",
-        "task": ANSWER_TASK,
+        "task": task,
         "id": name,
         "root_id": name,
         "argsrepr": "()",
@@ -113,15 +117,16 @@ def _refuse_compression(headers: Any) -> None:
         raise NotAHint("compression")
 
 
-def _check_task(name: object) -> None:
-    if name == ANSWER_TASK:
+def _check_task(name: object, task: str) -> None:
+    if name == task:
         return
     if isinstance(name, str) and name.startswith(_OUR_TASKS) and len(name) <= _MAX_NAME:
         raise UnknownTask(name)
     raise NotAHint("task")
 
 
-def _hint(message: Any) -> dict[str, str]:
+def _hint(message: Any, names: tuple[str, ...]) -> dict[str, str]:
+    """The arguments: the first is an id, the others any text."""
     body = message.body
     if message.content_type != "application/json" or not isinstance(body, (bytes, str, memoryview)):
         raise NotAHint("content_type")
@@ -129,13 +134,13 @@ def _hint(message: Any) -> dict[str, str]:
         raise NotAHint("size")
     try:
         _, fields, *_ = json.loads(bytes(body) if isinstance(body, memoryview) else body)
-        turn_id, lane, model = (fields.get(key, "") for key in ("turn_id", "lane", "model"))
+        first, *others = (fields.get(name, "") for name in names)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise NotAHint("body") from error
-    uuid = _id(turn_id, "turn_id")
-    if uuid is None or not (isinstance(lane, str) and isinstance(model, str)):
+    uuid = _id(first, names[0])
+    if uuid is None or not all(isinstance(other, str) for other in others):
         raise NotAHint("arguments")
-    return {"turn_id": uuid.hex, "lane": lane, "model": model}
+    return dict(zip(names, (uuid.hex, *others), strict=True))
 
 
 def _id(text: object, name: str) -> UUID | None:

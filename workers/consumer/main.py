@@ -52,16 +52,19 @@ def run_worker(settings: Settings) -> int:
         if settings.worker.mode == "standby" and not wait_for_takeover(worker):
             return 0
         worker.leases.consumed_at = time.monotonic()
-        status = _consume(app, settings)
+        lanes = "+".join(settings.worker.lanes)
+        hostname = f"{lanes}-{os.getpid()}@{socket.gethostname()}"
+        threads = settings.worker.concurrency * len(settings.worker.lanes)
+        status = consume(app, hostname, threads, settings)
         worker.give_up.set()
     return status
 
 
-def _consume(app: Celery, settings: Settings) -> int:
-    lanes = "+".join(settings.worker.lanes)
+def consume(app: Celery, hostname: str, threads: int, settings: Settings) -> int:
+    """Run Celery's loop until it is told to end; the exit status."""
     consumer = app.Worker(
-        hostname=f"{lanes}-{os.getpid()}@{socket.gethostname()}",
-        concurrency=settings.worker.concurrency * len(settings.worker.lanes),
+        hostname=hostname,
+        concurrency=threads,
         without_gossip=True,
         without_mingle=True,
         loglevel=settings.log.level.upper(),

@@ -225,6 +225,17 @@ def test_a_second_stack_on_the_same_folder_is_refused(data: Path, program: list[
         assert stack.pid_of("postgres") is not None
 
 
+def test_a_delivery_worker_runs_where_there_are_channels(data: Path, program: list[str]) -> None:
+    with Stack(data, program=program, components=["deliver"]) as stack:
+        assert not stack.log_of("deliver").exists()
+    (data / "turnmill.toml").write_text(
+        '[channels.desk]\nkind = "webhook"\nbot = "echo"\n'
+        'secret = { env = "DESK" }\nurl = "http://127.0.0.1:1/"\n'
+    )
+    with Stack(data, program=program, components=["deliver"]) as stack:
+        assert stack.pid_of("deliver") is not None
+
+
 def test_a_database_of_the_environment_is_used_instead(
     data: Path, program: list[str], empty_database_url: str
 ) -> None:

@@ -1,0 +1,171 @@
+"""Sending: an attempt wins a delivery, remembers its steps, and ends.
+
+An attempt owns its delivery while the row names its number and worker. A lease that is not given
+back says that its holder died between a call to the platform and the commit: what that call did is
+in doubt, and the next attempt finds out.
+"""
+
+from turnmill.schemas.channels.deliveries import DeliveryState
+from turnmill.schemas.postgres.clock import IS_DUE
+from turnmill.schemas.routes import DELIVERY_LANE, OUTBOX_CHANNEL
+from turnmill.schemas.store.changes import OPEN, UNSENT, delivery_change
+from turnmill.schemas.store.channels.deliveries import HOLDING
+from turnmill.schemas.store.outbox import OWE_HINTS
+
+_CLAIM = delivery_change(to=DeliveryState.SENDING)
+_AGAIN = delivery_change(DeliveryState.SENDING, to=DeliveryState.QUEUED)
+_RETRY = delivery_change(DeliveryState.FAILED, to=DeliveryState.QUEUED)
+_DROP = delivery_change(DeliveryState.QUEUED, DeliveryState.FAILED, to=DeliveryState.DROPPED)
+_PENDING = f"state = '{DeliveryState.PENDING}'"
+_QUEUED = f"state = '{DeliveryState.QUEUED}'"
+_SENDING = f"state = '{DeliveryState.SENDING}'"
+
+#: Nobody holds the row. A lease that ends later than anybody sets it is from before a step of the
+#: clock.
+_IS_FREE = """
+(leased_until IS NULL OR leased_until <= clock_timestamp()
+    OR leased_until > clock_timestamp() + make_interval(secs => %(lease_s)s))
+"""
+
+_HOLD = """
+attempt = d.attempt + 1, worker_id = %(worker)s,
+    leased_until = clock_timestamp() + make_interval(secs => %(lease_s)s)
+"""
+
+#: What an attempt must know of the row `claimed` and of its turn.
+_DETAILS = """
+SELECT claimed.*, t.state AS turn_state, t.error_code AS turn_error, t.model, t.lane,
+    t.started_at IS NOT NULL AS has_started, r.content AS reply, shown.text AS shown,
+    b.policies AS bot_policies, c.policies AS conversation_policies,
+    extract(epoch FROM claimed.expires_at - clock_timestamp())::float AS expires_in_s
+FROM claimed
+LEFT JOIN conversations c ON c.id = claimed.conversation_id
+LEFT JOIN bots b ON b.id = c.bot_id
+LEFT JOIN turns t ON t.id = claimed.turn_id
+LEFT JOIN replies r ON r.turn_id = claimed.turn_id
+LEFT JOIN LATERAL (
+    SELECT string_agg(text, '' ORDER BY position) AS text FROM chunks
+    WHERE turn_id = claimed.turn_id
+) AS shown ON true
+"""
+
+#: Win one delivery, unless an earlier one of its conversation is to be sent first.
+CLAIM_DELIVERY = f"""
+WITH head AS (
+    SELECT id, leased_until FROM deliveries d
+    WHERE id = %(delivery)s AND channel = %(channel)s AND {_CLAIM.guard} AND {_IS_FREE}
+      AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.conversation_id = d.conversation_id
+          AND e.ordinal < d.ordinal AND e.state IN ({HOLDING}))
+    FOR UPDATE SKIP LOCKED
+), hint AS (
+    DELETE FROM outbox USING head WHERE turn_id = head.id AND {IS_DUE}
+    RETURNING head.id, head.leased_until
+), claimed AS (
+    UPDATE deliveries d SET {_CLAIM.setting}, {_HOLD} FROM hint WHERE d.id = hint.id
+    RETURNING d.*, hint.leased_until IS NOT NULL AS is_doubtful
+) {_DETAILS}
+"""
+
+#: Whether a delivery that could not be claimed will be soon: its progress is just being shown.
+IS_HELD = f"""
+SELECT 1 FROM deliveries JOIN outbox ON turn_id = id
+WHERE id = %(delivery)s AND {_QUEUED} AND NOT {_IS_FREE} AND {IS_DUE}
+"""
+
+#: Win deliveries of one channel whose progress is to be shown.
+CLAIM_PROGRESS = f"""
+WITH due AS (
+    SELECT id, leased_until FROM deliveries d
+    WHERE {_PENDING} AND channel = %(channel)s AND progress_at <= clock_timestamp() AND {_IS_FREE}
+    ORDER BY progress_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE deliveries d SET {_HOLD} FROM due WHERE d.id = due.id
+    RETURNING d.*, due.leased_until IS NOT NULL AS is_doubtful
+) {_DETAILS}
+"""
+
+#: The fence of every later statement.
+_MINE = "id = %(delivery)s AND attempt = %(attempt)s AND worker_id = %(worker)s"
+
+KEEP = f"""
+UPDATE deliveries SET progress = %(progress)s,
+    leased_until = clock_timestamp() + make_interval(secs => %(lease_s)s)
+WHERE {_MINE} RETURNING id
+"""
+
+#: Progress was shown; `next_s`: when there may be more, null: never. A lease in doubt stays, ended.
+RELEASE = f"""
+UPDATE deliveries SET progress = %(progress)s,
+    leased_until = CASE WHEN %(is_doubtful)s THEN to_timestamp(0) END,
+    progress_at = CASE WHEN {_PENDING} THEN
+        clock_timestamp() + make_interval(secs => %(next_s)s) END
+WHERE {_MINE} RETURNING id
+"""
+
+
+def end_delivery(state: DeliveryState) -> str:
+    """Build the statement that ends an attempt for good."""
+    change = delivery_change(DeliveryState.SENDING, to=state)
+    return f"""
+UPDATE deliveries SET {change.setting}, progress = %(progress)s, settled_at = clock_timestamp(),
+    leased_until = NULL, error_code = %(code)s, error_message = %(message)s
+WHERE {_MINE} AND {change.guard} RETURNING id
+"""
+
+
+SEND_AGAIN = f"""
+WITH again AS (
+    UPDATE deliveries SET {_AGAIN.setting}, progress = %(progress)s,
+        failures = failures + %(counts)s, error_code = %(code)s, error_message = %(message)s,
+        leased_until = CASE WHEN %(is_doubtful)s THEN to_timestamp(0) END
+    WHERE {_MINE} AND {_AGAIN.guard} RETURNING id, channel
+), due AS (
+    SELECT id AS turn_id, channel AS model, '{DELIVERY_LANE}' AS lane,
+        NULL::timestamptz AS deadline_at,
+        clock_timestamp() + make_interval(secs => %(delay_s)s) AS due_at, false AS is_immediate
+    FROM again
+), hinted AS ({OWE_HINTS})
+SELECT id, pg_notify('{OUTBOX_CHANNEL}', '') FROM again
+"""
+
+#: Conversations with a delivery whose worker died.
+LOST_DELIVERIES = f"""
+SELECT DISTINCT conversation_id FROM deliveries WHERE {_SENDING} AND {_IS_FREE} LIMIT 100
+"""
+
+#: The lease stays, ended: what the dead worker's last call did is in doubt.
+REQUEUE_LOST = f"""
+UPDATE deliveries SET {_AGAIN.setting}, failures = failures + 1, leased_until = to_timestamp(0)
+WHERE conversation_id = ANY(%(conversations)s) AND {_AGAIN.guard} AND {_IS_FREE}
+"""
+
+#: Conversations whose deliveries an older release's worker, or a hand, left behind: pending though
+#: the turn has ended, or first in the queue and without a hint.
+FORGOTTEN_DELIVERIES = f"""
+SELECT DISTINCT conversation_id FROM deliveries d WHERE state IN ({UNSENT}) AND (
+    {_PENDING} AND NOT EXISTS (
+        SELECT 1 FROM turns t WHERE t.id = d.turn_id AND t.state IN ({OPEN}))
+    OR {_QUEUED} AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.turn_id = d.id)
+        AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.conversation_id = d.conversation_id
+            AND e.ordinal < d.ordinal AND e.state IN ({HOLDING}))
+) LIMIT 100
+"""
+
+#: By hand, of one tenant. A retried one counts its failures anew.
+RETRY_FAILED = f"""
+UPDATE deliveries SET {_RETRY.setting}, failures = 0, settled_at = NULL, error_code = NULL,
+    error_message = NULL, expires_at = NULL
+WHERE id = ANY(%(deliveries)s) AND tenant_id = %(tenant)s AND {_RETRY.guard}
+RETURNING id, conversation_id
+"""
+
+DROP_UNSENT = f"""
+WITH dropped AS (
+    UPDATE deliveries SET {_DROP.setting}, settled_at = clock_timestamp(), leased_until = NULL
+    WHERE id = ANY(%(deliveries)s) AND tenant_id = %(tenant)s AND {_DROP.guard}
+    RETURNING id, conversation_id
+), hint AS (
+    DELETE FROM outbox USING dropped WHERE turn_id = dropped.id
+)
+SELECT id, conversation_id FROM dropped
+"""

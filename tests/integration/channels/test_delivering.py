@@ -1,0 +1,181 @@
+"""The delivery worker, as a process on real brokers: what it sends, again or never, in order."""
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from turnmill.producer.accept import accept_many
+from turnmill.schemas.ids import new_id
+
+Eventually = Callable[..., None]
+Make = Callable[[], Any]
+
+#: What does not depend on the broker.
+on_one_broker = pytest.mark.parametrize("broker_url", ["valkey"], indirect=True)
+
+
+def test_a_reply_and_a_notice_are_posted_signed_once_and_in_order(
+    channels: Any, make_receiver: Make, eventually: Eventually
+) -> None:
+    receiver = make_receiver()
+    channels.configure_webhook("desk", receiver)
+    system = channels.system
+    for command in ("relay", "worker"):
+        system.start(command)
+    conversation = new_id()
+    requests = [system.request(f"turn {n}", conversation_id=conversation) for n in range(3)]
+    for turn in accept_many(system.database, requests):
+        channels.owe(turn, "desk", room="7")
+    worker = channels.deliver(eventually)
+    eventually(lambda: channels.states("desk") == ["sent"] * 3)
+    replies = [payload["data"] for _, payload in receiver.received]
+    assert [reply["text"].endswith(f"turn {n}") for n, reply in enumerate(replies)] == [True] * 3
+    assert {reply["target"]["room"] for reply in replies} == {"7"}
+    assert all(reply["is_reply"] for reply in replies)
+    worker.send(signal.SIGTERM)
+    assert worker.wait(10) == 0
+    assert not worker.says("turn 0"), "no reply is logged"
+    assert system.database.run("SELECT 1 FROM outbox") == []
+
+
+@on_one_broker
+@pytest.mark.parametrize("order", [500, 503, "dies", "silent"])
+def test_a_platform_in_trouble_gets_the_message_again(
+    channels: Any, make_receiver: Make, eventually: Eventually, order: Any
+) -> None:
+    receiver = make_receiver()
+    receiver.orders = [order, order]
+    channels.configure_webhook("desk", receiver)
+    channels.system.start("relay")
+    channels.deliver(eventually)
+    channels.notice("desk", "hello")
+    eventually(channels.all_sent)
+    assert (receiver.texts, len(receiver.received)) == (["hello"], 3)
+    (row,) = channels.database.run("SELECT failures, attempt FROM deliveries")
+    assert (row.failures, row.attempt) == (2, 3)
+
+
+@on_one_broker
+def test_a_platform_that_asks_for_patience_gets_it_and_no_failure_is_counted(
+    channels: Any, make_receiver: Make, eventually: Eventually
+) -> None:
+    receiver = make_receiver()
+    receiver.orders, receiver.headers = [429], {"Retry-After": "1"}
+    channels.configure_webhook("desk", receiver)
+    channels.system.start("relay")
+    channels.deliver(eventually)
+    channels.notice("desk", "hello")
+    eventually(channels.all_sent)
+    (row,) = channels.database.run(
+        "SELECT failures, attempt, settled_at - created_at >= interval '1 s' AS has_waited "
+        "FROM deliveries"
+    )
+    assert (row.failures, row.attempt, row.has_waited) == (0, 2, True)
+
+
+@on_one_broker
+def test_a_refusal_is_final_says_what_to_do_and_holds_up_nothing(
+    channels: Any, make_receiver: Make, eventually: Eventually
+) -> None:
+    receiver = make_receiver()
+    receiver.orders = [403]
+    channels.configure_webhook("desk", receiver)
+    conversation = channels.notice("desk", "refused")
+    channels.notice("desk", "taken", conversation)
+    channels.system.start("relay")
+    channels.deliver(eventually)
+    eventually(lambda: channels.states("desk") == ["failed", "sent"])
+    (row,) = channels.database.run("SELECT * FROM deliveries WHERE state = 'failed'")
+    assert row.error_code == "http_403"
+    assert "turnmill.toml" in row.error_message
+
+
+@on_one_broker
+def test_a_delivery_fails_after_its_attempts(
+    channels: Any, make_receiver: Make, eventually: Eventually
+) -> None:
+    receiver = make_receiver()
+    receiver.orders = [500, 500, 500]
+    channels.configure_webhook("desk", receiver)
+    channels.system.start("relay")
+    channels.deliver(eventually, TURNMILL_DELIVERY__MAX_ATTEMPTS="2")
+    channels.notice("desk", "hello")
+    eventually(lambda: channels.states("desk") == ["failed"])
+    (row,) = channels.database.run("SELECT * FROM deliveries")
+    assert (row.error_code, len(receiver.received)) == ("attempts_used_up", 2)
+
+
+def test_a_slow_channel_holds_up_no_other_ones_deliveries(
+    channels: Any, make_receiver: Make, eventually: Eventually
+) -> None:
+    slow, quick = make_receiver(), make_receiver()
+    slow.open.clear()
+    channels.configure_webhook("slow", slow)
+    channels.configure_webhook("quick", quick)
+    channels.system.start("relay")
+    wait = {"TURNMILL_DELIVERY__TIMEOUT_S": "60", "TURNMILL_DELIVERY__LEASE_S": "120"}
+    channels.deliver(eventually, TURNMILL_DELIVERY__CONCURRENCY="2", **wait)
+    for n in range(6):
+        channels.notice("slow", f"slow {n}")
+    eventually(lambda: len(slow.received) == 2)
+    for n in range(6):
+        channels.notice("quick", f"quick {n}")
+    eventually(lambda: channels.states("quick") == ["sent"] * 6)
+    assert len(slow.received) == 2
+    slow.open.set()
+    eventually(channels.all_sent)
+
+
+@on_one_broker
+def test_a_killed_workers_delivery_is_sent_by_another_one(
+    channels: Any, make_receiver: Make, eventually: Eventually
+) -> None:
+    receiver = make_receiver()
+    receiver.open.clear()
+    channels.configure_webhook("desk", receiver)
+    channels.system.start("relay")
+    victim = channels.deliver(eventually)
+    channels.notice("desk", "hello")
+    eventually(lambda: receiver.received)
+    victim.kill()
+    receiver.open.set()
+    channels.deliver(eventually)
+    eventually(channels.all_sent)
+    assert receiver.texts == ["hello"], "the same id: the receiver drops it"
+
+
+@on_one_broker
+def test_what_an_older_release_left_pending_is_found(
+    channels: Any, make_receiver: Make, eventually: Eventually
+) -> None:
+    receiver = make_receiver()
+    channels.configure_webhook("desk", receiver)
+    system = channels.system
+    (turn,) = accept_many(system.database, [system.request("hello")])
+    channels.owe(turn, "desk")
+    system.database.run("DELETE FROM outbox")
+    system.database.run("UPDATE turns SET state = 'failed', error_code = 'deadline_exceeded'")
+    system.start("relay")
+    channels.deliver(eventually)
+    eventually(channels.all_sent)
+    assert receiver.texts == ["Sorry, this took too long, and I gave up. Please ask again."]
+
+
+def test_a_stopping_worker_lets_its_deliveries_finish(
+    channels: Any, make_receiver: Make, eventually: Eventually
+) -> None:
+    receiver = make_receiver()
+    receiver.open.clear()
+    channels.configure_webhook("desk", receiver)
+    channels.system.start("relay")
+    wait = {"TURNMILL_DELIVERY__TIMEOUT_S": "30", "TURNMILL_DELIVERY__LEASE_S": "60"}
+    worker = channels.deliver(eventually, **wait)
+    channels.notice("desk", "hello")
+    eventually(lambda: receiver.received)
+    worker.send(signal.SIGTERM)
+    eventually(lambda: worker.says("drain.consuming_stopped"))
+    receiver.open.set()
+    assert worker.wait(15) == 0
+    assert (channels.all_sent(), len(receiver.received)) == (True, 1)

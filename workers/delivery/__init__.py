@@ -1,0 +1,1 @@
+"""Bring replies and notices to channels: `turnmill deliver`."""

@@ -1,0 +1,85 @@
+"""What a delivery adapter is given, and what it owes.
+
+An adapter brings one text to one place on one platform, in as many steps as the platform needs.
+After each step it remembers what the platform has (`Memory.keep`, a commit), so that another
+attempt goes on from there. Where the platform lets us find our own messages, a step whose outcome
+is in doubt is looked up before it is repeated.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+from turnmill.schemas.channels.deliveries import DeliveryKind
+from turnmill.schemas.turns import TurnState
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One text on its way to one place."""
+
+    delivery_id: UUID
+    kind: DeliveryKind
+    turn_id: UUID | None
+    conversation_id: UUID
+    #: `Address.target` of the event that asked for it.
+    target: dict[str, str]
+    #: What is to be sent; None: the turn was cancelled, and what was shown stays as it is.
+    text: str | None
+    #: The text is a model's reply, which people may judge.
+    is_reply: bool
+    #: The attempt before this one ended without saying what became of its last step.
+    is_doubtful: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How far a turn is whose progress is to be shown."""
+
+    state: TurnState
+    #: The reply as far as it is written.
+    text: str
+    #: Turns that are answered before this one, and when it is expected to begin, seconds; None:
+    #: unknown.
+    place: int | None = None
+    estimate_s: float | None = None
+
+
+class Memory(Protocol):
+    """What an adapter remembers of one delivery."""
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """What was kept last."""
+
+    def keep(self, **changes: Any) -> None:
+        """Commit changes, and hold the delivery for another lease.
+
+        Raises:
+            LeaseLost: another attempt has the delivery; do nothing more.
+            DatabaseUnavailable: whether they were committed is unknown.
+        """
+
+
+class LeaseLost(Exception):
+    """The delivery belongs to another attempt."""
+
+
+class Delivery(Protocol):
+    """One channel's way out. Threads share it.
+
+    Errors leave it only as ours: `ChannelUnavailable` (again later; `is_doubtful` when the step
+    may have worked) and `DeliveryRefused` (never again).
+    """
+
+    #: Whether `show` has anything to show.
+    shows_progress: bool
+
+    def send(self, job: Job, memory: Memory) -> bool:
+        """Send the text, or what is missing of it; False if there was nothing to send."""
+
+    def show(self, job: Job, look: Look, memory: Memory) -> float | None:
+        """Show how far the turn is; in how many seconds to look again, None: never."""
+
+    def close(self) -> None:
+        """Give up connections."""

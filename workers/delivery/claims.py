@@ -1,0 +1,140 @@
+"""Win a delivery, know its text, and hold it while it is sent."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+import structlog
+from psycopg.types.json import Jsonb
+
+from turnmill.schemas.channels.deliveries import DeliveryKind
+from turnmill.schemas.channels.policies import Policies, Texts
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.store.channels.sending import (
+    CLAIM_DELIVERY,
+    CLAIM_PROGRESS,
+    IS_HELD,
+    KEEP,
+)
+from turnmill.schemas.turns import TurnState
+from turnmill.workers.delivery.base import Job, LeaseLost
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who claims: one process."""
+
+    database: Database
+    worker_id: UUID
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryClaim:
+    """A delivery that this process holds."""
+
+    job: Job
+    channel: str
+    attempt: int
+    failures: int
+    worker_id: UUID
+    progress: dict[str, Any]
+    #: Seconds until the platform takes no answer any more; None: it always does.
+    expires_in_s: float | None
+    #: Of the delivery's turn; None for a notice, and for a turn that is gone.
+    turn_state: TurnState | None
+    model: str | None
+    lane: str | None
+    #: The reply as far as it is written, while its turn is open.
+    shown: str
+
+    @property
+    def fence(self) -> dict[str, Any]:
+        return {
+            "delivery": self.job.delivery_id,
+            "attempt": self.attempt,
+            "worker": self.worker_id,
+        }
+
+
+class Remembered:
+    """A claim's memory; see `Memory`."""
+
+    def __init__(self, holder: Holder, claim: DeliveryClaim) -> None:
+        self._holder = holder
+        self._claim = claim
+        self.value: dict[str, Any] = dict(claim.progress)
+
+    def keep(self, **changes: Any) -> None:
+        self.value.update(changes)
+        params = {"progress": Jsonb(self.value), "lease_s": self._holder.lease_s}
+        if not self._holder.database.run(KEEP, self._claim.fence | params):
+            raise LeaseLost
+
+
+def claim_delivery(holder: Holder, channel: str, delivery_id: UUID) -> DeliveryClaim | None:
+    """Win a queued delivery for a new attempt, or None if there is nothing to win.
+
+    Raises `DatabaseUnavailable`: whether it was won is unknown; its lease will tell.
+    """
+    params = {"delivery": delivery_id, "channel": channel, "worker": holder.worker_id}
+    rows = holder.database.run(CLAIM_DELIVERY, params | {"lease_s": holder.lease_s})
+    return _claim(rows[0]) if rows else None
+
+
+def is_held(holder: Holder, delivery_id: UUID) -> bool:
+    """Whether a due delivery is held by who shows its progress. Raises `DatabaseUnavailable`."""
+    params = {"delivery": delivery_id, "lease_s": holder.lease_s}
+    return bool(holder.database.run(IS_HELD, params))
+
+
+def claim_progress(holder: Holder, channel: str, limit: int) -> list[DeliveryClaim]:
+    """Win pending deliveries whose progress is due. Raises `DatabaseUnavailable`."""
+    params = {"channel": channel, "worker": holder.worker_id, "lease_s": holder.lease_s}
+    return [_claim(row) for row in holder.database.run(CLAIM_PROGRESS, params | {"limit": limit})]
+
+
+def _claim(row: Any) -> DeliveryClaim:
+    job = Job(
+        delivery_id=row.id,
+        kind=DeliveryKind(row.kind),
+        turn_id=row.turn_id,
+        conversation_id=row.conversation_id,
+        target=row.target,
+        text=row.content,
+        is_reply=False,
+        is_doubtful=row.is_doubtful,
+    )
+    if job.kind is DeliveryKind.REPLY:
+        job = _reply(job, row)
+    return DeliveryClaim(
+        job=job,
+        channel=row.channel,
+        attempt=row.attempt,
+        failures=row.failures,
+        worker_id=row.worker_id,
+        progress=row.progress,
+        expires_in_s=row.expires_in_s,
+        turn_state=None if row.turn_state is None else TurnState(row.turn_state),
+        model=row.model,
+        lane=row.lane,
+        shown=row.shown or "",
+    )
+
+
+def _reply(job: Job, row: Any) -> Job:
+    """The reply of a turn, or the bot's own word about why there is none."""
+    if row.turn_state in (TurnState.CANCELLED, TurnState.HANDED_OFF):
+        return replace(job, text=None)
+    if row.reply and row.reply.strip():
+        return replace(job, text=row.reply, is_reply=True)
+    texts = _texts(row)
+    is_late = row.turn_error == "deadline_exceeded"
+    return replace(job, text=texts.expired if is_late else texts.failed)
+
+
+def _texts(row: Any) -> Texts:
+    of_bot = Policies.model_validate(row.bot_policies or {})
+    return Policies.model_validate(row.conversation_policies or {}).over(of_bot).texts

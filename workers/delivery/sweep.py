@@ -1,0 +1,74 @@
+"""The sweep: deliveries of dead workers, and those that nobody hinted, are due again."""
+
+import threading
+from collections.abc import Sequence
+from uuid import UUID
+
+import structlog
+
+from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.store.advance import lock_conversations
+from turnmill.schemas.store.channels.deliveries import advance_deliveries
+from turnmill.schemas.store.channels.sending import (
+    FORGOTTEN_DELIVERIES,
+    LOST_DELIVERIES,
+    REQUEUE_LOST,
+)
+from turnmill.workers.delivery.claims import Holder
+from turnmill.workers.delivery.metrics import DELIVERIES_LOST
+
+log = structlog.get_logger()
+
+#: Pause between two sweeps, seconds. Any number of processes may sweep: they change nothing twice.
+EVERY_S = 1.0
+
+
+def sweep(holder: Holder) -> int:
+    """Requeue the deliveries of dead workers, and hint forgotten ones; the conversations' number.
+
+    Raises `DatabaseUnavailable`.
+    """
+    lost = holder.database.run(LOST_DELIVERIES, {"lease_s": holder.lease_s})
+    forgotten = holder.database.run(FORGOTTEN_DELIVERIES)
+    ids = sorted({row.conversation_id for row in (*lost, *forgotten)})
+    if ids:
+        _advance(holder, ids)
+    return len(ids)
+
+
+def _advance(holder: Holder, conversation_ids: Sequence[UUID]) -> None:
+    with holder.database.cursor() as cursor:
+        lock_conversations(cursor, conversation_ids)
+        params = {"conversations": list(conversation_ids), "lease_s": holder.lease_s}
+        count = cursor.execute(REQUEUE_LOST, params).rowcount
+        advance_deliveries(cursor, conversation_ids)
+    if count:
+        DELIVERIES_LOST.inc(count)
+        log.warning("deliveries.rescued", lost_count=count)
+
+
+class Sweeper:
+    """The thread that sweeps."""
+
+    def __init__(self, holder: Holder) -> None:
+        self._holder = holder
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(EVERY_S):
+            try:
+                sweep(self._holder)
+            except DatabaseUnavailable as error:
+                log.warning("sweeper.stalled", error=error.message)
+            except Exception:
+                # Nobody else looks after dead workers' deliveries.
+                log.exception("sweeper.failed")
