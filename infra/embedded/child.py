@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from turnmill.infra.embedded.launch import launch_command
+from turnmill.schemas.process.launch import launch_command
 
 #: A log that is longer than this when its process starts is put aside as `<name>.log.1`.
 LOG_LIMIT_BYTES = 16 * 1024 * 1024

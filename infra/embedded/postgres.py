@@ -18,11 +18,11 @@ import psycopg
 from turnmill.infra.embedded.binaries import postgres_bin, program_version
 from turnmill.infra.embedded.child import Child
 from turnmill.infra.embedded.folder import NOBODY, SECRETS_FILE, server_uid
-from turnmill.infra.embedded.launch import launch_command
 from turnmill.infra.embedded.owner import ensure_role, hand_over
 from turnmill.infra.embedded.ports import LOOPBACK
 from turnmill.infra.embedded.server import EmbeddedServer, await_predecessor
 from turnmill.schemas.errors import StackError
+from turnmill.schemas.process.launch import launch_command
 
 #: The server's superuser, and the role that owns the application's database.
 USER = DATABASE = "turnmill"

@@ -5,9 +5,6 @@ system one: own folder, own loopback ports, own port mapper, no systemd. The pac
 /usr/sbin is bypassed, because it changes the user and drops the environment.
 """
 
-import base64
-import http.client
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,7 +15,8 @@ from turnmill.infra.embedded.child import Child
 from turnmill.infra.embedded.folder import server_uid
 from turnmill.infra.embedded.ports import LOOPBACK, listens
 from turnmill.infra.embedded.server import EmbeddedServer
-from turnmill.schemas.errors import StackError
+from turnmill.schemas.errors import BrokerUnavailable, StackError
+from turnmill.schemas.observability.management import Refused, manage
 
 USER = "turnmill"
 _NODE = "rabbit@localhost"
@@ -42,20 +40,20 @@ class EmbeddedRabbitMQ(EmbeddedServer):
 
     @property
     def management_url(self) -> str:
-        return f"http://{self._login}@{LOOPBACK}:{self._port_of('rabbitmq_management')}/api/"
+        return f"http://{self._login}@{LOOPBACK}:{self._port_of('rabbitmq_management')}"
 
     def vhost_url(self, vhost: str) -> str:
         return f"amqp://{self._login}@{LOOPBACK}:{self.port}/{vhost}"
 
     def add_vhost(self, vhost: str) -> str:
-        """Create an empty virtual host; returns its URL."""
-        self._manage("PUT", f"vhosts/{vhost}", {})
+        """Create an empty virtual host; returns its URL. Raises as `manage` does."""
+        manage(self.management_url, "PUT", f"vhosts/{vhost}", {})
         rights = {"configure": ".*", "write": ".*", "read": ".*"}
-        self._manage("PUT", f"permissions/{vhost}/{USER}", rights)
+        manage(self.management_url, "PUT", f"permissions/{vhost}/{USER}", rights)
         return self.vhost_url(vhost)
 
     def delete_vhost(self, vhost: str) -> None:
-        self._manage("DELETE", f"vhosts/{vhost}")
+        manage(self.management_url, "DELETE", f"vhosts/{vhost}")
 
     def children(self) -> list[Child]:
         mapper = Child(
@@ -119,25 +117,10 @@ class EmbeddedRabbitMQ(EmbeddedServer):
 
     def _is_listening(self) -> bool:
         try:
-            self._manage("GET", f"health/checks/port-listener/{self.port}")
-        except (OSError, StackError, http.client.HTTPException):
+            manage(self.management_url, "GET", f"health/checks/port-listener/{self.port}")
+        except (BrokerUnavailable, Refused):
             return False
         return True
-
-    def _manage(self, method: str, path: str, body: Mapping[str, str] | None = None) -> None:
-        port = self._port_of("rabbitmq_management")
-        connection = http.client.HTTPConnection(LOOPBACK, port, timeout=5)
-        token = base64.b64encode(self._login.encode()).decode()
-        headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
-        try:
-            content = None if body is None else json.dumps(body)
-            connection.request(method, f"/api/{path}", content, headers)
-            response = connection.getresponse()
-            response.read()
-        finally:
-            connection.close()
-        if response.status >= http.client.BAD_REQUEST:
-            raise StackError(f"RabbitMQ refused {method} {path}: {response.status}.")
 
 
 def node_environment(

@@ -33,14 +33,14 @@ from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.schemas.channels.configuration import load_configuration
 from turnmill.schemas.errors import StackError
 from turnmill.schemas.observability.targets import remove_dead_targets
+from turnmill.schemas.process.surroundings import PREFIX, without_strangers
 from turnmill.schemas.settings import (
     CONFIG_FILE,
     STACK_FILE,
     DeliverySettings,
     WorkerSettings,
 )
-from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
-from turnmill.schemas.surroundings import PREFIX, without_strangers
+from turnmill.schemas.store.fleet.liveness import HELD_LOCKS
 from turnmill.schemas.turns import Lane
 from turnmill.schemas.urls import address, reachable
 
@@ -60,10 +60,9 @@ _MODEL_TIMEOUT_S = 3600.0
 #: The worker's row appears when its model is loaded; its lock tells it from a dead worker
 #: that had the same process id.
 _LIVE_WORKER = f"""
-SELECT 1 FROM worker_liveness w
-  JOIN pg_locks l ON l.locktype = 'advisory' AND l.classid = {LIVENESS_LOCK_CLASS}
-                 AND l.objid = w.lock_key::oid AND l.granted
- WHERE w.pid = %s AND w.host = %s"""
+SELECT 1 FROM worker_liveness
+WHERE pid = %s AND host = %s AND lock_key IN ({HELD_LOCKS})
+"""
 
 
 class Stack:

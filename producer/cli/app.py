@@ -30,7 +30,7 @@ from turnmill.schemas.errors import (
     TurnmillError,
     UnknownBot,
 )
-from turnmill.schemas.surroundings import refuse_undecodable, settle_in
+from turnmill.schemas.process.surroundings import refuse_undecodable, settle_in
 
 app = typer.Typer(
     name="turnmill",

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from turnmill.schemas.observability.logs import configure_logging
+from turnmill.schemas.process.surroundings import refuse_unusable_network
 from turnmill.schemas.settings import Settings, load_settings
-from turnmill.schemas.surroundings import refuse_unusable_network
 from turnmill.schemas.turns import Lane
 
 db = typer.Typer(help="The database schema.", no_args_is_help=True)

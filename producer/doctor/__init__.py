@@ -22,7 +22,7 @@ from turnmill.producer.doctor.findings import Finding, Level, broken, examine, n
 from turnmill.schemas.errors import SettingsError, TurnmillError
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
-from turnmill.schemas.store.deployment import read_deployment
+from turnmill.schemas.store.fleet.deployment import read_deployment
 
 __all__ = ["Finding", "Level", "diagnose"]
 

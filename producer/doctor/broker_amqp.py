@@ -1,11 +1,8 @@
 """RabbitMQ: confirms, quorum queues as we declare them, time enough for the longest turn."""
 
-import base64
-import http.client
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from amqp.exceptions import NotFound, PreconditionFailed
 from kombu import Queue
@@ -13,11 +10,12 @@ from kombu import Queue
 from turnmill.producer.doctor.broker import Target
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
 from turnmill.schemas.broker import longest_hold_s
+from turnmill.schemas.errors import BrokerUnavailable
+from turnmill.schemas.observability.management import PORTS, Refused, manage
 from turnmill.schemas.settings import BrokerSettings
 
 #: RabbitMQ's own, since 3.8.17.
 DEFAULT_CONSUMER_TIMEOUT_S = 1800
-_MANAGEMENT_PORTS = {"amqp": 15672, "pyamqp": 15672, "amqps": 15671}
 
 
 def _confirms(target: Target) -> Iterator[Finding]:
@@ -130,19 +128,10 @@ def _unasked(what: str) -> tuple[str, str]:
 
 def _ask(target: Target, path: str) -> Any:
     """What the management API answers; None when it does not, or not to us."""
-    url = urlsplit(management_url(target.settings.broker))
-    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    login = f"{unquote(url.username or '')}:{unquote(url.password or '')}"
-    headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
-    link = kind(url.hostname or "localhost", url.port, timeout=3)
     try:
-        link.request("GET", f"{url.path.rstrip('/')}/api/{path}", headers=headers)
-        response = link.getresponse()
-        return json.loads(response.read()) if response.status == http.client.OK else None
-    except (OSError, ValueError, http.client.HTTPException):
+        return manage(management_url(target.settings.broker), "GET", path, timeout_s=3)
+    except (BrokerUnavailable, Refused):
         return None
-    finally:
-        link.close()
 
 
 def management_url(broker: BrokerSettings) -> str:
@@ -154,7 +143,7 @@ def management_url(broker: BrokerSettings) -> str:
         scheme, _, rest = url.partition("://")
         return url if "@" in rest else f"{scheme}://{login}@{rest}"
     scheme = "https" if first.scheme == "amqps" else "http"
-    return f"{scheme}://{login}@{first.hostname}:{_MANAGEMENT_PORTS[first.scheme]}"
+    return f"{scheme}://{login}@{first.hostname}:{PORTS[first.scheme]}"
 
 
 CHECKS: dict[str, Check[Target]] = {

@@ -6,8 +6,8 @@ from urllib.parse import unquote, urlsplit
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
 from turnmill.schemas.broker import refuse_early_redelivery
 from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.process.surroundings import refuse_foreign_settings, refuse_unusable_network
 from turnmill.schemas.settings import Settings
-from turnmill.schemas.surroundings import refuse_foreign_settings, refuse_unusable_network
 from turnmill.schemas.urls import is_loopback, is_loopback_host
 
 #: What installers, tutorials and images set, and what is tried first.

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from turnmill.producer.affinity import WARMTH, ids_since
 from turnmill.producer.doctor.database import Target
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
-from turnmill.schemas.postgres.clock import within
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings
-from turnmill.schemas.store.release import RELEASE
+from turnmill.schemas.store.fleet.liveness import seen_within
+from turnmill.schemas.store.fleet.release import RELEASE
 from turnmill.schemas.store.tables import PRUNER_LOCK_KEY, PRUNER_NAME, RESCUER_LOCK_KEY
 
 #: A relay publishes within a second; so much more is not slowness.
@@ -23,7 +23,7 @@ AFFINITY_S, AFFINITY_TURNS, AFFINITY_RATE = 600, 50, 0.9
 _LIVE = f"""
 live AS (
     SELECT model, unnest(lanes) AS lane FROM worker_liveness
-    WHERE is_consuming AND {within("seen_at", "%(lease_s)s")}
+    WHERE is_consuming AND {seen_within("%(lease_s)s")}
 )
 """
 
@@ -43,17 +43,16 @@ SELECT DISTINCT model FROM live
 WHERE model NOT IN (SELECT model FROM live WHERE lane = 'quarantine')
 """
 
-_AWAY = """
+_AWAY = f"""
 SELECT model, count(*) AS workers, max(unavailable_because) AS reason FROM worker_liveness
-WHERE unavailable_because IS NOT NULL
-  AND seen_at > clock_timestamp() - make_interval(secs => %(lease_s)s)
+WHERE unavailable_because IS NOT NULL AND {seen_within("%(lease_s)s")}
 GROUP BY model ORDER BY model
 """
 
 #: A worker from before it said so has no version.
-_VERSIONS = """
+_VERSIONS = f"""
 SELECT coalesce(version, 'an older release') AS version, count(*) AS workers FROM worker_liveness
-WHERE seen_at > clock_timestamp() - make_interval(secs => %(lease_s)s)
+WHERE {seen_within("%(lease_s)s")}
 GROUP BY 1 ORDER BY 1
 """
 

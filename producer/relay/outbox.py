@@ -9,7 +9,7 @@ So a wrong guess costs a turn that time, once, and never more.
 from turnmill.schemas.channels.deliveries import DeliveryState
 from turnmill.schemas.postgres.clock import IS_DUE
 from turnmill.schemas.routes import DELIVERY_LANE
-from turnmill.schemas.store.deployment import DEPLOYMENT_ID
+from turnmill.schemas.store.fleet.deployment import DEPLOYMENT_ID
 from turnmill.schemas.turns import TurnState
 
 #: A worker says so often that it lives that one silent for so long is not waited for, seconds.

@@ -26,7 +26,7 @@ from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.links import Stop
 from turnmill.schemas.routes import DELIVERY_LANE, OUTBOX_CHANNEL
 from turnmill.schemas.settings import Settings
-from turnmill.schemas.store.release import UPGRADE_POLL_S, refuse_older_database
+from turnmill.schemas.store.fleet.release import UPGRADE_POLL_S, refuse_older_database
 from turnmill.schemas.turns import Lane
 
 log = structlog.get_logger()

@@ -20,6 +20,12 @@ from pydantic_settings import (
 )
 
 from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.process.surroundings import (
+    PREFIX,
+    home,
+    refuse_unreadable_credentials,
+    without_strangers,
+)
 from turnmill.schemas.settings.api import APISettings
 from turnmill.schemas.settings.broker import BrokerSettings
 from turnmill.schemas.settings.database import DatabaseSettings
@@ -32,12 +38,6 @@ from turnmill.schemas.settings.relay import AffinitySettings, RelaySettings
 from turnmill.schemas.settings.retention import RetentionSettings
 from turnmill.schemas.settings.section import Section
 from turnmill.schemas.settings.worker import WorkerSettings
-from turnmill.schemas.surroundings import (
-    PREFIX,
-    home,
-    refuse_unreadable_credentials,
-    without_strangers,
-)
 
 DEFAULT_TENANT = "default"
 

@@ -301,8 +301,6 @@ deployment = Table(
     Column("has_old_queues", Boolean, nullable=False),
 )
 
-#: First key of the advisory locks of live workers (`pg_locks.classid`).
-LIVENESS_LOCK_CLASS = 0x7A11
 #: First key of the locks under which one standby of a model takes over.
 TAKEOVER_LOCK_CLASS = 0x7A12
 #: Held for the length of one sweep, so that of many rescuers one works.

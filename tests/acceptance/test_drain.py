@@ -16,7 +16,7 @@ import pytest
 from turnmill.producer.accept import accept_many
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.broker import hint_queues
-from turnmill.schemas.store.deployment import Deployment
+from turnmill.schemas.store.fleet.deployment import Deployment
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.consumer.app import create_app
 

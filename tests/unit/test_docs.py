@@ -11,8 +11,8 @@ from pydantic import SecretStr
 from typer.main import get_command
 
 from turnmill.producer.cli.app import app
+from turnmill.schemas.process.surroundings import PREFIX
 from turnmill.schemas.settings import Section, Settings, variable_names
-from turnmill.schemas.surroundings import PREFIX
 from turnmill.schemas.turns import TRANSITIONS, TurnState
 from turnmill.workers.engines.registry import ENGINES
 

@@ -8,6 +8,7 @@ from functools import cache
 from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -85,10 +86,14 @@ def digest(held: str) -> str | None:
     return hashlib.sha256(segment.encode()).hexdigest()[:12]
 
 
-HELD = [(path, held) for path in FILES for held in constant(path, "HOLDS")]
+def held_internals() -> Iterator[Any]:
+    for path in FILES:
+        for held in constant(path, "HOLDS"):
+            marks = [pytest.mark.needs("vllm")] if held.startswith("vllm.") else []
+            yield pytest.param(path, held, id=held, marks=marks)
 
 
-@pytest.mark.parametrize(("path", "held"), HELD, ids=[held for _, held in HELD])
+@pytest.mark.parametrize(("path", "held"), list(held_internals()))
 def test_an_internal_reads_as_it_did(path: Path, held: str) -> None:
     library = held.partition(".")[0]
     read_in = constant(path, "READ_IN")[library]

@@ -21,7 +21,7 @@ from turnmill.schemas.broker import (
 from turnmill.schemas.observability.telemetry import BROKER_RECONNECTS
 from turnmill.schemas.routes import ANSWER_TASK, DELIVERY_LANE, SEND_TASK, lane_of
 from turnmill.schemas.settings import BrokerSettings, Settings
-from turnmill.schemas.store.deployment import Deployment
+from turnmill.schemas.store.fleet.deployment import Deployment
 from turnmill.schemas.turns import Lane
 from turnmill.workers.consumer.hints import NotAHint, UnknownTask, checked, read_hint
 from turnmill.workers.consumer.metrics import HINTS_DROPPED

@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import FlowerSettings, Settings
-from turnmill.schemas.store.deployment import read_deployment
+from turnmill.schemas.store.fleet.deployment import read_deployment
 from turnmill.workers.consumer.app import create_app
 from turnmill.workers.vendor.flower import create_web
 

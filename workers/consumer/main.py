@@ -13,7 +13,7 @@ from celery.signals import worker_ready
 from turnmill.schemas.broker import refuse_early_redelivery
 from turnmill.schemas.observability.telemetry import Health, telemetry
 from turnmill.schemas.settings import Settings
-from turnmill.schemas.store.deployment import read_deployment
+from turnmill.schemas.store.fleet.deployment import read_deployment
 from turnmill.workers.consumer.app import create_app
 from turnmill.workers.consumer.drain import Drain
 from turnmill.workers.consumer.health import watch_worker

@@ -22,7 +22,7 @@ from turnmill.schemas.observability.telemetry import STUCK_AFTER_S, Health, tele
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.routes import SEND_TASK
 from turnmill.schemas.settings import Settings
-from turnmill.schemas.store.deployment import read_deployment
+from turnmill.schemas.store.fleet.deployment import read_deployment
 from turnmill.workers.consumer.app import create_delivery_app
 from turnmill.workers.consumer.main import consume
 from turnmill.workers.consumer.stopping import POLL_S, Stopping

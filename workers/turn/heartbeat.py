@@ -22,8 +22,8 @@ from turnmill.schemas.postgres.links import Link, Stop
 from turnmill.schemas.routes import ABORT_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.store.claim import ABANDON
-from turnmill.schemas.store.release import RELEASE, UPGRADE_POLL_S, refuse_older_database
-from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
+from turnmill.schemas.store.fleet.liveness import LIVENESS_LOCK_CLASS
+from turnmill.schemas.store.fleet.release import RELEASE, UPGRADE_POLL_S, refuse_older_database
 from turnmill.schemas.turns import Lane
 from turnmill.workers.consumer.metrics import LEASES_LOST
 from turnmill.workers.turn.attempt import AbortReason

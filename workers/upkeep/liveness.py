@@ -6,8 +6,8 @@ from uuid import UUID
 import psycopg
 from psycopg.sql import SQL
 
-from turnmill.schemas.postgres.clock import within
-from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS, TAKEOVER_LOCK_CLASS
+from turnmill.schemas.store.fleet.liveness import HELD_LOCKS, seen_within
+from turnmill.schemas.store.tables import TAKEOVER_LOCK_CLASS
 
 #: A process without its advisory lock counts as alive this much longer: a dropped
 #: connection is replaced in less, and then nothing needs to be generated again.
@@ -16,11 +16,7 @@ GRACE_S = 1.2
 ALIVE = f"""
 alive AS MATERIALIZED (
     SELECT w.id, w.model, w.lanes, w.slots, w.seen_at, w.is_consuming FROM worker_liveness w
-    WHERE {within("w.seen_at", GRACE_S)}
-       OR w.lock_key IN (
-           SELECT objid FROM pg_locks
-           WHERE locktype = 'advisory' AND classid = {LIVENESS_LOCK_CLASS} AND granted
-             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+    WHERE {seen_within(GRACE_S, "w")} OR w.lock_key IN ({HELD_LOCKS})
 )"""
 
 #: Two statements, so that the second sees what the last holder of the lock did; in one message,
@@ -35,7 +31,7 @@ WHERE me.id = {{worker_id}} AND EXISTS (
     SELECT FROM unnest(me.lanes) AS lane WHERE NOT EXISTS (
         SELECT FROM alive a
         WHERE a.is_consuming AND a.model = me.model AND lane = ANY(a.lanes) AND a.id <> me.id
-          AND {within("a.seen_at", "{silence_s}")}))
+          AND {seen_within("{silence_s}", "a")}))
 """
 
 

@@ -8,6 +8,6 @@ relies on an undocumented method. Each file has two constants:
 
 `tests/unit/test_vendor.py` compares the digests with what is installed and names each internal that
 has changed. pyproject.toml bounds the versions. For a new version: read the named source again,
-adapt the file, note version and digest. `schemas/postgres/vendor.py` and `producer/api/vendor.py`
+adapt the file, note version and digest. `schemas/postgres/vendor.py` and `producer/vendor.py`
 follow the same rules.
 """

@@ -38,7 +38,7 @@ from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.routes import queue_name
 from turnmill.schemas.settings import DatabaseSettings, SecretUrl
-from turnmill.schemas.store.deployment import read_deployment
+from turnmill.schemas.store.fleet.deployment import read_deployment
 from turnmill.schemas.turns import Lane
 
 #: A paused process is paused this much longer than a lease.

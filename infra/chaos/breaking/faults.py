@@ -2,14 +2,12 @@
 in what it breaks.
 """
 
-import base64
-import http.client
-import json
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -19,6 +17,7 @@ from psycopg import sql
 
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ, rabbitmq_program
 from turnmill.infra.embedded.server import EmbeddedServer
+from turnmill.schemas.observability.management import Refused, manage
 
 _CONTROL_TIMEOUT_S = 60.0
 MANAGEMENT_TRIES = 50
@@ -65,7 +64,7 @@ def drop_broker_connections(server: EmbeddedServer) -> None:
     """Close every client's connection from the broker's side."""
     if isinstance(server, EmbeddedRabbitMQ):
         # By their user: the list of connections is some seconds old.
-        manage(server, "DELETE", f"connections/username/{urlsplit(server.url).username}")
+        _manage(server, "DELETE", f"connections/username/{urlsplit(server.url).username}")
         return
     with redis.Redis.from_url(server.url) as client:
         for kind in ("normal", "pubsub"):
@@ -81,10 +80,10 @@ def wipe_broker(server: EmbeddedServer, url: str | None = None) -> None:
     """
     if isinstance(server, EmbeddedRabbitMQ):
         vhost = quote(urlsplit(url or server.url).path[1:] or "/", safe="")
-        for queue in manage(server, "GET", f"queues/{vhost}?columns=name,exclusive"):
+        for queue in _manage(server, "GET", f"queues/{vhost}?columns=name,exclusive"):
             if queue["exclusive"]:
                 continue
-            manage(server, "DELETE", f"queues/{vhost}/{quote(queue['name'], safe='')}")
+            _manage(server, "DELETE", f"queues/{vhost}/{quote(queue['name'], safe='')}")
         return
     with redis.Redis.from_url(server.url) as client:
         client.flushall()
@@ -130,34 +129,22 @@ def consumer_timeout(server: EmbeddedRabbitMQ, seconds: float) -> Iterator[None]
         _configure(server, *before)
 
 
-def manage(server: EmbeddedRabbitMQ, method: str, path: str) -> Any:
+def _manage(server: EmbeddedRabbitMQ, method: str, path: str) -> Any:
     """One call of RabbitMQ's management API; what is already gone may be deleted again.
 
     RabbitMQ answers 500 when what it deletes ends by itself meanwhile: then it is asked again.
     """
-    for _ in range(MANAGEMENT_TRIES):
-        status, body = _ask(server, method, path)
-        if status != http.client.INTERNAL_SERVER_ERROR:
-            break
+    tries_left = MANAGEMENT_TRIES
+    while True:
+        try:
+            return manage(server.management_url, method, path, timeout_s=10)
+        except Refused as refusal:
+            tries_left -= 1
+            if refusal.status == HTTPStatus.NOT_FOUND:
+                return None
+            if refusal.status != HTTPStatus.INTERNAL_SERVER_ERROR or not tries_left:
+                raise
         time.sleep(0.1)
-    if status >= 400 and status != http.client.NOT_FOUND:
-        raise RuntimeError(f"RabbitMQ refused {method} {path}: {status} {body!r}")
-    return json.loads(body) if method == "GET" else None
-
-
-def _ask(server: EmbeddedRabbitMQ, method: str, path: str) -> tuple[int, bytes]:
-    parts = urlsplit(server.management_url)
-    link = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
-    try:
-        link.request(
-            method,
-            f"{parts.path}{path}",
-            headers=_authorised(parts.username or "", parts.password or ""),
-        )
-        response = link.getresponse()
-        return response.status, response.read()
-    finally:
-        link.close()
 
 
 def control(server: EmbeddedRabbitMQ, *words: str) -> str:
@@ -185,8 +172,3 @@ def _configure(server: EmbeddedRabbitMQ, timeout: str, tick: str) -> None:
         f"application:set_env(rabbit, consumer_timeout, {timeout}), "
         f"application:set_env(rabbit, channel_tick_interval, {tick}).",
     )
-
-
-def _authorised(user: str, password: str) -> dict[str, str]:
-    token = base64.b64encode(f"{user}:{password}".encode()).decode()
-    return {"Authorization": f"Basic {token}"}

@@ -4,11 +4,9 @@ https://www.rabbitmq.com/docs/cluster-formation (classic config),
 https://www.rabbitmq.com/docs/quorum-queues
 """
 
-import base64
-import http.client
-import json
 import os
 import signal
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from turnmill.infra.embedded.child import Child
@@ -16,7 +14,8 @@ from turnmill.infra.embedded.folder import server_uid
 from turnmill.infra.embedded.ports import LOOPBACK, listens
 from turnmill.infra.embedded.rabbitmq import USER, epmd_program, node_environment, rabbitmq_program
 from turnmill.infra.embedded.server import EmbeddedServer
-from turnmill.schemas.errors import StackError
+from turnmill.schemas.errors import BrokerUnavailable, StackError
+from turnmill.schemas.observability.management import Refused, manage
 
 SIZE = 3
 _READY_TIMEOUT_S = 180.0
@@ -47,7 +46,7 @@ class RabbitMQCluster(EmbeddedServer):
     @property
     def management_url(self) -> str:
         """The first node's management API."""
-        return f"http://{LOOPBACK}:{self._port_of('management-1')}"
+        return self._management_url(1)
 
     @property
     def pid(self) -> int | None:
@@ -128,22 +127,14 @@ class RabbitMQCluster(EmbeddedServer):
 
     def _ask(self, path: str) -> Any:
         """The first answer of a node's management API to a GET. Raises `StackError`."""
-        login = f"{USER}:{self.folder.secret(self.name)}".encode()
-        headers = {"Authorization": f"Basic {base64.b64encode(login).decode()}"}
         for number in _NUMBERS:
-            port = self._port_of(f"management-{number}")
-            connection = http.client.HTTPConnection(LOOPBACK, port, timeout=3)
-            try:
-                connection.request("GET", f"/api/{path}", headers=headers)
-                response = connection.getresponse()
-                content = response.read()
-                if response.status == http.client.OK:
-                    return json.loads(content)
-            except (OSError, http.client.HTTPException):
-                continue
-            finally:
-                connection.close()
+            with suppress(BrokerUnavailable, Refused):
+                return manage(self._management_url(number), "GET", path, timeout_s=3)
         raise StackError(f"No node of the cluster answers {path}.")
+
+    def _management_url(self, number: int) -> str:
+        password = self.folder.secret(self.name)
+        return f"http://{USER}:{password}@{LOOPBACK}:{self._port_of(f'management-{number}')}"
 
 
 def _node(number: int) -> str:

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from turnmill.producer.affinity import WARMTH, ids_since
 from turnmill.schemas.observability.telemetry import BUCKETS_S
 from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
+from turnmill.schemas.store.fleet.liveness import HELD_LOCKS
 from turnmill.schemas.turns import Lane
 
 #: How far back the figures of affinity look, seconds.
@@ -54,13 +54,10 @@ FROM (
 ) AS heads GROUP BY lane
 """
 
-#: A worker's process holds its advisory lock for as long as it lives.
-_WORKERS = """
+_WORKERS = f"""
 SELECT count(*) AS live, count(*) FILTER (WHERE is_consuming) AS consuming,
        count(*) FILTER (WHERE unavailable_because IS NOT NULL) AS away
-FROM worker_liveness WHERE lock_key IN (
-    SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND granted
-    AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+FROM worker_liveness WHERE lock_key IN ({HELD_LOCKS})
 """
 
 
@@ -135,7 +132,7 @@ class TurnGauges(Collector):
             unqueued = cursor.execute(_UNQUEUED).fetchall()
             oldest = cursor.execute(_OLDEST, (list(Lane),)).fetchall()
             parked = cursor.execute(_PARKED).fetchall()[0].count
-            workers = cursor.execute(_WORKERS, (LIVENESS_LOCK_CLASS,)).fetchall()[0]
+            workers = cursor.execute(_WORKERS).fetchall()[0]
             warmth = cursor.execute(WARMTH, (ids_since(AFFINITY_S),)).fetchall()[0]
         counts = {(row.state, row.lane): row.count for row in unqueued}
         counts |= {("queued", row.lane): row.count for row in queued}

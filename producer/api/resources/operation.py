@@ -11,7 +11,7 @@ from turnmill.producer.api.resources.metrics import APIMetrics
 from turnmill.producer.api.services import ServicesOf
 from turnmill.schemas.errors import DatabaseOutdated, DatabaseUnavailable, TransientError
 from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.store.release import refuse_older_database
+from turnmill.schemas.store.fleet.release import refuse_older_database
 
 #: A database that takes longer to say one word is not there.
 READY_TIMEOUT_S = 5.0

@@ -13,7 +13,7 @@ from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.relay.publisher import Publisher
 from turnmill.producer.turns import read_conversation, read_turn
 from turnmill.schemas.ids import new_id
-from turnmill.schemas.store.deployment import DEPLOYMENT_ID
+from turnmill.schemas.store.fleet.deployment import DEPLOYMENT_ID
 from turnmill.schemas.turns import AcceptedTurn, Lane
 
 HINTS = f"""

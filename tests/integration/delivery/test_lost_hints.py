@@ -13,7 +13,7 @@ from turnmill.producer.relay.outbox import REHINT
 from turnmill.producer.relay.publisher import Publisher
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.routes import queue_name
-from turnmill.schemas.store.deployment import DEPLOYMENT_ID
+from turnmill.schemas.store.fleet.deployment import DEPLOYMENT_ID
 from turnmill.schemas.turns import Lane
 
 Eventually = Callable[..., None]

@@ -17,7 +17,7 @@ from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import EngineSettings
-from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
+from turnmill.schemas.store.fleet.liveness import LIVENESS_LOCK_CLASS
 from turnmill.schemas.turns import GenerationParams, Lane, TurnState
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.echo import EchoEngine

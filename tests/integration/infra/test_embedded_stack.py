@@ -30,7 +30,7 @@ import os, signal, socket, sys, time, uuid
 from http.server import BaseHTTPRequestHandler, HTTPServer
 import psycopg
 from turnmill.schemas.settings import load_settings
-from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
+from turnmill.schemas.store.fleet.liveness import LIVENESS_LOCK_CLASS
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 settings = load_settings()

@@ -34,7 +34,7 @@ from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
-from turnmill.schemas.store.deployment import Deployment, read_deployment
+from turnmill.schemas.store.fleet.deployment import Deployment, read_deployment
 from turnmill.schemas.store.tables import PRUNER_LOCK_KEY, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane
 from turnmill.workers.consumer.app import create_app
@@ -65,7 +65,7 @@ def rabbitmq_api(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     parameters = getattr(request.node, "callspec", None)
     if parameters is None or parameters.params.get("broker_url") == "rabbitmq":
         server: EmbeddedRabbitMQ = request.getfixturevalue("rabbitmq")
-        url = server.management_url.removesuffix("/api/")
+        url = server.management_url
         monkeypatch.setenv("TURNMILL_BROKER__MANAGEMENT_URL", url)
 
 

@@ -25,7 +25,7 @@ from turnmill.producer.tenants import ensure_defaults, save_bot
 from turnmill.schemas.broker import hint_queues
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings, load_settings
-from turnmill.schemas.store.deployment import DEPLOYMENT_ID
+from turnmill.schemas.store.fleet.deployment import DEPLOYMENT_ID
 from turnmill.schemas.turns import GenerationParams, Lane, Message, Role, TurnRequest
 
 HINTS = f"""

@@ -12,7 +12,7 @@ import pytest
 from turnmill.producer.accept import accept
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import DatabaseUnavailable
-from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS
+from turnmill.schemas.store.fleet.liveness import LIVENESS_LOCK_CLASS
 from turnmill.workers.testing import InlineWorker
 from turnmill.workers.turn.leases import Leases
 

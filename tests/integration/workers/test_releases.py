@@ -12,7 +12,7 @@ from turnmill.producer.relay.process import Relay
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import DatabaseSettings, Settings, load_settings
-from turnmill.schemas.store.release import NEEDED_REVISION, RELEASE, refuse_older_database
+from turnmill.schemas.store.fleet.release import NEEDED_REVISION, RELEASE, refuse_older_database
 from turnmill.workers.turn.leases import Leases
 
 

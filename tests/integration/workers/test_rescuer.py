@@ -21,7 +21,8 @@ from turnmill.producer.turns import read_turn
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered, Crashed
 from turnmill.schemas.routes import OUTBOX_CHANNEL
-from turnmill.schemas.store.tables import LIVENESS_LOCK_CLASS, RESCUER_LOCK_KEY
+from turnmill.schemas.store.fleet.liveness import LIVENESS_LOCK_CLASS
+from turnmill.schemas.store.tables import RESCUER_LOCK_KEY
 from turnmill.schemas.turns import AcceptedTurn, Lane, Reply, Usage
 from turnmill.workers.testing import InlineWorker
 from turnmill.workers.turn.claim import Claim

@@ -22,13 +22,13 @@ from turnmill.infra.embedded.folder import DataFolder
 from turnmill.infra.embedded.stack import Stack
 from turnmill.producer.cli.stack import _is_running
 from turnmill.producer.cli.talk import _read_line
-from turnmill.schemas import surroundings
 from turnmill.schemas.errors import (
     EngineFailure,
     EngineUnavailable,
     InvalidInput,
     SettingsError,
 )
+from turnmill.schemas.process import surroundings
 from turnmill.schemas.settings import (
     STACK_FILE,
     EngineSettings,

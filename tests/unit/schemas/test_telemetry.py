@@ -21,8 +21,8 @@ from turnmill.producer.relay import metrics as relay_metrics
 from turnmill.schemas.observability.targets import FOLDER, remove_dead_targets
 from turnmill.schemas.observability.telemetry import REGISTRY, STUCK_AFTER_S, Health, telemetry
 from turnmill.schemas.outcomes import HANDED_BACK, Snoozed
+from turnmill.schemas.process.surroundings import keep_out_foreign_variables
 from turnmill.schemas.settings import Settings, load_settings
-from turnmill.schemas.surroundings import keep_out_foreign_variables
 from turnmill.workers.consumer import metrics as worker_metrics
 from turnmill.workers.consumer.health import why_stuck, why_unready
 from turnmill.workers.turn.leases import Leases

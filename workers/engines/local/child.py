@@ -8,7 +8,6 @@ The child ends with its parent, even with one that was killed, and leaves signal
 the child dies, every turn in it is told at once, and no new one is taken.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -33,6 +32,7 @@ from turnmill.schemas.errors import (
     EngineUnavailable,
     TurnmillError,
 )
+from turnmill.schemas.process.launch import launch_command
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Lane
 from turnmill.workers.engines.local.batching import cannot_load
@@ -42,9 +42,6 @@ log = structlog.get_logger(__name__)
 
 #: How long a child that was told to end may take before it is killed.
 SHUTDOWN_S = 5.0
-
-#: prctl(2): the signal that a process gets when the thread that started it has ended.
-PR_SET_PDEATHSIG = 1
 
 
 #: Imported rather than run: its messages have to be of the classes that the parent knows.
@@ -182,7 +179,7 @@ class ChildScheduler:
     def _start(self) -> None:
         with self._theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, str(self._theirs.fileno()), str(os.getpid())],
+                launch_command([sys.executable, "-c", _PROGRAM, str(self._theirs.fileno())]),
                 pass_fds=[self._theirs.fileno()],
                 # Ctrl-C in a terminal goes to a whole group.
                 start_new_session=True,
@@ -302,11 +299,9 @@ class Child:
 
 
 def main() -> None:
-    descriptor, parent = map(int, sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    _end_with(parent)
-    connection = Connection(descriptor)
+    connection = Connection(int(sys.argv[1]))
     order: _Order = connection.recv()
     structlog.configure(processors=[_forward_to(connection)])
     batch, facts = _loaded(connection, order)
@@ -318,13 +313,6 @@ def main() -> None:
         raise
     # What is left in the batch is nobody's any more; libraries take their time to clear it up.
     os._exit(0)
-
-
-def _end_with(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _loaded(connection: Connection, order: _Order) -> tuple[Batch, Facts]:

@@ -6,6 +6,7 @@ becomes COMMAND. A program of its own, and not a `preexec_fn`, because the super
 threads, and Python code between fork and exec may then deadlock.
 
 The kernel means the parent's *thread*: start children from a thread that lives as long as they do.
+Other systems than Linux have no such signal; there a child outlives a parent that was killed.
 """
 
 import ctypes
@@ -37,8 +38,8 @@ def main(parent: int, death_signal: int, uid: int, command: list[str]) -> None:
         os.setgroups([])
         os.setgid(uid)
         os.setuid(uid)
-    # After the change of user, which clears it.
-    if libc.prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0) != 0:
+    # After the change of user, which clears it. `exec` keeps it.
+    if sys.platform == "linux" and libc.prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         sys.exit("The parent died before its child had started.")

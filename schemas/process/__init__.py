@@ -1,0 +1,1 @@
+"""What a process takes from its surroundings, and children that do not outlive it."""
