@@ -29,7 +29,7 @@ class Point:
 
 #: In the order of a turn's way.
 POINTS = {
-    "before-accept-commit": Point("after", "turnmill.producer.accept:_accept"),
+    "before-accept-commit": Point("after", "turnmill.producer.accept:accept_in"),
     "after-accept-commit": Point("after", "turnmill.producer.accept:accept_many"),
     "before-publish": Point("before", "turnmill.producer.relay.publisher:Publisher.publish"),
     "before-confirm": Point("after", "turnmill.producer.relay.publisher:Publisher._publish_one"),

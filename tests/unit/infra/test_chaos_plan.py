@@ -4,10 +4,13 @@ import itertools
 import threading
 import time
 from collections import Counter
+from functools import reduce
+from importlib import import_module
 
 import pytest
 
 from turnmill.infra.chaos.breaking.actions import ACTIONS
+from turnmill.infra.chaos.breaking.crash import POINTS, Point
 from turnmill.infra.chaos.plan import Strike, follow, make_plan
 
 #: They need a topology of their own, or a scenario that knows what follows.
@@ -18,6 +21,12 @@ DURATIONS_S = {"engine-away": 30.0, "kill-all": 5 * 7.0, "lock-table": 20.0}
 
 def test_every_fault_that_needs_no_script_is_in_the_default_plan() -> None:
     assert {name for name, action in ACTIONS.items() if not action.weight} == SCRIPTED
+
+
+@pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
+def test_every_step_at_which_a_process_may_crash_exists(point: Point) -> None:
+    module, _, path = point.step.partition(":")
+    assert callable(reduce(getattr, path.split("."), import_module(module)))
 
 
 def test_an_hour_long_run_draws_every_fault() -> None:
