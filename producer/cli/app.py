@@ -11,6 +11,7 @@ from turnmill.producer.cli import (
     admin,
     batch,
     bench,
+    channels,
     chaos,
     parked,
     processes,
@@ -53,6 +54,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(admin.tenants, name="tenants")
 app.add_typer(admin.keys, name="keys")
 app.add_typer(admin.bots, name="bots")
+app.add_typer(channels.app, name="channels")
 app.add_typer(processes.db, name="db")
 
 #: sysexits.h: usage, unavailable, software error.

@@ -9,8 +9,8 @@ import typer
 from turnmill.producer.accept import accept
 from turnmill.producer.cli.context import System, TenantOption, open_system
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.reply_view import print_reply
 from turnmill.producer.cli.views.texts import plain
-from turnmill.producer.follow import Follower, Restart
 from turnmill.producer.turns import read_conversation
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, parse_id, show_id
@@ -96,30 +96,13 @@ class _Talk:
         )
         self._conversation_id = accepted.conversation_id
         try:
-            return asyncio.run(self._print_reply(accepted.turn_id))
+            return asyncio.run(print_reply(self._system, accepted.turn_id, console))
         except KeyboardInterrupt:
             shown = show_id(Prefix.TURN, accepted.turn_id)
             console.print(
                 f"\n[dim]The turn goes on: turnmill turn show {shown}{self._system.suffix}[/]"
             )
             raise typer.Exit(130) from None
-
-    async def _print_reply(self, turn_id: UUID) -> Turn:
-        async with Follower(self._system.database) as follower:
-            with console.status("waiting for a worker…") as status:
-                async for piece in follower.follow(self._system.tenant_id, turn_id):
-                    if isinstance(piece, Turn):
-                        turn = piece
-                    elif isinstance(piece, Restart):
-                        console.print("\n[dim](The reply begins again.)[/]")
-                    elif piece:
-                        status.stop()
-                        console.print(plain(piece), end="", soft_wrap=True)
-        console.print()
-        if turn.state is not TurnState.COMPLETED:
-            reason = plain(f"({turn.error_code}): {turn.error_message}")
-            console.print(f"[red]{turn.state}[/]", reason)
-        return turn
 
     def show_past(self) -> None:
         for turn in self._past:

@@ -63,23 +63,28 @@ class SecretReference(BaseModel):
             raise ValueError(_FORM)
         return self
 
+    @property
+    def place(self) -> str:
+        """Where it stands, in words."""
+        return f"environment variable {self.env}" if self.file is None else f"file {self.file}"
+
     def read(self) -> SecretStr:
         """Return the secret, without the white space around it. Raises `SettingsError`."""
+        secret = ""
         if self.env is not None:
-            secret, source = os.environ.get(self.env, ""), f"environment variable {self.env}"
-        else:
-            assert self.file is not None
-            source = f"file {self.file}"
+            secret = os.environ.get(self.env, "")
+        elif self.file is not None:
             try:
                 secret = self.file.read_text()
             except (OSError, UnicodeDecodeError) as error:
                 reason = getattr(error, "strerror", None) or type(error).__name__
                 raise SettingsError(
-                    f"The {source}, which a channel names for a secret, cannot be read: {reason}."
+                    f"The {self.place}, which a channel names for a secret, cannot be read: "
+                    f"{reason}."
                 ) from None
         if not (secret := secret.strip()):
             raise SettingsError(
-                f"The {source}, which a channel names for a secret, is empty or missing."
+                f"The {self.place}, which a channel names for a secret, is empty or missing."
             )
         return SecretStr(secret)
 

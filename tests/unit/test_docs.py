@@ -19,7 +19,7 @@ from turnmill.workers.engines.registry import ENGINES
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 SETTINGS = ROOT / "schemas" / "settings"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 INTRODUCTION = """\
 # Configuration

@@ -1,20 +1,24 @@
 """What Slack's payloads become: messages, commands, ratings, or nothing, with the reason."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from turnmill.infra.mocks.slack import events as mock
 from turnmill.infra.mocks.slack.payloads import Workspace
 from turnmill.producer.channels.base import Parsed, Request
 from turnmill.producer.channels.slack.channel import SlackChannel
 from turnmill.producer.channels.slack.mrkdwn import plain_text
+from turnmill.producer.channels.slack.scopes import BOT_EVENTS, BOT_SCOPES
 from turnmill.schemas.channels.events import Command, Rating, UserMessage
 from turnmill.schemas.channels.sections import SecretReference, SlackSection
 from turnmill.schemas.content import text_of
 from turnmill.schemas.errors import BadSignature
 
+ROOT = Path(__file__).parents[3]
 SECRET = "0123456789abcdef"  # noqa: S105 - a made-up one
 NOW = 1_800_000_000.0
 WORKSPACE = Workspace()
@@ -293,3 +297,24 @@ def test_without_a_signing_secret_no_request_is_taken(monkeypatch: pytest.Monkey
     section = SlackSection(kind="slack", bot="support", bot_token=token, app_token=token)
     with pytest.raises(BadSignature):
         SlackChannel("acme", section).verify(request(mock.sign("", b"{}", at=NOW)))
+
+
+# What the app asks for
+
+
+def test_the_manifest_asks_for_what_the_code_uses() -> None:
+    manifest = yaml.safe_load((ROOT / "infra/samples/slack-manifest.yaml").read_text())
+    assert manifest["oauth_config"]["scopes"]["bot"] == sorted(BOT_SCOPES)
+    subscriptions = manifest["settings"]["event_subscriptions"]
+    assert subscriptions["bot_events"] == sorted(BOT_EVENTS)
+    addresses = {
+        subscriptions["request_url"],
+        manifest["settings"]["interactivity"]["request_url"],
+        *(command["url"] for command in manifest["features"]["slash_commands"]),
+    }
+    assert addresses == {"https://YOUR-HOST/channels/acme-slack"}
+
+
+def test_the_guide_explains_every_scope() -> None:
+    guide = (ROOT / "docs/channels/slack.md").read_text()
+    assert [scope for scope in BOT_SCOPES if f"`{scope}`" not in guide] == []

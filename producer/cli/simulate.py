@@ -1,0 +1,110 @@
+"""`turnmill channels simulate`: an event as the platform would send it, and what becomes of it."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from turnmill.producer.cli.context import System
+from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.reply_view import print_reply
+from turnmill.producer.cli.views.texts import plain
+from turnmill.schemas.channels.sections import ChannelSection, SlackSection
+from turnmill.schemas.errors import SettingsError, TransientError
+from turnmill.schemas.turns import TurnState
+
+if TYPE_CHECKING:
+    from turnmill.infra.mocks.slack.events import Signed
+
+
+_FOUND = "SELECT turn_id, conversation_id FROM channel_events WHERE channel = %s AND event_id = %s"
+
+#: What the bot itself said in the conversation, newest first.
+_NOTICE = """
+SELECT content FROM deliveries WHERE conversation_id = %s AND kind = 'notice'
+ORDER BY ordinal DESC LIMIT 1
+"""
+
+#: The place is made up: the platform would refuse what is sent there.
+_DROP = """
+UPDATE deliveries SET state = 'dropped', settled_at = clock_timestamp()
+WHERE conversation_id = %s AND state IN ('pending', 'queued') RETURNING id
+"""
+
+console = make_console()
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    request: "Signed"
+    event_id: str
+
+
+def simulate_event(
+    system: System, url: str, name: str, section: ChannelSection, text: str, thread: str | None
+) -> bool:
+    """Send the event, print what its user would see, and return whether there was an answer.
+
+    Raises:
+        SettingsError: the secret that signs it is missing.
+        TransientError: the API does not take it.
+    """
+    from turnmill.infra.mocks.slack.events import send
+
+    event = SIMULATORS[section.kind](section, text, thread)
+    sent = send(url, event.request)
+    if not sent.is_accepted:
+        raise TransientError(_refusal(url, sent.status, sent.body))
+    console.print(f"[dim]Accepted in {1000 * sent.duration_s:.0f} ms.[/]")
+    rows = system.database.run(_FOUND, (name, event.event_id))
+    if not rows or rows[0].conversation_id is None:
+        console.print("It became nothing that is answered.")
+        return False
+    return _show(system, section, rows[0].turn_id, rows[0].conversation_id)
+
+
+def _show(
+    system: System, section: ChannelSection, turn_id: UUID | None, conversation_id: UUID
+) -> bool:
+    if _is_made_up(section):
+        system.database.run(_DROP, (conversation_id,))
+    if turn_id is None:
+        for row in system.database.run(_NOTICE, (conversation_id,)):
+            console.print(plain(row.content))
+        return True
+    return asyncio.run(print_reply(system, turn_id, console)).state is TurnState.COMPLETED
+
+
+def _is_made_up(section: ChannelSection) -> bool:
+    """Whether the real platform, which knows nothing of the place, would get the reply."""
+    if not isinstance(section, SlackSection):
+        return False
+    return (urlsplit(section.api_url).hostname or "").endswith("slack.com")
+
+
+def _refusal(url: str, status: int, body: bytes) -> str:
+    if not status:
+        return f"Nobody answers at {url} within 3 s. Start the API, or name it with --url."
+    shown = body.decode(errors="replace")[:500]
+    return f"{url} answered {status}: {shown}"
+
+
+def _slack(section: Any, text: str, thread: str | None) -> Simulated:
+    from turnmill.infra.mocks.slack.events import sign_callback
+    from turnmill.infra.mocks.slack.payloads import Workspace
+
+    if section.signing_secret is None:
+        raise SettingsError("The channel has no signing_secret, so it takes no requests.")
+    workspace = Workspace()
+    fields = {} if thread is None else {"thread_ts": thread}
+    callback = workspace.callback(workspace.mention(text, **fields))
+    secret = section.signing_secret.read().get_secret_value()
+    if thread is None:
+        again = f"--thread {callback['event']['ts']}"
+        console.print(f"[dim]A new thread; continue it with {again}[/]")
+    return Simulated(sign_callback(secret, callback), callback["event_id"])
+
+
+SIMULATORS: dict[str, Callable[[Any, str, str | None], Simulated]] = {"slack": _slack}

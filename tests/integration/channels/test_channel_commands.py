@@ -1,0 +1,222 @@
+"""`turnmill channels`: the configured channels listed, checked, and tried without an account."""
+
+import json
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from turnmill.producer.api.app import Server
+from turnmill.producer.channels.slack.scopes import BOT_SCOPES
+from turnmill.producer.cli.app import main
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.settings import Settings, load_settings
+from turnmill.workers.testing import InlineWorker
+
+TOKEN = "xoxb-made-up-token"  # noqa: S105
+SECRET = "made-up-signing-secret"  # noqa: S105
+
+#: Run `turnmill` with these words: exit status, and all that it says.
+Turnmill = Callable[..., tuple[int, str]]
+
+
+class FakeSlack(BaseHTTPRequestHandler):
+    """`auth.test`, for one token."""
+
+    scopes = ",".join(BOT_SCOPES)
+
+    def do_POST(self) -> None:
+        is_known = self.headers["Authorization"] == f"Bearer {TOKEN}"
+        good = {"ok": True, "user": "acme", "user_id": "U1", "team": "Acme", "bot_id": "B1"}
+        body = json.dumps(good if is_known else {"ok": False, "error": "invalid_auth"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("X-OAuth-Scopes", type(self).scopes)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def slack_url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Slack", (FakeSlack,), {}))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/api/"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def file(
+    tmp_path: Path, database_url: str, slack_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The configuration in the data folder, with one channel, `acme-slack`."""
+    for name, value in {
+        "TURNMILL_DATA": str(tmp_path),
+        "TURNMILL_DATABASE__URL": database_url,
+        "TURNMILL_ENGINE__NAME": "echo",
+        "TURNMILL_ENGINE__MODEL": "echo",
+        "SLACK_SECRET": SECRET,
+        "SLACK_TOKEN": TOKEN,
+        "COLUMNS": "200",
+    }.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "turnmill.toml"
+    file.write_text(f"""
+        [bots.support]
+        instructions = "You answer for ACME Parcels."
+        [bots.support.policies]
+        double_texting = "reject"
+        [channels.acme-slack]
+        kind = "slack"
+        bot = "support"
+        signing_secret = {{ env = "SLACK_SECRET" }}
+        bot_token = {{ env = "SLACK_TOKEN" }}
+        api_url = "{slack_url}"
+    """)
+    return file
+
+
+@pytest.fixture
+def turnmill(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Turnmill:
+    def run(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["turnmill", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        return int(end.value.code or 0), said.out + said.err
+
+    return run
+
+
+@pytest.fixture
+def api(
+    file: Path, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Settings]:
+    """The settings of a running API, with a worker behind it."""
+    settings = load_settings()
+    server = Server(settings)
+    with socket.create_server(("127.0.0.1", 0)) as listener, InlineWorker(settings):
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        eventually(lambda: server.started)
+        monkeypatch.setenv("TURNMILL_API__PORT", str(listener.getsockname()[1]))
+        yield settings
+        server.should_exit = True
+        thread.join()
+
+
+def policies_of(bot: str) -> dict[str, str]:
+    settings = load_settings()
+    database = Database(settings.database)
+    try:
+        rows = database.run("SELECT policies FROM bots WHERE name = %s", (bot,))
+        return dict(rows[0].policies)
+    finally:
+        database.close()
+
+
+def test_channels_are_listed_with_their_addresses(turnmill: Turnmill) -> None:
+    status, said = turnmill("channels", "list")
+    assert status == 0
+    assert "acme-slack slack support default /channels/acme-slack" in " ".join(said.split())
+
+
+def test_without_a_file_a_command_says_where_it_belongs(turnmill: Turnmill, file: Path) -> None:
+    file.unlink()
+    status, said = turnmill("channels", "list")
+    assert (status, f"There is no turnmill.toml in {file.parent}" in said) == (64, True)
+
+
+def test_bots_of_the_file_are_saved_with_their_policies_and_no_other_is_touched(
+    turnmill: Turnmill, file: Path
+) -> None:
+    turnmill("bots", "save", "mine")
+    assert turnmill("channels", "apply") == (0, "support, of the tenant default: saved.\n")
+    assert policies_of("support") == {"double_texting": "reject"}
+    assert "mine" in turnmill("bots", "list")[1]
+    turnmill("bots", "save", "support", "--instructions", "Be brief.")
+    assert policies_of("support") == {"double_texting": "reject"}
+    file.write_text(file.read_text().replace('"reject"', '"enqueue"'))
+    turnmill("channels", "apply")
+    assert policies_of("support") == {"double_texting": "enqueue"}
+
+
+def test_a_good_channel_passes_its_check_and_its_address_is_shown(turnmill: Turnmill) -> None:
+    turnmill("channels", "apply")
+    status, said = turnmill("channels", "check", "acme-slack", "--url", "https://a.example/")
+    assert status == 0, said
+    assert "All is well." in said
+    assert "the bot is @acme (U1) in Acme" in said
+    assert "https://a.example/channels/acme-slack" in said
+    assert SECRET not in said
+    assert TOKEN not in said
+
+
+def test_a_check_names_what_is_wrong_and_what_to_do(
+    turnmill: Turnmill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, said = turnmill("channels", "check", "acme-slack")
+    assert (status, "has no bot 'support'" in said) == (1, True)
+    monkeypatch.setenv("SLACK_TOKEN", "xoxb-wrong")
+    status, said = turnmill("channels", "check", "acme-slack")
+    assert (status, "auth.test: invalid_auth" in said) == (1, True)
+    monkeypatch.delenv("SLACK_TOKEN")
+    status, said = turnmill("channels", "check", "acme-slack")
+    assert (status, "environment variable SLACK_TOKEN" in said) == (1, True)
+    status, said = turnmill("channels", "check", "nobody")
+    assert (status, "It has: acme-slack." in said) == (64, True)
+
+
+def test_missing_scopes_are_named_with_what_they_are_for(
+    turnmill: Turnmill, slack_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeSlack, "scopes", "chat:write")
+    turnmill("channels", "apply")
+    status, said = turnmill("channels", "check", "acme-slack")
+    assert (status, "im:history (to read direct messages)" in said) == (1, True)
+    assert "chat:write (" not in said
+
+
+def test_a_simulated_event_is_answered_and_its_thread_continued(
+    turnmill: Turnmill, api: Settings
+) -> None:
+    status, said = turnmill("channels", "simulate", "acme-slack", "Where is my parcel?")
+    assert status == 0, said
+    assert "Where is my parcel?" in said
+    thread = said.partition("--thread ")[2].split()[0]
+    turnmill("channels", "simulate", "acme-slack", "And now?", "--thread", thread)
+    database = Database(api.database)
+    rows = database.run("SELECT count(*) AS turns, count(DISTINCT conversation_id) AS c FROM turns")
+    database.close()
+    assert (rows[0].turns, rows[0].c) == (2, 1)
+
+
+def test_a_refused_simulation_says_why(
+    turnmill: Turnmill, api: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLACK_SECRET", "another")
+    status, said = turnmill("channels", "simulate", "acme-slack", "hi")
+    assert (status, "answered 401" in said) == (69, True)
+    status, said = turnmill(
+        "channels", "simulate", "acme-slack", "hi", "--url", "http://127.0.0.1:9"
+    )
+    assert (status, "Nobody answers at http://127.0.0.1:9" in said) == (69, True)
+
+
+def test_an_api_with_a_wrong_file_does_not_start(turnmill: Turnmill, file: Path) -> None:
+    file.write_text(file.read_text().replace("bot_token", "bot_tokn"))
+    status, said = turnmill("api")
+    assert (status, "Did you mean bot_token?" in said) == (64, True)
