@@ -11,20 +11,20 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
 import redis
 
 from tests import compression_models, requirements, selection
+from tests.processes import COMMAND_LINE, Process
 from tests.requirements import missing
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ, rabbitmq_program
@@ -212,46 +212,6 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     return url
 
 
-class Process:
-    """One `turnmill` command, or that of a module that wraps it."""
-
-    def __init__(
-        self, module: str, arguments: list[str], environment: dict[str, str], log: IO[bytes]
-    ) -> None:
-        self.log = Path(log.name)
-        self._popen = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            env=os.environ | environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    @property
-    def pid(self) -> int:
-        return self._popen.pid
-
-    def send(self, number: signal.Signals) -> None:
-        self._popen.send_signal(number)
-
-    def kill(self) -> None:
-        if self._popen.poll() is None:
-            self._popen.send_signal(signal.SIGCONT)
-            self._popen.kill()
-        self._popen.wait()
-
-    def wait(self, timeout_s: float) -> int:
-        return self._popen.wait(timeout_s)
-
-    def says(self, text: str) -> bool:
-        """Whether it has printed that by now."""
-        return text.encode() in self.log.read_bytes()
-
-    @property
-    def is_running(self) -> bool:
-        return self._popen.poll() is None
-
-
 class System:
     """A database and a broker of the test's own, and the processes that run on them."""
 
@@ -283,11 +243,9 @@ class System:
             "TURNMILL_WORKER__CONCURRENCY": str(self.settings.worker.concurrency),
         }
 
-    def start(
-        self, *arguments: str, module: str = "turnmill.producer.cli", **environment: str
-    ) -> Process:
-        number = len(list(self._folder.iterdir()))
-        log = self._stack.enter_context((self._folder / f"{number}-{arguments[0]}.log").open("wb"))
+    def start(self, *arguments: str, module: str = COMMAND_LINE, **environment: str) -> Process:
+        log = self._folder / f"{len(list(self._folder.iterdir()))}-{arguments[0]}.log"
+        log.touch()
         process = Process(module, list(arguments), self.variables | environment, log)
         self._stack.callback(process.kill)
         return process
