@@ -26,6 +26,7 @@ from turnmill.schemas.store import hand_off as store
 from turnmill.schemas.store.channels.deliveries import INSERT_PENDING
 from turnmill.schemas.store.channels.threads import (
     FIND_EVENT,
+    FIND_THREAD,
     NOTE_EVENT,
     RENEW_THREAD,
     TAKE_EVENT,
@@ -43,6 +44,7 @@ class Kind(StrEnum):
     REJECTED = "rejected"  # an earlier turn is open, and the policy wants one at a time
     HANDED_OFF = "handed_off"  # a person answers it, or was asked for
     ANSWERED = "answered"  # it is a person's answer
+    UNREADABLE = "unreadable"  # nothing in it can be read, as of a photo alone
     STOPPED = "stopped"
     RESET = "reset"
     RESUMED = "resumed"
@@ -107,8 +109,12 @@ def receive(
 def _take(cursor: Cursor, tenant_id: UUID, bot: str, defaults: Policies, event: Event) -> Received:
     if isinstance(event, Rating):
         return Received(Kind.IGNORED)
+    if isinstance(event, UserMessage) and not event.begins and not _is_known(cursor, event):
+        return Received(Kind.IGNORED)
     thread = _take_thread(cursor, tenant_id, bot, defaults, event)
     match event:
+        case UserMessage(content=""):
+            return _ask_for_text(cursor, thread)
         case UserMessage() if thread.standing.is_handed_off:
             return _pass_on(cursor, thread, event)
         case UserMessage():
@@ -118,6 +124,11 @@ def _take(cursor: Cursor, tenant_id: UUID, bot: str, defaults: Policies, event: 
             return _hear(cursor, thread, event)
         case Command():
             return _obey(cursor, thread, event, event.name)
+
+
+def _is_known(cursor: Cursor, event: Event) -> bool:
+    address = event.address
+    return cursor.execute(FIND_THREAD, (address.channel, address.thread)).fetchone() is not None
 
 
 def _take_thread(
@@ -175,6 +186,14 @@ def _hear(cursor: Cursor, thread: _Thread, event: UserMessage) -> Received:
         _owe_reply(cursor, standing.tenant_id, event, taken.turn)
     kind = Kind.COLLECTED if taken.is_collected else Kind.ACCEPTED
     return Received(kind, standing.conversation_id, taken.turn.turn_id)
+
+
+def _ask_for_text(cursor: Cursor, thread: _Thread) -> Received:
+    """Say that nothing in a message can be read, unless a person reads it."""
+    conversation_id = thread.standing.conversation_id
+    if not thread.standing.is_handed_off:
+        say(cursor, conversation_id, thread.policies.texts.unreadable)
+    return Received(Kind.UNREADABLE, conversation_id)
 
 
 def _pass_on(cursor: Cursor, thread: _Thread, event: UserMessage) -> Received:

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 from turnmill.producer.api.app import Server
 from turnmill.producer.channels.registry import CHANNELS
 from turnmill.producer.tenants import create_key, ensure_defaults
+from turnmill.schemas.channels.policies import Texts
 from turnmill.schemas.channels.sections import SECTIONS
 from turnmill.schemas.content import text_of
 from turnmill.schemas.errors import DatabaseUnavailable
@@ -226,9 +227,13 @@ def test_the_bots_own_message_is_answered_and_ignored(site: Site) -> None:
     assert site.outcomes() == {"own": 1}
 
 
-def test_nothing_to_read_is_answered(site: Site) -> None:
+def test_what_cannot_be_read_is_no_turn_and_its_user_is_told(site: Site) -> None:
     for payload in (site.peer.message(""), site.peer.message(" \n"), site.peer.attachment()):
         assert site.send(payload).status_code == 200
+    assert site.inputs() == []
+    assert site.outcomes() == {"unreadable": 3}
+    rows = site.database.run("SELECT kind, content FROM deliveries")
+    assert {(row.kind, row.content) for row in rows} == {("notice", Texts().unreadable)}
 
 
 @pytest.mark.parametrize("text", [RTL, CODE, "a\ttab, \"quotes\" and 'more'", "x" * 39_000])

@@ -15,6 +15,8 @@ UPDATE channel_events SET turn_id = %(turn)s, conversation_id = %(conversation)s
 WHERE channel = %(channel)s AND event_id = %(event)s
 """
 
+FIND_THREAD = "SELECT 1 FROM channel_threads WHERE channel = %s AND thread = %s"
+
 #: The row stays locked until the transaction ends: two events of a new thread begin one
 #: conversation. Whoever locks a thread and its conversation locks the thread first.
 TAKE_THREAD = """

@@ -86,3 +86,20 @@ def test_a_channel_that_is_given_another_bot_begins_its_threads_afresh(replica: 
     second = replica.receive(message("Hello"))
     assert second.kind is Kind.ACCEPTED
     assert second.conversation_id != first.conversation_id
+
+
+def test_a_message_that_begins_nothing_counts_only_in_a_conversation(replica: Replica) -> None:
+    aside = message("An aside", thread="T-aside").model_copy(update={"begins": False})
+    assert replica.receive(aside).kind is Kind.IGNORED
+    assert replica.rows("SELECT 1 FROM channel_threads UNION ALL SELECT 1 FROM conversations") == []
+    replica.receive(message("Hello", thread="T-aside"))
+    later = message("And now?", thread="T-aside").model_copy(update={"begins": False})
+    assert replica.receive(later).kind in (Kind.ACCEPTED, Kind.COLLECTED)
+
+
+def test_what_cannot_be_read_gets_a_notice_and_is_no_turn(replica: Replica) -> None:
+    received = replica.receive(message("", thread="T-photo"))
+    assert received.kind is Kind.UNREADABLE
+    assert replica.rows("SELECT 1 FROM turns") == []
+    (notice,) = replica.rows("SELECT kind, state FROM deliveries")
+    assert (notice.kind, notice.state) == ("notice", "queued")
