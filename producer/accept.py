@@ -7,9 +7,9 @@ its absence cannot refuse a user.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -29,6 +29,8 @@ from turnmill.schemas.turns import (
     TurnRequest,
     TurnState,
 )
+
+T = TypeVar("T")
 
 #: Races with calls of the same idempotency key; one is lost once per competing transaction.
 MAX_RACES = 10
@@ -90,14 +92,30 @@ def accept_many(database: Database, requests: Sequence[TurnRequest]) -> list[Acc
             asks for; `param` is the field that asks.
         DatabaseUnavailable: nothing was accepted.
     """
+    return racing(database, lambda cursor: accept_in(cursor, requests))
+
+
+def racing(database: Database, work: Callable[[Cursor], T]) -> T:
+    """Do what accepts turns in a transaction, and again if another call with the same key won.
+
+    Raises:
+        TransientError: so many others won.
+        DatabaseUnavailable: nothing changed.
+    """
     for _ in range(MAX_RACES):
         try:
             with database.cursor() as cursor:
-                return accept_in(cursor, requests)
+                return work(cursor)
         except psycopg.errors.UniqueViolation:
             # Another call with the same key committed first; the next round finds its turn.
             continue
     raise TransientError("Too many calls at once with the same idempotency keys; try again.")
+
+
+def is_known(cursor: Cursor, request: TurnRequest) -> bool:
+    """Whether a turn has the request's idempotency key already."""
+    key = _key(request)
+    return key is not None and bool(cursor.execute(_SEEN, ([key[0]], [key[1]])).fetchone())
 
 
 def accept_in(

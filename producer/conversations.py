@@ -1,6 +1,7 @@
 """Conversations: how one stands when something is said in it, and its policies."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +23,11 @@ _BEGIN = """
 INSERT INTO conversations (id, tenant_id, bot_id)
 SELECT %s, tenant_id, id FROM bots WHERE tenant_id = %s AND name = %s
 ON CONFLICT DO NOTHING
+"""
+
+_STATE = """
+SELECT handed_off_at, handed_off_because, policies FROM conversations
+WHERE id = %s AND tenant_id = %s
 """
 
 _SET_POLICIES = """
@@ -67,6 +73,23 @@ def begin(cursor: Cursor, tenant_id: UUID, bot: str, conversation_id: UUID) -> S
     if standing is None:
         raise UnknownBot(f"There is no bot or model '{bot}'.", param="model")
     return standing
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Who answers a conversation, and the policies of its own."""
+
+    handed_off_at: datetime | None
+    handed_off_because: str | None
+    policies: dict[str, Any] | None
+
+
+def read_state(database: Database, tenant_id: UUID, conversation_id: UUID) -> State:
+    """Raises `NotFound`."""
+    rows = database.run(_STATE, (conversation_id, tenant_id))
+    if not rows:
+        raise NotFound("There is no such conversation.")
+    return State(*rows[0])
 
 
 def set_policies(

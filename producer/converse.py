@@ -16,15 +16,18 @@ from psycopg.types.json import Jsonb
 from turnmill.producer.cancel import end_open_turns
 from turnmill.producer.conversations import Standing, begin, lock_standing, say
 from turnmill.producer.handoff import ASKED_BY_USER, note, resume_in
+from turnmill.producer.ratings import rate_in
 from turnmill.producer.texting import take
 from turnmill.schemas.channels.events import Command, Event, Rating, UserMessage
 from turnmill.schemas.channels.policies import CHANNEL_POLICIES, CommandName, Policies
 from turnmill.schemas.content import text_of
-from turnmill.schemas.ids import new_id
+from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.ids import Prefix, new_id, parse_id
 from turnmill.schemas.postgres.database import Cursor, Database
 from turnmill.schemas.store import hand_off as store
 from turnmill.schemas.store.channels.deliveries import INSERT_PENDING
 from turnmill.schemas.store.channels.threads import (
+    FIND_DELIVERED,
     FIND_EVENT,
     FIND_THREAD,
     NOTE_EVENT,
@@ -108,15 +111,15 @@ def receive(
 
 def _take(cursor: Cursor, tenant_id: UUID, bot: str, defaults: Policies, event: Event) -> Received:
     if isinstance(event, Rating):
-        return Received(Kind.IGNORED)
+        return _rate(cursor, tenant_id, event)
     if isinstance(event, UserMessage) and not event.begins and not _is_known(cursor, event):
         return Received(Kind.IGNORED)
     thread = _take_thread(cursor, tenant_id, bot, defaults, event)
     match event:
-        case UserMessage(content=""):
-            return _ask_for_text(cursor, thread)
         case UserMessage() if thread.standing.is_handed_off:
             return _pass_on(cursor, thread, event)
+        case UserMessage(content=""):
+            return _ask_for_text(cursor, thread)
         case UserMessage():
             command = thread.policies.command_in(text_of(event.content))
             if command is not None:
@@ -200,7 +203,7 @@ def _pass_on(cursor: Cursor, thread: _Thread, event: UserMessage) -> Received:
     """Keep what is said while a person answers: by the user, or by somebody else to the user."""
     is_user = event.author == thread.author
     role = Role.USER if is_user else Role.ASSISTANT
-    message = Message(role=role, content=event.content)
+    message = Message(role=role, content=event.content or "[attachment]")
     turn = note(cursor, thread.standing, message, event.author)
     kind = Kind.HANDED_OFF if is_user else Kind.ANSWERED
     return Received(kind, turn.conversation_id, turn.turn_id)
@@ -223,6 +226,31 @@ def _obey(
         case CommandName.RESUME:
             resumed = resume_in(cursor, thread.standing, thread.policies)
             return Received(Kind.RESUMED if resumed else Kind.IGNORED, conversation_id)
+
+
+def _rate(cursor: Cursor, tenant_id: UUID, event: Rating) -> Received:
+    if (turn_id := _rated_turn(cursor, event)) is None:
+        return Received(Kind.IGNORED)
+    channel = event.address.channel
+    conversation_id = rate_in(
+        cursor, tenant_id, turn_id, channel, event.author, event.score, event.comment
+    )
+    if conversation_id is None:
+        return Received(Kind.IGNORED)
+    return Received(Kind.RATED, conversation_id, turn_id)
+
+
+def _rated_turn(cursor: Cursor, event: Rating) -> UUID | None:
+    """The turn that a button names, or whose reply was sent as the message that it stands at."""
+    if event.turn_id is not None:
+        try:
+            return parse_id(Prefix.TURN, event.turn_id)
+        except InvalidInput:
+            return None
+    address = event.address
+    params = {"channel": address.channel, "thread": address.thread, "message": event.message_id}
+    row = cursor.execute(FIND_DELIVERED, params).fetchone()
+    return None if row is None else row.turn_id
 
 
 def _reset(cursor: Cursor, thread: _Thread, event: UserMessage | Command) -> Received:

@@ -49,7 +49,8 @@ class HandedOff(BaseModel):
 
 class HandedOffPage(BaseModel):
     conversations: list[HandedOff]
-    has_more: bool
+    #: The id to send as `after` for the next page; null at the end.
+    next: str | None
 
 
 def hand_off(database: Database, tenant_id: UUID, conversation_id: UUID, because: str) -> None:
@@ -117,9 +118,9 @@ def list_handed_off(
     before."""
     params = {"tenant": tenant_id, "after": after, "limit": limit + 1}
     rows = database.run(_LIST, params)
-    return HandedOffPage(
-        conversations=[_handed_off(row) for row in rows[:limit]], has_more=len(rows) > limit
-    )
+    shown = [_handed_off(row) for row in rows[:limit]]
+    following = shown[-1].conversation_id if len(rows) > limit else None
+    return HandedOffPage(conversations=shown, next=following)
 
 
 def _handed_off(row: Any) -> HandedOff:

@@ -5,15 +5,17 @@ The one place for channels and the API, inside the transaction that accepts the 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from turnmill.producer.accept import accept_in
+from turnmill.producer.accept import accept, accept_in, is_known, racing
 from turnmill.producer.cancel import end_open_turns
-from turnmill.producer.conversations import Standing
+from turnmill.producer.conversations import Standing, lock_standing
 from turnmill.schemas.channels.policies import DoubleTexting, Policies
 from turnmill.schemas.content import MAX_MESSAGE_CHARS
-from turnmill.schemas.postgres.database import Cursor
+from turnmill.schemas.errors import ConversationBusy
+from turnmill.schemas.postgres.database import Cursor, Database
 from turnmill.schemas.store.changes import OPEN
 from turnmill.schemas.store.collect import COLLECT, FIND_UNBEGUN
 from turnmill.schemas.turns import MAX_MESSAGES, AcceptedTurn, Message, TurnRequest, joined
@@ -31,6 +33,50 @@ class Taken:
     turn: AcceptedTurn | None
     #: It is a part of a turn that was accepted before.
     is_collected: bool = False
+
+
+def accept_call(
+    database: Database, request: TurnRequest, double_texting: DoubleTexting | None = None
+) -> AcceptedTurn:
+    """Accept what a call says, as the call's policy on double texting asks, or else as its
+    conversation's and bot's do.
+
+    Raises, besides what `accept` raises:
+        ConversationBusy: the policy is to reject, and an earlier turn is open.
+    """
+    conversation_id = request.conversation_id
+    if conversation_id is None:
+        return accept(database, request)
+    return racing(
+        database, lambda cursor: _take_call(cursor, request, conversation_id, double_texting)
+    )
+
+
+def _take_call(
+    cursor: Cursor,
+    request: TurnRequest,
+    conversation_id: UUID,
+    double_texting: DoubleTexting | None,
+) -> AcceptedTurn:
+    standing = lock_standing(cursor, conversation_id)
+    # What has no policy, or must not have one: accept answers it, or refuses it.
+    if standing is None or standing.is_handed_off or is_known(cursor, request):
+        return _accept(cursor, request)
+    if (standing.tenant_id, standing.bot) != (request.tenant_id, request.bot):
+        return _accept(cursor, request)
+    policies = standing.policies
+    if double_texting is not None:
+        policies = policies.model_copy(update={"double_texting": double_texting})
+    if policies.double_texting is DoubleTexting.COLLECT and request.idempotency_key is not None:
+        # A turn that it were a part of would not be found by its key.
+        return _accept(cursor, request, policies.quiet_s)
+    turn = take(cursor, request, standing, policies).turn
+    if turn is None:
+        raise ConversationBusy(
+            "An earlier message of the conversation is still being answered, and the policy is to "
+            "reject another one. Send it again later, or with X-Turnmill-Double-Texting: enqueue."
+        )
+    return turn
 
 
 def take(cursor: Cursor, request: TurnRequest, standing: Standing, policies: Policies) -> Taken:

@@ -76,4 +76,5 @@ def _turn(row: Any) -> Turn:
         error_code=row.error_code,
         error_message=row.error_message,
         batch_row=row.batch_row,
+        author=row.author,
     )

@@ -11,6 +11,7 @@
     │   │   ├── EngineDied          its worker has to be started again
     │   │   └── Unanswered          a server of the engine said nothing in time
     │   ├── ChannelUnavailable      the platform does not take the message right now
+    │   ├── ConversationBusy        an earlier message is answered; the policy is to reject another
     │   └── LaterTurnRunning        the parked turn cannot be replayed right now
     └── PermanentError              trying again cannot help
         ├── SettingsError
@@ -129,6 +130,12 @@ class LaterTurnRunning(TransientError):
     """A later turn of the conversation is being answered."""
 
     code = "later_turn_running"
+
+
+class ConversationBusy(TransientError):
+    """An earlier message of the conversation is still being answered."""
+
+    code = "conversation_busy"
 
 
 class PermanentError(TurnmillError):

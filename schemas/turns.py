@@ -412,3 +412,5 @@ class Turn(BaseModel):
     error_code: str | None
     error_message: str | None
     batch_row: int | None = None
+    #: Who wrote it, where a conversation has several people.
+    author: str | None = None

@@ -48,6 +48,7 @@ STATUSES: dict[str, tuple[int, str]] = {
     "later_turn_answered": (409, "conflict_error"),
     "later_turn_running": (409, "conflict_error"),
     "cancelled": (409, "conflict_error"),
+    "conversation_busy": (409, "conflict_error"),
     "handed_off": (409, "conflict_error"),
     "not_handed_off": (409, "conflict_error"),
     "body_too_large": (413, "invalid_request_error"),

@@ -7,12 +7,14 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 
 from turnmill.producer.api.errors import CONVERSATION_HEADER
+from turnmill.schemas.channels.policies import DoubleTexting
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, derived_id, parse_id
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 TIMEOUT_HEADER = "X-Turnmill-Timeout"
 CANCEL_HEADER = "X-Turnmill-Cancel-On-Disconnect"
+DOUBLE_TEXTING_HEADER = "X-Turnmill-Double-Texting"
 
 MAX_CONVERSATION_KEY = 200
 MAX_IDEMPOTENCY_KEY = 255
@@ -27,6 +29,8 @@ class CallHeaders:
     idempotency_key: str | None
     timeout_s: float | None
     cancels_on_disconnect: bool = False
+    #: What becomes of the message while an earlier turn of the conversation is open.
+    double_texting: DoubleTexting | None = None
 
     @property
     def given_conversation_id(self) -> UUID | None:
@@ -49,6 +53,7 @@ def read_headers(request: Request) -> CallHeaders:
         idempotency_key=_text(request, IDEMPOTENCY_HEADER, MAX_IDEMPOTENCY_KEY),
         timeout_s=_timeout(request),
         cancels_on_disconnect=_flag(request, CANCEL_HEADER),
+        double_texting=_double_texting(request),
     )
 
 
@@ -91,6 +96,17 @@ def _flag(request: Request, name: str) -> bool:
     if value not in ("true", "false"):
         raise InvalidInput(f"{name} must be 'true' or 'false'.", param=name)
     return value == "true"
+
+
+def _double_texting(request: Request) -> DoubleTexting | None:
+    value = request.headers.get(DOUBLE_TEXTING_HEADER)
+    try:
+        return None if value is None else DoubleTexting(value.lower())
+    except ValueError:
+        raise InvalidInput(
+            f"{DOUBLE_TEXTING_HEADER} must be one of {', '.join(DoubleTexting)}.",
+            param=DOUBLE_TEXTING_HEADER,
+        ) from None
 
 
 def _timeout(request: Request) -> float | None:

@@ -13,8 +13,10 @@ from turnmill.producer.cli import (
     bench,
     channels,
     chaos,
+    conversations,
     parked,
     processes,
+    ratings,
     retention,
     stack,
     talk,
@@ -46,6 +48,8 @@ for part in (stack, talk, processes, admin, chaos, retention, evaluate):
     part.add_commands(app)
 app.add_typer(turn.app, name="turn")
 app.add_typer(parked.app, name="parked")
+app.add_typer(conversations.app, name="conversations")
+app.add_typer(ratings.app, name="ratings")
 app.add_typer(batch.app, name="batch")
 app.add_typer(bench.app, name="bench")
 distill.add_commands(compress.app)

@@ -70,7 +70,7 @@ WITH dropped AS (
     SET {_DROP.setting}, settled_at = clock_timestamp(), progress_at = NULL
     FROM conversations c
     WHERE c.id = ANY(%s) AND c.handed_off_at IS NOT NULL AND d.conversation_id = c.id
-      AND d.kind = 'reply' AND d.{_DROP.guard} AND d.attempt = 0 AND d.progress = '{{}}'
+      AND d.kind = 'reply' AND d.{_DROP.guard} AND d.leased_until IS NULL AND d.progress = '{{}}'
     RETURNING d.id
 )
 DELETE FROM outbox USING dropped WHERE turn_id = dropped.id

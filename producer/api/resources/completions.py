@@ -18,7 +18,6 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from turnmill.producer.accept import accept
 from turnmill.producer.api.auth import TenantOf
 from turnmill.producer.api.errors import (
     CONVERSATION_HEADER,
@@ -36,6 +35,7 @@ from turnmill.producer.api.stream import events
 from turnmill.producer.api.watch import Interrupt, Watch
 from turnmill.producer.cancel import cancel
 from turnmill.producer.tenants import ignores_tools
+from turnmill.producer.texting import accept_call
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.openai import ChatCompletion, ChatCompletionRequest, parse_chat_request
@@ -76,7 +76,8 @@ async def create_chat_completion(
     own, or a `conv_…` id) Turnmill keeps the history and the messages are the new ones.
     `Idempotency-Key` makes repeating the call safe; `X-Turnmill-Timeout` is the number of
     seconds after which nobody wants the reply; `X-Turnmill-Cancel-On-Disconnect: true` cancels
-    the turn when the client disconnects.
+    the turn when the client disconnects. `X-Turnmill-Double-Texting` says what becomes of the
+    message while an earlier one of the conversation is being answered.
     """
     started = asyncio.get_running_loop().time()
     headers = read_headers(request)
@@ -131,7 +132,7 @@ def _accept(
     if (given := headers.given_conversation_id) is not None:
         require_conversation(services.database, tenant_id, given)
     offers_tools = body.offered_tools is not None and not _ignores_tools(services, tenant_id, body)
-    return accept(
+    return accept_call(
         services.database,
         TurnRequest(
             tenant_id=tenant_id,
@@ -142,6 +143,7 @@ def _accept(
             idempotency_key=headers.idempotency_key,
             timeout_s=headers.timeout_s,
         ),
+        headers.double_texting,
     )
 
 

@@ -1,38 +1,145 @@
-"""`/conversations`: the turns of one conversation."""
+"""`/conversations`: what was said, policies, and the people who answer instead of the bot."""
 
+from datetime import datetime
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Response
-from pydantic import BaseModel
+from fastapi import APIRouter, Query, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from turnmill.producer.api.auth import TenantOf
-from turnmill.producer.api.parameters import ConversationId
+from turnmill.producer.api.parameters import ConversationId, id_schema
 from turnmill.producer.api.resources.turns import TurnBody
 from turnmill.producer.api.services import ServicesOf
+from turnmill.producer.conversations import read_state, set_policies
+from turnmill.producer.handoff import (
+    ASKED_BY_OPERATOR,
+    HandedOffPage,
+    answer,
+    hand_off,
+    list_handed_off,
+    resume,
+)
 from turnmill.producer.tenants import set_conversation_training
-from turnmill.producer.turns import read_conversation
+from turnmill.producer.turns import read_conversation, read_turn
+from turnmill.schemas.channels.policies import Policies
+from turnmill.schemas.content import refuse_nul
 from turnmill.schemas.errors import NotFound
-from turnmill.schemas.ids import Prefix, show_id
+from turnmill.schemas.ids import Prefix, parse_id, show_id
 from turnmill.schemas.postgres.database import Database
 
 _EXISTS = "SELECT 1 FROM conversations WHERE id = %s AND tenant_id = %s"
 
-router = APIRouter(tags=["turns"])
+router = APIRouter(tags=["conversations"])
 
 
 class ConversationBody(BaseModel):
     """A conversation: its turns in order."""
 
     conversation_id: str
+    #: Since when, and why, a person answers; null while the bot does.
+    handed_off_at: datetime | None
+    handed_off_because: str | None
+    #: Its own, over its bot's; null without any.
+    policies: dict[str, Any] | None
     turns: list[TurnBody]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ChangeBody(_Body):
+    #: Over its bot's; null takes them back.
+    policies: Policies | None
+
+
+class HandOffBody(_Body):
+    #: Why, for those who look.
+    because: Annotated[
+        str, StringConstraints(min_length=1, max_length=500), AfterValidator(refuse_nul)
+    ] = ASKED_BY_OPERATOR
+
+
+class AnswerBody(_Body):
+    """What a person answers."""
+
+    content: Annotated[
+        str, StringConstraints(min_length=1, max_length=40_000), AfterValidator(refuse_nul)
+    ]
+    #: Who answers, in your words.
+    author: Annotated[
+        str, StringConstraints(min_length=1, max_length=255), AfterValidator(refuse_nul)
+    ] = "operator"
+
+
+class PageQuery(_Body):
+    state: Literal["handed_off"] = "handed_off"
+    limit: int = Field(default=50, ge=1, le=1000)
+    #: `next` of the page before.
+    after: str | None = Field(default=None, json_schema_extra=id_schema(Prefix.CONVERSATION))
+
+
+@router.get("/conversations")
+async def list_conversations(
+    query: Annotated[PageQuery, Query()], services: ServicesOf, tenant_id: TenantOf
+) -> HandedOffPage:
+    """The conversations that people answer, those first that were handed off first."""
+    after = None if query.after is None else parse_id(Prefix.CONVERSATION, query.after)
+    return await services.call(
+        list_handed_off, services.database, tenant_id, limit=query.limit, after=after
+    )
 
 
 @router.get("/conversations/{conversation_id}", response_model=ConversationBody)
 async def get_conversation(
     conversation_id: ConversationId, services: ServicesOf, tenant_id: TenantOf
 ) -> Response:
-    """All turns of a conversation, in order."""
+    """All turns of a conversation, in order, and who answers it."""
     return await services.show(_read, services.database, tenant_id, conversation_id)
+
+
+@router.patch("/conversations/{conversation_id}", status_code=204)
+async def change_conversation(
+    conversation_id: ConversationId, body: ChangeBody, services: ServicesOf, tenant_id: TenantOf
+) -> None:
+    """Give a conversation policies of its own, from its next message on."""
+    await services.call(set_policies, services.database, tenant_id, conversation_id, body.policies)
+
+
+@router.post("/conversations/{conversation_id}/hand-off", status_code=204)
+async def hand_conversation_off(
+    conversation_id: ConversationId,
+    services: ServicesOf,
+    tenant_id: TenantOf,
+    body: HandOffBody | None = None,
+) -> None:
+    """Let a person answer: the open turns end, and the bot sends nothing more. Doing so twice is
+    fine."""
+    because = (body or HandOffBody()).because
+    await services.call(hand_off, services.database, tenant_id, conversation_id, because)
+
+
+@router.post("/conversations/{conversation_id}/messages", response_model=TurnBody)
+async def answer_conversation(
+    conversation_id: ConversationId, body: AnswerBody, services: ServicesOf, tenant_id: TenantOf
+) -> TurnBody:
+    """Answer as a person: it becomes part of what was said, and is sent to the thread that the
+    user writes from. 409 `not_handed_off` while the bot answers."""
+
+    def answer_and_read(database: Database) -> TurnBody:
+        turn = answer(database, tenant_id, conversation_id, body.content, body.author)
+        return TurnBody.of(read_turn(database, tenant_id, turn.turn_id))
+
+    return await services.call(answer_and_read, services.database)
+
+
+@router.post("/conversations/{conversation_id}/resume", status_code=204)
+async def resume_conversation(
+    conversation_id: ConversationId, services: ServicesOf, tenant_id: TenantOf
+) -> None:
+    """Let the bot answer again, from the next message on. Doing so twice is fine."""
+    await services.call(resume, services.database, tenant_id, conversation_id)
 
 
 @router.put("/conversations/{conversation_id}/training-refusal", status_code=204)
@@ -57,9 +164,13 @@ async def withdraw_refusal(
 
 
 def _read(database: Database, tenant_id: UUID, conversation_id: UUID) -> ConversationBody:
+    state = read_state(database, tenant_id, conversation_id)
     turns = read_conversation(database, tenant_id, conversation_id)
     return ConversationBody(
         conversation_id=show_id(Prefix.CONVERSATION, conversation_id),
+        handed_off_at=state.handed_off_at,
+        handed_off_because=state.handed_off_because,
+        policies=state.policies,
         turns=[TurnBody.of(turn) for turn in turns],
     )
 

@@ -1,15 +1,17 @@
-"""`/turns`: looking at a turn, and cancelling it."""
+"""`/turns`: looking at a turn, cancelling it, and rating its reply."""
 
 from datetime import datetime
+from typing import Annotated
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from turnmill.producer.api.auth import TenantOf
 from turnmill.producer.api.errors import Problem
 from turnmill.producer.api.parameters import TurnId
 from turnmill.producer.api.services import Services, ServicesOf
 from turnmill.producer.cancel import cancel
+from turnmill.producer.ratings import Score, rate
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.turns import Lane, Message, Reply, Turn, TurnState
@@ -38,6 +40,8 @@ class TurnBody(BaseModel):
     reply: Reply | None
     error_code: str | None
     error_message: str | None
+    #: Who wrote it, where a conversation has several people.
+    author: str | None
 
     @classmethod
     def of(cls, turn: Turn) -> "TurnBody":
@@ -56,6 +60,28 @@ async def get_turn(turn_id: TurnId, services: ServicesOf, tenant_id: TenantOf) -
     """The turn as it stands, with its reply once it is completed."""
     return await services.show(
         lambda: TurnBody.of(read_turn(services.database, tenant_id, turn_id))
+    )
+
+
+class RatingBody(BaseModel):
+    """What somebody says of a reply."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    #: 1: good, -1: bad, 0: take an earlier rating back.
+    score: Score
+    #: Who rates, in your words; one who rates again changes the rating.
+    author: Annotated[str, StringConstraints(min_length=1, max_length=255)] = "anonymous"
+    comment: Annotated[str, StringConstraints(max_length=2000)] | None = None
+
+
+@router.post("/turns/{turn_id}/rating", status_code=204)
+async def rate_turn(
+    turn_id: TurnId, body: RatingBody, services: ServicesOf, tenant_id: TenantOf
+) -> None:
+    """Rate a turn's reply."""
+    await services.call(
+        rate, services.database, tenant_id, turn_id, body.author, body.score, body.comment
     )
 
 

@@ -236,9 +236,10 @@ def test_conversations_that_people_answer_are_listed_page_by_page(replica: Repli
     for number in range(5):
         _hand_off(replica, replica.say("Hello", thread=f"T{number}"))
     first = list_handed_off(replica.database, replica.tenant_id, limit=3)
-    last = first.conversations[-1].conversation_id
-    rest = list_handed_off(replica.database, replica.tenant_id, limit=3, after=_id(last))
-    assert (first.has_more, rest.has_more) == (True, False)
+    assert first.next is not None
+    after = parse_id(Prefix.CONVERSATION, first.next)
+    rest = list_handed_off(replica.database, replica.tenant_id, limit=3, after=after)
+    assert rest.next is None
     threads = [each.thread for each in (*first.conversations, *rest.conversations)]
     assert threads == ["T0", "T1", "T2", "T3", "T4"]
     assert list_handed_off(replica.database, new_id()).conversations == []
@@ -249,7 +250,3 @@ def _save(replica: Replica, policies: dict[str, Any]) -> None:
         replica.database, replica.tenant_id, replica.bot, replica.bot, "", GenerationParams(),
         policies=Policies.model_validate(policies),
     )  # fmt: skip
-
-
-def _id(shown: str) -> Any:
-    return parse_id(Prefix.CONVERSATION, shown)

@@ -358,6 +358,163 @@ def test_a_conversation_refuses_to_train_models_and_may_take_that_back(answered:
     assert answered.http.put(path.replace(shown, f"conv_{NOBODYS}")).status_code == 404
 
 
+def _say(api: API, text: str, policy: str | None = None, **headers: str) -> Any:
+    """A message of one conversation, whose reply is not waited for."""
+    given = {"X-Turnmill-Conversation": "customer", **headers}
+    if policy is not None:
+        given["X-Turnmill-Double-Texting"] = policy
+    return api.post(text, headers=given)
+
+
+@pytest.fixture
+def hurried(make_api: MakeAPI) -> API:
+    """An API whose calls do not wait for the replies, which nobody gives."""
+    return make_api(api={"wait_s": 0.05})
+
+
+def _said(api: API) -> list[tuple[str, str]]:
+    rows = api.database.run("SELECT state, input->0->>'content' AS said FROM turns ORDER BY seq")
+    return [(row.state, row.said) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("policy", "left"),
+    [
+        (None, [("queued", "one"), ("waiting", "two")]),
+        ("enqueue", [("queued", "one"), ("waiting", "two")]),
+        ("Collect", [("queued", "one\ntwo")]),
+        ("interrupt", [("cancelled", "one"), ("queued", "one\ntwo")]),
+        ("rollback", [("cancelled", "one"), ("queued", "two")]),
+        ("reject", [("queued", "one")]),
+    ],
+)
+def test_a_call_says_what_becomes_of_its_message_while_another_is_answered(
+    hurried: API, policy: str | None, left: list[tuple[str, str]]
+) -> None:
+    first = _say(hurried, "one")
+    second = _say(hurried, "two", policy)
+    assert _said(hurried) == left
+    if policy == "reject":
+        assert second.status_code == 409
+        assert second.json()["error"]["code"] == "conversation_busy"
+    same = first.headers["x-turnmill-turn"] == second.headers.get("x-turnmill-turn")
+    assert same is (policy == "Collect")
+
+
+def test_an_unknown_policy_is_refused_by_name(api: API) -> None:
+    response = _say(api, "one", "sometimes")
+    assert response.status_code == 400
+    assert "enqueue, collect, interrupt, rollback, reject" in response.json()["error"]["message"]
+
+
+def test_a_repeated_call_does_not_interrupt_itself(hurried: API) -> None:
+    keys = {"Idempotency-Key": "k1"}
+    first = _say(hurried, "one", "interrupt", **keys)
+    again = _say(hurried, "one", "interrupt", **keys)
+    assert first.headers["x-turnmill-turn"] == again.headers["x-turnmill-turn"]
+    assert _said(hurried) == [("queued", "one")]
+    carrying = {"Idempotency-Key": "k2"}
+    second = _say(hurried, "two", "interrupt", **carrying)
+    again = _say(hurried, "two", "interrupt", **carrying)
+    assert second.headers["x-turnmill-turn"] == again.headers["x-turnmill-turn"]
+    assert _said(hurried) == [("cancelled", "one"), ("queued", "one\ntwo")]
+
+
+def test_a_call_with_a_key_is_never_a_part_of_another_turn(hurried: API) -> None:
+    _say(hurried, "one", "collect")
+    second = _say(hurried, "two", "collect", **{"Idempotency-Key": "k"})
+    again = _say(hurried, "two", "collect", **{"Idempotency-Key": "k"})
+    assert second.headers["x-turnmill-turn"] == again.headers["x-turnmill-turn"]
+    assert _said(hurried) == [("queued", "one"), ("waiting", "two")]
+
+
+def test_a_refused_call_interrupts_nothing(hurried: API) -> None:
+    shown = _say(hurried, "one").headers["x-turnmill-conversation"]
+    save_bot(hurried.database, hurried.tenant_id, "other", BOT, "", GenerationParams())
+    response = hurried.post(
+        "two",
+        model="other",
+        headers={"X-Turnmill-Conversation": shown, "X-Turnmill-Double-Texting": "interrupt"},
+    )
+    assert response.status_code == 400
+    assert _said(hurried) == [("queued", "one")]
+
+
+def test_a_conversation_has_policies_of_its_own(hurried: API) -> None:
+    shown = _say(hurried, "one").headers["x-turnmill-conversation"]
+    path = f"/conversations/{shown}"
+    change = {"policies": {"double_texting": "reject"}}
+    assert hurried.http.patch(path, json=change).status_code == 204
+    assert hurried.http.get(path).json()["policies"] == {"double_texting": "reject"}
+    assert _say(hurried, "two").status_code == 409
+    assert hurried.http.patch(path, json={"policies": None}).status_code == 204
+    assert hurried.http.get(path).json()["policies"] is None
+    assert _say(hurried, "three").status_code == 504
+    wrong = {"policies": {"mood": "kind"}}
+    assert hurried.http.patch(path, json=wrong).status_code == 400
+    assert hurried.http.patch(f"/conversations/conv_{NOBODYS}", json=change).status_code == 404
+
+
+def test_a_person_answers_and_the_bot_resumes(answered: API) -> None:
+    headers = {"X-Turnmill-Conversation": "customer"}
+    shown = answered.post("Hello", headers=headers).headers["x-turnmill-conversation"]
+    path = f"/conversations/{shown}"
+    refused = answered.http.post(f"{path}/messages", json={"content": "Hi"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "not_handed_off")
+    for _ in range(2):
+        assert answered.http.post(f"{path}/hand-off", json={"because": "A."}).status_code == 204
+    listed = answered.http.get("/conversations", params={"state": "handed_off"}).json()
+    assert [each["conversation_id"] for each in listed["conversations"]] == [shown]
+    assert listed["conversations"][0]["because"] == "A."
+    asked = answered.post("Is anybody there?", headers=headers)
+    assert (asked.status_code, asked.json()["error"]["code"]) == (409, "handed_off")
+    answer = answered.http.post(f"{path}/messages", json={"content": "I am.", "author": "ada"})
+    assert answer.status_code == 200
+    assert answer.json()["messages"] == [{"role": "assistant", "content": "I am."}]
+    assert answer.json()["author"] == "ada"
+    for _ in range(2):
+        assert answered.http.post(f"{path}/resume").status_code == 204
+    resumed = answered.post("Thanks", headers=headers)
+    assert resumed.status_code == 200
+    # Hello and its reply, "Is anybody there?", "I am.", "Thanks"
+    assert resumed.json()["usage"]["prompt_tokens"] == 1 + 1 + 3 + 2 + 1
+    states = [turn["state"] for turn in answered.http.get(path).json()["turns"]]
+    assert states == ["completed", "handed_off", "handed_off", "completed"]
+
+
+@pytest.mark.parametrize("path", ["hand-off", "resume", "messages"])
+def test_another_tenant_s_conversations_are_handed_to_nobody(api: API, path: str) -> None:
+    response = api.http.post(f"/conversations/conv_{NOBODYS}/{path}", json={"content": "Hi"})
+    assert response.status_code in (400, 404)  # only an answer has content
+    response = api.http.post(
+        f"/conversations/conv_{NOBODYS}/{path}",
+        **({"json": {"content": "Hi"}} if path == "messages" else {}),
+    )
+    assert response.status_code == 404
+
+
+def test_a_reply_is_rated_and_rated_anew(answered: API) -> None:
+    turn = answered.post("Hello").headers["x-turnmill-turn"]
+
+    def rate(**body: Any) -> int:
+        return int(answered.http.post(f"/turns/{turn}/rating", json=body).status_code)
+
+    def ratings() -> list[tuple[str, int, str | None]]:
+        rows = answered.database.run("SELECT author, score, comment FROM ratings ORDER BY author")
+        return [(row.author, row.score, row.comment) for row in rows]
+
+    assert rate(score=1, author="a") == 204
+    assert rate(score=-1, author="b", comment="Wrong.") == 204
+    assert rate(score=-1, author="a") == 204
+    assert ratings() == [("a", -1, None), ("b", -1, "Wrong.")]
+    assert rate(score=0, author="b") == 204
+    assert ratings() == [("a", -1, None)]
+    assert rate(score=2) == 400
+    assert rate(score=1, mood="kind") == 400
+    missing = answered.http.post(f"/turns/turn_{NOBODYS}/rating", json={"score": 1})
+    assert missing.status_code == 404
+
+
 def test_without_a_conversation_the_messages_are_the_whole_prompt(answered: API) -> None:
     first, second = (answered.post("one two") for _ in range(2))
     assert second.json()["usage"]["prompt_tokens"] == 2
@@ -921,7 +1078,13 @@ SCOPES = {
     "POST /v1/chat/completions": Scope.TURNS,
     "GET /turns/{turn}": Scope.TURNS,
     "DELETE /turns/{turn}": Scope.TURNS,
+    "POST /turns/{turn}/rating": Scope.TURNS,
+    "GET /conversations": Scope.TURNS,
     "GET /conversations/{conversation}": Scope.TURNS,
+    "PATCH /conversations/{conversation}": Scope.TURNS,
+    "POST /conversations/{conversation}/hand-off": Scope.TURNS,
+    "POST /conversations/{conversation}/messages": Scope.TURNS,
+    "POST /conversations/{conversation}/resume": Scope.TURNS,
     "PUT /conversations/{conversation}/training-refusal": Scope.TURNS,
     "DELETE /conversations/{conversation}/training-refusal": Scope.TURNS,
     "GET /parked": Scope.ADMIN,
@@ -1014,7 +1177,7 @@ def test_an_unexpected_error_is_told_apart_and_says_nothing(
     def fail(*arguments: object) -> None:
         raise RuntimeError("a private prompt")
 
-    monkeypatch.setattr("turnmill.producer.api.resources.completions.accept", fail)
+    monkeypatch.setattr("turnmill.producer.api.resources.completions.accept_call", fail)
     with capture_logs() as logs:
         response = api.post("a private prompt")
     assert response.status_code == 500

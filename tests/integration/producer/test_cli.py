@@ -1,5 +1,6 @@
 """The commands that only need the database: keys, bots, turns, batches, the schema."""
 
+import csv
 import io
 import json
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.cli.app import main
+from turnmill.producer.ratings import rate
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.ids import new_id
@@ -366,3 +368,92 @@ def test_old_turns_are_pruned_by_hand_and_the_tables_measured(
         status, said, _ = turnmill("db", "prune")
     assert (status, said) == (1, "Another process is pruning right now.\n")
     database.close()
+
+
+def _end(database_url: str, turn: Any) -> None:
+    """As if a worker had answered it."""
+    with psycopg.connect(database_url) as link:
+        link.execute("DELETE FROM outbox WHERE turn_id = %s", (turn.turn_id,))
+        link.execute(
+            "UPDATE turns SET state = 'completed', settled_at = now() WHERE id = %s",
+            (turn.turn_id,),
+        )
+        link.execute(
+            "INSERT INTO replies (turn_id, attempt, content, finish_reason, prompt_tokens, "
+            "completion_tokens) VALUES (%s, 0, 'Good day.', 'stop', 1, 2)",
+            (turn.turn_id,),
+        )
+
+
+def test_a_conversation_is_handed_off_answered_and_resumed(
+    turnmill: Turnmill, migrated: str
+) -> None:
+    turn = accept_one(HOSTILE)
+    _end(migrated, turn)
+    shown = f"conv_{turn.conversation_id.hex}"
+    assert "No conversation is handed off." in turnmill("conversations", "list")[1]
+    status, said, _ = turnmill("conversations", "hand-off", shown, "--because", HOSTILE)
+    assert status == 0
+    assert f"turnmill conversations answer {shown}" in said
+    listed = turnmill("conversations", "list")[1]
+    assert shown in listed
+    assert HARMLESS in listed
+    answer = ("It is on its way.", "--author", "[red]ada[/]")
+    assert turnmill("conversations", "answer", shown, *answer)[0] == 0
+    told = turnmill("conversations", "show", shown)[1]
+    assert f"user: {HARMLESS}" in told
+    assert "bot: Good day." in told
+    assert "assistant ([red]ada[/]): It is on its way." in told
+    assert "A person answers since" in told
+    assert "\x1b[2J" not in told
+    assert "The bot answers again." in turnmill("conversations", "resume", shown)[1]
+    assert "answers it already" in turnmill("conversations", "resume", shown)[1]
+    assert turnmill("conversations", "answer", shown, "Hi")[0] != 0
+
+
+def test_a_conversation_is_given_policies_and_loses_them(turnmill: Turnmill, migrated: str) -> None:
+    shown = f"conv_{accept_one('Hello').conversation_id.hex}"
+    set_ = ("conversations", "set", shown)
+    assert turnmill(*set_, "--policy", "double_texting=reject")[0] == 0
+    assert "'double_texting': 'reject'" in turnmill("conversations", "show", shown)[1]
+    assert turnmill(*set_)[0] == 0
+    assert "reject" not in turnmill("conversations", "show", shown)[1]
+    status, _, said = turnmill(*set_, "--policy", "mood=kind")
+    assert status == USAGE
+    assert "known: double_texting" in said
+    assert turnmill("conversations", "show", f"conv_{NOBODYS}")[0] == USAGE
+
+
+def test_a_bot_keeps_its_policies_when_it_is_saved_without(
+    turnmill: Turnmill, migrated: str
+) -> None:
+    turnmill("bots", "save", "support", "--policy", "double_texting=collect")
+    turnmill("bots", "save", "support", "--instructions", "Be brief.")
+    (line,) = [row for row in turnmill("bots", "list")[1].splitlines() if "support" in row]
+    assert '{"double_texting":"collect"}' in line
+
+
+def test_ratings_are_counted_and_exported(
+    turnmill: Turnmill, migrated: str, tmp_path: Path
+) -> None:
+    turn = accept_one("Hello")
+    _end(migrated, turn)
+    assert "Nothing is rated yet." in turnmill("ratings", "summary")[1]
+    database = Database(load_settings().database)
+    tenant_id = ensure_defaults(database, load_settings())
+    rate(database, tenant_id, turn.turn_id, "a", 1)
+    rate(database, tenant_id, turn.turn_id, "b", -1, "=1+1")
+    rate(database, tenant_id, turn.turn_id, "c", 1)
+    database.close()
+    line = turnmill("ratings", "summary", "--days", "1")[1].splitlines()[-1]
+    assert line.split() == ["smollm2-135m-instruct", "1", "smollm2-135m-instruct", "2", "1", "67"]
+    ratings = [json.loads(line) for line in turnmill("ratings", "export")[1].splitlines()]
+    assert [(each["author"], each["score"]) for each in ratings] == [("a", 1), ("b", -1), ("c", 1)]
+    assert ratings[0]["turn_id"] == f"turn_{turn.turn_id.hex}"
+    assert (ratings[0]["bot_version"], ratings[0]["source"]) == (1, "api")
+    file = tmp_path / "ratings.csv"
+    assert turnmill("ratings", "export", str(file))[0] == 0
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert [row["comment"] for row in rows] == ["", "'=1+1", ""]
+    assert turnmill("ratings", "export", str(file))[0] == USAGE
+    assert turnmill("ratings", "export", str(tmp_path / "ratings.xml"))[0] == USAGE

@@ -1,0 +1,158 @@
+"""`turnmill conversations`: what was said in one, and the people who answer instead of the bot."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from turnmill.producer.cli.context import TenantOption, open_system
+from turnmill.producer.cli.policies import PolicyOption, read_policies
+from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.texts import plain
+from turnmill.producer.conversations import read_state, set_policies
+from turnmill.producer.handoff import (
+    ASKED_BY_OPERATOR,
+    HandedOffPage,
+    answer,
+    hand_off,
+    list_handed_off,
+    resume,
+)
+from turnmill.producer.turns import read_conversation
+from turnmill.schemas.ids import Prefix, parse_id
+from turnmill.schemas.turns import Turn
+
+app = typer.Typer(
+    help="Conversations, and the people who answer them instead of bots.", no_args_is_help=True
+)
+console = make_console()
+
+ConversationId = Annotated[str, typer.Argument(help="conv_… as `conversations list` shows it.")]
+
+
+@app.command("list")
+def show_list(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Conversations shown.")] = 50,
+    after: Annotated[str | None, typer.Option(help="The next page: the last one shown.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As the API says it.")] = False,
+    tenant: TenantOption = None,
+) -> None:
+    """List the conversations that people answer, those first that were handed off first.
+
+    Example: turnmill conversations list --limit 10
+    """
+    start = None if after is None else parse_id(Prefix.CONVERSATION, after)
+    with open_system(tenant=tenant) as system:
+        page = list_handed_off(system.database, system.tenant_id, limit=limit, after=start)
+        suffix = system.suffix
+    if as_json:
+        typer.echo(page.model_dump_json(indent=2))
+        return
+    console.print(_table(page) if page.conversations else "No conversation is handed off.")
+    if page.next is not None:
+        more = f"More: turnmill conversations list --after {page.next}{suffix}"
+        console.print(plain(more), soft_wrap=True)
+
+
+@app.command()
+def show(conversation_id: ConversationId, tenant: TenantOption = None) -> None:
+    """Show what was said in a conversation, and who answers it.
+
+    Example: turnmill conversations show conv_01a20a667dde743da35d0f8a02aa55e1
+    """
+    wanted = parse_id(Prefix.CONVERSATION, conversation_id)
+    with open_system(tenant=tenant) as system:
+        state = read_state(system.database, system.tenant_id, wanted)
+        turns = read_conversation(system.database, system.tenant_id, wanted)
+    for turn in turns:
+        _show_turn(turn)
+    if state.handed_off_at is not None:
+        since = f"{state.handed_off_at:%Y-%m-%d %H:%M}"
+        console.print(plain(f"A person answers since {since}: {state.handed_off_because}"))
+    if state.policies:
+        console.print(plain(f"Policies of its own: {state.policies}"), soft_wrap=True)
+
+
+@app.command("hand-off")
+def hand_over(
+    conversation_id: ConversationId,
+    because: Annotated[str, typer.Option(help="Why, for those who look.")] = ASKED_BY_OPERATOR,
+    tenant: TenantOption = None,
+) -> None:
+    """Let a person answer: the open turns end, and the bot sends nothing more.
+
+    Example: turnmill conversations hand-off conv_01a20a667dde743da35d0f8a02aa55e1
+    --because "A complaint."
+    """
+    wanted = parse_id(Prefix.CONVERSATION, conversation_id)
+    with open_system(tenant=tenant) as system:
+        hand_off(system.database, system.tenant_id, wanted, because)
+        suffix = system.suffix
+    hint = f'Handed off. Answer: turnmill conversations answer {conversation_id} "…"{suffix}'
+    console.print(plain(hint), soft_wrap=True)
+
+
+@app.command("answer")
+def answer_as_person(
+    conversation_id: ConversationId,
+    text: Annotated[str, typer.Argument(help="What the user is told.")],
+    author: Annotated[str, typer.Option(help="Who answers.")] = "operator",
+    tenant: TenantOption = None,
+) -> None:
+    """Answer as a person; it is sent to the thread that the user writes from.
+
+    Example: turnmill conversations answer conv_01a20a667dde743da35d0f8a02aa55e1
+    "Your parcel is on its way." --author ada
+    """
+    wanted = parse_id(Prefix.CONVERSATION, conversation_id)
+    with open_system(tenant=tenant) as system:
+        answer(system.database, system.tenant_id, wanted, text, author)
+    console.print("Answered.")
+
+
+@app.command("resume")
+def resume_bot(conversation_id: ConversationId, tenant: TenantOption = None) -> None:
+    """Let the bot answer again, from the next message on, with all that was said.
+
+    Example: turnmill conversations resume conv_01a20a667dde743da35d0f8a02aa55e1
+    """
+    wanted = parse_id(Prefix.CONVERSATION, conversation_id)
+    with open_system(tenant=tenant) as system:
+        was_handed_off = resume(system.database, system.tenant_id, wanted)
+    console.print("The bot answers again." if was_handed_off else "The bot answers it already.")
+
+
+@app.command("set")
+def set_own_policies(
+    conversation_id: ConversationId, policy: PolicyOption = None, tenant: TenantOption = None
+) -> None:
+    """Give a conversation policies over its bot's; without --policy, take them back.
+
+    Example: turnmill conversations set conv_01a20a667dde743da35d0f8a02aa55e1
+    --policy double_texting=reject
+    """
+    wanted = parse_id(Prefix.CONVERSATION, conversation_id)
+    policies = read_policies(policy) if policy else None
+    with open_system(tenant=tenant) as system:
+        set_policies(system.database, system.tenant_id, wanted, policies)
+    console.print("Set." if policies else "Its bot's policies count again.")
+
+
+def _table(page: HandedOffPage) -> Table:
+    table = Table("conversation", "bot", "since", "turns", "channel", "because", box=None)
+    table.columns[0].no_wrap = True
+    for each in page.conversations:
+        since = f"{each.handed_off_at:%Y-%m-%d %H:%M}"
+        cells = (each.bot, since, str(each.turn_count), each.channel or "api", each.because)
+        table.add_row(each.conversation_id, *map(plain, cells))
+    return table
+
+
+def _show_turn(turn: Turn) -> None:
+    for message in turn.messages:
+        who = f"{message.role} ({turn.author})" if turn.author else str(message.role)
+        console.print(plain(f"{who}: {message.text}"), soft_wrap=True)
+    if turn.reply is not None:
+        console.print(plain(f"bot: {turn.reply.content}"), soft_wrap=True)
+    else:
+        console.print(f"[dim]{turn.state}[/]")

@@ -1,0 +1,168 @@
+"""Ratings: what people say of replies, by button, reaction or call, and what comes of it."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import IO, Any, Literal
+from uuid import UUID
+
+from turnmill.schemas.errors import NotFound
+from turnmill.schemas.ids import Prefix, new_id, show_id
+from turnmill.schemas.postgres.database import Cursor, Database
+
+#: The source of ratings that come by calls.
+API = "api"
+
+#: Ratings of one page of an export.
+_PAGE = 1000
+
+Score = Literal[-1, 0, 1]
+
+#: One who rates again changes the rating; 0 takes it back.
+_RATE = """
+WITH turn AS (
+    SELECT id, tenant_id, conversation_id FROM turns WHERE id = %(turn)s AND tenant_id = %(tenant)s
+), taken_back AS (
+    DELETE FROM ratings USING turn
+    WHERE %(score)s = 0 AND turn_id = turn.id AND source = %(source)s AND author = %(author)s
+), rated AS (
+    INSERT INTO ratings
+        (id, tenant_id, conversation_id, turn_id, source, author, score, comment)
+    SELECT %(id)s, tenant_id, conversation_id, id, %(source)s, %(author)s, %(score)s, %(comment)s
+    FROM turn WHERE %(score)s <> 0
+    ON CONFLICT (turn_id, source, author) DO UPDATE SET score = excluded.score,
+        comment = coalesce(excluded.comment, ratings.comment), created_at = excluded.created_at
+)
+SELECT id AS turn_id, conversation_id FROM turn
+"""
+
+_EXPORT = """
+SELECT r.id, r.turn_id, r.conversation_id, b.name AS bot, t.bot_version, t.model, r.source,
+    r.author, r.score, r.comment, r.created_at
+FROM ratings r JOIN turns t ON t.id = r.turn_id JOIN bots b ON b.id = t.bot_id
+WHERE r.tenant_id = %s AND r.id > %s AND (%s::timestamptz IS NULL OR r.created_at >= %s)
+ORDER BY r.id LIMIT %s
+"""
+
+_SUMMARY = """
+SELECT b.name AS bot, t.bot_version, t.model, count(*) FILTER (WHERE r.score > 0) AS good,
+    count(*) FILTER (WHERE r.score < 0) AS bad
+FROM ratings r JOIN turns t ON t.id = r.turn_id JOIN bots b ON b.id = t.bot_id
+WHERE r.tenant_id = %s AND (%s::timestamptz IS NULL OR r.created_at >= %s)
+GROUP BY b.name, t.bot_version, t.model ORDER BY b.name, t.bot_version, t.model
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """A person's word on a reply, with what gave it. `score`: 1 good, -1 bad."""
+
+    turn_id: str
+    conversation_id: str
+    bot: str
+    bot_version: int | None
+    model: str
+    source: str
+    author: str
+    score: int
+    comment: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How often the replies of one version of a bot were found good and bad."""
+
+    bot: str
+    bot_version: int | None
+    model: str
+    good: int
+    bad: int
+
+
+def rate(
+    database: Database,
+    tenant_id: UUID,
+    turn_id: UUID,
+    author: str,
+    score: Score,
+    comment: str | None = None,
+) -> None:
+    """Rate a turn's reply by a call of the API. Raises `NotFound`."""
+    with database.cursor() as cursor:
+        if rate_in(cursor, tenant_id, turn_id, API, author, score, comment) is None:
+            raise NotFound("There is no such turn.")
+
+
+def rate_in(
+    cursor: Cursor,
+    tenant_id: UUID,
+    turn_id: UUID,
+    source: str,
+    author: str,
+    score: Score,
+    comment: str | None = None,
+) -> UUID | None:
+    """Rate a turn in the caller's transaction: one rating of each author at each source.
+
+    Returns the turn's conversation, or None: the tenant has no such turn.
+    """
+    params = {
+        "id": new_id(),
+        "tenant": tenant_id,
+        "turn": turn_id,
+        "source": source,
+        "author": author,
+        "score": score,
+        "comment": comment,
+    }
+    row = cursor.execute(_RATE, params).fetchone()
+    return None if row is None else row.conversation_id
+
+
+def read_ratings(
+    database: Database, tenant_id: UUID, since: datetime | None = None
+) -> Iterator[Rating]:
+    """Yield the tenant's ratings, page by page, the first given first."""
+    after = UUID(int=0)
+    while rows := database.run(_EXPORT, (tenant_id, after, since, since, _PAGE)):
+        yield from map(_rating, rows)
+        after = rows[-1].id
+
+
+def tally_ratings(
+    database: Database, tenant_id: UUID, since: datetime | None = None
+) -> list[Tally]:
+    """Count the tenant's ratings by bot, version and model."""
+    return [Tally(*row) for row in database.run(_SUMMARY, (tenant_id, since, since))]
+
+
+def write_jsonl(ratings: Iterator[Rating], file: IO[str]) -> None:
+    for rating in ratings:
+        file.write(json.dumps(_plain(rating), ensure_ascii=False) + "\n")
+
+
+def write_csv(ratings: Iterator[Rating], file: IO[str]) -> None:
+    """Write RFC 4180. A text that a spreadsheet would compute begins with an apostrophe."""
+    writer = csv.writer(file)
+    writer.writerow(Rating.__dataclass_fields__)
+    for rating in ratings:
+        writer.writerow(map(_cell, _plain(rating).values()))
+
+
+def _cell(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
+
+
+def _plain(rating: Rating) -> dict[str, Any]:
+    return {**asdict(rating), "created_at": rating.created_at.isoformat(timespec="milliseconds")}
+
+
+def _rating(row: Any) -> Rating:
+    return Rating(
+        show_id(Prefix.TURN, row.turn_id),
+        show_id(Prefix.CONVERSATION, row.conversation_id),
+        *row[3:],
+    )
