@@ -1,9 +1,9 @@
 """Retention: what goes in one round of pruning, a few hundred rows at a time.
 
-A turn goes with all that belongs to it: reply, attempts, its conversation's summary, and the
-conversation when that has no turn left. An open turn never goes, whatever its age; the turns of
-a batch go with the batch. Rows that somebody holds are passed over, so no statement here waits
-for anybody.
+A turn goes with all that belongs to it: reply, attempts, ratings, its conversation's summary, and
+the conversation, with its threads, when that has no turn left. An open turn never goes, whatever
+its age; the turns of a batch go with the batch. Rows that somebody holds are passed over, so no
+statement here waits for anybody.
 """
 
 import time
@@ -36,6 +36,9 @@ _PAUSE_SHARE = 3.0
 
 #: So far apart, PostgreSQL's clock and this machine's are told of.
 _TOLERATED = timedelta(hours=1)
+
+#: Days that ids of received events are kept. No platform sends an event again after so long.
+EVENTS_DAYS = 7
 
 _ENDED = [state.value for state in TurnState if state not in OPEN_STATES]
 _AGED = [state for state in _ENDED if state != TurnState.PARKED]
@@ -99,6 +102,30 @@ summaries WHERE conversation_id IN (
     SELECT conversation_id FROM summaries WHERE conversation_id = ANY(%s) FOR UPDATE SKIP LOCKED)
 """
 
+#: One that is just receiving an event is passed over.
+_LOCK_THREADS = """
+SELECT conversation_id FROM channel_threads WHERE conversation_id = ANY(%s) FOR UPDATE SKIP LOCKED
+"""
+
+_THREADS = """
+channel_threads h WHERE conversation_id = ANY(%s)
+AND NOT EXISTS (SELECT FROM turns WHERE conversation_id = h.conversation_id)
+"""
+
+#: Threads whose conversation has no turn (any more): a button began it, or its turns are gone.
+_IDLE_THREAD_PAGE = """
+SELECT conversation_id AS id, conversation_id AS last, created_at < %(before)s AND NOT EXISTS (
+    SELECT FROM turns WHERE conversation_id = h.conversation_id) AS is_due
+FROM channel_threads h WHERE conversation_id > %(after)s
+ORDER BY conversation_id LIMIT %(size)s
+"""
+
+_OLD_EVENTS = """
+channel_events WHERE (channel, event_id) IN (
+    SELECT channel, event_id FROM channel_events WHERE received_at < %s
+    ORDER BY received_at LIMIT %s FOR UPDATE SKIP LOCKED)
+"""
+
 _EMPTY = """
 conversations c WHERE id = ANY(%s) AND next_seq = answered_seq + 1
 AND NOT EXISTS (SELECT FROM turns WHERE conversation_id = c.id)
@@ -138,6 +165,8 @@ class Round:
         self._prune_batches(kept.kept_batches_days)
         self._prune_turns(_AGED_PAGE, kept.turns_days, _AGED)
         self._prune_turns(_PARKED_PAGE, kept.kept_parked_days, [TurnState.PARKED])
+        self._prune_idle_threads(kept.turns_days)
+        self._prune_events()
         self._prune_stray_attempts(kept.attempts_days)
         self._drop_months("attempts", kept.attempts_days)
         self._drop_months("replies", kept.kept_replies_days)
@@ -164,6 +193,23 @@ class Round:
         for batch in gone if self._is_dry else self._link.execute(_GONE_BATCHES).fetchall():
             for ids in self._pages(_BATCH_PAGE, {"batch": batch.id}, after=0):
                 self._remove_each(ids, _ENDED)
+
+    def _prune_idle_threads(self, days: int | None) -> None:
+        if days is not None:
+            for ids in self._pages(_IDLE_THREAD_PAGE, self._span(days)):
+                with self._transaction():
+                    self._remove_conversations(ids)
+                    self._remove_threads(ids)
+
+    def _prune_events(self) -> None:
+        before = self._span(EVENTS_DAYS)["before"]
+        size = None if self._is_dry else PAGE_TURNS
+        while True:
+            started_at = time.monotonic()
+            gone = self._remove("channel_events", _OLD_EVENTS, (before, size))
+            pause_s = (time.monotonic() - started_at) * _PAUSE_SHARE
+            if size is None or gone < size or self._pause(pause_s):
+                return
 
     def _prune_stray_attempts(self, days: int | None) -> None:
         if days is not None:
@@ -208,7 +254,7 @@ class Round:
         with self._transaction():
             rows = self._link.execute(_LOCK_TURNS, (ids, states)).fetchall()
             gone = [row.id for row in rows]
-            for table in ("chunks", "attempts", "replies"):
+            for table in ("chunks", "attempts", "replies", "ratings"):
                 self._remove(table, f"{table} WHERE turn_id = ANY(%s)", (gone,))
             conversations = list({row.conversation_id for row in rows})
             self._remove("summaries", _SUMMARIES, (conversations,))
@@ -234,6 +280,12 @@ class Round:
         locked = f"SELECT id FROM {_EMPTY} ORDER BY id FOR UPDATE SKIP LOCKED"
         empty = [row.id for row in self._link.execute(locked, (ids,))]
         self._remove("conversations", _EMPTY, (empty,))
+        self._remove_threads(empty)
+
+    def _remove_threads(self, ids: list[UUID]) -> None:
+        """Locked and looked at again, like conversations: an event may have brought a turn."""
+        locked = [row.conversation_id for row in self._link.execute(_LOCK_THREADS, (ids,))]
+        self._remove("channel_threads", _THREADS, (locked,))
 
     def _remove(self, table: str, which: str, params: Any) -> int:
         verb = "SELECT FROM" if self._is_dry else "DELETE FROM"

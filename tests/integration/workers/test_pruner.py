@@ -450,3 +450,76 @@ def test_a_pruner_stops_in_the_middle_of_its_work(
     pruner.close()
     assert not pruner._thread.is_alive()
     assert system.count("true") > 0
+
+
+def _begin_thread(system: Any, thread: str, conversation_id: UUID, at: datetime = PAST) -> None:
+    system.database.run(
+        "INSERT INTO channel_threads "
+        "(channel, thread, tenant_id, conversation_id, author, target, created_at) "
+        "VALUES ('slack', %s, %s, %s, 'U1', '{}', %s)",
+        (thread, system.tenant_id, conversation_id, at),
+    )
+
+
+def _threads(system: Any) -> list[str]:
+    rows = system.database.run("SELECT thread FROM channel_threads ORDER BY thread")
+    return [row.thread for row in rows]
+
+
+def test_ratings_and_threads_go_with_their_turn_and_conversation(system: Any) -> None:
+    old, waiting = add_old(system, 1)[0], add_old(system, 1, "waiting")[0]
+    _begin_thread(system, "old", old)
+    _begin_thread(system, "waiting", waiting)
+    for turn in (old, waiting):
+        system.database.run(
+            "INSERT INTO ratings (id, tenant_id, conversation_id, turn_id, source, author, score) "
+            "VALUES (%s, %s, %s, %s, 'slack', 'U1', 1)",
+            (new_id(), system.tenant_id, turn, turn),
+        )
+    prune_now(system)
+    assert _threads(system) == ["waiting"]
+    assert [row.turn_id for row in system.database.run("SELECT turn_id FROM ratings")] == [waiting]
+
+
+def test_a_thread_without_a_turn_goes_when_it_is_old(system: Any) -> None:
+    """A button began it, or its conversation went in a round that passed over the thread."""
+    _begin_thread(system, "gone", new_id())
+    _begin_thread(system, "young", new_id(), datetime.now(UTC))
+    for thread in ("button", "person"):
+        conversation_id = new_id()
+        _begin_thread(system, thread, conversation_id)
+        system.database.run(
+            "INSERT INTO conversations (id, tenant_id, bot_id) SELECT %s, tenant_id, id FROM bots",
+            (conversation_id,),
+        )
+    assert prune_now(system, RetentionSettings()) == Counter()
+    counts = prune_now(system)
+    assert counts is not None
+    assert counts["channel_threads"] == 3
+    assert _threads(system) == ["young"]
+    assert system.database.run("SELECT id FROM conversations") == []
+
+
+def test_a_thread_that_receives_an_event_is_passed_over(system: Any) -> None:
+    _begin_thread(system, "busy", new_id())
+    with psycopg.connect(system.settings.database.url.get_secret_value()) as link:
+        link.execute("UPDATE channel_threads SET target = '{}'")
+        prune_now(system)
+    assert _threads(system) == ["busy"]
+    prune_now(system)
+    assert _threads(system) == []
+
+
+def test_ids_of_events_are_kept_for_a_week(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention_module, "PAGE_TURNS", 10)
+    system.database.run(
+        "INSERT INTO channel_events (channel, event_id, received_at) "
+        "SELECT 'slack', n, clock_timestamp() - make_interval(days => n) "
+        "FROM generate_series(1, 40) AS n"
+    )
+    preview = prune_now(system, RetentionSettings(), is_dry=True)
+    assert preview is not None
+    assert preview["channel_events"] == 34
+    prune_now(system, RetentionSettings())
+    rows = system.database.run("SELECT event_id FROM channel_events ORDER BY event_id::int")
+    assert [row.event_id for row in rows] == ["1", "2", "3", "4", "5", "6"]
