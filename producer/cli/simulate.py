@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -12,11 +13,12 @@ from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.reply_view import print_reply
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.channels.sections import ChannelSection, SlackSection
+from turnmill.schemas.channels.signatures import webhook_key
 from turnmill.schemas.errors import SettingsError, TransientError
 from turnmill.schemas.turns import TurnState
 
 if TYPE_CHECKING:
-    from turnmill.infra.mocks.slack.events import Signed
+    from turnmill.infra.mocks.sending import Signed
 
 
 _FOUND = "SELECT turn_id, conversation_id FROM channel_events WHERE channel = %s AND event_id = %s"
@@ -51,7 +53,7 @@ def simulate_event(
         SettingsError: the secret that signs it is missing.
         TransientError: the API does not take it.
     """
-    from turnmill.infra.mocks.slack.events import send
+    from turnmill.infra.mocks.sending import send
 
     event = SIMULATORS[section.kind](section, text, thread)
     sent = send(url, event.request)
@@ -107,4 +109,17 @@ def _slack(section: Any, text: str, thread: str | None) -> Simulated:
     return Simulated(sign_callback(secret, callback), callback["event_id"])
 
 
-SIMULATORS: dict[str, Callable[[Any, str, str | None], Simulated]] = {"slack": _slack}
+def _webhook(section: Any, text: str, thread: str | None) -> Simulated:
+    from turnmill.infra.mocks.webhook import message, sign
+
+    if thread is None:
+        thread = f"simulated-{token_hex(4)}"
+        console.print(f"[dim]A new thread; continue it with --thread {thread}[/]")
+    request = sign(webhook_key(section.secret.read()), message(text, thread=thread))
+    return Simulated(request, request.headers["webhook-id"])
+
+
+SIMULATORS: dict[str, Callable[[Any, str, str | None], Simulated]] = {
+    "slack": _slack,
+    "webhook": _webhook,
+}

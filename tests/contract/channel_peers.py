@@ -5,10 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from pydantic import SecretStr
 from slack_sdk.signature import SignatureVerifier
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
+from turnmill.infra.mocks import webhook
 from turnmill.infra.mocks.slack import events as slack
 from turnmill.infra.mocks.slack.payloads import Workspace
+from turnmill.schemas.channels.signatures import webhook_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,4 +85,51 @@ class SlackPeer:
         return SignatureVerifier(self.secret).is_valid_request(sent.body, sent.headers)
 
 
-PEERS: dict[str, type[Peer]] = {"slack": SlackPeer}
+class WebhookPeer:
+    section = """
+        secret = { env = "CONTRACT_SECRET" }
+        url = "http://127.0.0.1:9/replies"
+    """
+    secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 - of the specification
+    variables: ClassVar = {"CONTRACT_SECRET": secret}
+    max_body_bytes = 1024 * 1024
+    escapes = False
+
+    def message(self, text: str, event_id: str | None = None) -> Any:
+        # Where the id stands in a header, it travels within the payload until it is signed.
+        return {"thread": "ticket-1", "author": "alice", "text": text, "_id": event_id}
+
+    def attachment(self) -> Any:
+        return {"thread": "ticket-2", "author": "alice", "text": "", "files": ["photo.png"]}
+
+    def own(self) -> Any:
+        return {"type": "turnmill.reply", "data": {"id": "dlv_1", "text": "I answered."}}
+
+    def unknown(self) -> Any:
+        return {"type": "user.created", "timestamp": "2026-11-29T10:00:00Z", "data": {}}
+
+    def encode(self, payload: Any) -> bytes:
+        return json.dumps(payload).encode()
+
+    def sign(self, body: bytes, *, at: float | None = None, secret: str | None = None) -> Sent:
+        key = webhook_key(SecretStr(secret or self.secret))
+        signed = webhook.sign(key, body, _event_id(body), at=at)
+        return Sent(signed.headers, signed.body)
+
+    def is_valid(self, sent: Sent) -> bool:
+        try:
+            Webhook(self.secret).verify(sent.body, sent.headers, json_parse=False)
+        except WebhookVerificationError:
+            return False
+        return True
+
+
+def _event_id(body: bytes) -> str | None:
+    try:
+        payload = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return payload.get("_id") if isinstance(payload, dict) else None
+
+
+PEERS: dict[str, type[Peer]] = {"slack": SlackPeer, "webhook": WebhookPeer}

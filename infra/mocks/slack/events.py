@@ -1,46 +1,18 @@
 """Send events as Slack does: signed, with three seconds for the answer, and three more tries."""
 
-import http.client
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from pydantic import SecretStr
 
+from turnmill.infra.mocks.sending import FORM, JSON, Signed, Try, send
 from turnmill.infra.mocks.slack.payloads import Payload
 from turnmill.schemas.channels.signatures import sign_slack
 
-#: Slack gives up an answer after this time.
-DEADLINE_S = 3.0
 #: Seconds before each further try: https://docs.slack.dev/apis/events-api#retries
 RETRIES_AFTER_S = (0.0, 60.0, 300.0)
-
-JSON = "application/json"
-FORM = "application/x-www-form-urlencoded"
-
-
-@dataclass(frozen=True, slots=True)
-class Signed:
-    """A request that is ready to be sent."""
-
-    headers: dict[str, str]
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Try:
-    """One try to deliver a request. The status is 0 where no answer came in time."""
-
-    status: int
-    body: bytes
-    duration_s: float
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def is_accepted(self) -> bool:
-        return 200 <= self.status < 300
 
 
 def sign(secret: str, body: bytes, media_type: str = JSON, *, at: float | None = None) -> Signed:
@@ -66,22 +38,6 @@ def sign_command(secret: str, fields: Mapping[str, str]) -> Signed:
 
 def sign_interaction(secret: str, payload: Payload) -> Signed:
     return sign(secret, urlencode({"payload": json.dumps(payload)}).encode(), FORM)
-
-
-def send(url: str, request: Signed, extra: Mapping[str, str] | None = None) -> Try:
-    """Send a request once."""
-    parts, started = urlsplit(url), time.monotonic()
-    opening = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    link = opening(parts.netloc, timeout=DEADLINE_S)
-    try:
-        link.request("POST", parts.path, request.body, {**request.headers, **(extra or {})})
-        answer = link.getresponse()
-        body = answer.read()
-    except (OSError, http.client.HTTPException):
-        return Try(0, b"", time.monotonic() - started)
-    finally:
-        link.close()
-    return Try(answer.status, body, time.monotonic() - started, dict(answer.getheaders()))
 
 
 def deliver(

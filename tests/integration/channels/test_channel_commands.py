@@ -68,6 +68,7 @@ def file(
         "TURNMILL_ENGINE__MODEL": "echo",
         "SLACK_SECRET": SECRET,
         "SLACK_TOKEN": TOKEN,
+        "DESK_SECRET": f"whsec_{'ab' * 16}",
         "COLUMNS": "200",
     }.items():
         monkeypatch.setenv(name, value)
@@ -83,6 +84,11 @@ def file(
         signing_secret = {{ env = "SLACK_SECRET" }}
         bot_token = {{ env = "SLACK_TOKEN" }}
         api_url = "{slack_url}"
+        [channels.desk]
+        kind = "webhook"
+        bot = "support"
+        secret = {{ env = "DESK_SECRET" }}
+        url = "http://127.0.0.1:9/replies"
     """)
     return file
 
@@ -177,7 +183,7 @@ def test_a_check_names_what_is_wrong_and_what_to_do(
     status, said = turnmill("channels", "check", "acme-slack")
     assert (status, "environment variable SLACK_TOKEN" in said) == (1, True)
     status, said = turnmill("channels", "check", "nobody")
-    assert (status, "It has: acme-slack." in said) == (64, True)
+    assert (status, "It has: acme-slack, desk." in said) == (64, True)
 
 
 def test_missing_scopes_are_named_with_what_they_are_for(
@@ -190,14 +196,15 @@ def test_missing_scopes_are_named_with_what_they_are_for(
     assert "chat:write (" not in said
 
 
+@pytest.mark.parametrize("name", ["acme-slack", "desk"])
 def test_a_simulated_event_is_answered_and_its_thread_continued(
-    turnmill: Turnmill, api: Settings
+    turnmill: Turnmill, api: Settings, name: str
 ) -> None:
-    status, said = turnmill("channels", "simulate", "acme-slack", "Where is my parcel?")
+    status, said = turnmill("channels", "simulate", name, "Where is my parcel?")
     assert status == 0, said
     assert "Where is my parcel?" in said
     thread = said.partition("--thread ")[2].split()[0]
-    turnmill("channels", "simulate", "acme-slack", "And now?", "--thread", thread)
+    turnmill("channels", "simulate", name, "And now?", "--thread", thread)
     database = Database(api.database)
     rows = database.run("SELECT count(*) AS turns, count(DISTINCT conversation_id) AS c FROM turns")
     database.close()
