@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from turnmill.producer.cli.channels.policies import PolicyOption, read_policies
 from turnmill.producer.cli.context import TenantOption, open_system
-from turnmill.producer.cli.policies import PolicyOption, read_policies
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.ids import Prefix, parse_id

@@ -11,17 +11,15 @@ from turnmill.producer.cli import (
     admin,
     batch,
     bench,
-    channels,
     chaos,
-    conversations,
     parked,
     processes,
-    ratings,
     retention,
     stack,
     talk,
     turn,
 )
+from turnmill.producer.cli.channels import configured, conversations, ratings
 from turnmill.producer.cli.compression import auto as compress_auto
 from turnmill.producer.cli.compression import compress, distill, evaluate, models
 from turnmill.producer.cli.views.texts import plain
@@ -58,7 +56,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(admin.tenants, name="tenants")
 app.add_typer(admin.keys, name="keys")
 app.add_typer(admin.bots, name="bots")
-app.add_typer(channels.app, name="channels")
+app.add_typer(configured.app, name="channels")
 app.add_typer(processes.db, name="db")
 
 #: sysexits.h: usage, unavailable, software error.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from turnmill.producer.cli.policies import read_policies
+from turnmill.producer.cli.channels.policies import read_policies
 from turnmill.schemas.channels.policies import CommandName, DoubleTexting, Policies
 from turnmill.schemas.errors import InvalidInput
 

@@ -88,7 +88,7 @@ def simulate(
 
     Example: turnmill channels simulate acme-slack "Where is my parcel?"
     """
-    from turnmill.producer.cli.simulate import simulate_event
+    from turnmill.producer.cli.channels.simulate import simulate_event
 
     settings = load_settings()
     section = _section(settings, name)
