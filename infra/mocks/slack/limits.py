@@ -21,7 +21,7 @@ PER_MINUTE = {
 }
 
 #: `chat.postMessage` takes about one message a second in each channel, and short bursts.
-POST_EVERY_S, POST_BURST = 1.0, 4
+POST_BURST, POST_BURST_S = 5, 4.0
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Limits:
         if not self.are_on:
             return None
         if method == "chat.postMessage":
-            return self._count((method, channel), POST_BURST, POST_BURST * POST_EVERY_S)
+            return self._count((method, channel), POST_BURST, POST_BURST_S)
         if (limit := PER_MINUTE.get(method)) is None:
             return None
         return self._count((method, ""), limit, MINUTE_S)
