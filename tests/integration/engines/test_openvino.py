@@ -12,8 +12,9 @@ from turnmill.workers.engines.local.scheduling import Generation
 from turnmill.workers.engines.openvino.namespaces import have_second_ids
 
 openvino = pytest.importorskip(
-    "turnmill.workers.engines.openvino.engine", reason="pip install 'turnmill[openvino]'"
+    "turnmill.workers.engines.openvino.model", reason="pip install 'turnmill[openvino]'"
 )
+BATCH = "turnmill.workers.engines.openvino.batch"
 
 MODELS_DIR = Path("~/.cache/turnmill/models").expanduser()
 SLOTS = 4
@@ -83,7 +84,7 @@ def test_a_slot_stays_free_while_interactive_turns_are_expected(
     fill(batch, backlog, SLOTS)
     admit(batch, Lane.INTERACTIVE, 1, limit=1)
     assert [running_count(batch, backlog) for _ in range(4)] == [SLOTS - 1] * 4
-    monkeypatch.setattr(openvino, "EXPECTED_S", 0.0)
+    monkeypatch.setattr(f"{BATCH}.EXPECTED_S", 0.0)
     assert running_count(batch, backlog) == SLOTS
 
 

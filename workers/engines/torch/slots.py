@@ -4,20 +4,20 @@ Each turn has a slot, which is a row of the batch's KV cache (`kv_rows.py`). A s
 piece of a prompt that waits, or gives every running turn its next token, which after
 `prefill_tokens` tokens of prompts they get first. Turns differ in length, sampling and seed.
 
-Interactive turns go first. Where slots or memory end, the newest turn of the batch lane is
-paused, or else the newest turn; it goes on later, from its own tokens, as if nothing had been.
+Where slots or memory end, a turn is paused (`local/ranking.py`). It resumes later from its own
+tokens, and its reader notices nothing but the pause.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
 import structlog
 
 import torch
 from turnmill.schemas.errors import EngineBrokeOff, EngineFailure
-from turnmill.schemas.turns import FinishReason, Lane
+from turnmill.schemas.turns import FinishReason
+from turnmill.workers.engines.local.ranking import RANK, Line, Ranked, may_replace
 from turnmill.workers.engines.local.scheduling import PREFILL_TOKENS, Generation, Token
 from turnmill.workers.engines.torch.kv_rows import KVRows, Masks, forward
 from turnmill.workers.engines.torch.prefixes import MIN_TOKENS, PrefixStore, shared_length
@@ -46,13 +46,10 @@ class Limits:
 
 
 @dataclass(eq=False, slots=True)
-class Slot:
+class Slot(Ranked):
     """One turn in the batch, or on its way in."""
 
-    generation: Generation
     generator: Any
-    #: When the turn came, by count.
-    order: int
     #: The prompt and what was generated.
     tokens: list[int] = field(init=False)
     #: Tokens whose keys and values are in the row.
@@ -61,15 +58,6 @@ class Slot:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.generation.prompt_ids)
-
-    @property
-    def is_interactive(self) -> bool:
-        return self.generation.lane is Lane.INTERACTIVE
-
-    @property
-    def rank(self) -> tuple[bool, int]:
-        """The lowest joins first, the highest is paused first."""
-        return not self.is_interactive, self.order
 
 
 class SlotBatch:
@@ -86,10 +74,9 @@ class SlotBatch:
         self._masks = Masks(model)
         self._rows = KVRows(model.config.get_text_config().num_hidden_layers)
         self._store = PrefixStore()
-        self._waiting: list[Slot] = []
+        self._waiting: Line[Slot] = Line()
         self._slots: list[Slot] = []
         self._joining: Slot | None = None
-        self._arrivals = 0
         #: Prompt tokens that may be computed before the running turns get their next token.
         self._prefill_budget = limits.prefill_tokens
         #: Turns at once; less than the limits allow after memory has run out.
@@ -118,8 +105,7 @@ class SlotBatch:
 
     def admit(self, generation: Generation) -> None:
         generator = create_generator(generation.params, self._model.device)
-        self._wait(Slot(generation, generator, self._arrivals))
-        self._arrivals += 1
+        self._waiting.add(Slot(generation, self._waiting.next_order(), generator))
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def step(self) -> None:
@@ -139,17 +125,14 @@ class SlotBatch:
 
     # Joining and leaving
 
-    def _wait(self, slot: Slot) -> None:
-        self._waiting.append(slot)
-        self._waiting.sort(key=attrgetter("rank"))
-
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def drop_unwanted(self) -> None:
         for slot in [*self._waiting, *self._slots]:
             if slot.generation.is_unwanted:
                 slot.generation.events.put(None)
                 slot.is_finished = True
-        self._waiting = [slot for slot in self._waiting if not slot.is_finished]
+        for slot in [slot for slot in self._waiting if slot.is_finished]:
+            self._waiting.remove(slot)
         self._leave_finished()
         if not self._slots:
             self._rows.release()
@@ -210,17 +193,17 @@ class SlotBatch:
     def _pause(self, slot: Slot, *, remembers: bool) -> None:
         self._leave(slot, remembers=remembers)
         slot.computed = 0
-        self._wait(slot)
+        self._waiting.add(slot)
 
     def _next_joining(self) -> Slot | None:
         """The slot whose prompt is computed next, with a row of its own; None: nobody fits."""
-        while self._waiting:
-            first = self._waiting[0]
+        while first := self._waiting.first:
             if self._joining is None and self._fits(first):
-                self._join(self._waiting.pop(0))
+                self._waiting.remove(first)
+                self._join(first)
                 break
-            rival = self._joining or max(self._slots, key=attrgetter("rank"))
-            if first.is_interactive and not rival.is_interactive:
+            rival = self._joining or max(self._slots, key=RANK)
+            if may_replace(first, rival):
                 self._pause(rival, remembers=True)
             else:
                 break
@@ -333,7 +316,7 @@ class SlotBatch:
         """Make room for the rows as they are: forget ended turns, then pause running ones."""
         most = self._limits.max_cached_tokens
         while len(self._slots) > 1 and len(self._slots) * self._width() > most:
-            self._pause(max(self._slots, key=attrgetter("rank")), remembers=False)
+            self._pause(max(self._slots, key=RANK), remembers=False)
         self._store.shrink_to(most - len(self._slots) * self._width())
         return bool(self._slots)
 
@@ -342,7 +325,7 @@ class SlotBatch:
         self._shortages += 1
         self._quiet_steps = 0
         self._store.shrink_to(0)
-        newest = max(self._slots, key=attrgetter("rank"))
+        newest = max(self._slots, key=RANK)
         if len(self._slots) == 1:
             self._leave(newest, remembers=False)
             newest.generation.events.put(

@@ -1,0 +1,71 @@
+"""The text side of OpenVINO's models: tokenizer and chat template, in the worker's own process."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from turnmill.schemas.settings import EngineSettings
+from turnmill.workers.engines.local.batching import TextSide
+from turnmill.workers.engines.openvino.setup import openvino_path
+from turnmill.workers.engines.text.chat_template import ChatTemplate
+from turnmill.workers.engines.text.stops import REPLACEMENT
+from turnmill.workers.vendor.openvino import openvino_genai
+
+
+def load_text(settings: EngineSettings) -> TextSide:
+    tokenizer = openvino_genai.Tokenizer(str(openvino_path(settings)))
+    control_tokens = _control_tokens(tokenizer)
+    return TextSide(
+        template=ChatTemplate(
+            tokenizer.get_original_chat_template(),
+            bos_token=tokenizer.get_bos_token(),
+            eos_token=tokenizer.get_eos_token(),
+            control_tokens=control_tokens,
+        ),
+        encode=lambda text: _encode(tokenizer, text),
+        decode=_decoder(tokenizer, control_tokens),
+    )
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    encoded = tokenizer.encode(text, add_special_tokens=False)
+    ids: list[int] = encoded.input_ids.data[0].tolist()
+    return ids
+
+
+def _control_tokens(tokenizer: Any) -> list[str]:
+    """Tokens that look like control tokens and decode to nothing."""
+    vocabulary: dict[bytes, int] = tokenizer.get_vocab()
+    return [
+        word.decode()
+        for word, token in vocabulary.items()
+        if len(word) > 2
+        and word[:1] + word[-1:] in (b"<>", b"[]")
+        and not tokenizer.decode([token], skip_special_tokens=True)
+    ]
+
+
+def _decoder(tokenizer: Any, control_tokens: Sequence[str]) -> Callable[[list[int]], str]:
+    """Tokens as text: by a table of their bytes, if that says what the tokenizer says.
+
+    The tokenizer's own way is the inference of a small model, on all cores, for each token.
+    """
+    vocabulary: dict[bytes, int] = tokenizer.get_vocab()
+    table = {token: word for word, token in vocabulary.items()}
+    table |= {vocabulary[word.encode()]: b"" for word in control_tokens}
+
+    def by_table(ids: list[int]) -> str:
+        return b"".join(map(table.__getitem__, ids)).decode(errors="replace")
+
+    def by_model(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    chance = random.Random(0)
+    samples = [chance.choices(list(table), k=length) for length in (1, 2, 20) for _ in range(100)]
+    is_same = all(_whole(by_table(ids)) == _whole(by_model(ids)) for ids in samples)
+    return by_table if is_same else by_model
+
+
+def _whole(text: str) -> str:
+    """Without what stands for missing bytes, of which each decoder writes as many as it likes."""
+    return text.replace(REPLACEMENT, "")
