@@ -13,6 +13,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from tests.invariants import assert_invariants
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.cancel import cancel
 from turnmill.producer.tenants import list_bots, save_bot
@@ -30,36 +31,6 @@ Eventually = Callable[..., None]
 def system(make_system: Callable[..., Any], database_url: str) -> Any:
     """A database; whoever needs a worker runs it inline."""
     return make_system(database_url, "amqp://nobody")
-
-
-def assert_invariants(system: Any) -> None:
-    """What `schemas/store/tables.py` promises; nothing waits without a turn to wait for."""
-    broken = system.database.run("""
-        SELECT 'outbox without queued turn' AS what, o.turn_id AS id
-        FROM outbox o LEFT JOIN turns t ON t.id = o.turn_id AND t.state = 'queued'
-        WHERE t.id IS NULL
-        UNION ALL SELECT 'queued turn without outbox', t.id
-        FROM turns t LEFT JOIN outbox o ON o.turn_id = t.id
-        WHERE t.state = 'queued' AND o.turn_id IS NULL
-        UNION ALL SELECT 'two due turns at once', conversation_id FROM turns
-        WHERE state IN ('queued', 'running') GROUP BY conversation_id HAVING count(*) > 1
-        UNION ALL SELECT 'stranded', conversation_id FROM turns GROUP BY conversation_id
-        HAVING bool_or(state = 'waiting') AND NOT bool_or(state IN ('queued', 'running'))
-        UNION ALL SELECT 'wrong answered_seq', c.id FROM conversations c
-        WHERE c.answered_seq <> coalesce((SELECT min(seq) FROM turns t
-            WHERE t.conversation_id = c.id AND t.state IN ('waiting', 'queued', 'running')),
-            c.next_seq) - 1
-        UNION ALL SELECT 'reply and state differ', t.id FROM turns t
-        FULL JOIN replies r ON r.turn_id = t.id
-        WHERE (t.state = 'completed') <> (r.turn_id IS NOT NULL) OR r.attempt <> t.attempt
-        UNION ALL SELECT 'chunks of an ended turn', c.turn_id
-        FROM chunks c JOIN turns t ON t.id = c.turn_id
-        WHERE t.state NOT IN ('queued', 'running')
-        UNION ALL SELECT 'attempt without end', a.turn_id
-        FROM attempts a JOIN turns t ON t.id = a.turn_id
-        WHERE a.ended_at IS NULL AND (t.state <> 'running' OR a.number <> t.attempt)
-    """)
-    assert broken == []
 
 
 def conversation_of(system: Any, length: int, text: str = "hello") -> list[AcceptedTurn]:
@@ -84,7 +55,7 @@ def test_a_turn_is_due_at_once_and_the_next_one_waits_for_it(system: Any) -> Non
     assert [row.turn_id for row in system.database.run("SELECT turn_id FROM outbox")] == [
         first.turn_id
     ]
-    assert_invariants(system)
+    assert_invariants(system.database)
 
 
 def test_what_was_asked_is_kept_word_for_word(system: Any) -> None:
@@ -183,7 +154,7 @@ def test_a_conversation_of_another_tenant_is_not_found(system: Any) -> None:
         read_turn(system.database, stranger, turn.turn_id)
     with pytest.raises(NotFound):
         cancel(system.database, stranger, turn.turn_id)
-    assert_invariants(system)
+    assert_invariants(system.database)
     assert system.count("true") == 1
 
 
@@ -194,7 +165,7 @@ def test_a_conversation_stays_with_its_bot(system: Any) -> None:
     with pytest.raises(InvalidInput) as refused:
         accept(system.database, request.model_copy(update={"bot": "second"}))
     assert refused.value.param == "model"
-    assert_invariants(system)
+    assert_invariants(system.database)
 
 
 def test_many_are_accepted_all_or_none(system: Any) -> None:
@@ -208,7 +179,7 @@ def test_many_are_accepted_all_or_none(system: Any) -> None:
         accept_many(system.database, [*good, stranger])
     assert system.count("true") == 1
     assert system.database.run("SELECT count(*) AS n FROM conversations")[0].n == 1
-    assert_invariants(system)
+    assert_invariants(system.database)
 
 
 def test_accepting_nothing_is_nothing(system: Any) -> None:
@@ -230,7 +201,7 @@ def test_many_turns_of_mixed_conversations_keep_their_order(system: Any) -> None
             (n, f"{n}") for n in range(1, 6)
         ]
     assert [turn.seq for turn in accepted[:10]] == [1] * 10
-    assert_invariants(system)
+    assert_invariants(system.database)
 
 
 # --- Idempotency
@@ -243,7 +214,7 @@ def test_the_same_key_is_the_same_turn(system: Any) -> None:
     assert (first.is_duplicate, again.is_duplicate) == (False, True)
     assert again.model_copy(update={"is_duplicate": False}) == first
     assert system.count("true") == 1
-    assert_invariants(system)
+    assert_invariants(system.database)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +256,7 @@ def test_one_key_twice_in_one_call_is_one_turn(system: Any) -> None:
                 system.request("another body", idempotency_key="new"),
             ],
         )
-    assert_invariants(system)
+    assert_invariants(system.database)
 
 
 @pytest.mark.parametrize("in_one_conversation", [False, True])
@@ -299,7 +270,7 @@ def test_eight_callers_with_one_key_get_one_turn(system: Any, in_one_conversatio
         assert len({turn.turn_id for turn in accepted}) == 1
         assert [turn.is_duplicate for turn in accepted].count(False) == 1
     assert system.count("true") == 10
-    assert_invariants(system)
+    assert_invariants(system.database)
 
 
 def test_of_eight_different_bodies_with_one_key_one_is_accepted(system: Any) -> None:
@@ -313,7 +284,7 @@ def test_of_eight_different_bodies_with_one_key_one_is_accepted(system: Any) -> 
     outcomes = at_once(8, ask)
     assert outcomes.count("accepted") == 1
     assert outcomes.count("conflict") == 7
-    assert_invariants(system)
+    assert_invariants(system.database)
 
 
 def at_once(count: int, work: Callable[[int], Any]) -> list[Any]:
@@ -341,7 +312,7 @@ def test_accepts_of_the_same_conversations_in_any_order_do_not_block_each_other(
 
     at_once(8, ask)
     assert system.count("true") == 8 * 10 * 8
-    assert_invariants(system)
+    assert_invariants(system.database)
 
 
 def test_turns_accepted_while_others_settle_are_never_stranded(system: Any) -> None:
@@ -364,7 +335,7 @@ def test_turns_accepted_while_others_settle_are_never_stranded(system: Any) -> N
     with InlineWorker(system.settings):
         accepted = [turn for turns in at_once(6, ask) for turn in turns]
         system.wait_until_settled(30)
-    assert_invariants(system)
+    assert_invariants(system.database)
     assert system.count("state IN ('completed', 'cancelled')") == len(accepted) == 240
     late = system.database.run("""
         SELECT 1 FROM turns earlier JOIN turns later USING (conversation_id)
@@ -380,11 +351,11 @@ def test_a_waiting_turn_is_cancelled_and_its_neighbours_do_not_notice(system: An
     first, second, third = conversation_of(system, 3)
     assert cancel(system.database, system.tenant_id, second.turn_id)
     assert states(system, [first, second, third]) == ["queued", "cancelled", "waiting"]
-    assert_invariants(system)
+    assert_invariants(system.database)
     with InlineWorker(system.settings):
         system.wait_until_settled()
     assert states(system, [first, second, third]) == ["completed", "cancelled", "completed"]
-    assert_invariants(system)
+    assert_invariants(system.database)
 
 
 def test_a_queued_turn_is_cancelled_and_the_next_one_is_due(system: Any) -> None:
@@ -394,7 +365,7 @@ def test_a_queued_turn_is_cancelled_and_the_next_one_is_due(system: Any) -> None
     assert [row.turn_id for row in system.database.run("SELECT turn_id FROM outbox")] == [
         second.turn_id
     ]
-    assert_invariants(system)
+    assert_invariants(system.database)
 
 
 def test_a_running_turn_is_cancelled_its_worker_stops_and_the_conversation_goes_on(
@@ -418,7 +389,7 @@ def test_a_running_turn_is_cancelled_its_worker_stops_and_the_conversation_goes_
     assert (cancelled.reply, cancelled.error_code) == (None, "cancelled")
     outcomes = system.database.run("SELECT outcome FROM attempts ORDER BY started_at")
     assert [row.outcome for row in outcomes] == ["cancelled", "answered"]
-    assert_invariants(system)
+    assert_invariants(system.database)
 
 
 def test_the_worker_is_told_of_a_cancelled_turn(system: Any) -> None:
@@ -441,7 +412,7 @@ def test_what_has_ended_cannot_be_cancelled(system: Any) -> None:
     assert not cancel(system.database, system.tenant_id, other.turn_id)
     with pytest.raises(NotFound):
         cancel(system.database, system.tenant_id, new_id())
-    assert_invariants(system)
+    assert_invariants(system.database)
 
 
 def test_a_whole_conversation_cancelled_from_all_sides_ends_and_can_go_on(system: Any) -> None:
@@ -450,10 +421,10 @@ def test_a_whole_conversation_cancelled_from_all_sides_ends_and_can_go_on(system
         cancel(system.database, system.tenant_id, turn.turn_id) for turn in accepted[n::8]
     ])  # fmt: skip
     assert states(system, accepted) == ["cancelled"] * 16
-    assert_invariants(system)
+    assert_invariants(system.database)
     request = system.request("again", conversation_id=accepted[0].conversation_id)
     assert accept(system.database, request).state is TurnState.QUEUED
-    assert_invariants(system)
+    assert_invariants(system.database)
 
 
 def test_a_turn_cancelled_while_it_is_handed_back_leaves_no_hint_behind(
