@@ -27,6 +27,12 @@ _IS_FREE = """
     OR leased_until > clock_timestamp() + make_interval(secs => %(lease_s)s))
 """
 
+#: No earlier delivery of the conversation is to be sent before `d`.
+_IS_FIRST = f"""
+NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.conversation_id = d.conversation_id
+    AND e.ordinal < d.ordinal AND e.state IN ({HOLDING}))
+"""
+
 _HOLD = """
 attempt = d.attempt + 1, worker_id = %(worker)s,
     leased_until = clock_timestamp() + make_interval(secs => %(lease_s)s)
@@ -54,8 +60,7 @@ CLAIM_DELIVERY = f"""
 WITH head AS (
     SELECT id, leased_until FROM deliveries d
     WHERE id = %(delivery)s AND channel = %(channel)s AND {_CLAIM.guard} AND {_IS_FREE}
-      AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.conversation_id = d.conversation_id
-          AND e.ordinal < d.ordinal AND e.state IN ({HOLDING}))
+      AND {_IS_FIRST}
     FOR UPDATE SKIP LOCKED
 ), hint AS (
     DELETE FROM outbox USING head WHERE turn_id = head.id AND {IS_DUE}
@@ -68,15 +73,17 @@ WITH head AS (
 
 #: Whether a delivery that could not be claimed will be soon: its progress is just being shown.
 IS_HELD = f"""
-SELECT 1 FROM deliveries JOIN outbox ON turn_id = id
+SELECT 1 FROM deliveries JOIN outbox AS o ON o.turn_id = id
 WHERE id = %(delivery)s AND {_QUEUED} AND NOT {_IS_FREE} AND {IS_DUE}
 """
 
-#: Win deliveries of one channel whose progress is to be shown.
+#: Win deliveries of one channel whose progress is to be shown. One that stands behind another
+#: waits: what is streamed of it would stand before the earlier reply.
 CLAIM_PROGRESS = f"""
 WITH due AS (
     SELECT id, leased_until FROM deliveries d
     WHERE {_PENDING} AND channel = %(channel)s AND progress_at <= clock_timestamp() AND {_IS_FREE}
+      AND {_IS_FIRST}
     ORDER BY progress_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE deliveries d SET {_HOLD} FROM due WHERE d.id = due.id
@@ -146,8 +153,7 @@ SELECT DISTINCT conversation_id FROM deliveries d WHERE state IN ({UNSENT}) AND 
     {_PENDING} AND NOT EXISTS (
         SELECT 1 FROM turns t WHERE t.id = d.turn_id AND t.state IN ({OPEN}))
     OR {_QUEUED} AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.turn_id = d.id)
-        AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.conversation_id = d.conversation_id
-            AND e.ordinal < d.ordinal AND e.state IN ({HOLDING}))
+        AND {_IS_FIRST}
 ) LIMIT 100
 """
 

@@ -20,6 +20,12 @@ from turnmill.schemas.store.channels.deliveries import (
     advance_deliveries,
 )
 from turnmill.schemas.turns import AcceptedTurn, Reply, Usage
+from turnmill.workers.delivery.claims import (
+    Holder,
+    claim_delivery,
+    claim_progress,
+    is_held,
+)
 from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
 
@@ -162,6 +168,33 @@ def test_what_older_workers_left_pending_is_queued_with_the_next_end(thread: Thr
         advance_deliveries(cursor, [thread.conversation_id])
     assert thread.states() == ["queued", "pending"]
     assert second.turn_id
+
+
+def test_progress_is_not_shown_before_earlier_replies_are_sent(thread: Thread) -> None:
+    holder = Holder(thread.database, new_id(), 30.0)
+    first, _second = thread.accept(2)
+    one, other = thread.ids()
+    assert {claim.job.delivery_id for claim in claim_progress(holder, "desk", 9)} == {one, other}
+    thread.database.run("UPDATE deliveries SET leased_until = NULL RETURNING id")
+    thread.settle(first)
+    assert claim_progress(holder, "desk", 9) == []
+    thread.put(one, "sending")
+    assert claim_progress(holder, "desk", 9) == []
+    thread.put(one, "sent")
+    assert [claim.job.delivery_id for claim in claim_progress(holder, "desk", 9)] == [other]
+
+
+def test_a_due_delivery_is_waited_for_while_its_progress_is_being_shown(thread: Thread) -> None:
+    holder = Holder(thread.database, new_id(), 30.0)
+    (turn,) = thread.accept(1)
+    (shown,) = claim_progress(holder, "desk", 9)
+    assert not is_held(holder, shown.job.delivery_id)
+    thread.settle(turn)
+    assert claim_delivery(holder, "desk", shown.job.delivery_id) is None
+    assert is_held(holder, shown.job.delivery_id)
+    thread.database.run("UPDATE deliveries SET leased_until = NULL RETURNING id")
+    assert not is_held(holder, shown.job.delivery_id)
+    assert claim_delivery(holder, "desk", shown.job.delivery_id) is not None
 
 
 @pytest.mark.parametrize("before", DeliveryState)
