@@ -86,7 +86,7 @@ class Channel(Protocol):
 def read_json(body: bytes | str) -> dict[str, Any]:
     """Read a JSON object with strings that PostgreSQL can store. Raises `InvalidInput`."""
     try:
-        payload = _storable(json.loads(body))
+        payload = storable_json(json.loads(body))
     except (ValueError, RecursionError):
         raise InvalidInput("The body is not valid JSON.") from None
     if not isinstance(payload, dict):
@@ -94,12 +94,13 @@ def read_json(body: bytes | str) -> dict[str, Any]:
     return payload
 
 
-def _storable(value: Any) -> Any:
+def storable_json(value: Any) -> Any:
+    """Replace what PostgreSQL cannot store in all strings of a JSON value."""
     match value:
         case str():
             return storable(value)
         case dict():
-            return {storable(key): _storable(each) for key, each in value.items()}
+            return {storable(key): storable_json(each) for key, each in value.items()}
         case list():
-            return [_storable(each) for each in value]
+            return [storable_json(each) for each in value]
     return value

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.observability.logs import configure_logging
 from turnmill.schemas.process.surroundings import refuse_unusable_network
 from turnmill.schemas.settings import Settings, load_settings
@@ -20,6 +21,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(relay)
     app.command()(worker)
     app.command()(deliver)
+    app.command()(socket)
     app.command()(flower)
 
 
@@ -103,6 +105,31 @@ def deliver() -> None:
     settings = _start_on_database()
     # As for a worker: Python's own farewell could outlast the drain's deadline.
     os._exit(run_delivery_worker(settings))
+
+
+def socket(
+    name: Annotated[str, typer.Argument(help="A Slack channel of turnmill.toml.")],
+) -> None:
+    """Receive a Slack channel's events over a connection to Slack, without a public address.
+
+    Example: turnmill socket acme-slack
+    """
+    from turnmill.producer.cli.extras import needing
+    from turnmill.schemas.channels.configuration import find_channel
+    from turnmill.schemas.channels.sections import SlackSection
+    from turnmill.schemas.observability.telemetry import telemetry
+
+    settings = _start_on_database()
+    section = find_channel(settings.config_path, name)
+    if not isinstance(section, SlackSection):
+        raise SettingsError(f"channels.{name} is not Slack; only Slack has socket mode.")
+    with needing("slack"):
+        from turnmill.producer.channels.slack.socket_mode import SocketMode
+    running = SocketMode(settings, name, section)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: running.stop())
+    with telemetry(settings, "socket", running.health, channel=name):
+        running.run()
 
 
 def flower() -> None:

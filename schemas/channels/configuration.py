@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from turnmill.schemas.channels.policies import Policies
 from turnmill.schemas.channels.sections import SECTIONS, ChannelSection, Name
 from turnmill.schemas.channels.toml_lines import KeyPath, TOMLLines
-from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.errors import NotFound, SettingsError
 from turnmill.schemas.turns import GenerationParams
 
 
@@ -53,6 +53,20 @@ def load_configuration(path: Path | None) -> Configuration:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path} is not valid TOML: {error}.") from None
     return _validate(path, text, content)
+
+
+def find_channel(path: Path | None, name: str) -> ChannelSection:
+    """Read the file, and return one of its channels.
+
+    Raises:
+        NotFound: it has none of this name, or there is no file.
+        SettingsError: as `load_configuration`.
+    """
+    channels = load_configuration(path).channels
+    if name not in channels:
+        known = ", ".join(channels) or "none"
+        raise NotFound(f"There is no channel '{name[:100]}' in {path}. It has: {known}.")
+    return channels[name]
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:

@@ -9,9 +9,9 @@ from turnmill.producer.cli.context import open_system
 from turnmill.producer.cli.extras import needing
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
-from turnmill.schemas.channels.configuration import Configuration, load_configuration
+from turnmill.schemas.channels.configuration import Configuration, find_channel, load_configuration
 from turnmill.schemas.channels.sections import ChannelSection
-from turnmill.schemas.errors import NotFound, SettingsError
+from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import CONFIG_FILE, Settings, load_settings
 from turnmill.schemas.urls import address, reachable
 
@@ -99,20 +99,21 @@ def simulate(
 
 
 def _configuration(settings: Settings) -> Configuration:
+    _refuse_without_file(settings)
+    return load_configuration(settings.config_path)
+
+
+def _refuse_without_file(settings: Settings) -> None:
     if settings.config_path is None:
         raise SettingsError(
             f"There is no {CONFIG_FILE} in {settings.data}. "
             "Write one there, or name another file with TURNMILL_CONFIG."
         )
-    return load_configuration(settings.config_path)
 
 
 def _section(settings: Settings, name: str) -> ChannelSection:
-    channels = _configuration(settings).channels
-    if name not in channels:
-        known = ", ".join(channels) or "none"
-        raise NotFound(f"{settings.config_path} has no channel '{name[:100]}'. It has: {known}.")
-    return channels[name]
+    _refuse_without_file(settings)
+    return find_channel(settings.config_path, name)
 
 
 def _path(name: str) -> str:
