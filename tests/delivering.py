@@ -117,7 +117,7 @@ class Channels:
             advance_deliveries(cursor, [conversation])
         return conversation
 
-    def thread(self, channel: str, **target: str) -> UUID:
+    def thread(self, channel: str, /, **target: str) -> UUID:
         conversation = new_id()
         self.database.run(
             "INSERT INTO conversations (id, tenant_id, bot_id) SELECT %s, tenant_id, id FROM bots "
@@ -130,7 +130,7 @@ class Channels:
         )
         return conversation
 
-    def owe(self, turn: Any, channel: str, **target: str) -> None:
+    def owe(self, turn: Any, channel: str, /, **target: str) -> None:
         """The delivery of a turn's reply, as it is inserted when the turn is accepted."""
         row = {"id": str(new_id()), "tenant_id": str(self.system.tenant_id)}
         row |= {"conversation_id": str(turn.conversation_id), "turn_id": str(turn.turn_id)}
