@@ -210,19 +210,21 @@ def save_bot(
 def list_bots(database: Database, tenant_id: UUID) -> list[Bot]:
     query = sa.select(bots).where(bots.c.tenant_id == tenant_id).order_by(bots.c.name)
     with database.begin() as connection:
-        return [
-            Bot(
-                row.name,
-                row.model,
-                row.instructions,
-                GenerationParams.model_validate(row.params),
-                row.ignores_tools,
-                row.created_at,
-                row.version,
-                Policies.of(row.policies),
-            )
-            for row in connection.execute(query)
-        ]
+        return [bot_of(row) for row in connection.execute(query)]
+
+
+def bot_of(row: sa.Row[*tuple[Any, ...]]) -> Bot:
+    """Read a row of `bots`."""
+    return Bot(
+        row.name,
+        row.model,
+        row.instructions,
+        GenerationParams.model_validate(row.params),
+        row.ignores_tools,
+        row.created_at,
+        row.version,
+        Policies.of(row.policies),
+    )
 
 
 def ignores_tools(database: Database, tenant_id: UUID, name: str) -> bool:

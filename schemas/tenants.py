@@ -14,7 +14,7 @@ class Scope(StrEnum):
     TURNS = "turns"
     #: Batches of turns.
     BATCHES = "batches"
-    #: Parked turns: list, replay and drop them.
+    #: Parked turns: list, replay and drop them. Bots: show and change them.
     ADMIN = "admin"
     #: `/metrics`, whose figures cover every tenant.
     METRICS = "metrics"

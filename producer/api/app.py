@@ -25,6 +25,7 @@ from turnmill.producer.api.auth import KnownKeys
 from turnmill.producer.api.errors import CONVERSATION_HEADER, TURN_HEADER, add_error_handlers
 from turnmill.producer.api.middleware import REQUEST_ID_HEADER, ObservedCalls
 from turnmill.producer.api.resources import (
+    bots,
     channels,
     completions,
     conversations,
@@ -99,7 +100,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(ObservedCalls, metrics=app.state.metrics)
     _allow_origins(app, settings.api.cors_origins)
     add_error_handlers(app)
-    for part in (completions, models, turns, conversations, parked, channels, operation):
+    for part in (completions, models, bots, turns, conversations, parked, channels, operation):
         app.include_router(part.router)
     _describe(app)
     return app

@@ -1,4 +1,4 @@
-"""Commands of whoever runs the system: `doctor`, `tenants`, `keys`, `bots`."""
+"""Commands of whoever runs the system: `doctor`, `tenants`, `keys`."""
 
 import shlex
 from typing import Annotated
@@ -6,19 +6,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from turnmill.producer.cli.channels.policies import PolicyOption, read_policies
 from turnmill.producer.cli.context import TenantOption, open_system
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.ids import Prefix, parse_id
 from turnmill.schemas.tenants import DEFAULT_SCOPES, Scope
-from turnmill.schemas.turns import GenerationParams
 
 tenants = typer.Typer(
     help="Tenants: each has bots, keys and turns of its own.", no_args_is_help=True
 )
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
-bots = typer.Typer(help="Bots: a model with instructions and defaults.", no_args_is_help=True)
 console = make_console()
 
 
@@ -167,61 +164,3 @@ def revoke_key(
     with open_system(tenant=tenant) as system:
         revoke_key(system.database, system.tenant_id, parse_id(Prefix.KEY, key_id))
     console.print("Revoked.")
-
-
-@bots.command("list")
-def list_bots(tenant: TenantOption = None) -> None:
-    """List the bots.
-
-    Example: turnmill bots list --tenant acme
-    """
-    from turnmill.producer.tenants import list_bots
-
-    table = Table("name", "version", "model", "parameters", "policies", "instructions")
-    table.columns[0].overflow = table.columns[2].overflow = "fold"
-    with open_system(tenant=tenant) as system:
-        for bot in list_bots(system.database, system.tenant_id):
-            params = bot.params.model_dump_json(exclude_defaults=True)
-            policies = bot.policies.model_dump_json(exclude_unset=True)
-            columns = (bot.name, str(bot.version), bot.model, params, policies, bot.instructions)
-            table.add_row(*map(plain, columns))
-    console.print(table)
-
-
-@bots.command("save")
-def save_bot(
-    name: Annotated[str, typer.Argument(help="What API clients send as `model`.")],
-    model: Annotated[str | None, typer.Option(help="The workers' model.")] = None,
-    instructions: Annotated[str, typer.Option(help="The system message.")] = "",
-    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.0001, max=1)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    ignore_tools: Annotated[
-        bool,
-        typer.Option("--ignore-tools", help="Answer calls that offer tools without using them."),
-    ] = False,
-    policy: PolicyOption = None,
-    tenant: TenantOption = None,
-) -> None:
-    """Create a bot, or change it from its next turn on. Without --policy it keeps its policies.
-
-    Example: turnmill bots save support --instructions "You answer for ACME Parcels."
-
-    Example: turnmill bots save support --policy double_texting=interrupt
-    --policy hands_off_failures=true
-    """
-    from turnmill.producer.tenants import save_bot
-
-    params = GenerationParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
-    with open_system(tenant=tenant) as system:
-        save_bot(
-            system.database,
-            system.tenant_id,
-            name,
-            model or system.settings.engine.model_name,
-            instructions,
-            params,
-            ignores_tools=ignore_tools,
-            policies=read_policies(policy) if policy else None,
-        )
-    console.print(plain(f"Saved. Clients use it as model='{name}'."))

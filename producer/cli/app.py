@@ -11,6 +11,7 @@ from turnmill.producer.cli import (
     admin,
     batch,
     bench,
+    bots,
     chaos,
     parked,
     processes,
@@ -55,7 +56,7 @@ app.add_typer(compress.app, name="compress")
 app.add_typer(models.app, name="models")
 app.add_typer(admin.tenants, name="tenants")
 app.add_typer(admin.keys, name="keys")
-app.add_typer(admin.bots, name="bots")
+app.add_typer(bots.app, name="bots")
 app.add_typer(configured.app, name="channels")
 app.add_typer(processes.db, name="db")
 

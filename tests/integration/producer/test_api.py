@@ -867,6 +867,44 @@ def test_every_status_has_its_code_listed_in_the_docs(request: pytest.FixtureReq
 # Turns and models
 
 
+def test_a_bot_is_changed_in_part_and_its_parameters_are_taken_back_by_name(api: API) -> None:
+    save_bot(api.database, api.tenant_id, "a/b", "echo", "Be brief.", GenerationParams(top_p=0.5))
+
+    def change(**body: Any) -> Any:
+        response = api.http.patch("/bots/a/b", json=body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    given = {"temperature": 0.2, "stop": ["END"], "template_kwargs": {"enable_thinking": False}}
+    changed = change(params=given)
+    assert changed["params"] == {**given, "top_p": 0.5}
+    assert (changed["version"], changed["instructions"]) == (2, "Be brief.")
+    assert change(params={"temperature": 0.2})["version"] == 2, "nothing changed"
+    assert change(instructions="")["params"] == changed["params"]
+    for taken_back in (*given, "top_p"):
+        assert taken_back not in change(params={taken_back: None})["params"]
+    assert api.http.get("/bots/a/b").json()["params"] == {}
+    assert "a/b" in [bot["name"] for bot in api.http.get("/bots").json()]
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"temprature": None}, "temprature"),
+        ({"temprature": 1}, "temprature"),
+        ({"top_p": 0}, "top_p"),
+    ],
+)
+def test_a_change_that_a_bot_cannot_take_is_refused_by_name(
+    api: API, params: dict[str, Any], field: str
+) -> None:
+    response = api.http.patch(f"/bots/{BOT}", json={"params": params})
+    assert response.status_code == 400
+    assert field in response.json()["error"]["param"]
+    for name in ("nobodys", "%00", "%ED%A0%80"):
+        assert api.http.patch(f"/bots/{name}", json={}).status_code in (400, 404)
+
+
 def test_models_are_the_bots(api: API) -> None:
     assert [model.id for model in api.openai.models.list()] == [BOT]
     assert api.openai.models.retrieve(BOT).owned_by == "turnmill"
@@ -1076,6 +1114,9 @@ def test_an_api_without_tables_is_not_ready(
 SCOPES = {
     "GET /v1/models": Scope.TURNS,
     "POST /v1/chat/completions": Scope.TURNS,
+    "GET /bots": Scope.ADMIN,
+    "GET /bots/{name}": Scope.ADMIN,
+    "PATCH /bots/{name}": Scope.ADMIN,
     "GET /turns/{turn}": Scope.TURNS,
     "DELETE /turns/{turn}": Scope.TURNS,
     "POST /turns/{turn}/rating": Scope.TURNS,
@@ -1098,7 +1139,7 @@ SCOPES = {
 @pytest.mark.parametrize("call", SCOPES)
 def test_a_key_reaches_only_what_its_scopes_name(api: API, call: str) -> None:
     method, _, path = call.partition(" ")
-    path = path.format(turn=f"turn_{NOBODYS}", conversation=f"conv_{NOBODYS}")
+    path = path.format(turn=f"turn_{NOBODYS}", conversation=f"conv_{NOBODYS}", name="nobodys")
 
     def status(*scopes: Scope) -> int:
         key = create_key(api.database, api.tenant_id, "x", scopes)
@@ -1208,7 +1249,7 @@ def test_the_description_is_complete(api: API) -> None:
     for path, operations in schema["paths"].items():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
-                if parameter["in"] == "path" and path != "/v1/models/{name}":
+                if parameter["in"] == "path" and not path.endswith("/{name}"):
                     assert parameter["schema"]["pattern"]
     assert "HTTPValidationError" not in schemas
     assert httpx.get(f"{api.url}/docs").status_code == 200

@@ -239,6 +239,39 @@ def test_a_bot_is_changed_by_saving_it_again(turnmill: Turnmill, migrated: str) 
     assert "0.5" not in line
 
 
+def test_a_bot_s_parameters_are_set_and_taken_back_by_name(
+    turnmill: Turnmill, migrated: str
+) -> None:
+    assert turnmill("bots", "save", "support", "--instructions", "Be brief.")[0] == 0
+    words = ("--set", "temperature=0.2", "--set", 'stop=["END"]')
+    status, said, _ = turnmill("bots", "change", "support", *words)
+    assert status == 0
+    assert """{"temperature":0.2,"stop":["END"]}""" in said
+    _, said, _ = turnmill("bots", "change", "support", "--reset", "temperature", "--reset", "stop")
+    assert "the parameters {}" in said
+    (line,) = [row for row in turnmill("bots", "list")[1].splitlines() if "support" in row]
+    assert "Be brief." in line
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("nobodys",), "no bot"),
+        (("support", "--reset", "temprature"), "temprature"),
+        (("support", "--set", "temperature=9"), "temperature"),
+        (("support", "--set", "temperature"), "NAME=VALUE"),
+        (("support", "--set", "seed=1", "--reset", "seed"), "twice"),
+    ],
+)
+def test_a_change_of_a_bot_that_makes_no_sense_is_refused(
+    turnmill: Turnmill, migrated: str, words: tuple[str, ...], why: str
+) -> None:
+    turnmill("bots", "save", "support")
+    status, _, said = turnmill("bots", "change", *words)
+    assert status == USAGE
+    assert why in said
+
+
 def park(database_url: str, *texts: str, error: str = "attempts_used_up") -> list[str]:
     """Turns of a conversation each that ran out of attempts; their ids as they are shown."""
     turns = [accept_one(text) for text in texts]

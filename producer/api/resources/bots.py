@@ -1,0 +1,65 @@
+"""`/bots`: the tenant's bots, as whoever runs them sees and changes them."""
+
+from datetime import datetime
+from typing import Any, Self
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from turnmill.producer.api.auth import AdministeredTenantOf
+from turnmill.producer.api.services import ServicesOf
+from turnmill.producer.bots import BotChange, change_bot, read_bot
+from turnmill.producer.tenants import Bot, list_bots
+from turnmill.schemas.content import Name
+
+router = APIRouter(tags=["bots"])
+
+
+class BotBody(BaseModel):
+    """A bot: its parameters are those that it sets, by name."""
+
+    name: str
+    #: Counts its changes.
+    version: int
+    model: str
+    instructions: str
+    params: dict[str, Any]
+    ignores_tools: bool
+    policies: dict[str, Any]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, bot: Bot) -> Self:
+        """Show a bot."""
+        return cls(
+            name=bot.name,
+            version=bot.version,
+            model=bot.model,
+            instructions=bot.instructions,
+            params=bot.params.model_dump(mode="json", exclude_defaults=True),
+            ignores_tools=bot.ignores_tools,
+            policies=bot.policies.stored,
+            created_at=bot.created_at,
+        )
+
+
+@router.get("/bots")
+async def list_all_bots(services: ServicesOf, tenant_id: AdministeredTenantOf) -> list[BotBody]:
+    """All bots, by name."""
+    bots = await services.call(list_bots, services.database, tenant_id)
+    return [BotBody.of(bot) for bot in bots]
+
+
+@router.get("/bots/{name:path}")
+async def get_bot(name: Name, services: ServicesOf, tenant_id: AdministeredTenantOf) -> BotBody:
+    """One bot."""
+    return BotBody.of(await services.call(read_bot, services.database, tenant_id, name))
+
+
+@router.patch("/bots/{name:path}")
+async def change_one_bot(
+    name: Name, body: BotChange, services: ServicesOf, tenant_id: AdministeredTenantOf
+) -> BotBody:
+    """Change a bot from its next turn on. What is left out stays; a parameter that is null is
+    taken back to its default."""
+    return BotBody.of(await services.call(change_bot, services.database, tenant_id, name, body))

@@ -1,0 +1,85 @@
+"""Change a bot in part. What is left out stays, and null takes a parameter back to its default.
+
+https://www.rfc-editor.org/rfc/rfc7396 (JSON Merge Patch)
+"""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from turnmill.producer.tenants import MAX_NAME, Bot, bot_of
+from turnmill.schemas.content import refuse_nul
+from turnmill.schemas.errors import UnknownBot
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.store.tables import bots
+from turnmill.schemas.turns import GenerationParams, SamplingParams, Stop
+
+_STORABLE = AfterValidator(refuse_nul)
+
+
+class ParamsChange(SamplingParams):
+    """Parameters to set. Null takes one back: its default in `DEFAULT_PARAMS` counts again."""
+
+    stop: tuple[Stop, ...] | None = Field(default=None, max_length=4)  # type: ignore[assignment]
+
+    def applied_to(self, params: GenerationParams) -> GenerationParams:
+        """Return `params` with what was given."""
+        given = self.model_dump(mode="json", include=self.model_fields_set)
+        stored = params.model_dump(mode="json", exclude_defaults=True) | given
+        kept = {name: value for name, value in stored.items() if value is not None}
+        return GenerationParams.model_validate(kept)
+
+
+class BotChange(BaseModel):
+    """What to change of a bot."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: The workers' model.
+    model: (
+        Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME), _STORABLE] | None
+    ) = None
+    #: The system message.
+    instructions: Annotated[str, _STORABLE] | None = None
+    #: Answer calls that offer tools without using them.
+    ignores_tools: bool | None = None
+    params: ParamsChange = ParamsChange()
+
+
+def read_bot(database: Database, tenant_id: UUID, name: str) -> Bot:
+    """Read one bot. Raises `UnknownBot`."""
+    with database.begin() as connection:
+        return bot_of(_row(connection, tenant_id, name))
+
+
+def change_bot(database: Database, tenant_id: UUID, name: str, change: BotChange) -> Bot:
+    """Change a bot from its next turn on, and return it as it is then.
+
+    Raises:
+        UnknownBot: the tenant has no bot of this name.
+    """
+    with database.begin() as connection:
+        row = _row(connection, tenant_id, name, is_locked=True)
+        values = change.model_dump(include={"model", "instructions", "ignores_tools"})
+        values = {column: value for column, value in values.items() if value is not None}
+        params = change.params.applied_to(GenerationParams.model_validate(row.params))
+        values["params"] = params.model_dump(mode="json", exclude_defaults=True)
+        changed = sa.or_(*(bots.c[column].is_distinct_from(values[column]) for column in values))
+        connection.execute(
+            sa.update(bots)
+            .where(bots.c.id == row.id, changed)
+            .values(**values, version=bots.c.version + 1)
+        )
+        return bot_of(_row(connection, tenant_id, name))
+
+
+def _row(
+    connection: sa.Connection, tenant_id: UUID, name: str, *, is_locked: bool = False
+) -> sa.Row[*tuple[Any, ...]]:
+    query = sa.select(bots).where(bots.c.tenant_id == tenant_id, bots.c.name == name)
+    row = connection.execute(query.with_for_update() if is_locked else query).one_or_none()
+    if row is None:
+        raise UnknownBot(f"There is no bot '{name[:200]}'.", param="name")
+    return row
