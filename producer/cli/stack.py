@@ -2,7 +2,7 @@
 
 import itertools
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from turnmill.producer.cli.context import open_system
+from turnmill.producer.cli.extras import needing
 from turnmill.producer.cli.views.console import make_console
 from turnmill.schemas.errors import StackError
 from turnmill.schemas.observability.targets import FOLDER as TARGETS_FOLDER
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.tenants import Scope
+from turnmill.schemas.urls import address, reachable
 
 if TYPE_CHECKING:
     from turnmill.infra.embedded.stack import Stack
@@ -57,14 +59,22 @@ def demo(
     ] = None,
     data: DataOption = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of the replies.")] = None,
+    slack: Annotated[
+        bool, typer.Option("--slack", help="Show a thread in a mock of Slack instead.")
+    ] = False,
 ) -> None:
     """Answer a backlog of customer-service tickets with the real default model, start to end.
 
     Example: turnmill demo tickets.csv --max-tokens 40
+
+    Example of a thread that is answered, streamed and handed to a person: turnmill demo --slack
     """
     from turnmill.producer.cli.batch import INTERRUPTED, answer_backlog
 
     folder = _data_folder(data)
+    if slack:
+        _demo_slack(folder)
+        return
     with _running_stack(folder) as settings, open_system(settings) as system:
         results = folder / "results" / f"demo-{datetime.now():%Y%m%d-%H%M%S}.jsonl"  # noqa: DTZ005
         results.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +86,24 @@ def demo(
     raise typer.Exit(status)
 
 
+def _demo_slack(folder: Path) -> None:
+    from turnmill.producer.cli.channels.slack_demo import SECRET_VARIABLE, demo_environment, play
+
+    if _is_running(folder):
+        raise StackError(
+            f"A stack runs from {folder} already, without the mock of Slack. Stop it first, or "
+            "name another folder: turnmill demo --slack --data /tmp/turnmill-slack"
+        )
+    with needing("slack"):
+        import slack_sdk  # noqa: F401 - the delivery worker's
+    with (
+        demo_environment(folder) as (api, environment),
+        _running_stack(folder, environment) as settings,
+    ):
+        url = f"http://{address(reachable(settings.api.host), settings.api.port)}"
+        play(api, url, environment[SECRET_VARIABLE])
+
+
 def sample_backlog() -> Path:
     """The tickets that come with Turnmill."""
     from turnmill.infra import embedded
@@ -84,14 +112,16 @@ def sample_backlog() -> Path:
 
 
 @contextmanager
-def _running_stack(folder: Path) -> Iterator[Settings]:
+def _running_stack(
+    folder: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Settings]:
     """A stack of our own, stopped at the end, or the one that runs from this folder already."""
     if _is_running(folder):
         console.print(f"[dim]Using the stack that runs from {folder}.[/]")
         yield load_settings(data=folder)
         return
     with console.status("Starting") as status:
-        stack = _stack(folder, lambda text: status.update(f"{text}…"))
+        stack = _stack(folder, lambda text: status.update(f"{text}…"), environment)
         # The supervisor stops its children; Ctrl-C is left to Python, to end what we watch.
         signal.signal(signal.SIGTERM, _interrupt)
         try:
@@ -110,7 +140,11 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _stack(folder: Path, progress: Callable[[str], None]) -> "Stack":
+def _stack(
+    folder: Path,
+    progress: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
+) -> "Stack":
     try:
         from turnmill.infra.embedded.stack import Stack
     except ModuleNotFoundError as error:
@@ -118,7 +152,7 @@ def _stack(folder: Path, progress: Callable[[str], None]) -> "Stack":
             f"The embedded stack is not installed ({error.name} is missing): "
             "pip install 'turnmill[embedded,openvino]'"
         ) from None
-    return Stack(folder, progress=progress, notify=_show_death)
+    return Stack(folder, environment=environment, progress=progress, notify=_show_death)
 
 
 def _show_death(event: "ChildEvent") -> None:

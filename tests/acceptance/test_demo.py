@@ -114,3 +114,24 @@ def test_ctrl_c_ends_the_demo_and_all_of_its_processes(
     assert "turnmill up" in said
     assert "Traceback" not in said
     assert terminal.processes() == []
+
+
+def test_the_slack_demo_shows_a_thread_that_is_answered_collected_and_handed_over(
+    make_terminal: Callable[..., Any],
+) -> None:
+    terminal = make_terminal(TURNMILL_ENGINE__NAME="echo")
+    demo = terminal.run("demo", "--slack", timeout_s=120)
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    said = [
+        line for line in demo.stdout.splitlines() if re.match(r"(Alice|Ben|Parcel Post)\b", line)
+    ]
+    # What was said, with the answers of an engine that echoes the last message.
+    assert [line.partition(":")[0].split(" (")[0] for line in said] == [
+        *("Alice", "Parcel Post"),
+        *("Alice", "Alice", "Alice", "Parcel Post"),
+        *("Alice", "Parcel Post", "Ben", "Alice"),
+        *("Parcel Post", "Alice", "Parcel Post"),
+    ]
+    for text in ("One more thing", "it is a birthday present", "so can I change the address?"):
+        assert demo.stdout.count(text) == 2
+    assert said[7].endswith("They will answer here.")

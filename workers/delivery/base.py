@@ -28,6 +28,8 @@ class Job:
     text: str | None
     #: The text is a model's reply, which people may judge.
     is_reply: bool
+    #: A person answers the conversation, and may give it back to the bot.
+    is_handed_off: bool
     #: The attempt before this one ended without saying what became of its last step.
     is_doubtful: bool
 

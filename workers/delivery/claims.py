@@ -105,6 +105,7 @@ def _claim(row: Any) -> DeliveryClaim:
         target=row.target,
         text=row.content,
         is_reply=False,
+        is_handed_off=row.is_handed_off,
         is_doubtful=row.is_doubtful,
     )
     if job.kind is DeliveryKind.REPLY:

@@ -42,6 +42,7 @@ attempt = d.attempt + 1, worker_id = %(worker)s,
 _DETAILS = """
 SELECT claimed.*, t.state AS turn_state, t.error_code AS turn_error, t.model, t.lane,
     t.started_at IS NOT NULL AS has_started, r.content AS reply, shown.text AS shown,
+    c.handed_off_at IS NOT NULL AS is_handed_off,
     b.policies AS bot_policies, c.policies AS conversation_policies,
     extract(epoch FROM claimed.expires_at - clock_timestamp())::float AS expires_in_s
 FROM claimed

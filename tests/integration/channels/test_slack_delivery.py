@@ -47,6 +47,7 @@ class Thread:
             target={"team": workspace.team, "user": workspace.user, **target},
             text=None,
             is_reply=True,
+            is_handed_off=False,
             is_doubtful=False,
         )
 
@@ -116,6 +117,17 @@ def test_a_notice_has_no_buttons(thread: Thread) -> None:
     thread.job = replace(thread.job, kind=DeliveryKind.NOTICE, is_reply=False, turn_id=None)
     thread.send("Stopped.")
     assert (thread.replies, thread.last_blocks) == (["Stopped."], [])
+
+
+def test_a_notice_of_a_person_who_answers_has_a_button_back_to_the_bot(
+    slack: SlackAPI, thread: Thread
+) -> None:
+    thread.job = replace(
+        thread.job, kind=DeliveryKind.NOTICE, is_reply=False, is_handed_off=True, turn_id=None
+    )
+    assert thread.send("A person will answer here.")
+    assert thread.last_blocks == ["section", "actions"]
+    assert slack.board.messages[-1].blocks[1]["elements"][0]["action_id"] == "turnmill_resume"
 
 
 def test_a_reply_of_40000_characters_comes_in_parts_with_buttons_on_the_last(

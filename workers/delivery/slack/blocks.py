@@ -3,6 +3,7 @@
 from typing import Any
 from uuid import UUID
 
+from turnmill.schemas.channels.deliveries import DeliveryKind
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.workers.delivery.base import Job
 
@@ -34,7 +35,10 @@ def section(mrkdwn: str) -> dict[str, Any]:
 
 
 def buttons(job: Job) -> Blocks:
-    """What stands under a reply: whether it was good, and a way to a person."""
+    """What stands under a reply (whether it was good, and a way to a person), or under a notice of
+    a conversation that a person answers: a way back to the bot."""
+    if job.kind is DeliveryKind.NOTICE and job.is_handed_off:
+        return [_action("resume", "turnmill_resume", "Give back to the bot")]
     if not job.is_reply or job.turn_id is None:
         return []
     turn = f"turnmill:{show_id(Prefix.TURN, job.turn_id)}"
@@ -44,16 +48,15 @@ def buttons(job: Job) -> Blocks:
         "positive_button": {"text": _plain("Good reply"), "value": "good"},
         "negative_button": {"text": _plain("Bad reply"), "value": "bad"},
     }
-    person = {
-        "type": "button",
-        "action_id": "turnmill_hand_off",
-        "text": _plain("Talk to a person"),
-        "value": turn.removeprefix("turnmill:"),
-    }
     return [
         {"type": "context_actions", "block_id": turn, "elements": [feedback]},
-        {"type": "actions", "block_id": f"hand_off:{turn}", "elements": [person]},
+        _action(f"hand_off:{turn}", "turnmill_hand_off", "Talk to a person"),
     ]
+
+
+def _action(block_id: str, action_id: str, text: str) -> dict[str, Any]:
+    button = {"type": "button", "action_id": action_id, "text": _plain(text)}
+    return {"type": "actions", "block_id": block_id, "elements": [button]}
 
 
 def _plain(text: str) -> dict[str, str]:
