@@ -247,9 +247,8 @@ def _rated_turn(cursor: Cursor, event: Rating) -> UUID | None:
             return parse_id(Prefix.TURN, event.turn_id)
         except InvalidInput:
             return None
-    address = event.address
-    params = {"channel": address.channel, "thread": address.thread, "message": event.message_id}
-    row = cursor.execute(FIND_DELIVERED, params).fetchone()
+    found = (event.address.channel, event.message_id)
+    row = cursor.execute(FIND_DELIVERED, found).fetchone()
     return None if row is None else row.turn_id
 
 

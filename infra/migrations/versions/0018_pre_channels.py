@@ -115,6 +115,11 @@ def _create_deliveries() -> None:
         op.create_index(
             name, "deliveries", columns, unique=is_unique, postgresql_where=sa.text(where)
         )
+    message = "(progress #>> '{parts,0}')"
+    op.create_index(
+        "ix_deliveries_message", "deliveries", ["channel", sa.text(message)],
+        postgresql_where=sa.text(f"{message} IS NOT NULL"),
+    )  # fmt: skip
 
 
 def _time(name: str, *, default_now: bool = False) -> sa.Column:

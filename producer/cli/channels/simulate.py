@@ -1,6 +1,7 @@
 """`turnmill channels simulate`: an event as the platform would send it, and what becomes of it."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from secrets import token_hex
@@ -12,6 +13,7 @@ from turnmill.producer.cli.context import System
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.reply_view import print_reply
 from turnmill.producer.cli.views.texts import plain
+from turnmill.schemas.channels.deliveries import OPEN_DELIVERIES, DeliveryState
 from turnmill.schemas.channels.sections import ChannelSection, SlackSection
 from turnmill.schemas.channels.signatures import webhook_key
 from turnmill.schemas.errors import SettingsError, TransientError
@@ -31,9 +33,17 @@ ORDER BY ordinal DESC LIMIT 1
 
 #: The place is made up: the platform would refuse what is sent there.
 _DROP = """
-UPDATE deliveries SET state = 'dropped', settled_at = clock_timestamp()
-WHERE conversation_id = %s AND state IN ('pending', 'queued') RETURNING id
+WITH dropped AS (
+    UPDATE deliveries SET state = 'dropped', settled_at = clock_timestamp()
+    WHERE conversation_id = %s AND state IN ('pending', 'queued') RETURNING id
+)
+DELETE FROM outbox WHERE turn_id IN (SELECT id FROM dropped) RETURNING turn_id
 """
+
+_DELIVERY = "SELECT state, error_message FROM deliveries WHERE turn_id = %s"
+
+#: How long a delivery is waited for after its turn has ended, and how often it is looked at.
+DELIVERY_S, LOOK_EVERY_S = 15.0, 0.2
 
 console = make_console()
 
@@ -76,7 +86,26 @@ def _show(
         for row in system.database.run(_NOTICE, (conversation_id,)):
             console.print(plain(row.content))
         return True
-    return asyncio.run(print_reply(system, turn_id, console)).state is TurnState.COMPLETED
+    is_answered = asyncio.run(print_reply(system, turn_id, console)).state is TurnState.COMPLETED
+    if not _is_made_up(section):
+        _show_delivery(system, turn_id)
+    return is_answered
+
+
+def _show_delivery(system: System, turn_id: UUID) -> None:
+    """Wait until the platform, or what stands in for it, has the reply."""
+    deadline = time.monotonic() + DELIVERY_S
+    rows = system.database.run(_DELIVERY, (turn_id,))
+    while rows and DeliveryState(rows[0].state) in OPEN_DELIVERIES:
+        if time.monotonic() > deadline:
+            console.print(
+                "[yellow]Not delivered yet.[/] Does a delivery worker run? turnmill deliver"
+            )
+            return
+        time.sleep(LOOK_EVERY_S)
+        rows = system.database.run(_DELIVERY, (turn_id,))
+    for row in rows:
+        console.print(f"[dim]Delivery: {row.state}.[/]", plain(row.error_message or ""))
 
 
 def _is_made_up(section: ChannelSection) -> bool:

@@ -88,6 +88,9 @@ deliveries = Table(
           postgresql_where=text("turn_id IS NOT NULL")),
     Index("ix_deliveries_conversation_id_ordinal", "conversation_id", "ordinal",
           postgresql_where=text("state IN ('pending', 'queued', 'sending')")),
+    #: Platforms tell of a reaction by the message that it stands at.
+    Index("ix_deliveries_message", "channel", text("(progress #>> '{parts,0}')"),
+          postgresql_where=text("(progress #>> '{parts,0}') IS NOT NULL")),
     Index("ix_deliveries_progress_at", "progress_at", postgresql_where=text("state = 'pending'")),
     Index("ix_deliveries_leased_until", "leased_until",
           postgresql_where=text("state = 'sending'")),

@@ -26,13 +26,10 @@ ON CONFLICT (channel, thread) DO UPDATE SET target = excluded.target
 RETURNING conversation_id, author
 """
 
-#: The turn whose reply stands in the thread as this message: adapters remember the ids of what they
-#: send in `progress`.
+#: The turn whose reply begins with a message of the platform: `ix_deliveries_message`.
 FIND_DELIVERED = """
-SELECT d.turn_id FROM channel_threads h JOIN deliveries d USING (conversation_id)
-WHERE h.channel = %(channel)s AND h.thread = %(thread)s AND d.turn_id IS NOT NULL
-  AND strpos(d.progress::text, to_json(%(message)s::text)::text) > 0
-ORDER BY d.ordinal DESC LIMIT 1
+SELECT turn_id FROM deliveries
+WHERE channel = %s AND progress #>> '{parts,0}' = %s AND turn_id IS NOT NULL LIMIT 1
 """
 
 #: The thread has a new conversation; whoever asked for it has begun it.

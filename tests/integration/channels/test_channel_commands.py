@@ -13,6 +13,7 @@ import pytest
 from turnmill.producer.api.app import Server
 from turnmill.producer.channels.slack.scopes import BOT_SCOPES
 from turnmill.producer.cli.app import main
+from turnmill.producer.cli.channels import simulate
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.workers.testing import InlineWorker
@@ -198,17 +199,31 @@ def test_missing_scopes_are_named_with_what_they_are_for(
 
 @pytest.mark.parametrize("name", ["acme-slack", "desk"])
 def test_a_simulated_event_is_answered_and_its_thread_continued(
-    turnmill: Turnmill, api: Settings, name: str
+    turnmill: Turnmill, api: Settings, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(simulate, "DELIVERY_S", 0.5)
     status, said = turnmill("channels", "simulate", name, "Where is my parcel?")
     assert status == 0, said
     assert "Where is my parcel?" in said
+    assert "Does a delivery worker run? turnmill deliver" in said
     thread = said.partition("--thread ")[2].split()[0]
     turnmill("channels", "simulate", name, "And now?", "--thread", thread)
     database = Database(api.database)
     rows = database.run("SELECT count(*) AS turns, count(DISTINCT conversation_id) AS c FROM turns")
     database.close()
     assert (rows[0].turns, rows[0].c) == (2, 1)
+
+
+def test_what_the_real_slack_would_get_of_a_simulation_is_dropped(
+    turnmill: Turnmill, api: Settings, file: Path, slack_url: str
+) -> None:
+    file.write_text(file.read_text().replace(slack_url, "https://slack.com/api/"))
+    status, said = turnmill("channels", "simulate", "acme-slack", "Where is my parcel?")
+    assert (status, "Where is my parcel?" in said) == (0, True)
+    database = Database(api.database)
+    rows = database.run("SELECT state FROM deliveries UNION ALL SELECT 'owed' FROM outbox")
+    database.close()
+    assert [row.state for row in rows] == ["dropped"]
 
 
 def test_a_refused_simulation_says_why(

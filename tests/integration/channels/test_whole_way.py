@@ -1,0 +1,140 @@
+"""The whole way, in processes of their own: an event of Slack comes in, its reply goes back."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from turnmill.infra.mocks.slack.api import TOKEN, SlackAPI
+from turnmill.infra.mocks.slack.events import (
+    Try,
+    deliver,
+    sign_callback,
+    sign_command,
+    sign_interaction,
+)
+
+SECRET = "whole-way-signing-secret"  # noqa: S105
+
+pytestmark = pytest.mark.parametrize("broker_url", ["valkey"], indirect=True)
+
+
+class Slack:
+    """A workspace: what it sends to our API, and what our delivery worker posts to it."""
+
+    def __init__(self, api: SlackAPI, url: str) -> None:
+        self.board = api.board
+        self.workspace = api.board.workspace
+        self.response_url = api.response_url
+        self._url = url
+
+    def mention(self, text: str, **fields: Any) -> str:
+        """Mention the bot; the message's `ts`."""
+        event = self.workspace.mention(text, **fields)
+        self.send(event)
+        return str(event["ts"])
+
+    def send(self, event: dict[str, Any]) -> None:
+        self._accept(deliver(self._url, sign_callback(SECRET, self.workspace.callback(event))))
+
+    def press(self, action: dict[str, Any], message: Any) -> None:
+        place = {"ts": message.ts, "thread_ts": message.thread_ts}
+        payload = self.workspace.pressed(action, **place)
+        self._accept(deliver(self._url, sign_interaction(SECRET, payload)))
+
+    def command(self, text: str) -> None:
+        fields = self.workspace.slash_command(text)
+        fields["response_url"] = self.response_url(self.workspace.channel)
+        self._accept(deliver(self._url, sign_command(SECRET, fields)))
+
+    def replies(self, ts: str) -> list[str]:
+        return self.board.replies(self.workspace.channel, ts)
+
+    def last(self, ts: str) -> Any:
+        return self.board.thread(self.workspace.channel, ts)[-1]
+
+    @staticmethod
+    def _accept(tries: list[Try]) -> None:
+        assert tries[-1].is_accepted, tries
+
+
+@pytest.fixture
+def slack(channels: Any, eventually: Callable[..., None]) -> Any:
+    with SlackAPI(limited=False) as api:
+        channels.configure(
+            "acme",
+            kind="slack",
+            signing_secret={"env": "SLACK_SECRET"},
+            bot_token={"env": "SLACK_TOKEN"},
+            api_url=api.url,
+        )
+        channels.environment |= {"SLACK_SECRET": SECRET, "SLACK_TOKEN": TOKEN}
+        system = channels.system
+        for command in ("relay", "worker"):
+            system.start(command)
+        served = system.start("api", TURNMILL_API__PORT="0", **channels.environment)
+        channels.deliver(eventually)
+        eventually(lambda: served.says("api.started"), 30)
+        lines = served.log.read_text().splitlines()
+        port = next(json.loads(line)["port"] for line in lines if "api.started" in line)
+        yield Slack(api, f"http://127.0.0.1:{port}/channels/acme")
+
+
+def test_a_mention_is_answered_in_its_thread_and_the_thread_goes_on(
+    slack: Slack, channels: Any, eventually: Callable[..., None]
+) -> None:
+    ts = slack.mention("Where is my parcel?")
+    eventually(lambda: len(slack.replies(ts)) == 1 and not slack.last(ts).is_streaming, 40)
+    assert "Where is my parcel?" in slack.replies(ts)[0]
+    slack.send(slack.workspace.message("And now?", thread_ts=ts))
+    eventually(lambda: len(slack.replies(ts)) == 2 and not slack.last(ts).is_streaming, 40)
+    assert "And now?" in slack.replies(ts)[1]
+    slack.send(slack.workspace.message("Not for the bot"))
+    eventually(channels.all_sent)
+    assert channels.database.run("SELECT count(*) AS n FROM turns")[0].n == 2
+
+
+def test_buttons_and_thumbs_under_a_reply_rate_it(
+    slack: Slack, channels: Any, eventually: Callable[..., None]
+) -> None:
+    ts = slack.mention("Where is my parcel?")
+    eventually(lambda: slack.replies(ts) and slack.last(ts).blocks, 40)
+    message = slack.last(ts)
+    (block,) = (each for each in message.blocks if each["type"] == "context_actions")
+    (element,) = block["elements"]
+    action = {"action_id": element["action_id"], "block_id": block["block_id"]}
+    value = element["negative_button"]["value"]
+    slack.press({**action, "type": "feedback_buttons", "value": value}, message)
+
+    def scores() -> list[tuple[Any, int]]:
+        rows = channels.database.run("SELECT turn_id, score FROM ratings")
+        return [(row.turn_id, row.score) for row in rows]
+
+    (turn,) = channels.database.run("SELECT id FROM turns")
+    assert scores() == [(turn.id, -1)]
+    eventually(channels.all_sent)
+    slack.send(slack.workspace.reaction(message.ts))
+    assert scores() == [(turn.id, 1)]
+
+
+def test_a_slash_command_is_answered_where_it_was_asked(
+    slack: Slack, eventually: Callable[..., None]
+) -> None:
+    slack.command("Where is my parcel?")
+    eventually(lambda: any("my parcel" in m.shown for m in slack.board.messages), 40)
+
+
+def test_a_person_takes_over_by_button_and_gives_back(
+    slack: Slack, channels: Any, eventually: Callable[..., None]
+) -> None:
+    ts = slack.mention("Where is my parcel?")
+    eventually(lambda: slack.replies(ts) and slack.last(ts).blocks, 40)
+    slack.press({"action_id": "turnmill_hand_off", "block_id": "x"}, slack.last(ts))
+    eventually(lambda: len(slack.replies(ts)) == 2)
+    slack.send(slack.workspace.message("Is anybody there?", thread_ts=ts))
+    slack.send(slack.workspace.message("It is on its way.", thread_ts=ts, user="U0PERSON"))
+    slack.press({"action_id": "turnmill_resume", "block_id": "x"}, slack.last(ts))
+    eventually(lambda: len(slack.replies(ts)) == 3)
+    slack.send(slack.workspace.message("Thanks", thread_ts=ts))
+    eventually(lambda: len(slack.replies(ts)) == 4 and "Thanks" in slack.replies(ts)[3], 40)
