@@ -1,7 +1,8 @@
 """The engines say what the model says: measured against plain `generate` in full precision."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +48,21 @@ def settings_for(name: str, dtype: str, **others: str) -> EngineSettings:
 
 @pytest.fixture(scope="module")
 def references() -> list[str]:
-    """Greedy replies of `model.generate`, one at a time, with the same 16-bit weights."""
+    """Greedy replies of `model.generate`, with the same 16-bit weights."""
     path = prepare_model(settings_for("transformers", "float32"), "safetensors")
     return _replies(transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32))
 
 
 def _replies(model: Any) -> list[str]:
     path = prepare_model(settings_for("transformers", "float32"), "safetensors")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    return [_generate(model, tokenizer, question) for question in QUESTIONS]
-
-
-def _generate(model: Any, tokenizer: Any, question: str) -> str:
-    chat = [{"role": "user", "content": question}]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, padding_side="left")
+    chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
     inputs = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
     output = model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
-    return str(
-        tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    )
+    replies = output[:, inputs["input_ids"].shape[1] :]
+    return [str(each) for each in tokenizer.batch_decode(replies, skip_special_tokens=True)]
 
 
 def together(engine: Engine) -> list[str]:
@@ -80,67 +76,81 @@ def together(engine: Engine) -> list[str]:
         return list(pool.map(reply, QUESTIONS))
 
 
-@pytest.fixture(params=["openvino", "transformers"])
-def engine_name(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
+@pytest.fixture(scope="module")
+def load() -> Iterator[Callable[..., Engine]]:
+    """`load("openvino", "float32")`: one engine at a time, loaded until another is asked for."""
+    loaded: dict[Any, Engine] = {}
+
+    def unload() -> None:
+        while loaded:
+            loaded.popitem()[1].close()
+
+    def load(name: str, dtype: str, **others: str) -> Engine:
+        wanted = (name, dtype, *others.items())
+        if wanted not in loaded:
+            unload()
+            module, extra = REQUIREMENTS[name]
+            pytest.importorskip(module, reason=f"pip install 'turnmill[{extra}]'")
+            engine = create_engine(settings_for(name, dtype, **others))
+            engine.start()
+            loaded[wanted] = engine
+        return loaded[wanted]
+
+    yield load
+    unload()
 
 
-@pytest.fixture
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    module, extra = REQUIREMENTS[request.param[0]]
-    pytest.importorskip(module, reason=f"pip install 'turnmill[{extra}]'")
-    engine = create_engine(settings_for(*request.param))
-    engine.start()
-    yield engine
-    engine.close()
-
-
-@pytest.mark.parametrize(
-    "engine",
-    [
-        ("openvino", "float32"),
-        ("transformers", "float32"),
-        pytest.param(("vllm", "float32"), marks=pytest.mark.needs("vllm")),
-    ],
-    indirect=True,
-    ids=["openvino", "transformers", "vllm"],
-)
-def test_in_full_precision_a_batched_reply_equals_plain_generate(
-    engine: Engine, references: list[str]
-) -> None:
-    assert together(engine) == references
-
-
-@pytest.mark.parametrize("engine", [("openvino", "auto")], indirect=True, ids=["openvino"])
-def test_by_default_replies_begin_alike(engine: Engine, references: list[str]) -> None:
+def test_by_default_replies_begin_alike(load: Callable[..., Engine], references: list[str]) -> None:
     """Measured: all first words alike, 9 of 11 replies of 24 tokens identical."""
-    replies = together(engine)
+    replies = together(load("openvino", "auto"))
     pairs = list(zip(replies, references, strict=True))
     assert sum(ours.split()[0] == theirs.split()[0] for ours, theirs in pairs) >= 10
     assert sum(ours == theirs for ours, theirs in pairs) >= 6
 
 
-def test_8_bit_weights_begin_alike(references: list[str]) -> None:
+@pytest.mark.parametrize(("name", "dtype"), [("openvino", "auto"), ("transformers", "float32")])
+def test_a_conversation_finds_its_past_in_the_cache(
+    load: Callable[..., Engine], name: str, dtype: str
+) -> None:
+    """What `cached_tokens` counts: nothing at first, then all but the end of the past."""
+    engine = load(name, dtype)
+    params = GenerationParams(temperature=0, max_tokens=MAX_TOKENS).over(DEFAULT_PARAMS)
+    past = messages(" ".join(QUESTIONS))
+    # Other tests' prompts begin like this one.
+    prompt = Prompt(past, cache_namespace="of this test")
+    chunks = list(engine.generate(prompt, params, Abort()))
+    assert chunks[-1].cached_tokens == 0
+    reply = Message(role=Role.ASSISTANT, content="".join(chunk.text for chunk in chunks))
+    again = replace(prompt, messages=(*past, reply, *messages("And then?")))
+    *_, last = engine.generate(again, params, Abort())
+    assert chunks[-1].prompt_tokens - 32 <= last.cached_tokens < last.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["transformers", "openvino", pytest.param("vllm", marks=pytest.mark.needs("vllm"))],
+)
+def test_in_full_precision_a_batched_reply_equals_plain_generate(
+    load: Callable[..., Engine], references: list[str], name: str
+) -> None:
+    assert together(load(name, "float32")) == references
+
+
+def test_8_bit_weights_begin_alike(load: Callable[..., Engine], references: list[str]) -> None:
     """OpenVINO reads a file that was rewritten to Q8_0. Measured: 10 of 11 first words alike."""
-    engine = create_engine(settings_for("openvino", "auto", quantization="int8"))
-    engine.start()
-    try:
-        pairs = list(zip(together(engine), references, strict=True))
-    finally:
-        engine.close()
+    replies = together(load("openvino", "auto", quantization="int8"))
+    pairs = list(zip(replies, references, strict=True))
     assert sum(ours.split()[0] == theirs.split()[0] for ours, theirs in pairs) >= 9
 
 
 @pytest.mark.filterwarnings("default")
-def test_4_bit_weights_are_read_exactly() -> None:
+def test_4_bit_weights_are_read_exactly(load: Callable[..., Engine]) -> None:
     """OpenVINO against transformers, which computes the same file's weights in 32 bits.
 
     Its reading of another 4-bit type, Q4_1, leaves 1 of these 11 replies as it was.
     """
-    settings = settings_for(
-        "openvino", "float32", quantization="int4", kv_cache_dtype="float32", prefix_cache="no"
-    )
+    exact = {"quantization": "int4", "kv_cache_dtype": "float32", "prefix_cache": "no"}
+    settings = settings_for("openvino", "float32", **exact)
     file = Path(prepare_model(settings, "gguf-q4_0"))
     model = transformers.AutoModelForCausalLM.from_pretrained(
         file.parent,
@@ -148,39 +158,18 @@ def test_4_bit_weights_are_read_exactly() -> None:
         quantization_config=transformers.GgufConfig(dequantize=True),
         dtype=torch.float32,
     )
-    engine = create_engine(settings)
-    engine.start()
-    try:
-        assert together(engine) == _replies(model)
-    finally:
-        engine.close()
+    assert together(load("openvino", "float32", **exact)) == _replies(model)
 
 
-def test_a_conversation_finds_its_past_in_the_cache(engine_name: str) -> None:
-    """What `cached_tokens` counts: nothing at first, then all but the end of the past."""
-    engine = create_engine(settings_for(engine_name, "auto"))
-    engine.start()
-    params = GenerationParams(temperature=0, max_tokens=MAX_TOKENS).over(DEFAULT_PARAMS)
-    past = messages(" ".join(QUESTIONS))
-    try:
-        chunks = list(engine.generate(Prompt(past), params, Abort()))
-        assert chunks[-1].cached_tokens == 0
-        reply = Message(role=Role.ASSISTANT, content="".join(chunk.text for chunk in chunks))
-        again = Prompt((*past, reply, *messages("And then?")))
-        *_, last = engine.generate(again, params, Abort())
-    finally:
-        engine.close()
-    assert chunks[-1].prompt_tokens - 32 <= last.cached_tokens < last.prompt_tokens
-
-
-@pytest.mark.parametrize("engine", [("transformers", "float32")], indirect=True)
-def test_templates_are_rendered_as_transformers_does(engine: Engine) -> None:
-    path = prepare_model(settings_for("transformers", "float32"), "safetensors")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+def test_templates_are_rendered_as_transformers_does() -> None:
+    engine = pytest.importorskip("turnmill.workers.engines.torch.engine")
+    settings = settings_for("transformers", "float32")
+    text = engine.load_text(settings)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(prepare_model(settings, "safetensors"))
     for question in QUESTIONS:
         chat = [{"role": "user", "content": question}]
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
-        assert engine.count_tokens(messages(question)) == len(ids)
+        assert text.encode(text.template.render(messages(question))) == ids
 
 
 @pytest.mark.parametrize(("name", "package"), [("openvino", "openvino"), ("transformers", "torch")])
