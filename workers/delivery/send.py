@@ -136,7 +136,9 @@ class Sender:
         delay_s = backoff_s(tries) if error.retry_after_s is None else error.retry_after_s
         log.warning("delivery.delayed", reason=error.message, delay_s=delay_s, **_ids(claim))
         delay_s = min(delay_s, MAX_DELAY_S)
-        return _Again(delay_s, counts, error.is_doubtful, error.code, error.message)
+        # A doubt that this attempt found stays, for the attempt may have ended at the look-up.
+        is_doubtful = error.is_doubtful or claim.job.is_doubtful
+        return _Again(delay_s, counts, is_doubtful, error.code, error.message)
 
     def _settle(self, claim: DeliveryClaim, memory: Remembered, outcome: _Ended | _Again) -> bool:
         """Write the outcome, waiting for Postgres if it must; False if the attempt was fenced."""

@@ -10,6 +10,7 @@ from psycopg.types.json import Json, Jsonb
 from turnmill.producer.accept import accept_many
 from turnmill.producer.cancel import cancel
 from turnmill.schemas.channels.deliveries import DELIVERY_TRANSITIONS, DeliveryState
+from turnmill.schemas.errors import ChannelUnavailable
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered, Failed, Outcome, Snoozed
 from turnmill.schemas.store.advance import lock_conversations
@@ -20,12 +21,14 @@ from turnmill.schemas.store.channels.deliveries import (
     advance_deliveries,
 )
 from turnmill.schemas.turns import AcceptedTurn, Reply, Usage
+from turnmill.workers.delivery.base import Job, Look, Memory
 from turnmill.workers.delivery.claims import (
     Holder,
     claim_delivery,
     claim_progress,
     is_held,
 )
+from turnmill.workers.delivery.send import Sender
 from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
 
@@ -195,6 +198,45 @@ def test_a_due_delivery_is_waited_for_while_its_progress_is_being_shown(thread: 
     thread.database.run("UPDATE deliveries SET leased_until = NULL RETURNING id")
     assert not is_held(holder, shown.job.delivery_id)
     assert claim_delivery(holder, "desk", shown.job.delivery_id) is not None
+
+
+class Trouble:
+    """A platform that fails as told; it remembers which attempts were told of a doubt."""
+
+    shows_progress = False
+
+    def __init__(self, *errors: ChannelUnavailable) -> None:
+        self.errors = list(errors)
+        self.doubts: list[bool] = []
+
+    def send(self, job: Job, memory: Memory) -> bool:
+        self.doubts.append(job.is_doubtful)
+        if self.errors:
+            raise self.errors.pop(0)
+        return True
+
+    def show(self, job: Job, look: Look, memory: Memory) -> float | None:
+        return None
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def test_a_doubt_outlives_attempts_that_end_before_it_is_settled(thread: Thread) -> None:
+    holder = Holder(thread.database, new_id(), 30.0)
+    platform = Trouble(
+        ChannelUnavailable("a limit", retry_after_s=0.01),
+        ChannelUnavailable("no answer", is_doubtful=True),
+        ChannelUnavailable("a limit of the look-up", retry_after_s=0.01),
+        ChannelUnavailable("no connection"),
+    )
+    sender = Sender(holder, {"desk": platform}, max_attempts=9, timeout_s=1.0, give_up=Event())
+    thread.settle(thread.accept(1)[0])
+    (delivery,) = thread.ids()
+    while thread.states() != ["sent"]:
+        thread.database.run("UPDATE outbox SET is_immediate = true RETURNING turn_id")
+        assert sender.send("desk", delivery)
+    assert platform.doubts == [False, False, True, True, True]
 
 
 @pytest.mark.parametrize("before", DeliveryState)
