@@ -21,7 +21,7 @@ _POISON = ("[[crash]]", "[[memory]]", "[[exit]]", "[[hang]]")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Six sets of findings, each one a sentence; all are empty when every promise was kept."""
+    """Sets of findings, each one a sentence; all are empty when every promise was kept."""
 
     #: Accepted, and not answered.
     lost: list[str] = field(default_factory=list)
@@ -35,6 +35,8 @@ class Verdict:
     phantom: list[str] = field(default_factory=list)
     #: Answered with another history than the conversation's, or by another model.
     mismatched: list[str] = field(default_factory=list)
+    #: Sets of messages that a platform shows, where the run has one.
+    messages: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def sets(self) -> dict[str, list[str]]:
@@ -45,6 +47,7 @@ class Verdict:
             "reordered": self.reordered,
             "phantom": self.phantom,
             "history mismatch": self.mismatched,
+            **self.messages,
         }
 
     def add(self, name: str, other: "Verdict") -> None:
@@ -87,7 +90,7 @@ def _lost(
         turn = turns.get(promise.key)
         if turn is None:
             yield f"{promise.key}: accepted, but there is no such turn"
-        elif turn.turn_id.replace("-", "") not in promise.turn_id:
+        elif promise.turn_id and turn.turn_id.replace("-", "") not in promise.turn_id:
             yield f"{promise.key}: promised as {promise.turn_id}, but it is {turn.turn_id}"
         elif turn.state == "completed" and turn.reply is None:
             yield f"{promise.key}: completed without a reply"
@@ -125,7 +128,7 @@ def _phantom(intents: dict[str, Intent], turns: list[TurnRow]) -> Iterator[str]:
             yield f"{turn.key} ({turn.turn_id}): nobody submitted it"
         elif turn.text != intent.text:
             yield f"{turn.key}: holds another text than was submitted"
-        elif turn.reply is not None and turn.reply.partition(" ")[2] != _spoken(intent.text):
+        elif turn.reply is not None and turn.reply.partition(" ")[2] != spoken(intent.text):
             yield f"{turn.key}: the reply is not to what was asked"
 
 
@@ -164,6 +167,6 @@ def _mismatched(conversation: list[TurnRow], model: str) -> Iterator[str]:
         said = [*asked, ("assistant", turn.reply)]
 
 
-def _spoken(text: str) -> str:
+def spoken(text: str) -> str:
     """What the echo makes of a text: its magic words are not spoken."""
     return MAGIC.sub("", text).strip()

@@ -1,30 +1,28 @@
 """The client of a run: submits turns to many conversations and records what it is promised.
 
-Most turns go through `accept`, as a backlog's do; some go through the HTTP API and are read as
-a stream. Whatever fails is tried again with the same idempotency key, as a good client does. Of
-one conversation the next turn is submitted when the last one was accepted, not answered.
+Of one conversation the next turn is submitted when the last one was accepted, not answered. By
+which way turns are submitted is the submitter's business.
 """
 
 import asyncio
-import itertools
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from uuid import UUID
 
 import httpx
 
-from turnmill.infra.chaos.reader import Reader
 from turnmill.infra.chaos.record import Intent, Promise, Record, now
-from turnmill.producer.accept import accept
-from turnmill.schemas.errors import TransientError
-from turnmill.schemas.ids import Prefix, derived_id, show_id
-from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.turns import Lane, Message, Role, TurnRequest
+from turnmill.schemas.turns import Lane
 
-_RETRY_S = 0.2
+#: Called with each answer that says the turn is accepted: its id where the answer names it, when
+#: the call began, and how many calls it took so far.
+Promised = Callable[[str, float, int], None]
+
+#: Tries until the turn is accepted, and calls `Promised` then; returns when all answers are read.
+Submit = Callable[[httpx.AsyncClient, Intent, Promised], Awaitable[None]]
+
 _WORDS = ("parcel", "late", "order", "refund", "where", "when", "card", "login", "thanks", "hello")
 
 
@@ -56,22 +54,17 @@ class Client:
         self,
         load: Load,
         record: Record,
+        submit: Submit,
         *,
-        database: Database,
-        tenant_id: UUID,
-        model: str,
-        api_urls: list[str],
-        api_key: str,
+        run_name: str,
         count_open: Callable[[], int],
     ) -> None:
+        """Keys begin with the run's name, so that runs may share a database."""
         self.accepted_count = 0
         self._load = load
         self._record = record
-        self._database = database
-        self._tenant_id = tenant_id
-        self._model = model
-        self._api_urls = api_urls
-        self._api_key = api_key
+        self._submit = submit
+        self._run_name = run_name
         self._count_open = count_open
         self._random = random.Random(load.seed)
         self._running: tuple[asyncio.AbstractEventLoop | None, asyncio.Task[None] | None]
@@ -88,12 +81,9 @@ class Client:
             httpx.AsyncClient(timeout=30, limits=limits) as http,
             asyncio.TaskGroup() as tasks,
         ):
-            reader = Reader(http, self._api_urls, self._api_key, self._model, self._record)
             async for number in self._paced():
-                magic = poison.get(number, "")
-                intent = self._intent(number, magic)
-                is_streamed = not magic and self._random.random() < self._load.streamed
-                tasks.create_task(self._submit(reader if is_streamed else None, intent))
+                intent = self._intent(number, poison.get(number, ""))
+                tasks.create_task(self._submit_one(http, intent))
 
     def stop(self) -> None:
         """Give up what is not accepted yet; from another thread."""
@@ -126,56 +116,27 @@ class Client:
         self._numbers[conversation] += 1
         words = self._random.choices(_WORDS, k=self._random.randint(2, self._load.max_words))
         text = " ".join([f"{conversation}/{self._numbers[conversation]}", *words, magic]).strip()
-        key = f"{self._model}/{number}"
+        key = f"{self._run_name}/{number}"
         return Intent(key, conversation, self._numbers[conversation], text, now())
 
-    async def _submit(self, reader: Reader | None, intent: Intent) -> None:
+    async def _submit_one(self, http: httpx.AsyncClient, intent: Intent) -> None:
+        """Holds the conversation's lock until the turn is accepted."""
         lock = self._order[intent.conversation]
         await lock.acquire()
-        self._record.add(intent)
-        if reader is None:
-            try:
-                await self._accept(intent)
-            finally:
-                lock.release()
-        else:
-            await self._stream(reader, intent, lock)
-
-    async def _accept(self, intent: Intent) -> None:
-        request = TurnRequest(
-            tenant_id=self._tenant_id,
-            bot=self._model,
-            messages=(Message(role=Role.USER, content=intent.text),),
-            lane=self._load.lane,
-            conversation_id=derived_id(self._tenant_id, self._model, intent.conversation),
-            idempotency_key=intent.key,
-        )
-        for tries in itertools.count(1):
-            began_at = now()
-            try:
-                accepted = await asyncio.to_thread(accept, self._database, request)
-            except TransientError:
-                await asyncio.sleep(_RETRY_S)
-                continue
-            self._promised(intent, show_id(Prefix.TURN, accepted.turn_id), began_at, tries)
-            return
-
-    async def _stream(self, reader: Reader, intent: Intent, lock: asyncio.Lock) -> None:
-        """Holds the conversation's lock until the turn is accepted, then only reads."""
         is_held = True
 
         def promised(turn_id: str, began_at: float, tries: int) -> None:
             nonlocal is_held
             if is_held:
-                self._promised(intent, turn_id, began_at, tries)
+                at = now()
+                self._record.add(Promise(intent.key, turn_id, at, at - began_at, tries))
+                self.accepted_count += 1
                 lock.release()
                 is_held = False
 
-        await reader.read(intent, promised)
-        if is_held:
-            lock.release()
-
-    def _promised(self, intent: Intent, turn_id: str, began_at: float, tries: int) -> None:
-        at = now()
-        self._record.add(Promise(intent.key, turn_id, at, at - began_at, tries))
-        self.accepted_count += 1
+        self._record.add(intent)
+        try:
+            await self._submit(http, intent, promised)
+        finally:
+            if is_held:
+                lock.release()

@@ -20,6 +20,7 @@ from turnmill.infra.chaos.client import Client, Load
 from turnmill.infra.chaos.observed import observe
 from turnmill.infra.chaos.record import Record, read_record
 from turnmill.infra.chaos.site import Servers, Site, Size
+from turnmill.infra.chaos.turns import TurnSubmitter
 from turnmill.infra.migrations import upgrade
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.schemas.errors import DatabaseUnavailable
@@ -82,11 +83,16 @@ class Neighbour:
             self._client = Client(
                 self._load,
                 self._record,
-                database=self._database,
-                tenant_id=self._tenant_id,
-                model=self._model,
-                api_urls=[],
-                api_key="",
+                TurnSubmitter(
+                    self._load,
+                    self._record,
+                    database=self._database,
+                    tenant_id=self._tenant_id,
+                    model=self._model,
+                    api_urls=[],
+                    api_key="",
+                ),
+                run_name=self._model,
                 count_open=lambda: 0,
             )
             self._submitting = threading.Thread(target=self._submit, name=self.name, daemon=True)

@@ -7,12 +7,15 @@ from uuid import UUID
 from turnmill.schemas.postgres.database import Database
 
 _TURNS = """
-SELECT t.id::text AS turn_id, t.idempotency_key AS key, t.conversation_id::text AS conversation_id,
-    t.seq, t.state, t.error_code, t.input -> -1 ->> 'content' AS text,
-    extract(epoch FROM t.accepted_at)::float AS accepted_at,
+SELECT t.id::text AS turn_id, coalesce(t.idempotency_key, e.key) AS key,
+    t.conversation_id::text AS conversation_id, t.seq, t.state, t.error_code,
+    t.input -> -1 ->> 'content' AS text, extract(epoch FROM t.accepted_at)::float AS accepted_at,
     extract(epoch FROM t.settled_at)::float AS settled_at,
     r.content AS reply, r.attempt AS reply_attempt, coalesce(r.completion_tokens, 0) AS token_count
 FROM turns t LEFT JOIN replies r ON r.turn_id = t.id
+LEFT JOIN (
+    SELECT turn_id, min(substr(event_id, 3)) AS key FROM channel_events GROUP BY turn_id
+) AS e ON e.turn_id = t.id
 WHERE t.tenant_id = %s AND t.model = %s ORDER BY t.conversation_id, t.seq
 """
 
@@ -28,6 +31,7 @@ WHERE t.tenant_id = %s AND t.model = %s ORDER BY a.turn_id, a.number
 @dataclass(frozen=True, slots=True)
 class TurnRow:
     turn_id: str
+    #: The client's; of a turn that came through a channel: its first event's, without Slack's `Ev`.
     key: str | None
     conversation_id: str
     seq: int

@@ -3,11 +3,11 @@
 import asyncio
 import itertools
 import json
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 
+from turnmill.infra.chaos.client import Promised
 from turnmill.infra.chaos.record import Intent, Observation, Record, now
 
 _RETRY_S = 0.2
@@ -15,30 +15,23 @@ _RETRY_S = 0.2
 #: Errors after which the same call may succeed. Any other one is about the turn, and final.
 _PASSING = ("database_unavailable", "unavailable", "stopping", "wait_timeout")
 
-#: Called with each answer that says the turn is accepted: its id, when the call began, and how
-#: many calls it took so far.
-Promised = Callable[[str, float, int], None]
-
 
 class Reader:
     """Submits turns through the API and records what it is shown of their replies."""
 
-    def __init__(
-        self, http: httpx.AsyncClient, urls: list[str], api_key: str, model: str, record: Record
-    ) -> None:
-        self._http = http
+    def __init__(self, urls: list[str], api_key: str, model: str, record: Record) -> None:
         self._urls = itertools.cycle(urls)
         self._headers = {"Authorization": f"Bearer {api_key}"}
         self._model = model
         self._record = record
 
-    async def read(self, intent: Intent, promised: Promised) -> None:
+    async def read(self, http: httpx.AsyncClient, intent: Intent, promised: Promised) -> None:
         """Return when the reply was read to its end, or the turn has failed for good."""
         for tries in itertools.count(1):
             shown: list[str] = []
             is_over = False
             try:
-                is_over = await self._call(intent, promised, tries, shown)
+                is_over = await self._call(http, intent, promised, tries, shown)
             except httpx.HTTPError:
                 await asyncio.sleep(_RETRY_S)
             if shown:
@@ -46,7 +39,14 @@ class Reader:
             if is_over:
                 return
 
-    async def _call(self, intent: Intent, promised: Promised, tries: int, shown: list[str]) -> bool:
+    async def _call(
+        self,
+        http: httpx.AsyncClient,
+        intent: Intent,
+        promised: Promised,
+        tries: int,
+        shown: list[str],
+    ) -> bool:
         """One call; False when it should be repeated. Raises `httpx.HTTPError`."""
         began_at = now()
         headers = self._headers | {
@@ -56,7 +56,7 @@ class Reader:
         message = {"role": "user", "content": intent.text}
         body = {"model": self._model, "messages": [message], "stream": True}
         url = f"{next(self._urls)}/v1/chat/completions"
-        async with self._http.stream("POST", url, json=body, headers=headers) as answer:
+        async with http.stream("POST", url, json=body, headers=headers) as answer:
             if (turn_id := answer.headers.get("x-turnmill-turn")) is not None:
                 promised(turn_id, began_at, tries)
             if answer.status_code != httpx.codes.OK:

@@ -35,6 +35,7 @@ class Promise:
     """The system said that it accepted the turn."""
 
     key: str
+    #: Empty where the answer names none.
     turn_id: str
     at: float
     #: Seconds that the accepting call took; the last one, if it was repeated.
@@ -55,6 +56,19 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """A message that a platform shows when the run is over, in the order of posting."""
+
+    #: Whose thread it stands in; empty: nobody's.
+    conversation: str
+    #: The platform's id of it.
+    message: str
+    text: str
+    #: False: it is still being written.
+    is_whole: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """What was broken, from when to when."""
 
@@ -66,9 +80,9 @@ class Fault:
     workers: tuple[str, ...] = ()
 
 
-Entry = Intent | Promise | Observation | Fault
+Entry = Intent | Promise | Observation | Shown | Fault
 _KINDS: dict[str, type[Entry]] = {
-    kind.__name__.lower(): kind for kind in (Intent, Promise, Observation, Fault)
+    kind.__name__.lower(): kind for kind in (Intent, Promise, Observation, Shown, Fault)
 }
 
 

@@ -83,6 +83,19 @@ def affinity(options: Options) -> Storm:
     return replace(_scripted(options, load, *script), least_hit_rate=0.9)
 
 
+def channels(options: Options) -> Storm:
+    """The storm through Slack: events in, messages out, and a platform that fails."""
+    load = _load(options, turns=2000, rate=25.0)
+    return Storm(
+        name="",
+        load=replace(load, max_open=200),
+        size=Size(workers=options.workers, deliverers=3),
+        fault_every_s=options.fault_every_s,
+        faults=options.faults,
+        has_channels=True,
+    )
+
+
 def _scripted(options: Options, load: Load, *script: Strike) -> Storm:
     never = Strike(float("inf"), "", 0)
     size = Size(workers=options.workers)
@@ -107,6 +120,7 @@ SCENARIOS: dict[str, Callable[[Options], Storm]] = {
     "takeover": takeover,
     "failover": failover,
     "affinity": affinity,
+    "channels": channels,
 }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from turnmill.infra.chaos.breaking.engine import TOKENS_DIR
 from turnmill.infra.chaos.breaking.proxy import Proxy
+from turnmill.infra.chaos.channels.channels import Channels
 from turnmill.infra.chaos.topologies.postgres_pair import PostgresPair
 from turnmill.infra.chaos.topologies.rabbitmq_cluster import RabbitMQCluster
 from turnmill.infra.chaos.topologies.sentinel import PRIMARY, SentinelValkey
@@ -55,6 +56,8 @@ class Size:
     token_s: float = 0.04
     #: `cluster`: all workers consume; `standby`: one does.
     mode: str = "cluster"
+    #: Of a run that has channels.
+    deliverers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class Site:
     #: Networks in front of the "broker" and the "database". The second process of each kind is
     #: behind them; the others are not, so that trouble there strikes a part of the site.
     networks: Mapping[str, Proxy] = field(default_factory=dict)
+    channels: Channels | None = None
 
     def __post_init__(self) -> None:
         self.tokens_dir.mkdir(parents=True)
@@ -148,9 +152,13 @@ class Site:
         return [f"api-{number}" for number in range(1, self.size.apis + 1)]
 
     @property
+    def deliverers(self) -> list[str]:
+        return [f"deliverer-{number}" for number in range(1, self.size.deliverers + 1)]
+
+    @property
     def names(self) -> list[str]:
         """Every process of the site."""
-        return [*self.apis, *self.relays, *self.workers, QUARANTINE]
+        return [*self.apis, *self.relays, *self.workers, QUARANTINE, *self.deliverers]
 
     def pid_of(self, name: str) -> int | None:
         return self._supervisor.pid_of(name) if self._supervisor else None
@@ -194,7 +202,9 @@ class Site:
             "TURNMILL_WORKER__LANES": f'["{Lane.QUARANTINE}"]',
             "TURNMILL_WORKER__CONCURRENCY": "1",
         }
-        return [*apis, *relays, *workers, self._child(QUARANTINE, "worker", lonely)]
+        deliverers = [self._child(name, "deliver", {}) for name in self.deliverers]
+        quarantine = self._child(QUARANTINE, "worker", lonely)
+        return [*apis, *relays, *workers, quarantine, *deliverers]
 
     def _child(
         self, name: str, command: str, overrides: Mapping[str, str], ready: str | None = None
@@ -232,5 +242,9 @@ class Site:
             "TURNMILL_WORKER__LEASE_S": str(self.size.lease_s),
             "TURNMILL_WORKER__DRAIN_S": "5",
             "TURNMILL_WORKER__MODE": self.size.mode,
+            "TURNMILL_DELIVERY__LEASE_S": str(self.size.lease_s),
+            "TURNMILL_DELIVERY__TIMEOUT_S": str(self.size.lease_s / 2),
+            "TURNMILL_DELIVERY__DRAIN_S": "5",
             "TURNMILL_LOG__FORMAT": "json",
+            **(self.channels.environment if self.channels else {}),
         }

@@ -14,13 +14,17 @@ import structlog
 
 from turnmill.infra.chaos.breaking.actions import Action, available_actions
 from turnmill.infra.chaos.breaking.engine import generated_tokens
+from turnmill.infra.chaos.channels.channels import Channels, open_channels
+from turnmill.infra.chaos.channels.events import SlackSubmitter
+from turnmill.infra.chaos.channels.verdict import check_channels
 from turnmill.infra.chaos.checker import Verdict, check
-from turnmill.infra.chaos.client import Client, Load
+from turnmill.infra.chaos.client import Client, Load, Submit
 from turnmill.infra.chaos.neighbours import neighbours
 from turnmill.infra.chaos.observed import Observed, observe
 from turnmill.infra.chaos.plan import Strike, follow, make_plan
 from turnmill.infra.chaos.record import Entry, Fault, Record, now, read_record
 from turnmill.infra.chaos.site import Servers, Site, Size, open_networks
+from turnmill.infra.chaos.turns import TurnSubmitter
 from turnmill.producer.tenants import create_key, ensure_defaults
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.postgres.database import Database
@@ -35,12 +39,20 @@ SELECT (SELECT count(*) FROM outbox WHERE model = %(model)s)
      + (SELECT count(*) FROM turns WHERE model = %(model)s AND state = 'waiting') AS n
 """
 
+#: A turn of a channel is over when its reply is sent.
+_UNSENT = """
+SELECT count(*) AS n FROM deliveries
+WHERE channel = ANY(%(channels)s) AND state IN ('pending', 'queued', 'sending')
+"""
+
 _WORKER = """
 SELECT id::text AS id FROM worker_liveness WHERE pid = %s ORDER BY started_at DESC LIMIT 1
 """
 
 #: After the last fault everything must be answered within this time.
 SETTLE_S = 180.0
+#: A second message of one that is sent already would come within this time.
+_ECHO_S = 3.0
 _POLL_S = 0.25
 _REPORT_S = 10.0
 
@@ -60,6 +72,8 @@ class Storm:
     script: tuple[Strike, ...] = ()
     #: Whether others use the same broker and database: see `neighbours`.
     has_neighbours: bool = False
+    #: Whether turns come and go through channels: see `channels`.
+    has_channels: bool = False
     #: What share of the turns, those around the faults aside, must go to the worker that holds
     #: their conversation.
     least_hit_rate: float = 0.0
@@ -97,25 +111,36 @@ def run_storm(
         stack.callback(database.close)
         record = stack.enter_context(Record(folder / "record.jsonl"))
         networks = stack.enter_context(open_networks(servers))
-        site = stack.enter_context(Site(folder, servers, model, storm.size, networks))
+        channels = _channels(stack, storm, folder, model)
+        site = stack.enter_context(Site(folder, servers, model, storm.size, networks, channels))
         made = neighbours(folder, servers, model, storm.load) if storm.has_neighbours else ()
         others = [stack.enter_context(each) for each in made]
-        watch = stack.enter_context(_Watch(database, model))
+        watch = stack.enter_context(_Watch(database, model, channels))
+        submit: Submit
+        if channels is not None:
+            submit = SlackSubmitter(channels, site.api_urls, storm.load.seed)
+        else:
+            submit = TurnSubmitter(
+                storm.load,
+                record,
+                database=database,
+                tenant_id=tenant_id,
+                model=model,
+                api_urls=site.api_urls,
+                api_key=create_key(database, tenant_id, model),
+            )
         client = Client(
-            storm.load,
-            record,
-            database=database,
-            tenant_id=tenant_id,
-            model=model,
-            api_urls=site.api_urls,
-            api_key=create_key(database, tenant_id, model),
-            count_open=lambda: watch.open_count,
+            storm.load, record, submit, run_name=model, count_open=lambda: watch.open_count
         )
         _Run(storm, site, client, watch, record, database, progress).until_settled()
+        if isinstance(submit, SlackSubmitter):
+            time.sleep(_ECHO_S)
+            for shown in submit.shown():
+                record.add(shown)
         observed = observe(database, tenant_id, model)
         verdicts = {other.name: other.verdict(SETTLE_S) for other in others}
     entries = list(read_record(record.path))
-    verdict = check(entries, observed, model)
+    verdict = (check_channels if channels else check)(entries, observed, model)
     for name, theirs in verdicts.items():
         verdict.add(name, theirs)
     return Outcome(
@@ -130,13 +155,20 @@ def run_storm(
     )
 
 
+def _channels(stack: ExitStack, storm: Storm, folder: Path, model: str) -> Channels | None:
+    if not storm.has_channels:
+        return None
+    return stack.enter_context(open_channels(folder, model, storm.load.seed))
+
+
 class _Watch:
     """Counts the open turns from outside, in a thread of its own."""
 
-    def __init__(self, database: Database, model: str) -> None:
+    def __init__(self, database: Database, model: str, channels: Channels | None) -> None:
         self.open_count = 0
         self._database = database
-        self._model = model
+        self._query = _UNSENT if channels else _OPEN
+        self._params = {"model": model, "channels": channels.names if channels else []}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -151,7 +183,7 @@ class _Watch:
     def _run(self) -> None:
         while not self._stopping.wait(_POLL_S):
             try:
-                self.open_count = int(self._database.run(_OPEN, {"model": self._model})[0].n)
+                self.open_count = int(self._database.run(self._query, self._params)[0].n)
             except DatabaseUnavailable:
                 continue
 

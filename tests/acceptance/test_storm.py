@@ -1,6 +1,7 @@
 """A storm on each broker: nothing lost, nothing twice, in order, whatever is killed meanwhile.
 
-1,000 turns each, or STORM_TURNS; `make test-storm` and `make chaos` ask more of them.
+1,000 turns each, or STORM_TURNS, and a short one through Slack; `make test-storm` and `make chaos`
+ask more of them.
 """
 
 from dataclasses import replace
@@ -37,3 +38,10 @@ def test_conversations_return_to_their_worker_and_survive_it(tmp_path: Path) -> 
 def test_nothing_is_lost_doubled_or_reordered_in_a_storm(broker: str, tmp_path: Path) -> None:
     storm = make_storm("storm", broker, Options(seed=20261124, turns=storm_turns(1_000), rate=65.0))
     assert run_storms([(storm, broker)], tmp_path, "postgres", Console(width=100))
+
+
+def test_no_message_is_lost_doubled_or_reordered_in_a_storm_through_slack(tmp_path: Path) -> None:
+    faults = ("kill-deliverer", "kill-worker", "kill-api", "kill-relay", "platform-outage")
+    options = Options(seed=20261129, turns=150, conversations=30, fault_every_s=2.0, faults=faults)
+    storm = make_storm("channels", "valkey", options)
+    assert run_storms([(storm, "valkey")], tmp_path, "postgres", Console(width=100))

@@ -46,6 +46,8 @@ _PAUSE_S = (0.5, 3.0)
 _OUTAGE_S = 60.0
 #: How long engines are away: longer than the attempts of a turn with their pauses.
 _AWAY_S = (10.0, 30.0)
+#: How long a channel's platform is out of order: deliveries fail several times.
+_OUT_S = (5.0, 15.0)
 _KILLS = 5
 #: Messages that are not ours, in one strike.
 _FOREIGN = 40
@@ -83,6 +85,7 @@ def available_actions(site: Site) -> dict[str, Action]:
         "topology": isinstance(database, PostgresPair)
         or isinstance(broker, RabbitMQCluster | SentinelValkey),
         "networks": bool(site.networks),
+        "channels": site.channels is not None,
     }
     return {name: action for name, action in ACTIONS.items() if has[action.needs]}
 
@@ -247,6 +250,13 @@ def _kill_all(site: Site, chance: random.Random) -> str:
     return f"all processes, {_KILLS} times"
 
 
+def _platform_outage(site: Site, chance: random.Random) -> str:
+    assert site.channels is not None
+    with site.channels.platform.outage():
+        time.sleep(chance.uniform(*_OUT_S))
+    return "the platform"
+
+
 def _publish_foreign(site: Site, chance: random.Random) -> str:
     queue = _queue(site, chance.choice((Lane.INTERACTIVE, Lane.BATCH)))
     publish_foreign(site.servers.broker_url, queue, _FOREIGN, chance)
@@ -288,6 +298,10 @@ ACTIONS: dict[str, Action] = {
     "kill-all": Action(_kill_all, 0.25, stops_all=True),
     "foreign-messages": Action(_publish_foreign, 1),
     "lock-table": Action(_lock_table, 0.5, stops_all=True),
+    "kill-deliverer": Action(_signalled("deliverers", signal.SIGKILL), 8, needs="channels"),
+    "pause-deliverer": Action(_paused("deliverers"), 3, needs="channels"),
+    "drain-deliverer": Action(_signalled("deliverers", signal.SIGTERM), 2, needs="channels"),
+    "platform-outage": Action(_platform_outage, 2, needs="channels"),
     "fail-over": Action(_fail_over, 0, needs="topology"),
     "kill-primary": Action(_kill_primary, 0),
     "stop-broker": Action(_stop_broker, 0, needs="broker", stops_all=True),

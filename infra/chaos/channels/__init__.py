@@ -1,0 +1,1 @@
+"""Storms through channels: a platform that fails, events, and the messages that it shows."""

@@ -1,0 +1,163 @@
+"""Send events as Slack does: signed, again when no 2xx came in three seconds, and twice at times.
+
+A conversation is a thread, or the direct messages of one person. Its next message is sent when the
+last one was taken, so the order in which it is to be answered is known.
+"""
+
+import asyncio
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import httpx
+
+from turnmill.infra.chaos.channels.channels import Channels
+from turnmill.infra.chaos.client import Promised
+from turnmill.infra.chaos.record import Intent, Shown, now
+from turnmill.infra.mocks.sending import DEADLINE_S
+from turnmill.infra.mocks.slack.events import sign_callback
+from turnmill.infra.mocks.slack.messages import Posted
+from turnmill.infra.mocks.slack.payloads import Payload, Workspace
+
+_RETRY_S = 0.2
+#: Of the conversations, one in so many is a direct message, and one belongs to the bot that
+#: collects.
+_DIRECT_EVERY, _COLLECTING_EVERY = 4, 5
+#: Threads of one room: an answer can end up in another one of them.
+_THREADS = 3
+#: Shares of the events that reach two replicas at once, and that come again though they were taken.
+_TWIN, _AGAIN = 0.1, 0.05
+
+
+def is_collecting(conversation: str) -> bool:
+    """Whether the bot that collects answers this conversation."""
+    return int(conversation[1:]) % _COLLECTING_EVERY == 0
+
+
+@dataclass
+class _Thread:
+    workspace: Workspace
+    is_direct: bool
+    #: The timestamp of the message that began it.
+    root: str | None = None
+
+    def event(self, text: str, chance: random.Random) -> Payload:
+        """The next message: one that mentions the bot, or need not."""
+        if self.is_direct:
+            return self.workspace.direct_message(text)
+        if self.root is None:
+            event = self.workspace.mention(text)
+            self.root = str(event["ts"])
+            return event
+        make = chance.choice((self.workspace.mention, self.workspace.message))
+        return make(text, thread_ts=self.root)
+
+
+@dataclass
+class SlackSubmitter:
+    """Submits each turn as an event of Slack, and knows what is where."""
+
+    channels: Channels
+    api_urls: list[str]
+    seed: int
+    _threads: dict[str, _Thread] = field(default_factory=dict)
+
+    async def __call__(self, http: httpx.AsyncClient, intent: Intent, promised: Promised) -> None:
+        chance = random.Random(f"{self.seed}/{intent.key}")
+        thread = self._thread(intent.conversation)
+        event = thread.event(intent.text, chance)
+        self._write(thread, event)
+        callback = thread.workspace.callback(event, f"Ev{intent.key}")
+        urls = self._urls(intent.conversation, chance)
+        if event["type"] == "app_mention":
+            # Slack sends it to apps that read the room as a message, too.
+            double = {**event, "type": "message", "channel_type": "channel"}
+            await self._send(http, next(urls), thread.workspace.callback(double), 0)
+        if chance.random() < _TWIN:
+            twin = asyncio.create_task(self._send(http, next(urls), callback, 1))
+            await self._until_taken(http, urls, callback, promised)
+            await twin
+        else:
+            await self._until_taken(http, urls, callback, promised)
+        if chance.random() < _AGAIN:
+            await self._send(http, next(urls), callback, 2)
+
+    def _write(self, thread: _Thread, event: Payload) -> None:
+        """Show the person's message, too: what the bots look up in a thread, is there."""
+        message = Posted(
+            channel=str(event["channel"]),
+            ts=str(event["ts"]),
+            text=str(event["text"]),
+            thread_ts=event.get("thread_ts"),
+            user=thread.workspace.user,
+        )
+        self.channels.platform.board.add(message)
+
+    def shown(self) -> Iterator[Shown]:
+        """Everything that the bots said, as people see it in the end."""
+        places = {
+            (thread.workspace.direct, None)
+            if thread.is_direct
+            else (thread.workspace.channel, thread.root): name
+            for name, thread in self._threads.items()
+        }
+        board = self.channels.platform.board
+        with board.lock:
+            posted = [message for message in board.messages if message.user is None]
+        for message in posted:
+            yield _shown(message, places)
+
+    def _thread(self, conversation: str) -> _Thread:
+        if conversation not in self._threads:
+            number = int(conversation[1:])
+            self._threads[conversation] = _Thread(
+                Workspace(
+                    user=f"U0{number}", channel=f"C0{number // _THREADS}", direct=f"D0{number}"
+                ),
+                is_direct=number % _DIRECT_EVERY == 1,
+            )
+        return self._threads[conversation]
+
+    def _urls(self, conversation: str, chance: random.Random) -> Iterator[str]:
+        channels = self.channels
+        name = channels.collecting if is_collecting(conversation) else channels.enqueuing
+        urls = chance.sample(self.api_urls, len(self.api_urls))
+        return itertools.cycle([f"{url}/channels/{name}" for url in urls])
+
+    async def _until_taken(
+        self, http: httpx.AsyncClient, urls: Iterator[str], callback: Payload, promised: Promised
+    ) -> None:
+        for tries in itertools.count(1):
+            began_at = now()
+            if await self._send(http, next(urls), callback, tries - 1):
+                promised("", began_at, tries)
+                return
+            await asyncio.sleep(_RETRY_S)
+
+    async def _send(
+        self, http: httpx.AsyncClient, url: str, callback: Payload, retries: int
+    ) -> bool:
+        """Send once; whether a 2xx came in time."""
+        request = sign_callback(self.channels.secret, callback)
+        headers = dict(request.headers)
+        if retries:
+            headers["X-Slack-Retry-Num"] = str(min(retries, 3))
+            headers["X-Slack-Retry-Reason"] = "http_timeout"
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                answer = await http.post(url, content=request.body, headers=headers)
+        except (TimeoutError, httpx.HTTPError):
+            return False
+        return answer.is_success
+
+
+def _shown(message: Posted, places: dict[tuple[str, str | None], str]) -> Shown:
+    is_direct = message.channel.startswith("D")
+    place = message.channel, None if is_direct else message.thread_ts
+    return Shown(
+        conversation=places.get(place, ""),
+        message=f"{message.channel}/{message.ts}",
+        text=message.shown,
+        is_whole=not message.is_streaming,
+    )
