@@ -64,7 +64,7 @@ def read_turns(replica: Replica, received: Received) -> list[Turn]:
     return read_conversation(replica.database, replica.tenant_id, received.conversation_id)
 
 
-def prompt_of(replica: Replica, turn: Turn) -> list[tuple[str, str]]:
+def prompt_of(database: Database, turn: Turn) -> list[tuple[str, str]]:
     """Role and text of each message that an engine is given for a turn."""
     claim = Claim(
         turn_id=turn.turn_id, conversation_id=turn.conversation_id, worker_id=new_id(), attempt=1,
@@ -73,7 +73,7 @@ def prompt_of(replica: Replica, turn: Turn) -> list[tuple[str, str]]:
         kept_tokens=0, next_position=0, deadline_s=None,
     )  # fmt: skip
     engine = EchoEngine(EngineSettings(name="echo", context_window=100_000))
-    prompt = build_prompt(replica.database, engine, claim)
+    prompt = build_prompt(database, engine, claim)
     return [(message.role.value, message.text) for message in prompt.messages]
 
 

@@ -144,7 +144,7 @@ def test_interrupt_ends_the_running_reply_and_what_was_streamed_stays(
     assert first.reply.content.startswith("w1 w2")
     assert first.reply.finish_reason == "length"
     assert first.reply.usage.completion_tokens == len(first.reply.content.split())
-    assert prompt_of(replica, second) == [
+    assert prompt_of(replica.database, second) == [
         ("user", "[[tokens=60000]]"),
         ("assistant", first.reply.content),
         ("user", "Stop that"),
@@ -174,7 +174,7 @@ def test_rollback_leaves_nothing_of_what_was_being_answered(
         received = replica.say("Something else", double_texting="rollback")
         eventually(lambda: [state for state, _ in replica.turns()] == ["cancelled", "completed"])
     _, second = read_turns(replica, received)
-    assert prompt_of(replica, second) == [("user", "Something else")]
+    assert prompt_of(replica.database, second) == [("user", "Something else")]
 
 
 def test_reject_refuses_a_message_while_another_is_answered_and_says_so(replica: Replica) -> None:

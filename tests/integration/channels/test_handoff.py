@@ -117,7 +117,7 @@ def test_the_bot_resumes_with_all_that_was_said(replica: Replica, eventually: Ev
         last = replica.say("Thanks!", quiet_s=0)
         eventually(lambda: replica.turns()[-1] == ("completed", "Thanks!"))
     turns = read_turns(replica, last)
-    assert prompt_of(replica, turns[-1]) == [
+    assert prompt_of(replica.database, turns[-1]) == [
         ("user", "Hello there"),
         ("assistant", "Hello there"),
         ("user", "My parcel is late.\nNumber 17."),
@@ -137,7 +137,7 @@ def test_what_was_streamed_before_a_hand_off_is_part_of_what_was_said(
         eventually(lambda: not inline.worker.leases.held_count)
     _resume(replica, received)
     replica.say("And?")
-    *_, (role, said), asked = prompt_of(replica, read_turns(replica, received)[-1])
+    *_, (role, said), asked = prompt_of(replica.database, read_turns(replica, received)[-1])
     assert role == "assistant"
     assert said.startswith("w1 w2 w3")
     assert asked == ("user", "And?")
@@ -151,7 +151,7 @@ def test_the_user_who_said_something_unanswered_goes_on_in_the_same_message(
     _resume(replica, received)
     replica.say("Hello?")
     turn = read_turns(replica, received)[-1]
-    assert prompt_of(replica, turn) == [("user", "My parcel is late.\nHello?")]
+    assert prompt_of(replica.database, turn) == [("user", "My parcel is late.\nHello?")]
 
 
 def test_resuming_what_the_bot_answers_changes_nothing(replica: Replica) -> None:
