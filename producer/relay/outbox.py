@@ -91,14 +91,17 @@ UPDATE outbox SET published_at = NULL WHERE turn_id IN (
 )
 """
 
-#: Whether a hint is due that found no place, and in how many seconds the next one is late.
+#: Whether a hint is due that found no place, and in how many seconds the next one is due (a quiet
+#: window or a pause before another attempt ends) or late.
 NEXT = f"""
 SELECT EXISTS (
     SELECT 1 FROM outbox WHERE published_at IS NULL AND {IS_DUE}
-) AS is_owed, (
-    SELECT extract(epoch FROM min(own_until) - clock_timestamp())::float FROM outbox
-    WHERE own_until IS NOT NULL AND published_at IS NOT NULL
-) AS late_in_s
+) AS is_owed, extract(epoch FROM least((
+    SELECT min(own_until) FROM outbox WHERE own_until IS NOT NULL AND published_at IS NOT NULL
+), (
+    SELECT min(due_at) FROM outbox
+    WHERE published_at IS NULL AND NOT is_immediate AND due_at > clock_timestamp()
+)) - clock_timestamp())::float AS next_in_s
 """
 
 #: Lanes with hints that were published a while ago and are not claimed: lost, or behind others.

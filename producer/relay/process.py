@@ -109,9 +109,9 @@ class Relay:
                 assert due is not None
                 IS_FULL.set(due.is_owed)
                 pause_s = WINDOW_POLL_S if due.is_owed else self._settings.relay.sweep_s
-                late_in_s = math.inf if due.late_in_s is None else due.late_in_s
+                next_in_s = math.inf if due.next_in_s is None else due.next_in_s
                 connection.wait_for_notifications(
-                    min(pause_s, max(late_in_s, LATE_POLL_S)), self._stopping
+                    min(pause_s, max(next_in_s, LATE_POLL_S)), self._stopping
                 )
 
     def _take(self, publisher: Publisher) -> list[Any]:

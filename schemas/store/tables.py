@@ -246,6 +246,8 @@ outbox = Table(
           postgresql_where=text("published_at IS NULL")),
     Index("ix_outbox_published", "model", "lane", "published_at",
           postgresql_where=text("published_at IS NOT NULL")),
+    Index("ix_outbox_due_at", "due_at",
+          postgresql_where=text("published_at IS NULL AND NOT is_immediate")),
     Index("ix_outbox_own", "worker_id", postgresql_where=text("own_until IS NOT NULL")),
 )  # fmt: skip
 

@@ -28,6 +28,11 @@ def upgrade() -> None:
         "ix_conversations_handed_off_at", "conversations", ["handed_off_at"],
         postgresql_where=sa.text("handed_off_at IS NOT NULL"),
     )  # fmt: skip
+    # Rows that wait for their time: a quiet window, another attempt. There are few.
+    op.create_index(
+        "ix_outbox_due_at", "outbox", ["due_at"],
+        postgresql_where=sa.text("published_at IS NULL AND NOT is_immediate"),
+    )  # fmt: skip
     _create_threads()
     _create_deliveries()
     op.create_table(
@@ -52,6 +57,7 @@ def downgrade() -> None:
     op.drop_index("ix_conversations_handed_off_at", "conversations")
     for column in ("handed_off_because", "handed_off_at", "policies"):
         op.drop_column("conversations", column)
+    op.drop_index("ix_outbox_due_at", "outbox")
     op.drop_column("turns", "author")
     op.drop_column("bots", "policies")
 

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ, rabbitmq_program
 from turnmill.infra.migrations import upgrade
-from turnmill.producer.accept import accept, accept_many
+from turnmill.producer.accept import accept, accept_in, accept_many
 from turnmill.producer.relay.process import Relay
 from turnmill.producer.relay.publisher import Publisher
 from turnmill.producer.tenants import ensure_defaults, save_bot
@@ -216,6 +216,22 @@ def test_a_hint_that_is_not_due_yet_stays(
     assert hints == [due, snoozed]
 
 
+def test_a_hint_is_published_when_it_is_due_and_not_at_the_next_sweep(
+    system: Any, start_relay: Callable[..., Relay], eventually: Eventually
+) -> None:
+    start_relay(with_relay(system, sweep_s=600))
+    accept_turns(system, 1)
+    eventually(lambda: published_count(system) == 1)
+    with system.database.cursor() as cursor:
+        accept_in(cursor, [system.request("later")], delay_s=1.0)
+    assert unpublished_count(system) == 1
+    eventually(lambda: published_count(system) == 2, 30)
+    (row,) = system.database.run(
+        "SELECT min(published_at - due_at) AS early FROM outbox WHERE NOT is_immediate"
+    )
+    assert row.early.total_seconds() >= 0
+
+
 def test_turns_of_a_model_that_its_bot_has_left_are_still_published(
     system: Any, start_relay: Callable[..., Relay], eventually: Eventually
 ) -> None:
@@ -314,7 +330,7 @@ def set_memory_limit(server: EmbeddedRabbitMQ, *limit: str) -> None:
     program = rabbitmq_program().with_name("rabbitmqctl")
     subprocess.run(
         [str(program), "set_vm_memory_high_watermark", *limit],
-        env=server._environment(),
+        env=server.environment(),
         check=True,
         capture_output=True,
         timeout=60,
