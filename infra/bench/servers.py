@@ -46,6 +46,7 @@ def process(settings: Settings, *command: str, ready: str) -> Iterator[Path]:
         "TURNMILL_DATABASE__URL": settings.database.url.get_secret_value(),
         "TURNMILL_BROKER__URL": settings.broker.url.get_secret_value(),
         "TURNMILL_WORKER__CONCURRENCY": str(settings.worker.concurrency),
+        "TURNMILL_API__PORT": str(settings.api.port),
         "TURNMILL_LOG__LEVEL": "info",
         "BENCH_BROKER_URL": settings.broker.url.get_secret_value(),
     }

@@ -131,6 +131,28 @@ def system(
 
 
 @app.command()
+def channels(
+    broker: Annotated[str, typer.Option(help="rabbitmq or valkey.")] = "valkey",
+    rate: Annotated[float, typer.Option(min=1, help="Slack events a second.")] = 200.0,
+    seconds: Annotated[float, typer.Option(min=1, help="How long the storm lasts.")] = 30.0,
+    faster: Annotated[
+        list[float] | None,
+        typer.Option(help="Rates to try after it (repeatable), until p99 passes 1 s."),
+    ] = None,
+) -> None:
+    """Send signed Slack events while the broker is down, a tenth of them twice.
+
+    Every one must be answered 2xx within 3 s; when the broker is back, each turn exactly once.
+
+    Example: turnmill bench channels --rate 200 --seconds 30 --faster 300 --faster 400
+    """
+    _check_broker(broker)
+    with needing(_EXTRAS):
+        from turnmill.infra.bench.channels import run_channels
+    run_channels(broker, rate, seconds, faster or [300, 400, 500, 600, 800, 1000, 1500])
+
+
+@app.command()
 def compression(
     model: Annotated[
         str, typer.Argument(help="A checkpoint's folder, a .gguf file or smollm2-135m-instruct.")
