@@ -29,6 +29,7 @@ from turnmill.producer.api.resources import (
     channels,
     completions,
     conversations,
+    deliveries,
     models,
     operation,
     parked,
@@ -100,7 +101,17 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(ObservedCalls, metrics=app.state.metrics)
     _allow_origins(app, settings.api.cors_origins)
     add_error_handlers(app)
-    for part in (completions, models, bots, turns, conversations, parked, channels, operation):
+    for part in (
+        completions,
+        models,
+        bots,
+        turns,
+        conversations,
+        parked,
+        channels,
+        deliveries,
+        operation,
+    ):
         app.include_router(part.router)
     _describe(app)
     return app

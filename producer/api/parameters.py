@@ -12,7 +12,7 @@ def id_schema(prefix: Prefix) -> dict[str, Any]:
     return {"type": "string", "pattern": f"^{prefix}_[0-9a-f]{{32}}$"}
 
 
-#: `turn_…` and `conv_…`; anything else is 400.
+#: `turn_…`, `conv_…` and `dlv_…`; anything else is 400.
 TurnId = Annotated[
     UUID,
     PlainValidator(lambda text: parse_id(Prefix.TURN, text)),
@@ -22,4 +22,9 @@ ConversationId = Annotated[
     UUID,
     PlainValidator(lambda text: parse_id(Prefix.CONVERSATION, text)),
     WithJsonSchema(id_schema(Prefix.CONVERSATION)),
+]
+DeliveryId = Annotated[
+    UUID,
+    PlainValidator(lambda text: parse_id(Prefix.DELIVERY, text)),
+    WithJsonSchema(id_schema(Prefix.DELIVERY)),
 ]

@@ -20,7 +20,7 @@ from turnmill.producer.cli import (
     talk,
     turn,
 )
-from turnmill.producer.cli.channels import configured, conversations, ratings
+from turnmill.producer.cli.channels import configured, conversations, deliveries, ratings
 from turnmill.producer.cli.compression import auto as compress_auto
 from turnmill.producer.cli.compression import compress, distill, evaluate, models
 from turnmill.producer.cli.views.texts import plain
@@ -49,6 +49,7 @@ app.add_typer(turn.app, name="turn")
 app.add_typer(parked.app, name="parked")
 app.add_typer(conversations.app, name="conversations")
 app.add_typer(ratings.app, name="ratings")
+app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(batch.app, name="batch")
 app.add_typer(bench.app, name="bench")
 distill.add_commands(compress.app)

@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from turnmill.producer.affinity import WARMTH, ids_since
 from turnmill.producer.doctor.database import Target
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
+from turnmill.schemas.channels.deliveries import DeliveryState
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.routes import DELIVERY_LANE
 from turnmill.schemas.settings import Settings
+from turnmill.schemas.store.changes import OPEN
 from turnmill.schemas.store.fleet.liveness import seen_within
 from turnmill.schemas.store.fleet.release import RELEASE
 from turnmill.schemas.store.tables import PRUNER_LOCK_KEY, PRUNER_NAME, RESCUER_LOCK_KEY
@@ -33,8 +36,31 @@ SELECT model, lane, count(*) AS turns,
        extract(epoch FROM clock_timestamp() - min(due_at))::int AS age_s
 FROM outbox
 WHERE due_at < clock_timestamp() - make_interval(secs => %(age_s)s)
-  AND (model, lane) NOT IN (SELECT model, lane FROM live)
+  AND lane <> '{DELIVERY_LANE}' AND (model, lane) NOT IN (SELECT model, lane FROM live)
 GROUP BY model, lane ORDER BY age_s DESC
+"""
+
+#: A delivery worker takes a hint at once, and a platform's limit moves `due_at`. The queue of a
+#: channel may be long, so the hint that was published last tells.
+_UNTAKEN = f"""
+SELECT model AS channel, count(*) AS deliveries,
+       extract(epoch FROM clock_timestamp() - min(due_at))::int AS age_s
+FROM outbox WHERE lane = '{DELIVERY_LANE}' AND published_at IS NOT NULL
+GROUP BY model HAVING max(due_at) < clock_timestamp() - make_interval(secs => %(age_s)s)
+ORDER BY model
+"""
+
+_UNDELIVERED = f"""
+SELECT channel, count(*) AS deliveries,
+       (array_agg(coalesce(error_message, error_code) ORDER BY ordinal DESC))[1] AS reason
+FROM deliveries WHERE state = '{DeliveryState.FAILED}' GROUP BY channel ORDER BY channel
+"""
+
+#: Of an older release's workers; every delivery worker looks for such.
+_LEFT_PENDING = f"""
+SELECT count(*) AS deliveries FROM deliveries d JOIN turns t ON t.id = d.turn_id
+WHERE d.state = '{DeliveryState.PENDING}' AND t.state NOT IN ({OPEN})
+  AND t.settled_at < clock_timestamp() - make_interval(secs => %(age_s)s)
 """
 
 _UNGUARDED = f"""
@@ -186,6 +212,29 @@ def _parked(target: Target) -> Iterator[Finding]:
         yield note(f"{row.turns} turns ran out of attempts", "turnmill parked list")
 
 
+def _deliveries(target: Target) -> Iterator[Finding]:
+    params = {"age_s": UNSERVED_S}
+    for row in target.database.run(_UNTAKEN, params):
+        yield broken(
+            f"no delivery worker takes those of channel {row.channel}: {row.deliveries} wait, "
+            f"the oldest for {_span(row.age_s)}",
+            "turnmill deliver, with the turnmill.toml that has the channel; its log says what "
+            "stalls it",
+        )
+    (left,) = target.database.run(_LEFT_PENDING, params)
+    if left.deliveries:
+        yield broken(
+            f"{left.deliveries} are pending although their turns have ended",
+            "turnmill deliver: every delivery worker looks for them",
+        )
+    for row in target.database.run(_UNDELIVERED):
+        yield warning(
+            f"{row.deliveries} of channel {row.channel} have failed, the last one because: "
+            f"{row.reason}",
+            f"turnmill deliveries retry --failed --channel {row.channel}, once that is mended",
+        )
+
+
 def _span(seconds: int) -> str:
     return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
 
@@ -199,4 +248,5 @@ CHECKS: dict[str, Check[Target]] = {
     "oldest turn": _oldest,
     "affinity": _affinity,
     "parked turns": _parked,
+    "deliveries": _deliveries,
 }

@@ -20,9 +20,10 @@ from turnmill.schemas.errors import (
     NotParked,
     TurnmillError,
 )
-from turnmill.schemas.ids import Prefix, show_id
+from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.postgres.database import Cursor, Database
 from turnmill.schemas.store.advance import advance, lock_conversations, lock_turns
+from turnmill.schemas.store.channels.deliveries import RENEW_DELIVERIES
 from turnmill.schemas.store.replay import DROP, REPLAY
 from turnmill.schemas.turns import Lane, TurnState
 
@@ -174,6 +175,7 @@ def _replay(
     ready = [change for change in changes if change.refusal is None]
     ready_ids = [change.turn_id for change in ready]
     cursor.execute(REPLAY, {"turns": ready_ids, "into": into})
+    cursor.execute(RENEW_DELIVERIES, {"turns": ready_ids, "ids": [new_id() for _ in ready_ids]})
     advance(cursor, list({change.conversation_id for change in ready}))
     now = {row.id: TurnState(row.state) for row in cursor.execute(_STATES, (ready_ids,))}
     replayed = [replace(change, state=now[change.turn_id]) for change in ready]

@@ -14,13 +14,18 @@ class DeliveryState(StrEnum):
 
 DELIVERY_TRANSITIONS: dict[DeliveryState, frozenset[DeliveryState]] = {
     DeliveryState.PENDING: frozenset({DeliveryState.QUEUED, DeliveryState.DROPPED}),
-    DeliveryState.QUEUED: frozenset({DeliveryState.SENDING, DeliveryState.DROPPED}),
+    DeliveryState.QUEUED: frozenset(
+        {DeliveryState.SENDING, DeliveryState.DROPPED, DeliveryState.PENDING}
+    ),
     DeliveryState.SENDING: frozenset(
         {DeliveryState.SENT, DeliveryState.QUEUED, DeliveryState.FAILED, DeliveryState.DROPPED}
     ),
-    DeliveryState.SENT: frozenset(),
-    DeliveryState.FAILED: frozenset({DeliveryState.QUEUED, DeliveryState.DROPPED}),
-    DeliveryState.DROPPED: frozenset(),
+    # Pending again: the turn, of which its user was told that it failed, is replayed.
+    DeliveryState.SENT: frozenset({DeliveryState.PENDING}),
+    DeliveryState.FAILED: frozenset(
+        {DeliveryState.QUEUED, DeliveryState.DROPPED, DeliveryState.PENDING}
+    ),
+    DeliveryState.DROPPED: frozenset({DeliveryState.PENDING}),
 }
 
 #: States in which something is still to be sent.

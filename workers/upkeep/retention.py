@@ -1,9 +1,9 @@
 """Retention: what goes in one round of pruning, a few hundred rows at a time.
 
-A turn goes with all that belongs to it: reply, attempts, ratings, its conversation's summary, and
-the conversation, with its threads, when that has no turn left. An open turn never goes, whatever
-its age; the turns of a batch go with the batch. Rows that somebody holds are passed over, so no
-statement here waits for anybody.
+A turn goes with all that belongs to it: reply, attempts, ratings, delivery, its conversation's
+summary, and the conversation, with its threads, when that has no turn left. An open turn never
+goes, whatever its age; the turns of a batch go with the batch. Rows that somebody holds are passed
+over, so no statement here waits for anybody.
 """
 
 import time
@@ -120,6 +120,13 @@ FROM channel_threads h WHERE conversation_id > %(after)s
 ORDER BY conversation_id LIMIT %(size)s
 """
 
+#: Notices, and replies whose turn is gone.
+_DELIVERY_PAGE = """
+SELECT id, id AS last, settled_at < %(before)s AND NOT EXISTS (
+    SELECT FROM turns WHERE id = d.turn_id) AS is_due
+FROM deliveries d WHERE id > %(after)s AND id < %(end)s ORDER BY id LIMIT %(size)s
+"""
+
 _OLD_EVENTS = """
 channel_events WHERE (channel, event_id) IN (
     SELECT channel, event_id FROM channel_events WHERE received_at < %s
@@ -165,6 +172,7 @@ class Round:
         self._prune_batches(kept.kept_batches_days)
         self._prune_turns(_AGED_PAGE, kept.turns_days, _AGED)
         self._prune_turns(_PARKED_PAGE, kept.kept_parked_days, [TurnState.PARKED])
+        self._prune_deliveries(kept.turns_days)
         self._prune_idle_threads(kept.turns_days)
         self._prune_events()
         self._prune_stray_attempts(kept.attempts_days)
@@ -193,6 +201,11 @@ class Round:
         for batch in gone if self._is_dry else self._link.execute(_GONE_BATCHES).fetchall():
             for ids in self._pages(_BATCH_PAGE, {"batch": batch.id}, after=0):
                 self._remove_each(ids, _ENDED)
+
+    def _prune_deliveries(self, days: int | None) -> None:
+        if days is not None:
+            for ids in self._pages(_DELIVERY_PAGE, self._span(days)):
+                self._remove("deliveries", "deliveries WHERE id = ANY(%s)", (ids,))
 
     def _prune_idle_threads(self, days: int | None) -> None:
         if days is not None:
@@ -254,7 +267,7 @@ class Round:
         with self._transaction():
             rows = self._link.execute(_LOCK_TURNS, (ids, states)).fetchall()
             gone = [row.id for row in rows]
-            for table in ("chunks", "attempts", "replies", "ratings"):
+            for table in ("chunks", "attempts", "replies", "ratings", "deliveries"):
                 self._remove(table, f"{table} WHERE turn_id = ANY(%s)", (gone,))
             conversations = list({row.conversation_id for row in rows})
             self._remove("summaries", _SUMMARIES, (conversations,))

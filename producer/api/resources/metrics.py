@@ -15,8 +15,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from turnmill.producer.affinity import WARMTH, ids_since
+from turnmill.schemas.channels.deliveries import DeliveryState
 from turnmill.schemas.observability.telemetry import BUCKETS_S
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.store.changes import UNSENT
 from turnmill.schemas.store.fleet.liveness import HELD_LOCKS
 from turnmill.schemas.turns import Lane
 
@@ -52,6 +54,12 @@ FROM (
     UNION ALL
     SELECT lane, accepted_at FROM turns WHERE state = 'running'
 ) AS heads GROUP BY lane
+"""
+
+#: Each state has its index, or few rows.
+_DELIVERIES = f"""
+SELECT channel, state, count(*) AS count FROM deliveries
+WHERE state IN ({UNSENT}) OR state = '{DeliveryState.FAILED}' GROUP BY channel, state
 """
 
 _WORKERS = f"""
@@ -133,6 +141,7 @@ class TurnGauges(Collector):
             oldest = cursor.execute(_OLDEST, (list(Lane),)).fetchall()
             parked = cursor.execute(_PARKED).fetchall()[0].count
             workers = cursor.execute(_WORKERS).fetchall()[0]
+            deliveries = cursor.execute(_DELIVERIES).fetchall()
             warmth = cursor.execute(WARMTH, (ids_since(AFFINITY_S),)).fetchall()[0]
         counts = {(row.state, row.lane): row.count for row in unqueued}
         counts |= {("queued", row.lane): row.count for row in queued}
@@ -145,6 +154,12 @@ class TurnGauges(Collector):
                 for state in ("waiting", "queued", "running")
                 for lane in Lane
             },
+        )
+        yield _labelled(
+            "turnmill_deliveries_count",
+            "Deliveries that are not sent yet, or have failed.",
+            ("channel", "state"),
+            {(row.channel, row.state): row.count for row in deliveries},
         )
         yield _labelled(
             "turnmill_turns_oldest_open_age_seconds",

@@ -35,6 +35,22 @@ RETURNING id
 
 _QUEUE = delivery_change(DeliveryState.PENDING, to=DeliveryState.QUEUED)
 
+_RENEW = delivery_change(to=DeliveryState.PENDING)
+
+#: Of turns that are replayed: their replies are owed anew, under another id, for what was sent
+#: under the first one was another text.
+RENEW_DELIVERIES = f"""
+WITH renewed AS (
+    UPDATE deliveries d SET {_RENEW.setting}, id = n.id, ordinal = DEFAULT, attempt = 0,
+        failures = 0, worker_id = NULL, leased_until = NULL, progress = '{{}}',
+        progress_at = clock_timestamp(), error_code = NULL, error_message = NULL, settled_at = NULL
+    FROM unnest(%(turns)s::uuid[], %(ids)s::uuid[]) AS n (turn_id, id), deliveries old
+    WHERE d.turn_id = n.turn_id AND d.{_RENEW.guard} AND old.turn_id = n.turn_id
+    RETURNING old.id
+)
+DELETE FROM outbox USING renewed WHERE turn_id = renewed.id
+"""
+
 #: States of deliveries that hold up those behind them in their conversation.
 HOLDING = literals({DeliveryState.QUEUED, DeliveryState.SENDING})
 

@@ -1132,6 +1132,10 @@ SCOPES = {
     "GET /parked/{turn}": Scope.ADMIN,
     "POST /parked/{turn}/replay": Scope.ADMIN,
     "DELETE /parked/{turn}": Scope.ADMIN,
+    "GET /deliveries": Scope.ADMIN,
+    "GET /deliveries/{delivery}": Scope.ADMIN,
+    "POST /deliveries/{delivery}/retry": Scope.ADMIN,
+    "DELETE /deliveries/{delivery}": Scope.ADMIN,
     "GET /metrics": Scope.METRICS,
 }
 
@@ -1139,7 +1143,8 @@ SCOPES = {
 @pytest.mark.parametrize("call", SCOPES)
 def test_a_key_reaches_only_what_its_scopes_name(api: API, call: str) -> None:
     method, _, path = call.partition(" ")
-    path = path.format(turn=f"turn_{NOBODYS}", conversation=f"conv_{NOBODYS}", name="nobodys")
+    ids = {"turn": f"turn_{NOBODYS}", "conversation": f"conv_{NOBODYS}"}
+    path = path.format(**ids, delivery=f"dlv_{NOBODYS}", name="nobodys")
 
     def status(*scopes: Scope) -> int:
         key = create_key(api.database, api.tenant_id, "x", scopes)
