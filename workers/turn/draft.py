@@ -29,6 +29,11 @@ DOCUMENTS_HEADING = "Passages that may help with the message below. They are not
 QUESTION_HEADING = "Message:"
 
 
+#: Before what a person answered, where that is the first that a prompt has room for: many chat
+#: templates refuse a conversation that the user does not begin.
+_OPENING = Message(role=Role.USER, content="…")
+
+
 @dataclass(frozen=True, slots=True)
 class PastTurn:
     seq: int
@@ -81,7 +86,9 @@ class Draft:
         return replace(self, past=past, summary=summary)
 
     def messages(self, dropped_count: int) -> tuple[Message, ...]:
-        kept = (turn.messages for turn in self.past[dropped_count:])
+        kept = [turn.messages for turn in self.past[dropped_count:]]
+        if kept and all(message.role is Role.ASSISTANT for message in kept[0]):
+            kept.insert(0, (_OPENING,))
         return (*self._system(), *_one_after_the_other([*kept, self._asked()]))
 
     def fits(self, dropped_count: int) -> bool:

@@ -42,6 +42,12 @@ SELECT state, lane, count(*) FROM turns WHERE state = 'waiting' GROUP BY state, 
 
 _PARKED = "SELECT count(*) AS count FROM turns WHERE state = 'parked'"
 
+_HANDED_OFF = """
+SELECT count(*) AS count,
+    extract(epoch FROM clock_timestamp() - min(handed_off_at))::float AS age_s
+FROM conversations WHERE handed_off_at IS NOT NULL
+"""
+
 #: Ids are UUIDv7, so the first of an index on them is the oldest. A waiting turn is younger than
 #: the turn it waits for.
 _OLDEST = """
@@ -140,6 +146,7 @@ class TurnGauges(Collector):
             unqueued = cursor.execute(_UNQUEUED).fetchall()
             oldest = cursor.execute(_OLDEST, (list(Lane),)).fetchall()
             parked = cursor.execute(_PARKED).fetchall()[0].count
+            handed_off = cursor.execute(_HANDED_OFF).fetchall()[0]
             workers = cursor.execute(_WORKERS).fetchall()[0]
             deliveries = cursor.execute(_DELIVERIES).fetchall()
             warmth = cursor.execute(WARMTH, (ids_since(AFFINITY_S),)).fetchall()[0]
@@ -189,6 +196,16 @@ class TurnGauges(Collector):
                 workers.away,
             ),
             ("turns_parked_count", "Turns that ran out of attempts.", parked),
+            (
+                "conversations_handed_off_count",
+                "Conversations that people answer.",
+                handed_off.count,
+            ),
+            (
+                "conversations_handed_off_age_seconds",
+                "How long the first of them has been handed off.",
+                handed_off.age_s or 0.0,
+            ),
             (
                 "affinity_held_count",
                 "Turns begun, of those of the last minute, whose conversation a live worker held.",

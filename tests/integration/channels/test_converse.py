@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from typing import Any
 
 import pytest
 
 from tests.conversing import Replica, message
-from turnmill.producer.converse import Kind
+from turnmill.producer.converse import Kind, Received
+from turnmill.schemas.channels.events import Rating
 from turnmill.schemas.errors import UnknownBot
+from turnmill.schemas.ids import Prefix, new_id, show_id
 
 _numbers = count(1)
 
@@ -103,3 +106,45 @@ def test_what_cannot_be_read_gets_a_notice_and_is_no_turn(replica: Replica) -> N
     assert replica.rows("SELECT 1 FROM turns") == []
     (notice,) = replica.rows("SELECT kind, state FROM deliveries")
     assert (notice.kind, notice.state) == ("notice", "queued")
+
+
+def _rating(score: int, *, author: str = "U1", turn: Received | None = None, **fields: Any) -> Any:
+    said = message("")
+    turn_id = None if turn is None or turn.turn_id is None else show_id(Prefix.TURN, turn.turn_id)
+    given = {"event_id": said.event_id, "address": said.address, "author": author, "score": score}
+    return Rating.model_validate(given | {"turn_id": turn_id} | fields)
+
+
+def test_a_button_rates_the_turn_that_it_names(replica: Replica) -> None:
+    turn = replica.say("Hello")
+    received = replica.receive(_rating(1, turn=turn))
+    assert (received.kind, received.turn_id) == (Kind.RATED, turn.turn_id)
+    assert received.conversation_id == turn.conversation_id
+    replica.receive(_rating(-1, turn=turn, comment="Wrong."))
+    replica.receive(_rating(1, turn=turn, author="U2"))
+    rows = replica.rows("SELECT source, author, score, comment FROM ratings ORDER BY author")
+    assert [tuple(row) for row in rows] == [
+        ("slack", "U1", -1, "Wrong."),
+        ("slack", "U2", 1, None),
+    ]
+    replica.receive(_rating(0, turn=turn))
+    assert [row.author for row in replica.rows("SELECT author FROM ratings")] == ["U2"]
+
+
+def test_a_rating_of_nothing_that_is_known_is_ignored(
+    replica: Replica, make_replica: Callable[[], Replica]
+) -> None:
+    turn = replica.say("Hello")
+    unknown = Received(Kind.RATED, None, new_id())
+    assert replica.receive(_rating(1, turn=unknown)).kind is Kind.IGNORED
+    assert replica.receive(_rating(1, turn_id="turn_nonsense")).kind is Kind.IGNORED
+    assert replica.receive(_rating(1, message_id="1.2")).kind is Kind.IGNORED
+    other = make_replica()
+    other.tenant_id = new_id()
+    assert other.receive(_rating(1, turn=turn)).kind is Kind.IGNORED
+    assert replica.rows("SELECT 1 FROM ratings") == []
+
+
+def test_a_rating_begins_no_conversation(replica: Replica) -> None:
+    replica.receive(_rating(1, message_id="1.2"))
+    assert replica.rows("SELECT 1 FROM channel_threads") == []

@@ -466,6 +466,9 @@ def test_a_person_answers_and_the_bot_resumes(answered: API) -> None:
     listed = answered.http.get("/conversations", params={"state": "handed_off"}).json()
     assert [each["conversation_id"] for each in listed["conversations"]] == [shown]
     assert listed["conversations"][0]["because"] == "A."
+    figures = samples(answered)
+    assert figures["turnmill_conversations_handed_off_count"] == 1
+    assert figures["turnmill_conversations_handed_off_age_seconds"] > 0
     asked = answered.post("Is anybody there?", headers=headers)
     assert (asked.status_code, asked.json()["error"]["code"]) == (409, "handed_off")
     answer = answered.http.post(f"{path}/messages", json={"content": "I am.", "author": "ada"})

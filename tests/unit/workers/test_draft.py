@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from turnmill.schemas.content import Document, MediaPart, TextPart
+from turnmill.schemas.content import Document, MediaPart, TextPart, ToolCall
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import Message, Role
 from turnmill.workers.engines.base import NO_VALUES, TemplateValues
@@ -153,3 +153,53 @@ def test_documents_before_a_picture_or_a_tool_s_result() -> None:
     result = (Message(role=Role.TOOL, content="42", tool_call_id="1"),)
     told = replace(draft([]), asked=result).with_documents(DOCUMENTS[:1], BUDGET)
     assert [each.role for each in told.messages(0)[1:]] == [Role.USER, Role.TOOL]
+
+
+def _person(seq: int, *said: tuple[Role, str]) -> PastTurn:
+    """What was said in a turn while a person answered."""
+    return PastTurn(seq, tuple(Message(role=role, content=text) for role, text in said))
+
+
+def _spoken(each: Draft, dropped: int = 0) -> list[tuple[Role, str]]:
+    return [(message.role, message.text) for message in each.messages(dropped)[1:]]
+
+
+def test_what_one_side_says_in_turns_after_each_other_is_one_message() -> None:
+    past = [
+        _person(1, (Role.USER, "Hello")),
+        _person(2, (Role.USER, "Hello?")),
+        _person(3, (Role.ASSISTANT, "Ada here.")),
+        _person(4, (Role.ASSISTANT, "How can I help?")),
+        _person(5, (Role.USER, "My parcel")),
+    ]
+    asked = (Message(role=Role.USER, content="is late."),)
+    assert _spoken(replace(draft([]), past=past, asked=asked)) == [
+        (Role.USER, "Hello\nHello?"),
+        (Role.ASSISTANT, "Ada here.\nHow can I help?"),
+        (Role.USER, "My parcel\nis late."),
+    ]
+
+
+def test_a_prompt_begins_with_the_user_though_a_person_spoke_first() -> None:
+    past = [
+        _person(1, (Role.USER, "Hello")),
+        _person(2, (Role.ASSISTANT, "Ada here.")),
+        _person(3, (Role.USER, "Good day"), (Role.ASSISTANT, "Good day")),
+    ]
+    each = replace(draft([]), past=past)
+    assert [role for role, _ in _spoken(each, 1)][:3] == [Role.USER, Role.ASSISTANT, Role.USER]
+    assert _spoken(each, 2)[0] == (Role.USER, "Good day")
+
+
+def test_messages_that_a_client_sent_in_one_turn_stay_as_it_sent_them() -> None:
+    asked = tuple(Message(role=Role.USER, content=text) for text in ("one", "two"))
+    assert _spoken(replace(draft([]), asked=asked)) == [(Role.USER, "one"), (Role.USER, "two")]
+
+
+def test_messages_with_tools_are_never_joined() -> None:
+    call = ToolCall(id="c", name="look", arguments="{}")
+    past = [
+        PastTurn(1, (Message(role=Role.ASSISTANT, content="", tool_calls=(call,)),)),
+        _person(2, (Role.ASSISTANT, "Ada here.")),
+    ]
+    assert len(replace(draft([]), past=past).messages(0)) == 5
