@@ -73,6 +73,7 @@ class DeliveryWorker:
         size = min(settings.database.pool_size, 2 * threads + 2)
         self.database = Database(settings.database.model_copy(update={"pool_size": size}))
         self.holder = Holder(self.database, new_id(), delivery.lease_s)
+        self.channels = list(channels)
         self.give_up = threading.Event()
         self.consuming = Consuming()
         self.sender = Sender(
@@ -108,7 +109,7 @@ def run_delivery_worker(settings: Settings) -> int:
     ):
         health.stuck = worker.consuming.why_stuck
         health.unready = worker.consuming.why_unready
-        names = list(configuration.channels)
+        names = worker.channels
         deployment = read_deployment(worker.database)
         app = create_delivery_app(settings, deployment, names, worker.consuming)
         _register(app, worker)
@@ -133,10 +134,9 @@ def running_delivery_worker(
 ) -> Iterator[DeliveryWorker]:
     """A worker whose threads run. Raises `SettingsError`."""
     with ExitStack() as stack:
-        channels = {}
-        for name, section in configuration.channels.items():
-            channels[name] = create_delivery(name, section, settings.delivery)
-            stack.callback(channels[name].close)
+        channels = _usable(settings, configuration)
+        for channel in channels.values():
+            stack.callback(channel.close)
         worker = DeliveryWorker(settings, channels)
         stack.callback(worker.database.close)
         parts: list[Sweeper | Progress] = [worker.sweeper, *worker.progress]
@@ -144,6 +144,24 @@ def running_delivery_worker(
             stack.callback(part.close)
             part.start()
         yield worker
+
+
+def _usable(settings: Settings, configuration: Configuration) -> dict[str, Delivery]:
+    """Adapters of the channels that can be used; the others hold up none of them.
+
+    Raises `SettingsError` if there is none.
+    """
+    channels: dict[str, Delivery] = {}
+    problem: SettingsError | None = None
+    for name, section in configuration.channels.items():
+        try:
+            channels[name] = create_delivery(name, section, settings.delivery)
+        except SettingsError as error:
+            problem = error
+            log.error("channel.unusable", channel=name, reason=error.message)
+    if not channels and problem is not None:
+        raise problem
+    return channels
 
 
 def _register(app: Celery, worker: DeliveryWorker) -> None:
@@ -181,15 +199,19 @@ class _Drain(Stopping):
         self._worker = worker
 
     def run(self) -> None:
-        log.info("drain.started", delivery_count=running_count(), drain_s=self.drain_s)
+        log.info("drain.started", delivery_count=self._count(), drain_s=self.drain_s)
         started_at = time.monotonic()
         self._worker.consuming.draining.set()
         for progress in self._worker.progress:
             progress.stop()
         self.stop_consuming()
-        while running_count() and time.monotonic() - started_at < self.drain_s:
+        while self._count() and time.monotonic() - started_at < self.drain_s:
             time.sleep(POLL_S)
         self.leave_in(LEAVE_S)
         self._worker.give_up.set()
-        log.info("drain.finished", left_count=running_count())
+        log.info("drain.finished", left_count=self._count())
         self.end_loop()
+
+    def _count(self) -> int:
+        """Deliveries that are being sent, or whose progress is being shown."""
+        return running_count() + sum(progress.busy_count for progress in self._worker.progress)

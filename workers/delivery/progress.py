@@ -40,7 +40,6 @@ class Progress:
         self._holder = holder
         self._channel = channel
         self._delivery = delivery
-        self._free = threading.Semaphore(threads)
         self._threads = threads
         self._busy = 0
         self._lock = threading.Lock()
@@ -48,6 +47,12 @@ class Progress:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"progress-{channel}")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"progress-{channel}", daemon=True)
+
+    @property
+    def busy_count(self) -> int:
+        """Steps under way."""
+        with self._lock:
+            return self._busy
 
     def start(self) -> None:
         self._thread.start()
@@ -72,8 +77,7 @@ class Progress:
                 log.exception("progress.failed")
 
     def _look(self) -> None:
-        with self._lock:
-            free = self._threads - self._busy
+        free = self._threads - self.busy_count
         if free <= 0:
             return
         for claim in claim_progress(self._holder, self._channel, free):

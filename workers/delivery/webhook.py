@@ -4,6 +4,7 @@ The receiver drops what it has: `webhook-id` is the delivery's id, the same at e
 """
 
 import json
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +30,8 @@ class WebhookDelivery:
         assert isinstance(section, WebhookSection)
         self._url = section.url
         self._timeout_s = settings.timeout_s
+        #: The receiver asked for a pause until then (`time.monotonic`).
+        self._closed_until = float("-inf")
         try:
             self._signer = Webhook(section.secret.read().get_secret_value())
         except ValueError:
@@ -39,7 +42,12 @@ class WebhookDelivery:
     def send(self, job: Job, memory: Memory) -> bool:
         if job.text is None:
             return False
-        _judge(post(self._url, *self._signed(job), self._timeout_s))
+        if (wait_s := self._closed_until - time.monotonic()) > 0:
+            raise ChannelUnavailable("The webhook's receiver asked to wait.", retry_after_s=wait_s)
+        answer = post(self._url, *self._signed(job), self._timeout_s)
+        if answer.retry_after_s is not None:
+            self._closed_until = time.monotonic() + answer.retry_after_s
+        _judge(answer)
         return True
 
     def show(self, job: Job, look: Look, memory: Memory) -> float | None:

@@ -1,8 +1,11 @@
 """The delivery worker, as a process on real brokers: what it sends, again or never, in order."""
 
+import json
 import signal
 from collections.abc import Callable
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -179,3 +182,43 @@ def test_a_stopping_worker_lets_its_deliveries_finish(
     receiver.open.set()
     assert worker.wait(15) == 0
     assert (channels.all_sent(), len(receiver.received)) == (True, 1)
+
+
+@on_one_broker
+def test_a_channel_without_its_secret_holds_up_no_other_one(
+    channels: Any, make_receiver: Make, eventually: Eventually
+) -> None:
+    receiver = make_receiver()
+    channels.configure("broken", kind="webhook", secret={"env": "NOWHERE"}, url=receiver.url)
+    channels.configure_webhook("desk", receiver)
+    channels.system.start("relay")
+    worker = channels.deliver(eventually)
+    channels.notice("desk", "hello")
+    eventually(lambda: channels.states("desk") == ["sent"])
+    assert worker.says("channel.unusable")
+
+
+@on_one_broker
+def test_the_worker_says_how_it_is_and_what_it_did(
+    channels: Any, make_receiver: Make, eventually: Eventually
+) -> None:
+    channels.configure_webhook("desk", make_receiver())
+    channels.system.start("relay")
+    worker = channels.deliver(eventually)
+    channels.notice("desk", "hello")
+    eventually(channels.all_sent)
+    logged = next(line for line in worker.log.read_text().splitlines() if "metrics.started" in line)
+    url = f"http://127.0.0.1:{json.loads(logged)['port']}"
+    assert urlopen(f"{url}/live").status == 200
+    eventually(lambda: _status(f"{url}/ready") == 200)
+    figures = urlopen(f"{url}/metrics").read().decode()
+    wanted = 'turnmill_delivery_attempts_total{channel="desk",outcome="sent"} 1.0'
+    eventually(lambda: wanted in urlopen(f"{url}/metrics").read().decode())
+    assert "hello" not in figures
+
+
+def _status(url: str) -> int:
+    try:
+        return int(urlopen(url).status)
+    except HTTPError as error:
+        return error.code
