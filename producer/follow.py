@@ -10,6 +10,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
@@ -39,6 +40,16 @@ class Restart:
 
 
 RESTART = Restart()
+
+
+class _TailRow(NamedTuple):
+    """The row of `_TAIL`."""
+
+    state: str
+    text: str
+    #: None: no new text.
+    first: int | None
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +132,11 @@ class Follower:
             return _Tail(TurnState.QUEUED, "", position)
 
     def _read_tail(self, tenant_id: UUID, turn_id: UUID, position: int) -> _Tail | None:
-        with self._database.cursor() as cursor:
-            params = {"tenant": tenant_id, "turn": turn_id, "position": position}
-            cursor.execute(_TAIL, params)
-            row = cursor.fetchone()
-        if row is None:
+        params = {"tenant": tenant_id, "turn": turn_id, "position": position}
+        rows = self._database.fetch(_TailRow, _TAIL, params)
+        if not rows:
             return None
+        (row,) = rows
         is_torn = row.first is not None and row.first > position + 1
         return _Tail(TurnState(row.state), row.text, row.position, is_torn)
 

@@ -9,9 +9,10 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -22,7 +23,9 @@ from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.json_lines import one_line
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import typed
 from turnmill.schemas.store.tables import replies, turns
+from turnmill.schemas.turns import FinishReason, TurnState
 
 #: Results in memory at a time.
 PAGE_ROWS = 1000
@@ -43,6 +46,27 @@ _RESULT = sa.select(
 ).outerjoin(replies, replies.c.turn_id == turns.c.id)  # fmt: skip
 
 
+class _ResultRow(NamedTuple):
+    """A row of `_RESULT`. Without a reply the columns from `content` on are None."""
+
+    id: UUID
+    idempotency_key: str
+    batch_row: int
+    conversation_id: UUID
+    seq: int
+    state: str
+    attempt: int
+    error_code: str | None
+    error_message: str | None
+    accepted_at: datetime
+    settled_at: datetime | None
+    question: str | None
+    content: str | None
+    finish_reason: FinishReason | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
 def results(
     database: Database, tenant_id: UUID, batch_id: UUID, limit: int | None = None
 ) -> Iterator[BatchResult]:
@@ -61,7 +85,9 @@ def results(
             turns.c.batch_row > after,
         )
         with database.begin() as connection:
-            page = connection.execute(query.order_by(turns.c.batch_row).limit(size)).all()
+            page = typed(
+                _ResultRow, connection.execute(query.order_by(turns.c.batch_row).limit(size))
+            )
         yield from map(_result, page)
         if len(page) < size:
             return
@@ -158,21 +184,23 @@ _WRITERS: dict[str, Writer] = {
 }
 
 
-def _result(row: Any) -> BatchResult:
-    error = row.error_code and ResultError(code=row.error_code, message=row.error_message or "")
+def _result(row: _ResultRow) -> BatchResult:
+    error = None
+    if row.error_code:
+        error = ResultError(code=row.error_code, message=row.error_message or "")
     return BatchResult(
         id=row_id_of(row.idempotency_key),
         row=row.batch_row,
         turn_id=show_id(Prefix.TURN, row.id),
         conversation_id=show_id(Prefix.CONVERSATION, row.conversation_id),
         seq=row.seq,
-        state=row.state,
+        state=TurnState(row.state),
         reply=row.content,
         finish_reason=row.finish_reason,
         prompt_tokens=row.prompt_tokens,
         completion_tokens=row.completion_tokens,
         attempts=row.attempt,
         latency_s=(row.settled_at - row.accepted_at).total_seconds() if row.settled_at else None,
-        error=error or None,
-        question=row.question,
+        error=error,
+        question=row.question or "",
     )

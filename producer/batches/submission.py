@@ -9,8 +9,9 @@ import hashlib
 import json
 import string
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -22,6 +23,7 @@ from turnmill.schemas.batches import BacklogRow, Batch, BatchProgress, row_key
 from turnmill.schemas.errors import InvalidInput, NotFound, UnknownBot
 from turnmill.schemas.ids import Prefix, derived_id, new_id
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import typed
 from turnmill.schemas.store.tables import batches, bots, replies, turns
 from turnmill.schemas.turns import GenerationParams, Lane, TurnRequest, TurnState
 
@@ -92,7 +94,7 @@ def list_batches(database: Database, tenant_id: UUID, limit: int = 100) -> list[
     query = sa.select(batches).where(batches.c.tenant_id == tenant_id)
     with database.begin() as connection:
         rows = connection.execute(query.order_by(batches.c.id.desc()).limit(limit))
-        return [_batch(row) for row in rows]
+        return list(map(_batch, typed(_BatchRow, rows)))
 
 
 def find_batch(database: Database, tenant_id: UUID, id_or_prefix: str) -> Batch:
@@ -107,7 +109,7 @@ def find_batch(database: Database, tenant_id: UUID, id_or_prefix: str) -> Batch:
         batches.c.tenant_id == tenant_id, batches.c.id.between(low, high)
     )
     with database.begin() as connection:
-        found = connection.execute(query.limit(2)).all()
+        found = typed(_BatchRow, connection.execute(query.limit(2)))
     if not found:
         raise NotFound(f"There is no batch '{id_or_prefix[:80]}'.")
     if len(found) > 1:
@@ -146,9 +148,9 @@ def _find_or_create(
     with database.begin() as connection:
         if connection.execute(known_bot).one_or_none() is None:
             raise UnknownBot(f"There is no bot or model '{bot}'.", param="bot")
-        created = connection.execute(create).one_or_none()
-        row = created if created is not None else connection.execute(find).one()
-    return _batch(row), created is not None
+        created = typed(_BatchRow, connection.execute(create))
+        (row,) = created or typed(_BatchRow, connection.execute(find))
+    return _batch(row), bool(created)
 
 
 def _chunks(rows: Iterator[NumberedRow]) -> Iterator[list[NumberedRow]]:
@@ -233,7 +235,19 @@ def _id_range(id_or_prefix: str) -> tuple[UUID, UUID]:
     return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
 
 
-def _batch(row: Any) -> Batch:
+class _BatchRow(NamedTuple):
+    """A row of `batches`."""
+
+    id: UUID
+    tenant_id: UUID
+    bot: str
+    name: str
+    fingerprint: bytes
+    total: int
+    created_at: datetime
+
+
+def _batch(row: _BatchRow) -> Batch:
     return Batch(
         batch_id=row.id,
         tenant_id=row.tenant_id,

@@ -1,6 +1,7 @@
 """Parked turns: which there are, why, and everything about one of them."""
 
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -18,8 +19,9 @@ from turnmill.schemas.parked import (
     PastAttempt,
 )
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import typed
 from turnmill.schemas.store.tables import attempts, bots, conversations, turns, worker_liveness
-from turnmill.schemas.turns import TurnState
+from turnmill.schemas.turns import Lane, TurnState
 
 #: Errors told apart. In an outage all turns have the same one; a long tail says nothing more.
 MAX_ERRORS = 20
@@ -36,10 +38,47 @@ _PARKED = (
 )  # fmt: skip
 
 _HISTORY = (
-    sa.select(attempts, worker_liveness.c.host, worker_liveness.c.pid)
+    sa.select(
+        attempts.c.number, attempts.c.lane, attempts.c.worker_id, attempts.c.started_at,
+        attempts.c.ended_at, attempts.c.outcome, attempts.c.error, worker_liveness.c.host,
+        worker_liveness.c.pid,
+    )
     .outerjoin(worker_liveness, worker_liveness.c.id == attempts.c.worker_id)
     .order_by(attempts.c.number)
-)
+)  # fmt: skip
+
+
+class _ParkedRow(NamedTuple):
+    """A row of `_PARKED`."""
+
+    id: UUID
+    conversation_id: UUID
+    seq: int
+    model: str
+    lane: str
+    attempt: int
+    crashes: int
+    error_code: str | None
+    error_message: str | None
+    accepted_at: datetime
+    settled_at: datetime
+    bot: str
+    next_seq: int
+
+
+class _AttemptRow(NamedTuple):
+    """A row of `_HISTORY`."""
+
+    number: int
+    lane: str
+    worker_id: UUID
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str | None
+    error: str | None
+    #: None: the worker's row has been forgotten.
+    host: str | None
+    pid: int | None
 
 
 def list_parked(
@@ -56,7 +95,7 @@ def list_parked(
     if after is not None:
         page = page.where(turns.c.id < after)
     with database.begin() as connection:
-        rows = connection.execute(page).all()
+        rows = typed(_ParkedRow, connection.execute(page))
         errors = connection.execute(_count_errors(conditions)).all()
     shown = [ParkedTurn(**_fields(row)) for row in rows[:limit]]
     return ParkedPage(
@@ -94,15 +133,17 @@ def read_parked(database: Database, tenant_id: UUID, turn_id: UUID) -> ParkedDet
     """
     parked = _PARKED.where(*_conditions(tenant_id, ParkedFilter()), turns.c.id == turn_id)
     with database.begin() as connection:
-        row = connection.execute(parked).one_or_none()
-        history = connection.execute(_HISTORY.where(attempts.c.turn_id == turn_id)).all()
+        rows = typed(_ParkedRow, connection.execute(parked))
+        history = typed(
+            _AttemptRow, connection.execute(_HISTORY.where(attempts.c.turn_id == turn_id))
+        )
     turn = read_turn(database, tenant_id, turn_id)
-    if row is None:
+    if not rows:
         raise NotParked(f"The turn is not parked: it is {turn.state}.")
     (change,) = foresee(database, tenant_id, [turn_id])
     return ParkedDetails(
-        **_fields(row),
-        conversation_turns=row.next_seq - 1,
+        **_fields(rows[0]),
+        conversation_turns=rows[0].next_seq - 1,
         messages=turn.messages,
         history=[_past_attempt(attempt) for attempt in history],
         can_replay=change.refusal is None,
@@ -140,7 +181,7 @@ def _count_errors(conditions: list[sa.ColumnElement[bool]]) -> sa.Select[*tuple[
     )
 
 
-def _fields(row: Any) -> dict[str, Any]:
+def _fields(row: _ParkedRow) -> dict[str, Any]:
     """What a listed turn and a shown one have in common."""
     return {
         "turn_id": show_id(Prefix.TURN, row.id),
@@ -158,10 +199,10 @@ def _fields(row: Any) -> dict[str, Any]:
     }
 
 
-def _past_attempt(row: Any) -> PastAttempt:
+def _past_attempt(row: _AttemptRow) -> PastAttempt:
     return PastAttempt(
         number=row.number,
-        lane=row.lane,
+        lane=Lane(row.lane),
         worker=f"{row.host}, {row.pid}" if row.host else row.worker_id.hex,
         started_at=row.started_at,
         ended_at=row.ended_at,

@@ -8,8 +8,9 @@ Dropping leaves everything as its user saw it: the turn has failed, with the err
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import groupby
-from typing import Any
+from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.schemas.errors import (
@@ -22,6 +23,7 @@ from turnmill.schemas.errors import (
 )
 from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.store.advance import advance, lock_conversations, lock_turns
 from turnmill.schemas.store.channels.deliveries import RENEW_DELIVERIES
 from turnmill.schemas.store.replay import DROP, REPLAY
@@ -58,6 +60,35 @@ WHERE t.id = ANY(%s) ORDER BY t.conversation_id, t.seq
 """
 
 _STATES = "SELECT id, conversation_id, seq, state FROM turns WHERE id = ANY(%s) ORDER BY id"
+
+
+class _Found(NamedTuple):
+    """A row of `_FIND`."""
+
+    id: UUID
+    conversation_id: UUID
+
+
+class _Stands(NamedTuple):
+    """A row of `_STATES`."""
+
+    id: UUID
+    conversation_id: UUID
+    seq: int
+    state: str
+
+
+class _Foreseen(NamedTuple):
+    """A row of `_FORESEE`."""
+
+    id: UUID
+    conversation_id: UUID
+    seq: int
+    state: str
+    handed_off_at: datetime | None
+    later_seq: int | None
+    later_state: str | None
+    is_later_missing: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,20 +160,20 @@ def drop(
             dropped = {row.id for row in cursor.execute(DROP, (chunk,))}
             changes += [
                 _change(row, None if row.id in dropped else _not_parked(row))
-                for row in cursor.execute(_STATES, (chunk,))
+                for row in fetch(cursor, _Stands, _STATES, (chunk,))
             ]
         on_done(len(changes))
     return changes
 
 
-def _find(database: Database, tenant_id: UUID, turn_ids: Sequence[UUID]) -> list[Any]:
-    rows = database.run(_FIND, (list(turn_ids), tenant_id))
+def _find(database: Database, tenant_id: UUID, turn_ids: Sequence[UUID]) -> list[_Found]:
+    rows = database.fetch(_Found, _FIND, (list(turn_ids), tenant_id))
     if missing := set(turn_ids) - {row.id for row in rows}:
         raise NotFound(f"There is no turn {show_id(Prefix.TURN, min(missing))}.")
     return rows
 
 
-def _chunks(rows: list[Any]) -> Iterator[tuple[list[UUID], list[UUID]]]:
+def _chunks(rows: list[_Found]) -> Iterator[tuple[list[UUID], list[UUID]]]:
     """Conversations and the turns in them, the conversation with the oldest turn first."""
     oldest: dict[UUID, UUID] = {}
     for row in rows:
@@ -177,20 +208,20 @@ def _replay(
     cursor.execute(REPLAY, {"turns": ready_ids, "into": into})
     cursor.execute(RENEW_DELIVERIES, {"turns": ready_ids, "ids": [new_id() for _ in ready_ids]})
     advance(cursor, list({change.conversation_id for change in ready}))
-    now = {row.id: TurnState(row.state) for row in cursor.execute(_STATES, (ready_ids,))}
+    now = {row.id: TurnState(row.state) for row in fetch(cursor, _Stands, _STATES, (ready_ids,))}
     replayed = [replace(change, state=now[change.turn_id]) for change in ready]
     return [*replayed, *(change for change in changes if change.refusal is not None), *refused]
 
 
 def _foresee(cursor: Cursor, turn_ids: list[UUID]) -> list[Change]:
-    return [_change(row, _refusal(row)) for row in cursor.execute(_FORESEE, (turn_ids,))]
+    return [_change(row, _refusal(row)) for row in fetch(cursor, _Foreseen, _FORESEE, (turn_ids,))]
 
 
-def _change(row: Any, refusal: TurnmillError | None) -> Change:
+def _change(row: _Stands | _Foreseen, refusal: TurnmillError | None) -> Change:
     return Change(row.id, row.conversation_id, row.seq, TurnState(row.state), refusal)
 
 
-def _refusal(row: Any) -> TurnmillError | None:
+def _refusal(row: _Foreseen) -> TurnmillError | None:
     if row.state != TurnState.PARKED:
         return _not_parked(row)
     if row.handed_off_at is not None:
@@ -218,5 +249,5 @@ def _refusal(row: Any) -> TurnmillError | None:
             )
 
 
-def _not_parked(row: Any) -> NotParked:
+def _not_parked(row: _Stands | _Foreseen) -> NotParked:
     return NotParked(f"The turn is not parked: it is {row.state}.")

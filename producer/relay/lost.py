@@ -14,7 +14,7 @@ import psycopg
 import structlog
 
 from turnmill.producer.relay.metrics import HINTS_LOST
-from turnmill.producer.relay.outbox import REHINT, STALE
+from turnmill.producer.relay.outbox import REHINT, STALE, Rehinted, StaleLane
 from turnmill.producer.relay.publisher import Publisher
 from turnmill.schemas.errors import BrokerUnavailable, DatabaseUnavailable
 from turnmill.schemas.postgres.database import Database
@@ -57,12 +57,13 @@ class LostHints:
             BrokerUnavailable: it could not be asked.
             DatabaseUnavailable: nothing was marked.
         """
-        stale = self._database.run(STALE, {"lost_after_s": self._lost_after_s})
+        stale = self._database.fetch(StaleLane, STALE, {"lost_after_s": self._lost_after_s})
         missing: Counter[tuple[str, str]] = Counter()
         rehinted_count = 0
         for lane in stale:
             depth = self._publisher.depth(lane.lane, lane.model, lane.deployment)
-            (found,) = self._database.run(
+            (found,) = self._database.fetch(
+                Rehinted,
                 REHINT,
                 {
                     "model": lane.model,

@@ -6,6 +6,10 @@ free. One that is not claimed in time (`own_until`) is late, and is published to
 So a wrong guess costs a turn that time, once, and never more.
 """
 
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
 from turnmill.schemas.channels.deliveries import DeliveryState
 from turnmill.schemas.postgres.clock import IS_DUE
 from turnmill.schemas.routes import DELIVERY_LANE
@@ -84,6 +88,22 @@ FROM (SELECT * FROM marked UNION ALL SELECT * FROM late) AS hint
 ORDER BY hint.deadline_at, hint.due_at, hint.turn_id
 """
 
+
+class DueHint(NamedTuple):
+    """A row of `TAKE`: a hint to publish."""
+
+    #: Or its delivery's.
+    turn_id: UUID
+    #: Or its channel.
+    model: str
+    lane: str
+    #: The worker whose own queue it goes to; None: to the lane's queue.
+    own_worker_id: UUID | None
+    deadline_at: datetime
+    due_at: datetime
+    deployment: str
+
+
 #: A row that somebody holds is being claimed; waiting for it could deadlock.
 UNMARK = """
 UPDATE outbox SET published_at = NULL WHERE turn_id IN (
@@ -104,6 +124,15 @@ SELECT EXISTS (
 )) - clock_timestamp())::float AS next_in_s
 """
 
+
+class NextHint(NamedTuple):
+    """The row of `NEXT`."""
+
+    is_owed: bool
+    #: Until the next hint is due, or late at its worker; None: there is none.
+    next_in_s: float | None
+
+
 #: Lanes with hints that were published a while ago and are not claimed: lost, or behind others.
 STALE = f"""
 SELECT model, lane, {DEPLOYMENT_ID} AS deployment, clock_timestamp() AS looked_at FROM outbox
@@ -111,6 +140,16 @@ WHERE published_at < clock_timestamp() - make_interval(secs => %(lost_after_s)s)
   AND own_until IS NULL
 GROUP BY model, lane
 """
+
+
+class StaleLane(NamedTuple):
+    """A row of `STALE`."""
+
+    model: str
+    lane: str
+    deployment: str
+    looked_at: datetime
+
 
 #: `depth` messages were in the lane's queue after `looked_at`. Hints claimed since then are in
 #: `depth` and no longer here, so the difference is rather too small than too large. Counted in the
@@ -146,3 +185,10 @@ WITH missing AS (
 SELECT missing.hints AS missing_count, (SELECT count(*) FROM rehinted) AS rehinted_count
 FROM missing
 """
+
+
+class Rehinted(NamedTuple):
+    """The row of `REHINT`."""
+
+    missing_count: int
+    rehinted_count: int

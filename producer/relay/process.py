@@ -11,19 +11,19 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any
 
 import psycopg
 import structlog
 
 from turnmill.producer.relay.lost import LostHints
 from turnmill.producer.relay.metrics import HINTS_PUBLISHED, IS_FULL, TAKE_S, WINDOW
-from turnmill.producer.relay.outbox import NEXT, TAKE, UNMARK
+from turnmill.producer.relay.outbox import NEXT, TAKE, UNMARK, DueHint, NextHint
 from turnmill.producer.relay.publisher import Publisher
 from turnmill.schemas.errors import BrokerUnavailable, DatabaseOutdated, DatabaseUnavailable
 from turnmill.schemas.observability.telemetry import DATABASE_RECONNECTS, STUCK_AFTER_S, Health
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.links import Stop
+from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.routes import DELIVERY_LANE, OUTBOX_CHANNEL
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.fleet.release import UPGRADE_POLL_S, refuse_older_database
@@ -105,8 +105,7 @@ class Relay:
                     continue
                 self._free.put(publisher)
                 # On the connection that listens: open at our end only, it would hear nothing.
-                due = connection.execute(NEXT).fetchone()
-                assert due is not None
+                (due,) = fetch(connection.cursor(), NextHint, NEXT)
                 IS_FULL.set(due.is_owed)
                 pause_s = WINDOW_POLL_S if due.is_owed else self._settings.relay.sweep_s
                 next_in_s = math.inf if due.next_in_s is None else due.next_in_s
@@ -114,11 +113,12 @@ class Relay:
                     min(pause_s, max(next_in_s, LATE_POLL_S)), self._stopping
                 )
 
-    def _take(self, publisher: Publisher) -> list[Any]:
+    def _take(self, publisher: Publisher) -> list[DueHint]:
         relay, affinity = self._settings.relay, self._settings.affinity
         try:
             with TAKE_S.time():
-                return self._database.run(
+                return self._database.fetch(
+                    DueHint,
                     TAKE,
                     {
                         "window": relay.window,
@@ -134,7 +134,7 @@ class Relay:
             self._free.put(publisher)
             raise
 
-    def _publish(self, publisher: Publisher, rows: list[Any]) -> None:
+    def _publish(self, publisher: Publisher, rows: list[DueHint]) -> None:
         try:
             publisher.publish(rows)
             HINTS_PUBLISHED.labels("confirmed").inc(len(rows))
@@ -148,7 +148,7 @@ class Relay:
         finally:
             self._free.put(publisher)
 
-    def _unmark(self, rows: list[Any]) -> None:
+    def _unmark(self, rows: list[DueHint]) -> None:
         try:
             self._database.run(UNMARK, ([row.turn_id for row in rows],))
         except DatabaseUnavailable as error:

@@ -11,6 +11,7 @@ from celery import Celery
 from celery.utils.nodenames import anon_nodename
 from kombu import Connection, Producer
 
+from turnmill.producer.relay.outbox import DueHint
 from turnmill.schemas.broker import OWN_QUEUE_EXPIRES_S, celery_settings, hint_queue
 from turnmill.schemas.errors import BrokerUnavailable
 from turnmill.schemas.ids import new_id
@@ -48,7 +49,7 @@ class Publisher:
         self._known_queues: set[str] = set()
         self._origin = anon_nodename()
 
-    def publish(self, rows: list[Any]) -> None:
+    def publish(self, rows: list[DueHint]) -> None:
         """Publish a hint for each row; returns when the broker has confirmed them all.
 
         A row whose queue the broker refuses holds up no other: it stays marked, and the next look
@@ -121,7 +122,7 @@ class Publisher:
             except Exception as error:
                 log.debug("broker.close_failed", error=type(error).__name__)
 
-    def _publish_one(self, producer: Producer, row: Any) -> None:
+    def _publish_one(self, producer: Producer, row: DueHint) -> None:
         """What `send_task` does, less the half of its time that goes into features unused here."""
         task, hint = _task(row)
         message = self._app.amqp.as_task_v2(
@@ -129,7 +130,7 @@ class Publisher:
             origin=self._origin,
         )  # fmt: skip
         is_own = row.own_worker_id is not None
-        queue = self._own(row) if is_own else _lanes_queue(row)
+        queue = _queue(row)
         producer.publish(
             message.body,
             exchange="",
@@ -151,11 +152,7 @@ class Publisher:
                 self._confirms = _Confirms(self._producer.channel)
         return self._producer
 
-    def _own(self, row: Any) -> str:
-        """The name of a worker's own queue. It may be gone: its hints are late then, not lost."""
-        return own_queue_name(row.lane, row.model, row.deployment, row.own_worker_id)
-
-    def _has_queue(self, name: str, row: Any) -> bool:
+    def _has_queue(self, name: str, row: DueHint) -> bool:
         """Declare a lane's queue, once per connection; False if the broker refuses it.
 
         On a channel of its own: RabbitMQ closes the one on which it refuses a declaration.
@@ -176,14 +173,21 @@ class Publisher:
         return True
 
 
-def _task(row: Any) -> tuple[str, dict[str, str]]:
+def _task(row: DueHint) -> tuple[str, dict[str, str]]:
     """The task that a hint asks for, and its arguments."""
     if row.lane == DELIVERY_LANE:
         return SEND_TASK, {"delivery_id": row.turn_id.hex, "channel": row.model}
     return ANSWER_TASK, {"turn_id": row.turn_id.hex, "lane": row.lane, "model": row.model}
 
 
-def _lanes_queue(row: Any) -> str:
+def _queue(row: DueHint) -> str:
+    """Name the queue. A worker's own may be gone: its hints are late then, not lost."""
+    if row.own_worker_id is None:
+        return _lanes_queue(row)
+    return own_queue_name(row.lane, row.model, row.deployment, row.own_worker_id)
+
+
+def _lanes_queue(row: DueHint) -> str:
     return queue_name(row.lane, row.model, row.deployment)
 
 

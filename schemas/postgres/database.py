@@ -6,16 +6,18 @@ the turn rate); everything else goes through SQLAlchemy Core.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 import sqlalchemy
 import sqlalchemy.event
-from psycopg.rows import namedtuple_row
+from psycopg.abc import Params
+from psycopg.rows import RowFactory, namedtuple_row
 from sqlalchemy.engine import Connection
 
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.postgres.links import AsyncLink, Link
+from turnmill.schemas.postgres.rows import RowT, rows_of
 from turnmill.schemas.postgres.vendor import forget_all
 from turnmill.schemas.settings import DatabaseSettings
 
@@ -33,6 +35,8 @@ OUTAGES = (
 DATA_ERRORS = (psycopg.DataError, UnicodeError)
 
 Cursor = psycopg.Cursor[Any]
+
+T = TypeVar("T")
 
 
 class Database:
@@ -78,12 +82,18 @@ class Database:
                 yield cursor
                 driver.commit()
 
-    def run(self, statement: str, params: Any = None) -> list[Any]:
-        """One statement in its own transaction and one round trip; its rows.
-
-        Raises `DatabaseUnavailable`.
+    def run(self, statement: str, params: Params | None = None) -> list[Any]:
+        """Run a statement in its own transaction and one round trip. Its rows, if it has any, are
+        named tuples that no type checker knows. Raises `DatabaseUnavailable`.
         """
-        with self._driver() as driver, driver.cursor(row_factory=namedtuple_row) as cursor:
+        return self._run(statement, params, namedtuple_row)
+
+    def fetch(self, kind: type[RowT], statement: str, params: Params | None = None) -> list[RowT]:
+        """As `run`, with the rows typed. Raises `DatabaseUnavailable`."""
+        return self._run(statement, params, rows_of(kind))
+
+    def _run(self, statement: str, params: Params | None, factory: RowFactory[T]) -> list[T]:
+        with self._driver() as driver, driver.cursor(row_factory=factory) as cursor:
             driver.autocommit = True
             try:
                 cursor.execute(statement, params)

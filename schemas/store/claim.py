@@ -1,5 +1,9 @@
 """Claim: one attempt wins a queued turn."""
 
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
 from turnmill.schemas.postgres.clock import IS_DUE
 from turnmill.schemas.store.changes import change
 from turnmill.schemas.turns import TurnState
@@ -58,6 +62,39 @@ FROM turn JOIN bots ON bots.id = turn.bot_id CROSS JOIN LATERAL (
     FROM chunks WHERE turn_id = turn.id
 ) AS kept
 """
+
+
+class ClaimedRow(NamedTuple):
+    """A row of `CLAIM`."""
+
+    id: UUID
+    conversation_id: UUID
+    seq: int
+    bot_id: UUID
+    attempt: int
+    failures: int
+    #: `Message`s and `GenerationParams` as JSON.
+    input: list[object]
+    params: dict[str, object]
+    lane: str
+    accepted_at: datetime
+    deadline_at: datetime | None
+    tenant_id: UUID
+    #: The lane that the hint came through.
+    hint_lane: str
+    is_warm: bool | None
+    due_at: datetime
+    instructions: str
+    kept_text: str
+    kept_tokens: int
+    next_position: int
+    has_neighbours: bool
+    #: Times of PostgreSQL's clock, in Unix seconds, and seconds by it.
+    deadline_s: float | None
+    accepted_s: float
+    now_s: float
+    queued_s: float
+
 
 #: The end of the lease says that the attempt is over as by a crash: the rescuer counts it. Only
 #: running turns have a lease.

@@ -1,12 +1,13 @@
 """A claim: a turn as the attempt that won it sees it."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 from uuid import UUID
 
 from pydantic import ValidationError
 
 from turnmill.schemas.content import Document
+from turnmill.schemas.store.claim import ClaimedRow
 from turnmill.schemas.turns import GenerationParams, Lane, Message
 from turnmill.workers.upkeep.clock import DatabaseClock
 
@@ -61,7 +62,7 @@ class Claim:
         return self.params.max_tokens is not None and self.kept_tokens >= self.params.max_tokens
 
     @classmethod
-    def of(cls, row: Any, worker_id: UUID, clock: DatabaseClock) -> Self:
+    def of(cls, row: ClaimedRow, worker_id: UUID, clock: DatabaseClock) -> Self:
         """Read a row of `CLAIM`."""
         messages, params, unreadable = _read(row)
         return cls(
@@ -88,14 +89,14 @@ class Claim:
         )
 
 
-def _deadline_s(row: Any, clock: DatabaseClock) -> float | None:
+def _deadline_s(row: ClaimedRow, clock: DatabaseClock) -> float | None:
     """Return the seconds left of those that the client gave, whatever the clock did meanwhile."""
     if row.deadline_s is None:
         return None
-    return float(row.deadline_s + clock.forward_between(row.accepted_s, row.now_s))
+    return row.deadline_s + clock.forward_between(row.accepted_s, row.now_s)
 
 
-def _read(row: Any) -> tuple[tuple[Message, ...], GenerationParams, str | None]:
+def _read(row: ClaimedRow) -> tuple[tuple[Message, ...], GenerationParams, str | None]:
     """Read a turn's messages and parameters; why they cannot be read, if they cannot.
 
     An API of a newer release may have accepted the turn. The turns that are claimed by the same

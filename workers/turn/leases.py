@@ -17,7 +17,7 @@ from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import WorkerSettings
-from turnmill.schemas.store.claim import CLAIM
+from turnmill.schemas.store.claim import CLAIM, ClaimedRow
 from turnmill.schemas.turns import Lane
 from turnmill.workers.turn.attempt import AbortReason, Attempt
 from turnmill.workers.turn.claim import Claim
@@ -104,7 +104,8 @@ class Leases:
     def _claim(self, turn_ids: list[UUID]) -> list[Claim | None]:
         if self.reconnected_s < 0:
             raise DatabaseUnavailable("The worker's heartbeat is not connected to PostgreSQL.")
-        rows = self._database.run(
+        rows = self._database.fetch(
+            ClaimedRow,
             CLAIM,
             {
                 "turns": turn_ids,

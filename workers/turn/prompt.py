@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import dropwhile, takewhile
-from typing import Any
+from typing import NamedTuple
 
+from turnmill.schemas.content import ToolCall
 from turnmill.schemas.errors import EngineFailure, InvalidInput
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.turns import Message, Role
@@ -30,6 +31,14 @@ WHERE t.conversation_id = %s AND t.seq > %s AND t.seq < %s
   AND (r.turn_id IS NOT NULL OR t.state = 'handed_off')
 ORDER BY t.seq
 """
+
+
+class _PastRow(NamedTuple):
+    seq: int
+    #: `Message`s and `ToolCall`s as JSON.
+    input: list[object]
+    tool_calls: list[object] | None
+    content: str | None
 
 
 def build_prompt(
@@ -110,18 +119,18 @@ def _read_past(database: Database, claim: Claim) -> list[PastTurn]:
     A turn that failed or was cancelled is not part of what was said.
     """
     before = (claim.seq - 1 - HISTORY_LIMIT) // HISTORY_STEP * HISTORY_STEP
-    rows = database.run(_HISTORY, (claim.conversation_id, before, claim.seq))
+    rows = database.fetch(_PastRow, _HISTORY, (claim.conversation_id, before, claim.seq))
     return [PastTurn(row.seq, (*_said(row.input), *_replied(row))) for row in rows]
 
 
-def _replied(row: Any) -> tuple[Message, ...]:
+def _replied(row: _PastRow) -> tuple[Message, ...]:
     if row.content is None:
         return ()
-    calls = row.tool_calls or ()
+    calls = tuple(map(ToolCall.model_validate, row.tool_calls or ()))
     return (Message(role=Role.ASSISTANT, content=row.content, tool_calls=calls),)
 
 
-def _said(messages: Sequence[Any]) -> list[Message]:
+def _said(messages: Sequence[object]) -> list[Message]:
     """Select what later prompts repeat of a past turn's messages.
 
     A system text belongs to its turn: where each turn brings another one, they would fill the

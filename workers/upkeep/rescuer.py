@@ -7,7 +7,9 @@ that PostgreSQL refuses to change holds up no other (`isolated.py`).
 
 import threading
 import time
-from typing import Any
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
 
 import structlog
 
@@ -102,14 +104,40 @@ AND w.id NOT IN (SELECT id FROM alive)
 """
 
 
+class _Cut(NamedTuple):
+    """The row of `_CUT`."""
+
+    lease_count: int
+    hint_count: int
+
+
+class _Lost(NamedTuple):
+    """A row of `_REQUEUE_LOST`: a turn whose attempt was lost, as it was."""
+
+    id: UUID
+    attempt: int
+    worker_id: UUID
+    conversation_id: UUID
+    crashes: int
+    model: str
+    lane: str
+    deadline_at: datetime | None
+    is_alone: bool
+    is_interrupted: bool
+    is_isolated: bool
+    #: Parked: its crashes in quarantine are too many.
+    is_spent: bool
+
+
 def sweep(database: Database, settings: WorkerSettings, *, latest_s: float = float("inf")) -> int:
     """Make lost turns due again; returns how many.
 
     `latest_s`: PostgreSQL's Unix time at the latest, unless its clock has stepped forward.
     Raises `DatabaseUnavailable`.
     """
-    clock, began_at = {"latest_s": latest_s}, time.monotonic()
-    (cut,) = database.run(_CUT, clock | {"lease_s": settings.lease_s})
+    began_at = time.monotonic()
+    clock: dict[str, object] = {"latest_s": latest_s}
+    (cut,) = database.fetch(_Cut, _CUT, clock | {"lease_s": settings.lease_s})
     if time.monotonic() - began_at >= STALL_S:
         return 0
     if cut.lease_count or cut.hint_count:
@@ -124,21 +152,21 @@ def sweep(database: Database, settings: WorkerSettings, *, latest_s: float = flo
     return len(lost)
 
 
-def _requeue_lost(database: Database, params: dict[str, Any]) -> list[Any]:
+def _requeue_lost(database: Database, params: dict[str, object]) -> list[_Lost]:
     return isolated(
-        lambda ids: database.run(_REQUEUE_LOST, params | {"turns": ids}),
+        lambda ids: database.fetch(_Lost, _REQUEUE_LOST, params | {"turns": ids}),
         [row.id for row in database.run(_LOST, params)],
     )
 
 
-def _park(database: Database, rows: list[Any]) -> list[bool]:
+def _park(database: Database, rows: list[_Lost]) -> list[bool]:
     ended = end_turns(database, [_spent(row) for row in rows])
     for row in rows:
         log.error("turn.parked", turn_id=row.id.hex, crash_count=row.crashes)
     return ended
 
 
-def _spent(row: Any) -> Ending:
+def _spent(row: _Lost) -> Ending:
     return Ending(
         row.id,
         row.conversation_id,
