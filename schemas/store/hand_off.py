@@ -10,6 +10,7 @@ from uuid import UUID
 
 from turnmill.schemas.channels.deliveries import DeliveryState
 from turnmill.schemas.channels.policies import Texts
+from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Cursor
 from turnmill.schemas.routes import ABORT_CHANNEL, TURN_CHANNEL
 from turnmill.schemas.store.advance import advance
@@ -53,9 +54,11 @@ WITH marked AS (
 ), notice AS (
     INSERT INTO deliveries
         (id, tenant_id, conversation_id, channel, target, kind, content, state)
-    SELECT gen_random_uuid(), h.tenant_id, h.conversation_id, h.channel, h.target, 'notice',
+    SELECT n.id, h.tenant_id, h.conversation_id, h.channel, h.target, 'notice',
         coalesce(marked.text, %(text)s), '{DeliveryState.QUEUED}'
     FROM marked JOIN channel_threads h ON h.conversation_id = marked.id
+    JOIN unnest(%(conversations)s::uuid[], %(notices)s::uuid[]) AS n (conversation_id, id)
+        ON n.conversation_id = marked.id
 )
 SELECT pg_notify(channel, replace(id::text, '-', ''))
 FROM turn CROSS JOIN unnest(ARRAY['{ABORT_CHANNEL}', '{TURN_CHANNEL}']) AS channel
@@ -99,6 +102,7 @@ def hand_off(
         HAND_OFF,
         {
             "conversations": ids,
+            "notices": [new_id() for _ in ids],
             "because": because,
             "text": Texts().handed_off,
             "after_failure": after_failure,

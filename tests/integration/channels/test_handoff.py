@@ -45,6 +45,8 @@ def test_a_hand_off_ends_all_open_turns_and_drops_their_deliveries(replica: Repl
         ("reply", "dropped"), ("reply", "dropped"), ("notice", "queued"),
     ]  # fmt: skip
     assert replica.notices() == [TEXTS.handed_off]
+    # Retention finds old deliveries by their ids, which begin with the time.
+    assert {row.id.version for row in replica.rows("SELECT id FROM deliveries")} == {7}
     assert len(replica.rows("SELECT turn_id FROM outbox")) == 1, "the notice's hint"
 
 
