@@ -137,5 +137,5 @@ def _reply(job: Job, row: Any) -> Job:
 
 
 def _texts(row: Any) -> Texts:
-    of_bot = Policies.model_validate(row.bot_policies or {})
-    return Policies.model_validate(row.conversation_policies or {}).over(of_bot).texts
+    of_bot = Policies.of(row.bot_policies)
+    return Policies.of(row.conversation_policies).over(of_bot).texts
