@@ -9,6 +9,7 @@ part of a reply is waste.
 import hashlib
 import mmap
 import os
+import re
 import struct
 import subprocess
 import threading
@@ -28,11 +29,20 @@ TOKENS_DIR = "CHAOS_TOKENS_DIR"
 #: The program of an engine's child: it ends when its standard input does.
 CHILD = "cat"
 
+#: Asks for a list of the messages that the engine is shown, by their first words.
+RECALL = "[[recall]]"
+
 _COUNT = struct.Struct("<q")
+#: First words of messages: of users, and of people who answer in the bot's place.
+_USERS = re.compile(r"\bc\d+/\d+\b")
+_PEOPLES = re.compile(r"\bp\d+/\d+\b")
 
 
 class ChaosEngine(EchoEngine):
-    """Echoes "<digest of the prompt> <user text>"; the echo engine's magic words work."""
+    """Echoes "<digest of the prompt> <user text>"; the echo engine's magic words work.
+
+    So does one more: `RECALL`.
+    """
 
     def __init__(self, settings: EngineSettings) -> None:
         super().__init__(settings)
@@ -99,8 +109,22 @@ def digest(messages: Iterable[tuple[str, str]], model: str = "") -> str:
     return hashlib.sha256(material.encode()).hexdigest()[:8]
 
 
+def said_in(text: str) -> list[str]:
+    """The first words of all messages in a text, of users and people."""
+    return re.findall(f"{_USERS.pattern}|{_PEOPLES.pattern}", text)
+
+
 def _digested(prompt: Prompt, model: str) -> Prompt:
     *history, last = prompt.messages
     shown = digest(((message.role.value, message.text) for message in prompt.messages), model)
-    asked = Message(role=Role.USER, content=f"{shown} {last.text}")
+    text = " ".join(_recalled(prompt.messages)) if RECALL in last.text else last.text
+    asked = Message(role=Role.USER, content=f"{shown} {text}")
     return Prompt(messages=(*history, asked), prefix=prompt.prefix)
+
+
+def _recalled(messages: Iterable[Message]) -> Iterator[str]:
+    """Replies of the bot name messages too, and are passed over."""
+    for message in messages:
+        yield from (
+            said_in(message.text) if message.role is Role.USER else _PEOPLES.findall(message.text)
+        )

@@ -7,18 +7,21 @@ last one was taken, so the order in which it is to be answered is known.
 import asyncio
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import httpx
 
+from turnmill.infra.chaos.channels import handing
 from turnmill.infra.chaos.channels.channels import Channels
+from turnmill.infra.chaos.channels.handing import asked_text, is_handed
 from turnmill.infra.chaos.client import Promised
 from turnmill.infra.chaos.record import Intent, Shown, now
-from turnmill.infra.mocks.sending import DEADLINE_S
-from turnmill.infra.mocks.slack.events import sign_callback
+from turnmill.infra.mocks.sending import DEADLINE_S, Signed
+from turnmill.infra.mocks.slack.events import sign_callback, sign_interaction
 from turnmill.infra.mocks.slack.messages import Posted
-from turnmill.infra.mocks.slack.payloads import Payload, Workspace
+from turnmill.infra.mocks.slack.payloads import Payload, Workspace, new_ts
 
 _RETRY_S = 0.2
 #: Of the conversations, one in so many is a direct message, and one belongs to the bot that
@@ -26,6 +29,8 @@ _RETRY_S = 0.2
 _DIRECT_EVERY, _COLLECTING_EVERY = 4, 5
 #: Threads of one room: an answer can end up in another one of them.
 _THREADS = 3
+#: Ends the keys of events that are no messages of the load.
+ASIDE = "#"
 #: Shares of the events that reach two replicas at once, and that come again though they were taken.
 _TWIN, _AGAIN = 0.1, 0.05
 
@@ -66,33 +71,63 @@ class SlackSubmitter:
     async def __call__(self, http: httpx.AsyncClient, intent: Intent, promised: Promised) -> None:
         chance = random.Random(f"{self.seed}/{intent.key}")
         thread = self._thread(intent.conversation)
-        event = thread.event(intent.text, chance)
-        self._write(thread, event)
-        callback = thread.workspace.callback(event, f"Ev{intent.key}")
         urls = self._urls(intent.conversation, chance)
+        text = intent.text
+        if is_handed(intent.conversation):
+            await self._hand_over(http, urls, thread, intent)
+            text = asked_text(text, intent.number)
+        event = thread.event(text, chance)
+        callback = self._write(thread, event, f"Ev{intent.key}")
+        request = partial(sign_callback, self.channels.secret, callback)
         if event["type"] == "app_mention":
             # Slack sends it to apps that read the room as a message, too.
-            double = {**event, "type": "message", "channel_type": "channel"}
-            await self._send(http, next(urls), thread.workspace.callback(double), 0)
+            double = thread.workspace.callback(
+                {**event, "type": "message", "channel_type": "channel"}
+            )
+            await self._send(http, next(urls), sign_callback(self.channels.secret, double), 0)
+        twin = None
         if chance.random() < _TWIN:
-            twin = asyncio.create_task(self._send(http, next(urls), callback, 1))
-            await self._until_taken(http, urls, callback, promised)
+            twin = asyncio.create_task(self._send(http, next(urls), request(), 1))
+        began_at, tries = await self._until_taken(http, urls, request)
+        promised("", began_at, tries)
+        if twin is not None:
             await twin
-        else:
-            await self._until_taken(http, urls, callback, promised)
         if chance.random() < _AGAIN:
-            await self._send(http, next(urls), callback, 2)
+            await self._send(http, next(urls), request(), 2)
 
-    def _write(self, thread: _Thread, event: Payload) -> None:
-        """Show the person's message, too: what the bots look up in a thread, is there."""
+    async def _hand_over(
+        self, http: httpx.AsyncClient, urls: Iterator[str], thread: _Thread, intent: Intent
+    ) -> None:
+        """What happens in a thread before a message where a person answers for a while."""
+        workspace, secret = thread.workspace, self.channels.secret
+        match intent.number:
+            case handing.HAND_OFF_AT:
+                event = workspace.message("human", thread_ts=thread.root)
+            case handing.PERSON_AT:
+                text = handing.person_text(intent.conversation)
+                event = workspace.message(text, thread_ts=thread.root, user="U0PERSON")
+            case handing.RESUME_AT:
+                pressed = workspace.pressed(
+                    {"action_id": "turnmill_resume"}, ts=new_ts(), thread_ts=thread.root
+                )
+                await self._until_taken(http, urls, partial(sign_interaction, secret, pressed))
+                return
+            case _:
+                return
+        callback = self._write(thread, event, f"Ev{intent.key}{ASIDE}")
+        await self._until_taken(http, urls, partial(sign_callback, secret, callback))
+
+    def _write(self, thread: _Thread, event: Payload, event_id: str) -> Payload:
+        """Show somebody's message on the platform, and wrap it as the event that tells of it."""
         message = Posted(
             channel=str(event["channel"]),
             ts=str(event["ts"]),
             text=str(event["text"]),
             thread_ts=event.get("thread_ts"),
-            user=thread.workspace.user,
+            user=str(event["user"]),
         )
         self.channels.platform.board.add(message)
+        return thread.workspace.callback(event, event_id)
 
     def shown(self) -> Iterator[Shown]:
         """Everything that the bots said, as people see it in the end."""
@@ -126,20 +161,18 @@ class SlackSubmitter:
         return itertools.cycle([f"{url}/channels/{name}" for url in urls])
 
     async def _until_taken(
-        self, http: httpx.AsyncClient, urls: Iterator[str], callback: Payload, promised: Promised
-    ) -> None:
+        self, http: httpx.AsyncClient, urls: Iterator[str], request: Callable[[], Signed]
+    ) -> tuple[float, int]:
+        """Send until a 2xx came in time; when the last try began, and how many it took."""
         for tries in itertools.count(1):
             began_at = now()
-            if await self._send(http, next(urls), callback, tries - 1):
-                promised("", began_at, tries)
-                return
+            if await self._send(http, next(urls), request(), tries - 1):
+                return began_at, tries
             await asyncio.sleep(_RETRY_S)
+        raise AssertionError
 
-    async def _send(
-        self, http: httpx.AsyncClient, url: str, callback: Payload, retries: int
-    ) -> bool:
+    async def _send(self, http: httpx.AsyncClient, url: str, request: Signed, retries: int) -> bool:
         """Send once; whether a 2xx came in time."""
-        request = sign_callback(self.channels.secret, callback)
         headers = dict(request.headers)
         if retries:
             headers["X-Slack-Retry-Num"] = str(min(retries, 3))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from turnmill.infra.chaos.channels.checker import check_messages
+from turnmill.infra.chaos.channels.handing import HANDED_OFF, RESUMED, due_recall
 from turnmill.infra.chaos.record import Entry, Intent, Promise, Shown
 
 ASKED = {"c1": 3, "c2": 2}
@@ -78,3 +79,77 @@ WRONGS: dict[str, tuple[set[str], Callable[[list[Shown]], list[Shown]]]] = {
 def test_a_broken_promise_is_found_in_its_set(wrong: str) -> None:
     kinds, spoil = WRONGS[wrong]
     assert set(findings(spoil(answers()))) == kinds
+
+
+def handed() -> list[Shown]:
+    """A thread whose bot was still writing its third answer when a person was asked for."""
+    name = "c6"
+    return [
+        Shown(name, "C/1", f"0123abcd {name}/1 hello there", is_whole=True),
+        Shown(name, "C/2", f"0123abcd {name}/2 hello there", is_whole=True),
+        Shown(name, "C/3", f"0123abcd {name}/3 hello", is_whole=True),
+        Shown(name, "C/4", HANDED_OFF, is_whole=True),
+        Shown(name, "C/5", RESUMED, is_whole=True),
+        Shown(name, "C/6", f"0123abcd {' '.join(due_recall(name))}", is_whole=True),
+        Shown(name, "C/7", f"0123abcd {name}/8 hello there", is_whole=True),
+    ]
+
+
+def test_a_thread_that_a_person_answered_for_a_while_is_in_order() -> None:
+    assert handed_findings(handed()) == {}
+    assert handed_findings([handed()[0], *handed()[3:]]) == {}, "the person may take over sooner"
+
+
+def handed_findings(shown: list[Shown]) -> dict[str, int]:
+    asked = [Intent(f"c6-{n}", "c6", n, f"c6/{n} hello there", n) for n in range(1, 9)]
+    record: list[Entry] = [*asked, *(Promise(i.key, "", 1, 0, 1) for i in asked), *shown]
+    return {name: len(found) for name, found in check_messages(record).items() if found}
+
+
+def said(shown: list[Shown], place: int, text: str) -> list[Shown]:
+    return [*shown[:place], replace(shown[place], text=text), *shown[place + 1 :]]
+
+
+HANDED_WRONGS: dict[str, tuple[set[str], Callable[[list[Shown]], list[Shown]]]] = {
+    "the bot speaks while a person answers": (
+        {"phantom messages", "messages lost"},
+        lambda s: [*s[:4], s[6], *s[4:6]],
+    ),
+    "the bot answers what a person was to answer": (
+        {"phantom messages"},
+        lambda s: [*s, replace(s[6], text="0123abcd c6/5 hello there")],
+    ),
+    "nobody says that a person was asked": ({"messages lost"}, lambda s: [*s[:2], *s[4:]]),
+    "it is said twice": ({"messages doubled"}, lambda s: [*s[:4], s[3], *s[4:]]),
+    "nobody says that the bot is back": (
+        {"messages lost", "phantom messages"},
+        lambda s: [*s[:4], *s[5:]],
+    ),
+    "the bot resumes without a message": (
+        {"messages lost"},
+        lambda s: said(s, 5, s[5].text.replace("c6/6 ", "")),
+    ),
+    "the bot resumes without the person's answer": (
+        {"messages lost"},
+        lambda s: said(s, 5, s[5].text.replace("p6/5 ", "")),
+    ),
+    "the bot resumes with a message twice": (
+        {"messages doubled"},
+        lambda s: said(s, 5, f"{s[5].text} c6/2"),
+    ),
+    "the bot resumes with another order": (
+        {"messages reordered"},
+        lambda s: said(s, 5, s[5].text.replace("c6/1 c6/2", "c6/2 c6/1")),
+    ),
+    "the bot does not resume": ({"messages lost"}, lambda s: [*s[:5], s[6]]),
+    "what was begun is never finished": (
+        {"phantom messages"},
+        lambda s: [*s[:2], replace(s[2], is_whole=False), *s[3:]],
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", HANDED_WRONGS)
+def test_a_promise_about_a_person_that_is_broken_is_found_in_its_set(wrong: str) -> None:
+    kinds, spoil = HANDED_WRONGS[wrong]
+    assert set(handed_findings(spoil(handed()))) == kinds
