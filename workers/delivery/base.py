@@ -62,6 +62,13 @@ class Memory(Protocol):
             DatabaseUnavailable: whether they were committed is unknown.
         """
 
+    def hold(self) -> None:
+        """Make sure that the delivery is held until a call to the platform has ended.
+
+        To be called right before each call that people see something of: the process may have been
+        paused since the last commit, and the delivery be another attempt's. Raises as `keep`.
+        """
+
 
 class LeaseLost(Exception):
     """The delivery belongs to another attempt."""

@@ -1,5 +1,6 @@
 """Win a delivery, know its text, and hold it while it is sent."""
 
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -49,6 +50,8 @@ class DeliveryClaim:
     lane: str | None
     #: The reply as far as it is written, while its turn is open.
     shown: str
+    #: When it was asked for, `time.monotonic`: its lease ends a lease's time later, or a bit more.
+    asked_at: float
 
     @property
     def fence(self) -> dict[str, Any]:
@@ -66,12 +69,20 @@ class Remembered:
         self._holder = holder
         self._claim = claim
         self.value: dict[str, Any] = dict(claim.progress)
+        self._held_until = claim.asked_at + holder.lease_s
+
+    def hold(self) -> None:
+        # A call takes half a lease at most (`DeliverySettings`).
+        if time.monotonic() > self._held_until - self._holder.lease_s / 2:
+            self.keep()
 
     def keep(self, **changes: Any) -> None:
         self.value.update(changes)
+        asked_at = time.monotonic()
         params = {"progress": Jsonb(self.value), "lease_s": self._holder.lease_s}
         if not self._holder.database.run(KEEP, self._claim.fence | params):
             raise LeaseLost
+        self._held_until = asked_at + self._holder.lease_s
 
 
 def claim_delivery(holder: Holder, channel: str, delivery_id: UUID) -> DeliveryClaim | None:
@@ -80,8 +91,9 @@ def claim_delivery(holder: Holder, channel: str, delivery_id: UUID) -> DeliveryC
     Raises `DatabaseUnavailable`: whether it was won is unknown; its lease will tell.
     """
     params = {"delivery": delivery_id, "channel": channel, "worker": holder.worker_id}
+    asked_at = time.monotonic()
     rows = holder.database.run(CLAIM_DELIVERY, params | {"lease_s": holder.lease_s})
-    return _claim(rows[0]) if rows else None
+    return _claim(rows[0], asked_at) if rows else None
 
 
 def is_held(holder: Holder, delivery_id: UUID) -> bool:
@@ -93,10 +105,12 @@ def is_held(holder: Holder, delivery_id: UUID) -> bool:
 def claim_progress(holder: Holder, channel: str, limit: int) -> list[DeliveryClaim]:
     """Win pending deliveries whose progress is due. Raises `DatabaseUnavailable`."""
     params = {"channel": channel, "worker": holder.worker_id, "lease_s": holder.lease_s}
-    return [_claim(row) for row in holder.database.run(CLAIM_PROGRESS, params | {"limit": limit})]
+    asked_at = time.monotonic()
+    rows = holder.database.run(CLAIM_PROGRESS, params | {"limit": limit})
+    return [_claim(row, asked_at) for row in rows]
 
 
-def _claim(row: Any) -> DeliveryClaim:
+def _claim(row: Any, asked_at: float) -> DeliveryClaim:
     job = Job(
         delivery_id=row.id,
         kind=DeliveryKind(row.kind),
@@ -122,6 +136,7 @@ def _claim(row: Any) -> DeliveryClaim:
         model=row.model,
         lane=row.lane,
         shown=row.shown or "",
+        asked_at=asked_at,
     )
 
 

@@ -44,6 +44,7 @@ class WebhookDelivery:
             return False
         if (wait_s := self._closed_until - time.monotonic()) > 0:
             raise ChannelUnavailable("The webhook's receiver asked to wait.", retry_after_s=wait_s)
+        memory.hold()
         answer = post(self._url, *self._signed(job), self._timeout_s)
         if answer.retry_after_s is not None:
             self._closed_until = time.monotonic() + answer.retry_after_s

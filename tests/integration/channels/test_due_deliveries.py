@@ -1,5 +1,6 @@
 """Deliveries become due with the end of their turn, in the same transaction, one by one."""
 
+import time
 from threading import Event
 from typing import Any
 from uuid import UUID
@@ -21,9 +22,10 @@ from turnmill.schemas.store.channels.deliveries import (
     advance_deliveries,
 )
 from turnmill.schemas.turns import AcceptedTurn, Reply, Usage
-from turnmill.workers.delivery.base import Job, Look, Memory
+from turnmill.workers.delivery.base import Job, LeaseLost, Look, Memory
 from turnmill.workers.delivery.claims import (
     Holder,
+    Remembered,
     claim_delivery,
     claim_progress,
     is_held,
@@ -198,6 +200,33 @@ def test_a_due_delivery_is_waited_for_while_its_progress_is_being_shown(thread: 
     thread.database.run("UPDATE deliveries SET leased_until = NULL RETURNING id")
     assert not is_held(holder, shown.job.delivery_id)
     assert claim_delivery(holder, "desk", shown.job.delivery_id) is not None
+
+
+def test_a_lease_that_is_nearly_over_is_renewed_before_a_call(
+    thread: Thread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = Holder(thread.database, new_id(), 1000.0)
+    thread.settle(thread.accept(1)[0])
+    claim = claim_delivery(holder, "desk", thread.ids()[0])
+    assert claim is not None
+    memory, began_at = Remembered(holder, claim), time.monotonic()
+    (first,) = leases(thread)
+    memory.hold()
+    assert leases(thread) == [first], "there is time enough for a call"
+    monkeypatch.setattr(time, "monotonic", lambda: began_at + 600.0)
+    memory.hold()
+    (second,) = leases(thread)
+    assert second > first
+    memory.hold()
+    assert leases(thread) == [second]
+    thread.database.run("UPDATE deliveries SET attempt = attempt + 1 RETURNING id")
+    monkeypatch.setattr(time, "monotonic", lambda: began_at + 1200.0)
+    with pytest.raises(LeaseLost):
+        memory.hold()
+
+
+def leases(thread: Thread) -> list[Any]:
+    return [row.leased_until for row in thread.database.run("SELECT leased_until FROM deliveries")]
 
 
 class Trouble:

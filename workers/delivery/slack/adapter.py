@@ -79,7 +79,9 @@ class SlackDelivery:
         for number, part in parts.items():
             if str(number) not in memory.value.get("parts", {}):
                 is_last = number == max(parts)
-                _note_part(memory, number, self._post(job, number, part, with_buttons=is_last))
+                _note_part(
+                    memory, number, self._post(job, memory, number, part, with_buttons=is_last)
+                )
         return True
 
     def show(self, job: Job, look: Look, memory: Memory) -> float | None:
@@ -108,7 +110,7 @@ class SlackDelivery:
             memory.keep(is_torn=True)
             return None
         if more := text[sent : cut(text, MAX_STREAM, sent)]:
-            self._call(job, "chat.appendStream", ts=stream["ts"], markdown_text=more)
+            self._call(job, memory, "chat.appendStream", ts=stream["ts"], markdown_text=more)
             memory.keep(stream=_stream(stream["ts"], text[: sent + len(more)]))
         return WRITE_EVERY_S
 
@@ -125,6 +127,7 @@ class SlackDelivery:
         try:
             answer = self._call(
                 job,
+                memory,
                 "chat.startStream",
                 thread_ts=job.target["thread_ts"],
                 markdown_text=shown,
@@ -149,7 +152,7 @@ class SlackDelivery:
         if draft is None:
             memory.keep(draft={"ts": None, "digest": ""})
             try:
-                draft = {"ts": self._post(job, 0, part)}
+                draft = {"ts": self._post(job, memory, 0, part)}
             except ChannelUnavailable as error:
                 if not error.is_doubtful:
                     memory.keep(draft=None)
@@ -157,7 +160,7 @@ class SlackDelivery:
         elif draft["digest"] == _digest(part):
             return WRITE_EVERY_S
         elif draft["ts"] is not None:
-            self._update(job, draft["ts"], part)
+            self._update(job, memory, draft["ts"], part)
         memory.keep(draft={"ts": draft["ts"], "digest": _digest(part)})
         return WRITE_EVERY_S
 
@@ -171,7 +174,7 @@ class SlackDelivery:
         if draft and draft["ts"]:
             first = parts.pop(0)
             if "0" not in memory.value.get("parts", {}):
-                self._update(job, draft["ts"], first, with_buttons=not parts)
+                self._update(job, memory, draft["ts"], first, with_buttons=not parts)
                 _note_part(memory, 0, draft["ts"])
         return parts
 
@@ -186,16 +189,19 @@ class SlackDelivery:
         if "0" not in memory.value.get("parts", {}):
             memory.keep(stream={**stream, "end": end})
             if is_torn:
-                self._set_anew(job, ts, text[:end] + closed)
+                self._set_anew(job, memory, ts, text[:end] + closed)
             else:
-                self._stop(job, ts, text[sent:end] + closed, with_buttons=not rest)
+                self._stop(job, memory, ts, text[sent:end] + closed, with_buttons=not rest)
             _note_part(memory, 0, ts)
         return f"{fence}\n{rest}" if fence and rest else rest
 
-    def _stop(self, job: Job, ts: str, text: str, *, with_buttons: bool = False) -> None:
+    def _stop(
+        self, job: Job, memory: Memory, ts: str, text: str, *, with_buttons: bool = False
+    ) -> None:
         blocks = buttons(job) if with_buttons else []
         self._call(
             job,
+            memory,
             "chat.stopStream",
             ts=ts,
             metadata=metadata(job.delivery_id, 0),
@@ -203,15 +209,16 @@ class SlackDelivery:
             **({"blocks": blocks} if blocks else {}),
         )
 
-    def _set_anew(self, job: Job, ts: str, text: str) -> None:
+    def _set_anew(self, job: Job, memory: Memory, ts: str, text: str) -> None:
         """Stop a stream of which nobody knows how far it is, and replace its text."""
         try:
-            self._call(job, "chat.stopStream", ts=ts)
+            self._call(job, memory, "chat.stopStream", ts=ts)
         except DeliveryRefused as error:
             if error.reason != "message_not_in_streaming_state":
                 raise
         self._call(
             job,
+            memory,
             "chat.update",
             ts=ts,
             markdown_text=text,
@@ -223,7 +230,7 @@ class SlackDelivery:
         stream, draft = memory.value.get("stream"), memory.value.get("draft")
         if stream and stream["ts"] and "0" not in memory.value.get("parts", {}):
             try:
-                self._stop(job, stream["ts"], "")
+                self._stop(job, memory, stream["ts"], "")
             except DeliveryRefused as error:
                 if error.reason != "message_not_in_streaming_state":
                     raise
@@ -251,11 +258,14 @@ class SlackDelivery:
 
     # Calls.
 
-    def _post(self, job: Job, number: int, part: str, *, with_buttons: bool = False) -> str:
+    def _post(
+        self, job: Job, memory: Memory, number: int, part: str, *, with_buttons: bool = False
+    ) -> str:
         text = to_mrkdwn(part)
         blocks = buttons(job) if with_buttons else []
         answer = self._call(
             job,
+            memory,
             "chat.postMessage",
             text=text,
             metadata=metadata(job.delivery_id, number),
@@ -266,11 +276,13 @@ class SlackDelivery:
         )
         return str(answer["ts"])
 
-    def _update(self, job: Job, ts: str, part: str, *, with_buttons: bool = False) -> None:
+    def _update(
+        self, job: Job, memory: Memory, ts: str, part: str, *, with_buttons: bool = False
+    ) -> None:
         text = to_mrkdwn(part)
         blocks = buttons(job) if with_buttons else []
         more = {"blocks": [section(text), *blocks]} if blocks else {}
-        self._call(job, "chat.update", ts=ts, text=text, **more)
+        self._call(job, memory, "chat.update", ts=ts, text=text, **more)
 
     def _show_status(self, job: Job, look: Look, memory: Memory) -> None:
         known, text = memory.value.get("status") or {}, status_of(look)
@@ -285,11 +297,11 @@ class SlackDelivery:
 
     def _set_status(self, job: Job, memory: Memory, text: str) -> None:
         thread = job.target["thread_ts"]
-        self._call(job, "assistant.threads.setStatus", thread_ts=thread, status=text)
+        self._call(job, memory, "assistant.threads.setStatus", thread_ts=thread, status=text)
         memory.keep(status={"text": text, "at": time.time()} if text else None)
 
-    def _call(self, job: Job, method: str, **arguments: Any) -> dict[str, Any]:
-        return self._calls.call(method, job.target["channel"], **arguments)
+    def _call(self, job: Job, memory: Memory, method: str, **arguments: Any) -> dict[str, Any]:
+        return self._calls.call(method, job.target["channel"], ready=memory.hold, **arguments)
 
     # Slash commands.
 
@@ -302,16 +314,17 @@ class SlackDelivery:
         done = memory.value.get("parts", {})
         for number, part in enumerate(parts):
             if str(number) not in done:
-                self._respond_one(job, part, is_last=number == len(parts) - 1)
+                self._respond_one(job, memory, part, is_last=number == len(parts) - 1)
                 _note_part(memory, number, "response")
         return bool(parts)
 
-    def _respond_one(self, job: Job, part: str, *, is_last: bool) -> None:
+    def _respond_one(self, job: Job, memory: Memory, part: str, *, is_last: bool) -> None:
         pieces = [to_mrkdwn(piece) for piece in split(part, MAX_SECTION, _rendered)]
         blocks = [section(piece) for piece in pieces] + (buttons(job) if is_last else [])
         body = {"response_type": "in_channel", "text": "\n".join(pieces), "blocks": blocks}
         headers = {"Content-Type": "application/json"}
         url, timeout_s = job.target["response_url"], self._timeout_s
+        memory.hold()
         answer = post(url, json.dumps(body).encode(), headers, timeout_s)
         if answer.status == 429 or answer.status >= 500:
             raise ChannelUnavailable(

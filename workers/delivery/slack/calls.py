@@ -7,6 +7,7 @@ import http.client
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from slack_sdk import WebClient
@@ -67,15 +68,25 @@ class Calls:
         self._lock = threading.Lock()
 
     def call(
-        self, method: str, channel: str, *, as_form: bool = False, **arguments: Any
+        self,
+        method: str,
+        channel: str,
+        *,
+        as_form: bool = False,
+        ready: Callable[[], None] | None = None,
+        **arguments: Any,
     ) -> dict[str, Any]:
         """Call a method for a channel. Methods that only read take no JSON (`as_form`).
+
+        `ready` is called right before the request, when all waiting is over.
 
         Raises:
             ChannelUnavailable: later; `is_doubtful` where the call may have worked.
             DeliveryRefused: never; `reason` is Slack's error.
         """
         self._wait(method, channel)
+        if ready is not None:
+            ready()
         place = "channel_id" if method.startswith("assistant.") else "channel"
         given = {place: channel, **arguments}
         body = {"params": given} if as_form else {"json": given}

@@ -1,6 +1,6 @@
 """Replies in Slack, against the mock that keeps Slack's rules: parts, streams, doubts, refusals."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.schemas.turns import TurnState
-from turnmill.workers.delivery.base import Job, Look
+from turnmill.workers.delivery.base import Job, LeaseLost, Look
 from turnmill.workers.delivery.slack.adapter import SlackDelivery
 from turnmill.workers.delivery.slack.calls import Calls
 
@@ -27,8 +27,14 @@ class Notes:
     def __init__(self) -> None:
         self.value: dict[str, Any] = {}
 
+        self.is_held = True
+
     def keep(self, **changes: Any) -> None:
         self.value.update(changes)
+
+    def hold(self) -> None:
+        if not self.is_held:
+            raise LeaseLost
 
 
 class Thread:
@@ -350,3 +356,39 @@ def test_posts_to_one_channel_keep_their_distance(slack: SlackAPI) -> None:
     for n in range(6):
         calls.call("chat.postMessage", CHANNEL, text=str(n))
     assert [m.text for m in slack.board.messages] == [str(n) for n in range(6)]
+
+
+@pytest.mark.parametrize("known", [{}, {"stream": True}, {"draft": True}])
+def test_nothing_is_said_when_the_delivery_is_another_attempts(
+    slack: SlackAPI, delivery: SlackDelivery, known: dict[str, bool]
+) -> None:
+    thread = Thread(slack, delivery)
+    if "draft" in known:
+        slack.methods.streams = False
+    if known:
+        thread.show("Hello")
+    thread.notes.is_held = False
+    count = len(slack.calls)
+    tries: list[Callable[[], object]] = [
+        lambda: thread.send("Hello, world."),
+        lambda: thread.send("Hello, world.", is_doubtful=True),
+        lambda: thread.show("Hello, world"),
+    ]
+    if not known:
+        tries += [lambda: thread.show("", place=1)]
+    for attempt in tries:
+        with pytest.raises(LeaseLost):
+            attempt()
+    looks = {"conversations.replies", "conversations.history", "auth.test"}
+    assert [name for name, _ in slack.calls[count:] if name not in looks] == []
+
+
+def test_no_slash_command_is_answered_when_the_delivery_is_another_attempts(
+    slack: SlackAPI, delivery: SlackDelivery
+) -> None:
+    url = slack.response_url(CHANNEL)
+    thread = Thread(slack, delivery, channel=CHANNEL, response_url=url)
+    thread.notes.is_held = False
+    with pytest.raises(LeaseLost):
+        thread.send("Hello")
+    assert slack.count("response_url") == 0
