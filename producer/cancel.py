@@ -1,4 +1,4 @@
-"""Cancel: any open turn ends at once, and its conversation goes on.
+"""Cancel: any open turn ends at once, and its conversation continues.
 
 The worker that holds a running turn is not asked: it is fenced from this commit on, and
 told so that it stops generating.

@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """The texts so far are void: an engine that could not go on has begun the reply again."""
+    """The texts so far are void: the engine could not resume the reply and restarted it."""
 
 
 RESTART = Restart()

@@ -7,7 +7,7 @@
     │   ├── BrokerUnavailable
     │   ├── EngineUnavailable
     │   │   ├── EngineAway          it takes no turns now; says nothing about the turn
-    │   │   ├── EngineBrokeOff      it failed in the middle of the turn, and goes on for others
+    │   │   ├── EngineBrokeOff      it failed in the middle of the turn, and still serves others
     │   │   ├── EngineDied          its worker has to be started again
     │   │   └── Unanswered          a server of the engine said nothing in time
     │   ├── ChannelUnavailable      the platform does not take the message right now

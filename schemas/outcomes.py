@@ -36,7 +36,7 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Permanent: `code` and `message` are what the client is told."""
+    """Permanent: `code` and `message` are sent to the client."""
 
     code: str
     message: str

@@ -48,7 +48,7 @@ class Size:
     workers: int = 3
     relays: int = 2
     apis: int = 2
-    #: Turns that one worker has in work at once.
+    #: Turns that one worker runs at once.
     concurrency: int = 32
     #: Short, so that a paused worker is found out within a run.
     lease_s: float = 4.0

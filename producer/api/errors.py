@@ -129,10 +129,10 @@ class _Rendered(JSONResponse):
 
 
 def problem_of(error: Exception) -> Problem:
-    """What a client is told about an exception; of the unexpected ones nothing."""
+    """Map an exception to the error that a client receives; unexpected ones show no detail."""
     match error:
         case DatabaseUnavailable():
-            log.warning("database.lost", reason=error.message)
+            log.warning("database.disconnected", reason=error.message)
             return Problem(error.code, error.public_message)
         case TurnmillError():
             return Problem(error.code, error.public_message, error.param)
@@ -147,7 +147,7 @@ def problem_of(error: Exception) -> Problem:
 
 
 def problem_of_turn(turn: Turn) -> Problem:
-    """What a client is told about a turn that ended without a reply."""
+    """Build the error for a turn that ended without a reply."""
     code, message = _ENDS.get(turn.state, (turn.error_code, turn.error_message))
     return Problem(
         code or "internal_error",

@@ -1,7 +1,7 @@
 """The file formats of backlogs: JSONL, CSV and Parquet in, one mapping per row out.
 
 Files are read as streams and never held in memory. A line that cannot be read is
-reported and reading goes on, so that one pass finds every bad line.
+reported and reading continues, so that one pass finds every bad line.
 """
 
 import codecs

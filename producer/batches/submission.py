@@ -2,7 +2,8 @@
 
 A batch is known by what was asked: the file's content, the bot and the parameters that
 override the file's. Submitting the same again finds the same batch and accepts only what
-is missing, so an interrupted submission goes on where it stopped and nothing runs twice.
+is missing, so an interrupted submission continues from its last accepted row and nothing runs
+twice.
 """
 
 import hashlib
@@ -48,12 +49,12 @@ def submit(
     """Accept every row that is not accepted yet; the parameters override those of the rows.
 
     A `name` makes a batch of its own, so that the same file can run again; without one the
-    batch is called like the file. `on_accepted` is told the rows accepted so far.
+    batch is called like the file. `on_accepted` receives the rows accepted so far.
 
     Raises:
         UnknownBot: the tenant has no bot of this name.
         InvalidInput: the file changed since it was checked.
-        DatabaseUnavailable: submit again to go on.
+        DatabaseUnavailable: submit again to continue.
     """
     overrides = overrides or GenerationParams()
     batch, is_new = _find_or_create(database, tenant_id, bot, file, overrides, name)

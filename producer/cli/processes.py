@@ -68,7 +68,7 @@ def worker(
         typer.Option(help="Consume this lane (repeatable). Default: interactive and batch."),
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(help="Turns in work at once, of each lane.")
+        int | None, typer.Option(help="Turns that run at once, of each lane.")
     ] = None,
     standby: Annotated[
         bool, typer.Option("--standby", help="Consume only when no other live worker does.")
@@ -91,7 +91,7 @@ def worker(
     }
     given = {name: value for name, value in changes.items() if value is not None}
     chosen = settings.model_copy(update={"worker": settings.worker.model_copy(update=given)})
-    # All is closed by then; Python's own farewell could outlast the drain's deadline.
+    # Everything is closed by then; Python's own shutdown could outlast the drain's deadline.
     os._exit(run_worker(chosen))
 
 
@@ -103,7 +103,7 @@ def deliver() -> None:
     from turnmill.workers.delivery.process import run_delivery_worker
 
     settings = _start_on_database()
-    # As for a worker: Python's own farewell could outlast the drain's deadline.
+    # As for a worker: Python's own shutdown could outlast the drain's deadline.
     os._exit(run_delivery_worker(settings))
 
 

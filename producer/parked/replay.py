@@ -1,6 +1,6 @@
 """Replay and drop: the two ways out of being parked.
 
-A parked turn ended with a visible error, and its conversation went on. Replaying puts it back
+A parked turn ended with a visible error, and its conversation continued. Replaying puts it back
 into its place, which is only possible while nothing after it has been answered: whatever was
 answered later was answered without it, and a reply in between would rewrite what was said.
 Dropping leaves everything as its user saw it: the turn has failed, with the error it had.
@@ -128,7 +128,7 @@ def replay(
     """Put parked turns back into their places, to be answered as if for the first time.
 
     Several turns of a conversation are answered in their order. `into` is the lane they go
-    through, their own when left out. `on_done` is told the turns looked at so far.
+    through, their own when left out. `on_done` receives the number of turns checked so far.
 
     Raises:
         NotFound: the tenant has no such turn; nothing changed.
@@ -151,7 +151,7 @@ def drop(
 ) -> list[Change]:
     """Give parked turns up: they have failed, with the error that they had. Raises like `replay`.
 
-    Their conversations went on when they were parked, so nothing else changes.
+    Their conversations continued when they were parked, so nothing else changes.
     """
     changes: list[Change] = []
     for _, chunk in _chunks(_find(database, tenant_id, turn_ids)):

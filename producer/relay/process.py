@@ -130,7 +130,7 @@ class Relay:
                     },
                 )
         except BaseException:
-            # Whatever it was, the loop goes on and needs its publishers back.
+            # The loop continues after any error, and needs its publishers back.
             self._free.put(publisher)
             raise
 

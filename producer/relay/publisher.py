@@ -104,11 +104,11 @@ class Publisher:
             ) from error
 
     def close(self) -> None:
-        """Say goodbye to the broker."""
+        """Close the connection to the broker."""
         self._forget(lambda connection: connection.close())
 
     def _drop(self) -> None:
-        """Hang up: a goodbye to a broker that fell silent waits ten seconds for its answer."""
+        """Drop the connection without closing it: a silent broker would delay that by 10 s."""
         BROKER_RECONNECTS.inc()
         self._forget(lambda connection: connection.collect(socket_timeout=1))
 

@@ -84,7 +84,7 @@ def examine_server(
 
 
 def _notifies(database: Database, within_s: float) -> bool:
-    """Whether a connection with a session hears what a pooled one tells.
+    """Whether a connection with a session receives what a pooled one notifies.
 
     LISTEN, and advisory locks alike, need a server connection of their own, in the same database.
     """

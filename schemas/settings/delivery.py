@@ -6,7 +6,7 @@ from turnmill.schemas.settings.section import Section
 
 
 class DeliverySettings(Section):
-    #: Deliveries of each channel in work at once. Channels do not wait for each other.
+    #: Deliveries of each channel that run at once. Channels do not wait for each other.
     concurrency: int = Field(default=8, ge=1, le=256)
     #: How long an attempt keeps its delivery after its last committed step; twice `timeout_s` or
     #: more. A delivery whose worker died is tried again after that.

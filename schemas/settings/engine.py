@@ -35,7 +35,7 @@ class EngineSettings(Section):
     max_batch_size: int = Field(default=32, ge=1)
     #: Memory for the KV cache, GiB.
     kv_cache_gib: float = Field(default=1.0, gt=0)
-    #: Keep keys and values of ended turns, for conversations that go on and for prompts that
+    #: Cache keys and values of ended turns, for conversations that continue and for prompts that
     #: begin alike.
     prefix_cache: bool = True
     #: GPUs that share the model (vLLM engine only).

@@ -14,7 +14,7 @@ class WorkerSettings(Section):
     #: `cluster`: all workers of a lane consume it. `standby`: load the model, and consume once no
     #: other live worker does.
     mode: Literal["cluster", "standby"] = "cluster"
-    #: Turns of each lane in work at once: those of one lane never wait for a thread that another
+    #: Turns of each lane that run at once: those of one lane never wait for a thread that another
     #: lane has.
     concurrency: int = Field(default=32, ge=1, le=4096)
     #: The lanes this worker consumes.
@@ -30,7 +30,7 @@ class WorkerSettings(Section):
     #: Longest time of one attempt. A reply that takes longer is continued by the next one, without
     #: using up an attempt; an engine that said nothing to anybody for so long uses one up.
     turn_timeout_s: float = Field(default=300.0, gt=0)
-    #: How long an engine that was told to stop may go on with a turn. After that it counts as
+    #: How long an aborted engine may still generate for a turn. After that it counts as
     #: hung: its turn is taken from it, and the process ends for a fresh one to be started.
     #: Longer than Postgres may take to answer, for which a turn may be waiting instead.
     hang_s: float = Field(default=15.0, gt=0)

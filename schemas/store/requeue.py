@@ -1,4 +1,4 @@
-"""Requeue: a running turn is due again, by the worker that holds it or by the rescuer."""
+"""Requeue a running turn: by the worker that holds it, or by the rescuer."""
 
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.store.changes import change

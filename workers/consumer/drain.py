@@ -1,6 +1,6 @@
 """Drain: how a worker stops without losing or repeating anything.
 
-SIGTERM (or Ctrl-C) stops the consuming; turns in work may finish until the deadline and are
+SIGTERM (or Ctrl-C) stops the consuming; running turns may finish until the deadline and are
 then handed back, with what they have so far, for another worker to continue. Celery's own
 warm shutdown cannot be used: with threads it stops the AMQP heartbeats, and the broker
 gives the running turns away a second time.
@@ -67,7 +67,7 @@ class Drain(Stopping):
                 self._worker.settler.settle(attempt.claim, HANDED_BACK)
 
     def _is_busy(self) -> bool:
-        """Whether turns are in work that may still end."""
+        """Whether turns run that may still end."""
         hung_count = self._worker.leases.hung_count
         running = (self._worker.leases.held_count, running_count())
         return max(running) > hung_count

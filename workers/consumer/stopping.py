@@ -61,7 +61,7 @@ class Stopping:
     def leave_in(self, delay_s: float) -> None:
         """End the process under whatever still runs then; Celery and Python would wait for it.
 
-        That may be an engine that hangs, or a server that does not answer the farewell.
+        The engine may hang, or the broker may not answer when its connection is closed.
         """
         timer = threading.Timer(delay_s, self._cut_short)
         timer.daemon = True
@@ -77,5 +77,5 @@ class Stopping:
             log.info("drain.disconnected", error=type(error).__name__)
 
     def _cut_short(self) -> None:
-        log.warning("worker.cut_short", thread_count=threading.active_count())
+        log.warning("worker.drain_deadline_exceeded", thread_count=threading.active_count())
         os._exit(self.status)

@@ -1,4 +1,4 @@
-"""The sweep: deliveries of dead workers, and those that nobody hinted, are due again."""
+"""The sweep: requeue the deliveries of dead workers, and those whose hint was lost."""
 
 import threading
 from collections.abc import Sequence

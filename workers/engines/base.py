@@ -98,9 +98,9 @@ class Engine(Protocol):
 
     @property
     def held(self) -> Mapping[str, float]:
-        """What the turns in work hold of the engine, by name: slots, requests, owed tokens.
+        """What the running turns hold of the engine, by name: slots, requests, owed tokens.
 
-        Everything is 0 once no turn is in work; what is not has leaked. From any thread.
+        All are 0 when no turn runs; a value that is not has leaked. May be called from any thread.
         """
         ...
 

@@ -243,7 +243,7 @@ def _explain(claim: Claim, error: TurnmillError) -> None:
 
 
 def _report(attempt: Attempt, outcome: Outcome, is_settled: bool) -> None:
-    """The usual is told by the tables and the metrics; the log tells the rest."""
+    """Log what the tables and metrics do not show."""
     claim = attempt.claim
     count_outcome(claim, outcome, is_settled, time.monotonic() - attempt.began_at)
     log.log(

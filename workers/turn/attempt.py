@@ -55,5 +55,5 @@ class Attempt:
             self.stop(AbortReason.DEADLINE if is_clients else AbortReason.TIMEOUT)
 
     def ignores_abort(self, since: float) -> bool:
-        """Whether the engine was told to stop before this time (`time.monotonic`) and goes on."""
+        """Whether the engine still generates, though it was aborted before `since` (monotonic)."""
         return not self.has_outcome and self._stopped_at < since

@@ -92,7 +92,7 @@ def _summarized(
 ) -> tuple[Message, ...] | None:
     """None if a summary would leave no room for the turn itself.
 
-    Later attempts extend no summary: they go on after what the first one read, and a turn is not
+    Later attempts extend no summary: they continue from what the first one read, and a turn is not
     lost to what may have killed its worker.
     """
     current = draft.after(summarizer.read())

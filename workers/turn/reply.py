@@ -6,7 +6,7 @@ from turnmill.workers.engines.base import Chunk, ToolCallPiece
 
 
 class ReplyDraft:
-    """Joins chunks. Text continues that of earlier attempts; calls of tools begin again."""
+    """Joins chunks. Text continues that of earlier attempts; tool calls restart."""
 
     def __init__(self, kept_text: str, kept_tokens: int) -> None:
         self._texts = [kept_text]

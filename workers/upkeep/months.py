@@ -75,7 +75,7 @@ def make_ahead(link: Link, table: str, now: datetime, pause: Pause) -> Iterator[
         name = month.partition_of(table)
         if _came_early(link, table, low, high):
             # They stay where they are: to move them would take them from under their workers.
-            log.warning("month.late", name=name)
+            log.warning("partition.missing", name=name)
             continue
         locks = (
             f"ONLY {table} IN SHARE UPDATE EXCLUSIVE MODE",
@@ -130,7 +130,7 @@ def _run_locked(
                 return False
         except psycopg.errors.QueryCanceled:
             break
-    log.warning("month.postponed", statement=statements[-1])
+    log.warning("partition.detach_deferred", statement=statements[-1])
     return False
 
 

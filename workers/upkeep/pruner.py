@@ -46,13 +46,14 @@ def prune(
     is_dry: bool = False,
     on_link: Callable[[Link], None] = lambda link: None,
 ) -> Counter[str] | None:
-    """One round; what went, by table. None if another process is at it.
+    """Delete one round of expired rows. Return the number deleted per table, or None if another
+    pruner holds the lock.
 
     `pause` sleeps between the steps, and ends the round by returning true. `on_link` is given
     the connection.
 
     Raises:
-        DatabaseUnavailable: what went until then is gone; the next round goes on.
+        DatabaseUnavailable: rows deleted until then stay deleted; the next round continues.
         SettingsError: the database's user may not drop and make partitions.
     """
     with closing(database.connect()) as link:

@@ -130,7 +130,7 @@ class _Lost(NamedTuple):
 
 
 def sweep(database: Database, settings: WorkerSettings, *, latest_s: float = float("inf")) -> int:
-    """Make lost turns due again; returns how many.
+    """Requeue or park lost turns; return how many.
 
     `latest_s`: PostgreSQL's Unix time at the latest, unless its clock has stepped forward.
     Raises `DatabaseUnavailable`.

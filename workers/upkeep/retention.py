@@ -151,7 +151,7 @@ class Round:
         *,
         is_dry: bool = False,
     ) -> None:
-        """`on_progress` is told the rows gone so far, by table. A dry round only counts them."""
+        """`on_progress` receives the numbers deleted so far, by table; a dry round only counts."""
         self._link = link
         self._retention = retention
         self._pause = pause

@@ -1,11 +1,11 @@
 """A batch in a process of its own, which does nothing but step it.
 
-Libraries hold Python's lock while they compute. In the worker's own process its heartbeats,
-database calls and readers would each wait for a step to end, several times a turn, and the
-steps for them. Between the two processes goes one message a step, whatever the number of turns.
+Inference libraries hold the GIL during a step. In the worker's own process its heartbeats,
+database calls and readers would wait for the end of a step, several times a turn, and the steps
+for them. The two processes exchange one message a step, whatever the number of turns.
 
 The child ends with its parent, even with one that was killed, and leaves signals to it. When
-the child dies, every turn in it is told at once, and no new one is taken.
+the child dies, every turn in it fails at once, and the engine takes no new one.
 """
 
 import os
@@ -88,7 +88,7 @@ class _Death:
 
 @dataclass(frozen=True, slots=True)
 class _News:
-    """What a step brought."""
+    """The tokens and ends of one step."""
 
     #: A turn's key, what happened to it, and its cached tokens so far.
     events: list[tuple[int, Token | TurnmillError | None, int]]
@@ -241,7 +241,7 @@ class ChildScheduler:
 
 
 class Child:
-    """The child's half: reads what has come, steps the batch, says what is new."""
+    """The child's half: receives turns, steps the batch, sends tokens."""
 
     def __init__(self, connection: Connection, batch: Batch) -> None:
         self._connection = connection
@@ -249,7 +249,7 @@ class Child:
         self._generations: dict[int, Generation] = {}
 
     def run(self) -> None:
-        """Until the parent says so, or is gone."""
+        """Step the batch until the parent sends the end or closes the connection."""
         try:
             while self._read():
                 if self._batch.is_busy:
@@ -259,7 +259,7 @@ class Child:
             return
 
     def _read(self) -> bool:
-        """Take in what has come; wait while there is nothing to do. False at the end."""
+        """Receive messages; block while the batch is idle. Return False after the last one."""
         timeout_s = 0.0 if self._batch.is_busy else None
         has_unwanted = False
         while self._connection.poll(timeout_s):

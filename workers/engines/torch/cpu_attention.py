@@ -36,7 +36,7 @@ def share_heads() -> None:
 def attend(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **settings: Any
 ) -> tuple[Any, None]:
-    """As `sdpa_attention_forward`, which goes on doing all else, single tokens too.
+    """As `sdpa_attention_forward`, which still serves single tokens and unusual arguments.
 
     query: [rows, heads, new, head size]; key, value: [rows, shared heads, columns, head size];
     the result: [rows, new, heads, head size].

@@ -38,13 +38,13 @@ class KVRows(Cache):  # type: ignore[misc]
 
     @property
     def row_count(self) -> int:
-        """Rows that have memory."""
+        """Rows with allocated memory."""
         keys = self.layers[0].keys
         return 0 if keys is None else len(keys)
 
     @property
     def column_count(self) -> int:
-        """Tokens that each row has memory for."""
+        """Allocated columns: the tokens that fit into each row."""
         keys = self.layers[0].keys
         return 0 if keys is None else int(keys.shape[2])
 
@@ -71,15 +71,13 @@ class KVRows(Cache):  # type: ignore[misc]
         return states
 
     def attach(self, states: RowStates, columns: int) -> None:
-        """Go on in the memory of a row that was detached, which will soon have so many columns;
-        nobody may have a row.
-        """
+        """Use the memory of a detached row again, widened to `columns`. No turn may have a row."""
         for layer, (keys, values) in zip(self.layers, states, strict=True):
             layer.keys, layer.values = keys[None], values[None]
         self.widen(columns)
 
     def widen(self, columns: int) -> None:
-        """Have so many columns in the only row.
+        """Widen the only row to so many columns.
 
         Where they do not fit, it grows by a quarter at once: a conversation grows with each of its
         turns, and each time all of it is moved.
@@ -103,7 +101,7 @@ class KVRows(Cache):  # type: ignore[misc]
         self.copy_in(target, states, length, columns)
 
     def release(self) -> None:
-        """Give the memory back; nobody may have a row."""
+        """Free the memory. No turn may have a row."""
         for layer in self.layers:
             layer.keys = layer.values = None
 
@@ -123,7 +121,9 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         """`reserve` does it."""
 
     def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """Write a pass's states, [rows, heads, new, head size]; what attention is to see."""
+        """Append the keys and values of one forward pass, [rows, heads, new_tokens, head_dim].
+        Return the slices that attention reads.
+        """
         aim = self._rows
         count, new = key_states.shape[0], key_states.shape[2]
         end = aim.first_row + count
@@ -136,7 +136,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return self.keys[window], self.values[window]
 
     def reserve(self, keys: Any, values: Any, rows: int, columns: int) -> None:
-        """Have room for so many rows and columns of states that look like these."""
+        """Allocate so many rows and columns for states of this shape."""
         self.keys = _grown(self.keys, keys, rows, columns)
         self.values = _grown(self.values, values, rows, columns)
 
@@ -164,7 +164,7 @@ def _grown(buffer: Any, states: Any, rows: int, columns: int) -> Any:
 
 
 class Masks:
-    """What each token may attend to, as the model wants to be told.
+    """Build the attention masks of a forward pass, in the form that the model takes.
 
     Full attention sees a row up to the token itself, sliding attention the last
     `config.sliding_window` tokens of it.
@@ -202,9 +202,9 @@ class Masks:
 
 
 def works_in_rows(model: Any) -> bool:
-    """Whether turns of differing lengths, side by side, get what each would get alone.
+    """Test whether a batch of turns of different lengths yields what each yields alone.
 
-    It is tried, because masks and positions are each architecture's own business.
+    Architectures differ in how they use masks and positions, so only a trial tells.
     """
     rows, masks = KVRows(model.config.get_text_config().num_hidden_layers), Masks(model)
     prompts = [[5, 6, 7, 8, 9, 10], [10, 9, 8, 7]]
@@ -225,10 +225,10 @@ def works_in_rows(model: Any) -> bool:
 def forward(
     model: Any, rows: KVRows, masks: Masks, row: int, new: list[list[int]], starts: list[int]
 ) -> Any:
-    """Compute new tokens of neighbouring rows, as many for each, from the first row on.
+    """Run one forward pass over new tokens of neighbouring rows, the same number for each.
 
-    `starts` says how many tokens each row has. Returns the logits after each row's last token,
-    [rows, vocabulary].
+    `row` is the first of them, and `starts` the number of tokens that each row has already. Return
+    the logits of each row's last token, [rows, vocabulary].
     """
     first = torch.tensor(starts, device=model.device)
     positions = first[:, None] + torch.arange(len(new[0]), device=model.device)

@@ -1,8 +1,8 @@
-"""What the engine remembers of turns that have ended: keys and values by their tokens.
+"""The prefix cache: keys and values of ended turns, found by their tokens.
 
 A conversation's next prompt begins with the last one and its reply, and many conversations
-begin with the same system prompt; neither needs to be computed again. Each namespace has what its
-own turns left.
+begin with the same system prompt; neither needs another prefill. A turn finds only prefixes of its
+own namespace.
 """
 
 from collections import OrderedDict
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from turnmill.workers.engines.torch.kv_rows import RowStates
 
-#: Shorter ones are not worth their copying.
+#: Shorter prefixes cost more to copy than to compute.
 MIN_TOKENS = 8
 
 
@@ -33,7 +33,7 @@ class Remembered:
 
 
 class PrefixStore:
-    """The states used least recently go first when they no longer fit."""
+    """An LRU cache, bounded by the tokens that its states have room for."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[int, Remembered] = OrderedDict()
@@ -41,7 +41,7 @@ class PrefixStore:
         self.column_count = 0
 
     def longest(self, tokens: Sequence[int], namespace: str) -> tuple[Remembered | None, int]:
-        """What shares the longest beginning with `tokens`, and how long that is."""
+        """Find the entry with the longest common prefix; return it and the prefix's length."""
         best, length = None, 0
         for entry in self._entries.values():
             shared = entry.shared_length(tokens, namespace)
@@ -52,7 +52,7 @@ class PrefixStore:
         return best, length
 
     def add(self, tokens: list[int], states: RowStates, namespace: str) -> None:
-        """Remember a row; what it only continues need not be kept besides."""
+        """Cache a row, and drop the entries that are prefixes of it."""
         for key, entry in list(self._entries.items()):
             if entry.shared_length(tokens, namespace) == len(entry.tokens):
                 self._drop(key)
@@ -61,13 +61,13 @@ class PrefixStore:
         self.column_count += entry.column_count
 
     def take(self, entry: Remembered) -> RowStates:
-        """The states, for somebody who goes on in their memory; they are forgotten here."""
+        """Remove an entry and return its states, whose memory the caller reuses."""
         if id(entry) in self._entries:
             self._drop(id(entry))
         return entry.states
 
     def shrink_to(self, column_count: int) -> None:
-        """Forget until the states have room for no more tokens than that."""
+        """Evict entries until the states have room for at most `column_count` tokens."""
         while self._entries and self.column_count > column_count:
             self._drop(next(iter(self._entries)))
 
@@ -76,6 +76,6 @@ class PrefixStore:
 
 
 def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens that both begin with."""
+    """Length of the common prefix, in tokens."""
     limit = min(len(one), len(other))
     return next((at for at in range(limit) if one[at] != other[at]), limit)

@@ -54,7 +54,7 @@ def penalize(logits: Any, context: Sequence[int], penalty: float) -> Any:
 
 
 def create_generator(params: GenerationParams, device: Any) -> Any:
-    """Each turn has its own, so that its neighbours do not shift its choices."""
+    """Give each turn its own random generator, so sampling does not depend on batch composition."""
     generator = torch.Generator(device)
     if params.seed is None:
         generator.seed()

@@ -25,7 +25,7 @@ from turnmill.workers.engines.torch.sampling import create_generator, next_token
 
 log = structlog.get_logger(__name__)
 
-#: Tokens that a turn can surely go on for once it has joined.
+#: Tokens that a turn can surely generate once it has joined.
 HEADROOM = 32
 
 #: Steps without want of memory before one more turn may run at once, as many again for each time
@@ -61,7 +61,7 @@ class Slot(Ranked):
 
 
 class SlotBatch:
-    """The turns in work and their KV cache. Row `i` of the cache belongs to slot `i`.
+    """The running turns and their KV cache. Row `i` of the cache belongs to slot `i`.
 
     All slots but the last run: their rows want for one token. The last one may still be
     `_joining`, that is computing its prompt.
@@ -142,7 +142,7 @@ class SlotBatch:
             self._leave(slot)
 
     def _leave(self, slot: Slot, *, remembers: bool = True) -> None:
-        """Free a row. What it holds is remembered, and the gap closed with the last rows."""
+        """Free a row: cache its prefix, and close the gap with the last rows."""
         row = self._slots.index(slot)
         if remembers and self._limits.reuses_prefixes and slot.computed >= MIN_TOKENS:
             self._remember(row, slot)
@@ -284,7 +284,9 @@ class SlotBatch:
             self._take_tokens(running, logits)
 
     def _forward(self, new: list[list[int]], slots: list[Slot]) -> Any:
-        """Compute as many new tokens of each slot; the logits after the last, [slots, words]."""
+        """Run one forward pass over the slots' new tokens, the same number for each. Return the
+        logits of each slot's last one, [slots, vocabulary].
+        """
         row = self._slots.index(slots[0])
         starts = [slot.computed for slot in slots]
         logits = forward(self._model, self._rows, self._masks, row, new, starts)
@@ -313,7 +315,7 @@ class SlotBatch:
         return max((len(slot.tokens) for slot in self._slots), default=0)
 
     def _reserve_memory(self) -> bool:
-        """Make room for the rows as they are: forget ended turns, then pause running ones."""
+        """Make room for the rows: evict cached prefixes first, then pause running turns."""
         most = self._limits.max_cached_tokens
         while len(self._slots) > 1 and len(self._slots) * self._width() > most:
             self._pause(max(self._slots, key=RANK), remembers=False)
@@ -321,7 +323,7 @@ class SlotBatch:
         return bool(self._slots)
 
     def _make_do_with_less(self, error: Exception) -> None:
-        """Memory ran out: fewer turns at once from now on, and nothing remembered."""
+        """Memory ran out: run fewer turns at once from now on, and drop all cached prefixes."""
         self._shortages += 1
         self._quiet_steps = 0
         self._store.shrink_to(0)

@@ -2,7 +2,7 @@
 
 Many threads submit turns; the thread's event loop hands them to vLLM at once, even while a
 long prompt is computed, and every token back to the thread that waits for it. When vLLM's
-processes die, every waiter is told and no new turn is taken.
+processes die, every waiting turn fails and the engine takes no new one.
 """
 
 import asyncio
@@ -140,7 +140,7 @@ class VLLMFront:
             self._end(EngineDied)
 
     def _end(self, refusal: type[EngineUnavailable]) -> None:
-        """Take no more turns, and tell those who wait."""
+        """Refuse new turns, and fail those that wait."""
         with self._lock:
             self._refusal = refusal
         for generation, task in self._tasks.items():
