@@ -6,7 +6,8 @@ Invariants that the statements in this folder keep:
 * at most one turn of a conversation is `queued` or `running`;
 * `conversations.answered_seq` is the number of the last turn before the first open one;
 * a reply exists exactly for a `completed` turn, written by the attempt that held the lease, or by
-  an interruption: then it is what that attempt had streamed.
+  an interruption: then it is what that attempt had streamed;
+* no turn of a conversation that is handed off is open.
 
 Turns, attempts, chunks and replies refer to each other by id without foreign keys: they
 are written together, by one statement. Attempts and replies are partitioned by the month of

@@ -42,7 +42,10 @@ log = structlog.get_logger()
 #: Ends after which a person may be wanted.
 _FAILURES = frozenset({TurnState.FAILED, TurnState.PARKED})
 
-_STATE = "SELECT state, attempt FROM turns WHERE id = %s"
+_OUTCOME = "SELECT outcome FROM attempts WHERE turn_id = %s AND number = %s"
+
+#: Those that an attempt's worker writes. Others cancel it, interrupt it, or find it lost.
+_OWN_OUTCOMES = frozenset({"answered", "failed", "snoozed", "handed_back"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +174,8 @@ class Settler:
 
     def _is_ours(self, claim: Claim) -> bool:
         """Whether an earlier commit, whose answer was lost, did go through."""
-        rows = self._database.run(_STATE, (claim.turn_id,))
-        return (
-            bool(rows)
-            and rows[0].attempt == claim.attempt
-            and rows[0].state not in (TurnState.RUNNING, TurnState.CANCELLED)
-        )
+        rows = self._database.run(_OUTCOME, (claim.turn_id, claim.attempt))
+        return bool(rows) and rows[0].outcome in _OWN_OUTCOMES
 
 
 def _answered(claim: Claim, outcome: Answered) -> Ending:

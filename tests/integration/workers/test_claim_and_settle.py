@@ -21,7 +21,8 @@ from structlog.testing import capture_logs
 
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.api.errors import problem_of_turn
-from turnmill.producer.cancel import cancel
+from turnmill.producer.cancel import cancel, end_open_turns
+from turnmill.producer.handoff import hand_off
 from turnmill.producer.tenants import create_tenant, save_bot
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.capabilities import Capabilities
@@ -35,6 +36,7 @@ from turnmill.schemas.errors import (
 )
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered, Failed, Outcome, Snoozed
+from turnmill.schemas.store.advance import lock_conversations
 from turnmill.schemas.turns import (
     AcceptedTurn,
     GenerationParams,
@@ -435,6 +437,31 @@ def test_a_commit_whose_answer_was_lost_is_found_again(
     assert state(system, first) is TurnState.COMPLETED
     assert state(system, second) is TurnState.QUEUED
     assert outcomes(system, first) == ["answered"]
+
+
+@pytest.mark.parametrize("end", ["cancel", "interrupt", "hand off"])
+def test_an_attempt_that_somebody_ended_while_postgres_was_away_was_fenced(
+    system: Any, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    turn = accept(system.database, system.request("hello"))
+    claim = claimed(new_leases(system), turn)
+    system.database.run(
+        "INSERT INTO chunks (turn_id, position, text, token_count) VALUES (%s, 0, 'no', 1)",
+        (turn.turn_id,),
+    )
+    match end:
+        case "cancel":
+            assert cancel(system.database, system.tenant_id, turn.turn_id)
+        case "interrupt":
+            with system.database.cursor() as cursor:
+                lock_conversations(cursor, [turn.conversation_id])
+                end_open_turns(cursor, turn.conversation_id, keeps_text=True)
+        case "hand off":
+            hand_off(system.database, system.tenant_id, turn.conversation_id, "A test.")
+    fail_once(monkeypatch, after=False)
+    assert not new_settler(system).settle(claim, REPLY)
+    reply = read(system, turn).reply
+    assert (reply.content if reply else None) == ("no" if end == "interrupt" else None)
 
 
 def test_a_reply_waits_for_postgres_to_come_back(
