@@ -20,9 +20,15 @@ FROM conversations c JOIN bots b ON b.id = c.bot_id WHERE c.id = %s FOR UPDATE O
 """
 
 _BEGIN = """
-INSERT INTO conversations (id, tenant_id, bot_id)
-SELECT %s, tenant_id, id FROM bots WHERE tenant_id = %s AND name = %s
-ON CONFLICT DO NOTHING
+WITH begun AS (
+    INSERT INTO conversations (id, tenant_id, bot_id)
+    SELECT %s, tenant_id, id FROM bots WHERE tenant_id = %s AND name = %s
+    ON CONFLICT DO NOTHING
+    RETURNING id, tenant_id, bot_id, next_seq, handed_off_at, policies
+)
+SELECT c.id, c.tenant_id, c.next_seq, c.handed_off_at, c.policies, b.name AS bot,
+    b.policies AS bot_policies
+FROM begun c JOIN bots b ON b.id = c.bot_id
 """
 
 _STATE = """
@@ -68,8 +74,8 @@ def lock_standing(cursor: Cursor, conversation_id: UUID) -> Standing | None:
 
 def begin(cursor: Cursor, tenant_id: UUID, bot: str, conversation_id: UUID) -> Standing:
     """Begin a conversation and lock it. Raises `UnknownBot`."""
-    cursor.execute(_BEGIN, (conversation_id, tenant_id, bot))
-    standing = lock_standing(cursor, conversation_id)
+    row = cursor.execute(_BEGIN, (conversation_id, tenant_id, bot)).fetchone()
+    standing = lock_standing(cursor, conversation_id) if row is None else Standing.of(row)
     if standing is None:
         raise UnknownBot(f"There is no bot or model '{bot}'.", param="model")
     return standing

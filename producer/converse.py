@@ -141,10 +141,12 @@ def _take_thread(
 
     One that was another tenant's or bot's does not fit: the channel was configured anew.
     """
-    found = cursor.execute(TAKE_THREAD, _thread_params(tenant_id, event)).fetchone()
+    params = _thread_params(tenant_id, event)
+    found = cursor.execute(TAKE_THREAD, params).fetchone()
     assert found is not None
     author = found.author
-    standing = lock_standing(cursor, found.conversation_id)
+    is_new = found.conversation_id == params["new"]
+    standing = None if is_new else lock_standing(cursor, found.conversation_id)
     if standing is None:
         standing = begin(cursor, tenant_id, bot, found.conversation_id)
     elif (standing.tenant_id, standing.bot) != (tenant_id, bot):

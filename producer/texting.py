@@ -112,6 +112,8 @@ def _collect(
     cursor: Cursor, request: TurnRequest, standing: Standing, quiet_s: float
 ) -> AcceptedTurn | None:
     """Add the message to the conversation's last turn, if its author waits for that one still."""
+    if not standing.last_seq:
+        return None
     params = {
         "conversation": standing.conversation_id,
         "last": standing.last_seq,

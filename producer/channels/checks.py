@@ -1,14 +1,17 @@
-"""Check one configured channel: its secrets, its bot, and what its platform says of the tokens."""
+"""Check configured channels: secrets, bots, and what a platform says of its tokens."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-from turnmill.producer.doctor.findings import Finding, broken, ok
+from turnmill.producer.doctor.findings import Finding, Level, broken, ok
 from turnmill.producer.tenants import find_tenant, list_bots
+from turnmill.schemas.channels.configuration import load_configuration
 from turnmill.schemas.channels.sections import ChannelSection, SecretReference
-from turnmill.schemas.errors import TurnmillError
+from turnmill.schemas.errors import SettingsError, TurnmillError
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.settings import Settings
 
 #: kind → "module:function" that asks the platform. Others have nobody to ask.
 PLATFORM_CHECKS = {
@@ -29,6 +32,33 @@ def check_channel(database: Database, section: ChannelSection) -> Iterator[Findi
         module, _, function = PLATFORM_CHECKS[section.kind].partition(":")
         ask: Any = getattr(import_module(module), function)
         yield from (finding.of(section.kind) for finding in ask(section))
+
+
+def check_secrets(settings: Settings) -> Iterator[Finding]:
+    """Look for mistakes in `turnmill.toml` and for secrets that this process does not get."""
+    try:
+        configuration = load_configuration(settings.config_path)
+    except SettingsError as error:
+        yield broken(error.message)
+        return
+    for name, section in configuration.channels.items():
+        for finding in _secrets(section):
+            if finding.level is not Level.OK:
+                detail = f"channels.{name}.{finding.what}: {finding.detail}"
+                yield replace(finding, detail=detail)
+
+
+def check_bots(settings: Settings, database: Database) -> Iterator[Finding]:
+    """Look for channels whose bot is missing."""
+    try:
+        configuration = load_configuration(settings.config_path)
+    except SettingsError:
+        # `check_secrets` tells.
+        return
+    for name, section in configuration.channels.items():
+        finding = _bot(database, section)
+        if finding.level is not Level.OK:
+            yield replace(finding, detail=f"channels.{name}: {finding.detail}")
 
 
 def _secrets(section: ChannelSection) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from urllib.parse import unquote, urlsplit
 
+from turnmill.producer.channels.checks import check_secrets
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
 from turnmill.schemas.broker import refuse_early_redelivery
 from turnmill.schemas.errors import SettingsError
@@ -117,4 +118,5 @@ CHECKS: dict[str, Check[Settings]] = {
     "broker password": _broker_password,
     "flower": _flower,
     "api": _api,
+    "channels": check_secrets,
 }

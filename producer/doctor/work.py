@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from turnmill.producer.affinity import WARMTH, ids_since
+from turnmill.producer.channels.checks import check_bots
 from turnmill.producer.doctor.database import Target
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
 from turnmill.schemas.channels.deliveries import DeliveryState
@@ -212,6 +213,10 @@ def _parked(target: Target) -> Iterator[Finding]:
         yield note(f"{row.turns} turns ran out of attempts", "turnmill parked list")
 
 
+def _bots(target: Target) -> Iterator[Finding]:
+    return check_bots(target.settings, target.database)
+
+
 def _deliveries(target: Target) -> Iterator[Finding]:
     params = {"age_s": UNSERVED_S}
     for row in target.database.run(_UNTAKEN, params):
@@ -248,5 +253,6 @@ CHECKS: dict[str, Check[Target]] = {
     "oldest turn": _oldest,
     "affinity": _affinity,
     "parked turns": _parked,
+    "bots of channels": _bots,
     "deliveries": _deliveries,
 }

@@ -103,7 +103,7 @@ def _channels(
             mistakes.append((at, f"is a table: [channels.{name}]"))
         elif (kind := section.get("kind")) not in SECTIONS:
             hint = _meant(str(kind), SECTIONS) if kind else ""
-            what = "is none of the known" if kind else "is missing; it is one of"
+            what = "is none of the known kinds" if kind else "is missing; it is one of"
             mistakes.append(((*at, "kind"), f"{what}: {', '.join(SECTIONS)}.{hint}"))
         else:
             try:

@@ -29,6 +29,7 @@ from turnmill.producer.accept import accept
 from turnmill.producer.doctor import Finding, Level, clock, configuration, diagnose, installation
 from turnmill.producer.doctor.broker_amqp import confirms
 from turnmill.producer.doctor.findings import examine
+from turnmill.producer.tenants import ensure_defaults
 from turnmill.schemas.broker import hint_queues
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.ids import new_id
@@ -664,3 +665,35 @@ def test_a_worker_that_says_it_consumes_without_a_consumer_at_the_broker_is_foun
     finding = found("consumers")
     assert finding.level is Level.BROKEN
     assert "the broker has no consumer of turns.interactive" in finding.detail
+
+
+# Channels
+
+
+def test_a_wrong_channel_a_missing_secret_and_a_missing_bot_are_named(
+    data: Path,
+    servers: Callable[[str, str], None],
+    database_url: str,
+    valkey_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    servers(database_url, valkey_url)
+    settings = load_settings()
+    with closing(Database(settings.database)) as database:
+        ensure_defaults(database, settings)
+    file = data / "turnmill.toml"
+    file.write_text(
+        '[channels.desk]\nkind = "webhook"\nbot = "nobody"\nurl = "https://desk.example"\n'
+        'secret = { env = "DESK_SECRET" }\n'
+    )
+    monkeypatch.delenv("DESK_SECRET", raising=False)
+    finding = found("channels")
+    assert (finding.level, "variable DESK_SECRET" in finding.detail) == (Level.BROKEN, True)
+    monkeypatch.setenv("DESK_SECRET", "whsec_" + "ab" * 16)
+    findings = diagnose()
+    assert [each for each in findings if each.what == "channels"] == []
+    finding = found("bots of channels", findings)
+    assert "channels.desk: the tenant default has no bot 'nobody'" in finding.detail
+    assert "turnmill channels apply" in finding.fix
+    file.write_text(file.read_text().replace("secret =", "secrt ="))
+    assert "Did you mean secret?" in found("channels").detail

@@ -61,7 +61,7 @@ def test_without_a_file_there_are_no_channels() -> None:
     [
         (("bot_token", "bot_tokn"), 14, "bot_tokn: is not known. Did you mean bot_token?"),
         (("[channels.", "[channel."), 10, "channel: is not known. Did you mean channels?"),
-        (('"slack"', '"slak"'), 11, "kind: is none of the known: slack, webhook. Did you mean sl"),
+        (('"slack"', '"slak"'), 11, "kind: is none of the known kinds: slack, webhook. Did you"),
         (('kind = "slack"\n', ""), 10, "kind: is missing; it is one of: slack, webhook"),
         (('bot = "support"\n', ""), 10, "channels.acme-slack.bot: Field required"),
         (("double_texting", "doubletexting"), 7, "Did you mean double_texting?"),
