@@ -216,6 +216,8 @@ def _obey(
 ) -> Received:
     conversation_id = thread.standing.conversation_id
     match command:
+        case CommandName.STOP if thread.standing.is_handed_off:
+            return Received(Kind.IGNORED, conversation_id)
         case CommandName.STOP:
             end_open_turns(cursor, conversation_id, keeps_text=True)
             say(cursor, conversation_id, thread.policies.texts.stopped)

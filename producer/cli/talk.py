@@ -106,7 +106,9 @@ class _Talk:
 
     def show_past(self) -> None:
         for turn in self._past:
-            console.print("[bold]you:[/]", plain(turn.messages[-1].text))
+            last = turn.messages[-1]
+            who = "a person:" if last.role is Role.ASSISTANT else "you:"
+            console.print(f"[bold]{who}[/]", plain(last.text))
             console.print(plain(turn.reply.content) if turn.reply else f"[dim]{turn.state}[/]")
 
     def show_how_to_resume(self) -> None:

@@ -23,7 +23,9 @@ async def print_reply(system: System, turn_id: UUID, console: Console) -> Turn:
                     status.stop()
                     console.print(plain(piece), end="", soft_wrap=True)
     console.print()
-    if turn.state is not TurnState.COMPLETED:
+    if turn.state is TurnState.HANDED_OFF:
+        console.print("[dim]A person answers this conversation; what you wrote is kept.[/]")
+    elif turn.state is not TurnState.COMPLETED:
         reason = plain(f"({turn.error_code}): {turn.error_message}")
         console.print(f"[red]{turn.state}[/]", reason)
     return turn

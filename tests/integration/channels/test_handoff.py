@@ -182,6 +182,12 @@ def test_a_turn_of_the_api_is_kept_for_the_person_too(replica: Replica) -> None:
     assert accept(replica.database, request).state == "handed_off"
 
 
+def test_a_stop_button_says_nothing_while_a_person_answers(replica: Replica) -> None:
+    replica.command("hand_off")
+    assert replica.command("stop").kind is Kind.IGNORED
+    assert replica.notices() == [TEXTS.handed_off]
+
+
 def test_a_reset_ends_the_hand_off_with_a_fresh_conversation(replica: Replica) -> None:
     first = replica.command("hand_off")
     reset = replica.command("reset")

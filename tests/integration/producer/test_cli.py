@@ -439,6 +439,9 @@ def test_a_conversation_is_handed_off_answered_and_resumed(
     assert "assistant ([red]ada[/]): It is on its way." in told
     assert "A person answers since" in told
     assert "\x1b[2J" not in told
+    said = turnmill("chat", "--conversation", shown, stdin="Thanks\n")[1]
+    assert "a person: It is on its way." in said
+    assert "A person answers this conversation" in said
     assert "The bot answers again." in turnmill("conversations", "resume", shown)[1]
     assert "answers it already" in turnmill("conversations", "resume", shown)[1]
     assert turnmill("conversations", "answer", shown, "Hi")[0] != 0
