@@ -2,15 +2,15 @@
 
 from turnmill.schemas.turns import TurnState
 
-#: Turns of the same model and lane that are taken before this one.
+#: Turns of the same model and lane that are taken before this one, 999 at most.
 PLACE = """
-SELECT count(other.turn_id)::int AS place
-FROM (SELECT 1) AS always
-LEFT JOIN outbox mine ON mine.turn_id = %(turn)s
-LEFT JOIN outbox other ON other.model = mine.model AND other.lane = mine.lane
-    AND other.turn_id <> mine.turn_id
-    AND (coalesce(other.deadline_at, 'infinity'), other.due_at)
-        < (coalesce(mine.deadline_at, 'infinity'), mine.due_at)
+SELECT count(*)::int AS place FROM (
+    SELECT FROM outbox mine JOIN outbox other ON other.model = mine.model
+        AND other.lane = mine.lane AND other.turn_id <> mine.turn_id
+        AND (coalesce(other.deadline_at, 'infinity'), other.due_at)
+            < (coalesce(mine.deadline_at, 'infinity'), mine.due_at)
+    WHERE mine.turn_id = %(turn)s LIMIT 999
+) AS earlier
 """
 
 #: How many turns a model answers at once, and how long the last ones took, seconds.

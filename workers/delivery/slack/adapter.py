@@ -13,7 +13,6 @@ message behind, unfinished, beside the reply.
 """
 
 import hashlib
-import json
 import time
 from typing import Any
 
@@ -23,7 +22,6 @@ from turnmill.schemas.settings import DeliverySettings
 from turnmill.schemas.turns import TurnState
 from turnmill.workers.delivery.base import Job, Look, Memory
 from turnmill.workers.delivery.markdown import closing, cut, open_fence, split
-from turnmill.workers.delivery.posting import post
 from turnmill.workers.delivery.slack.blocks import MAX_SECTION, buttons, metadata, section
 from turnmill.workers.delivery.slack.calls import Calls
 from turnmill.workers.delivery.slack.mrkdwn import to_mrkdwn
@@ -35,8 +33,8 @@ MAX_STREAM = 11_500
 
 #: Each message that is being written changes at most once in this time.
 WRITE_EVERY_S = 1.0
-#: A turn that waits is looked at so often.
-WAIT_EVERY_S = 2.0
+#: A turn that waits is looked at so often, and less often for each turn before it.
+WAIT_EVERY_S, WAIT_LONGER_S = 2.0, 0.1
 #: Slack takes a status away after two minutes.
 STATUS_EVERY_S = 90.0
 
@@ -63,7 +61,6 @@ class SlackDelivery:
         token = section.bot_token.read().get_secret_value()
         self._calls = Calls(token, section.api_url, settings.timeout_s)
         self._streams = section.streams
-        self._timeout_s = settings.timeout_s
 
     def close(self) -> None:
         """Every call has a connection of its own."""
@@ -87,12 +84,14 @@ class SlackDelivery:
     def show(self, job: Job, look: Look, memory: Memory) -> float | None:
         if _is_command(job):
             return None
-        if job.is_doubtful and _is_drafted(memory):
+        if job.is_doubtful and _is_drafted(memory) and not memory.value.get("is_torn"):
             memory.keep(is_torn=True)
         if look.text.strip() and not memory.value.get("is_torn"):
             return self._write(job, look.text, memory)
         self._show_status(job, look, memory)
-        return WRITE_EVERY_S if look.state is TurnState.RUNNING else WAIT_EVERY_S
+        if look.state is TurnState.RUNNING:
+            return WRITE_EVERY_S
+        return WAIT_EVERY_S + min(look.place or 0, 100) * WAIT_LONGER_S
 
     # The message that is being written.
 
@@ -322,22 +321,8 @@ class SlackDelivery:
         pieces = [to_mrkdwn(piece) for piece in split(part, MAX_SECTION, _rendered)]
         blocks = [section(piece) for piece in pieces] + (buttons(job) if is_last else [])
         body = {"response_type": "in_channel", "text": "\n".join(pieces), "blocks": blocks}
-        headers = {"Content-Type": "application/json"}
-        url, timeout_s = job.target["response_url"], self._timeout_s
         memory.hold()
-        answer = post(url, json.dumps(body).encode(), headers, timeout_s)
-        if answer.status == 429 or answer.status >= 500:
-            raise ChannelUnavailable(
-                f"Slack answered {answer.status} at a response URL.",
-                retry_after_s=answer.retry_after_s,
-                is_doubtful=answer.status >= 500,
-            )
-        if answer.status >= 400:
-            raise DeliveryRefused(
-                "The slash command can be answered no more: Slack takes five answers within "
-                "30 minutes. Ask in a message to the app instead.",
-                reason="response_url_expired",
-            )
+        self._calls.respond(job.target["response_url"], body)
 
 
 def _is_command(job: Job) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError, SlackClientError
+from slack_sdk.webhook import WebhookClient
 
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 
@@ -52,14 +53,15 @@ class Calls:
 
     def __init__(self, token: str, api_url: str, timeout_s: float) -> None:
         # At `debug` the client logs what it sends.
-        logger = logging.getLogger("turnmill.slack")
-        logger.setLevel(logging.CRITICAL)
+        self._logger = logging.getLogger("turnmill.slack")
+        self._logger.setLevel(logging.CRITICAL)
+        self._timeout_s = max(1, int(timeout_s))
         self._client = WebClient(
             token,
             base_url=api_url,
-            timeout=max(1, int(timeout_s)),
+            timeout=self._timeout_s,
             retry_handlers=[],
-            logger=logger,
+            logger=self._logger,
         )
         #: Until when a method is not called for a channel (`time.monotonic`).
         self._closed: dict[tuple[str, str], float] = {}
@@ -99,6 +101,35 @@ class Calls:
                 f"Slack did not answer {method}: {type(error).__name__}.", is_doubtful=True
             ) from None
         return dict(answer.data)
+
+    def respond(self, url: str, body: dict[str, Any]) -> None:
+        """Post to a response URL; raises as `call` does.
+
+        https://docs.slack.dev/interactivity/handling-user-interaction#message_responses
+        """
+        client = WebhookClient(url, timeout=self._timeout_s, retry_handlers=[], logger=self._logger)
+        try:
+            answer = client.send_dict(body)
+        except (SlackClientError, OSError, http.client.HTTPException, ValueError) as error:
+            raise ChannelUnavailable(
+                f"Slack did not answer at a response URL: {type(error).__name__}.",
+                is_doubtful=True,
+            ) from None
+        status = answer.status_code
+        if status == 429 or status >= 500:
+            raise ChannelUnavailable(
+                f"Slack answered {status} at a response URL.",
+                retry_after_s=_seconds(answer.headers.get("Retry-After"))
+                if status == 429
+                else None,
+                is_doubtful=status >= 500,
+            )
+        if status >= 400:
+            raise DeliveryRefused(
+                "The slash command can be answered no more: Slack takes five answers within "
+                "30 minutes. Ask in a message to the app instead.",
+                reason="response_url_expired",
+            )
 
     @property
     def bot_id(self) -> str:
