@@ -401,6 +401,26 @@ def test_a_call_says_what_becomes_of_its_message_while_another_is_answered(
     assert same is (policy == "Collect")
 
 
+def test_a_stream_that_is_interrupted_ends_with_the_text_that_it_has(
+    make_api: MakeAPI, eventually: Callable[..., None]
+) -> None:
+    api = make_api(engine={"name": "echo", "model": BOT, "echo_token_s": 0.05})
+    headers = {"X-Turnmill-Conversation": "customer"}
+    with InlineWorker(api.settings), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(
+            lambda: events(api.post("[[tokens=5000]]", headers=headers, stream=True))
+        )
+        eventually(lambda: api.database.run("SELECT 1 FROM chunks WHERE position >= 1"))
+        second = _say(api, "two", "interrupt")
+        assert second.status_code == 200
+        chunks = [event["choices"][0] for event in first.result(30)]
+    shown = "".join(chunk["delta"].get("content", "") for chunk in chunks)
+    assert chunks[-1]["finish_reason"] == "length"
+    path = f"/conversations/{second.headers['x-turnmill-conversation']}"
+    turn = api.http.get(path).json()["turns"][0]
+    assert (turn["state"], turn["reply"]["content"]) == ("completed", shown)
+
+
 def test_an_unknown_policy_is_refused_by_name(api: API) -> None:
     response = _say(api, "one", "sometimes")
     assert response.status_code == 400
