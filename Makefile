@@ -28,6 +28,8 @@ LLMCOMPRESSOR := .venv-llmcompressor
 EXTRAS := embedded openvino transformers compression on-policy remote triton parquet chaos bench dev
 PIP := $(BIN)/pip --disable-pip-version-check
 STAMPS := .stamps
+# What every engine must do; the contracts of channels have libraries of their own.
+CONTRACT := tests/contract/test_engine.py tests/contract/test_storm.py
 CODE := compression producer schemas workers infra tests
 PACKAGES := turnmill.compression turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
 
@@ -43,17 +45,19 @@ demo: $(STAMPS)/app ## Answer the sample backlog with the real default model
 up: $(STAMPS)/app ## Start the embedded stack and keep it up until Ctrl-C
 	@exec $(BIN)/turnmill up
 
+# Where Python may write no bytecode, each of hundreds of processes compiles all of its modules.
 test: $(STAMPS)/dev servers ## Run all tests (pytest's options: make test ARGS="-m fast")
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 # vLLM's versions of torch and transformers are its own. Its warnings are, too.
 test-vllm: $(STAMPS)/vllm ## Test vLLM on the CPU, as engine and as server, in its own environment (3 GB)
-	$(VLLM)/bin/python -m pytest -W default tests/contract tests/integration/engines/test_fidelity.py \
+	$(VLLM)/bin/python -m pytest -W default $(CONTRACT) tests/contract/test_openai_http.py \
+	  tests/contract/test_odd_servers.py tests/integration/engines/test_fidelity.py \
 	  tests/integration/engines/test_vllm.py tests/integration/engines/test_vllm_artifacts.py tests/unit/test_vendor.py \
 	  -k "vllm or openai_http" $(ARGS)
 
 test-triton: $(STAMPS)/dev $(STAMPS)/triton ## Test the Triton engine with a real tritonserver (700 MB)
-	$(BIN)/python -m pytest tests/contract tests/unit/engines/test_triton.py tests/integration/engines/test_triton.py \
+	$(BIN)/python -m pytest $(CONTRACT) tests/unit/engines/test_triton.py tests/integration/engines/test_triton.py \
 	  -k triton $(ARGS)
 
 test-storm: $(STAMPS)/dev servers ## The storms of the tests with more turns (STORM_TURNS=5000; ARGS="-k openvino"; STORM_SEED=2)
@@ -61,7 +65,8 @@ test-storm: $(STAMPS)/dev servers ## The storms of the tests with more turns (ST
 
 # The tests run beside the others' libraries, the stand-in for TensorFlow Serving in its own.
 test-tfserving: $(STAMPS)/dev $(STAMPS)/tensorflow ## Test the TensorFlow Serving engine against a stand-in (2 GB)
-	$(BIN)/python -m pytest tests/contract -k tfserving $(ARGS)
+	$(BIN)/python -m pytest $(CONTRACT) tests/contract/test_tfserving.py tests/contract/test_tfserving_t5.py \
+	  -k tfserving $(ARGS)
 
 # The converters run in their own environments, the tests beside the others' libraries.
 test-litert: $(STAMPS)/dev $(STAMPS)/litert $(STAMPS)/tensorflow ## Test the exports to LiteRT, of torch and of Keras models (4 GB)

@@ -24,8 +24,7 @@ LITERT = _REPOSITORY / ".venv-litert" / "bin" / "python"
 #: The folder and the files whose tests break things and time what happens.
 FAULTS = {"chaos", "test_drain", "test_storm", "test_topologies"}
 #: The folder that loads each engine once, and the files beside it that keep real models busy.
-CONTRACT = "contract"
-COMPUTING = {CONTRACT, "test_fidelity", "test_openvino", "test_quantized", "test_slots"}
+COMPUTING = {"contract", "test_fidelity", "test_openvino", "test_quantized", "test_slots"}
 CORES = sorted(os.sched_getaffinity(0))
 #: The niceness of a process that has run a test of COMPUTING.
 GIVE_WAY = 5
@@ -100,9 +99,14 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 def _together(file: Path) -> str | None:
     """Name what runs in one process with others; None is a file by itself."""
-    if file.parent.name == CONTRACT:
-        return CONTRACT
+    if is_computing(file):
+        return "computing"
     return "faults" if {file.parent.name, file.stem} & FAULTS else None
+
+
+def is_computing(file: Path) -> bool:
+    """Whether the tests of a file keep real models busy."""
+    return bool({file.parent.name, file.stem} & COMPUTING)
 
 
 def _needed(item: pytest.Item) -> set[str]:
@@ -117,7 +121,8 @@ def pytest_report_header() -> list[str]:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """How `make test` shares the tests out among its processes: whole files, but faults one after
-    the other, and the contract suite in one process, which loads each engine once.
+    the other, and what computes in one process, on half of the cores: two that compute beside each
+    other would wait for each other's half.
 
     A scheduler, because the marks of `--dist loadgroup` do nothing with pytest 9.2:
     https://github.com/pytest-dev/pytest-xdist/issues/1386
@@ -140,8 +145,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """
     if not IS_XDIST_WORKER:
         return
-    is_computing = bool({item.path.parent.name, item.path.stem} & COMPUTING)
-    if is_computing and os.nice(0) < GIVE_WAY:
+    computes = is_computing(item.path)
+    if computes and os.nice(0) < GIVE_WAY:
         os.nice(GIVE_WAY)
     # Threads and processes that the test starts inherit them.
-    os.sched_setaffinity(0, CORES[len(CORES) // 2 :] if is_computing else CORES)
+    os.sched_setaffinity(0, CORES[len(CORES) // 2 :] if computes else CORES)

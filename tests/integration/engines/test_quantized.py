@@ -36,6 +36,7 @@ SIZES = {
 PROMPTS = ["w5 w6 w7 w9", "w31 w12", " ".join(f"w{number}" for number in range(10, 60))]
 END = "<end>"
 MAX_TOKENS = 12
+ALREADY = r"already \(.*Leave TURNMILL_ENGINE__QUANTIZATION"
 
 
 def tiny_model() -> Any:
@@ -167,10 +168,19 @@ def test_a_quantized_checkpoint_answers_as_plain_generate_does(artifact: Path) -
     assert max(len(reply.split()) for reply in replies) == MAX_TOKENS
 
 
-def test_what_is_quantized_already_is_not_quantized_again(artifact: Path) -> None:
-    for bits in ("int8", "nf4"):
-        with pytest.raises(SettingsError, match=r"already \(.*Leave TURNMILL_ENGINE__QUANTIZATION"):
-            create_engine(settings_for(artifact, quantization=bits)).start()
+@pytest.mark.parametrize("bits", ["int8", "nf4"])
+def test_what_is_quantized_already_is_not_quantized_again(artifact: Path, bits: str) -> None:
+    torch_model = import_module("turnmill.workers.engines.torch.model")
+    config = transformers.AutoConfig.from_pretrained(artifact)
+    with pytest.raises(SettingsError, match=ALREADY):
+        torch_model.check_quantized(config, settings_for(artifact, quantization=bits))
+
+
+def test_an_engine_does_not_start_with_what_would_be_quantized_again(tmp_path: Path) -> None:
+    compress(tmp_path, 8, None)
+    save_tokenizer(tmp_path)
+    with pytest.raises(SettingsError, match=ALREADY):
+        create_engine(settings_for(tmp_path, quantization="int8")).start()
 
 
 def test_a_missing_reader_is_named_with_the_extra_that_brings_it(
