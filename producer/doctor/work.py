@@ -64,6 +64,12 @@ WHERE d.state = '{DeliveryState.PENDING}' AND t.state NOT IN ({OPEN})
   AND t.settled_at < clock_timestamp() - make_interval(secs => %(age_s)s)
 """
 
+_HANDED_OFF = """
+SELECT count(*) AS conversations,
+       extract(epoch FROM clock_timestamp() - min(handed_off_at))::int AS age_s
+FROM conversations WHERE handed_off_at IS NOT NULL
+"""
+
 _UNGUARDED = f"""
 WITH {_LIVE}
 SELECT DISTINCT model FROM live
@@ -213,6 +219,15 @@ def _parked(target: Target) -> Iterator[Finding]:
         yield note(f"{row.turns} turns ran out of attempts", "turnmill parked list")
 
 
+def _handed_off(target: Target) -> Iterator[Finding]:
+    (row,) = target.database.run(_HANDED_OFF)
+    if row.conversations:
+        yield note(
+            f"people answer {row.conversations}, the first for {_span(row.age_s)}",
+            "turnmill conversations list; turnmill conversations resume lets the bot answer again",
+        )
+
+
 def _bots(target: Target) -> Iterator[Finding]:
     return check_bots(target.settings, target.database)
 
@@ -253,6 +268,7 @@ CHECKS: dict[str, Check[Target]] = {
     "oldest turn": _oldest,
     "affinity": _affinity,
     "parked turns": _parked,
+    "conversations": _handed_off,
     "bots of channels": _bots,
     "deliveries": _deliveries,
 }

@@ -631,6 +631,14 @@ def test_parked_turns_are_noted(stuck: Any) -> None:
     assert (finding.level, finding.fix) == (Level.NOTE, "turnmill parked list")
 
 
+def test_conversations_that_people_answer_are_noted(stuck: Any) -> None:
+    stuck.database.run("UPDATE conversations SET handed_off_at = now() - interval '5 hours'")
+    finding = found("conversations")
+    assert finding.level is Level.NOTE
+    assert "the first for 300 min" in finding.detail
+    assert "turnmill conversations list" in (finding.fix or "")
+
+
 def test_hints_in_the_broker_without_a_consumer_are_found(
     servers: Callable[[str, str], None], system: Any, eventually: Callable[..., None]
 ) -> None:
