@@ -1,13 +1,13 @@
 """What a channel is: the way in for the events of one platform."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from turnmill.producer.converse import Received
 from turnmill.schemas.channels.events import Event
-from turnmill.schemas.content import storable
+from turnmill.schemas.content import MAX_PARTS, Content, TextPart, storable
 from turnmill.schemas.errors import InvalidInput
 
 JSON = "application/json"
@@ -104,3 +104,12 @@ def storable_json(value: Any) -> Any:
         case list():
             return [storable_json(each) for each in value]
     return value
+
+
+def content_of(text: str, files: Iterable[tuple[str | None, str | None]]) -> Content:
+    """The text, and the names and types of the files that came with it; of files alone nothing is
+    read."""
+    named = [f"[file: {name or 'unnamed'}, {kind or 'unknown type'}]" for name, kind in files]
+    if not text or not named:
+        return text
+    return tuple(TextPart(text=part) for part in (text, *named))[:MAX_PARTS]

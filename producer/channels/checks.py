@@ -16,6 +16,13 @@ from turnmill.schemas.settings import Settings
 #: kind → "module:function" that asks the platform. Others have nobody to ask.
 PLATFORM_CHECKS = {
     "slack": "turnmill.producer.channels.slack.check:check_slack",
+    "telegram": "turnmill.producer.channels.telegram.check:check_telegram",
+}
+
+#: kind → "module:function" that tells the platform where to send its events. On others a person
+#: pastes the address.
+REGISTRATIONS = {
+    "telegram": "turnmill.producer.channels.telegram.check:register_telegram",
 }
 
 
@@ -29,8 +36,7 @@ def check_channel(database: Database, section: ChannelSection) -> Iterator[Findi
     yield from secrets
     yield _bot(database, section).of("bot")
     if section.kind in PLATFORM_CHECKS and not any(each.fix for each in secrets):
-        module, _, function = PLATFORM_CHECKS[section.kind].partition(":")
-        ask: Any = getattr(import_module(module), function)
+        ask = _load(PLATFORM_CHECKS[section.kind])
         yield from (finding.of(section.kind) for finding in ask(section))
 
 
@@ -59,6 +65,25 @@ def check_bots(settings: Settings, database: Database) -> Iterator[Finding]:
         finding = _bot(database, section)
         if finding.level is not Level.OK:
             yield replace(finding, detail=f"channels.{name}: {finding.detail}")
+
+
+def register_channel(section: ChannelSection, address: str) -> Iterator[Finding]:
+    """Tell the platform the address of its events.
+
+    Raises:
+        SettingsError: a secret is missing, or this platform's address is pasted by hand.
+    """
+    if section.kind not in REGISTRATIONS:
+        raise SettingsError(
+            f"{section.kind} has no call that registers an address. Paste it: {address}"
+        )
+    register = _load(REGISTRATIONS[section.kind])
+    yield from (finding.of(section.kind) for finding in register(section, address))
+
+
+def _load(place: str) -> Any:
+    module, _, function = place.partition(":")
+    return getattr(import_module(module), function)
 
 
 def _secrets(section: ChannelSection) -> Iterator[Finding]:

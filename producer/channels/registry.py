@@ -11,6 +11,7 @@ from turnmill.schemas.channels.sections import ChannelSection
 #: kind → "module:Class", imported only where it is configured.
 CHANNELS = {
     "slack": "turnmill.producer.channels.slack.channel:SlackChannel",
+    "telegram": "turnmill.producer.channels.telegram.channel:TelegramChannel",
     "webhook": "turnmill.producer.channels.webhook:WebhookChannel",
 }
 

@@ -124,6 +124,22 @@ class SlackSection(ChannelSection):
         return self
 
 
+class TelegramSection(ChannelSection):
+    """https://core.telegram.org/bots/api"""
+
+    kind: Literal["telegram"]
+    #: `123456789:AA…`, from @BotFather.
+    bot_token: SecretReference
+    #: 1 to 256 of `A-Za-z0-9_-`: of our making; Telegram sends it with each update.
+    secret_token: SecretReference
+    #: The bot's name, as people mention it in groups.
+    username: Annotated[str, StringConstraints(pattern="^@?[A-Za-z0-9_]{1,32}$")] | None = None
+    #: Another address of the Bot API: a server of one's own, or the mock.
+    api_url: HTTPAddress = "https://api.telegram.org"
+    #: Whether replies appear while they are written.
+    streams: bool = True
+
+
 class WebhookSection(ChannelSection):
     """Any other system, by signed webhooks both ways. https://www.standardwebhooks.com"""
 
@@ -136,5 +152,6 @@ class WebhookSection(ChannelSection):
 
 SECTIONS: dict[str, type[ChannelSection]] = {
     "slack": SlackSection,
+    "telegram": TelegramSection,
     "webhook": WebhookSection,
 }

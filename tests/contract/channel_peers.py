@@ -8,10 +8,13 @@ from typing import Any, ClassVar, Protocol
 from pydantic import SecretStr
 from slack_sdk.signature import SignatureVerifier
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
+from telegram import Update
 
 from turnmill.infra.mocks import webhook
 from turnmill.infra.mocks.slack import events as slack
 from turnmill.infra.mocks.slack.payloads import Workspace
+from turnmill.infra.mocks.telegram import updates as telegram
+from turnmill.infra.mocks.telegram.updates import Messenger
 from turnmill.schemas.channels.signatures import webhook_key
 
 
@@ -33,6 +36,9 @@ class Peer(Protocol):
     max_body_bytes: int
     #: Whether texts arrive with `&`, `<` and `>` escaped.
     escapes: bool
+    #: What is signed: of `body` and `time`, those that a replay or a change would be found by.
+    signs: frozenset[str]
+    methods: str
 
     def message(self, text: str, event_id: str | None = None) -> Any: ...
     def attachment(self) -> Any: ...
@@ -54,6 +60,8 @@ class SlackPeer:
     variables: ClassVar = {"CONTRACT_SECRET": secret, "CONTRACT_TOKEN": "xoxb-made-up"}
     max_body_bytes = 1024 * 1024
     escapes = True
+    signs = frozenset({"body", "time"})
+    methods = "POST"
 
     def __init__(self) -> None:
         self._workspace = Workspace()
@@ -85,6 +93,49 @@ class SlackPeer:
         return SignatureVerifier(self.secret).is_valid_request(sent.body, sent.headers)
 
 
+class TelegramPeer:
+    section = """
+        bot_token = { env = "CONTRACT_TOKEN" }
+        secret_token = { env = "CONTRACT_SECRET" }
+        username = "acme_bot"
+    """
+    secret = "a-made-up_SECRET-0123456789"  # noqa: S105
+    variables: ClassVar = {"CONTRACT_SECRET": secret, "CONTRACT_TOKEN": "123456789:AAmade-up"}
+    max_body_bytes = 1024 * 1024
+    escapes = False
+    signs: frozenset[str] = frozenset()
+    methods = "POST"
+
+    def __init__(self) -> None:
+        self._messenger = Messenger()
+
+    def message(self, text: str, event_id: str | None = None) -> Any:
+        number = int(event_id.removeprefix("Ev")) if event_id else None
+        return self._messenger.update(number, message=self._messenger.message(text))
+
+    def attachment(self) -> Any:
+        return self._messenger.update(message=self._messenger.photo())
+
+    def own(self) -> Any:
+        return self._messenger.update(message=self._messenger.by_the_bot())
+
+    def unknown(self) -> Any:
+        return self._messenger.update(my_chat_member={"chat": {"id": 1}})
+
+    def encode(self, payload: Any) -> bytes:
+        return json.dumps(payload).encode()
+
+    def sign(self, body: bytes, *, at: float | None = None, secret: str | None = None) -> Sent:
+        signed = telegram.sign(secret or self.secret, body)
+        return Sent(signed.headers, signed.body)
+
+    def is_valid(self, sent: Sent) -> bool:
+        """The library has no verifier apart from its server; it decodes what we make up."""
+        update = Update.de_json(json.loads(sent.body), None)
+        given = sent.headers["X-Telegram-Bot-Api-Secret-Token"]
+        return update.effective_message is not None and given == self.secret
+
+
 class WebhookPeer:
     section = """
         secret = { env = "CONTRACT_SECRET" }
@@ -94,6 +145,8 @@ class WebhookPeer:
     variables: ClassVar = {"CONTRACT_SECRET": secret}
     max_body_bytes = 1024 * 1024
     escapes = False
+    signs = frozenset({"body", "time"})
+    methods = "POST"
 
     def message(self, text: str, event_id: str | None = None) -> Any:
         # Where the id stands in a header, it travels within the payload until it is signed.
@@ -132,4 +185,8 @@ def _event_id(body: bytes) -> str | None:
     return payload.get("_id") if isinstance(payload, dict) else None
 
 
-PEERS: dict[str, type[Peer]] = {"slack": SlackPeer, "webhook": WebhookPeer}
+PEERS: dict[str, type[Peer]] = {
+    "slack": SlackPeer,
+    "telegram": TelegramPeer,
+    "webhook": WebhookPeer,
+}

@@ -30,6 +30,9 @@ from turnmill.schemas.tenants import Scope
 
 from .channel_peers import PEERS, Peer, Sent
 
+ANOTHER_SECRET = "whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0"  # noqa: S105
+#: How the names of headers end that say who sent a request, and when.
+SIGNATURES = ("signature", "timestamp", "token")
 RTL = "שלום 👩‍👩‍👧 مرحبا"
 CODE = "How?\n```\n<@U0BOT> if a < b && c > d: `x`\n```"
 
@@ -134,27 +137,32 @@ def test_a_message_is_a_turn_with_its_delivery_before_its_platform_is_answered(s
     assert site.outcomes() == {"accepted": 1}
 
 
+def signs_body(site: Site) -> bool:
+    return "body" in site.peer.signs
+
+
 def test_what_is_signed_here_is_valid_to_the_platforms_library(site: Site) -> None:
     sent = site.peer.sign(site.peer.encode(site.peer.message(RTL)))
     assert site.peer.is_valid(sent)
-    assert not site.peer.is_valid(Sent(sent.headers, sent.body + b" "))
+    assert site.peer.is_valid(Sent(sent.headers, sent.body + b" ")) is not signs_body(site)
 
 
 def test_a_request_that_is_not_signed_by_the_platform_is_refused(site: Site) -> None:
     good = site.peer.sign(site.peer.encode(site.peer.message("hi")))
-    another = site.peer.sign(good.body, secret="whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0")  # noqa: S106
+    another = site.peer.sign(good.body, secret=ANOTHER_SECRET)
+    changed = [Sent(good.headers, good.body + b" ")] if signs_body(site) else []
     wrong = [
         another,
-        Sent(good.headers, good.body + b" "),
+        *changed,
         Sent({"Content-Type": "application/json"}, good.body),
         *(
             Sent({**good.headers, name: value}, good.body)
             for name in good.headers
-            if name.lower().endswith(("signature", "timestamp"))
+            if name.lower().endswith(SIGNATURES)
             for value in ("", "v0=", "v1,", "é", "1e9", "9" * 400)
         ),
     ]
-    assert not any(map(site.peer.is_valid, wrong[:2]))
+    assert not any(map(site.peer.is_valid, [another, *changed]))
     answers = [site.post(each) for each in wrong]
     assert {answer.status_code for answer in answers} == {401}
     assert {answer.json()["error"]["code"] for answer in answers} == {"invalid_signature"}
@@ -164,6 +172,8 @@ def test_a_request_that_is_not_signed_by_the_platform_is_refused(site: Site) -> 
 
 @pytest.mark.parametrize("offset_s", [-330, 330])
 def test_a_signature_of_another_time_is_refused(site: Site, offset_s: float) -> None:
+    if "time" not in site.peer.signs:
+        pytest.skip("its requests carry no time; a replayed one is known by its event's id")
     body = site.peer.encode(site.peer.message("hi"))
     assert site.post(site.peer.sign(body, at=time.time() + offset_s)).status_code == 401
     assert site.post(site.peer.sign(body, at=time.time() + offset_s * 0.8)).status_code == 200
@@ -245,8 +255,9 @@ def test_a_text_arrives_as_it_was_typed(site: Site, text: str) -> None:
 
 
 def test_what_postgres_cannot_store_is_replaced(site: Site) -> None:
-    body = json.dumps(site.peer.message("a MARK b")).replace("MARK", "\\u0000 \\ud800")
-    assert site.post(site.peer.sign(body.encode())).status_code == 200
+    body = site.peer.encode(site.peer.message("a MARK b"))
+    body = body.replace(b"MARK", b"\\u0000 \\ud800")
+    assert site.post(site.peer.sign(body)).status_code == 200
     assert site.inputs() == ["a \ufffd \ufffd b"]
 
 
@@ -273,14 +284,15 @@ def test_an_unknown_channel_and_another_method_are_refused_in_words(site: Site) 
     url = f"{site._urls[0]}/channels"
     assert site.http.post(f"{url}/nobody").status_code == 404
     answer = site.http.get(f"{url}/peer")
-    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+    refusal = (405, "POST") if site.peer.methods == "POST" else (401, None)
+    assert (answer.status_code, answer.headers.get("Allow")) == refusal
 
 
 def test_neither_texts_nor_secrets_are_logged(site: Site) -> None:
     with capture_logs() as logs:
         site.send(site.peer.message("my secret question"))
-        sent = site.peer.sign(site.peer.encode(site.peer.message("my secret question")))
-        site.post(Sent(sent.headers, sent.body + b" "))
+        body = site.peer.encode(site.peer.message("my secret question"))
+        site.post(site.peer.sign(body, secret=ANOTHER_SECRET))
     shown = json.dumps(logs, default=str)
     assert "channel.refused" in shown
     assert "secret question" not in shown

@@ -1,4 +1,4 @@
-"""POST to an address of somebody else's, and to no other.
+"""Send requests to an address of somebody else's, and to no other.
 
 The address is looked up once, judged, and connected to: a name that resolves to another address a
 moment later (DNS rebinding) gains nothing. Redirects are not followed.
@@ -23,10 +23,19 @@ class Answer:
     status: int
     #: `Retry-After` in seconds, where the server gave it so.
     retry_after_s: float | None
+    #: As much of it as is read.
+    body: bytes = b""
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
-    """Post a body.
+    """Post a body. Raises as `request` does."""
+    return request("POST", url, body, headers, timeout_s)
+
+
+def request(
+    method: str, url: str, body: bytes, headers: Mapping[str, str], timeout_s: float
+) -> Answer:
+    """Send one request. Errors name the host alone: a path can hold a secret.
 
     Raises:
         DeliveryRefused: the address is none that webhooks are sent to.
@@ -44,16 +53,16 @@ def post(url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) ->
     try:
         connection.connect()
         is_sent = True
-        connection.request("POST", path, body, dict(headers))
+        connection.request(method, path, body, dict(headers))
         response = connection.getresponse()
-        response.read(_MAX_BODY)
+        content = response.read(_MAX_BODY)
     except (OSError, http.client.HTTPException) as error:
         raise ChannelUnavailable(
             f"{host} does not answer: {type(error).__name__}.", is_doubtful=is_sent
         ) from None
     finally:
         connection.close()
-    return Answer(response.status, _seconds(response.getheader("Retry-After")))
+    return Answer(response.status, _seconds(response.getheader("Retry-After")), content)
 
 
 def _address(host: str, port: int, *, is_tls: bool) -> tuple[str, int]:
@@ -100,4 +109,6 @@ class _Connection(http.client.HTTPConnection):
 
 
 def _seconds(text: str | None) -> float | None:
-    return float(text) if text and text.isascii() and text.isdigit() else None
+    """Seconds as RFC 9110 writes them, or with decimals as Discord does."""
+    is_number = text and text.isascii() and text.replace(".", "", 1).isdigit()
+    return float(text) if text and is_number else None

@@ -9,11 +9,12 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qsl
 
+from turnmill.infra.mocks.serving import SILENCE_S, Order
 from turnmill.infra.mocks.slack.limits import Limits
 from turnmill.infra.mocks.slack.messages import Board, Posted
 from turnmill.infra.mocks.slack.methods import Methods, Refusal
@@ -27,23 +28,6 @@ TOKEN = "xoxb-mock-token"  # noqa: S105 - of this mock only
 
 #: Of a response URL: https://docs.slack.dev/interactivity/handling-user-interaction
 MAX_USES, USABLE_S = 5, 30 * 60.0
-
-#: How long a call is left without an answer when `silence` is ordered.
-SILENCE_S = 60.0
-
-
-@dataclass
-class Order:
-    """What becomes of a call instead of its answer.
-
-    `before` and `after` are told that it was reached, before the method has run or after, and the
-    call waits until `go` is set.
-    """
-
-    kind: str
-    retry_after_s: int = 1
-    reached: threading.Event = field(default_factory=threading.Event)
-    go: threading.Event = field(default_factory=threading.Event)
 
 
 class SlackAPI:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from typing import Literal
 
+from turnmill.producer.channels.base import content_of
 from turnmill.producer.channels.slack.mrkdwn import plain_text
 from turnmill.producer.channels.slack.payloads import (
     Action,
     BlockActions,
     EventCallback,
-    File,
     MessageEvent,
     ReactionEvent,
     SlashCommand,
@@ -22,7 +22,6 @@ from turnmill.schemas.channels.events import (
     UserMessage,
 )
 from turnmill.schemas.channels.policies import CommandName
-from turnmill.schemas.content import MAX_PARTS, TextPart
 from turnmill.schemas.ids import Prefix
 
 #: Messages that people write; the other subtypes are changes, deletions and Slack's own remarks.
@@ -67,7 +66,10 @@ def _message(channel: str, callback: EventCallback, message: MessageEvent) -> Ev
         event_id=callback.event_id,
         address=Address(channel=channel, thread=_thread(message.channel, root), target=target),
         author=message.user,
-        content=_content(plain_text(message.text or "", callback.bot_user), message.files),
+        content=content_of(
+            plain_text(message.text or "", callback.bot_user)[:MAX_TEXT],
+            ((file.name, file.mimetype) for file in message.files),
+        ),
         begins=is_mention or is_direct,
     )
 
@@ -78,15 +80,6 @@ def _mentions(text: str | None, user: str | None) -> bool:
 
 def _thread(channel: str, root: str | None) -> str:
     return f"{channel}/{root}" if root else channel
-
-
-def _content(text: str, files: tuple[File, ...]) -> str | tuple[TextPart, ...]:
-    """The text, and the names of the files that came with it; of files alone nothing is read."""
-    text = text[:MAX_TEXT]
-    if not text or not files:
-        return text
-    names = (f"[file: {f.name or 'unnamed'}, {f.mimetype or 'unknown type'}]" for f in files)
-    return tuple(TextPart(text=part) for part in (text, *names))[:MAX_PARTS]
 
 
 def _reaction(channel: str, callback: EventCallback, reaction: ReactionEvent) -> Event | str:

@@ -55,21 +55,30 @@ def apply() -> None:
 
 
 @app.command()
-def check(name: NameArgument, url: URLOption = None) -> None:
+def check(
+    name: NameArgument,
+    url: URLOption = None,
+    register: Annotated[
+        bool, typer.Option("--register", help="Tell the platform the address, where it lets us.")
+    ] = False,
+) -> None:
     """Check a channel's secrets, bot, tokens and scopes, and print the address to paste.
 
     Example: turnmill channels check acme-slack --url https://bots.example.com
     """
-    from turnmill.producer.channels.checks import check_channel
+    from turnmill.producer.channels.checks import check_channel, register_channel
     from turnmill.producer.cli.views.doctor_view import show_findings
     from turnmill.producer.doctor import Level
 
     settings = load_settings()
     section = _section(settings, name)
-    with open_system(settings) as system, needing(section.kind):
-        findings = list(check_channel(system.database, section))
-    show_findings(findings)
+    if register and url is None:
+        raise SettingsError("Name the API's address: --url https://bots.example.com --register")
     shown = (url or "https://YOUR-HOST").rstrip("/") + _path(name)
+    with open_system(settings) as system, needing(section.kind):
+        findings = list(register_channel(section, shown)) if register else []
+        findings += check_channel(system.database, section)
+    show_findings(findings)
     console.print(f"Address to paste: {shown}", soft_wrap=True)
     if any(finding.level is Level.BROKEN for finding in findings):
         raise typer.Exit(1)

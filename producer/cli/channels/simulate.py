@@ -1,10 +1,10 @@
 """`turnmill channels simulate`: an event as the platform would send it, and what becomes of it."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -14,7 +14,7 @@ from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.reply_view import print_reply
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.channels.deliveries import OPEN_DELIVERIES, DeliveryState
-from turnmill.schemas.channels.sections import ChannelSection, SlackSection
+from turnmill.schemas.channels.sections import ChannelSection
 from turnmill.schemas.channels.signatures import webhook_key
 from turnmill.schemas.errors import SettingsError, TransientError
 from turnmill.schemas.turns import TurnState
@@ -44,6 +44,9 @@ _DELIVERY = "SELECT state, error_message FROM deliveries WHERE turn_id = %s"
 
 #: How long a delivery is waited for after its turn has ended, and how often it is looked at.
 DELIVERY_S, LOOK_EVERY_S = 15.0, 0.2
+
+#: Hosts of the real platforms.
+_PLATFORMS = ("slack.com", "telegram.org")
 
 console = make_console()
 
@@ -110,9 +113,8 @@ def _show_delivery(system: System, turn_id: UUID) -> None:
 
 def _is_made_up(section: ChannelSection) -> bool:
     """Whether the real platform, which knows nothing of the place, would get the reply."""
-    if not isinstance(section, SlackSection):
-        return False
-    return (urlsplit(section.api_url).hostname or "").endswith("slack.com")
+    api_url = getattr(section, "api_url", "")
+    return (urlsplit(api_url).hostname or "").endswith(_PLATFORMS)
 
 
 def _refusal(url: str, status: int, body: bytes) -> str:
@@ -138,11 +140,23 @@ def _slack(section: Any, text: str, thread: str | None) -> Simulated:
     return Simulated(sign_callback(secret, callback), callback["event_id"])
 
 
+def _telegram(section: Any, text: str, thread: str | None) -> Simulated:
+    from turnmill.infra.mocks.telegram.updates import Messenger, encode, sign
+
+    chat = int(thread or secrets.randbelow(10**9) + 10**9)
+    if thread is None:
+        console.print(f"[dim]A new chat; continue it with --thread {chat}[/]")
+    messenger = Messenger(user=chat)
+    update = messenger.update(secrets.randbelow(10**9), message=messenger.message(text))
+    secret = section.secret_token.read().get_secret_value()
+    return Simulated(sign(secret, encode(update)), str(update["update_id"]))
+
+
 def _webhook(section: Any, text: str, thread: str | None) -> Simulated:
     from turnmill.infra.mocks.webhook import message, sign
 
     if thread is None:
-        thread = f"simulated-{token_hex(4)}"
+        thread = f"simulated-{secrets.token_hex(4)}"
         console.print(f"[dim]A new thread; continue it with --thread {thread}[/]")
     request = sign(webhook_key(section.secret.read()), message(text, thread=thread))
     return Simulated(request, request.headers["webhook-id"])
@@ -150,5 +164,6 @@ def _webhook(section: Any, text: str, thread: str | None) -> Simulated:
 
 SIMULATORS: dict[str, Callable[[Any, str, str | None], Simulated]] = {
     "slack": _slack,
+    "telegram": _telegram,
     "webhook": _webhook,
 }

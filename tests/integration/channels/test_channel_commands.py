@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from turnmill.infra.mocks.telegram.api import TOKEN as TELEGRAM_TOKEN
+from turnmill.infra.mocks.telegram.api import TelegramAPI
 from turnmill.producer.api.app import Server
 from turnmill.producer.channels.slack.scopes import BOT_SCOPES
 from turnmill.producer.cli.app import main
@@ -58,8 +60,18 @@ def slack_url() -> Iterator[str]:
 
 
 @pytest.fixture
+def telegram() -> Iterator[TelegramAPI]:
+    with TelegramAPI() as api:
+        yield api
+
+
+@pytest.fixture
 def file(
-    tmp_path: Path, database_url: str, slack_url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    database_url: str,
+    slack_url: str,
+    telegram: TelegramAPI,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """The configuration in the data folder, with one channel, `acme-slack`."""
     for name, value in {
@@ -69,6 +81,7 @@ def file(
         "TURNMILL_ENGINE__MODEL": "echo",
         "SLACK_SECRET": SECRET,
         "SLACK_TOKEN": TOKEN,
+        "TELEGRAM_TOKEN": TELEGRAM_TOKEN,
         "DESK_SECRET": f"whsec_{'ab' * 16}",
         "COLUMNS": "200",
     }.items():
@@ -90,6 +103,13 @@ def file(
         bot = "support"
         secret = {{ env = "DESK_SECRET" }}
         url = "http://127.0.0.1:9/replies"
+        [channels.chat]
+        kind = "telegram"
+        bot = "support"
+        bot_token = {{ env = "TELEGRAM_TOKEN" }}
+        secret_token = {{ env = "DESK_SECRET" }}
+        username = "acme_bot"
+        api_url = "{telegram.url}"
     """)
     return file
 
@@ -184,7 +204,35 @@ def test_a_check_names_what_is_wrong_and_what_to_do(
     status, said = turnmill("channels", "check", "acme-slack")
     assert (status, "environment variable SLACK_TOKEN" in said) == (1, True)
     status, said = turnmill("channels", "check", "nobody")
-    assert (status, "It has: acme-slack, desk." in said) == (64, True)
+    assert (status, "It has: acme-slack, desk, chat." in said) == (64, True)
+
+
+def test_an_address_is_registered_where_the_platform_lets_us(
+    turnmill: Turnmill, telegram: TelegramAPI
+) -> None:
+    turnmill("channels", "apply")
+    status, said = turnmill("channels", "check", "chat", "--url", "https://a.example")
+    assert (status, "no address is registered" in said) == (1, True)
+    words = ("channels", "check", "chat", "--register", "--url", "https://a.example")
+    status, said = turnmill(*words)
+    assert status == 0, said
+    assert telegram.webhook["url"] == "https://a.example/channels/chat"
+    assert "the bot is @acme_bot" in said
+    assert TELEGRAM_TOKEN not in said
+    status, said = turnmill("channels", "check", "desk", "--register", "--url", "https://a.example")
+    assert (status, "Paste it: https://a.example/channels/desk" in said) == (64, True)
+    status, said = turnmill("channels", "check", "chat", "--register")
+    assert (status, "--url" in said) == (64, True)
+
+
+def test_a_wrong_token_is_named_as_telegram_names_it(
+    turnmill: Turnmill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turnmill("channels", "apply")
+    monkeypatch.setenv("TELEGRAM_TOKEN", "1:wrong")
+    status, said = turnmill("channels", "check", "chat")
+    assert (status, "getMe: Unauthorized" in said) == (1, True)
+    assert "1:wrong" not in said
 
 
 def test_missing_scopes_are_named_with_what_they_are_for(
@@ -197,7 +245,7 @@ def test_missing_scopes_are_named_with_what_they_are_for(
     assert "chat:write (" not in said
 
 
-@pytest.mark.parametrize("name", ["acme-slack", "desk"])
+@pytest.mark.parametrize("name", ["acme-slack", "desk", "chat"])
 def test_a_simulated_event_is_answered_and_its_thread_continued(
     turnmill: Turnmill, api: Settings, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

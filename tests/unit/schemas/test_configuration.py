@@ -6,12 +6,14 @@ import pytest
 
 from turnmill.schemas.channels.configuration import load_configuration
 from turnmill.schemas.channels.policies import CHANNEL_POLICIES, DoubleTexting
-from turnmill.schemas.channels.sections import SecretReference, SlackSection
+from turnmill.schemas.channels.sections import SECTIONS, SecretReference, SlackSection
 from turnmill.schemas.channels.toml_lines import TOMLLines
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import load_settings
 
 SECRET = "hunter2hunter2"  # noqa: S105 - stands for one
+
+KINDS = ", ".join(SECTIONS)
 
 GOOD = """
 [bots.support]
@@ -61,8 +63,8 @@ def test_without_a_file_there_are_no_channels() -> None:
     [
         (("bot_token", "bot_tokn"), 14, "bot_tokn: is not known. Did you mean bot_token?"),
         (("[channels.", "[channel."), 10, "channel: is not known. Did you mean channels?"),
-        (('"slack"', '"slak"'), 11, "kind: is none of the known kinds: slack, webhook. Did you"),
-        (('kind = "slack"\n', ""), 10, "kind: is missing; it is one of: slack, webhook"),
+        (('"slack"', '"slak"'), 11, f"kind: is none of the known kinds: {KINDS}. Did you"),
+        (('kind = "slack"\n', ""), 10, f"kind: is missing; it is one of: {KINDS}"),
         (('bot = "support"\n', ""), 10, "channels.acme-slack.bot: Field required"),
         (("double_texting", "doubletexting"), 7, "Did you mean double_texting?"),
         (("stopped", "stoped"), 8, "texts.stoped: is not known. Did you mean stopped?"),

@@ -1,0 +1,1 @@
+"""Telegram: the Bot API it serves, and the updates it sends."""

@@ -1,0 +1,45 @@
+"""Ask a platform's API something, for `turnmill channels check`."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+TIMEOUT_S = 10
+
+
+class Unanswered(Exception):
+    """Nobody answers there; names the kind of the failure, never the address."""
+
+
+def ask(
+    url: str, given: Any = None, headers: Mapping[str, str] | None = None, *, method: str = ""
+) -> tuple[int, Any]:
+    """Call a URL that the operator configured, and return the status and the JSON of the answer.
+
+    Raises:
+        Unanswered: nobody answers, or not with JSON.
+    """
+    body = None if given is None else json.dumps(given).encode()
+    request = urllib.request.Request(
+        url,
+        body,
+        {"Content-Type": "application/json", "User-Agent": "turnmill", **(headers or {})},
+        method=method or ("GET" if given is None else "POST"),
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, _read(error)
+    except (OSError, ValueError) as error:
+        raise Unanswered(type(error).__name__) from None
+
+
+def _read(answer: Any) -> Any:
+    try:
+        return json.load(answer)
+    except ValueError:
+        return {}

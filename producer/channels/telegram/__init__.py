@@ -1,0 +1,1 @@
+"""Telegram: updates of the Bot API."""
