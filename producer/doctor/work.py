@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from turnmill.producer.affinity import WARMTH, ids_since
-from turnmill.producer.channels.checks import check_bots
+from turnmill.producer.channels import checks
 from turnmill.producer.doctor.database import Target
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
 from turnmill.schemas.channels.deliveries import DeliveryState
@@ -229,7 +229,7 @@ def _handed_off(target: Target) -> Iterator[Finding]:
 
 
 def _bots(target: Target) -> Iterator[Finding]:
-    return check_bots(target.settings, target.database)
+    return checks.check_bots(target.settings, target.database)
 
 
 def _deliveries(target: Target) -> Iterator[Finding]:
