@@ -158,9 +158,11 @@ SELECT DISTINCT conversation_id FROM deliveries d WHERE state IN ({UNSENT}) AND 
 ) LIMIT 100
 """
 
-#: By hand, of one tenant. A retried one counts its failures anew.
+#: By hand, of one tenant. A retried one counts its failures anew; what the last call of its last
+#: attempt did is in doubt, for it may have used up the attempts by silence.
 RETRY_FAILED = f"""
-UPDATE deliveries SET {_RETRY.setting}, failures = 0, settled_at = NULL, error_code = NULL,
+UPDATE deliveries SET {_RETRY.setting}, failures = 0, leased_until = to_timestamp(0),
+    settled_at = NULL, error_code = NULL,
     error_message = NULL, expires_at = NULL
 WHERE id = ANY(%(deliveries)s) AND tenant_id = %(tenant)s AND {_RETRY.guard}
 RETURNING id, conversation_id

@@ -23,6 +23,7 @@ from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.settings import RetentionSettings
 from turnmill.schemas.store.advance import advance, lock_conversations
 from turnmill.schemas.tenants import Scope
+from turnmill.workers.delivery.claims import Holder, claim_delivery
 from turnmill.workers.upkeep.pruner import prune
 
 
@@ -88,6 +89,16 @@ def test_the_command_lists_shows_retries_and_drops(system: Any) -> None:
     assert run(system, "drop", *ids).exit_code == 1, "a sent one cannot be dropped"
     assert [state_of(system, each)[0] for each in (queued, sent)] == ["dropped", "sent"]
     assert run(system, "retry").exit_code != 0
+
+
+def test_a_retried_deliverys_last_step_is_in_doubt(system: Any) -> None:
+    """It may have used up its attempts by a platform's silence, and be there."""
+    failed = fail(system)
+    holder = Holder(system.database, new_id(), 30.0)
+    assert run(system, "retry", "--failed").exit_code == 0
+    claim = claim_delivery(holder, "desk", failed)
+    assert claim is not None
+    assert claim.job.is_doubtful
 
 
 def test_the_api_lists_shows_retries_and_drops(system: Any, client: TestClient) -> None:
