@@ -17,6 +17,7 @@ from turnmill.schemas.settings import Settings
 PLATFORM_CHECKS = {
     "slack": "turnmill.producer.channels.slack.check:check_slack",
     "telegram": "turnmill.producer.channels.telegram.check:check_telegram",
+    "whatsapp": "turnmill.producer.channels.whatsapp_check:check_whatsapp",
 }
 
 #: kind → "module:function" that tells the platform where to send its events. On others a person

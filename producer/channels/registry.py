@@ -13,6 +13,7 @@ CHANNELS = {
     "slack": "turnmill.producer.channels.slack.channel:SlackChannel",
     "telegram": "turnmill.producer.channels.telegram.channel:TelegramChannel",
     "webhook": "turnmill.producer.channels.webhook:WebhookChannel",
+    "whatsapp": "turnmill.producer.channels.whatsapp:WhatsAppChannel",
 }
 
 

@@ -22,6 +22,14 @@ def sign_slack(secret: SecretStr, timestamp: str, body: bytes) -> str:
     return "v0=" + hmac.digest(secret.get_secret_value().encode(), signed, "sha256").hex()
 
 
+def sign_whatsapp(secret: SecretStr, body: bytes) -> str:
+    """Return the value of `X-Hub-Signature-256`.
+
+    https://developers.facebook.com/docs/graph-api/webhooks/getting-started#validate-payloads
+    """
+    return "sha256=" + hmac.digest(secret.get_secret_value().encode(), body, "sha256").hex()
+
+
 def sign_webhook(key: bytes, webhook_id: str, timestamp: str, body: bytes) -> str:
     """Return the value of `webhook-signature`, which may hold several, separated by spaces.
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from pydantic import SecretStr
+from pywa.utils import webhook_updates_validator
 from slack_sdk.signature import SignatureVerifier
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from telegram import Update
 
-from turnmill.infra.mocks import webhook
+from turnmill.infra.mocks import webhook, whatsapp
 from turnmill.infra.mocks.slack import events as slack
 from turnmill.infra.mocks.slack.payloads import Workspace
 from turnmill.infra.mocks.telegram import updates as telegram
@@ -136,6 +137,52 @@ class TelegramPeer:
         return update.effective_message is not None and given == self.secret
 
 
+class WhatsAppPeer:
+    section = f"""
+        phone_number_id = "{whatsapp.NUMBER}"
+        app_secret = {{ env = "CONTRACT_SECRET" }}
+        verify_token = {{ env = "CONTRACT_VERIFY" }}
+        access_token = {{ env = "CONTRACT_TOKEN" }}
+    """
+    secret = "0123456789abcdef0123456789abcdef"  # noqa: S105
+    variables: ClassVar = {
+        "CONTRACT_SECRET": secret,
+        "CONTRACT_VERIFY": "made-up-verify-token",
+        "CONTRACT_TOKEN": "EAAmade-up",
+    }
+    max_body_bytes = 3 * 1024 * 1024
+    escapes = False
+    signs = frozenset({"body"})
+    methods = "GET, POST"
+
+    def message(self, text: str, event_id: str | None = None) -> Any:
+        return whatsapp.batch(whatsapp.change(messages=[whatsapp.message(text, event_id)]))
+
+    def attachment(self) -> Any:
+        image = {"id": "1", "mime_type": "image/jpeg", "sha256": "x"}
+        message = whatsapp.message(None, type="image", image=image)
+        return whatsapp.batch(whatsapp.change(messages=[message]))
+
+    def own(self) -> Any:
+        echoes = [whatsapp.message("I answered.")]
+        return whatsapp.batch(whatsapp.change("smb_message_echoes", message_echoes=echoes))
+
+    def unknown(self) -> Any:
+        return whatsapp.batch(whatsapp.change("account_update", event="VERIFIED_ACCOUNT"))
+
+    def encode(self, payload: Any) -> bytes:
+        return whatsapp.encode(payload)
+
+    def sign(self, body: bytes, *, at: float | None = None, secret: str | None = None) -> Sent:
+        signed = whatsapp.sign(secret or self.secret, body)
+        return Sent(signed.headers, signed.body)
+
+    def is_valid(self, sent: Sent) -> bool:
+        return webhook_updates_validator(
+            self.secret, sent.body, sent.headers["X-Hub-Signature-256"]
+        )
+
+
 class WebhookPeer:
     section = """
         secret = { env = "CONTRACT_SECRET" }
@@ -189,4 +236,5 @@ PEERS: dict[str, type[Peer]] = {
     "slack": SlackPeer,
     "telegram": TelegramPeer,
     "webhook": WebhookPeer,
+    "whatsapp": WhatsAppPeer,
 }

@@ -32,7 +32,7 @@ from .channel_peers import PEERS, Peer, Sent
 
 ANOTHER_SECRET = "whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0"  # noqa: S105
 #: How the names of headers end that say who sent a request, and when.
-SIGNATURES = ("signature", "timestamp", "token")
+SIGNATURES = ("signature", "timestamp", "token", "signature-256")
 RTL = "שלום 👩‍👩‍👧 مرحبا"
 CODE = "How?\n```\n<@U0BOT> if a < b && c > d: `x`\n```"
 

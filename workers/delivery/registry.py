@@ -13,6 +13,7 @@ DELIVERIES = {
     "slack": "turnmill.workers.delivery.slack.adapter:SlackDelivery",
     "telegram": "turnmill.workers.delivery.telegram.adapter:TelegramDelivery",
     "webhook": "turnmill.workers.delivery.webhook:WebhookDelivery",
+    "whatsapp": "turnmill.workers.delivery.whatsapp:WhatsAppDelivery",
 }
 
 

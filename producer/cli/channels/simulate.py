@@ -46,7 +46,7 @@ _DELIVERY = "SELECT state, error_message FROM deliveries WHERE turn_id = %s"
 DELIVERY_S, LOOK_EVERY_S = 15.0, 0.2
 
 #: Hosts of the real platforms.
-_PLATFORMS = ("slack.com", "telegram.org")
+_PLATFORMS = ("slack.com", "telegram.org", "facebook.com")
 
 console = make_console()
 
@@ -162,8 +162,22 @@ def _webhook(section: Any, text: str, thread: str | None) -> Simulated:
     return Simulated(request, request.headers["webhook-id"])
 
 
+def _whatsapp(section: Any, text: str, thread: str | None) -> Simulated:
+    from turnmill.infra.mocks.whatsapp import batch, change, encode, message, sign
+
+    user = thread or f"1{secrets.randbelow(10**10):010}"
+    if thread is None:
+        console.print(f"[dim]A new user; continue with --thread {user}[/]")
+    written = message(text, f"wamid.{secrets.token_hex(12)}") | {"from": user}
+    found = change(messages=[written])
+    found["value"]["metadata"]["phone_number_id"] = section.phone_number_id
+    secret = section.app_secret.read().get_secret_value()
+    return Simulated(sign(secret, encode(batch(found))), written["id"])
+
+
 SIMULATORS: dict[str, Callable[[Any, str, str | None], Simulated]] = {
     "slack": _slack,
     "telegram": _telegram,
     "webhook": _webhook,
+    "whatsapp": _whatsapp,
 }

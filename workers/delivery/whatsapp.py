@@ -1,0 +1,115 @@
+"""Bring replies to WhatsApp: https://developers.facebook.com/docs/whatsapp/cloud-api
+
+Messages cannot be edited, looked up or sent with a key of ours. Relied on, from Meta's pages: a
+text holds 4,096 characters, the body above buttons 1,024. "Typing" vanishes after 25 seconds.
+Outside the 24 hours after the user's last message only templates are taken (131047). One user gets
+a message in six seconds, and short bursts (131056).
+"""
+
+from typing import Any
+
+from turnmill.schemas.channels.buttons import Button
+from turnmill.schemas.channels.sections import ChannelSection, WhatsAppSection
+from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
+from turnmill.schemas.settings import DeliverySettings
+from turnmill.workers.delivery.base import Job
+from turnmill.workers.delivery.dialects import Dialect, translate
+from turnmill.workers.delivery.parts import PartsDelivery
+from turnmill.workers.delivery.rest import Reply, call
+
+MAX_TEXT, MAX_WITH_BUTTONS = 4096, 1024
+
+#: Limits, and how long each is waited for, seconds.
+_LIMITS = {4: 60.0, 80007: 60.0, 130429: 5.0, 131048: 60.0, 131056: 6.0}
+#: Meta's side: the call did nothing, and may work later.
+_LATER = frozenset({1, 2, 131000, 131016})
+_ADVICE = {
+    131047: "The user's last message is older than 24 hours: WhatsApp takes only templates then. "
+    "Drop the delivery.",
+    131026: "The user cannot receive it: no WhatsApp, or an old version. Drop the delivery.",
+    190: "The access token is wrong or has expired. Use a system user's token.",
+    10: "The token lacks the permission whatsapp_business_messaging.",
+    100: "Compare phone_number_id in turnmill.toml.",
+}
+
+
+def to_whatsapp(text: str) -> str:
+    """Translate a whole message: https://faq.whatsapp.com/539178204879377"""
+    return translate(text, _DIALECT)
+
+
+class WhatsAppDelivery(PartsDelivery):
+    """One number's way out."""
+
+    limit = MAX_TEXT
+    typing_every_s = 20.0
+
+    def __init__(self, name: str, section: ChannelSection, settings: DeliverySettings) -> None:
+        assert isinstance(section, WhatsAppSection)
+        token = section.access_token.read().get_secret_value()
+        self._headers = {"Authorization": f"Bearer {token}"}
+        self._url = f"{section.api_url.rstrip('/')}/{section.phone_number_id}/messages"
+        self._timeout_s = settings.timeout_s
+
+    def measure(self, text: str) -> int:
+        return len(to_whatsapp(text))
+
+    def write_every_s(self, job: Job) -> float | None:
+        return None
+
+    def post(self, job: Job, number: int, part: str, buttons: tuple[Button, ...]) -> str:
+        text = to_whatsapp(part)
+        content: dict[str, Any] = {"type": "text", "text": {"body": text, "preview_url": False}}
+        if buttons and len(text) <= MAX_WITH_BUTTONS:
+            content = {"type": "interactive", "interactive": _with_buttons(text, buttons)}
+        place = {"recipient_type": "individual", "to": job.target["to"]}
+        sent = self._call(**place, **content)
+        return str(sent["messages"][0]["id"])
+
+    def edit(self, job: Job, message: str, part: str, buttons: tuple[Button, ...]) -> None:
+        raise DeliveryRefused("WhatsApp edits no messages.", reason="no_edits")
+
+    def show_typing(self, job: Job) -> None:
+        if message := job.target.get("message"):
+            self._call(status="read", message_id=message, typing_indicator={"type": "text"})
+
+    def _call(self, **fields: Any) -> dict[str, Any]:
+        given = {"messaging_product": "whatsapp", **fields}
+        reply = call("WhatsApp", "POST", self._url, given, self._headers, self._timeout_s)
+        if not reply.is_good:
+            raise _error(reply)
+        return reply.data
+
+
+def _with_buttons(text: str, buttons: tuple[Button, ...]) -> dict[str, Any]:
+    rows = [{"type": "reply", "reply": {"id": b.value, "title": b.label}} for b in buttons]
+    return {"type": "button", "body": {"text": text}, "action": {"buttons": rows}}
+
+
+def _error(reply: Reply) -> ChannelUnavailable | DeliveryRefused:
+    """https://developers.facebook.com/docs/whatsapp/cloud-api/support/error-codes"""
+    error = reply.data.get("error")
+    code = int(error.get("code", 0)) if isinstance(error, dict) else 0
+    if reply.status == 429 or code in _LIMITS:
+        after_s = reply.retry_after_s or _LIMITS.get(code, 5.0)
+        return ChannelUnavailable(f"WhatsApp's limit ({code})", retry_after_s=after_s)
+    if code in _LATER:
+        return ChannelUnavailable(f"WhatsApp answered with error {code}.")
+    advice = _ADVICE.get(code, "See the error codes of WhatsApp's Cloud API.")
+    return DeliveryRefused(
+        f"WhatsApp refused the message: {code or reply.status}. {advice}",
+        reason=str(code or f"http_{reply.status}"),
+    )
+
+
+_DIALECT = Dialect(
+    escape=lambda text: text,
+    bold=("*", "*"),
+    italic=("_", "_"),
+    struck=("~", "~"),
+    code=("`", "`"),
+    quote=("> ", ""),
+    link=lambda label, url: f"{label} ({url})" if label else url,
+    fence=lambda language: "```",
+    fence_end="```",
+)
