@@ -147,7 +147,8 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         database.close()
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
+    """Not a plain function: FastAPI would run that in a thread, at each call."""
     services: Services = request.app.state.services
     return services
 
