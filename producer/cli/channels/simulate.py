@@ -1,6 +1,7 @@
 """`turnmill channels simulate`: an event as the platform would send it, and what becomes of it."""
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import Callable
@@ -46,7 +47,7 @@ _DELIVERY = "SELECT state, error_message FROM deliveries WHERE turn_id = %s"
 DELIVERY_S, LOOK_EVERY_S = 15.0, 0.2
 
 #: Hosts of the real platforms.
-_PLATFORMS = ("slack.com", "telegram.org", "facebook.com")
+_PLATFORMS = ("facebook.com", "feishu.cn", "larksuite.com", "slack.com", "telegram.org")
 
 console = make_console()
 
@@ -140,6 +141,20 @@ def _slack(section: Any, text: str, thread: str | None) -> Simulated:
     return Simulated(sign_callback(secret, callback), callback["event_id"])
 
 
+def _feishu(section: Any, text: str, thread: str | None) -> Simulated:
+    from turnmill.infra.mocks.feishu.events import sign
+    from turnmill.infra.mocks.feishu.payloads import Tenant
+
+    if thread is None:
+        thread = f"oc_simulated-{secrets.token_hex(4)}"
+        console.print(f"[dim]A new chat; continue it with --thread {thread}[/]")
+    token = section.verification_token
+    tenant = Tenant(direct=thread, token="" if token is None else token.read().get_secret_value())
+    event = tenant.text(text)
+    key = section.encrypt_key.read().get_secret_value()
+    return Simulated(sign(key, json.dumps(event).encode()), event["header"]["event_id"])
+
+
 def _telegram(section: Any, text: str, thread: str | None) -> Simulated:
     from turnmill.infra.mocks.telegram.updates import Messenger, encode, sign
 
@@ -176,6 +191,7 @@ def _whatsapp(section: Any, text: str, thread: str | None) -> Simulated:
 
 
 SIMULATORS: dict[str, Callable[[Any, str, str | None], Simulated]] = {
+    "feishu": _feishu,
     "slack": _slack,
     "telegram": _telegram,
     "webhook": _webhook,

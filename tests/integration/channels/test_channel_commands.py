@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from turnmill.infra.mocks.feishu.api import APP_ID as FEISHU_APP
+from turnmill.infra.mocks.feishu.api import APP_SECRET as FEISHU_SECRET
+from turnmill.infra.mocks.feishu.api import FeishuAPI
 from turnmill.infra.mocks.telegram.api import TOKEN as TELEGRAM_TOKEN
 from turnmill.infra.mocks.telegram.api import TelegramAPI
 from turnmill.producer.api.app import Server
@@ -66,11 +69,18 @@ def telegram() -> Iterator[TelegramAPI]:
 
 
 @pytest.fixture
+def feishu() -> Iterator[FeishuAPI]:
+    with FeishuAPI() as api:
+        yield api
+
+
+@pytest.fixture
 def file(
     tmp_path: Path,
     database_url: str,
     slack_url: str,
     telegram: TelegramAPI,
+    feishu: FeishuAPI,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """The configuration in the data folder, with one channel, `acme-slack`."""
@@ -82,6 +92,8 @@ def file(
         "SLACK_SECRET": SECRET,
         "SLACK_TOKEN": TOKEN,
         "TELEGRAM_TOKEN": TELEGRAM_TOKEN,
+        "FEISHU_SECRET": FEISHU_SECRET,
+        "FEISHU_KEY": "made-up-key",
         "DESK_SECRET": f"whsec_{'ab' * 16}",
         "COLUMNS": "200",
     }.items():
@@ -98,6 +110,14 @@ def file(
         signing_secret = {{ env = "SLACK_SECRET" }}
         bot_token = {{ env = "SLACK_TOKEN" }}
         api_url = "{slack_url}"
+        [channels.lark]
+        kind = "feishu"
+        bot = "support"
+        app_id = "{FEISHU_APP}"
+        app_secret = {{ env = "FEISHU_SECRET" }}
+        encrypt_key = {{ env = "FEISHU_KEY" }}
+        verification_token = {{ env = "FEISHU_KEY" }}
+        api_url = "{feishu.url}"
         [channels.desk]
         kind = "webhook"
         bot = "support"
@@ -204,7 +224,7 @@ def test_a_check_names_what_is_wrong_and_what_to_do(
     status, said = turnmill("channels", "check", "acme-slack")
     assert (status, "environment variable SLACK_TOKEN" in said) == (1, True)
     status, said = turnmill("channels", "check", "nobody")
-    assert (status, "It has: acme-slack, desk, chat." in said) == (64, True)
+    assert (status, "It has: acme-slack, lark, desk, chat." in said) == (64, True)
 
 
 def test_an_address_is_registered_where_the_platform_lets_us(
@@ -223,6 +243,17 @@ def test_an_address_is_registered_where_the_platform_lets_us(
     assert (status, "Paste it: https://a.example/channels/desk" in said) == (64, True)
     status, said = turnmill("channels", "check", "chat", "--register")
     assert (status, "--url" in said) == (64, True)
+
+
+def test_a_check_of_feishu_shows_the_bots_id_and_names_a_wrong_secret(
+    turnmill: Turnmill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turnmill("channels", "apply")
+    status, said = turnmill("channels", "check", "lark")
+    assert (status, 'set open_id = "ou_bot"' in said) == (0, True)
+    monkeypatch.setenv("FEISHU_SECRET", "wrong")
+    status, said = turnmill("channels", "check", "lark")
+    assert (status, "tenant_access_token: 10014" in said) == (1, True)
 
 
 def test_a_wrong_token_is_named_as_telegram_names_it(
@@ -245,7 +276,7 @@ def test_missing_scopes_are_named_with_what_they_are_for(
     assert "chat:write (" not in said
 
 
-@pytest.mark.parametrize("name", ["acme-slack", "desk", "chat"])
+@pytest.mark.parametrize("name", ["acme-slack", "desk", "chat", "lark"])
 def test_a_simulated_event_is_answered_and_its_thread_continued(
     turnmill: Turnmill, api: Settings, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

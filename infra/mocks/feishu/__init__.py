@@ -1,0 +1,1 @@
+"""Feishu: the events that it sends."""

@@ -1,0 +1,1 @@
+"""Feishu: encrypted events, and the buttons of cards."""

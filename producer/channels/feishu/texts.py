@@ -1,0 +1,72 @@
+"""The plain text of Feishu's messages.
+
+https://open.feishu.cn/document/uAjLw4CM/ukTMukTMukTM/reference/im-v1/message/events/message_content
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from turnmill.producer.channels.feishu.payloads import Mention, Message
+
+
+def text_of(message: Message, of_bot: Collection[Mention]) -> str:
+    """Return the text as it was typed, without the bot's mention at its beginning.
+
+    Messages of other types than text and rich text have none.
+    """
+    try:
+        content = json.loads(message.content)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(content, dict):
+        return ""
+    match message.message_type:
+        case "text":
+            text = str(content.get("text", ""))
+        case "post":
+            text = _post(content)
+        case _:
+            return ""
+    return _name(text, message.mentions, of_bot).strip()
+
+
+def _name(text: str, mentions: Iterable[Mention], of_bot: Collection[Mention]) -> str:
+    """Put names for the placeholders of mentions. `@_user_1` is not to match in `@_user_12`."""
+    for mention in mentions:
+        key = re.escape(mention.key)
+        if mention in of_bot:
+            text = re.sub(rf"^\s*{key}(?!\d)[\s,:]*", "", text)
+        shown = f"@{mention.name}"
+        text = re.sub(rf"{key}(?!\d)", lambda _, shown=shown: shown, text)  # type: ignore[misc]
+    return text
+
+
+def _post(content: dict[str, Any]) -> str:
+    """Rich text: a title, and lines of pieces; which language it is in does not matter here."""
+    lines = content.get("content")
+    if not isinstance(lines, list):
+        return ""
+    shown = ["".join(map(_piece, line)) for line in lines if isinstance(line, list)]
+    title = str(content.get("title") or "")
+    return "\n".join([title, *shown] if title else shown)
+
+
+def _piece(piece: Any) -> str:
+    if not isinstance(piece, dict):
+        return ""
+    match piece.get("tag"):
+        case "text" | "md":
+            return str(piece.get("text", ""))
+        case "a":
+            text, href = str(piece.get("text", "")), str(piece.get("href", ""))
+            return text if text == href else f"{text} ({href})"
+        case "at":
+            # A placeholder, as in a text.
+            return str(piece.get("user_id", ""))
+        case "code_block":
+            language = str(piece.get("language", "")).lower()
+            return f"\n```{language}\n{piece.get('text', '')}\n```\n"
+        case _:
+            return ""

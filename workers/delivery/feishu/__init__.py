@@ -1,0 +1,1 @@
+"""Replies in Feishu: cards that are updated while they are written."""
