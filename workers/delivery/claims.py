@@ -22,6 +22,9 @@ from turnmill.workers.delivery.base import Job, LeaseLost
 
 log = structlog.get_logger()
 
+#: What adapters remember of text that people see.
+_SHOWN = ("parts", "stream", "draft", "preview")
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:
@@ -141,8 +144,13 @@ def _claim(row: Any, asked_at: float) -> DeliveryClaim:
 
 
 def _reply(job: Job, row: Any) -> Job:
-    """The reply of a turn, or the bot's own word about why there is none."""
-    if row.turn_state in (TurnState.CANCELLED, TurnState.HANDED_OFF):
+    """The reply of a turn, or the bot's own word about why there is none.
+
+    While a person answers, only a reply that was begun is completed. A status is no beginning.
+    """
+    is_begun = any(row.progress.get(name) for name in _SHOWN)
+    has_ended = row.turn_state in (TurnState.CANCELLED, TurnState.HANDED_OFF)
+    if has_ended or (row.is_handed_off and not is_begun):
         return replace(job, text=None)
     if row.reply and row.reply.strip():
         return replace(job, text=row.reply, is_reply=True)

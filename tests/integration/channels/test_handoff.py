@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.conversing import Replica, message, prompt_of, read_turns
 from turnmill.producer.accept import accept
@@ -15,6 +16,7 @@ from turnmill.schemas.channels.policies import Policies
 from turnmill.schemas.errors import HandedOff, NotFound, NotHandedOff
 from turnmill.schemas.ids import Prefix, new_id, parse_id
 from turnmill.schemas.turns import GenerationParams, Message, Role, TurnRequest
+from turnmill.workers.delivery.claims import Holder, claim_delivery
 from turnmill.workers.testing import InlineWorker
 
 Eventually = Callable[..., None]
@@ -62,6 +64,31 @@ def test_a_hand_off_fences_and_stops_the_running_turn(
     assert (turn.state, turn.reply) == ("handed_off", None)
     (attempt,) = replica.rows("SELECT outcome FROM attempts")
     assert attempt.outcome == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("progress", "text"),
+    [
+        ({"status": {"text": "is thinking", "at": 0}}, None),
+        ({"parts": {}, "stream": None}, None),
+        ({"parts": {"0": "1.1"}}, "Hello"),
+        ({"stream": {"ts": "1.1", "sent": 1, "digest": ""}}, "Hello"),
+        ({"preview": {"text": "He", "at": 0}}, "Hello"),
+    ],
+)
+def test_a_reply_of_which_nothing_was_shown_is_not_sent_once_a_person_answers(
+    replica: Replica, eventually: Eventually, progress: dict[str, Any], text: str | None
+) -> None:
+    with InlineWorker(replica.settings):
+        received = replica.say("Hello", quiet_s=0)
+        eventually(lambda: replica.turns() == [("completed", "Hello")])
+    (reply,) = replica.rows(
+        "UPDATE deliveries SET progress = %s WHERE state = 'queued' RETURNING id", Jsonb(progress)
+    )
+    _hand_off(replica, received)
+    claim = claim_delivery(Holder(replica.database, new_id(), 30), "slack", reply.id)
+    assert claim is not None
+    assert claim.job.text == text
 
 
 def test_handing_off_twice_changes_nothing_more(replica: Replica) -> None:
