@@ -20,7 +20,7 @@ def read_event(channel: str, bot: str | None, callback: Callback) -> Event | str
     match callback.header.event_type:
         case "im.message.receive_v1":
             received = MessageReceived.model_validate(callback.event)
-            return _message(channel, bot, callback.header.event_id, received)
+            return _message(channel, bot, received)
         case "card.action.trigger":
             action = CardAction.model_validate(callback.event)
             return _action(channel, callback.header.event_id, action)
@@ -28,9 +28,7 @@ def read_event(channel: str, bot: str | None, callback: Callback) -> Event | str
             return "unknown"
 
 
-def _message(
-    channel: str, bot: str | None, event_id: str, received: MessageReceived
-) -> Event | str:
+def _message(channel: str, bot: str | None, received: MessageReceived) -> Event | str:
     message, sender = received.message, received.sender
     author = sender.sender_id.open_id
     if sender.sender_type != "user":
@@ -42,7 +40,8 @@ def _message(
     if not is_direct or message.thread_id:
         target["in_thread"] = "yes"
     return UserMessage(
-        event_id=event_id,
+        # Feishu's page on the event says to tell repetitions by this, not by the event's id.
+        event_id=message.message_id,
         address=Address(channel=channel, thread=thread, target=target),
         author=author or "",
         content=text_of(message, mentions)[:MAX_TEXT],

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from turnmill.producer.channels.base import storable_json
 from turnmill.producer.channels.feishu.payloads import Mention, Message
 
 
@@ -17,7 +18,7 @@ def text_of(message: Message, of_bot: Collection[Mention]) -> str:
     Messages of other types than text and rich text have none.
     """
     try:
-        content = json.loads(message.content)
+        content = storable_json(json.loads(message.content))
     except (ValueError, RecursionError):
         return ""
     if not isinstance(content, dict):

@@ -152,7 +152,7 @@ def _feishu(section: Any, text: str, thread: str | None) -> Simulated:
     tenant = Tenant(direct=thread, token="" if token is None else token.read().get_secret_value())
     event = tenant.text(text)
     key = section.encrypt_key.read().get_secret_value()
-    return Simulated(sign(key, json.dumps(event).encode()), event["header"]["event_id"])
+    return Simulated(sign(key, json.dumps(event).encode()), event["event"]["message"]["message_id"])
 
 
 def _telegram(section: Any, text: str, thread: str | None) -> Simulated:

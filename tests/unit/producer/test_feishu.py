@@ -151,6 +151,21 @@ def test_a_content_that_cannot_be_read_ends_in_no_error(
         assert event.content in ("", "1")
 
 
+def test_what_cannot_be_stored_within_a_message_is_replaced(channel: FeishuChannel) -> None:
+    said = r"""{"text": "a\u0000b\ud800c"}"""
+    event = message(channel, TENANT.message({}, content=said))
+    assert (event.content[0], event.content[-1]) == ("a", "c")
+    assert not set(event.content) & {"\x00", "\ud800"}
+
+
+def test_a_message_is_the_same_one_whatever_id_its_event_has(channel: FeishuChannel) -> None:
+    ids = [
+        message(channel, TENANT.text("hi", message_id="om_1", event_id=event_id)).event_id
+        for event_id in ("first", "again")
+    ]
+    assert ids == ["om_1", "om_1"]
+
+
 def test_buttons_rate_and_ask_for_a_person_in_their_thread(channel: FeishuChannel) -> None:
     turn = f"turn_{'ab' * 16}"
     value = {"turnmill": f"good:{turn}", "thread": "oc_general/om_1"}
