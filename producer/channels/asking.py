@@ -1,5 +1,6 @@
 """Ask a platform's API something, for `turnmill channels check`."""
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -34,7 +35,8 @@ def ask(
     except urllib.error.HTTPError as error:
         with error:
             return error.code, _read(error)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        # `InvalidURL` is one: a token with a space or a newline in it.
         raise Unanswered(type(error).__name__) from None
 
 

@@ -266,6 +266,17 @@ def test_a_wrong_token_is_named_as_telegram_names_it(
     assert "1:wrong" not in said
 
 
+@pytest.mark.parametrize("token", ["1:torn apart", "1:torn\napart"])
+def test_a_token_that_no_address_can_hold_is_not_shown(
+    turnmill: Turnmill, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    turnmill("channels", "apply")
+    monkeypatch.setenv("TELEGRAM_TOKEN", token)
+    status, said = turnmill("channels", "check", "chat")
+    assert status == 1
+    assert "apart" not in said
+
+
 def test_missing_scopes_are_named_with_what_they_are_for(
     turnmill: Turnmill, slack_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
