@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from turnmill.schemas.content import refuse_nul
 
 
 class DoubleTexting(StrEnum):
@@ -27,9 +29,13 @@ class CommandName(StrEnum):
     RESUME = "resume"  # the bot answers again
 
 
-Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
+_STORABLE = AfterValidator(refuse_nul)
+
+Word = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64), _STORABLE
+]
 Words = Annotated[tuple[Word, ...], Field(max_length=32)]
-Notice = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Notice = Annotated[str, StringConstraints(min_length=1, max_length=1000), _STORABLE]
 
 
 class Texts(BaseModel):

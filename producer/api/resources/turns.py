@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 from turnmill.producer.api.auth import TenantOf
 from turnmill.producer.api.errors import Problem
@@ -13,10 +13,13 @@ from turnmill.producer.api.services import Services, ServicesOf
 from turnmill.producer.cancel import cancel
 from turnmill.producer.ratings import Score, rate
 from turnmill.producer.turns import read_turn
+from turnmill.schemas.content import refuse_nul
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.turns import Lane, Message, Reply, Turn, TurnState
 
 router = APIRouter(tags=["turns"])
+
+_STORABLE = AfterValidator(refuse_nul)
 
 
 class TurnBody(BaseModel):
@@ -71,8 +74,8 @@ class RatingBody(BaseModel):
     #: 1: good, -1: bad, 0: take an earlier rating back.
     score: Score
     #: Who rates, in your words; one who rates again changes the rating.
-    author: Annotated[str, StringConstraints(min_length=1, max_length=255)] = "anonymous"
-    comment: Annotated[str, StringConstraints(max_length=2000)] | None = None
+    author: Annotated[str, StringConstraints(min_length=1, max_length=255), _STORABLE] = "anonymous"
+    comment: Annotated[str, StringConstraints(max_length=2000), _STORABLE] | None = None
 
 
 @router.post("/turns/{turn_id}/rating", status_code=204)

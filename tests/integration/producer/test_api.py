@@ -533,6 +533,8 @@ def test_a_reply_is_rated_and_rated_anew(answered: API) -> None:
     assert rate(score=0, author="b") == 204
     assert ratings() == [("a", -1, None)]
     assert rate(score=2) == 400
+    assert rate(score=1, author="a\0") == 400
+    assert rate(score=1, comment="a\0") == 400
     assert rate(score=1, mood="kind") == 400
     missing = answered.http.post(f"/turns/turn_{NOBODYS}/rating", json={"score": 1})
     assert missing.status_code == 404

@@ -1,6 +1,9 @@
 """Policies: what is given, what completes it, and how the command line reads it."""
 
+from typing import Any
+
 import pytest
+from pydantic import ValidationError
 
 from turnmill.producer.cli.channels.policies import read_policies
 from turnmill.schemas.channels.policies import CommandName, DoubleTexting, Policies
@@ -14,6 +17,14 @@ def test_policies_that_are_left_out_are_those_of_the_defaults() -> None:
     assert policies.double_texting is DoubleTexting.COLLECT
     assert policies.quiet_s == 2
     assert (policies.texts.stopped, policies.texts.reset) == ("Done.", "Anew.")
+
+
+@pytest.mark.parametrize(
+    "given", [{"texts": {"reset": "a\0b"}}, {"stop_words": ["a\0b"]}, {"hand_off_words": ["a\0b"]}]
+)
+def test_what_postgres_cannot_store_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Policies.model_validate(given)
 
 
 def test_what_is_stored_is_what_was_given() -> None:
