@@ -37,8 +37,9 @@ _PAUSE_SHARE = 3.0
 #: So far apart, PostgreSQL's clock and this machine's are told of.
 _TOLERATED = timedelta(hours=1)
 
-#: Days that ids of received events are kept. No platform sends an event again after so long.
-EVENTS_DAYS = 7
+#: Days that ids of received events are kept. Meta tries for 7 days, and the requests of WhatsApp
+#: and Telegram carry no time by which an old one could be refused.
+EVENTS_DAYS = 30
 
 _ENDED = [state.value for state in TurnState if state not in OPEN_STATES]
 _AGED = [state for state in _ENDED if state != TurnState.PARKED]
