@@ -119,6 +119,12 @@ class Methods:
             message.metadata = _metadata(given)
         return {"channel": message.channel, "ts": message.ts, "message": self._shown(message, True)}
 
+    def end_streams(self) -> None:
+        """End every open stream, as Slack does by itself after some minutes."""
+        with self.board.lock:
+            for message in self.board.messages:
+                message.is_streaming = False
+
     def replies(self, given: Arguments) -> Answer:
         channel, ts = self._channel(given), str(given.get("ts", ""))
         found = self.board.thread(channel, ts)

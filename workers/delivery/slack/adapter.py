@@ -51,6 +51,12 @@ _NO_STREAM = frozenset(
 )  # fmt: skip
 
 
+#: Slack's errors about a message that is written: its stream has ended (Slack ends one by itself
+#: after some minutes: https://github.com/slackapi/python-slack-sdk/issues/1859), or somebody
+#: deleted it.
+_ENDED, _DELETED = "message_not_in_streaming_state", "message_not_found"
+
+
 class SlackDelivery:
     """One Slack app's way out."""
 
@@ -109,7 +115,13 @@ class SlackDelivery:
             memory.keep(is_torn=True)
             return None
         if more := text[sent : cut(text, MAX_STREAM, sent)]:
-            self._call(job, memory, "chat.appendStream", ts=stream["ts"], markdown_text=more)
+            try:
+                self._call(job, memory, "chat.appendStream", ts=stream["ts"], markdown_text=more)
+            except DeliveryRefused as error:
+                if error.reason != _ENDED:
+                    raise
+                memory.keep(is_torn=True)
+                return None
             memory.keep(stream=_stream(stream["ts"], text[: sent + len(more)]))
         return WRITE_EVERY_S
 
@@ -165,6 +177,15 @@ class SlackDelivery:
 
     def _finish_draft(self, job: Job, memory: Memory, text: str) -> dict[int, str]:
         """Complete the message that was being written; the other parts, by their number."""
+        try:
+            return self._finish_begun(job, memory, text)
+        except DeliveryRefused as error:
+            if error.reason != _DELETED:
+                raise
+            memory.keep(stream=None, draft=None)
+            return self._finish_begun(job, memory, text)
+
+    def _finish_begun(self, job: Job, memory: Memory, text: str) -> dict[int, str]:
         stream, draft = memory.value.get("stream"), memory.value.get("draft")
         if stream and stream["ts"]:
             rest = self._finish_stream(job, memory, text)
@@ -187,33 +208,41 @@ class SlackDelivery:
         closed = f"\n{closing(fence)}" if fence and rest else ""
         if "0" not in memory.value.get("parts", {}):
             memory.keep(stream={**stream, "end": end})
-            if is_torn:
+            if is_torn or not self._stop(
+                job, memory, ts, text[sent:end] + closed, with_buttons=not rest
+            ):
                 self._set_anew(job, memory, ts, text[:end] + closed)
-            else:
-                self._stop(job, memory, ts, text[sent:end] + closed, with_buttons=not rest)
             _note_part(memory, 0, ts)
         return f"{fence}\n{rest}" if fence and rest else rest
 
     def _stop(
         self, job: Job, memory: Memory, ts: str, text: str, *, with_buttons: bool = False
-    ) -> None:
+    ) -> bool:
+        """Stop a stream with the rest of its text; False if it had ended already."""
         blocks = buttons(job) if with_buttons else []
-        self._call(
-            job,
-            memory,
-            "chat.stopStream",
-            ts=ts,
-            metadata=metadata(job.delivery_id, 0),
-            **({"markdown_text": text} if text else {}),
-            **({"blocks": blocks} if blocks else {}),
-        )
+        try:
+            self._call(
+                job,
+                memory,
+                "chat.stopStream",
+                ts=ts,
+                metadata=metadata(job.delivery_id, 0),
+                **({"markdown_text": text} if text else {}),
+                **({"blocks": blocks} if blocks else {}),
+            )
+        except DeliveryRefused as error:
+            if error.reason != _ENDED:
+                raise
+            memory.keep(is_torn=True)
+            return False
+        return True
 
     def _set_anew(self, job: Job, memory: Memory, ts: str, text: str) -> None:
         """Stop a stream of which nobody knows how far it is, and replace its text."""
         try:
             self._call(job, memory, "chat.stopStream", ts=ts)
         except DeliveryRefused as error:
-            if error.reason != "message_not_in_streaming_state":
+            if error.reason != _ENDED:
                 raise
         self._call(
             job,
@@ -231,7 +260,7 @@ class SlackDelivery:
             try:
                 self._stop(job, memory, stream["ts"], "")
             except DeliveryRefused as error:
-                if error.reason != "message_not_in_streaming_state":
+                if error.reason != _DELETED:
                     raise
             _note_part(memory, 0, stream["ts"])
         elif not (stream or draft) and memory.value.get("status"):
@@ -293,6 +322,9 @@ class SlackDelivery:
                 self._set_status(job, memory, text)
             except DeliveryRefused:
                 memory.keep(has_no_status=True)  # a courtesy; the reply comes all the same
+            except ChannelUnavailable as error:
+                # Whether it is shown is no doubt about the reply.
+                raise ChannelUnavailable(error.message, retry_after_s=error.retry_after_s) from None
 
     def _set_status(self, job: Job, memory: Memory, text: str) -> None:
         thread = job.target["thread_ts"]

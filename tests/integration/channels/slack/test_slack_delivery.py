@@ -191,6 +191,58 @@ def test_a_reply_that_was_begun_anew_replaces_what_was_streamed(
     assert thread.replies == ["In the beginning was the word."]
 
 
+def test_a_stream_that_slack_ended_by_itself_is_completed_all_the_same(
+    slack: SlackAPI, thread: Thread
+) -> None:
+    thread.show("One. ")
+    slack.methods.end_streams()
+    thread.send("One. Two.")
+    assert thread.replies == ["One. Two."]
+    assert thread.notes.value["is_torn"]
+
+
+def test_nothing_is_written_to_a_stream_that_slack_ended_before_the_reply_is_complete(
+    slack: SlackAPI, thread: Thread
+) -> None:
+    thread.show("One. ")
+    slack.methods.end_streams()
+    assert thread.show("One. Two. ") is None
+    thread.send("One. Two. Three.")
+    assert thread.replies == ["One. Two. Three."]
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("is_doubtful", [True, False])
+def test_a_reply_is_posted_anew_if_somebody_deleted_what_was_written_of_it(
+    slack: SlackAPI, thread: Thread, streams: bool, is_doubtful: bool
+) -> None:
+    slack.methods.streams = streams
+    thread.show("One. ")
+    slack.board.messages.pop()
+    thread.send("One. Two.", is_doubtful=is_doubtful)
+    assert thread.replies == ["One. Two."]
+
+
+def test_a_cancelled_turns_stream_that_slack_ended_or_somebody_deleted_is_left(
+    slack: SlackAPI, delivery: SlackDelivery
+) -> None:
+    ended, deleted = Thread(slack, delivery), Thread(slack, delivery)
+    deleted.show("One.")
+    slack.board.messages.pop()
+    ended.show("One.")
+    slack.methods.end_streams()
+    assert ended.send(None)
+    assert deleted.send(None)
+    assert (ended.replies, deleted.replies) == (["One."], [])
+
+
+def test_a_status_in_doubt_is_no_doubt_about_the_reply(slack: SlackAPI, thread: Thread) -> None:
+    slack.order("assistant.threads.setStatus", "dies")
+    with pytest.raises(ChannelUnavailable) as caught:
+        thread.show("")
+    assert not caught.value.is_doubtful
+
+
 def test_a_cancelled_turns_stream_ends_with_what_was_shown(thread: Thread) -> None:
     thread.show("One. Two.")
     assert thread.send(None)
