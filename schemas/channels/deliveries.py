@@ -18,9 +18,16 @@ DELIVERY_TRANSITIONS: dict[DeliveryState, frozenset[DeliveryState]] = {
         {DeliveryState.SENDING, DeliveryState.DROPPED, DeliveryState.PENDING}
     ),
     DeliveryState.SENDING: frozenset(
-        {DeliveryState.SENT, DeliveryState.QUEUED, DeliveryState.FAILED, DeliveryState.DROPPED}
+        {
+            DeliveryState.SENT,
+            DeliveryState.QUEUED,
+            DeliveryState.FAILED,
+            DeliveryState.DROPPED,
+            DeliveryState.PENDING,
+        }
     ),
-    # Pending again: the turn, of which its user was told that it failed, is replayed.
+    # Pending again: the turn, of which its user was told that it failed, is replayed; perhaps
+    # while that is being told.
     DeliveryState.SENT: frozenset({DeliveryState.PENDING}),
     DeliveryState.FAILED: frozenset(
         {DeliveryState.QUEUED, DeliveryState.DROPPED, DeliveryState.PENDING}

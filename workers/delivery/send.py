@@ -107,6 +107,11 @@ class Sender:
 
     def _attempt(self, claim: DeliveryClaim, memory: Remembered) -> _Ended | _Again | None:
         """None: the delivery is another attempt's."""
+        if claim.failures >= self._max_attempts:
+            message = (
+                f"It was tried {claim.failures} times, and the delivery worker died of the last."
+            )
+            return _Ended(DeliveryState.FAILED, "attempts_used_up", message)
         if claim.expires_in_s is not None and claim.expires_in_s <= 0:
             message = "The platform takes no answer to this message any more: it took too long."
             return _Ended(DeliveryState.FAILED, "expired", message)

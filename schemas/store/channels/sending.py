@@ -95,10 +95,16 @@ WITH due AS (
 #: The fence of every later statement.
 _MINE = "id = %(delivery)s AND attempt = %(attempt)s AND worker_id = %(worker)s"
 
+#: The row is still of its holder: a queued one only if it was queued while its progress was shown.
+#: The lease of one that was lost, or is retried by hand, has ended.
+_IN_HAND = f"""
+({_PENDING} OR {_SENDING} OR {_QUEUED} AND leased_until > to_timestamp(0))
+"""
+
 KEEP = f"""
 UPDATE deliveries SET progress = %(progress)s,
     leased_until = clock_timestamp() + make_interval(secs => %(lease_s)s)
-WHERE {_MINE} RETURNING id
+WHERE {_MINE} AND {_IN_HAND} RETURNING id
 """
 
 #: Progress was shown; `next_s`: when there may be more, null: never. A lease in doubt stays, ended.

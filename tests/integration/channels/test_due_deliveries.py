@@ -1,6 +1,7 @@
 """Deliveries become due with the end of their turn, in the same transaction, one by one."""
 
 import time
+from collections.abc import Callable
 from threading import Event
 from typing import Any
 from uuid import UUID
@@ -10,6 +11,7 @@ from psycopg.types.json import Json, Jsonb
 
 from turnmill.producer.accept import accept_many
 from turnmill.producer.cancel import cancel
+from turnmill.producer.parked.replay import replay
 from turnmill.schemas.channels.deliveries import DELIVERY_TRANSITIONS, DeliveryState
 from turnmill.schemas.errors import ChannelUnavailable
 from turnmill.schemas.ids import new_id
@@ -21,6 +23,7 @@ from turnmill.schemas.store.channels.deliveries import (
     INSERT_PENDING,
     advance_deliveries,
 )
+from turnmill.schemas.store.channels.sending import REQUEUE_LOST
 from turnmill.schemas.turns import AcceptedTurn, Reply, Usage
 from turnmill.workers.delivery.base import Job, LeaseLost, Look, Memory
 from turnmill.workers.delivery.claims import (
@@ -101,6 +104,16 @@ class Thread:
 
     def ids(self) -> list[UUID]:
         return [row.id for row in self.database.run("SELECT id FROM deliveries ORDER BY ordinal")]
+
+    def lose(self, delivery_id: UUID) -> None:
+        """What the sweep does after the death of a delivery's worker."""
+        self.database.run(
+            "UPDATE deliveries SET leased_until = to_timestamp(0) WHERE id = %s", (delivery_id,)
+        )
+        with self.database.cursor() as cursor:
+            lock_conversations(cursor, [self.conversation_id])
+            cursor.execute(REQUEUE_LOST, {"conversations": [self.conversation_id], "lease_s": 30.0})
+            advance_deliveries(cursor, [self.conversation_id])
 
     def put(self, delivery_id: UUID, state: str) -> None:
         """By hand: what the delivery worker does."""
@@ -251,6 +264,18 @@ class Trouble:
         """Nothing."""
 
 
+class Telling(Trouble):
+    """A platform during whose call something happens."""
+
+    def __init__(self, happens: Callable[[], Any]) -> None:
+        super().__init__()
+        self.happens = happens
+
+    def send(self, job: Job, memory: Memory) -> bool:
+        self.happens()
+        return super().send(job, memory)
+
+
 def test_a_doubt_outlives_attempts_that_end_before_it_is_settled(thread: Thread) -> None:
     holder = Holder(thread.database, new_id(), 30.0)
     platform = Trouble(
@@ -266,6 +291,66 @@ def test_a_doubt_outlives_attempts_that_end_before_it_is_settled(thread: Thread)
         thread.database.run("UPDATE outbox SET is_immediate = true RETURNING turn_id")
         assert sender.send("desk", delivery)
     assert platform.doubts == [False, False, True, True, True]
+
+
+def test_a_delivery_that_kills_its_workers_is_given_up(thread: Thread) -> None:
+    platform = Trouble()
+    holder = Holder(thread.database, new_id(), 30.0)
+    sender = Sender(holder, {"desk": platform}, max_attempts=3, timeout_s=1.0, give_up=Event())
+    thread.settle(thread.accept(1)[0])
+    (delivery,) = thread.ids()
+    for _ in range(3):
+        assert claim_delivery(holder, "desk", delivery) is not None
+        thread.lose(delivery)
+    assert sender.send("desk", delivery)
+    (row,) = thread.database.run("SELECT state, error_code FROM deliveries")
+    assert (row.state, row.error_code) == ("failed", "attempts_used_up")
+    assert platform.doubts == []
+
+
+@pytest.mark.parametrize("state", ["sent", "failed", "dropped", "lost"])
+def test_an_attempt_notices_that_its_delivery_is_not_its_own_any_more(
+    thread: Thread, state: str
+) -> None:
+    holder = Holder(thread.database, new_id(), 30.0)
+    thread.settle(thread.accept(1)[0])
+    (delivery,) = thread.ids()
+    claim = claim_delivery(holder, "desk", delivery)
+    assert claim is not None
+    memory = Remembered(holder, claim)
+    memory.keep(parts={})
+    if state == "lost":
+        thread.lose(delivery)
+    else:
+        thread.put(delivery, state)
+    with pytest.raises(LeaseLost):
+        memory.keep(parts={"0": "there"})
+
+
+def test_progress_is_remembered_though_its_turn_ends_meanwhile(thread: Thread) -> None:
+    (turn,) = thread.accept(1)
+    holder = Holder(thread.database, new_id(), 30.0)
+    (claim,) = claim_progress(holder, "desk", 9)
+    thread.settle(turn)
+    Remembered(holder, claim).keep(draft={"message": "17"})
+    (row,) = thread.database.run("SELECT state, progress FROM deliveries")
+    assert (row.state, row.progress) == ("queued", {"draft": {"message": "17"}})
+
+
+def test_a_reply_is_owed_anew_though_its_failure_is_just_being_told(
+    system: Any, thread: Thread
+) -> None:
+    (turn,) = thread.accept(1)
+    thread.settle(turn, Snoozed(0.0, "busy"))
+    holder = Holder(thread.database, new_id(), 30.0)
+    platform = Telling(lambda: replay(system.database, system.tenant_id, [turn.turn_id]))
+    sender = Sender(holder, {"desk": platform}, max_attempts=9, timeout_s=1.0, give_up=Event())
+    (told,) = thread.ids()
+    assert sender.send("desk", told)
+    (owed,) = thread.ids()
+    assert (thread.states(), owed != told) == (["pending"], True)
+    thread.settle(turn)
+    assert (thread.states(), thread.hinted()) == (["queued"], [owed])
 
 
 @pytest.mark.parametrize("before", DeliveryState)
