@@ -30,6 +30,7 @@ from turnmill.schemas.store.channels.threads import (
     FIND_DELIVERED,
     FIND_EVENT,
     FIND_THREAD,
+    FIND_TURNS_THREAD,
     NOTE_EVENT,
     RENEW_THREAD,
     TAKE_EVENT,
@@ -114,6 +115,8 @@ def _take(cursor: Cursor, tenant_id: UUID, bot: str, defaults: Policies, event: 
         return _rate(cursor, tenant_id, event)
     if isinstance(event, UserMessage) and not event.begins and not _is_known(cursor, event):
         return Received(Kind.IGNORED)
+    if isinstance(event, Command):
+        event = _placed(cursor, tenant_id, event)
     thread = _take_thread(cursor, tenant_id, bot, defaults, event)
     match event:
         case UserMessage() if thread.standing.is_handed_off:
@@ -132,6 +135,31 @@ def _take(cursor: Cursor, tenant_id: UUID, bot: str, defaults: Policies, event: 
 def _is_known(cursor: Cursor, event: Event) -> bool:
     address = event.address
     return cursor.execute(FIND_THREAD, (address.channel, address.thread)).fetchone() is not None
+
+
+def _placed(cursor: Cursor, tenant_id: UUID, event: Command) -> Command:
+    """Move a command to the thread of the turn that it names.
+
+    Slack's answers to slash commands stand in no thread: the press of a button does not tell whose
+    conversation it is. Who presses it there cannot write in it, and acts for the one who can.
+    """
+    turn_id, address = _read_turn(event.turn_id), event.address
+    if turn_id is None:
+        return event
+    found = cursor.execute(FIND_TURNS_THREAD, (turn_id, tenant_id, address.channel)).fetchone()
+    if found is None or found.thread == address.thread:
+        return event
+    changes = {"thread": found.thread, "target": found.target | address.target}
+    moved = address.model_copy(update=changes)
+    return event.model_copy(update={"address": moved, "author": found.author})
+
+
+def _read_turn(shown: str | None) -> UUID | None:
+    """Read the turn that a button names; None: it names none, or none of ours."""
+    try:
+        return None if shown is None else parse_id(Prefix.TURN, shown)
+    except InvalidInput:
+        return None
 
 
 def _take_thread(
@@ -247,10 +275,7 @@ def _rate(cursor: Cursor, tenant_id: UUID, event: Rating) -> Received:
 def _rated_turn(cursor: Cursor, event: Rating) -> UUID | None:
     """The turn that a button names, or whose reply was sent as the message that it stands at."""
     if event.turn_id is not None:
-        try:
-            return parse_id(Prefix.TURN, event.turn_id)
-        except InvalidInput:
-            return None
+        return _read_turn(event.turn_id)
     found = (event.address.channel, event.message_id)
     row = cursor.execute(FIND_DELIVERED, found).fetchone()
     return None if row is None else row.turn_id

@@ -40,9 +40,13 @@ class Replica:
     def say(self, text: str, author: str = "U1", thread: str = "T1", **policies: Any) -> Received:
         return self.receive(message(text, author=author, thread=thread), **policies)
 
-    def command(self, name: Any, *, author: str = "U1", thread: str = "T1") -> Received:
+    def command(
+        self, name: Any, *, author: str = "U1", thread: str = "T1", turn_id: str | None = None
+    ) -> Received:
         said = message("", author=author, thread=thread)
-        event = Command(event_id=said.event_id, address=said.address, author=author, name=name)
+        event = Command(
+            event_id=said.event_id, address=said.address, author=author, name=name, turn_id=turn_id
+        )
         return self.receive(event)
 
     def rows(self, statement: str, *params: Any) -> list[Any]:

@@ -59,6 +59,9 @@ class Command(_Event):
     #: `stop` ends the running reply, `reset` begins a new conversation, `hand_off` asks for a
     #: person, `resume` gives the conversation back to the bot.
     name: CommandName
+    #: As a `Rating`'s: the turn under whose reply the button stands, where the platform tells. Its
+    #: conversation is meant, in whatever thread the button seems to be.
+    turn_id: str | None = None
 
 
 class Rating(_Event):

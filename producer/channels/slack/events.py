@@ -118,6 +118,7 @@ def read_command(channel: str, command: SlashCommand) -> Event | str:
             "channel": command.channel_id,
             "user": command.user_id,
             "response_url": command.response_url,
+            "is_command": "yes",
         },
     )
     event_id, author = command.trigger_id, command.user_id
@@ -128,9 +129,9 @@ def read_command(channel: str, command: SlashCommand) -> Event | str:
 
 def read_actions(channel: str, pressed: BlockActions) -> Iterator[Event]:
     """Read the buttons of ours that were pressed."""
-    if pressed.thread_ts or pressed.is_direct:
-        thread = _thread(pressed.channel.id, pressed.thread_ts)
-    else:
+    is_command = not (pressed.thread_ts or pressed.is_direct)
+    thread = _thread(pressed.channel.id, pressed.thread_ts)
+    if is_command:
         thread = f"{pressed.channel.id}/@{pressed.user.id}"
     message_ts = pressed.message.ts or pressed.container.ts
     target = {
@@ -141,6 +142,8 @@ def read_actions(channel: str, pressed: BlockActions) -> Iterator[Event]:
     }
     if pressed.thread_ts:
         target["thread_ts"] = pressed.thread_ts
+    if is_command:
+        target["is_command"] = "yes"
     address = Address(channel=channel, thread=thread, target=target)
     for action in pressed.actions:
         event_id = f"{pressed.channel.id}/{message_ts}/{action.action_ts}/{action.action_id}"
@@ -151,7 +154,11 @@ def read_actions(channel: str, pressed: BlockActions) -> Iterator[Event]:
 
 def _action(event_id: str, address: Address, author: str, action: Action) -> Event | None:
     if (name := _COMMANDS.get(action.action_id)) is not None:
-        return Command(event_id=event_id, address=address, author=author, name=name)
+        turn = action.block_id.removeprefix("hand_off:")
+        turn_id = turn.removeprefix("turnmill:") if turn.startswith(_TURN) else None
+        return Command(
+            event_id=event_id, address=address, author=author, name=name, turn_id=turn_id
+        )
     if action.action_id != _FEEDBACK or not action.block_id.startswith(_TURN):
         return None
     return Rating(

@@ -17,6 +17,12 @@ WHERE channel = %(channel)s AND event_id = %(event)s
 
 FIND_THREAD = "SELECT 1 FROM channel_threads WHERE channel = %s AND thread = %s"
 
+#: The thread of a turn's conversation; none where it was reset, and has another one.
+FIND_TURNS_THREAD = """
+SELECT h.thread, h.author, h.target FROM turns t JOIN channel_threads h USING (conversation_id)
+WHERE t.id = %s AND t.tenant_id = %s AND h.channel = %s LIMIT 1
+"""
+
 #: The row stays locked until the transaction ends: two events of a new thread begin one
 #: conversation. Whoever locks a thread and its conversation locks the thread first.
 TAKE_THREAD = """

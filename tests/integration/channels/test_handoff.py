@@ -14,7 +14,7 @@ from turnmill.producer.parked.replay import replay
 from turnmill.producer.tenants import save_bot
 from turnmill.schemas.channels.policies import Policies
 from turnmill.schemas.errors import HandedOff, NotFound, NotHandedOff
-from turnmill.schemas.ids import Prefix, new_id, parse_id
+from turnmill.schemas.ids import Prefix, new_id, parse_id, show_id
 from turnmill.schemas.turns import GenerationParams, Message, Role, TurnRequest
 from turnmill.workers.delivery.claims import Holder, claim_delivery
 from turnmill.workers.testing import InlineWorker
@@ -106,6 +106,26 @@ def test_a_word_asks_for_a_person(replica: Replica, word: str) -> None:
     assert replica.say(word).kind is Kind.HANDED_OFF
     assert replica.notices() == [TEXTS.handed_off]
     assert replica.say("Are you there?").kind is Kind.HANDED_OFF
+
+
+def test_a_button_hands_off_the_conversation_of_the_turn_that_it_names(replica: Replica) -> None:
+    asked = replica.say("Hello", author="ALICE", thread="C1/@ALICE")
+    assert asked.turn_id is not None
+    turn_id = show_id(Prefix.TURN, asked.turn_id)
+    pressed = replica.command("hand_off", author="BOB", thread="C1/@BOB", turn_id=turn_id)
+    assert (pressed.kind, pressed.conversation_id) == (Kind.HANDED_OFF, asked.conversation_id)
+    again = replica.say("And?", author="ALICE", thread="C1/@ALICE")
+    assert again.kind is Kind.HANDED_OFF, "only she can write there"
+    assert len(replica.rows("SELECT 1 FROM channel_threads")) == 1
+
+
+@pytest.mark.parametrize("turn_id", [show_id(Prefix.TURN, new_id()), "turn_?"])
+def test_a_button_of_a_turn_that_is_unknown_counts_where_it_is_pressed(
+    replica: Replica, turn_id: str
+) -> None:
+    asked = replica.say("Hello")
+    pressed = replica.command("hand_off", turn_id=turn_id)
+    assert pressed.conversation_id == asked.conversation_id
 
 
 def test_what_is_said_meanwhile_is_kept_and_not_answered(replica: Replica) -> None:

@@ -182,6 +182,7 @@ def test_a_slash_command_is_a_message_that_everybody_sees(slack: SlackChannel) -
     assert (message.content, message.event_id) == ("Where is @al?", fields["trigger_id"])
     assert message.address.thread == f"{WORKSPACE.channel}/@{WORKSPACE.user}"
     assert message.address.target["response_url"] == fields["response_url"]
+    assert message.address.target["is_command"] == "yes"
     assert json.loads(slack.acknowledge(parsed, []).body) == {"response_type": "in_channel"}
 
 
@@ -221,6 +222,9 @@ def test_hand_off_and_resume_buttons_are_commands_of_their_thread(slack: SlackCh
     for action, name in (("turnmill_hand_off", "hand_off"), ("turnmill_resume", "resume")):
         (command,) = pressed(slack, {"action_id": action}, ts="2.000001", thread_ts="1.000001")
         assert (command.name, command.address.thread) == (name, "C0GENERAL/1.000001")
+    block = {"action_id": "turnmill_hand_off", "block_id": f"hand_off:turnmill:{TURN}"}
+    (command,) = pressed(slack, block, ts="2.000001")
+    assert (command.turn_id, command.address.target["is_command"]) == (TURN, "yes")
     (direct,) = pressed(slack, {"action_id": "turnmill_hand_off"}, ts="2.000001", direct=True)
     assert direct.address.thread == WORKSPACE.direct
 

@@ -358,10 +358,11 @@ class SlackDelivery:
 
 
 def _is_command(job: Job) -> bool:
-    """Whether it came from a slash command, in a place where the app may be no member."""
-    target = job.target
-    is_direct = target.get("channel", "").startswith("D")
-    return "response_url" in target and "thread_ts" not in target and not is_direct
+    """Whether it came from a slash command, in a place where the app may be no member.
+
+    The channel's id does not tell: that of a direct message between two people begins with D too.
+    """
+    return "response_url" in job.target and job.target.get("is_command") == "yes"
 
 
 def _is_drafted(memory: Memory) -> bool:

@@ -385,12 +385,13 @@ def test_what_slack_refuses_for_good_says_what_to_do(
     assert TOKEN not in caught.value.message
 
 
+@pytest.mark.parametrize("channel", [CHANNEL, "D0TWOPEOPLE"])
 def test_a_slash_command_is_answered_through_its_response_url(
-    slack: SlackAPI, delivery: SlackDelivery
+    slack: SlackAPI, delivery: SlackDelivery, channel: str
 ) -> None:
-    slack.methods.troubles[CHANNEL] = "not_in_channel"
-    url = slack.response_url(CHANNEL)
-    thread = Thread(slack, delivery, channel=CHANNEL, response_url=url)
+    slack.methods.troubles[channel] = "not_in_channel"
+    url = slack.response_url(channel)
+    thread = Thread(slack, delivery, channel=channel, response_url=url, is_command="yes")
     assert thread.show("One.") is None
     text = " ".join(f"This is sentence number {n}." for n in range(1300))
     thread.send(text)
@@ -398,7 +399,9 @@ def test_a_slash_command_is_answered_through_its_response_url(
     assert slack.count("response_url") == 5
     assert slack.board.messages[-1].blocks[-1]["type"] == "actions"
     with pytest.raises(DeliveryRefused, match="five answers within 30 minutes"):
-        Thread(slack, delivery, channel=CHANNEL, response_url=url).send("once more")
+        Thread(slack, delivery, channel=channel, response_url=url, is_command="yes").send(
+            "once more"
+        )
 
 
 def test_posts_to_one_channel_keep_their_distance(slack: SlackAPI) -> None:
@@ -439,7 +442,7 @@ def test_no_slash_command_is_answered_when_the_delivery_is_another_attempts(
     slack: SlackAPI, delivery: SlackDelivery
 ) -> None:
     url = slack.response_url(CHANNEL)
-    thread = Thread(slack, delivery, channel=CHANNEL, response_url=url)
+    thread = Thread(slack, delivery, channel=CHANNEL, response_url=url, is_command="yes")
     thread.notes.is_held = False
     with pytest.raises(LeaseLost):
         thread.send("Hello")
