@@ -33,6 +33,7 @@ from turnmill.schemas.store.channels.threads import (
     FIND_TURNS_THREAD,
     NOTE_EVENT,
     RENEW_THREAD,
+    SET_AUTHOR,
     TAKE_EVENT,
     TAKE_THREAD,
 )
@@ -69,7 +70,7 @@ class _Thread:
     """A platform's thread with its conversation, both locked."""
 
     standing: Standing
-    #: Who began it.
+    #: Who began it, or asked for a person in it.
     author: str
     policies: Policies
 
@@ -253,6 +254,10 @@ def _obey(
         case CommandName.RESET:
             return _reset(cursor, thread, event)
         case CommandName.HAND_OFF:
+            if not thread.standing.is_handed_off:
+                # Who asks for a person is the user, though somebody else may have begun the thread.
+                place = (event.address.channel, event.address.thread)
+                cursor.execute(SET_AUTHOR, (event.author, *place))
             store.hand_off(cursor, [conversation_id], ASKED_BY_USER)
             return Received(Kind.HANDED_OFF, conversation_id)
         case CommandName.RESUME:

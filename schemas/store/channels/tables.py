@@ -32,7 +32,8 @@ channel_threads = Table(
     Column("thread", Text, primary_key=True),
     Column("tenant_id", Uuid, nullable=False),
     Column("conversation_id", Uuid, nullable=False),
-    #: Who began it. While a person answers, messages of others are answers.
+    #: Who began it, or was the last to ask for a person. While one answers, messages of others are
+    #: answers.
     Column("author", Text, nullable=False),
     #: `Address.target` of the last event, for what nobody on the platform asked for.
     Column("target", JSONB, nullable=False),

@@ -44,3 +44,6 @@ UPDATE channel_threads
 SET conversation_id = %(new)s, tenant_id = %(tenant)s, author = %(author)s
 WHERE channel = %(channel)s AND thread = %(thread)s
 """
+
+#: Whose messages are the user's while a person answers.
+SET_AUTHOR = "UPDATE channel_threads SET author = %s WHERE channel = %s AND thread = %s"

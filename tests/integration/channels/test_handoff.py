@@ -108,6 +108,20 @@ def test_a_word_asks_for_a_person(replica: Replica, word: str) -> None:
     assert replica.say("Are you there?").kind is Kind.HANDED_OFF
 
 
+@pytest.mark.parametrize("by_button", [True, False])
+def test_who_asks_for_a_person_is_the_user_though_another_one_began_the_thread(
+    replica: Replica, by_button: bool
+) -> None:
+    replica.say("Hello", author="ALICE")
+    if by_button:
+        replica.command("hand_off", author="BOB")
+    else:
+        replica.say("human", author="BOB")
+    replica.command("hand_off", author="ADA")
+    assert replica.say("It is still broken.", author="BOB").kind is Kind.HANDED_OFF
+    assert replica.say("This is Ada.", author="ADA").kind is Kind.ANSWERED
+
+
 def test_a_button_hands_off_the_conversation_of_the_turn_that_it_names(replica: Replica) -> None:
     asked = replica.say("Hello", author="ALICE", thread="C1/@ALICE")
     assert asked.turn_id is not None
