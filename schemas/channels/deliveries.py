@@ -2,6 +2,9 @@
 
 from enum import StrEnum
 
+#: The longest lease that can be set, seconds. One that ends later is from before a clock's step.
+MAX_LEASE_S = 600.0
+
 
 class DeliveryState(StrEnum):
     PENDING = "pending"  # its turn is open: progress may be shown

@@ -2,6 +2,7 @@
 
 from pydantic import Field, model_validator
 
+from turnmill.schemas.channels.deliveries import MAX_LEASE_S
 from turnmill.schemas.settings.section import Section
 
 
@@ -10,7 +11,7 @@ class DeliverySettings(Section):
     concurrency: int = Field(default=8, ge=1, le=256)
     #: How long an attempt keeps its delivery after its last committed step; twice `timeout_s` or
     #: more. A delivery whose worker died is tried again after that.
-    lease_s: float = Field(default=30.0, gt=0)
+    lease_s: float = Field(default=30.0, gt=0, le=MAX_LEASE_S)
     #: How long one call to a platform may take.
     timeout_s: float = Field(default=10.0, gt=0)
     #: Attempts that may fail before a delivery has failed; waiting because a platform asks for it

@@ -101,8 +101,7 @@ def claim_delivery(holder: Holder, channel: str, delivery_id: UUID) -> DeliveryC
 
 def is_held(holder: Holder, delivery_id: UUID) -> bool:
     """Whether a due delivery is held by who shows its progress. Raises `DatabaseUnavailable`."""
-    params = {"delivery": delivery_id, "lease_s": holder.lease_s}
-    return bool(holder.database.run(IS_HELD, params))
+    return bool(holder.database.run(IS_HELD, {"delivery": delivery_id}))
 
 
 def claim_progress(holder: Holder, channel: str, limit: int) -> list[DeliveryClaim]:

@@ -28,7 +28,7 @@ def sweep(holder: Holder) -> int:
 
     Raises `DatabaseUnavailable`.
     """
-    lost = holder.database.run(LOST_DELIVERIES, {"lease_s": holder.lease_s})
+    lost = holder.database.run(LOST_DELIVERIES)
     forgotten = holder.database.run(FORGOTTEN_DELIVERIES)
     ids = sorted({row.conversation_id for row in (*lost, *forgotten)})
     if ids:
@@ -39,7 +39,7 @@ def sweep(holder: Holder) -> int:
 def _advance(holder: Holder, conversation_ids: Sequence[UUID]) -> None:
     with holder.database.cursor() as cursor:
         lock_conversations(cursor, conversation_ids)
-        params = {"conversations": list(conversation_ids), "lease_s": holder.lease_s}
+        params = {"conversations": list(conversation_ids)}
         count = cursor.execute(REQUEUE_LOST, params).rowcount
         advance_deliveries(cursor, conversation_ids)
     if count:

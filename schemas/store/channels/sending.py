@@ -5,7 +5,7 @@ back says that its holder died between a call to the platform and the commit: wh
 in doubt, and the next attempt finds out.
 """
 
-from turnmill.schemas.channels.deliveries import DeliveryState
+from turnmill.schemas.channels.deliveries import MAX_LEASE_S, DeliveryState
 from turnmill.schemas.postgres.clock import IS_DUE
 from turnmill.schemas.routes import DELIVERY_LANE, OUTBOX_CHANNEL
 from turnmill.schemas.store.changes import OPEN, UNSENT, delivery_change
@@ -20,11 +20,10 @@ _PENDING = f"state = '{DeliveryState.PENDING}'"
 _QUEUED = f"state = '{DeliveryState.QUEUED}'"
 _SENDING = f"state = '{DeliveryState.SENDING}'"
 
-#: Nobody holds the row. A lease that ends later than anybody sets it is from before a step of the
-#: clock.
-_IS_FREE = """
+#: Nobody holds the row, or since before a step of the clock. Processes may have other leases.
+_IS_FREE = f"""
 (leased_until IS NULL OR leased_until <= clock_timestamp()
-    OR leased_until > clock_timestamp() + make_interval(secs => %(lease_s)s))
+    OR leased_until > clock_timestamp() + make_interval(secs => {MAX_LEASE_S}))
 """
 
 #: No earlier delivery of the conversation is to be sent before `d`.

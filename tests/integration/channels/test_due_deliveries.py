@@ -34,6 +34,7 @@ from turnmill.workers.delivery.claims import (
     is_held,
 )
 from turnmill.workers.delivery.send import Sender
+from turnmill.workers.delivery.sweep import sweep
 from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
 
@@ -112,7 +113,7 @@ class Thread:
         )
         with self.database.cursor() as cursor:
             lock_conversations(cursor, [self.conversation_id])
-            cursor.execute(REQUEUE_LOST, {"conversations": [self.conversation_id], "lease_s": 30.0})
+            cursor.execute(REQUEUE_LOST, {"conversations": [self.conversation_id]})
             advance_deliveries(cursor, [self.conversation_id])
 
     def put(self, delivery_id: UUID, state: str) -> None:
@@ -262,6 +263,20 @@ class Trouble:
 
     def close(self) -> None:
         """Nothing."""
+
+
+def test_a_process_with_a_shorter_lease_leaves_the_others_their_deliveries(thread: Thread) -> None:
+    thread.settle(thread.accept(1)[0])
+    (delivery,) = thread.ids()
+    assert claim_delivery(Holder(thread.database, new_id(), 300.0), "desk", delivery)
+    other = Holder(thread.database, new_id(), 2.0)
+    assert sweep(other) == 0
+    assert thread.states() == ["sending"]
+    thread.database.run(
+        "UPDATE deliveries SET leased_until = clock_timestamp() + interval '1 hour'"
+    )
+    assert sweep(other) == 1, "the clock was set back"
+    assert thread.states() == ["queued"]
 
 
 class Telling(Trouble):
