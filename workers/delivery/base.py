@@ -13,6 +13,9 @@ from uuid import UUID
 from turnmill.schemas.channels.deliveries import DeliveryKind
 from turnmill.schemas.turns import TurnState
 
+#: Of what platforms ask for, seconds.
+MIN_PAUSE_S, MAX_PAUSE_S = 1.0, 3600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -45,6 +48,11 @@ class Look:
     #: unknown.
     place: int | None = None
     estimate_s: float | None = None
+
+
+def pause_s(asked_s: float) -> float:
+    """The pause that a platform gets that asks for one, seconds: no busy loop, and no day."""
+    return min(max(asked_s, MIN_PAUSE_S), MAX_PAUSE_S)
 
 
 class Memory(Protocol):

@@ -8,12 +8,16 @@ killed worker leaves at most one duplicate of one part; a draft in doubt is not 
 """
 
 import hashlib
+import threading
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 from turnmill.schemas.channels.buttons import RESUME, Button, reply_buttons
 from turnmill.schemas.channels.deliveries import DeliveryKind
-from turnmill.schemas.errors import ChannelUnavailable
+from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.turns import TurnState
 from turnmill.workers.delivery.base import Job, Look, Memory
 from turnmill.workers.delivery.markdown import split
@@ -30,6 +34,15 @@ class PartsDelivery(ABC):
     limit: ClassVar[int]
     #: Seconds after which "typing" has to be said again.
     typing_every_s: ClassVar[float]
+    #: The field of a job's target by which a platform limits what is sent.
+    place: ClassVar[str]
+    #: The reason of refused edits of a message that somebody deleted.
+    deleted: ClassVar[str | None] = None
+
+    def __init__(self) -> None:
+        #: Places that asked for a pause, until when (`time.monotonic`).
+        self._closed_until: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     @abstractmethod
     def write_every_s(self, job: Job) -> float | None:
@@ -55,6 +68,15 @@ class PartsDelivery(ABC):
         """Every call has a connection of its own."""
 
     def send(self, job: Job, memory: Memory) -> bool:
+        with self._pausing(job):
+            return self.bring(job, memory)
+
+    def show(self, job: Job, look: Look, memory: Memory) -> float | None:
+        with self._pausing(job):
+            return self._show(job, look, memory)
+
+    def bring(self, job: Job, memory: Memory) -> bool:
+        """Send what is missing of the text, as `send`, to a place that asked for no pause."""
         if job.text is None:
             # The turn was cancelled: what was shown stays.
             return "draft" in memory.value
@@ -67,7 +89,7 @@ class PartsDelivery(ABC):
                 memory.keep(parts=memory.value.get("parts", {}) | {str(number): message})
         return True
 
-    def show(self, job: Job, look: Look, memory: Memory) -> float | None:
+    def _show(self, job: Job, look: Look, memory: Memory) -> float | None:
         every_s = self.write_every_s(job)
         memory.hold()
         if look.text.strip() and every_s is not None and not _is_torn(memory):
@@ -99,8 +121,35 @@ class PartsDelivery(ABC):
         if number or not draft or draft["message"] is None:
             return self.post(job, number, part, buttons)
         message = str(draft["message"])
-        self.edit(job, message, part, buttons)
+        try:
+            self.edit(job, message, part, buttons)
+        except DeliveryRefused as error:
+            if self.deleted is None or error.reason != self.deleted:
+                raise
+            memory.keep(draft=None)
+            return self.post(job, number, part, buttons)
         return message
+
+    @contextmanager
+    def _pausing(self, job: Job) -> Iterator[None]:
+        """Call nothing for a place before the pause is over that it asked for."""
+        place = job.target.get(self.place, "")
+        with self._lock:
+            wait_s = self._closed_until.get(place, 0.0) - time.monotonic()
+        if wait_s > 0:
+            raise ChannelUnavailable("The platform asked to wait.", retry_after_s=wait_s)
+        try:
+            yield
+        except ChannelUnavailable as error:
+            if error.retry_after_s is not None:
+                self._close(place, error.retry_after_s)
+            raise
+
+    def _close(self, place: str, pause_s: float) -> None:
+        now = time.monotonic()
+        with self._lock:
+            still = {each: until for each, until in self._closed_until.items() if until > now}
+            self._closed_until = still | {place: now + pause_s}
 
 
 def buttons_under(job: Job) -> tuple[Button, ...]:

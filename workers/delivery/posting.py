@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
+from turnmill.workers.delivery.base import pause_s
 
 #: More of an answer's body is not read.
 _MAX_BODY = 65_536
@@ -21,7 +22,7 @@ _MAX_BODY = 65_536
 @dataclass(frozen=True, slots=True)
 class Answer:
     status: int
-    #: `Retry-After` in seconds, where the server gave it so.
+    #: The pause that `Retry-After` asks for in seconds (`pause_s`).
     retry_after_s: float | None
     #: As much of it as is read.
     body: bytes = b""
@@ -111,4 +112,4 @@ class _Connection(http.client.HTTPConnection):
 def _seconds(text: str | None) -> float | None:
     """Seconds as RFC 9110 writes them, or with decimals as Discord does."""
     is_number = text and text.isascii() and text.replace(".", "", 1).isdigit()
-    return float(text) if text and is_number else None
+    return pause_s(float(text)) if text and is_number else None

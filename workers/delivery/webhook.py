@@ -6,6 +6,7 @@ The receiver drops what it has: `webhook-id` is the delivery's id, the same at e
 import json
 import time
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 
 from standardwebhooks import Webhook
@@ -87,8 +88,10 @@ def _judge(answer: Answer) -> None:
     if 200 <= status < 300:
         return
     if status >= 500 or status in _LATER:
+        # Only a limit uses up no attempt; any other pause is kept by `send` all the same.
+        after_s = answer.retry_after_s if status == HTTPStatus.TOO_MANY_REQUESTS else None
         raise ChannelUnavailable(
-            f"The webhook's receiver answered {status}.", retry_after_s=answer.retry_after_s
+            f"The webhook's receiver answered {status}.", retry_after_s=after_s
         )
     raise DeliveryRefused(
         f"The webhook's receiver answered {status}. Check its URL in turnmill.toml and the secret "

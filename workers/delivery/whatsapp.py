@@ -43,9 +43,11 @@ class WhatsAppDelivery(PartsDelivery):
 
     limit = MAX_TEXT
     typing_every_s = 20.0
+    place = "to"
 
     def __init__(self, name: str, section: ChannelSection, settings: DeliverySettings) -> None:
         assert isinstance(section, WhatsAppSection)
+        super().__init__()
         token = section.access_token.read().get_secret_value()
         self._headers = {"Authorization": f"Bearer {token}"}
         self._url = f"{section.api_url.rstrip('/')}/{section.phone_number_id}/messages"

@@ -9,8 +9,14 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.adapting import Reply
+from tests.delivering import SECRET
 from turnmill.producer.accept import accept_many
+from turnmill.schemas.channels.sections import SecretReference, WebhookSection
+from turnmill.schemas.errors import ChannelUnavailable
 from turnmill.schemas.ids import new_id
+from turnmill.schemas.settings import DeliverySettings
+from turnmill.workers.delivery.webhook import WebhookDelivery
 
 Eventually = Callable[..., None]
 Make = Callable[[], Any]
@@ -76,6 +82,34 @@ def test_a_platform_that_asks_for_patience_gets_it_and_no_failure_is_counted(
         "FROM deliveries"
     )
     assert (row.failures, row.attempt, row.has_waited) == (0, 2, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "asked", "kept_s", "counts"),
+    [(429, "0", 1.0, False), (429, "99999999", 3600.0, False), (503, "120", 120.0, True)],
+)
+def test_only_a_limit_uses_up_no_attempt_and_every_pause_is_kept(
+    make_receiver: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    asked: str,
+    kept_s: float,
+    counts: bool,
+) -> None:
+    receiver = make_receiver()
+    receiver.orders, receiver.headers = [status], {"Retry-After": asked}
+    monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
+    section = WebhookSection(
+        kind="webhook", bot="bot", secret=SecretReference(env="WEBHOOK_SECRET"), url=receiver.url
+    )
+    reply = Reply(WebhookDelivery("desk", section, DeliverySettings()))
+    with pytest.raises(ChannelUnavailable) as answered:
+        reply.send("hello")
+    assert (answered.value.retry_after_s is None) == counts
+    with pytest.raises(ChannelUnavailable) as closed:
+        reply.send("hello")
+    assert kept_s - 5 < (closed.value.retry_after_s or 0.0) <= kept_s
+    assert len(receiver.received) == 1
 
 
 @on_one_broker

@@ -1,5 +1,6 @@
 """Replies in Telegram, against the mock that keeps its rules."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -153,13 +154,32 @@ def test_a_server_without_previews_edits(api: TelegramAPI, private: Reply) -> No
     assert message.history == ["Once", "Once upon"]
 
 
-def test_telegrams_own_pause_is_kept(api: TelegramAPI, private: Reply) -> None:
+def test_telegrams_own_pause_is_kept_for_its_chat(
+    api: TelegramAPI, private: Reply, group: Reply, monkeypatch: pytest.MonkeyPatch
+) -> None:
     api.order("sendMessage", "429", retry_after_s=7)
     with pytest.raises(ChannelUnavailable) as caught:
         private.send("hi")
     assert (caught.value.retry_after_s, caught.value.is_doubtful) == (7.0, False)
+    for call in (private.send, private.show):
+        with pytest.raises(ChannelUnavailable) as caught:
+            call("hi")
+        assert 6 < (caught.value.retry_after_s or 0) <= 7
+    assert api.texts == []
+    group.send("hello")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 7.5)
     private.send("hi")
-    assert api.texts == ["hi"]
+    assert api.texts == ["hello", "hi"]
+
+
+def test_a_reply_is_sent_anew_if_somebody_deleted_what_was_written_of_it(
+    api: TelegramAPI, group: Reply
+) -> None:
+    group.show("Once")
+    api.messages.clear()
+    group.send("Once upon a time")
+    assert api.texts == ["Once upon a time"]
 
 
 @pytest.mark.parametrize("kind", ["500", "silence", "dies"])

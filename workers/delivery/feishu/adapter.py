@@ -28,9 +28,11 @@ class FeishuDelivery(PartsDelivery):
 
     limit = MAX_CARD
     typing_every_s = 2.0
+    place = "thread"
 
     def __init__(self, name: str, section: ChannelSection, settings: DeliverySettings) -> None:
         assert isinstance(section, FeishuSection)
+        super().__init__()
         self._calls = Calls(section, settings.timeout_s)
         self.shows_progress = section.streams
 

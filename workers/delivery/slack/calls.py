@@ -15,6 +15,7 @@ from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.webhook import WebhookClient
 
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
+from turnmill.workers.delivery.base import pause_s
 
 #: `chat.postMessage` takes one message a second in each channel, and short bursts.
 POST_EVERY_S = 1.0
@@ -179,6 +180,6 @@ def _seconds(text: Any) -> float:
     """`Retry-After`, which slack_sdk may give as a list."""
     value = text[0] if isinstance(text, list) and text else text
     try:
-        return max(float(value), 0.1)
+        return pause_s(float(value))
     except (TypeError, ValueError):
         return _RETRY_AFTER_S

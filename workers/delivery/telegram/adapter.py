@@ -13,7 +13,7 @@ from turnmill.schemas.channels.buttons import Button
 from turnmill.schemas.channels.sections import ChannelSection, TelegramSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.settings import DeliverySettings
-from turnmill.workers.delivery.base import Job, Memory
+from turnmill.workers.delivery.base import Job, Memory, pause_s
 from turnmill.workers.delivery.parts import PartsDelivery
 from turnmill.workers.delivery.rest import Reply, call
 from turnmill.workers.delivery.telegram.html import to_html
@@ -51,9 +51,12 @@ class TelegramDelivery(PartsDelivery):
     limit = MAX_TEXT
     #: Telegram shows it for five seconds.
     typing_every_s = 4.5
+    place = "chat"
+    deleted = "message to edit not found"
 
     def __init__(self, name: str, section: ChannelSection, settings: DeliverySettings) -> None:
         assert isinstance(section, TelegramSection)
+        super().__init__()
         token = section.bot_token.read().get_secret_value()
         self._url = f"{section.api_url.rstrip('/')}/bot{token}"
         self._timeout_s = settings.timeout_s
@@ -63,14 +66,14 @@ class TelegramDelivery(PartsDelivery):
         """What is shown is never longer than the Markdown that it is made of."""
         return len(text.encode("utf-16-le")) // 2
 
-    def send(self, job: Job, memory: Memory) -> bool:
+    def bring(self, job: Job, memory: Memory) -> bool:
         preview = memory.value.get("preview")
         if job.text is None and preview and "0" not in memory.value.get("parts", {}):
             # The turn was cancelled, and its preview would vanish: what was shown is to stay.
             memory.hold()
             memory.keep(parts={"0": self.post(job, 0, preview["text"], ())})
             return True
-        return super().send(job, memory)
+        return super().bring(job, memory)
 
     def write_every_s(self, job: Job) -> float | None:
         if not self._streams:
@@ -155,8 +158,10 @@ def _error(method: str, reply: Reply) -> ChannelUnavailable | DeliveryRefused:
     if reply.status == 429:
         parameters = reply.data.get("parameters") or {}
         after_s = parameters.get("retry_after") or reply.retry_after_s or _RETRY_AFTER_S
-        return ChannelUnavailable(f"Telegram's limit of {method}", retry_after_s=float(after_s))
-    for known in (_UNCHANGED, *_UNFORMATTED):
+        return ChannelUnavailable(
+            f"Telegram's limit of {method}", retry_after_s=pause_s(float(after_s))
+        )
+    for known in (_UNCHANGED, TelegramDelivery.deleted, *_UNFORMATTED):
         if known in said:
             return DeliveryRefused(f"Telegram refused {method}: {known}.", reason=known)
     advice = next((advice for part, advice in _ADVICE.items() if part in said), "")

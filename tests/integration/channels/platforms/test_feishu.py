@@ -135,9 +135,12 @@ def test_a_limit_is_a_pause_and_no_doubt(feishu: FeishuAPI, chat: Reply) -> None
     with pytest.raises(ChannelUnavailable) as error:
         chat.send("Yes.")
     assert (error.value.retry_after_s, error.value.is_doubtful) == (7.0, False)
-    feishu.refusals = {"reply": [230020]}
-    with pytest.raises(ChannelUnavailable) as error:
+    with pytest.raises(ChannelUnavailable, match="asked to wait"):
         chat.send("Yes.")
+    feishu.refusals = {"reply": [230020]}
+    other = Reply(chat.delivery, **chat.job.target | {"thread": "another"})
+    with pytest.raises(ChannelUnavailable) as error:
+        other.send("Yes.")
     assert error.value.retry_after_s == 5.0
 
 
