@@ -31,6 +31,7 @@ from turnmill.schemas.store.channels.threads import (
     FIND_EVENT,
     FIND_THREAD,
     FIND_TURNS_THREAD,
+    LOCK_THREAD,
     NOTE_EVENT,
     RENEW_THREAD,
     SET_AUTHOR,
@@ -114,6 +115,8 @@ def receive(
 def _take(cursor: Cursor, tenant_id: UUID, bot: str, defaults: Policies, event: Event) -> Received:
     if isinstance(event, Rating):
         return _rate(cursor, tenant_id, event)
+    # What follows a mention, and is no mention, must find the thread that the mention is to begin.
+    cursor.execute(LOCK_THREAD, (event.address.channel, event.address.thread))
     if isinstance(event, UserMessage) and not event.begins and not _is_known(cursor, event):
         return Received(Kind.IGNORED)
     if isinstance(event, Command):

@@ -15,6 +15,9 @@ UPDATE channel_events SET turn_id = %(turn)s, conversation_id = %(conversation)s
 WHERE channel = %(channel)s AND event_id = %(event)s
 """
 
+#: Events of one thread follow one another, from before its row is there.
+LOCK_THREAD = "SELECT pg_advisory_xact_lock(hashtextextended(%s || '/' || %s, 0))"
+
 FIND_THREAD = "SELECT 1 FROM channel_threads WHERE channel = %s AND thread = %s"
 
 #: The thread of a turn's conversation; none where it was reset, and has another one.

@@ -3,17 +3,24 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from threading import Event
 from typing import Any
 
 import pytest
 
 from tests.conversing import Replica, message
+from turnmill.producer import converse
+from turnmill.producer.conversations import Standing, begin
 from turnmill.producer.converse import Kind, Received
 from turnmill.schemas.channels.events import Rating
 from turnmill.schemas.errors import UnknownBot
 from turnmill.schemas.ids import Prefix, new_id, show_id
 
 _numbers = count(1)
+
+_BLOCKED = """
+SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
 
 
 def test_a_message_becomes_a_turn_with_a_pending_delivery(replica: Replica) -> None:
@@ -98,6 +105,30 @@ def test_a_message_that_begins_nothing_counts_only_in_a_conversation(replica: Re
     replica.receive(message("Hello", thread="T-aside"))
     later = message("And now?", thread="T-aside").model_copy(update={"begins": False})
     assert replica.receive(later).kind in (Kind.ACCEPTED, Kind.COLLECTED)
+
+
+def test_what_follows_a_mention_waits_until_the_mention_is_received(
+    replica: Replica, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_begun, go_on = Event(), Event()
+
+    def begin_slowly(*args: Any) -> Standing:
+        is_begun.set()
+        assert go_on.wait(30)
+        return begin(*args)
+
+    monkeypatch.setattr(converse, "begin", begin_slowly)
+    follow_up = message("It is about my parcel.").model_copy(update={"begins": False})
+    with ThreadPoolExecutor(2) as pool:
+        mention = pool.submit(replica.receive, message("Hello"))
+        assert is_begun.wait(30)
+        later = pool.submit(replica.receive, follow_up)
+        try:
+            eventually(lambda: later.done() or replica.rows(_BLOCKED))
+        finally:
+            go_on.set()
+        assert mention.result().kind is Kind.ACCEPTED
+        assert later.result().kind is Kind.COLLECTED
 
 
 def test_what_cannot_be_read_gets_a_notice_and_is_no_turn(replica: Replica) -> None:
