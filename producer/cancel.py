@@ -18,7 +18,9 @@ from turnmill.schemas.turns import Message
 _FIND = "SELECT conversation_id FROM turns WHERE id = %s AND tenant_id = %s"
 
 _OPEN_TURNS = f"""
-SELECT id, input FROM turns WHERE conversation_id = %s AND state IN ({OPEN}) ORDER BY seq
+SELECT t.id, t.input
+FROM conversations c JOIN turns t ON t.conversation_id = c.id AND t.seq > c.answered_seq
+WHERE c.id = %s AND t.state IN ({OPEN}) ORDER BY t.seq
 """
 
 

@@ -21,7 +21,8 @@ from turnmill.schemas.store.collect import COLLECT, FIND_UNBEGUN
 from turnmill.schemas.turns import MAX_MESSAGES, AcceptedTurn, Message, TurnRequest, joined
 
 _HAS_OPEN = f"""
-SELECT 1 FROM turns WHERE conversation_id = %s AND state IN ({OPEN}) LIMIT 1
+SELECT 1 FROM conversations c JOIN turns t ON t.conversation_id = c.id AND t.seq > c.answered_seq
+WHERE c.id = %s AND t.state IN ({OPEN}) LIMIT 1
 """
 
 

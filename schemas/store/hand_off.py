@@ -18,8 +18,9 @@ from turnmill.schemas.store.changes import OPEN, change, delivery_change
 from turnmill.schemas.turns import TurnState
 
 _LOCK_OPEN = f"""
-SELECT 1 FROM turns WHERE conversation_id = ANY(%s) AND state IN ({OPEN})
-ORDER BY id FOR NO KEY UPDATE
+SELECT 1 FROM conversations c JOIN turns t ON t.conversation_id = c.id AND t.seq > c.answered_seq
+WHERE c.id = ANY(%s) AND t.state IN ({OPEN})
+ORDER BY t.id FOR NO KEY UPDATE OF t
 """
 
 
@@ -41,10 +42,11 @@ WITH marked AS (
     SET handed_off_at = clock_timestamp(), handed_off_because = %(because)s
     FROM bots b WHERE b.id = c.bot_id AND c.id = ANY(%(conversations)s)
       AND c.handed_off_at IS NULL AND {_IS_WANTED}
-    RETURNING c.id, {_own("texts,handed_off")} #>> '{{}}' AS text
+    RETURNING c.id, c.answered_seq, {_own("texts,handed_off")} #>> '{{}}' AS text
 ), turn AS (
     UPDATE turns t SET {_HAND_OFF.setting}, settled_at = clock_timestamp(), leased_until = NULL
-    FROM marked WHERE t.conversation_id = marked.id AND t.{_HAND_OFF.guard}
+    FROM marked WHERE t.conversation_id = marked.id AND t.seq > marked.answered_seq
+      AND t.{_HAND_OFF.guard}
     RETURNING t.id, t.attempt
 ), attempt AS (
     UPDATE attempts SET ended_at = clock_timestamp(), outcome = 'cancelled' FROM turn

@@ -8,16 +8,32 @@ from typing import Any
 import pytest
 
 from tests.conversing import Replica, prompt_of, read_turns
+from turnmill.producer.cancel import _OPEN_TURNS
 from turnmill.producer.conversations import set_policies
 from turnmill.producer.converse import Kind
 from turnmill.producer.tenants import save_bot
+from turnmill.producer.texting import _HAS_OPEN
 from turnmill.schemas.channels.policies import Policies
 from turnmill.schemas.content import MAX_MESSAGE_CHARS
+from turnmill.schemas.store.hand_off import _LOCK_OPEN
 from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.testing import InlineWorker
 
 Eventually = Callable[..., None]
 _threads = count(1)
+
+#: A thousand turns before the open one, all of them answered.
+_LENGTHEN = """
+WITH c AS (UPDATE conversations SET next_seq = 1002, answered_seq = 1000 RETURNING id),
+moved AS (UPDATE turns SET seq = 1001)
+INSERT INTO turns (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params)
+SELECT gen_random_uuid(), t.tenant_id, t.conversation_id, n, t.bot_id, t.model, t.lane, 'completed',
+    t.input, t.params
+FROM turns t CROSS JOIN generate_series(2, 1000) AS n
+"""
+_TURNS_READ = """
+SELECT seq_tup_read + idx_tup_fetch AS n FROM pg_stat_xact_user_tables WHERE relname = 'turns'
+"""
 
 
 def _is_streaming(replica: Replica) -> bool:
@@ -238,3 +254,20 @@ def test_commands_of_buttons_do_what_the_words_do(replica: Replica) -> None:
 def test_a_bots_words_take_the_place_of_the_defaults(replica: Replica) -> None:
     assert replica.say("Basta", stop_words=["basta"]).kind is Kind.STOPPED
     assert replica.say("stop", stop_words=["basta"]).kind is Kind.ACCEPTED
+
+
+@pytest.mark.parametrize("statement", [_HAS_OPEN, _OPEN_TURNS, _LOCK_OPEN])
+def test_of_a_long_conversation_only_what_is_not_answered_is_read(
+    replica: Replica, statement: str
+) -> None:
+    conversation = replica.say("Hello").conversation_id
+    replica.rows(_LENGTHEN)
+    replica.rows("ANALYZE turns, conversations")
+    given = [conversation] if "ANY(" in statement else conversation
+    with replica.database.cursor() as cursor:
+        cursor.execute(statement, (given,))
+        found = cursor.rowcount
+        read = cursor.execute(_TURNS_READ).fetchone()
+    assert found == 1
+    assert read is not None
+    assert read.n < 10
