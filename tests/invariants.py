@@ -30,7 +30,7 @@ def assert_invariants(database: Database) -> None:
         FROM attempts a JOIN turns t ON t.id = a.turn_id
         WHERE a.ended_at IS NULL AND (t.state <> 'running' OR a.number <> t.attempt)
     """)
-    assert broken == []
+    assert broken == [], broken
 
 
 def assert_channel_invariants(database: Database) -> None:
@@ -68,4 +68,4 @@ def assert_channel_invariants(database: Database) -> None:
         FROM channel_events e LEFT JOIN turns t ON t.id = e.turn_id
         WHERE e.turn_id IS NOT NULL AND t.id IS NULL
     """)
-    assert broken == []
+    assert broken == [], broken

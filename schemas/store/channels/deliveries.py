@@ -54,7 +54,8 @@ DELETE FROM outbox USING renewed WHERE turn_id = renewed.id
 #: States of deliveries that hold up those behind them in their conversation.
 HOLDING = literals({DeliveryState.QUEUED, DeliveryState.SENDING})
 
-#: A head that has an outbox row keeps it: the row says when the next attempt is due.
+#: A head that has an outbox row keeps it: the row says when the next attempt is due. A notice that
+#: was the head while a turn before it was open gives up its row to that turn's reply.
 ADVANCE_DELIVERIES = f"""
 WITH ended AS (
     UPDATE deliveries d SET {_QUEUE.setting}, progress_at = NULL
@@ -62,11 +63,15 @@ WITH ended AS (
       AND NOT EXISTS (SELECT 1 FROM turns t WHERE t.id = d.turn_id AND t.state IN ({OPEN}))
     RETURNING d.id, d.conversation_id, d.ordinal, d.channel, d.state
 ), head AS (
-    SELECT DISTINCT ON (conversation_id) id, channel, state FROM (
+    SELECT DISTINCT ON (conversation_id) id, conversation_id, channel, state FROM (
         SELECT * FROM ended
         UNION ALL SELECT id, conversation_id, ordinal, channel, state FROM deliveries
         WHERE conversation_id = ANY(%(conversations)s) AND state IN ({HOLDING})
     ) AS d ORDER BY conversation_id, ordinal
+), displaced AS (
+    DELETE FROM outbox o USING head, deliveries d
+    WHERE d.conversation_id = head.conversation_id AND d.state = '{DeliveryState.QUEUED}'
+      AND d.id <> head.id AND o.turn_id = d.id
 ), due AS (
     SELECT id AS turn_id, channel AS model, '{DELIVERY_LANE}' AS lane,
         NULL::timestamptz AS deadline_at, clock_timestamp() AS due_at, true AS is_immediate

@@ -30,11 +30,14 @@ from turnmill.workers.turn.settle import Settler
 
 MakeReplica = Callable[[], Replica]
 
+#: Locks the turn, as a worker's stream does.
 _KEEP = """
+WITH owned AS (
+    SELECT id FROM turns WHERE id = %s AND attempt = %s AND state = 'running' FOR SHARE
+)
 INSERT INTO chunks (turn_id, position, text, token_count)
-SELECT t.id, coalesce(max(c.position) + 1, 0), 'word ', 1
-FROM turns t LEFT JOIN chunks c ON c.turn_id = t.id
-WHERE t.id = %s AND t.attempt = %s AND t.state = 'running' GROUP BY t.id
+SELECT o.id, coalesce(max(c.position) + 1, 0), 'word ', 1
+FROM owned o LEFT JOIN chunks c ON c.turn_id = o.id GROUP BY o.id
 """
 
 

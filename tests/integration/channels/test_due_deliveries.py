@@ -169,6 +169,19 @@ def test_a_notice_waits_for_queued_deliveries_and_not_for_open_turns(thread: Thr
     assert (thread.states(), thread.hinted()) == (["failed", "pending", "queued"], [notice])
 
 
+def test_a_notice_gives_up_its_hint_to_an_earlier_reply_that_is_due_before_it_is_sent(
+    thread: Thread,
+) -> None:
+    (turn,) = thread.accept(1)
+    notice = thread.notice()
+    assert thread.hinted() == [notice]
+    thread.settle(turn)
+    reply, _ = thread.ids()
+    assert thread.hinted() == [reply]
+    thread.put(reply, "sent")
+    assert thread.hinted() == [notice]
+
+
 def test_advancing_once_too_often_changes_nothing(thread: Thread) -> None:
     thread.settle(thread.accept(1)[0])
     thread.database.run("UPDATE outbox SET published_at = clock_timestamp()")

@@ -111,8 +111,8 @@ def test_worker_answers_turns_whose_hints_a_relay_of_the_previous_release_publis
     )
     monkeypatch.setattr(
         publisher_module,
-        "hint_queues",
-        lambda broker, lanes, model, _: old_queues(broker, lanes, model),
+        "hint_queue",
+        lambda broker, lane, model, _: old_queues(broker, [Lane(lane)], model)[0],
     )
     hints = system.database.run(
         TAKE,
