@@ -25,7 +25,7 @@ from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, new_id, parse_id
 from turnmill.schemas.postgres.database import Cursor, Database
 from turnmill.schemas.store import hand_off as store
-from turnmill.schemas.store.channels.deliveries import INSERT_PENDING
+from turnmill.schemas.store.channels.deliveries import INSERT_PENDING, advance_deliveries
 from turnmill.schemas.store.channels.threads import (
     FIND_DELIVERED,
     FIND_EVENT,
@@ -292,6 +292,9 @@ def _rated_turn(cursor: Cursor, event: Rating) -> UUID | None:
 def _reset(cursor: Cursor, thread: _Thread, event: UserMessage | Command) -> Received:
     old = thread.standing
     end_open_turns(cursor, old.conversation_id, keeps_text=True)
+    # What nothing was sent of yet would come after the notice, which is another conversation's.
+    cursor.execute(store.DROP_REPLIES, {"conversations": [old.conversation_id], "all": True})
+    advance_deliveries(cursor, [old.conversation_id])
     cursor.execute(store.RESUME, (old.conversation_id,))
     fresh = _renew(cursor, old.tenant_id, old.bot, event)
     say(cursor, fresh.conversation_id, thread.policies.texts.reset)

@@ -68,13 +68,15 @@ FROM turn CROSS JOIN unnest(ARRAY['{ABORT_CHANNEL}', '{TURN_CHANNEL}']) AS chann
 
 _DROP = delivery_change(DeliveryState.PENDING, DeliveryState.QUEUED, to=DeliveryState.DROPPED)
 
-#: Of a reply that was begun to be sent the delivery is left: what the platform shows is ended.
+#: Of conversations that are handed off, or of all. A reply that was begun to be sent is left: what
+#: the platform shows is ended.
 DROP_REPLIES = f"""
 WITH dropped AS (
     UPDATE deliveries d
     SET {_DROP.setting}, settled_at = clock_timestamp(), progress_at = NULL
     FROM conversations c
-    WHERE c.id = ANY(%s) AND c.handed_off_at IS NOT NULL AND d.conversation_id = c.id
+    WHERE c.id = ANY(%(conversations)s) AND (%(all)s OR c.handed_off_at IS NOT NULL)
+      AND d.conversation_id = c.id
       AND d.kind = 'reply' AND d.{_DROP.guard} AND d.leased_until IS NULL AND d.progress = '{{}}'
     RETURNING d.id
 )
@@ -110,5 +112,5 @@ def hand_off(
             "after_failure": after_failure,
         },
     )
-    cursor.execute(DROP_REPLIES, (ids,))
+    cursor.execute(DROP_REPLIES, {"conversations": ids, "all": False})
     advance(cursor, ids)

@@ -246,6 +246,25 @@ def test_reset_gives_the_thread_a_fresh_conversation(replica: Replica) -> None:
     assert replica.notices() == [Policies().texts.reset]
 
 
+@pytest.mark.parametrize(
+    ("progress", "left"), [("{}", ["dropped"]), ('{"draft": {"message": "1"}}', ["queued"])]
+)
+def test_a_reset_leaves_no_reply_behind_of_which_nothing_was_sent(
+    replica: Replica, progress: str, left: list[str]
+) -> None:
+    first = replica.say("Hello")
+    replica.database.run("UPDATE deliveries SET progress = %s::jsonb", (progress,))
+    replica.say("reset")
+    old = "conversation_id = %s"
+    states = replica.rows(f"SELECT state FROM deliveries WHERE {old}", first.conversation_id)
+    assert [row.state for row in states] == left
+    hints = replica.rows(
+        f"SELECT 1 FROM outbox JOIN deliveries d ON d.id = outbox.turn_id WHERE d.{old}",
+        first.conversation_id,
+    )
+    assert len(hints) == left.count("queued")
+
+
 def test_commands_of_buttons_do_what_the_words_do(replica: Replica) -> None:
     assert replica.command("stop").kind is Kind.STOPPED
     assert replica.command("reset").kind is Kind.RESET
