@@ -18,6 +18,7 @@ from psycopg.types.json import Jsonb
 from turnmill.producer.capable import refuse_impossible
 from turnmill.schemas.errors import Conflict, InvalidInput, NotFound, TransientError, UnknownBot
 from turnmill.schemas.ids import new_id
+from turnmill.schemas.joining import all_asked
 from turnmill.schemas.postgres.database import Cursor, Database, notify
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.store.accept import INSERT_TURNS, OWE_FIRST_HINTS
@@ -259,7 +260,7 @@ def _columns(entries: list[_Entry], accepted: list[AcceptedTurn]) -> tuple[list[
             entry.model,
             entry.request.lane,
             turn.state,
-            Jsonb([message.model_dump(mode="json") for message in entry.request.said]),
+            Jsonb([message.model_dump(mode="json") for message in all_asked(entry.request)]),
             # Without the fields that nobody set: the previous release's workers may not know them.
             Jsonb(entry.params.model_dump(mode="json", exclude_none=True)),
             entry.request.idempotency_key,

@@ -15,10 +15,11 @@ from turnmill.producer.conversations import Standing, lock_standing
 from turnmill.schemas.channels.policies import DoubleTexting, Policies
 from turnmill.schemas.content import MAX_MESSAGE_CHARS
 from turnmill.schemas.errors import ConversationBusy
+from turnmill.schemas.joining import joined
 from turnmill.schemas.postgres.database import Cursor, Database
 from turnmill.schemas.store.changes import OPEN
 from turnmill.schemas.store.collect import COLLECT, FIND_UNBEGUN
-from turnmill.schemas.turns import MAX_MESSAGES, AcceptedTurn, Message, TurnRequest, joined
+from turnmill.schemas.turns import MAX_MESSAGES, AcceptedTurn, Message, TurnRequest
 
 _HAS_OPEN = f"""
 SELECT 1 FROM conversations c JOIN turns t ON t.conversation_id = c.id AND t.seq > c.answered_seq

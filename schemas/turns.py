@@ -1,6 +1,5 @@
 """The turn: one user input and the reply owed to it, and the states it goes through."""
 
-from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -19,15 +18,12 @@ from pydantic_core import PydanticCustomError
 
 from turnmill.schemas.content import (
     MAX_DOCUMENTS,
-    MAX_MESSAGE_CHARS,
-    MAX_PARTS,
     MAX_TOOL_CALLS,
     Content,
     Document,
     Name,
     TokenLogprob,
     ToolCall,
-    parts_of,
     refuse_nul,
     text_of,
 )
@@ -123,33 +119,6 @@ class Message(BaseModel):
     def text(self) -> str:
         """The text alone: other parts are named by their kind."""
         return text_of(self.content)
-
-
-def joined(messages: Iterable[Message]) -> tuple[Message, ...]:
-    """Put what one side says in several messages into one: many chat templates want the user and
-    the assistant to take turns."""
-    result: list[Message] = []
-    for message in messages:
-        if result and (content := _joined(result[-1], message)) is not None:
-            result[-1] = Message(role=message.role, content=content)
-        else:
-            result.append(message)
-    return tuple(result)
-
-
-def _joined(first: Message, second: Message) -> Content | None:
-    """None where they have to stay two messages."""
-    plain = (Role.USER, Role.ASSISTANT)
-    if first.role is not second.role or first.role not in plain:
-        return None
-    if first.tool_calls or second.tool_calls:
-        return None
-    if len(first.text) + len(second.text) >= MAX_MESSAGE_CHARS:
-        return None
-    if isinstance(first.content, str) and isinstance(second.content, str):
-        return f"{first.content}\n{second.content}"
-    parts = (*parts_of(first.content), *parts_of(second.content))
-    return parts if len(parts) <= MAX_PARTS else None
 
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(refuse_nul)]
@@ -366,13 +335,6 @@ class TurnRequest(BaseModel):
 
     #: What earlier turns asked that end without a reply because of this one, which answers them.
     carried: tuple[Message, ...] = ()
-
-    @property
-    def said(self) -> tuple[Message, ...]:
-        """All that the turn answers, oldest first."""
-        if not self.carried:
-            return self.messages
-        return joined((*self.carried, *self.messages))[-MAX_MESSAGES:]
 
 
 class AcceptedTurn(BaseModel):

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class MockAPI:
+class MockAPI(ABC):
     """A server of JSON on a free port of loopback; a platform adds its methods and its rules."""
 
     def __init__(self) -> None:
@@ -54,17 +55,17 @@ class MockAPI:
         self._server = _Server(self._call)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
+    @abstractmethod
     def name(self, call: Call) -> str:
         """Name a call, as `order` and `calls` do."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, call: Call) -> Reply:
         """Do what is asked, by the platform's rules."""
-        raise NotImplementedError
 
+    @abstractmethod
     def limited(self, retry_after_s: float) -> Reply:
         """Say "too many requests" as the platform does."""
-        raise NotImplementedError
 
     @property
     def url(self) -> str:

@@ -1,14 +1,12 @@
 """Channels by kind. A new one is one file and one line here, and the contract suite runs it."""
 
 from collections.abc import Iterator
-from importlib import import_module
-from typing import Any
 
 from turnmill.producer.channels.base import Channel
 from turnmill.producer.channels.pipeline import Pipeline
 from turnmill.schemas.channels.configuration import Configuration
+from turnmill.schemas.channels.loading import load_class
 from turnmill.schemas.channels.sections import ChannelSection
-from turnmill.schemas.errors import SettingsError
 
 #: kind → "module:Class", imported only where it is configured.
 CHANNELS = {
@@ -26,16 +24,7 @@ def create_channel(name: str, section: ChannelSection) -> Channel:
     Raises:
         SettingsError: its library is not installed, or a secret is missing.
     """
-    module, _, attribute = CHANNELS[section.kind].partition(":")
-    try:
-        kind: Any = getattr(import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("turnmill"):
-            raise
-        raise SettingsError(
-            f"Channel {name!r} needs {error.name}: pip install 'turnmill[{section.kind}]'"
-        ) from None
-    channel: Channel = kind(name, section)
+    channel: Channel = load_class(CHANNELS, name, section)(name, section)
     return channel
 
 

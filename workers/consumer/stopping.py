@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from typing import Any
 
 import structlog
@@ -14,7 +15,7 @@ log = structlog.get_logger()
 POLL_S = 0.05
 
 
-class Stopping:
+class Stopping(ABC):
     """Stops one Celery worker, once, in a thread that `run` is the body of."""
 
     def __init__(self, drain_s: float) -> None:
@@ -24,8 +25,9 @@ class Stopping:
         #: Never released: one drain is enough.
         self._begun = threading.Semaphore()
 
+    @abstractmethod
     def run(self) -> None:
-        raise NotImplementedError
+        """Let the work end, then Celery's loop."""
 
     def consuming(self, consumer: Any) -> None:
         """Celery has (re)connected and consumes; our handlers replace the ones it installed."""

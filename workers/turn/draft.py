@@ -12,7 +12,8 @@ from itertools import accumulate
 from typing import Any
 
 from turnmill.schemas.content import Document, TextPart
-from turnmill.schemas.turns import Message, Role, joined
+from turnmill.schemas.joining import joined
+from turnmill.schemas.turns import Message, Role
 from turnmill.workers.engines.base import Engine, TemplateValues
 
 #: Of the past that would fit, at least this share stays when turns are dropped (by characters).

@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
 
     def hang_up(self) -> None:
-        """Close the connection without a farewell."""
+        """Close the connection without a close frame."""
         self.connection.shutdown(2)
 
     def _serve_frame(self) -> bool:

@@ -67,7 +67,7 @@ def test_a_platform_in_trouble_gets_the_message_again(
 
 
 @on_one_broker
-def test_a_platform_that_asks_for_patience_gets_it_and_no_failure_is_counted(
+def test_a_pause_that_the_platform_asks_for_is_kept_and_counts_as_no_failure(
     channels: Any, make_receiver: Make, eventually: Eventually
 ) -> None:
     receiver = make_receiver()
