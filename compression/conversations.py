@@ -1,14 +1,16 @@
 """Reads a tenant's own conversations out of PostgreSQL, with personal data masked."""
 
+import shlex
 from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
-from turnmill.compression.personal import mask_personal
 from turnmill.compression.texts import Conversation
 from turnmill.schemas.errors import InvalidInput, NotFound
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.safety.personal import mask_broadly
+from turnmill.schemas.store.batches.purpose import IS_OF_USERS
 from turnmill.schemas.turns import Message
 
 #: Conversations of one tenant, at most: the newest.
@@ -17,13 +19,15 @@ MOST = 5000
 _TENANT = "SELECT id, allows_training FROM tenants WHERE name = %s"
 
 #: Ids of conversations begin with the time, so that the largest are the newest.
-_ANSWERED = """
+_ANSWERED = f"""
 SELECT t.conversation_id, t.input, r.content
 FROM (SELECT id FROM conversations
       WHERE tenant_id = %s AND answered_seq > 0 AND NOT refuses_training
       ORDER BY id DESC LIMIT %s) c
 JOIN turns t ON t.conversation_id = c.id JOIN replies r ON r.turn_id = t.id
-WHERE t.state = 'completed' ORDER BY t.conversation_id, t.seq
+-- Nothing is learnt from what was erased, nor from a reply that only calls tools.
+WHERE t.state = 'completed' AND r.content <> '' AND {IS_OF_USERS}
+ORDER BY t.conversation_id, t.seq
 """
 
 
@@ -42,7 +46,7 @@ def tenant_conversations(database: Database, tenant: str, most: int = MOST) -> l
     if not rows[0].allows_training:
         raise InvalidInput(
             f"The tenant '{tenant}' has not agreed that its conversations train models. Once it "
-            f"has: turnmill tenants training {tenant} --allow",
+            f"has: turnmill tenants training {shlex.quote(tenant)} --allow",
             param="tenant",
         )
     turns = database.run(_ANSWERED, (rows[0].id, most))
@@ -60,5 +64,5 @@ def tenant_conversations(database: Database, tenant: str, most: int = MOST) -> l
 def _messages(turns: Iterable[Any]) -> Iterable[dict[str, str]]:
     for turn in turns:
         for message in map(Message.model_validate, turn.input):
-            yield {"role": message.role.value, "content": mask_personal(message.text)}
-        yield {"role": "assistant", "content": mask_personal(turn.content)}
+            yield {"role": message.role.value, "content": mask_broadly(message.text)}
+        yield {"role": "assistant", "content": mask_broadly(turn.content)}

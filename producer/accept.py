@@ -16,11 +16,15 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from turnmill.producer.capable import refuse_impossible
+from turnmill.producer.media.known import refuse_unknown_files
 from turnmill.schemas.errors import Conflict, InvalidInput, NotFound, TransientError, UnknownBot
+from turnmill.schemas.formats.checking import check_format
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.joining import all_asked
-from turnmill.schemas.postgres.database import Cursor, Database, notify
+from turnmill.schemas.postgres.database import Cursor, Database, notify_after_commit
 from turnmill.schemas.routes import OUTBOX_CHANNEL
+from turnmill.schemas.safety.messages import without_personal
+from turnmill.schemas.safety.policy import Safety
 from turnmill.schemas.store.accept import INSERT_TURNS, OWE_FIRST_HINTS
 from turnmill.schemas.store.advance import advance
 from turnmill.schemas.turns import (
@@ -40,8 +44,8 @@ MAX_RACES = 10
 _LATER_PARAMS = ("top_k", "min_p", "repetition_penalty", "template_kwargs")
 
 _BOTS = """
-SELECT tenant_id, name, id, version, model, params FROM bots
-WHERE (tenant_id, name) IN (SELECT * FROM unnest(%s::uuid[], %s::text[]))
+SELECT tenant_id, name, id, version, model, params, policies -> 'safety' AS safety FROM bots
+WHERE (tenant_id, name) IN (SELECT * FROM unnest(%s::uuid[], %s::text[])) AND deleted_at IS NULL
 """
 
 _SEEN = """
@@ -88,11 +92,15 @@ def accept_many(database: Database, requests: Sequence[TurnRequest]) -> list[Acc
     Raises:
         UnknownBot: the tenant has no bot of this name.
         Conflict: an idempotency key was used before for a different request.
-        NotFound: the conversation belongs to another tenant.
-        InvalidInput: the conversation belongs to another bot, or no live worker can do what a turn
-            asks for; `param` is the field that asks.
+        NotFound: the conversation, or a file, belongs to another tenant.
+        InvalidInput: the conversation belongs to another bot, no live worker can do what a turn
+            asks for, or its format cannot be kept; `param` is the field that asks.
         DatabaseUnavailable: nothing was accepted.
     """
+    for request in requests:
+        # Before the transaction: a schema takes a while, and what is read of it is kept.
+        if request.params.response_format is not None:
+            check_format(request.params.response_format)
     return racing(database, lambda cursor: accept_in(cursor, requests))
 
 
@@ -119,6 +127,16 @@ def is_known(cursor: Cursor, request: TurnRequest) -> bool:
     return key is not None and bool(cursor.execute(_SEEN, ([key[0]], [key[1]])).fetchone())
 
 
+def as_stored(cursor: Cursor, request: TurnRequest) -> TurnRequest:
+    """Return a request with its messages as its turn would store them. Raises `UnknownBot`."""
+    return _prepare(cursor, [request])[0].request
+
+
+def asked_params(cursor: Cursor, request: TurnRequest) -> dict[str, Any]:
+    """Return the parameters of a request as its turn would store them. Raises `UnknownBot`."""
+    return _stored(_prepare(cursor, [request])[0].params)
+
+
 def accept_in(
     cursor: Cursor,
     requests: Sequence[TurnRequest],
@@ -134,6 +152,7 @@ def accept_in(
     Raises psycopg's `UniqueViolation` where another transaction used an idempotency key meanwhile.
     """
     entries = _prepare(cursor, requests)
+    refuse_unknown_files(cursor, requests)
     seen = _find_seen(cursor, entries)
     fresh: dict[Any, _Entry] = {}
     for entry in entries:
@@ -165,17 +184,36 @@ def _prepare(cursor: Cursor, requests: Sequence[TurnRequest]) -> list[_Entry]:
         defaults = GenerationParams.model_validate(bot.params).over(DEFAULT_PARAMS)
         entries.append(
             _Entry(
-                request,
+                _masked(request, Safety.of(bot.safety)),
                 turn_id=new_id(),
                 conversation_id=request.conversation_id or new_id(),
                 bot_id=bot.id,
                 bot_version=bot.version,
                 model=bot.model,
-                params=request.params.over(defaults),
+                params=_formatted(request.params.over(defaults)),
                 fingerprint=fingerprint(request) if request.idempotency_key else None,
             )
         )
     return entries
+
+
+def _masked(request: TurnRequest, safety: Safety) -> TurnRequest:
+    """The request as its bot lets it be stored."""
+    if safety.stored == "plain":
+        return request
+    messages = without_personal(request.messages, safety.regions)
+    return request.model_copy(update={"messages": messages})
+
+
+def _formatted(params: GenerationParams) -> GenerationParams:
+    """Check the format. A reply with one ends with it, and never at a stop string inside.
+
+    Raises `InvalidInput`.
+    """
+    if params.response_format is None:
+        return params
+    check_format(params.response_format)
+    return params.model_copy(update={"stop": ()})
 
 
 def _find_seen(cursor: Cursor, entries: Iterable[_Entry]) -> dict[Any, Any]:
@@ -208,7 +246,7 @@ def _insert(cursor: Cursor, entries: list[_Entry], delay_s: float) -> list[Accep
         cursor.execute(INSERT_TURNS, _columns(entries, accepted))
         if due:
             cursor.execute(OWE_FIRST_HINTS, {"turns": due, "delay_s": delay_s})
-            notify(cursor, OUTBOX_CHANNEL)
+            notify_after_commit(cursor, OUTBOX_CHANNEL)
     ended = {turn.conversation_id for turn in accepted if turn.state is TurnState.HANDED_OFF}
     if ended:
         advance(cursor, list(ended))
@@ -261,8 +299,7 @@ def _columns(entries: list[_Entry], accepted: list[AcceptedTurn]) -> tuple[list[
             entry.request.lane,
             turn.state,
             Jsonb([message.model_dump(mode="json") for message in all_asked(entry.request)]),
-            # Without the fields that nobody set: the previous release's workers may not know them.
-            Jsonb(entry.params.model_dump(mode="json", exclude_none=True)),
+            Jsonb(_stored(entry.params)),
             entry.request.idempotency_key,
             entry.fingerprint,
             entry.request.batch_id,
@@ -270,10 +307,16 @@ def _columns(entries: list[_Entry], accepted: list[AcceptedTurn]) -> tuple[list[
             entry.request.timeout_s,
             entry.bot_version,
             entry.request.author,
+            entry.request.user_key,
         )
         for entry, turn in zip(entries, accepted, strict=True)
     )
     return tuple(list(column) for column in zip(*rows, strict=True))
+
+
+def _stored(params: GenerationParams) -> dict[str, Any]:
+    """Without the fields that nobody set: the previous release's workers may not know them."""
+    return params.model_dump(mode="json", exclude_none=True)
 
 
 def _key(request: TurnRequest) -> tuple[UUID, str] | None:

@@ -1,4 +1,6 @@
-"""Change a bot in part. What is left out stays, and null takes a parameter back to its default.
+"""Read, change and delete one bot.
+
+A change says what is to be different, and null takes a parameter back to its default:
 
 https://www.rfc-editor.org/rfc/rfc7396 (JSON Merge Patch)
 """
@@ -75,10 +77,27 @@ def change_bot(database: Database, tenant_id: UUID, name: str, change: BotChange
         return bot_of(_row(connection, tenant_id, name))
 
 
+def delete_bot(database: Database, tenant_id: UUID, name: str) -> None:
+    """Let a bot answer no new turns. What was accepted is answered, and its conversations stay.
+
+    Saving a bot of this name brings it back, with its conversations.
+
+    Raises:
+        UnknownBot: the tenant has no bot of this name.
+    """
+    with database.begin() as connection:
+        row = _row(connection, tenant_id, name, is_locked=True)
+        connection.execute(
+            sa.update(bots).where(bots.c.id == row.id).values(deleted_at=sa.func.now())
+        )
+
+
 def _row(
     connection: sa.Connection, tenant_id: UUID, name: str, *, is_locked: bool = False
 ) -> sa.Row[*tuple[Any, ...]]:
-    query = sa.select(bots).where(bots.c.tenant_id == tenant_id, bots.c.name == name)
+    query = sa.select(bots).where(
+        bots.c.tenant_id == tenant_id, bots.c.name == name, bots.c.deleted_at.is_(None)
+    )
     row = connection.execute(query.with_for_update() if is_locked else query).one_or_none()
     if row is None:
         raise UnknownBot(f"There is no bot '{name[:200]}'.", param="name")

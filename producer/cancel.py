@@ -15,7 +15,12 @@ from turnmill.schemas.store.changes import OPEN
 from turnmill.schemas.store.interrupt import INTERRUPT
 from turnmill.schemas.turns import Message
 
+#: A tenant that does not exist.
+NOBODY = UUID(int=0)
+
 _FIND = "SELECT conversation_id FROM turns WHERE id = %s AND tenant_id = %s"
+
+_IS_SHARED = "SELECT 1 FROM turns WHERE id = %s AND is_shared"
 
 _OPEN_TURNS = f"""
 SELECT t.id, t.input
@@ -24,8 +29,12 @@ WHERE c.id = %s AND t.state IN ({OPEN}) ORDER BY t.seq
 """
 
 
-def cancel(database: Database, tenant_id: UUID, turn_id: UUID) -> bool:
+def cancel(
+    database: Database, tenant_id: UUID, turn_id: UUID, *, spares_shared: bool = False
+) -> bool:
     """Cancel a turn; False when it had ended before.
+
+    With `spares_shared`, one that answers the messages of several calls is left as it is, too.
 
     Raises:
         NotFound: the tenant has no such turn.
@@ -37,11 +46,19 @@ def cancel(database: Database, tenant_id: UUID, turn_id: UUID) -> bool:
             raise NotFound("There is no such turn.")
         lock_conversations(cursor, [found.conversation_id])
         lock_turns(cursor, [turn_id])
+        if spares_shared and cursor.execute(_IS_SHARED, (turn_id,)).fetchone():
+            return False
         if cursor.execute(CANCEL, ([turn_id],)).fetchone() is None:
             return False
         advance(cursor, [found.conversation_id])
         notify_ended(cursor, [turn_id])
         return True
+
+
+def cancel_anybodys(database: Database, turn_id: UUID) -> bool:
+    """Cancel a turn, whichever tenant's it is: for operators. Raises as `cancel`."""
+    tenants = database.run("SELECT tenant_id FROM turns WHERE id = %s", (turn_id,))
+    return cancel(database, tenants[0].tenant_id if tenants else NOBODY, turn_id)
 
 
 def end_open_turns(cursor: Cursor, conversation_id: UUID, *, keeps_text: bool) -> list[Message]:

@@ -22,8 +22,16 @@ SELECT DISTINCT capabilities FROM known WHERE is_alive OR NOT EXISTS (
 #: What else helps, by capability.
 _REMEDIES = {
     "tools": ', send "tool_choice": "none", or let the bot ignore tools: '
-    "turnmill bots save … --ignore-tools",
+    "turnmill bots change NAME --ignore-tools",
+    "accepts": ", or let a worker read it (docs/media.md)",
 }
+
+
+def taken_kinds(cursor: Cursor, model: str, lane: str) -> set[str]:
+    """Return the kinds of parts that some live worker of the model takes."""
+    rows = cursor.execute(_DECLARED, (model, lane)).fetchall()
+    declared = [Capabilities.model_validate(row[0]) for row in rows if row[0] is not None]
+    return {kind for each in declared for kind in each.accepts}
 
 
 def refuse_impossible(

@@ -22,7 +22,8 @@ FROM conversations c JOIN bots b ON b.id = c.bot_id WHERE c.id = %s FOR UPDATE O
 _BEGIN = """
 WITH begun AS (
     INSERT INTO conversations (id, tenant_id, bot_id)
-    SELECT %s, tenant_id, id FROM bots WHERE tenant_id = %s AND name = %s
+    SELECT %s, tenant_id, id FROM bots
+    WHERE tenant_id = %s AND name = %s AND deleted_at IS NULL
     ON CONFLICT DO NOTHING
     RETURNING id, tenant_id, bot_id, next_seq, handed_off_at, policies
 )

@@ -6,7 +6,7 @@ of it is written together with the delivery that will bring the reply back.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -15,22 +15,33 @@ from psycopg.types.json import Jsonb
 
 from turnmill.producer.cancel import end_open_turns
 from turnmill.producer.conversations import Standing, begin, lock_standing, say
-from turnmill.producer.handoff import ASKED_BY_USER, note, resume_in
+from turnmill.producer.handoff import ASKED_BY_USER, TAKEN_OVER, note, resume_in
+from turnmill.producer.media.attached import attach
+from turnmill.producer.memory.words import answer_about_memory
 from turnmill.producer.ratings import rate_in
 from turnmill.producer.texting import take
-from turnmill.schemas.channels.events import Command, Event, Rating, UserMessage
+from turnmill.schemas.channels.events import (
+    Answering,
+    Change,
+    Command,
+    Event,
+    Rating,
+    Side,
+    UserMessage,
+)
+from turnmill.schemas.channels.memory import user_key
 from turnmill.schemas.channels.policies import CHANNEL_POLICIES, CommandName, Policies
 from turnmill.schemas.content import text_of
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, new_id, parse_id
 from turnmill.schemas.postgres.database import Cursor, Database
 from turnmill.schemas.store import hand_off as store
-from turnmill.schemas.store.channels.deliveries import INSERT_PENDING, advance_deliveries
+from turnmill.schemas.store.channels.deliveries import AWAITED, INSERT_PENDING, advance_deliveries
 from turnmill.schemas.store.channels.threads import (
     FIND_DELIVERED,
     FIND_EVENT,
+    FIND_NAMED_THREAD,
     FIND_THREAD,
-    FIND_TURNS_THREAD,
     LOCK_THREAD,
     NOTE_EVENT,
     RENEW_THREAD,
@@ -55,6 +66,7 @@ class Kind(StrEnum):
     RESET = "reset"
     RESUMED = "resumed"
     RATED = "rated"
+    REMEMBERED = "remembered"  # it was about what is remembered of the user
     IGNORED = "ignored"  # nothing here is concerned
 
 
@@ -117,40 +129,65 @@ def _take(cursor: Cursor, tenant_id: UUID, bot: str, defaults: Policies, event: 
         return _rate(cursor, tenant_id, event)
     # What follows a mention, and is no mention, must find the thread that the mention is to begin.
     cursor.execute(LOCK_THREAD, (event.address.channel, event.address.thread))
-    if isinstance(event, UserMessage) and not event.begins and not _is_known(cursor, event):
+    if (past := _past_target(cursor, event)) is None and not event.begins:
         return Received(Kind.IGNORED)
     if isinstance(event, Command):
         event = _placed(cursor, tenant_id, event)
+    has_changed = False
+    if event.answering is not None:
+        known, has_changed = event.answering.since(Answering.of(past or {}))
+        target = event.address.target | known.stored
+        address = event.address.model_copy(update={"target": target})
+        event = event.model_copy(update={"address": address})
     thread = _take_thread(cursor, tenant_id, bot, defaults, event)
+    thread, kind = _follow(cursor, thread, event) if has_changed else (thread, Kind.IGNORED)
     match event:
+        case Change():
+            return Received(kind, thread.standing.conversation_id)
+        case UserMessage(is_answer=True) if not thread.standing.is_handed_off:
+            return _take_over(cursor, thread, event)
         case UserMessage() if thread.standing.is_handed_off:
             return _pass_on(cursor, thread, event)
+        case UserMessage(files=files) if files:
+            event = attach(cursor, thread.standing.tenant_id, thread.standing.bot, event)
+    match event:
         case UserMessage(content=""):
             return _ask_for_text(cursor, thread)
         case UserMessage():
             command = thread.policies.command_in(text_of(event.content))
             if command is not None:
                 return _obey(cursor, thread, event, command)
+            if said := answer_about_memory(cursor, thread.standing, thread.policies, event):
+                say(cursor, thread.standing.conversation_id, said)
+                return Received(Kind.REMEMBERED, thread.standing.conversation_id)
             return _hear(cursor, thread, event)
         case Command():
             return _obey(cursor, thread, event, event.name)
 
 
-def _is_known(cursor: Cursor, event: Event) -> bool:
-    address = event.address
-    return cursor.execute(FIND_THREAD, (address.channel, address.thread)).fetchone() is not None
+def _past_target(cursor: Cursor, event: Event) -> dict[str, str] | None:
+    """The target of the thread's last event, where it matters; None: there is no such thread."""
+    if event.begins and event.answering is None:
+        return {}
+    found = (event.address.channel, event.address.thread)
+    row = cursor.execute(FIND_THREAD, found).fetchone()
+    return None if row is None else dict(row.target)
 
 
 def _placed(cursor: Cursor, tenant_id: UUID, event: Command) -> Command:
-    """Move a command to the thread of the turn that it names.
+    """Move a command to the thread of the turn or the conversation that it names.
 
     Slack's answers to slash commands stand in no thread: the press of a button does not tell whose
     conversation it is. Who presses it there cannot write in it, and acts for the one who can.
     """
-    turn_id, address = _read_turn(event.turn_id), event.address
-    if turn_id is None:
+    address, turn_id = event.address, _read_id(Prefix.TURN, event.turn_id)
+    conversation_id = _read_id(Prefix.CONVERSATION, event.conversation_id)
+    if turn_id is None and conversation_id is None:
         return event
-    found = cursor.execute(FIND_TURNS_THREAD, (turn_id, tenant_id, address.channel)).fetchone()
+    named = {"turn": turn_id, "conversation": conversation_id}
+    found = cursor.execute(
+        FIND_NAMED_THREAD, {"channel": address.channel, "tenant": tenant_id, **named}
+    ).fetchone()
     if found is None or found.thread == address.thread:
         return event
     changes = {"thread": found.thread, "target": found.target | address.target}
@@ -158,10 +195,10 @@ def _placed(cursor: Cursor, tenant_id: UUID, event: Command) -> Command:
     return event.model_copy(update={"address": moved, "author": found.author})
 
 
-def _read_turn(shown: str | None) -> UUID | None:
-    """Read the turn that a button names; None: it names none, or none of ours."""
+def _read_id(prefix: Prefix, shown: str | None) -> UUID | None:
+    """Read what a button names; None: it names none, or none of ours."""
     try:
-        return None if shown is None else parse_id(Prefix.TURN, shown)
+        return None if shown is None else parse_id(prefix, shown)
     except InvalidInput:
         return None
 
@@ -205,6 +242,33 @@ def _thread_params(tenant_id: UUID, event: Event) -> dict[str, Any]:
     }
 
 
+def _follow(cursor: Cursor, thread: _Thread, event: Event) -> tuple[_Thread, Kind]:
+    """Do here what people did on the platform. They see it there, and its user is not told."""
+    standing = thread.standing
+    match event.answering and event.answering.by:
+        case Side.PEOPLE if not standing.is_handed_off:
+            return _hand_off_quietly(cursor, thread), Kind.HANDED_OFF
+        case Side.BOT if standing.is_handed_off:
+            cursor.execute(store.RESUME, (standing.conversation_id,))
+            resumed = replace(standing, is_handed_off=False)
+            return replace(thread, standing=resumed), Kind.RESUMED
+        case Side.NOBODY if standing.last_seq or standing.is_handed_off:
+            return replace(thread, standing=_start_afresh(cursor, thread, event)), Kind.RESET
+    return thread, Kind.IGNORED
+
+
+def _hand_off_quietly(cursor: Cursor, thread: _Thread) -> _Thread:
+    store.hand_off(cursor, [thread.standing.conversation_id], TAKEN_OVER, says="")
+    return replace(thread, standing=replace(thread.standing, is_handed_off=True))
+
+
+def _take_over(cursor: Cursor, thread: _Thread, event: UserMessage) -> Received:
+    """A person answers what the bot was to answer, and keeps the conversation."""
+    if event.answering is not None and event.answering.by is Side.NOBODY:
+        return Received(Kind.IGNORED, thread.standing.conversation_id)
+    return _pass_on(cursor, _hand_off_quietly(cursor, thread), event)
+
+
 def _hear(cursor: Cursor, thread: _Thread, event: UserMessage) -> Received:
     """Take a message to the bot."""
     standing = thread.standing
@@ -214,11 +278,14 @@ def _hear(cursor: Cursor, thread: _Thread, event: UserMessage) -> Received:
         messages=(Message(role=Role.USER, content=event.content),),
         conversation_id=standing.conversation_id,
         author=event.author,
+        user_key=user_key(event.address.channel, event.author),
     )
     taken = take(cursor, request, standing, thread.policies)
     if taken.turn is None:
         say(cursor, standing.conversation_id, thread.policies.texts.rejected)
         return Received(Kind.REJECTED, standing.conversation_id)
+    if event.is_cut:
+        say(cursor, standing.conversation_id, thread.policies.texts.shortened)
     if not taken.is_collected:
         _owe_reply(cursor, standing.tenant_id, event, taken.turn)
     kind = Kind.COLLECTED if taken.is_collected else Kind.ACCEPTED
@@ -235,10 +302,11 @@ def _ask_for_text(cursor: Cursor, thread: _Thread) -> Received:
 
 def _pass_on(cursor: Cursor, thread: _Thread, event: UserMessage) -> Received:
     """Keep what is said while a person answers: by the user, or by somebody else to the user."""
-    is_user = event.author == thread.author
+    is_user = event.author == thread.author if event.is_answer is None else not event.is_answer
     role = Role.USER if is_user else Role.ASSISTANT
     message = Message(role=role, content=event.content or "[attachment]")
-    turn = note(cursor, thread.standing, message, event.author)
+    user = user_key(event.address.channel, event.author) if is_user else None
+    turn = note(cursor, thread.standing, message, event.author, user)
     kind = Kind.HANDED_OFF if is_user else Kind.ANSWERED
     return Received(kind, turn.conversation_id, turn.turn_id)
 
@@ -283,25 +351,29 @@ def _rate(cursor: Cursor, tenant_id: UUID, event: Rating) -> Received:
 def _rated_turn(cursor: Cursor, event: Rating) -> UUID | None:
     """The turn that a button names, or whose reply was sent as the message that it stands at."""
     if event.turn_id is not None:
-        return _read_turn(event.turn_id)
+        return _read_id(Prefix.TURN, event.turn_id)
     found = (event.address.channel, event.message_id)
     row = cursor.execute(FIND_DELIVERED, found).fetchone()
     return None if row is None else row.turn_id
 
 
 def _reset(cursor: Cursor, thread: _Thread, event: UserMessage | Command) -> Received:
+    fresh = _start_afresh(cursor, thread, event)
+    say(cursor, fresh.conversation_id, thread.policies.texts.reset)
+    return Received(Kind.RESET, fresh.conversation_id)
+
+
+def _start_afresh(cursor: Cursor, thread: _Thread, event: Event) -> Standing:
     old = thread.standing
     end_open_turns(cursor, old.conversation_id, keeps_text=True)
     # What nothing was sent of yet would come after the notice, which is another conversation's.
     cursor.execute(store.DROP_REPLIES, {"conversations": [old.conversation_id], "all": True})
     advance_deliveries(cursor, [old.conversation_id])
     cursor.execute(store.RESUME, (old.conversation_id,))
-    fresh = _renew(cursor, old.tenant_id, old.bot, event)
-    say(cursor, fresh.conversation_id, thread.policies.texts.reset)
-    return Received(Kind.RESET, fresh.conversation_id)
+    return _renew(cursor, old.tenant_id, old.bot, event)
 
 
-def _owe_reply(cursor: Cursor, tenant_id: UUID, event: Event, turn: AcceptedTurn) -> None:
+def _owe_reply(cursor: Cursor, tenant_id: UUID, event: UserMessage, turn: AcceptedTurn) -> None:
     row = {
         "id": new_id(),
         "tenant_id": tenant_id,
@@ -309,6 +381,6 @@ def _owe_reply(cursor: Cursor, tenant_id: UUID, event: Event, turn: AcceptedTurn
         "turn_id": turn.turn_id,
         "channel": event.address.channel,
         "target": event.address.target,
-        "expires_in_s": None,
+        "progress": AWAITED if event.is_awaited else {},
     }
     cursor.execute(INSERT_PENDING, (json.dumps([row], default=str),))

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import IO, Any, Literal
 from uuid import UUID
 
+from turnmill.producer.batches.outputs.table import defused
 from turnmill.schemas.errors import NotFound
 from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.postgres.database import Cursor, Database
@@ -34,6 +35,18 @@ WITH turn AS (
     FROM turn WHERE %(score)s <> 0
     ON CONFLICT (turn_id, source, author) DO UPDATE SET score = excluded.score,
         comment = coalesce(excluded.comment, ratings.comment), created_at = excluded.created_at
+), gap AS (
+    -- What a collection answered badly is asked of its owner, as what it did not answer.
+    INSERT INTO knowledge_gaps (id, tenant_id, collection_id, turn_id, question, verdict)
+    SELECT %(gap)s, t.tenant_id, c.id, t.id, right(t.input -> -1 ->> 'content', 2000), 'rated_down'
+    FROM turn JOIN turns t USING (id) JOIN bots b ON b.id = t.bot_id
+    JOIN collections c ON c.tenant_id = t.tenant_id AND c.name = b.policies ->> 'knowledge'
+    WHERE %(score)s < 0 AND jsonb_typeof(t.input -> -1 -> 'content') = 'string'
+    ON CONFLICT (turn_id) DO NOTHING
+), no_gap AS (
+    DELETE FROM knowledge_gaps g USING turn
+    WHERE %(score)s >= 0 AND g.turn_id = turn.id AND g.verdict = 'rated_down'
+      AND g.closed_at IS NULL
 )
 SELECT id AS turn_id, conversation_id FROM turn
 """
@@ -111,6 +124,7 @@ def rate_in(
     """
     params = {
         "id": new_id(),
+        "gap": new_id(),
         "tenant": tenant_id,
         "turn": turn_id,
         "source": source,
@@ -149,11 +163,7 @@ def write_csv(ratings: Iterator[Rating], file: IO[str]) -> None:
     writer = csv.writer(file)
     writer.writerow(Rating.__dataclass_fields__)
     for rating in ratings:
-        writer.writerow(map(_cell, _plain(rating).values()))
-
-
-def _cell(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
+        writer.writerow(map(defused, _plain(rating).values()))
 
 
 def _plain(rating: Rating) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +24,7 @@ from turnmill.schemas.turns import GenerationParams
 #: Characters of a tenant's or bot's name.
 MAX_NAME = 100
 
-WRONG_KEY = "The API key is wrong or revoked. Create one: turnmill keys create"
+WRONG_KEY = "The API key is wrong or revoked. Create one: turnmill keys create NAME"
 
 #: Small models wander at temperature 1; the model card of SmolLM2 recommends these.
 _SMALL_MODEL_PARAMS = GenerationParams(temperature=0.2, top_p=0.9, max_tokens=256)
@@ -109,7 +110,8 @@ def find_tenant(database: Database, name: str) -> UUID:
     if tenant_id is None:
         raise NotFound(
             f"There is no tenant '{name[:MAX_NAME]}'. "
-            "List them with 'turnmill tenants list', or create it with 'turnmill tenants create'."
+            "List them with 'turnmill tenants list', or create it with "
+            f"'turnmill tenants create {shlex.quote(name[:MAX_NAME])}'."
         )
     return tenant_id
 
@@ -121,7 +123,11 @@ def list_tenants(database: Database) -> list[Tenant]:
         .where(api_keys.c.tenant_id == tenants.c.id, api_keys.c.revoked_at.is_(None))
         .scalar_subquery()
     )
-    bot_count = sa.select(sa.func.count()).where(bots.c.tenant_id == tenants.c.id).scalar_subquery()
+    bot_count = (
+        sa.select(sa.func.count())
+        .where(bots.c.tenant_id == tenants.c.id, bots.c.deleted_at.is_(None))
+        .scalar_subquery()
+    )
     query = sa.select(
         tenants.c.name, key_count, bot_count, tenants.c.allows_training, tenants.c.created_at
     )
@@ -192,6 +198,7 @@ def save_bot(
         "instructions": instructions,
         "params": params.model_dump(mode="json", exclude_defaults=True),
         "ignores_tools": ignores_tools,
+        "deleted_at": None,
     }
     if policies is not None:
         values["policies"] = policies.stored
@@ -208,7 +215,8 @@ def save_bot(
 
 
 def list_bots(database: Database, tenant_id: UUID) -> list[Bot]:
-    query = sa.select(bots).where(bots.c.tenant_id == tenant_id).order_by(bots.c.name)
+    here = (bots.c.tenant_id == tenant_id) & bots.c.deleted_at.is_(None)
+    query = sa.select(bots).where(here).order_by(bots.c.name)
     with database.begin() as connection:
         return [bot_of(row) for row in connection.execute(query)]
 

@@ -5,11 +5,12 @@ The one place for channels and the API, inside the transaction that accepts the 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from turnmill.producer.accept import accept, accept_in, is_known, racing
+from turnmill.producer.accept import accept, accept_in, as_stored, asked_params, is_known, racing
 from turnmill.producer.cancel import end_open_turns
 from turnmill.producer.conversations import Standing, lock_standing
 from turnmill.schemas.channels.policies import DoubleTexting, Policies
@@ -24,6 +25,11 @@ from turnmill.schemas.turns import MAX_MESSAGES, AcceptedTurn, Message, TurnRequ
 _HAS_OPEN = f"""
 SELECT 1 FROM conversations c JOIN turns t ON t.conversation_id = c.id AND t.seq > c.answered_seq
 WHERE c.id = %s AND t.state IN ({OPEN}) LIMIT 1
+"""
+
+_HAS_OTHERS = f"""
+SELECT 1 FROM conversations c JOIN turns t ON t.conversation_id = c.id AND t.seq > c.answered_seq
+WHERE c.id = %s AND t.state IN ({OPEN}) AND t.user_key IS DISTINCT FROM %s LIMIT 1
 """
 
 
@@ -92,6 +98,7 @@ def take(cursor: Cursor, request: TurnRequest, standing: Standing, policies: Pol
                 return Taken(turn, is_collected=True)
             return Taken(_accept(cursor, request, policies.quiet_s))
         case DoubleTexting.INTERRUPT:
+            request = _of_one_user(cursor, request, standing)
             carried = end_open_turns(cursor, standing.conversation_id, keeps_text=True)
             return Taken(_accept(cursor, _carrying(request, carried)))
         case DoubleTexting.ROLLBACK:
@@ -106,6 +113,14 @@ def _accept(cursor: Cursor, request: TurnRequest, delay_s: float = 0.0) -> Accep
     return accept_in(cursor, [request], delay_s=delay_s)[0]
 
 
+def _of_one_user(cursor: Cursor, request: TurnRequest, standing: Standing) -> TurnRequest:
+    """A turn that answers what others asked, too, is told of nobody."""
+    others = (standing.conversation_id, request.user_key)
+    if request.user_key is not None and cursor.execute(_HAS_OTHERS, others).fetchone():
+        return request.model_copy(update={"user_key": None})
+    return request
+
+
 def _carrying(request: TurnRequest, carried: Sequence[Message]) -> TurnRequest:
     return request.model_copy(update={"carried": tuple(carried)}) if carried else request
 
@@ -113,7 +128,10 @@ def _carrying(request: TurnRequest, carried: Sequence[Message]) -> TurnRequest:
 def _collect(
     cursor: Cursor, request: TurnRequest, standing: Standing, quiet_s: float
 ) -> AcceptedTurn | None:
-    """Add the message to the conversation's last turn, if its author waits for that one still."""
+    """Add the message to the conversation's last turn, if its author waits for that one still.
+
+    A call that asks for another reply, by its parameters or its time limit, is no part of it.
+    """
     if not standing.last_seq:
         return None
     params = {
@@ -122,9 +140,10 @@ def _collect(
         "author": request.author,
     }
     turn = cursor.execute(FIND_UNBEGUN, params).fetchone()
-    if turn is None:
+    if turn is None or not _asks_alike(cursor, request, turn):
         return None
-    said = joined((*map(Message.model_validate, turn.input), *request.messages))
+    asked = as_stored(cursor, request).messages
+    said = joined((*map(Message.model_validate, turn.input), *asked))
     if len(said) > MAX_MESSAGES or sum(len(each.text) for each in said) > MAX_MESSAGE_CHARS:
         return None
     shown = Jsonb([message.model_dump(mode="json") for message in said])
@@ -135,3 +154,9 @@ def _collect(
         seq=turn.seq,
         state=turn.state,
     )
+
+
+def _asks_alike(cursor: Cursor, request: TurnRequest, turn: Any) -> bool:
+    if request.timeout_s is not None or turn.deadline_at is not None:
+        return False
+    return bool(asked_params(cursor, request) == turn.params)

@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -88,6 +89,14 @@ class BacklogRow(SamplingParams):
     )
     template_kwargs: Annotated[TemplateKwargs | None, BeforeValidator(_parse_json)] = None
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth_value(cls, value: Any) -> Any:
+        """No column holds one; Python would count it as 0 or 1."""
+        if isinstance(value, bool):
+            raise PydanticCustomError("truth_value", "must not be true or false")
+        return value
+
     @model_validator(mode="after")
     def _can_be_accepted(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
@@ -137,16 +146,31 @@ class Batch(BaseModel):
     #: Rows of the file.
     total: int
     created_at: datetime
+    paused_at: datetime | None = None
+    cancelled_at: datetime | None = None
+
+
+class BatchFailures(BaseModel):
+    """Rows of a batch that failed for the same reason."""
+
+    model_config = ConfigDict(frozen=True)
+
+    error_code: str
+    count: int
+    #: The id of one of them and what its error says; None where it is no longer known.
+    example: str | None = None
+    message: str | None = None
 
 
 class BatchProgress(BaseModel):
-    """How far a batch is, by what its turns say."""
+    """How far a batch is, by the counters that the database keeps."""
 
     model_config = ConfigDict(frozen=True)
 
     total: int
     #: Turns by state; states without a turn are left out.
     states: dict[TurnState, int] = {}
+    #: Attempts at its turns, those that run included.
     attempts: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -157,8 +181,22 @@ class BatchProgress(BaseModel):
     answer_p50_s: float | None = None
     answer_p95_s: float | None = None
     first_accepted_at: datetime | None = None
-    first_settled_at: datetime | None = None
     last_settled_at: datetime | None = None
+    #: No turn of it begins.
+    is_paused: bool = False
+    is_cancelled: bool = False
+    #: Turns and tokens of the last seconds or minutes; None: too few turns have ended to tell.
+    turns_per_s: float | None = None
+    tokens_per_s: float | None = None
+    #: The commonest first.
+    failures: tuple[BatchFailures, ...] = ()
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the batch is done at the rate of now; None while that is unknown."""
+        if not self.turns_per_s or self.is_paused:
+            return None
+        return max(0, self.total - self.settled) / self.turns_per_s
 
     @property
     def accepted(self) -> int:
@@ -179,7 +217,8 @@ class BatchProgress(BaseModel):
 
     @property
     def is_done(self) -> bool:
-        return self.settled >= self.total
+        """All have ended; of a cancelled batch, all that were accepted."""
+        return self.settled >= (self.accepted if self.is_cancelled else self.total)
 
     @property
     def wall_s(self) -> float | None:
@@ -210,6 +249,8 @@ class BatchResult(BaseModel):
     conversation_id: str
     #: The place of the turn in its conversation, from 1.
     seq: int
+    #: What the user wrote.
+    question: str = ""
     state: TurnState
     reply: str | None = None
     finish_reason: FinishReason | None = None
@@ -219,5 +260,5 @@ class BatchResult(BaseModel):
     #: From acceptance to the reply.
     latency_s: float | None = None
     error: ResultError | None = None
-    #: What the user wrote, for display; the results file leaves it out, the backlog has it.
-    question: str = Field(default="", exclude=True)
+    #: The passages of its bot's collection that the reply cites.
+    sources: str | None = None

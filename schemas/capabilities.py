@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from turnmill.schemas.content import MediaPart
 from turnmill.schemas.turns import GenerationParams, Message, Role
 
+#: What a reply may be made to be.
+ALL_FORMATS = frozenset({"text", "json_object", "json_schema", "choice"})
+
 
 class Capabilities(BaseModel):
     """What an engine can do. The default is what every engine of every release can.
@@ -26,14 +29,18 @@ class Capabilities(BaseModel):
     continues: bool = False
     #: Kinds of parts that it reads: text, image, audio, file.
     accepts: frozenset[str] = frozenset({"text"})
-    #: What a reply may be made to be: text, json_object, json_schema.
+    #: What a reply may be made to be: text, json_object, json_schema, choice.
     formats: frozenset[str] = frozenset({"text"})
+    #: It resumes such a reply too. Else a reply with a format restarts.
+    continues_formats: bool = False
     #: It may answer with calls of tools that it is offered.
     tools: bool = False
     #: It tells the log-probabilities of its tokens.
     logprobs: bool = False
     #: Its worker puts passages into the prompt of one turn, whatever the engine.
     documents: bool = False
+    #: It sends prompts to a server.
+    remote: bool = False
     #: Penalties that it applies.
     penalties: frozenset[str] = frozenset({"repetition_penalty"})
 
@@ -75,7 +82,10 @@ def _of_messages(messages: Sequence[Message]) -> Iterator[Need]:
     for number, message in enumerate(messages):
         if not isinstance(message.content, str):
             for kind in dict.fromkeys(
-                part.type for part in message.content if isinstance(part, MediaPart)
+                # Nothing here asks a foreign address for anything.
+                part.type if part.url is None else f"{part.type} by URL"
+                for part in message.content
+                if isinstance(part, MediaPart)
             ):
                 yield Need(f"messages[{number}].content", "accepts", kind)
         if message.tool_calls:

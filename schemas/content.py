@@ -86,6 +86,15 @@ class MediaPart(_Value):
         return self
 
 
+class InlinePart(_Value):
+    """A picture, a sound or a file with its bytes, as a call brings it. No turn has one: whoever
+    accepts the call stores the bytes and refers to them."""
+
+    type: Literal["image", "audio", "file"]
+    data: bytes = Field(repr=False)
+    name: str = ""
+
+
 Part = Annotated[TextPart | MediaPart, Field(discriminator="type")]
 
 _PARTS: TypeAdapter[tuple[TextPart | MediaPart, ...]] = TypeAdapter(
@@ -141,7 +150,8 @@ def text_of(content: str | tuple[TextPart | MediaPart, ...]) -> str:
 
 def parts_of(content: str | tuple[TextPart | MediaPart, ...]) -> tuple[TextPart | MediaPart, ...]:
     """Give the content as parts."""
-    return (TextPart(text=content),) if isinstance(content, str) else content
+    # The content was validated with its message.
+    return (TextPart.model_construct(text=content),) if isinstance(content, str) else content
 
 
 class Document(_Value):

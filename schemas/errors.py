@@ -10,6 +10,7 @@
     │   │   ├── EngineBrokeOff      it failed in the middle of the turn, and still serves others
     │   │   ├── EngineDied          its worker has to be started again
     │   │   └── Unanswered          a server of the engine said nothing in time
+    │   ├── StorageUnavailable      the bytes of files cannot be read or written
     │   ├── ChannelUnavailable      the platform does not take the message right now
     │   ├── ConversationBusy        an earlier message is answered; the policy is to reject another
     │   └── LaterTurnRunning        the parked turn cannot be replayed right now
@@ -18,6 +19,7 @@
         ├── InvalidInput            the caller's input is malformed or out of bounds
         │   ├── ContextOverflow
         │   └── UnsupportedMediaType
+        ├── LimitExceeded           more memory or time than it may take
         ├── NotAuthenticated
         ├── BadSignature            a platform's request is not signed as it should be
         ├── NotPermitted            the API key lacks the scope that the call needs
@@ -25,6 +27,7 @@
         ├── NotFound
         ├── Conflict
         ├── NotParked
+        ├── BatchCancelled
         ├── HandedOff               a person answers the conversation
         ├── NotHandedOff            no person answers the conversation
         ├── LaterTurnAnswered       the parked turn cannot be replayed any more
@@ -87,6 +90,12 @@ class BrokerUnavailable(TransientError):
     is_public = False
 
 
+class ModelUnavailable(TransientError):
+    """No worker serves the model."""
+
+    code = "model_unavailable"
+
+
 class EngineUnavailable(TransientError):
     """The engine cannot take the turn right now."""
 
@@ -108,6 +117,13 @@ class EngineDied(EngineUnavailable):
 
 class Unanswered(EngineUnavailable):
     """A server said nothing in time; it may only have more to do than it can."""
+
+
+class StorageUnavailable(TransientError):
+    """The storage of files is unavailable. Try again shortly."""
+
+    code = "storage_unavailable"
+    is_public = False
 
 
 class ChannelUnavailable(TransientError):
@@ -162,10 +178,22 @@ class ContextOverflow(InvalidInput):
     code = "context_length_exceeded"
 
 
+class TooLarge(InvalidInput):
+    """The file is too large."""
+
+    code = "body_too_large"
+
+
 class UnsupportedMediaType(InvalidInput):
     """The content type of the request is not one that is read here."""
 
     code = "unsupported_media_type"
+
+
+class LimitExceeded(PermanentError):
+    """It takes more memory or time than it may."""
+
+    code = "limit_exceeded"
 
 
 class NotAuthenticated(PermanentError):
@@ -204,10 +232,22 @@ class Conflict(PermanentError):
     code = "idempotency_conflict"
 
 
+class StorageFull(PermanentError):
+    """The tenant's files take all the room that they may. Delete some: DELETE /v1/files/{id}"""
+
+    code = "storage_full"
+
+
 class NotParked(PermanentError):
     """The turn is not parked."""
 
     code = "not_parked"
+
+
+class BatchCancelled(PermanentError):
+    """The batch was cancelled."""
+
+    code = "batch_cancelled"
 
 
 class HandedOff(PermanentError):

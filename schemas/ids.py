@@ -5,6 +5,7 @@ edge of an index instead of all over it.
 """
 
 import secrets
+import string
 import time
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -19,6 +20,15 @@ class Prefix(StrEnum):
     BATCH = "batch"
     KEY = "key"
     DELIVERY = "dlv"
+    WORKER = "worker"
+    GAP = "gap"
+    FILE = "file"
+    DOCUMENT = "doc"
+    VECTOR_STORE = "vs"
+
+
+#: Digits of an id that may stand for all of it.
+MIN_PREFIX_DIGITS = 4
 
 
 def new_id() -> UUID:
@@ -57,3 +67,18 @@ def parse_id(prefix: Prefix, text: str) -> UUID:
         except ValueError:
             pass
     raise InvalidInput(f"'{text[:80]}' is not an id of the form {prefix}_<32 hex digits>.")
+
+
+def id_range(prefix: Prefix, text: str) -> tuple[UUID, UUID]:
+    """Return the first and the last id that start like this: `turn_01a2`, `01a2` or a whole id.
+
+    Raises:
+        InvalidInput: it is not the start of an id.
+    """
+    digits = text.strip().lower().removeprefix(f"{prefix}_").replace("-", "")
+    if not MIN_PREFIX_DIGITS <= len(digits) <= 32 or not set(digits) <= set(string.hexdigits):
+        raise InvalidInput(
+            f"'{text[:80]}' is not the start of a {prefix.name.lower()}'s id: "
+            f"{prefix}_ and {MIN_PREFIX_DIGITS} to 32 hex digits."
+        )
+    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))

@@ -4,10 +4,16 @@ from dataclasses import dataclass
 
 from turnmill.schemas.turns import Reply
 
+#: Error code of a turn that is parked after its last attempt.
+ATTEMPTS_USED_UP = "attempts_used_up"
+
 
 @dataclass(frozen=True, slots=True)
 class Answered:
     reply: Reply
+    #: Why a person is to answer the conversation from now on; None: the bot does. The thread
+    #: receives the reply as a notice.
+    hand_off_because: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +25,8 @@ class Snoozed:
     #: False when the attempt was handed back unharmed (a drain): it does not count
     #: towards the attempts a turn may use up.
     counts: bool = True
+    #: Of the error behind it, for logs; None: there was no error, or it has no code.
+    code: str | None = None
 
 
 HANDED_BACK = Snoozed(0.0, "handed back by a stopping worker", counts=False)

@@ -16,6 +16,9 @@ SEND_TASK = "turnmill.delivery.send"
 #: delivery has the delivery's id as `turn_id`, and the channel's name as `model`.
 DELIVERY_LANE = "delivery"
 
+#: Where the hints of paused batches wait: no relay publishes from this lane.
+PAUSED_LANE = "paused"
+
 #: NOTIFY channels. Like hints, notifications only wake somebody up: whoever listens reads
 #: the tables, and sweeps in case one was lost.
 OUTBOX_CHANNEL = "turnmill_outbox"

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import (
@@ -16,6 +16,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from turnmill.schemas.citations.markers import Citation
+from turnmill.schemas.citations.sources import ReplySource
 from turnmill.schemas.content import (
     MAX_DOCUMENTS,
     MAX_TOOL_CALLS,
@@ -27,6 +29,10 @@ from turnmill.schemas.content import (
     refuse_nul,
     text_of,
 )
+from turnmill.schemas.formats.ordered import OrderedSchema
+from turnmill.schemas.formats.response import ResponseFormat
+from turnmill.schemas.store.knowledge.verdicts import Verdict
+from turnmill.schemas.store.memory.remembered import Remembered
 
 #: Why a reply ended: by itself or at a stop string, at its limit, because a remote server
 #: withheld the rest, or for the tools to be called that it asks for.
@@ -65,7 +71,8 @@ TRANSITIONS: dict[TurnState, frozenset[TurnState]] = {
         }
     ),
     TurnState.COMPLETED: frozenset(),
-    TurnState.FAILED: frozenset(),
+    # A batch's rows that failed can be retried.
+    TurnState.FAILED: frozenset({TurnState.WAITING}),
     # Replayed (and due as soon as no earlier turn is open), or dropped: then it has failed with
     # the error that its user was told when it was parked.
     TurnState.PARKED: frozenset({TurnState.WAITING, TurnState.FAILED}),
@@ -187,15 +194,6 @@ NEUTRAL: dict[str, float] = {
 }
 
 
-class ResponseFormat(BaseModel):
-    """What a reply's text is made to be."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    type: Literal["json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = None
-
-
 class Tool(BaseModel):
     """A function that a model may ask to be called."""
 
@@ -203,8 +201,8 @@ class Tool(BaseModel):
 
     name: Name
     description: str | None = None
-    #: A JSON Schema of its arguments.
-    parameters: dict[str, Any] | None = None
+    #: Of its arguments.
+    parameters: OrderedSchema | None = None
     strict: bool | None = None
 
 
@@ -260,6 +258,8 @@ class GenerationParams(SamplingParams):
     tools: tuple[Tool, ...] = Field(default=(), max_length=MAX_TOOLS, exclude_if=_is_empty)
     #: `auto` (left out), `required`, or the name of one of them.
     tool_choice: Name | None = Field(default=None, exclude_if=_is_empty)
+    #: False: it may ask for one call at most.
+    parallel_tool_calls: bool | None = Field(default=None, exclude_if=_is_empty)
     #: Tell the log-probability of each token, and of so many of the likeliest ones.
     logprobs: int | None = Field(default=None, ge=0, le=20, exclude_if=_is_empty)
     #: Passages for this turn alone, the likeliest first: neither instructions nor history. With
@@ -307,6 +307,13 @@ class Reply(BaseModel):
     tool_calls: tuple[ToolCall, ...] = Field(default=(), exclude_if=_is_empty)
     #: Of its tokens, where the turn asks for them.
     logprobs: tuple[TokenLogprob, ...] = Field(default=(), exclude_if=_is_empty)
+    #: What its turn was told of its user; the turn shows it.
+    remembered: Remembered | None = Field(default=None, exclude=True)
+    #: The passages that it could cite, and where it does.
+    sources: tuple[ReplySource, ...] = Field(default=(), exclude_if=_is_empty)
+    citations: tuple[Citation, ...] = Field(default=(), exclude_if=_is_empty)
+    #: What became of the question that its bot's collection was asked.
+    verdict: Verdict | None = Field(default=None, exclude_if=_is_empty)
 
 
 class TurnRequest(BaseModel):
@@ -332,6 +339,8 @@ class TurnRequest(BaseModel):
     batch_row: int | None = None
     #: Who wrote it, where a conversation has several people.
     author: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+    #: Whose memory the turn is told of (`user_key`); nobody's when left out.
+    user_key: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
 
     #: What earlier turns asked that end without a reply because of this one, which answers them.
     carried: tuple[Message, ...] = ()
@@ -376,3 +385,5 @@ class Turn(BaseModel):
     batch_row: int | None = None
     #: Who wrote it, where a conversation has several people.
     author: str | None = None
+    #: What it was told of its user.
+    remembered: Remembered | None = None

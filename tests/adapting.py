@@ -16,9 +16,6 @@ class Notes:
         self.value: dict[str, Any] = {}
         self.dies_after: int | None = None
 
-    def hold(self) -> None:
-        """It is always ours."""
-
     def keep(self, **changes: Any) -> None:
         if self.dies_after == 0:
             raise Killed

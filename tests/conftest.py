@@ -6,6 +6,7 @@ missing on this machine skips its tests at home and fails them in CI.
 """
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 import psycopg
 import pytest
 import redis
+import structlog
 
 from tests import compression_models, requirements, selection
 from tests.processes import COMMAND_LINE, Process
@@ -33,6 +35,7 @@ from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import DatabaseUnavailable, StackError
+from turnmill.schemas.observability.logs import CHATTY
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.store.fleet.deployment import read_deployment
@@ -41,6 +44,8 @@ from turnmill.schemas.turns import AcceptedTurn, Lane, Message, Role, TurnReques
 ServerT = TypeVar("ServerT", bound=EmbeddedServer)
 #: Short, so that a test of what happens after a lease does not last a minute.
 LEASE_S = 2.0
+#: Of images and sound, whatever is installed here.
+NO_READERS = {"transcriber": "off", "ocr": "off"}
 _TEMPLATE = "turnmill_template"
 #: Memory that servers write to as if it were a disk, and how much of it must be free.
 _MEMORY = Path("/dev/shm")  # noqa: S108 - its files come from mkdtemp
@@ -59,6 +64,18 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop("COLUMNS", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Commands that a test runs in its own process configure logging for the whole of it."""
+    loggers = [logging.getLogger(name) for name in (None, *CHATTY)]
+    before = [(each, each.handlers[:], each.level) for each in loggers]
+    yield
+    for logger, handlers, level in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+    structlog.reset_defaults()
 
 
 def require_rabbitmq() -> None:
@@ -176,6 +193,12 @@ def database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
     yield from _new_database(postgres_url, f"TEMPLATE {migrated_template} STRATEGY FILE_COPY")
 
 
+@pytest.fixture(scope="module")
+def module_database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
+    """A migrated database that the tests of a module share."""
+    yield from _new_database(postgres_url, f"TEMPLATE {migrated_template} STRATEGY FILE_COPY")
+
+
 @pytest.fixture
 def empty_database_url(postgres_url: str) -> Iterator[str]:
     """A database of the test's own, before any migration."""
@@ -239,6 +262,7 @@ class System:
             "TURNMILL_DATABASE__URL": self.settings.database.url.get_secret_value(),
             "TURNMILL_BROKER__URL": self.settings.broker.url.get_secret_value(),
             "TURNMILL_ENGINE__NAME": self.settings.engine.name,
+            **{f"TURNMILL_MEDIA__{name}".upper(): value for name, value in NO_READERS.items()},
             "TURNMILL_WORKER__LEASE_S": str(self.settings.worker.lease_s),
             "TURNMILL_WORKER__CONCURRENCY": str(self.settings.worker.concurrency),
         }
@@ -310,13 +334,15 @@ def make_system(eventually: Callable[..., None]) -> Iterator[Callable[[str, str]
     with ExitStack() as stack:
 
         def make(database_url: str, broker_url: str, **worker: Any) -> System:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="turnmill-test-"))
             settings = load_settings(
+                data=folder,
                 database={"url": database_url},
                 broker={"url": broker_url},
                 engine={"name": "echo"},
                 worker={"lease_s": LEASE_S, "concurrency": 8, **worker},
+                media=NO_READERS,
             )
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="turnmill-test-"))
             return System(settings, stack, Path(folder), eventually)
 
         yield make

@@ -1,8 +1,13 @@
 """A channel as API processes have it, and the events of its users."""
 
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
+from turnmill.producer.api.app import Server
 from turnmill.producer.converse import Received, receive
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.producer.turns import read_conversation
@@ -40,13 +45,24 @@ class Replica:
     def say(self, text: str, author: str = "U1", thread: str = "T1", **policies: Any) -> Received:
         return self.receive(message(text, author=author, thread=thread), **policies)
 
+    def ask(self, text: str) -> Received:
+        """Say something where the platform shows that a reply is awaited."""
+        return self.receive(message(text).model_copy(update={"is_awaited": True}))
+
     def command(
-        self, name: Any, *, author: str = "U1", thread: str = "T1", turn_id: str | None = None
+        self,
+        name: Any,
+        *,
+        author: str = "U1",
+        thread: str = "T1",
+        turn_id: str | None = None,
+        conversation_id: str | None = None,
     ) -> Received:
         said = message("", author=author, thread=thread)
         event = Command(
-            event_id=said.event_id, address=said.address, author=author, name=name, turn_id=turn_id
-        )
+            event_id=said.event_id, address=said.address, author=author, name=name, turn_id=turn_id,
+            conversation_id=conversation_id,
+        )  # fmt: skip
         return self.receive(event)
 
     def rows(self, statement: str, *params: Any) -> list[Any]:
@@ -71,10 +87,11 @@ def read_turns(replica: Replica, received: Received) -> list[Turn]:
 def prompt_of(database: Database, turn: Turn) -> list[tuple[str, str]]:
     """Role and text of each message that an engine is given for a turn."""
     claim = Claim(
+        cites=True,
         turn_id=turn.turn_id, conversation_id=turn.conversation_id, worker_id=new_id(), attempt=1,
         seq=turn.seq, failures=0, lane=turn.lane, instructions="", messages=turn.messages,
-        params=GenerationParams(max_tokens=8), documents=(), cache_namespace="", kept_text="",
-        kept_tokens=0, next_position=0, deadline_s=None,
+        params=GenerationParams(max_tokens=8), documents=(), knowledge=None, tenant_id=new_id(),
+        cache_namespace="", kept_text="", kept_tokens=0, next_position=0, deadline_s=None,
     )  # fmt: skip
     engine = EchoEngine(EngineSettings(name="echo", context_window=100_000))
     prompt = build_prompt(database, engine, claim)
@@ -88,3 +105,19 @@ def message(text: str, *, thread: str = "T1", author: str = "U1", event_id: str 
         author=author,
         content=text,
     )
+
+
+@contextmanager
+def serving(
+    settings: Settings, listener: socket.socket, eventually: Callable[..., None]
+) -> Iterator[Server]:
+    """The API in a thread of this process, on a socket that listens already."""
+    server = Server(settings)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        eventually(lambda: server.started)
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join()

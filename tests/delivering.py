@@ -12,8 +12,9 @@ from uuid import UUID
 from psycopg.types.json import Json, Jsonb
 from standardwebhooks import Webhook
 
+from turnmill.producer.accept import accept
 from turnmill.schemas.ids import new_id
-from turnmill.schemas.store.advance import lock_conversations
+from turnmill.schemas.store.advance import advance, lock_conversations
 from turnmill.schemas.store.channels.deliveries import (
     INSERT_NOTICE,
     INSERT_PENDING,
@@ -48,7 +49,7 @@ class Receiver:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}/in"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
 
     def take(self, handler: Any) -> None:
         body = handler.rfile.read(int(handler.headers["Content-Length"]))
@@ -89,6 +90,10 @@ class Channels:
         self._sections: list[str] = []
         self.environment = {"TURNMILL_CONFIG": str(self._file), "DESK_SECRET": SECRET}
 
+    @property
+    def count(self) -> int:
+        return len(self._sections)
+
     def configure(self, name: str, **fields: Any) -> None:
         bot = self.system.settings.engine.model_name
         lines = [f"[channels.{name}]", f"bot = {json.dumps(bot)}"]
@@ -106,6 +111,19 @@ class Channels:
         eventually(lambda: worker.says("deliver.consuming") or not worker.is_running, 30)
         assert worker.is_running, worker.log.read_text()
         return worker
+
+    def serve(self, eventually: Callable[..., None]) -> str:
+        """Start all processes; the API's URL."""
+        self.system.start("relay")
+        # One place: what is still being generated holds up what comes after it.
+        pace = {"TURNMILL_WORKER__CONCURRENCY": "1", "TURNMILL_ENGINE__ECHO_TOKEN_S": "0.02"}
+        self.system.start("worker", **pace)
+        served = self.system.start("api", TURNMILL_API__PORT="0", **self.environment)
+        self.deliver(eventually)
+        eventually(lambda: served.says("api.started"), 30)
+        lines = served.log.read_text().splitlines()
+        port = next(json.loads(line)["port"] for line in lines if "api.started" in line)
+        return f"http://127.0.0.1:{port}"
 
     def notice(self, channel: str, text: str, conversation: UUID | None = None) -> UUID:
         """A text of its own, in a thread that is made for it, or in one that is there."""
@@ -134,7 +152,7 @@ class Channels:
         """The delivery of a turn's reply, as it is inserted when the turn is accepted."""
         row = {"id": str(new_id()), "tenant_id": str(self.system.tenant_id)}
         row |= {"conversation_id": str(turn.conversation_id), "turn_id": str(turn.turn_id)}
-        row |= {"channel": channel, "target": target, "expires_in_s": None}
+        row |= {"channel": channel, "target": target}
         with self.database.cursor() as cursor:
             lock_conversations(cursor, [turn.conversation_id])
             cursor.execute(INSERT_PENDING, (Json([row]),))
@@ -149,6 +167,48 @@ class Channels:
     def all_sent(self) -> bool:
         rows = self.database.run("SELECT DISTINCT state FROM deliveries")
         return {row.state for row in rows} == {"sent"}
+
+
+class Asked:
+    """A turn that is owed to a channel, and that the test itself answers: no worker runs."""
+
+    def __init__(self, channels: Channels, channel: str) -> None:
+        self.channels, self.channel = channels, channel
+
+    def ask(self, text: str = "question", /, **target: str) -> None:
+        self.turn = accept(self.channels.database, self.channels.system.request(text))
+        self.channels.owe(self.turn, self.channel, **target)
+
+    def write(self, text: str) -> None:
+        """The model writes more of the reply."""
+        turn_id = self.turn.turn_id
+        self.channels.database.run("UPDATE turns SET state = 'running' WHERE id = %s", (turn_id,))
+        self.channels.database.run(
+            "INSERT INTO chunks SELECT %s, count(*), %s, 1 FROM chunks WHERE turn_id = %s",
+            (turn_id, text, turn_id),
+        )
+
+    def finish(self, text: str) -> None:
+        turn = self.turn
+        with self.channels.database.cursor() as cursor:
+            lock_conversations(cursor, [turn.conversation_id])
+            cursor.execute(
+                "INSERT INTO replies (turn_id, attempt, content, finish_reason, prompt_tokens, "
+                "completion_tokens) VALUES (%s, 1, %s, 'stop', 1, 1)",
+                (turn.turn_id, text),
+            )
+            cursor.execute("DELETE FROM chunks WHERE turn_id = %s", (turn.turn_id,))
+            cursor.execute("DELETE FROM outbox WHERE turn_id = %s", (turn.turn_id,))
+            cursor.execute("UPDATE turns SET state = 'completed' WHERE id = %s", (turn.turn_id,))
+            advance(cursor, [turn.conversation_id])
+
+    @property
+    def row(self) -> Any:
+        """Its delivery."""
+        (row,) = self.channels.database.run(
+            "SELECT * FROM deliveries WHERE turn_id = %s", (self.turn.turn_id,)
+        )
+        return row
 
 
 def _toml(value: Any) -> str:

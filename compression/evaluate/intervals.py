@@ -38,10 +38,42 @@ def bootstrap(
     """
     if not samples:
         raise ValueError("The bootstrap needs at least one sample.")
+    if all(sample == samples[0] for sample in samples):
+        # Whatever is drawn is the same.
+        value = statistic(samples)
+        return Figure(value=value, low=value, high=value)
     draw = random.Random(seed)
     drawn = sorted(statistic(draw.choices(samples, k=len(samples))) for _ in range(RESAMPLES))
     edge = round(0.025 * RESAMPLES)
     return Figure(value=statistic(samples), low=drawn[edge], high=drawn[-edge - 1])
+
+
+def bootstrap_sums(
+    groups: Sequence[Sequence[float]], statistic: Callable[[Sequence[float]], float]
+) -> Figure:
+    """Compute a statistic of counts that add up, resampling whole groups of replies.
+
+    A group's counts are the sums over its replies. Replies of one conversation resemble each
+    other: drawn one by one, they would make intervals too narrow.
+
+    Raises:
+        ValueError: there is no group.
+    """
+
+    def of_sums(drawn: Sequence[Sequence[float]]) -> float:
+        return statistic(summed(drawn))
+
+    return bootstrap(groups, of_sums)
+
+
+def summed(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Add up rows of counts, column by column."""
+    return [sum(column) for column in zip(*rows, strict=True)]
+
+
+def ratio(sums: Sequence[float]) -> float:
+    """Divide the first of two sums by the second."""
+    return sums[0] / sums[1]
 
 
 def mean(samples: Sequence[float]) -> float:

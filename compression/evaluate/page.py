@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from turnmill.compression.evaluate.intervals import Figure
+from turnmill.compression.evaluate.markdown import table
 from turnmill.compression.evaluate.report import Report, Row
 
 _MEGA = 1e6
@@ -94,12 +95,6 @@ def speed_table(rows: Sequence[Row]) -> str:
             )
     head = ("model", "tokens/s, batch 1", "batch 8", "load s", "peak MB", "load average")
     return table(head, lines)
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Render a Markdown table whose first column is text and whose others are figures."""
-    ruler = ["---", *["--:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ruler, *lines))
 
 
 def _replies_table(rows: Sequence[Row]) -> str:

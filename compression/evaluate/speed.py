@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from turnmill.compression.evaluate.loading import Dtype, load_fast
 from turnmill.compression.step import Progress, Silent
 from turnmill.schemas.errors import EngineFailure
+from turnmill.schemas.process.dependent import run_dependent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,9 +81,8 @@ def _best(measured: Sequence[Speed]) -> Speed:
 def _in_a_process(path: Path, dtype: Dtype) -> Speed:
     command = [sys.executable, "-m", __name__, str(path), dtype]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
-        )
+        done = run_dependent(command, timeout_s=_TIMEOUT_S)
+        done.check_returncode()
     except subprocess.TimeoutExpired as error:
         raise EngineFailure(f"Measuring {path} took over {_TIMEOUT_S} s.") from error
     except subprocess.CalledProcessError as error:

@@ -7,6 +7,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -38,6 +39,27 @@ EXACT_TENSOR_TYPES = frozenset({0, 1})
 #: gguf_quants.cpp): it answers differently.
 Q4_0, Q8_0 = 2, 8
 
+#: Tensor type → weights in a block, and its bytes. Of a type that is missing here, only the
+#: beginnings of its tensors are known. https://github.com/ggml-org/ggml/blob/master/src/ggml.c
+_BLOCKS = {
+    0: (1, 4),
+    1: (1, 2),
+    2: (32, 18),
+    3: (32, 20),
+    6: (32, 22),
+    7: (32, 24),
+    8: (32, 34),
+    10: (256, 84),
+    11: (256, 110),
+    12: (256, 144),
+    13: (256, 176),
+    14: (256, 210),
+    15: (256, 292),
+    30: (1, 2),
+}
+
+_ALIGNMENT = 32
+
 #: What matrices are rewritten to.
 Weights = Literal["f16", "q8_0", "q4_0"]
 
@@ -54,6 +76,8 @@ class Header:
     metadata: dict[str, Any]
     #: Numbers of the tensor types that occur.
     tensor_types: frozenset[int]
+    #: Bytes that a complete file has, at least.
+    size: int = 0
 
     @property
     def is_exact(self) -> bool:
@@ -94,12 +118,19 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Raises `SettingsError` where the file is none."""
+    """Raises `SettingsError` where the file is none, or shorter than its header says."""
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
-            return _Reader(file).header()
+            header = _Reader(file).header()
     except (OSError, ValueError, struct.error) as error:
         raise SettingsError(f"{path} is not a readable GGUF file: {error}") from error
+    if size < header.size:
+        raise SettingsError(
+            f"{path} is truncated: it has {size:,} of {header.size:,} bytes. Download it again, or "
+            "resume its download."
+        )
+    return header
 
 
 def rewrite(source: Path, target: Path, weights: Weights) -> None:
@@ -219,7 +250,11 @@ class _Reader:
             value = self._value(self._number("I"))
             if value is not None:
                 metadata[key] = value
-        return Header(metadata, frozenset(self._tensor_type() for _ in range(tensor_count)))
+        tensors = [self._tensor() for _ in range(tensor_count)]
+        alignment = metadata.get("general.alignment", _ALIGNMENT)
+        begin = -(-self._file.tell() // alignment) * alignment
+        size = begin + max((end for _, end in tensors), default=0) if tensors else 0
+        return Header(metadata, frozenset(kind for kind, _ in tensors), size)
 
     def _value(self, kind: int) -> Any:
         if kind == STRING:
@@ -236,12 +271,13 @@ class _Reader:
         else:
             self._skip(count * struct.calcsize(SCALARS[kind]))
 
-    def _tensor_type(self) -> int:
+    def _tensor(self) -> tuple[int, int]:
+        """Return a tensor's type, and where its data ends, from the beginning of all data."""
         self._string()
-        self._skip(8 * self._number("I"))
-        kind: int = self._number("I")
-        self._skip(8)  # where its data lies
-        return kind
+        count = prod(self._number("Q") for _ in range(self._number("I")))
+        kind, offset = self._number("I"), self._number("Q")
+        weights, size = _BLOCKS.get(kind, (1, 0))
+        return kind, offset + count // weights * size
 
     def _skip(self, size: int) -> None:
         self._file.seek(size, 1)

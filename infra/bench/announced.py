@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from turnmill.schemas.process.dependent import dependent
+
 
 @dataclass(frozen=True, slots=True)
 class Announced:
@@ -22,14 +24,11 @@ def announced(*command: str) -> Iterator[Announced]:
     Raises:
         RuntimeError: it does not come up.
     """
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    with dependent(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, grace_s=0
     ) as process:
-        try:
-            assert process.stdout is not None
-            url = process.stdout.readline().strip()
-            if not url:
-                raise RuntimeError(f"It does not start: {' '.join(command)}")
-            yield Announced(url, process)
-        finally:
-            process.kill()
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        if not url:
+            raise RuntimeError(f"It does not start: {' '.join(command)}")
+        yield Announced(url, process)

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from turnmill.infra.bench import ceiling, measure
 from turnmill.infra.bench.aborts import AbortTime
 from turnmill.infra.bench.ceiling import Ceiling
-from turnmill.infra.bench.measure import Run, isolated
+from turnmill.infra.bench.measure import Run
 from turnmill.infra.bench.peers import peers
 from turnmill.infra.bench.workload import Chat, mixed_chats, short_chats
+from turnmill.schemas.process.isolated import isolated
 from turnmill.schemas.settings import EngineSettings
 
 #: Turns of a conversation, and conversations whose median is taken.

@@ -5,7 +5,6 @@ to a file and runs this file as a program in an environment that has it (`make b
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ def quantize_in(python: Path, model: Path, windows: "Tensor", folder: Path) -> P
         EngineFailure: the library is not there, or fails.
     """
     from turnmill.schemas.errors import EngineFailure
+    from turnmill.schemas.process.dependent import run_dependent
 
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def quantize_in(python: Path, model: Path, windows: "Tensor", folder: Path) -> P
         data.write_text(json.dumps(windows.tolist()), encoding="utf-8")
         # By its path: the environment has no Turnmill.
         command = [str(python), __file__, str(model), str(data), str(folder)]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+        ran = run_dependent(command, timeout_s=_TIMEOUT_S)
         if ran.returncode:
             last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
             raise EngineFailure(f"llm-compressor in {python} failed: {last}")

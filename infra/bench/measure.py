@@ -5,11 +5,9 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
-from typing import Any, TypeVar
 
 from turnmill.infra.bench.aborts import AbortTime, abort_many
 from turnmill.infra.bench.workload import Chat, conversation, short_chats
@@ -18,8 +16,6 @@ from turnmill.schemas.turns import Lane, Message, Role
 from turnmill.workers.engines.base import Engine, Prompt
 from turnmill.workers.engines.registry import create_engine
 from turnmill.workers.turn.abort import Abort
-
-Result = TypeVar("Result")
 
 #: Turns that keep the batch lane busy while an interactive one is timed.
 PROBES = 60
@@ -58,12 +54,6 @@ class Answer:
     cached_tokens: int = 0
     first_token_s: float = 0.0
     gaps_s: list[float] = field(default_factory=list)
-
-
-def isolated(work: Callable[..., Result], *arguments: Any) -> Result:
-    """Call it in a fresh process: memory is its own, and nothing is warm by chance."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
 
 
 def answer(

@@ -10,7 +10,6 @@ import os
 import re
 import resource
 import statistics
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from rich.table import Table
 
 from turnmill.infra.bench.system import Load
 from turnmill.schemas.errors import InvalidInput, PermanentError
+from turnmill.schemas.process.dependent import run_dependent
 
 #: What a whole run of one version costs, its servers and the bare tasks among it.
 CPU = "CPU time of the run, s"
@@ -50,14 +50,9 @@ class Version:
             "system",
             *options,
         ]
-        ended = subprocess.run(
-            command,
-            cwd=self.folder,
-            # Wide, so that no row is folded.
-            env=os.environ | {"PYTHONIOENCODING": "utf-8", "COLUMNS": "200"},
-            capture_output=True,
-            encoding="utf-8",
-        )
+        # Wide, so that no row is folded.
+        environment = os.environ | {"PYTHONIOENCODING": "utf-8", "COLUMNS": "200"}
+        ended = run_dependent(command, cwd=self.folder, env=environment)
         if ended.returncode:
             last = "\n".join((ended.stdout + ended.stderr).splitlines()[-20:])
             raise PermanentError(f"The benchmark of {self.name} failed in {self.folder}:\n{last}")

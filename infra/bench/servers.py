@@ -13,6 +13,7 @@ from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ
 from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.infra.migrations import upgrade
+from turnmill.schemas.process.dependent import dependent
 from turnmill.schemas.settings import EngineSettings, Settings, load_settings
 
 BROKERS = {"rabbitmq": EmbeddedRabbitMQ, "valkey": EmbeddedValkey}
@@ -54,19 +55,23 @@ def process(settings: Settings, *command: str, ready: str) -> Iterator[Path]:
         f"TURNMILL_ENGINE__{name.upper()}": str(value)
         for name, value in settings.engine.model_dump(exclude_defaults=True).items()
     }
-    log = settings.data / f"{command[0].replace('/', '-')[-20:]}.log"
-    with log.open("wb") as output:
-        child = subprocess.Popen(
-            [sys.executable, *command], env=environment, stdout=output, stderr=output
-        )
-        try:
-            wait_for(lambda: ready in log.read_text() or child.poll() is not None, 180)
-            if child.poll() is not None:
-                raise RuntimeError(f"{command} ended:\n{log.read_text()}")
-            yield log
-        finally:
-            child.terminate()
-            child.wait(30)
+    names = [Path(word).stem for word in command if not word.startswith("-")]
+    log = settings.data / f"{'-'.join(names)}.log"
+    with (
+        log.open("wb") as output,
+        dependent(
+            [sys.executable, *command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            grace_s=30,
+        ) as child,
+    ):
+        wait_for(lambda: ready in log.read_text() or child.poll() is not None, 180)
+        if child.poll() is not None:
+            raise RuntimeError(f"{command} ended:\n{log.read_text()}")
+        yield log
 
 
 def turnmill(settings: Settings, *command: str, ready: str) -> AbstractContextManager[Path]:

@@ -181,10 +181,12 @@ class Site:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._supervisor is not None:
-            self._supervisor.stop()
-        while self._ports:
-            self._ports.pop().release()
+        try:
+            if self._supervisor is not None:
+                self._supervisor.stop()
+        finally:
+            while self._ports:
+                self._ports.pop().release()
 
     def _children(self) -> list[Child]:
         apis = [

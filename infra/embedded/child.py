@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
+from turnmill.schemas.process.dependent import stop
 from turnmill.schemas.process.launch import launch_command
 
 #: A log that is longer than this when its process starts is put aside as `<name>.log.1`.
@@ -19,7 +20,6 @@ LOG_LIMIT_BYTES = 16 * 1024 * 1024
 #: How much of a log is read for its last lines.
 _TAIL_BYTES = 16 * 1024
 _PROBE_TIMEOUT_S = 1.0
-_TICK_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +111,12 @@ class ChildProcess:
         """Ask, wait, then insist. `hurried` may shorten the wait while it runs."""
         if self._process is None or not self.is_running:
             return
-        self._process.send_signal(self.child.stop_signal)
-        asked_at = time.monotonic()
-        while self.is_running:
-            patience = min(self.child.stop_timeout_s, hurried() or self.child.stop_timeout_s)
-            if time.monotonic() - asked_at > patience:
-                # Its session, so that nothing it started stays behind.
-                with suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-            time.sleep(_TICK_S)
+        longest_s = self.child.stop_timeout_s
+        stop(
+            self._process,
+            lambda: min(longest_s, hurried() or longest_s),
+            self.child.stop_signal,
+        )
 
     def _open_log(self) -> BinaryIO:
         if self.log.exists() and self.log.stat().st_size > LOG_LIMIT_BYTES:

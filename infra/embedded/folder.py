@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -46,11 +47,12 @@ class FolderLock:
 class DataFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).expanduser().resolve()
+        self._made: list[Path] = []
 
     def create(self) -> None:
         """Create what is missing; raises `StackError` where a server could not get in."""
         with self._explained():
-            self._create_missing()
+            self._made = self._create_missing()
             closed = next(self._closed_to_servers(), None)
         if closed is not None:
             raise StackError(
@@ -58,6 +60,15 @@ class DataFolder:
                 f"runs the servers that root starts: {closed} is closed to others. Choose another "
                 f"folder with --data, or run: chmod o+x {closed}"
             )
+
+    def forget(self) -> None:
+        """Delete what `create` made, with all that was put there since; nothing that was there."""
+        if self.path in self._made:
+            shutil.rmtree(self.path, ignore_errors=True)
+        for folder in reversed(self._made):
+            with suppress(OSError):
+                folder.rmdir()
+        self._made = []
 
     def lock(self, name: str) -> FolderLock:
         """Refuse a second owner of the same folder."""
@@ -167,13 +178,14 @@ class DataFolder:
             if content != before:
                 self.write_private(file, json.dumps(content, indent=2))
 
-    def _create_missing(self) -> None:
+    def _create_missing(self) -> list[Path]:
         mode = 0o711 if server_uid() is not None else 0o700
-        for folder in reversed([self.path, *self.path.parents]):
-            if not folder.exists():
-                folder.mkdir(exist_ok=True)
-                # Not left to mkdir, which subtracts the umask.
-                folder.chmod(mode)
+        missing = [f for f in reversed([self.path, *self.path.parents]) if not f.exists()]
+        for folder in missing:
+            folder.mkdir(exist_ok=True)
+            # Not left to mkdir, which subtracts the umask.
+            folder.chmod(mode)
+        return missing
 
     def _closed_to_servers(self) -> Iterator[Path]:
         if (uid := server_uid()) is None:

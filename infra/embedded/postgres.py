@@ -64,6 +64,10 @@ _MEND_CTYPE = """
 UPDATE pg_database SET datctype = 'C.UTF-8' WHERE datctype = 'C' AND datlocprovider = 'b'
 """
 
+_LACKS_PGVECTOR = """
+SELECT name FROM pg_available_extensions WHERE name = 'vector' AND installed_version IS NULL
+"""
+
 #: For tests: survives `kill -9`, but not a power cut.
 _VOLATILE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
@@ -206,12 +210,18 @@ class EmbeddedPostgres(EmbeddedServer):
                 ensure_role(link, APP_USER, self._app_password)
             with self._connect(DATABASE) as link:
                 hand_over(link, DATABASE, APP_USER)
+                # Only a superuser may. Knowledge uses it, and does without.
+                if link.execute(_LACKS_PGVECTOR).fetchone():
+                    link.execute("CREATE EXTENSION IF NOT EXISTS vector")
         except psycopg.OperationalError as error:
             if "password authentication failed" in str(error):
                 raise StackError(
                     f"The password in {self.folder.path / SECRETS_FILE} does not open the database "
                     "beside it. Restore the file that belongs to this data folder."
                 ) from None
+            return False
+        except psycopg.errors.ReadOnlySqlTransaction:
+            # It replays an archive yet.
             return False
         return True
 

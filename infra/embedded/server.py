@@ -80,10 +80,12 @@ class EmbeddedServer(ABC):
             raise
 
     def stop(self, *, hurry: bool = False) -> None:
-        if self._supervisor is not None:
-            self._supervisor.stop(hurry=hurry)
-            self._supervisor = None
-        self.close()
+        supervisor, self._supervisor = self._supervisor, None
+        try:
+            if supervisor is not None:
+                supervisor.stop(hurry=hurry)
+        finally:
+            self.close()
 
     def restart(self) -> None:
         self.stop()

@@ -131,9 +131,11 @@ class Stack:
 
     def stop(self, *, hurry: bool = False) -> None:
         """Stop everything in reverse order; returns when nothing is left."""
-        if self._supervisor is not None:
-            self._supervisor.stop(hurry=hurry)
-        self._close()
+        try:
+            if self._supervisor is not None:
+                self._supervisor.stop(hurry=hurry)
+        finally:
+            self._close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -177,6 +179,12 @@ class Stack:
             "api": {"port": self._ports["api"].port},
             "flower": {"port": self._ports["flower"].port, "password": self.flower_password},
         }
+        if engine := {
+            name: self._environment[variable]
+            for name in ("model", "served_name")
+            if (variable := f"{PREFIX}ENGINE__{name.upper()}") in self._environment
+        }:
+            settings["engine"] = engine
         if self._postgres:
             settings["database"] = {"url": self.database_url}
         if self._valkey:
@@ -196,6 +204,15 @@ class Stack:
     def _open(self) -> None:
         self.folder.create()
         self._lock = self.folder.lock("stack")
+        try:
+            self._open_all()
+        except BaseException:
+            # Nothing has run yet, so a folder that was made for this start holds nothing.
+            self._close()
+            self.folder.forget()
+            raise
+
+    def _open_all(self) -> None:
         for server in self._servers:
             server.open()
         for name in _PREFERRED_PORTS:

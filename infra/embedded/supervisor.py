@@ -16,6 +16,7 @@ import structlog
 
 from turnmill.infra.embedded.child import Child, ChildProcess
 from turnmill.schemas.errors import StackError
+from turnmill.schemas.process.ending import hurried_by
 
 _TICK_S = 0.1
 #: How long a child may take to stop once the caller is in a hurry.
@@ -85,6 +86,9 @@ class Supervisor:
         self._backoff = backoff
         self._thread: threading.Thread | None = None
         self._settled = threading.Event()
+        # Not the thread's own end: Python 3.11 takes a thread for ended once a signal handler
+        # has raised in its `join`. https://github.com/python/cpython/issues/90882
+        self._ended = threading.Event()
         self._is_up = False
         self._stop_requested = False
         self._is_hurried = False
@@ -114,21 +118,21 @@ class Supervisor:
         """Stop every child; returns when none is left."""
         self.request_stop(hurry=hurry)
         if self._thread is not None:
-            self._thread.join()
+            with hurried_by(lambda: self.request_stop(hurry=True)):
+                self._ended.wait()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until everything has stopped. Raises what ended the supervisor, if not a stop."""
         if self._thread is None:
             return True
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
+        if not self._ended.wait(timeout_s):
             return False
         self._raise_error()
         return True
 
     @property
     def has_ended(self) -> bool:
-        return self._thread is not None and not self._thread.is_alive()
+        return self._ended.is_set()
 
     def pid_of(self, name: str) -> int | None:
         return self._processes[name].pid
@@ -154,8 +158,11 @@ class Supervisor:
         except BaseException as error:
             self._error = error
         finally:
-            self._stop_all()
-            self._settled.set()
+            try:
+                self._stop_all()
+            finally:  # those who wait for the end must hear of it, whatever became of it
+                self._settled.set()
+                self._ended.set()
 
     def _bring_up(self, process: ChildProcess) -> None:
         child = process.child
@@ -219,9 +226,18 @@ class Supervisor:
     def _stop_all(self) -> None:
         for process in reversed(self._processes.values()):
             if process.is_running:
-                self._tell(ChildEventKind.STOPPING, process.child)
+                self._tell_quietly(ChildEventKind.STOPPING, process.child)
                 process.stop(lambda: _HURRY_S if self._is_hurried else None)
-                self._tell(ChildEventKind.STOPPED, process.child)
+                self._tell_quietly(ChildEventKind.STOPPED, process.child)
+
+    def _tell_quietly(self, kind: ChildEventKind, child: Child) -> None:
+        """Tell, where the others are stopped even if whoever listens is gone: a pipe that broke,
+        which rich answers with `SystemExit`, or a full disk.
+        """
+        try:
+            self._tell(kind, child)
+        except (OSError, SystemExit) as error:
+            self._error = self._error or error
 
     def _tell(
         self,

@@ -8,30 +8,59 @@ from contextlib import closing
 from math import inf
 from pathlib import Path
 
+import psycopg
 import sqlalchemy
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import DatabaseSettings, SecretUrl
 
+log = structlog.get_logger()
+
 #: Two starting processes must not migrate at once.
 _LOCK_KEY = 0x7A11_0002
+
+#: What PostgreSQL says when `lock_timeout` or `statement_timeout` of a migration is over.
+_GIVEN_UP = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
+_WHEN_GIVEN_UP = (
+    "The migration needs a lock that running turns and long queries did not leave it for long "
+    "enough. Nothing was changed. Run it again when less runs. If that does not help, stop the "
+    "workers first: without them it may take the time that it needs."
+)
 
 
 def upgrade(url: str, revision: str = "head") -> None:
     """Bring the database at a libpq URL to a revision; waits for a migration already running.
 
+    A database of a later release stays as it is: this release works with it.
+
     Raises:
-        DatabaseUnavailable: it cannot be reached, or a table stayed locked too long.
+        DatabaseUnavailable: it cannot be reached, a table stayed locked too long, or a migration
+            would have kept one locked for longer than running turns can wait. Nothing has changed.
     """
+    try:
+        _upgrade(url, revision)
+    except DatabaseUnavailable as error:
+        if isinstance(getattr(error.__cause__, "orig", None), _GIVEN_UP):
+            raise DatabaseUnavailable(_WHEN_GIVEN_UP) from error
+        raise
+
+
+def _upgrade(url: str, revision: str) -> None:
     # A migration may take its time: no limit on an answer, whatever the server's default is.
     settings = DatabaseSettings(url=SecretUrl(url), pool_size=1, answer_timeout_s=inf)
     with closing(Database(settings)) as database, database.begin() as connection:
         connection.execute(sqlalchemy.text("SET LOCAL statement_timeout = 0"))
         connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})"))
+        found, known = current_revision(connection) or "", head_revision() or ""
+        if found > known:
+            log.warning("database.newer", revision=found, known=known)
+            return
         configuration = _configuration()
         configuration.attributes["connection"] = connection
         command.upgrade(configuration, revision)

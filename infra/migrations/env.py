@@ -2,7 +2,10 @@
 
 from alembic import context
 
-import turnmill.schemas.store.channels.tables  # noqa: F401 - adds its tables to the metadata
+import turnmill.schemas.store.channels.tables
+import turnmill.schemas.store.files.tables
+import turnmill.schemas.store.knowledge.tables
+import turnmill.schemas.store.studies.tables  # noqa: F401 - likewise
 from turnmill.schemas.store.partitions import is_partition
 from turnmill.schemas.store.tables import metadata
 

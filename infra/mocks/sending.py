@@ -4,7 +4,7 @@ import http.client
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 #: Slack gives up an answer after this time.
 DEADLINE_S = 3.0
@@ -19,6 +19,8 @@ class Signed:
 
     headers: dict[str, str]
     body: bytes
+    #: What stands in the address.
+    query: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ def send(url: str, request: Signed, extra: Mapping[str, str] | None = None) -> T
     opening = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     link = opening(parts.netloc, timeout=DEADLINE_S)
     try:
-        link.request("POST", parts.path, request.body, {**request.headers, **(extra or {})})
+        path = f"{parts.path}?{urlencode(request.query)}" if request.query else parts.path
+        link.request("POST", path, request.body, {**request.headers, **(extra or {})})
         answer = link.getresponse()
         body = answer.read()
     except (OSError, http.client.HTTPException):

@@ -8,8 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
+from turnmill.infra.mocks.sending import FORM
+
+#: How long `close` waits at most, seconds.
+_POLL_S = 0.02
 #: How long a call is left without an answer when `silence` is ordered.
 SILENCE_S = 60.0
 
@@ -35,25 +39,33 @@ class Call:
     given: dict[str, Any]
     #: Their names in lower case.
     headers: dict[str, str]
+    query: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
 
 
 @dataclass(frozen=True)
 class Reply:
     status: int
-    data: dict[str, Any] | None = None
+    #: JSON, or a file.
+    data: dict[str, Any] | list[dict[str, Any]] | bytes | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
 
 class MockAPI(ABC):
-    """A server of JSON on a free port of loopback; a platform adds its methods and its rules."""
+    """A server of JSON, which reads forms too, on loopback: on a free port unless one is named.
 
-    def __init__(self) -> None:
+    A platform adds its methods and its rules.
+    """
+
+    def __init__(self, port: int = 0) -> None:
         #: The names and bodies of all calls, in their order.
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self._orders: dict[str, list[Order]] = defaultdict(list)
         self._closing = threading.Event()
-        self._server = _Server(self._call)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._server = _Server(self.call, port)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_POLL_S,), daemon=True
+        )
 
     @abstractmethod
     def name(self, call: Call) -> str:
@@ -67,6 +79,14 @@ class MockAPI(ABC):
     def limited(self, retry_after_s: float) -> Reply:
         """Say "too many requests" as the platform does."""
 
+    def refused(self, error: str) -> Reply:
+        """Answer with an error of the platform's own, for orders that name one.
+
+        Raises:
+            ValueError: the mock knows no such order.
+        """
+        raise ValueError(f"There is no order '{error}' here.")
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
@@ -75,7 +95,7 @@ class MockAPI(ABC):
         """Order what becomes of a method's next calls.
 
         Kinds: `429`, `500`, `silence`, `dies` (it works, and the connection breaks), `before` and
-        `after` (see `Order`).
+        `after` (see `Order`), or an error that the platform has a word for (`refused`).
         """
         order = Order(kind, retry_after_s)
         self._orders[name] += [order] * times
@@ -99,7 +119,7 @@ class MockAPI(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _call(self, call: Call) -> Reply | None:
+    def call(self, call: Call) -> Reply | None:
         """Answer a call, or never (None)."""
         name = self.name(call)
         order = self._orders[name].pop(0) if self._orders[name] else Order("")
@@ -114,6 +134,8 @@ class MockAPI(ABC):
         if order.kind == "silence":
             self._closing.wait(SILENCE_S)
             return None
+        if order.kind not in ("", "before", "after", "dies"):
+            return self.refused(order.kind)
         reply = self.answer(call)
         if order.kind == "after":
             order.reached.set()
@@ -124,9 +146,9 @@ class MockAPI(ABC):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, take: Callable[[Call], Reply | None]) -> None:
+    def __init__(self, take: Callable[[Call], Reply | None], port: int) -> None:
         self.take = take
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", port), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is nobody's trouble."""
@@ -139,13 +161,20 @@ class _Handler(BaseHTTPRequestHandler):
     def _take(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        path = urlsplit(self.path).path
-        reply = self.server.take(Call(self.command, path, json.loads(body or b"{}"), headers))
+        parts = urlsplit(self.path)
+        query = dict(parse_qsl(parts.query))
+        if headers.get("content-type", "").startswith(FORM):
+            given: dict[str, Any] = dict(parse_qsl(body.decode(), keep_blank_values=True))
+        else:
+            given = json.loads(body or b"{}")
+        reply = self.server.take(Call(self.command, parts.path, given, headers, query, body))
         if reply is None:
             self.close_connection = True
             return
         self.send_response(reply.status)
-        content = b"" if reply.data is None else json.dumps(reply.data).encode()
+        content = b"" if reply.data is None else reply.data
+        if not isinstance(content, bytes):
+            content = json.dumps(content).encode()
         for name, value in {"Content-Type": "application/json", **reply.headers}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))

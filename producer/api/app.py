@@ -18,22 +18,28 @@ from typing import Any
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
 from turnmill.producer.api.auth import KnownKeys
 from turnmill.producer.api.errors import CONVERSATION_HEADER, TURN_HEADER, add_error_handlers
 from turnmill.producer.api.middleware import REQUEST_ID_HEADER, ObservedCalls
+from turnmill.producer.api.rating import router as rating
 from turnmill.producer.api.resources import (
     bots,
     channels,
     completions,
     conversations,
     deliveries,
+    files,
     models,
     operation,
     parked,
     turns,
+    users,
+    vector_stores,
+    welcome,
 )
 from turnmill.producer.api.resources.metrics import APIMetrics
 from turnmill.producer.api.resources.probes import ProbedAPI
@@ -87,12 +93,14 @@ def create_app(settings: Settings) -> FastAPI:
             yield
             saving.cancel()
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Turnmill",
         description=_DESCRIPTION,
         version="1",
         lifespan=lifespan,
         redoc_url=None,
+        static_url="/docs/static",
+        favicon_url="data:,",
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     app.state.known_keys = KnownKeys()
@@ -107,10 +115,15 @@ def create_app(settings: Settings) -> FastAPI:
         bots,
         turns,
         conversations,
+        files,
+        vector_stores,
+        users,
         parked,
         channels,
         deliveries,
         operation,
+        welcome,
+        rating,
     ):
         app.include_router(part.router)
     _describe(app)
@@ -136,7 +149,7 @@ def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["*"],
             expose_headers=[
                 TURN_HEADER,

@@ -34,7 +34,7 @@ T = TypeVar("T")
 _KEY = re.compile(r"tm-[A-Za-z0-9_-]{43}")
 
 _bearer = HTTPBearer(
-    auto_error=False, description="An API key, `tm-…`. Create one: `turnmill keys create`."
+    auto_error=False, description="An API key, `tm-…`. Create one: `turnmill keys create NAME`."
 )
 
 
@@ -78,7 +78,7 @@ async def _caller(
     if credentials is None:
         raise NotAuthenticated(
             "You didn't provide an API key. Send 'Authorization: Bearer tm-…'; "
-            "turnmill keys create makes one."
+            "turnmill keys create NAME makes one."
         )
     known: KnownKeys = request.app.state.known_keys
     secret = credentials.credentials

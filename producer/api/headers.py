@@ -1,12 +1,13 @@
 """What a client says about a call beside its body, and how much body it may send."""
 
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
-from turnmill.producer.api.errors import CONVERSATION_HEADER
+from turnmill.producer.api.errors import CONVERSATION_HEADER, TURN_HEADER
 from turnmill.schemas.channels.policies import DoubleTexting
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, derived_id, parse_id
@@ -20,6 +21,58 @@ MAX_CONVERSATION_KEY = 200
 MAX_IDEMPOTENCY_KEY = 255
 #: A week: longer than anybody waits for a reply.
 MAX_TIMEOUT_S = 7 * 24 * 3600
+
+
+def _describe(name: str, meaning: str, **schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": "header", "description": meaning, "schema": schema}
+
+
+_IDEMPOTENCY = _describe(
+    IDEMPOTENCY_HEADER,
+    "A call that is repeated with the same key is the same turn.",
+    type="string",
+    maxLength=MAX_IDEMPOTENCY_KEY,
+)
+
+#: The headers of a call, as OpenAPI describes them.
+CALL_HEADERS = [
+    _describe(
+        CONVERSATION_HEADER,
+        "Continue this conversation: a key of your own, or an id that Turnmill gave out.",
+        type="string",
+        maxLength=MAX_CONVERSATION_KEY,
+    ),
+    _IDEMPOTENCY,
+    _describe(
+        TIMEOUT_HEADER,
+        "Seconds after which nobody wants the reply.",
+        type="number",
+        exclusiveMinimum=0,
+        maximum=MAX_TIMEOUT_S,
+    ),
+    _describe(
+        CANCEL_HEADER, "Cancel the turn when the client disconnects.", type="boolean", default=False
+    ),
+    _describe(
+        DOUBLE_TEXTING_HEADER,
+        "What becomes of the message while an earlier turn of the conversation is open. The "
+        "bot's policy when left out.",
+        type="string",
+        enum=list(DoubleTexting),
+    ),
+]
+
+#: Of a person's answer.
+ANSWER_HEADERS = [_IDEMPOTENCY]
+
+#: The headers of an answer that tells about a turn.
+TURN_HEADERS = {
+    TURN_HEADER: {"description": "The turn's id, `turn_…`.", "schema": {"type": "string"}},
+    CONVERSATION_HEADER: {
+        "description": "The conversation's id, `conv_…`.",
+        "schema": {"type": "string"},
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +103,16 @@ def read_headers(request: Request) -> CallHeaders:
     """Raises `InvalidInput`."""
     return CallHeaders(
         conversation=_text(request, CONVERSATION_HEADER, MAX_CONVERSATION_KEY),
-        idempotency_key=_text(request, IDEMPOTENCY_HEADER, MAX_IDEMPOTENCY_KEY),
+        idempotency_key=read_idempotency_key(request),
         timeout_s=_timeout(request),
         cancels_on_disconnect=_flag(request, CANCEL_HEADER),
         double_texting=_double_texting(request),
     )
+
+
+def read_idempotency_key(request: Request) -> str | None:
+    """Raises `InvalidInput`."""
+    return _text(request, IDEMPOTENCY_HEADER, MAX_IDEMPOTENCY_KEY)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

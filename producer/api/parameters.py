@@ -8,11 +8,12 @@ from pydantic import PlainValidator, WithJsonSchema
 from turnmill.schemas.ids import Prefix, parse_id
 
 
-def id_schema(prefix: Prefix) -> dict[str, Any]:
+def id_schema(*prefixes: Prefix) -> dict[str, Any]:
+    prefix = f"({'|'.join(prefixes)})"
     return {"type": "string", "pattern": f"^{prefix}_[0-9a-f]{{32}}$"}
 
 
-#: `turn_…`, `conv_…` and `dlv_…`; anything else is 400.
+#: `turn_…`, `conv_…`, `dlv_…` and `vs_…`; anything else is 400.
 TurnId = Annotated[
     UUID,
     PlainValidator(lambda text: parse_id(Prefix.TURN, text)),
@@ -28,3 +29,11 @@ DeliveryId = Annotated[
     PlainValidator(lambda text: parse_id(Prefix.DELIVERY, text)),
     WithJsonSchema(id_schema(Prefix.DELIVERY)),
 ]
+VectorStoreId = Annotated[
+    UUID,
+    PlainValidator(lambda text: parse_id(Prefix.VECTOR_STORE, text)),
+    WithJsonSchema(id_schema(Prefix.VECTOR_STORE)),
+]
+#: As it is written: files of vector stores have ids of either kind.
+FileId = Annotated[str, WithJsonSchema(id_schema(Prefix.FILE))]
+StoreFileId = Annotated[str, WithJsonSchema(id_schema(Prefix.FILE, Prefix.DOCUMENT))]

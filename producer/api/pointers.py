@@ -15,7 +15,9 @@ _POINTERS = {
     "completions": f"Turnmill does not complete bare prompts. Use POST {_CHAT}.",
     "messages": f"Turnmill does not speak Anthropic's API. Use OpenAI's: POST {_CHAT}.",
     "api": f"Turnmill does not speak Ollama's API. Use OpenAI's: POST {_CHAT}.",
-    "files": "Turnmill takes files from the command line: turnmill batch run FILE.",
+    "files": "Turnmill answers POST and GET /v1/files, and GET and DELETE /v1/files/{file_id}.",
+    "vector_stores": "Turnmill answers POST and GET /v1/vector_stores, and what is below "
+    "/v1/vector_stores/{vector_store_id}: files and search.",
     "batches": "Turnmill takes batches from the command line: turnmill batch run FILE.",
     **dict.fromkeys(
         (
@@ -28,7 +30,6 @@ _POINTERS = {
             "realtime",
             "threads",
             "uploads",
-            "vector_stores",
         ),
         "Turnmill does not have this part of OpenAI's API yet.",
     ),

@@ -2,7 +2,8 @@
 
 The use cases block, so they run in threads of their own. These and the follower's threads
 together never outnumber the database's connections: a call waits for a free thread, where
-waiting costs nothing, and readers that poll cannot keep a new turn from being accepted.
+waiting costs nothing, and readers that poll cannot keep a new turn from being accepted. Nor can
+images that strangers send: they are decoded in a thread of their own.
 """
 
 import asyncio
@@ -18,15 +19,22 @@ from uuid import UUID
 from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 
+from turnmill.producer.api.served import ServedModels
 from turnmill.producer.api.watch import Interrupt, Watch
 from turnmill.producer.follow import Follower
 from turnmill.schemas.errors import TransientError
+from turnmill.schemas.files.files import Files
+from turnmill.schemas.files.opening import open_storage
+from turnmill.schemas.files.parts import PartKeeper
+from turnmill.schemas.files.storage import Storage
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import DatabaseSettings, Settings
 
 #: Threads and connections of the lookout, and calls that may wait for them.
 LOOKOUT_SIZE = 2
 MAX_LOOKOUT_CALLS = 256
+#: Calls with images, sound or files that are read or wait for it: their bodies stay in memory.
+MAX_MEDIA_CALLS = 16
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,7 +49,13 @@ class Services:
     #: One thread: large bodies are parsed one after the other, so that together they take no more
     #: of the GIL from the event loop than one does.
     parser: ThreadPoolExecutor
+    #: One thread: an image takes seconds, and hundreds of megabytes, while it is decoded.
+    media: "Queue"
     lookout: "Lookout"
+    served: ServedModels
+    storage: Storage
+    files: Files
+    parts: PartKeeper
     is_stopping: bool = False
     _watches: set[Watch] = field(default_factory=set)
 
@@ -83,25 +97,41 @@ class Services:
             watch.interrupt(Interrupt.STOPPING)
 
 
+class Queue:
+    """A few threads, and as many calls as may be in them or wait for them."""
+
+    def __init__(self, threads: int, name: str, most: int, refusal: str) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._left = most
+        self._refusal = refusal
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run a use case. Raises `TransientError` when too many wait already."""
+        if not self._left:
+            raise TransientError(self._refusal)
+        self._left -= 1
+        try:
+            return await _run(self._threads, function)
+        finally:
+            self._left += 1
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
 class Lookout:
     """Threads and connections for what must not take those that accept turns: probes, metrics, and
     keys that nobody has seen yet."""
 
     def __init__(self, settings: DatabaseSettings) -> None:
         self.database = Database(settings.model_copy(update={"pool_size": LOOKOUT_SIZE}))
-        self._threads = ThreadPoolExecutor(LOOKOUT_SIZE, thread_name_prefix="lookout")
-        self._waiting = 0
+        refusal = "The server has too much to look up. Try again shortly."
+        self._queue = Queue(LOOKOUT_SIZE, "lookout", MAX_LOOKOUT_CALLS, refusal)
         self._shared: dict[object, asyncio.Task[Any]] = {}
 
     async def call(self, function: Callable[[Database], T]) -> T:
         """Run a use case. Raises `TransientError` when too many wait already."""
-        if self._waiting >= MAX_LOOKOUT_CALLS:
-            raise TransientError("The server has too much to look up. Try again shortly.")
-        self._waiting += 1
-        try:
-            return await _run(self._threads, partial(function, self.database))
-        finally:
-            self._waiting -= 1
+        return await self._queue.call(partial(function, self.database))
 
     async def share(self, function: Callable[[Database], T]) -> T:
         """Run a use case once for all who ask while it runs."""
@@ -118,7 +148,7 @@ class Lookout:
             task.exception()
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._queue.close()
         self.database.close()
 
 
@@ -133,16 +163,34 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
     half = max(1, settings.database.pool_size // 2)
     threads = ThreadPoolExecutor(half, thread_name_prefix="api")
     # The follower reads in the loop's default threads.
-    readers = ThreadPoolExecutor(half, thread_name_prefix="follow")
+    readers = ThreadPoolExecutor(max(1, half - 1), thread_name_prefix="follow")
     asyncio.get_running_loop().set_default_executor(readers)
     parser = ThreadPoolExecutor(1, thread_name_prefix="parse")
+    refusal = "The server has too many images and files to read. Try again shortly."
+    media = Queue(1, "media", MAX_MEDIA_CALLS, refusal)
     lookout = Lookout(settings.database)
     try:
         async with Follower(database) as follower:
-            yield Services(settings, database, follower, threads, parser, lookout)
+            served = ServedModels(settings.api.model_grace_s)
+            storage = open_storage(settings)
+            files = Files(database, storage, settings.files.max_tenant_bytes)
+            yield Services(
+                settings,
+                database,
+                follower,
+                threads,
+                parser,
+                media,
+                lookout,
+                served,
+                storage,
+                files,
+                PartKeeper(files, storage, settings),
+            )
     finally:
         for pool in (threads, readers, parser):
             pool.shutdown(wait=False, cancel_futures=True)
+        media.close()
         lookout.close()
         database.close()
 

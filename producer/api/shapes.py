@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from turnmill.schemas.openai import (
+    Annotation,
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
@@ -11,6 +12,7 @@ from turnmill.schemas.openai import (
     ChunkChoice,
     CompletionUsage,
     Delta,
+    ReplyExtension,
     ReplyMessage,
     ReplyToolCall,
     StreamExtension,
@@ -41,7 +43,11 @@ class CompletionShape:
 
     def completion(self, reply: Reply) -> ChatCompletion:
         calls = [ReplyToolCall.of(call) for call in reply.tool_calls]
-        message = ReplyMessage(content=reply.content or (None if calls else ""), tool_calls=calls)
+        message = ReplyMessage(
+            content=reply.content or (None if calls else ""),
+            annotations=Annotation.all_of(reply),
+            tool_calls=calls,
+        )
         logprobs = ChoiceLogprobs.of(reply.logprobs)
         return ChatCompletion(
             id=self.id,
@@ -51,6 +57,7 @@ class CompletionShape:
                 Choice(message=message, logprobs=logprobs, finish_reason=reply.finish_reason),
             ),
             usage=CompletionUsage.of(reply.usage),
+            turnmill=ReplyExtension.of(reply),
         )
 
     def opening(self) -> str:
@@ -65,8 +72,16 @@ class CompletionShape:
     def ending(self, reply: Reply) -> str:
         """The last piece of the reply: what is not text comes at once, when it is committed."""
         calls = [ReplyToolCall.of(call, index) for index, call in enumerate(reply.tool_calls)]
-        delta = Delta(tool_calls=calls) if calls else Delta()
-        return self._chunk(delta, reply.finish_reason, logprobs=ChoiceLogprobs.of(reply.logprobs))
+        delta = Delta.model_validate(
+            ({"tool_calls": calls} if calls else {})
+            | ({"annotations": found} if (found := Annotation.all_of(reply)) else {})
+        )
+        return self._chunk(
+            delta,
+            reply.finish_reason,
+            StreamExtension.of(reply),
+            ChoiceLogprobs.of(reply.logprobs),
+        )
 
     def usage(self, reply: Reply) -> str:
         chunk = ChatCompletionChunk(

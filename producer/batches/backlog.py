@@ -2,33 +2,41 @@
 
 The file is read twice. The first pass finds every bad line and the file's fingerprint; the
 second hands out the rows, the turns of a conversation in their order. Neither holds the
-rows in memory: what stays are their ids, their places in the conversations, and each
-different system text once.
+rows in memory, nor their ids: what stays are the places of rows in conversations that are
+not in order, and each different system text once.
 """
 
 import hashlib
+import heapq
+import json
 import os
 import stat
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import chain, starmap
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from turnmill.producer.batches.formats import (
-    Problem,
-    Report,
-    describe_unknown,
-    open_bytes,
-    read_records,
-)
-from turnmill.schemas.batches import BacklogRow
+from turnmill.producer.batches.places import Places
+from turnmill.schemas.batches import BacklogRow, Key
 from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.records import json_lines
+from turnmill.schemas.records.base import Layout, Problem, Reading
+from turnmill.schemas.records.columns import Columns, describe_unknown
+from turnmill.schemas.records.delimited import DELIMITERS
+from turnmill.schemas.records.encodings import UTF_8
+from turnmill.schemas.records.parquet import import_pyarrow
+from turnmill.schemas.records.registry import READERS, format_of, read_records
+from turnmill.schemas.records.text import open_bytes
 
 #: Bad lines that an error message shows.
 SHOWN_PROBLEMS = 20
+
+_KEY: TypeAdapter[str] = TypeAdapter(Key)
 
 #: The number of a row, from 1, and the row.
 NumberedRow = tuple[int, BacklogRow]
@@ -39,7 +47,7 @@ class Backlog:
     """A file in which every row can be accepted."""
 
     path: Path
-    #: SHA-256 of the content.
+    #: SHA-256 of the content, and of how it is read where that is not the usual way.
     fingerprint: bytes
     #: Rows.
     total: int
@@ -47,6 +55,12 @@ class Backlog:
     version: tuple[int, int]
     #: The sorted turns of those conversations whose rows are not in order.
     disordered: Mapping[str, tuple[int, ...]]
+    #: How the file is written.
+    layout: Layout
+    #: What is read as what.
+    columns: Columns
+    #: The file's columns in their order: a name for each, and the title that the file has.
+    titles: Mapping[str, str]
 
     def rows(self) -> Iterator[NumberedRow]:
         """Every row once: in the order of the file, except where a conversation demands another.
@@ -55,9 +69,53 @@ class Backlog:
             InvalidInput: the file changed since it was checked.
         """
         self._check_unchanged()
-        rows = ((number, row) for _, number, row in _read_rows(self.path, self._refuse))
+        rows = ((number, row) for _, number, row in _read_rows(self._reading()))
         yield from _instructed(_in_order(rows, self.disordered) if self.disordered else rows)
         self._check_unchanged()
+
+    def records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Every row's number and cells as the file has them, in the order of the file.
+
+        Raises:
+            InvalidInput: the file changed since it was checked.
+        """
+        self._check_unchanged()
+        for number, (_, cells) in enumerate(read_records(self._reading()), start=1):
+            yield number, cells
+        self._check_unchanged()
+
+    def id_of(self, number: int, cells: Mapping[str, Any]) -> str:
+        """The id of a row: its own, or its number."""
+        given = self.columns.pick(cells, is_sheet=format_of(self.path) == ".xlsx")
+        return str(_KEY.validate_python(given.get("id", str(number))))
+
+    def describe(self) -> str:
+        """One line on what was taken: `semicolons, cp1252, 300 rows, 9 columns; prompt = Text`."""
+        layout = self.layout
+        parts = [
+            DELIMITERS.get(layout.delimiter, repr(layout.delimiter)) if layout.delimiter else "",
+            "UTF-8" if layout.encoding == UTF_8 else layout.encoding or "",
+            f"sheet '{layout.sheet}'" if layout.sheet else "",
+            f"{self.total:,} row{'' if self.total == 1 else 's'}",
+            f"{len(self.titles):,} column{'' if len(self.titles) == 1 else 's'}",
+        ]
+        return f"{', '.join(filter(None, parts))}; {self.columns.describe(list(self.titles))}"
+
+    @property
+    def own_fields(self) -> frozenset[str]:
+        """What the file's own columns say already: the row's id, what the user asked."""
+        sources = self.columns.sources
+        fields = {"id": "id", "question": "prompt"}
+        return frozenset(f for f, name in fields.items() if sources.get(name) in self.titles)
+
+    def arrow_schema(self) -> Any:
+        """The types of the columns, where the file is Parquet."""
+        if format_of(self.path) != ".parquet":
+            return None
+        return import_pyarrow()[1].read_schema(self.path)
+
+    def _reading(self) -> Reading:
+        return Reading(self.path, self._refuse, self.columns, self.layout)
 
     def _check_unchanged(self) -> None:
         if _version(self.path) != self.version:
@@ -67,25 +125,48 @@ class Backlog:
         raise InvalidInput(f"'{self.path.name}' changed since it was checked.")
 
 
-def read_backlog(path: Path) -> Backlog:
-    """Check a backlog file.
+def read_backlog(
+    path: Path, layout: Layout | None = None, columns: Columns | None = None
+) -> Backlog:
+    """Check a backlog file. What its layout leaves open is found out.
 
     Raises:
         InvalidInput: the file cannot be read, or lists all its bad lines.
     """
     version = _version(path)
-    findings = _Findings("row" if path.suffix.lower() == ".parquet" else "line")
+    findings = _Findings("row" if format_of(path) == ".parquet" else "line")
+    reading = Reading(path, findings.report, columns or Columns(), layout or Layout())
     total = 0
-    for line, number, row in _read_rows(path, findings.report):
-        findings.check(line, row)
-        total = number
+    with Places() as places:
+        for line, number, row in _read_rows(reading):
+            places.add(line, row.id, row.conversation, row.turn)
+            total = number
+        findings.report_late(starmap(Problem, places.misplaced(findings.unit)))
+        disordered = {} if findings.problem_count else places.disordered()
+    if READERS[format_of(path)] is json_lines.read and reading.titles:
+        # Without a header, only the end of a file tells that a column is missing.
+        for column, message in reading.columns.find_missing(list(reading.titles)):
+            findings.report_first(Problem(1, column, message))
     if findings.problem_count:
         raise InvalidInput(findings.describe(path))
     if total == 0:
         raise InvalidInput(f"'{path.name}' is empty: it has no rows.")
-    with open_bytes(path) as file:
-        fingerprint = hashlib.file_digest(file, "sha256").digest()
-    return Backlog(path, fingerprint, total, version, findings.disordered_turns())
+    return Backlog(
+        path, _fingerprint(reading), total, version, disordered,
+        reading.layout, reading.columns, reading.titles,
+    )  # fmt: skip
+
+
+def _fingerprint(reading: Reading) -> bytes:
+    """The same for the same rows: a file's content, its layout, and what is read as what."""
+    with open_bytes(reading.path) as file:
+        content = hashlib.file_digest(file, "sha256")
+    layout, columns = reading.layout, reading.columns
+    usual = {".csv": ",", ".tsv": "\t"}.get(format_of(reading.path))
+    if layout in (Layout(usual, UTF_8), Layout()) and columns == Columns():
+        return content.digest()
+    how = json.dumps([asdict(layout), asdict(columns)])
+    return hashlib.sha256(f"{content.hexdigest()} {how}".encode()).digest()
 
 
 @dataclass(slots=True)
@@ -96,43 +177,27 @@ class _Findings:
     unit: str
     problems: list[Problem] = field(default_factory=list)
     problem_count: int = 0
-    #: Line of each id.
-    lines: dict[str, int] = field(default_factory=dict)
-    #: Line of each turn of each conversation; None where the turns follow the file.
-    turns: dict[str, dict[int, int] | None] = field(default_factory=dict)
-    disordered: set[str] = field(default_factory=set)
 
     def report(self, problem: Problem) -> None:
         self.problem_count += 1
         if len(self.problems) < SHOWN_PROBLEMS:
             self.problems.append(problem)
 
-    def check(self, line: int, row: BacklogRow) -> None:
-        first = self.lines.setdefault(row.id, line)
-        if first != line:
-            message = f"'{row.id[:80]}' is the id of {self.unit} {first} already"
-            self.report(Problem(line, "id", message))
-        if row.conversation is not None:
-            self._check_turn(line, row.conversation, row.turn)
+    def report_first(self, problem: Problem) -> None:
+        """Report what explains the other problems."""
+        self.problem_count += 1
+        self.problems = [problem, *self.problems][:SHOWN_PROBLEMS]
 
-    def _check_turn(self, line: int, conversation: str, turn: int | None) -> None:
-        turns = self.turns.setdefault(conversation, None if turn is None else {})
-        if turns is None or turn is None:
-            if turns is not None or turn is not None:
-                message = "is given in some rows of the conversation and missing in others"
-                self.report(Problem(line, "turn", message))
-            return
-        if turns and turn <= next(reversed(turns)):
-            self.disordered.add(conversation)
-        first = turns.setdefault(turn, line)
-        if first != line:
-            message = (
-                f"{turn} of conversation '{conversation[:80]}' is in {self.unit} {first} already"
-            )
-            self.report(Problem(line, "turn", message))
+    def report_late(self, problems: Iterable[Problem]) -> None:
+        """Report what was found after the last line, among what was found in each."""
 
-    def disordered_turns(self) -> dict[str, tuple[int, ...]]:
-        return {key: tuple(sorted(self.turns[key] or ())) for key in self.disordered}
+        def counted() -> Iterator[Problem]:
+            for problem in problems:
+                self.problem_count += 1
+                yield problem
+
+        found = chain(self.problems, counted())
+        self.problems = heapq.nsmallest(SHOWN_PROBLEMS, found, key=lambda each: each.line)
 
     def describe(self, path: Path) -> str:
         lines = [
@@ -146,21 +211,26 @@ class _Findings:
         return "\n".join([head, *lines])
 
 
-def _read_rows(path: Path, report: Report) -> Iterator[tuple[int, int, BacklogRow]]:
+def _read_rows(reading: Reading) -> Iterator[tuple[int, int, BacklogRow]]:
     """Line, number and content of every row that is valid by itself."""
-    for number, (line, cells) in enumerate(read_records(path, report), start=1):
-        given = {column: cell for column, cell in cells.items() if cell is not None}
+    is_sheet = format_of(reading.path) == ".xlsx"
+    for number, (line, cells) in enumerate(read_records(reading), start=1):
+        given = reading.columns.pick(cells, is_sheet=is_sheet)
         try:
             row = BacklogRow.model_validate({"id": str(number), **given})
         except ValidationError as error:
             for item in error.errors(include_url=False, include_input=False):
-                report(_problem(line, item["loc"], item["type"], item["msg"]))
+                reading.report(_problem(line, item["loc"], item["type"], item["msg"], reading))
         else:
             yield line, number, row
 
 
-def _problem(line: int, loc: tuple[int | str, ...], kind: str, message: str) -> Problem:
-    column = ".".join(str(part) for part in loc)[:80] or None
+def _problem(
+    line: int, loc: tuple[int | str, ...], kind: str, message: str, reading: Reading
+) -> Problem:
+    # The file's own name of the column.
+    first = [reading.columns.sources.get(str(part), str(part)) for part in loc[:1]]
+    column = ".".join([*first, *map(str, loc[1:])])[:80] or None
     if kind == "extra_forbidden" and len(loc) == 1:
         return Problem(line, column, describe_unknown(str(loc[0])))
     return Problem(line, column, message.removeprefix("Input ").removeprefix("String "))

@@ -1,41 +1,40 @@
-"""The results of a batch: one line per row of its backlog, in JSONL, CSV or Parquet.
+"""The results of a batch: one line per row of its backlog, beside the backlog's own columns.
 
 The file appears as a whole or not at all, and can be written again at any time: rows that
 are not answered yet stand in it with their state.
 """
 
-import csv
-import os
-import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
 
-from turnmill.producer.batches.formats import import_pyarrow
+from turnmill.producer.batches.backlog import Backlog
+from turnmill.producer.batches.outputs.parquet import write_parquet
+from turnmill.producer.batches.outputs.place import replaced
+from turnmill.producer.batches.outputs.spreadsheet import check_rows, write_xlsx
+from turnmill.producer.batches.outputs.table import BRIEF, FULL, Row, Table
+from turnmill.producer.batches.outputs.text import write_csv, write_json_lines
+from turnmill.producer.batches.shapes import Shape
 from turnmill.schemas.batches import BatchResult, ResultError, row_id_of
+from turnmill.schemas.citations.sources import read_sources
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, show_id
-from turnmill.schemas.json_lines import one_line
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.rows import typed
+from turnmill.schemas.records.parquet import import_pyarrow
+from turnmill.schemas.records.registry import TEXTS, format_of
+from turnmill.schemas.records.text import is_gzipped
+from turnmill.schemas.store.knowledge.tables import turn_sources
 from turnmill.schemas.store.tables import replies, turns
 from turnmill.schemas.turns import FinishReason, TurnState
 
 #: Results in memory at a time.
 PAGE_ROWS = 1000
-
-#: As in the other formats; the error lies flat.
-_CSV_COLUMNS = (
-    *(name for name in BatchResult.model_fields if name not in ("question", "error")),
-    "error_code",
-    "error_message",
-)
 
 _RESULT = sa.select(
     turns.c.id, turns.c.idempotency_key, turns.c.batch_row, turns.c.conversation_id, turns.c.seq,
@@ -43,7 +42,10 @@ _RESULT = sa.select(
     turns.c.accepted_at, turns.c.settled_at, turns.c.input[-1]["content"].astext.label("question"),
     replies.c.content, replies.c.finish_reason,
     replies.c.prompt_tokens, replies.c.completion_tokens,
-).outerjoin(replies, replies.c.turn_id == turns.c.id)  # fmt: skip
+    turn_sources.c.sources, turn_sources.c.shown, turn_sources.c.first_number,
+).outerjoin(replies, replies.c.turn_id == turns.c.id).outerjoin(
+    turn_sources, turn_sources.c.turn_id == turns.c.id
+)  # fmt: skip
 
 
 class _ResultRow(NamedTuple):
@@ -65,6 +67,10 @@ class _ResultRow(NamedTuple):
     finish_reason: FinishReason | None
     prompt_tokens: int | None
     completion_tokens: int | None
+    #: As `read_sources` takes them.
+    sources: list[object] | None
+    shown: int | None
+    first_number: int | None
 
 
 def results(
@@ -95,93 +101,110 @@ def results(
         limit = None if limit is None else limit - size
 
 
-def write_results(path: Path, results: Iterable[BatchResult]) -> int:
+def write_results(
+    path: Path,
+    results: Iterable[BatchResult],
+    backlog: Backlog | None = None,
+    *,
+    shape: Shape | None = None,
+    with_details: bool = False,
+    is_raw: bool = False,
+    overwrite: bool = False,
+) -> int:
     """Write the results, in the format that the path's suffix names; returns their number.
 
+    With its backlog, each row has the file's own columns first. Tables then have few of ours,
+    unless all details are asked for. A shape makes columns of the replies.
+
     Raises:
-        InvalidInput: the suffix is unknown, or the file cannot be written.
+        InvalidInput: the suffix is unknown, the file cannot be written or exists already, or the
+            backlog has changed.
     """
-    write = check_results_path(path)
+    write = check_results_path(path, backlog)
     count = 0
 
-    def counted() -> Iterator[BatchResult]:
+    def counted() -> Iterator[Row]:
         nonlocal count
-        for count, result in enumerate(results, start=1):  # noqa: B007
-            yield result
+        for row in _joined(results, backlog):
+            count += 1
+            yield row
 
-    with _replaced(path) as part:
-        write(part, counted())
+    brief = backlog is not None and not with_details and write in _FOR_PEOPLE
+    few = tuple(name for name in BRIEF if name != "reply" or shape is None)
+    table = Table(
+        counted(),
+        backlog.titles if backlog else {},
+        _added(backlog, few if brief else FULL),
+        _delimiter(path, backlog),
+        is_raw,
+        is_gzipped(path),
+        backlog.arrow_schema() if backlog and write is write_parquet else None,
+        shape,
+    )
+    with replaced(path, overwrite=overwrite) as part:
+        write(part, table)
     return count
 
 
-def check_results_path(path: Path) -> "Writer":
+def check_results_path(path: Path, backlog: Backlog | None = None) -> "Writer":
     """The writer of a results file, so that a wrong name is refused before the work is done."""
-    writer = _WRITERS.get(path.suffix.lower())
-    if writer is None:
+    kind = format_of(path)
+    writer = _WRITERS.get(kind)
+    if writer is None or (is_gzipped(path) and kind not in TEXTS):
         known = ", ".join(_WRITERS)
-        raise InvalidInput(f"'{path.name}' is no format for results. Known are {known}.")
-    if writer is _write_parquet:
+        raise InvalidInput(
+            f"'{path.name}' is no format for results. Known are {known}; text may be gzipped (.gz)."
+        )
+    if writer is write_parquet:
         import_pyarrow()
+    if writer is write_xlsx and backlog:
+        check_rows(backlog.total, path)
     return writer
 
 
-@contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
-    """A file beside this one that takes its place when all has been written."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise InvalidInput(f"'{path}' cannot be written: {error.strerror or error}.") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
+def _added(backlog: Backlog | None, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The fields that the file does not have itself: its id, and a prompt in a column."""
+    if backlog is None:
+        return names
+    has = backlog.own_fields
+    wanted = names if "question" in names or "question" in has else ("question", *names)
+    return tuple(name for name in wanted if name not in has)
 
 
-def _write_jsonl(path: Path, results: Iterator[BatchResult]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(one_line(result.model_dump_json()) + "\n" for result in results)
+def _joined(results: Iterable[BatchResult], backlog: Backlog | None) -> Iterator[Row]:
+    """Each result beside its row. Both come in the order of the file."""
+    if backlog is None:
+        yield from (({}, result) for result in results)
+        return
+    records = backlog.records()
+    for result in results:
+        cells = next((cells for number, cells in records if number == result.row), None)
+        if cells is None or backlog.id_of(result.row, cells) != result.id:
+            raise InvalidInput(f"'{backlog.path.name}' is not the backlog of this batch.")
+        yield cells, result
+    # The rest is read too: the file must not have changed up to its end.
+    deque(records, maxlen=0)
 
 
-def _write_csv(path: Path, results: Iterator[BatchResult]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, _CSV_COLUMNS)
-        writer.writeheader()
-        for result in results:
-            cells = result.model_dump(mode="json")
-            error = cells.pop("error") or {}
-            cells |= {"error_code": error.get("code"), "error_message": error.get("message")}
-            writer.writerow(cells)
+def _delimiter(path: Path, backlog: Backlog | None) -> str:
+    if format_of(path) == ".tsv":
+        return "\t"
+    return (backlog.layout.delimiter if backlog else None) or ","
 
 
-def _write_parquet(path: Path, results: Iterator[BatchResult]) -> None:
-    arrow, parquet = import_pyarrow()
-    text, number = arrow.string(), arrow.int64()
-    schema = arrow.schema(
-        {
-            "id": text, "row": number, "turn_id": text, "conversation_id": text, "seq": number,
-            "state": text, "reply": text, "finish_reason": text, "prompt_tokens": number,
-            "completion_tokens": number, "attempts": number, "latency_s": arrow.float64(),
-            "error": arrow.struct({"code": text, "message": text}),
-        }
-    )  # fmt: skip
-    with parquet.ParquetWriter(path, schema) as writer:
-        while page := [result.model_dump(mode="json") for result in islice(results, PAGE_ROWS)]:
-            writer.write_table(arrow.Table.from_pylist(page, schema))
-
-
-Writer = Callable[[Path, Iterator[BatchResult]], None]
+Writer = Callable[[Path, Table], None]
 
 _WRITERS: dict[str, Writer] = {
-    ".jsonl": _write_jsonl,
-    ".ndjson": _write_jsonl,
-    ".csv": _write_csv,
-    ".parquet": _write_parquet,
+    ".jsonl": write_json_lines,
+    ".ndjson": write_json_lines,
+    ".csv": write_csv,
+    ".tsv": write_csv,
+    ".xlsx": write_xlsx,
+    ".parquet": write_parquet,
 }
+
+#: Formats that people open. Programs take what they need of the others.
+_FOR_PEOPLE = (write_csv, write_xlsx)
 
 
 def _result(row: _ResultRow) -> BatchResult:
@@ -202,5 +225,12 @@ def _result(row: _ResultRow) -> BatchResult:
         attempts=row.attempt,
         latency_s=(row.settled_at - row.accepted_at).total_seconds() if row.settled_at else None,
         error=error,
+        sources=_sources(row),
         question=row.question or "",
     )
+
+
+def _sources(row: _ResultRow) -> str | None:
+    """What the reply cites, in one cell."""
+    found, _ = read_sources(row.content or "", row.sources, row.shown, row.first_number)
+    return "; ".join(source.line for source in found if source.cited) or None

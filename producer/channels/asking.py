@@ -15,14 +15,21 @@ class Unanswered(Exception):
 
 
 def ask(
-    url: str, given: Any = None, headers: Mapping[str, str] | None = None, *, method: str = ""
+    url: str,
+    given: Any = None,
+    headers: Mapping[str, str] | None = None,
+    *,
+    method: str = "",
+    timeout_s: float = TIMEOUT_S,
 ) -> tuple[int, Any]:
     """Call a URL that the operator configured, and return the status and the JSON of the answer.
+
+    What is given is sent as JSON, or as it is if it is bytes.
 
     Raises:
         Unanswered: nobody answers, or not with JSON.
     """
-    body = None if given is None else json.dumps(given).encode()
+    body = given if given is None or isinstance(given, bytes) else json.dumps(given).encode()
     request = urllib.request.Request(
         url,
         body,
@@ -30,7 +37,7 @@ def ask(
         method=method or ("GET" if given is None else "POST"),
     )
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:

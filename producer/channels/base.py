@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from turnmill.producer.converse import Received
-from turnmill.schemas.channels.events import Event
+from turnmill.schemas.channels.events import MAX_TEXT, Event
 from turnmill.schemas.content import MAX_PARTS, Content, TextPart, storable
 from turnmill.schemas.errors import InvalidInput
 
@@ -51,6 +52,17 @@ class Parsed:
     answer: Answer = Answer()
 
 
+class KeysNeeded(Exception):
+    """The platform's keys, which a request is verified with, are being fetched.
+
+    When `fetching` is done the request is to be verified again.
+    """
+
+    def __init__(self, fetching: Future[None]) -> None:
+        super().__init__()
+        self.fetching = fetching
+
+
 class Channel(Protocol):
     """One platform, as one section of the configuration wants it. Thread-safe, and never waits.
 
@@ -70,6 +82,7 @@ class Channel(Protocol):
 
         Raises:
             BadSignature: the signature is missing, wrong or out of its time.
+            KeysNeeded: the platform signs with keys of its own, and they are not here yet.
         """
 
     def parse(self, request: Request) -> Parsed:
@@ -112,4 +125,5 @@ def content_of(text: str, files: Iterable[tuple[str | None, str | None]]) -> Con
     named = [f"[file: {name or 'unnamed'}, {kind or 'unknown type'}]" for name, kind in files]
     if not text or not named:
         return text
-    return tuple(TextPart(text=part) for part in (text, *named))[:MAX_PARTS]
+    # One character more than is taken says that there were more.
+    return tuple(TextPart(text=part) for part in (text[: MAX_TEXT + 1], *named))[:MAX_PARTS]

@@ -1,29 +1,38 @@
 """Check configured channels: secrets, bots, and what a platform says of its tokens."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 from turnmill.producer.doctor.findings import Finding, Level, broken, ok
+from turnmill.producer.operations.remedies import tenant_option
 from turnmill.producer.tenants import find_tenant, list_bots
 from turnmill.schemas.channels.configuration import load_configuration
-from turnmill.schemas.channels.sections import ChannelSection, SecretReference
+from turnmill.schemas.channels.sections.base import ChannelSection, SecretReference
 from turnmill.schemas.errors import SettingsError, TurnmillError
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings
 
 #: kind → "module:function" that asks the platform. Others have nobody to ask.
 PLATFORM_CHECKS = {
+    "chatwoot": "turnmill.producer.channels.chatwoot.check:check_chatwoot",
+    "dingtalk": "turnmill.producer.channels.dingtalk_check:check_dingtalk",
+    "discord": "turnmill.producer.channels.discord.check:check_discord",
     "feishu": "turnmill.producer.channels.feishu.check:check_feishu",
     "slack": "turnmill.producer.channels.slack.check:check_slack",
+    "teams": "turnmill.producer.channels.teams.check:check_teams",
     "telegram": "turnmill.producer.channels.telegram.check:check_telegram",
+    "wechat": "turnmill.producer.channels.wechat.check:check_wechat",
+    "wecom": "turnmill.producer.channels.wecom.check:check_wecom",
     "whatsapp": "turnmill.producer.channels.whatsapp_check:check_whatsapp",
 }
 
 #: kind → "module:function" that tells the platform where to send its events. On others a person
 #: pastes the address.
 REGISTRATIONS = {
+    "discord": "turnmill.producer.channels.discord.check:register_discord",
     "telegram": "turnmill.producer.channels.telegram.check:register_telegram",
 }
 
@@ -108,5 +117,6 @@ def _bot(database: Database, section: ChannelSection) -> Finding:
         return ok(f"{section.bot}, of the tenant {section.tenant}")
     return broken(
         f"the tenant {section.tenant} has no bot '{section.bot}'",
-        "Add [bots.…] to the file and run 'turnmill channels apply', or 'turnmill bots save'.",
+        f"Add [bots.{section.bot}] to the file and run 'turnmill channels apply', or make it: "
+        f"turnmill bots save {shlex.quote(section.bot)}{tenant_option(section.tenant)}",
     )

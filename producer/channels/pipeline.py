@@ -14,7 +14,7 @@ from turnmill.producer.channels.base import Answer, Channel, Parsed, Request
 from turnmill.producer.converse import receive
 from turnmill.producer.tenants import find_tenant
 from turnmill.schemas.channels.policies import CHANNEL_POLICIES
-from turnmill.schemas.channels.sections import ChannelSection
+from turnmill.schemas.channels.sections.base import ChannelSection
 from turnmill.schemas.errors import BadSignature, InvalidInput, UnsupportedMediaType
 from turnmill.schemas.postgres.database import Database
 

@@ -6,14 +6,21 @@ from turnmill.producer.channels.base import Channel
 from turnmill.producer.channels.pipeline import Pipeline
 from turnmill.schemas.channels.configuration import Configuration
 from turnmill.schemas.channels.loading import load_class
-from turnmill.schemas.channels.sections import ChannelSection
+from turnmill.schemas.channels.sections.base import ChannelSection
 
 #: kind → "module:Class", imported only where it is configured.
 CHANNELS = {
+    "chatwoot": "turnmill.producer.channels.chatwoot.channel:ChatwootChannel",
+    "dingtalk": "turnmill.producer.channels.dingtalk:DingTalkChannel",
+    "discord": "turnmill.producer.channels.discord.channel:DiscordChannel",
     "feishu": "turnmill.producer.channels.feishu.channel:FeishuChannel",
     "slack": "turnmill.producer.channels.slack.channel:SlackChannel",
+    "teams": "turnmill.producer.channels.teams.channel:TeamsChannel",
+    "teams-webhook": "turnmill.producer.channels.teams.webhook:TeamsWebhookChannel",
     "telegram": "turnmill.producer.channels.telegram.channel:TelegramChannel",
     "webhook": "turnmill.producer.channels.webhook:WebhookChannel",
+    "wechat": "turnmill.producer.channels.wechat.channel:WeChatChannel",
+    "wecom": "turnmill.producer.channels.wecom.channel:WeComChannel",
     "whatsapp": "turnmill.producer.channels.whatsapp:WhatsAppChannel",
 }
 

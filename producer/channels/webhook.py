@@ -21,7 +21,7 @@ from turnmill.schemas.channels.events import (
     UserMessage,
 )
 from turnmill.schemas.channels.policies import CommandName
-from turnmill.schemas.channels.sections import WebhookSection
+from turnmill.schemas.channels.sections.webhook import WebhookSection
 from turnmill.schemas.channels.signatures import (
     are_equal,
     is_in_window,

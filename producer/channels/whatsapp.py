@@ -19,8 +19,8 @@ from turnmill.producer.channels.base import (
 )
 from turnmill.producer.converse import Received
 from turnmill.schemas.channels.buttons import read_button
-from turnmill.schemas.channels.events import MAX_TEXT, Address, Event, Rating, UserMessage
-from turnmill.schemas.channels.sections import WhatsAppSection
+from turnmill.schemas.channels.events import Address, Event, Rating, UserMessage
+from turnmill.schemas.channels.sections.whatsapp import WhatsAppSection
 from turnmill.schemas.channels.signatures import are_equal, sign_whatsapp
 from turnmill.schemas.errors import BadSignature
 
@@ -152,7 +152,7 @@ class WhatsAppChannel:
         files = [(name, file) for name in _FILES if (file := getattr(message, name)) is not None]
         text = message.text.body or next((file.caption for _, file in files), "")
         named = [(file.filename or name, file.mime_type) for name, file in files]
-        content = content_of(text.strip()[:MAX_TEXT], named)
+        content = content_of(text.strip(), named)
         return UserMessage(**common, content=content)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from turnmill.producer.channels.asking import Unanswered, ask
 from turnmill.producer.doctor.findings import Finding, broken, ok
-from turnmill.schemas.channels.sections import WhatsAppSection
+from turnmill.schemas.channels.sections.whatsapp import WhatsAppSection
 
 
 def check_whatsapp(section: WhatsAppSection) -> Iterator[Finding]:

@@ -1,5 +1,5 @@
 """`python -m turnmill.producer.cli`: how the embedded stack starts its processes."""
 
-from turnmill.producer.cli.app import main
+from turnmill.producer.cli.entry import main
 
 main()

@@ -19,10 +19,6 @@ keys = typer.Typer(help="API keys.", no_args_is_help=True)
 console = make_console()
 
 
-def add_commands(app: typer.Typer) -> None:
-    app.command()(doctor)
-
-
 def doctor(
     strict: Annotated[
         bool, typer.Option("--strict", help="Warnings fail too: for deploy pipelines.")

@@ -1,5 +1,6 @@
-"""Puts the command line together, and turns our errors into sentences."""
+"""The command line: `turnmill`, its version, and our errors as sentences."""
 
+import signal
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -7,22 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from turnmill.producer.cli import (
-    admin,
-    batch,
-    bench,
-    bots,
-    chaos,
-    parked,
-    processes,
-    retention,
-    stack,
-    talk,
-    turn,
-)
-from turnmill.producer.cli.channels import configured, conversations, deliveries, ratings
-from turnmill.producer.cli.compression import auto as compress_auto
-from turnmill.producer.cli.compression import compress, distill, evaluate, models
+from turnmill.producer.cli.commands import LazyGroup
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.errors import (
     Conflict,
@@ -32,34 +18,23 @@ from turnmill.schemas.errors import (
     TurnmillError,
     UnknownBot,
 )
+from turnmill.schemas.process.ending import (
+    describe_end,
+    ended_by,
+    exit_status,
+    is_terminal_closed,
+    leave_at_once,
+)
 from turnmill.schemas.process.surroundings import refuse_undecodable, settle_in
 
 app = typer.Typer(
     name="turnmill",
+    cls=LazyGroup,
     help="LLM dialogue on message queues: every accepted turn is answered once and in order.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-compress_auto.add_commands(compress.app)
-for part in (stack, talk, processes, admin, chaos, retention, evaluate):
-    part.add_commands(app)
-app.add_typer(turn.app, name="turn")
-app.add_typer(parked.app, name="parked")
-app.add_typer(conversations.app, name="conversations")
-app.add_typer(ratings.app, name="ratings")
-app.add_typer(deliveries.app, name="deliveries")
-app.add_typer(batch.app, name="batch")
-app.add_typer(bench.app, name="bench")
-distill.add_commands(compress.app)
-app.add_typer(compress.app, name="compress")
-app.add_typer(models.app, name="models")
-app.add_typer(admin.tenants, name="tenants")
-app.add_typer(admin.keys, name="keys")
-app.add_typer(bots.app, name="bots")
-app.add_typer(configured.app, name="channels")
-app.add_typer(processes.db, name="db")
 
 #: sysexits.h: usage, unavailable, software error.
 USAGE, UNAVAILABLE, FAILED = 64, 69, 70
@@ -83,6 +58,21 @@ def _root(
 
 def main() -> None:
     """Run the command line; ends the process."""
+    try:
+        _run()
+    except BaseException as error:
+        if ended_by() is None and is_terminal_closed():
+            # It refuses what is printed, some moments before it sends SIGHUP.
+            leave_at_once(exit_status(signal.SIGHUP))
+        if (number := ended_by()) is None:
+            raise
+        if not isinstance(error, SystemExit):
+            Console(stderr=True).print(describe_end(), highlight=False)
+        # A command that handled the signal itself took it for Ctrl-C.
+        leave_at_once(exit_status(number))
+
+
+def _run() -> None:
     settle_in()
     try:
         refuse_undecodable(sys.argv[1:])

@@ -1,31 +1,58 @@
 """`turnmill batch`: backlog files, from submission to results."""
 
 import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from turnmill.producer.batches.backlog import Backlog, read_backlog
+from turnmill.producer.batches import control
+from turnmill.producer.batches.lookup import find_batch, list_batches
+from turnmill.producer.batches.outputs.place import check_place, default_output
+from turnmill.producer.batches.progress import count_ended, summarize
 from turnmill.producer.batches.results import check_results_path, results, write_results
-from turnmill.producer.batches.submission import find_batch, list_batches, progress, submit
+from turnmill.producer.batches.shapes import read_shape
+from turnmill.producer.cli.backlogs.answering import (
+    INTERRUPTED,
+    Output,
+    answer_backlog,
+    bar,
+    check_backlog,
+    watch_batch,
+)
+from turnmill.producer.cli.backlogs.options import (
+    ConversationOption,
+    DelimiterOption,
+    DetailsOption,
+    EncodingOption,
+    IdOption,
+    IgnoreOption,
+    OverwriteOption,
+    PreviewOption,
+    PromptOption,
+    RawOption,
+    SchemaOption,
+    SheetOption,
+    TemplateOption,
+    columns_of,
+    layout_of,
+)
+from turnmill.producer.cli.backlogs.preview import preview as show_preview
+from turnmill.producer.cli.backlogs.preview import say_estimate
 from turnmill.producer.cli.context import System, TenantOption, open_system
 from turnmill.producer.cli.views import batch_view
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
-from turnmill.schemas.batches import Batch, BatchProgress
+from turnmill.schemas.batches import Batch
+from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, show_id
-from turnmill.schemas.turns import GenerationParams
 
-app = typer.Typer(help="Backlog files: JSONL, CSV, Parquet.", no_args_is_help=True)
+app = typer.Typer(help="Backlog files: JSONL, CSV, XLSX, Parquet.", no_args_is_help=True)
 console = make_console()
-
-#: Replies shown when a batch is done.
-SHOWN_REPLIES = 10
-
-INTERRUPTED = 130
 
 BatchId = Annotated[str, typer.Argument(help="batch_… or the start of it.")]
 
@@ -42,20 +69,50 @@ def run(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="For all rows.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="For all rows.")] = None,
+    prompt: PromptOption = None,
+    template: TemplateOption = None,
+    id: IdOption = None,
+    conversation: ConversationOption = None,
+    ignore: IgnoreOption = None,
+    delimiter: DelimiterOption = None,
+    encoding: EncodingOption = None,
+    sheet: SheetOption = None,
+    schema: SchemaOption = None,
+    preview: PreviewOption = None,
+    overwrite: OverwriteOption = False,
+    raw: RawOption = False,
+    details: DetailsOption = False,
     tenant: TenantOption = None,
 ) -> None:
     """Answer every row of a backlog file and write the results.
 
-    Started again after an interruption it goes on where it stopped.
+    Started again after an interruption it resumes from its last accepted row.
 
     Example: turnmill batch run tickets.csv -o answers.csv --max-tokens 80
+
+    Example: turnmill batch run export.xlsx --prompt Description --preview 5
+
+    Example of typed columns: turnmill batch run tickets.csv --schema triage.json -o answers.xlsx
     """
-    output = output or file.with_name(f"{file.name.split('.')[0]}-results.jsonl")
+    shape = read_shape(schema) if schema else None
+    layout = layout_of(delimiter, encoding, sheet)
+    columns = columns_of(id, prompt, conversation, template, ignore)
+    if preview is not None:
+        backlog = check_backlog(file, layout, columns)
+        for text in show_preview(backlog, preview, shape):
+            console.print(text, soft_wrap=True)
+        if said := say_estimate(backlog, bot, tenant, max_tokens):
+            console.print(said, soft_wrap=True)
+        return
+    target = Output(output or default_output(file), overwrite, raw, details, shape)
+    check_results_path(target.path)
+    check_place(target.path, backlog=file, overwrite=overwrite)
     with open_system(tenant=tenant) as system:
         try:
             status = answer_backlog(
-                system, file, output, bot=bot, name=name,
+                system, check_backlog(file, layout, columns), target, bot=bot, name=name,
                 max_tokens=max_tokens, temperature=temperature,
+                again=shlex.join(["turnmill", *sys.argv[1:]]),
             )  # fmt: skip
         except KeyboardInterrupt:
             console.print("Stopped; nothing is lost. Run the same again to submit the other rows.")
@@ -79,98 +136,164 @@ def status(
             return
         batch = find_batch(system.database, system.tenant_id, batch_id)
         if watch:
-            if _watch(system, batch, Path("results.jsonl")) is None:
+            if watch_batch(system, batch, Path("results.jsonl")) is None:
                 raise typer.Exit(INTERRUPTED)
         else:
-            now = progress(system.database, system.tenant_id, batch.batch_id)
-            console.print(batch_view.describe_progress(now, batch_view.Pace()))
+            now = summarize(system.database, system.tenant_id, batch.batch_id)
+            console.print(batch_view.describe_progress(now), soft_wrap=True)
             console.print(batch_view.summary(now, None))
+
+
+@app.command("list")
+def show_list(tenant: TenantOption = None) -> None:
+    """List the batches, the newest first, and how many turns of each have ended.
+
+    Example: turnmill batch list
+    """
+    with open_system(tenant=tenant) as system:
+        console.print(_overview(system))
+
+
+@app.command()
+def pause(batch_id: BatchId, tenant: TenantOption = None) -> None:
+    """Let no further turn of a batch begin. Turns that run are answered.
+
+    Example: turnmill batch pause batch_01a2
+    """
+    with _chosen(batch_id, tenant) as (system, batch):
+        with bar("Pausing", batch.total) as on_row:
+            is_new = control.pause(system.database, batch, on_row)
+        _say(batch, "is paused" if is_new else "was paused already")
+        _say_command("Let it go on", "resume", batch, system)
+
+
+@app.command()
+def resume(batch_id: BatchId, tenant: TenantOption = None) -> None:
+    """Let the turns of a paused batch begin again.
+
+    Example: turnmill batch resume batch_01a2
+    """
+    with _chosen(batch_id, tenant) as (system, batch):
+        with bar("Resuming", batch.total) as on_row:
+            is_new = control.resume(system.database, batch, on_row)
+        _say(batch, "goes on" if is_new else "was not paused")
+
+
+@app.command()
+def cancel(
+    batch_id: BatchId,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    tenant: TenantOption = None,
+) -> None:
+    """Cancel all turns of a batch that have not ended, for good. What was answered stays.
+
+    Example: turnmill batch cancel batch_01a2
+    """
+    with _chosen(batch_id, tenant) as (system, batch):
+        if not yes:
+            typer.confirm(f"Cancel what is left of {batch.name} for good?", abort=True)
+        with bar("Cancelling", batch.total) as on_row:
+            is_new = control.cancel_batch(system.database, batch, on_row)
+        _say(batch, "is cancelled" if is_new else "was cancelled already")
+
+
+@app.command()
+def retry(
+    batch_id: BatchId,
+    failed: Annotated[bool, typer.Option("--failed", help="All rows that failed.")] = False,
+    tenant: TenantOption = None,
+) -> None:
+    """Answer the failed rows of a batch anew. Exit status 1 if some have to stay as they are.
+
+    A row stays when a later row of its conversation has been answered.
+
+    Example: turnmill batch retry batch_01a2 --failed
+    """
+    if not failed:
+        raise InvalidInput("Say which rows to answer anew: --failed takes all that failed.")
+    with _chosen(batch_id, tenant) as (system, batch):
+        with bar("Retrying", batch.total) as on_row:
+            done = control.retry(system.database, batch, on_row)
+        _say(batch, f"answers {done.replayed:,} rows anew")
+        if done.refusal is not None:
+            why = done.refusal.message
+            console.print(
+                plain(f"{done.refused:,} rows stay as they are, such as: {why}"), soft_wrap=True
+            )
+        _say_command("Watch it", "status --watch", batch, system)
+    raise typer.Exit(1 if done.refused else 0)
 
 
 @app.command("results")
 def write(
     batch_id: BatchId,
-    output: Annotated[Path, typer.Option("--output", "-o", help=".jsonl, .csv or .parquet")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help=".jsonl, .csv, .tsv, .xlsx or .parquet")
+    ],
+    file: Annotated[
+        Path | None, typer.Option("--file", help="The batch's file, whose columns are kept.")
+    ] = None,
+    prompt: PromptOption = None,
+    template: TemplateOption = None,
+    id: IdOption = None,
+    conversation: ConversationOption = None,
+    ignore: IgnoreOption = None,
+    delimiter: DelimiterOption = None,
+    encoding: EncodingOption = None,
+    sheet: SheetOption = None,
+    schema: SchemaOption = None,
+    overwrite: OverwriteOption = False,
+    raw: RawOption = False,
+    details: DetailsOption = False,
     tenant: TenantOption = None,
 ) -> None:
-    """Write what a batch has so far.
+    """Write what a batch has so far; with --file, beside the columns of its file.
+
+    Options that say how the file is read are those that it was submitted with.
 
     Example: turnmill batch results batch_01a2 -o answers.parquet
+
+    Example: turnmill batch results batch_01a2 --file export.csv --prompt Description -o answers.csv
     """
+    shape = read_shape(schema) if schema else None
     check_results_path(output)
+    check_place(output, backlog=file, overwrite=overwrite)
+    columns = columns_of(id, prompt, conversation, template, ignore)
     with open_system(tenant=tenant) as system:
         batch = find_batch(system.database, system.tenant_id, batch_id)
-        count = write_results(output, results(system.database, system.tenant_id, batch.batch_id))
+        layout = layout_of(delimiter, encoding, sheet)
+        backlog = check_backlog(file, layout, columns) if file else None
+        rows = results(system.database, system.tenant_id, batch.batch_id)
+        count = write_results(
+            output,
+            rows,
+            backlog,
+            shape=shape,
+            with_details=details,
+            is_raw=raw,
+            overwrite=overwrite,
+        )
     console.print(plain(f"{count:,} rows in {output}"), soft_wrap=True)
 
 
-def answer_backlog(
-    system: System,
-    file: Path,
-    output: Path,
-    *,
-    bot: str | None = None,
-    name: str | None = None,
-    max_tokens: int | None = None,
-    temperature: float | None = None,
-) -> int:
-    """Submit, watch, write and show; the exit status."""
-    check_results_path(output)
-    with console.status(plain(f"Checking {file}")):
-        backlog = read_backlog(file)
-    overrides = GenerationParams(max_tokens=max_tokens, temperature=temperature)
-    chosen = bot or system.settings.engine.model_name
-    batch = _submit(system, chosen, backlog, overrides, name)
-    console.print(
-        plain(f"{backlog.total:,} turns of {file.name}: {show_id(Prefix.BATCH, batch.batch_id)}"),
-        soft_wrap=True,
-    )
-    done = _watch(system, batch, output)
-    if done is None:
-        return INTERRUPTED
-    write_results(output, results(system.database, system.tenant_id, batch.batch_id))
-    first = results(system.database, system.tenant_id, batch.batch_id, limit=SHOWN_REPLIES)
-    console.print(batch_view.replies_table(first))
-    console.print(batch_view.summary(done, output))
-    return 0 if done.completed == done.total else 1
+@contextmanager
+def _chosen(batch_id: str, tenant: str | None) -> Iterator[tuple[System, Batch]]:
+    with open_system(tenant=tenant) as system:
+        yield system, find_batch(system.database, system.tenant_id, batch_id)
 
 
-def _submit(
-    system: System, bot: str, backlog: Backlog, overrides: GenerationParams, name: str | None
-) -> Batch:
-    columns = (TextColumn("Submitting"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=backlog.total)
-        return submit(
-            system.database,
-            system.tenant_id,
-            bot,
-            backlog,
-            overrides,
-            name=name,
-            on_accepted=lambda count: bar.update(task, completed=count),
-        )
-
-
-def _watch(system: System, batch: Batch, output: Path) -> BatchProgress | None:
+def _say(batch: Batch, what: str) -> None:
     shown = show_id(Prefix.BATCH, batch.batch_id)
-    write = f"turnmill batch results {shown} -o {shlex.quote(str(output))}{system.suffix}"
-    return batch_view.watch(
-        lambda: progress(system.database, system.tenant_id, batch.batch_id),
-        console,
-        resume_command=f"turnmill batch status --watch {shown}{system.suffix} && {write}",
-    )
+    console.print(plain(f"{shown} ({batch.name}) {what}."), soft_wrap=True)
+
+
+def _say_command(why: str, command: str, batch: Batch, system: System) -> None:
+    shown = show_id(Prefix.BATCH, batch.batch_id)
+    text = f"{why}: turnmill batch {command} {shown}{system.suffix}"
+    console.print(plain(text), soft_wrap=True)
 
 
 def _overview(system: System) -> Table:
-    table = Table("batch", "file", "bot", "turns", "submitted", box=None)
-    table.columns[0].no_wrap = True
-    for batch in list_batches(system.database, system.tenant_id):
-        table.add_row(
-            show_id(Prefix.BATCH, batch.batch_id),
-            plain(batch.name),
-            plain(batch.bot),
-            f"{batch.total:,}",
-            f"{batch.created_at:%Y-%m-%d %H:%M}",
-        )
-    return table
+    found = list_batches(system.database, system.tenant_id)
+    ended = count_ended(system.database, [batch.batch_id for batch in found])
+    return batch_view.batches_table(found, ended)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from turnmill.producer.cli.extras import needing
 from turnmill.schemas.errors import InvalidInput, SettingsError
@@ -73,6 +74,35 @@ def engine(
     show(results, console)
     plot(results, folder / "rates.png")
     console.print(f"Figures and plot: {folder}")
+
+
+@app.command()
+def knowledge(
+    passages: Annotated[
+        list[int] | None,
+        typer.Option(min=100, help="Passages of a collection (repeatable). Default: 10000."),
+    ] = None,
+    questions: Annotated[int, typer.Option(min=20, help="Questions of each kind.")] = 200,
+    seed: Annotated[int, typer.Option(help="Another seed, other passages.")] = 1,
+    arrays: Annotated[
+        bool, typer.Option("--arrays", help="As on a server without pgvector.")
+    ] = False,
+) -> None:
+    """Measure what searching a collection adds to a turn.
+
+    Passages of made words, as frequent as words are (Zipf's law), with random vectors of 384
+    numbers, in a PostgreSQL that is started for the run and stopped after it.
+
+    Example: turnmill bench knowledge --passages 10000 --passages 100000
+    """
+    with needing("embedded,embeddings"):
+        from turnmill.infra.bench.knowledge.run import run_knowledge
+    table = Table("passages", "search", "p50 ms", "p95 ms", box=None)
+    sizes = sorted(passages or [10_000])
+    for each in run_knowledge(sizes, questions, seed, arrays, console.print):
+        console.print(f"{each.passages:,} {each.method}: {each.p50:.1f} ms, {each.p95:.1f} ms")
+        table.add_row(f"{each.passages:,}", each.method, f"{each.p50:.1f}", f"{each.p95:.1f}")
+    console.print(table)
 
 
 @app.command()
@@ -150,6 +180,25 @@ def channels(
     with needing(_EXTRAS):
         from turnmill.infra.bench.channels import run_channels
     run_channels(broker, rate, seconds, faster or [300, 400, 500, 600, 800, 1000, 1500])
+
+
+@app.command()
+def batch(
+    rows: Annotated[int, typer.Option(min=1000, help="Rows of the batch.")] = 1_000_000,
+    broker: Annotated[str, typer.Option(help="rabbitmq or valkey.")] = "valkey",
+    concurrency: Annotated[int, typer.Option(min=1, help="Threads of the worker.")] = 32,
+) -> None:
+    """Watch and steer a large batch while it runs, with an engine that costs nothing.
+
+    The memory of the process that submits it, the time to read its status, and until a pause, a
+    resumption and a cancellation take effect. Rows are made as they are submitted.
+
+    Example: turnmill bench batch --rows 200000
+    """
+    _check_broker(broker)
+    with needing(_EXTRAS):
+        from turnmill.infra.bench.batch.steered import run_batch
+    run_batch(broker, rows, concurrency, console)
 
 
 @app.command()
@@ -237,9 +286,13 @@ def _peers(names: list[str]) -> tuple[str, ...]:
 
 
 def _engines(names: list[str]) -> list[EngineSettings]:
+    from turnmill.workers.engines.checks import examine
     from turnmill.workers.engines.registry import resolve_engine_name
 
     settings = load_settings()
     base = settings.engine.model_copy(update={"models_dir": settings.models_dir})
     chosen = [base.model_copy(update={"name": name}) for name in names or [base.name]]
+    problems = [problem for each in chosen for problem in examine(each).problems]
+    if problems:
+        raise SettingsError("\n".join(dict.fromkeys(problems)))
     return [each.model_copy(update={"name": resolve_engine_name(each)}) for each in chosen]

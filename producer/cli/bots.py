@@ -1,4 +1,4 @@
-"""`turnmill bots`: list, save and change the tenant's bots."""
+"""`turnmill bots`: list, show, save, change and delete the tenant's bots."""
 
 import json
 from collections.abc import Sequence
@@ -10,9 +10,11 @@ from rich.table import Table
 
 from turnmill.producer.cli.channels.policies import PolicyOption, read_policies
 from turnmill.producer.cli.context import TenantOption, open_system
+from turnmill.producer.cli.samples.command import sample
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.settings import Settings
 from turnmill.schemas.turns import GenerationParams
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Bots: a model with instructions and defaults.", no_args_is_help=True)
 console = make_console()
+
+app.command()(sample)
 
 
 @app.command("list")
@@ -39,6 +43,67 @@ def list_bots(tenant: TenantOption = None) -> None:
             columns = (bot.name, str(bot.version), bot.model, params, policies, bot.instructions)
             table.add_row(*map(plain, columns))
     console.print(table)
+
+
+@app.command("show")
+def show_bot(
+    name: Annotated[str, typer.Argument(help="The bot.")], tenant: TenantOption = None
+) -> None:
+    """Show a bot whole.
+
+    Example: turnmill bots show support
+    """
+    from turnmill.producer.bots import read_bot
+
+    with open_system(tenant=tenant) as system:
+        bot = read_bot(system.database, system.tenant_id, name)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    rows = {
+        "bot": f"{bot.name}, version {bot.version}",
+        "model": bot.model,
+        "parameters": bot.params.model_dump_json(exclude_defaults=True),
+        "policies": bot.policies.model_dump_json(exclude_unset=True),
+        "ignores tools": "yes" if bot.ignores_tools else "no",
+        "saved first": bot.created_at.isoformat(timespec="seconds"),
+        "instructions": bot.instructions or "-",
+    }
+    for title, value in rows.items():
+        table.add_row(f"[dim]{title}[/]", plain(value))
+    console.print(table)
+
+
+@app.command("delete")
+def delete_bot(
+    name: Annotated[str, typer.Argument(help="The bot.")], tenant: TenantOption = None
+) -> None:
+    """Delete a bot. What was accepted is answered; its conversations stay.
+
+    Example: turnmill bots delete support
+    """
+    from turnmill.producer.bots import delete_bot
+
+    with open_system(tenant=tenant) as system:
+        _refuse_configured(system.settings, tenant or system.settings.tenant, name)
+        delete_bot(system.database, system.tenant_id, name)
+    console.print(plain(f"Deleted. 'turnmill bots save {name}' would bring it back."))
+
+
+def _refuse_configured(settings: Settings, tenant: str, name: str) -> None:
+    """Raises `InvalidInput`: the next API that starts would save the bot again."""
+    from turnmill.schemas.channels.configuration import load_configuration
+
+    configuration = load_configuration(settings.config_path)
+    users = [
+        channel
+        for channel, section in configuration.channels.items()
+        if (section.bot, section.tenant) == (name, tenant)
+    ]
+    if users or name in configuration.bots:
+        where = f"the channel {users[0]}" if users else f"[bots.{name}]"
+        raise InvalidInput(
+            f"{settings.config_path} needs the bot '{name}': remove {where} there first.",
+            param="name",
+        )
 
 
 @app.command("save")
@@ -63,6 +128,7 @@ def save_bot(
     Example: turnmill bots save support --policy double_texting=interrupt
     --policy hands_off_failures=true
     """
+    from turnmill.producer.api.served import served_models
     from turnmill.producer.tenants import save_bot
 
     params = GenerationParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
@@ -77,7 +143,9 @@ def save_bot(
             ignores_tools=ignore_tools,
             policies=read_policies(policy) if policy else None,
         )
+        served = served_models(system.database)
     console.print(plain(f"Saved. Clients use it as model='{name}'."))
+    _note_unserved(model or system.settings.engine.model_name, served)
 
 
 @app.command("change")
@@ -97,6 +165,13 @@ def change_bot(
         list[str] | None,
         typer.Option(metavar="NAME", help="A parameter to take back to its default (repeatable)."),
     ] = None,
+    ignore_tools: Annotated[
+        bool | None,
+        typer.Option(
+            "--ignore-tools/--heed-tools",
+            help="Whether calls that offer tools are answered without using them.",
+        ),
+    ] = None,
     tenant: TenantOption = None,
 ) -> None:
     """Change a bot in part, from its next turn on. What is left out stays.
@@ -105,13 +180,29 @@ def change_bot(
 
     Example: turnmill bots change support --reset temperature
     """
+    from turnmill.producer.api.served import served_models
     from turnmill.producer.bots import change_bot
 
     change = _read_change(model, instructions, set_ or (), reset or ())
+    change = change.model_copy(update={"ignores_tools": ignore_tools})
     with open_system(tenant=tenant) as system:
         bot = change_bot(system.database, system.tenant_id, name, change)
+        served = served_models(system.database)
     params = bot.params.model_dump_json(exclude_defaults=True)
     console.print(plain(f"Version {bot.version} of '{bot.name}' has the parameters {params}."))
+    _note_unserved(bot.model, served)
+
+
+def _note_unserved(model: str, served: Sequence[str]) -> None:
+    """Say that nobody serves a bot's model, where workers live that could."""
+    if served and model not in served:
+        console.print(
+            plain(
+                f"No worker serves the model '{model}' now; they serve {', '.join(served)}. "
+                "Calls are answered 503 until one does."
+            ),
+            style="yellow",
+        )
 
 
 def _read_change(

@@ -12,10 +12,6 @@ from turnmill.producer.cli.views.console import make_console
 console = make_console()
 
 
-def add_commands(app: typer.Typer) -> None:
-    app.command()(chaos)
-
-
 def chaos(
     scenario: Annotated[
         list[str] | None, typer.Option(help="What to do (repeatable). Default: storm.")

@@ -1,12 +1,15 @@
 """What most commands need: the settings, the database, and the tenant they act for."""
 
+import logging
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
 
+import structlog
 import typer
 
 from turnmill.producer.tenants import ensure_defaults, find_tenant
@@ -38,6 +41,7 @@ def open_system(settings: Settings | None = None, *, tenant: str | None = None) 
         NotFound: there is no such tenant.
     """
     settings = settings or load_settings()
+    _log_warnings()
     database = Database(settings.database)
     try:
         try:
@@ -56,3 +60,12 @@ def open_system(settings: Settings | None = None, *, tenant: str | None = None) 
         yield System(settings, database, tenant_id, suffix)
     finally:
         database.close()
+
+
+def _log_warnings() -> None:
+    """What a command prints is its result: of logs, people see warnings, beside it."""
+    if not structlog.is_configured():
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        )

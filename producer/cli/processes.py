@@ -1,28 +1,19 @@
 """Commands that run one process of the system each: `api`, `relay`, `worker`, `deliver`, …"""
 
 import os
-import signal
-from contextlib import closing
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from turnmill.producer.cli.stack import ModelOption, choose_model
+from turnmill.producer.cli.views.checked import check_engine
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.observability.logs import configure_logging
+from turnmill.schemas.process.ending import stop_on_signals
 from turnmill.schemas.process.surroundings import refuse_unusable_network
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.turns import Lane
-
-db = typer.Typer(help="The database schema.", no_args_is_help=True)
-
-
-def add_commands(app: typer.Typer) -> None:
-    app.command()(api)
-    app.command()(relay)
-    app.command()(worker)
-    app.command()(deliver)
-    app.command()(socket)
-    app.command()(flower)
 
 
 def _start() -> Settings:
@@ -56,8 +47,7 @@ def relay() -> None:
 
     settings = _start_on_database()
     running = Relay(settings)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: running.stop())
+    stop_on_signals(running.stop)
     with telemetry(settings, "relay", running.health):
         running.run()
 
@@ -73,6 +63,7 @@ def worker(
     standby: Annotated[
         bool, typer.Option("--standby", help="Consume only when no other live worker does.")
     ] = False,
+    model: ModelOption = None,
 ) -> None:
     """Run a worker: load the model, then answer turns.
 
@@ -82,6 +73,8 @@ def worker(
     """
     from turnmill.workers.consumer.main import run_worker
 
+    choose_model(model)
+    check_engine(load_settings(), Console(stderr=True))
     settings = _start_on_database()
     refuse_unusable_network(settings.engine.endpoint_urls)
     changes = {
@@ -116,7 +109,7 @@ def socket(
     """
     from turnmill.producer.cli.extras import needing
     from turnmill.schemas.channels.configuration import find_channel
-    from turnmill.schemas.channels.sections import SlackSection
+    from turnmill.schemas.channels.sections.slack import SlackSection
     from turnmill.schemas.observability.telemetry import telemetry
 
     settings = _start_on_database()
@@ -126,32 +119,17 @@ def socket(
     with needing("slack"):
         from turnmill.producer.channels.slack.socket_mode import SocketMode
     running = SocketMode(settings, name, section)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: running.stop())
+    stop_on_signals(running.stop)
     with telemetry(settings, "socket", running.health, channel=name):
         running.run()
 
 
 def flower() -> None:
-    """Run Flower, which shows every hint as a task. It asks for the password you set."""
+    """Run Flower, which shows each attempt at a turn as a task. It asks for the password you set.
+
+    It only looks; TURNMILL_FLOWER__CONTROL=true lets it cancel turns.
+    """
+    from turnmill.producer.cancel import cancel_anybodys
     from turnmill.workers.consumer.flower import run_flower
 
-    run_flower(_start())
-
-
-@db.command()
-def upgrade() -> None:
-    """Create the tables, or bring them up to date. Safe to run twice, or on many machines.
-
-    A database that cannot carry Turnmill is refused.
-    """
-    from turnmill.infra.migrations import upgrade as upgrade_database
-    from turnmill.producer.tenants import ensure_defaults
-    from turnmill.schemas.postgres.database import Database
-    from turnmill.schemas.postgres.suitability import refuse_unsuitable
-
-    settings = _start()
-    with closing(Database(settings.database)) as database:
-        refuse_unsuitable(database)
-        upgrade_database(settings.database.session_url.get_secret_value())
-        ensure_defaults(database, settings)
+    run_flower(_start(), cancel_anybodys)

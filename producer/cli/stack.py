@@ -1,7 +1,6 @@
 """`turnmill up` and `turnmill demo`: the whole system on this machine, with one command."""
 
-import itertools
-import signal
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -10,12 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from turnmill.producer.cli.context import open_system
-from turnmill.producer.cli.extras import needing
+from turnmill.producer.cli.context import System, open_system
+from turnmill.producer.cli.views.checked import check_engine
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.steps import Steps
+from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.errors import StackError
 from turnmill.schemas.observability.targets import FOLDER as TARGETS_FOLDER
-from turnmill.schemas.settings import Settings, load_settings
+from turnmill.schemas.process.surroundings import PREFIX
+from turnmill.schemas.settings import DEFAULT_MODEL, Settings, load_settings
+from turnmill.schemas.settings.load import default_data_dir
 from turnmill.schemas.tenants import Scope
 from turnmill.schemas.urls import address, reachable
 
@@ -25,39 +28,52 @@ if TYPE_CHECKING:
 
 console = make_console()
 
-SAMPLE = Path("samples") / "tickets.jsonl"
+SAMPLE = "tickets.jsonl"
+#: Beside it: the columns that some of its replies become.
+TRIAGE = "triage.json"
 
 DataOption = Annotated[
     Path | None,
     typer.Option("--data", help="Data folder; TURNMILL_DATA or the account's own when left out."),
 ]
 
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="The default model, a pulled one (`models available`), a folder, a .gguf file, …; "
+        "TURNMILL_ENGINE__MODEL when left out.",
+    ),
+]
 
-def add_commands(app: typer.Typer) -> None:
-    app.command()(demo)
-    app.command()(up)
 
-
-def up(data: DataOption = None) -> None:
+def up(data: DataOption = None, model: ModelOption = None) -> None:
     """Start the embedded stack and keep it up until Ctrl-C; a second Ctrl-C hurries.
 
     Example: turnmill up --data /srv/turnmill
     """
-    stack = _stack(_data_folder(data), lambda text: console.print(f"[dim]{text}[/]"))
-    stops = itertools.count()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stack.request_stop(hurry=next(stops) > 0))
-    if stack.start():
+    choose_model(model)
+    folder = _data_folder(data)
+    _show_folder(folder)
+    check_engine(load_settings(data=folder), console)
+    steps = Steps(console)
+    stack = _stack(folder, steps)
+    try:
+        with steps:
+            stack.start()
         _introduce(stack)
         stack.wait()
+    finally:
+        stack.stop()
     console.print("Stopped. Everything durable is kept in", str(stack.folder.path))
 
 
 def demo(
     file: Annotated[
-        Path | None, typer.Argument(help="A backlog of your own (JSONL, CSV, Parquet).")
+        Path | None, typer.Argument(help="A backlog of your own (JSONL, CSV, XLSX, Parquet).")
     ] = None,
     data: DataOption = None,
+    model: ModelOption = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of the replies.")] = None,
     slack: Annotated[
         bool, typer.Option("--slack", help="Show a thread in a mock of Slack instead.")
@@ -69,21 +85,48 @@ def demo(
 
     Example of a thread that is answered, streamed and handed to a person: turnmill demo --slack
     """
-    from turnmill.producer.cli.batch import INTERRUPTED, answer_backlog
+    from turnmill.producer.batches.shapes import read_shape
+    from turnmill.producer.cli.backlogs.answering import (
+        INTERRUPTED,
+        Output,
+        answer_backlog,
+        check_backlog,
+    )
+    from turnmill.producer.cli.backlogs.triage import show_triage
+    from turnmill.producer.cli.samples.origins import show_origins
 
+    choose_model(model)
     folder = _data_folder(data)
     if slack:
         _demo_slack(folder)
         return
-    with _running_stack(folder) as settings, open_system(settings) as system:
+    backlog = check_backlog(file or sample_backlog())
+    with running_stack(folder) as settings, open_system(settings) as system:
+        bot = _install_bot(system) if file is None else None
         results = folder / "results" / f"demo-{datetime.now():%Y%m%d-%H%M%S}.jsonl"  # noqa: DTZ005
         results.parent.mkdir(parents=True, exist_ok=True)
         status = answer_backlog(
-            system, file or sample_backlog(), results, name=results.stem, max_tokens=max_tokens
+            system, backlog, Output(results), bot=bot, name=results.stem, max_tokens=max_tokens
         )
+        if file is None and status != INTERRUPTED:
+            show_origins(system, results.stem, console)
+            shape = read_shape(backlog.path.with_name(TRIAGE))
+            show_triage(system, backlog, shape, f"{results.stem}-triage", console)
     if status == INTERRUPTED:
         console.print("If the stack has stopped, the turns go on with the next 'turnmill up'.")
+    elif status == 0:
+        _suggest_model(settings)
     raise typer.Exit(status)
+
+
+def _install_bot(system: System) -> str:
+    """The sample bot that the tickets are for, with its documents; its name."""
+    from turnmill.producer.cli.samples.install import find_sample, install
+
+    sample = find_sample("service")
+    with console.status("Reading the documents"):
+        install(system, sample)
+    return sample.name
 
 
 def _demo_slack(folder: Path) -> None:
@@ -94,50 +137,61 @@ def _demo_slack(folder: Path) -> None:
             f"A stack runs from {folder} already, without the mock of Slack. Stop it first, or "
             "name another folder: turnmill demo --slack --data /tmp/turnmill-slack"
         )
-    with needing("slack"):
-        import slack_sdk  # noqa: F401 - the delivery worker's
     with (
         demo_environment(folder) as (api, environment),
-        _running_stack(folder, environment) as settings,
+        running_stack(folder, environment) as settings,
     ):
         url = f"http://{address(reachable(settings.api.host), settings.api.port)}"
         play(api, url, environment[SECRET_VARIABLE])
 
 
+def choose_model(model: str | None) -> None:
+    """Have this process, and those that it starts, serve a model."""
+    if model is not None:
+        os.environ[f"{PREFIX}ENGINE__MODEL"] = model
+
+
+def _suggest_model(settings: Settings) -> None:
+    from turnmill.producer.cli.compression.catalogue import suggestion
+
+    if settings.engine.model == DEFAULT_MODEL and (command := suggestion()):
+        console.print("\nFor replies worth reading, serve a larger model that fits this machine:")
+        console.print(f"  {command}", markup=False, soft_wrap=True)
+
+
 def sample_backlog() -> Path:
     """The tickets that come with Turnmill."""
-    from turnmill.infra import embedded
+    from turnmill.producer.cli.samples.install import samples_folder
 
-    return Path(embedded.__path__[0]).parent.resolve() / SAMPLE
+    return samples_folder() / SAMPLE
 
 
 @contextmanager
-def _running_stack(
-    folder: Path, environment: Mapping[str, str] | None = None
-) -> Iterator[Settings]:
+def running_stack(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Settings]:
     """A stack of our own, stopped at the end, or the one that runs from this folder already."""
     if _is_running(folder):
         console.print(f"[dim]Using the stack that runs from {folder}.[/]")
         yield load_settings(data=folder)
         return
-    with console.status("Starting") as status:
-        stack = _stack(folder, lambda text: status.update(f"{text}…"), environment)
-        # The supervisor stops its children; Ctrl-C is left to Python, to end what we watch.
-        signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            stack.start()
-        except KeyboardInterrupt:
-            stack.stop()
-            raise
+    _show_folder(folder)
+    check_engine(load_settings(data=folder), console)
+    steps = Steps(console)
+    with steps:
+        stack = _stack(folder, steps, environment)
+        stack.start()
     try:
         yield load_settings(data=folder)
     finally:
-        with console.status("Stopping"):
+        with steps:
             stack.stop()
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+def _show_folder(folder: Path) -> None:
+    """Say where the data lies before anything is written there."""
+    text = f"Data folder: {folder} (another one: --data or TURNMILL_DATA)"
+    console.print(plain(text), soft_wrap=True)
+    if os.geteuid() == 0 and folder == default_data_dir():
+        console.print("Every checkout that root runs on this machine shares this folder.")
 
 
 def _stack(

@@ -24,11 +24,6 @@ BotOption = Annotated[
 ResumeOption = Annotated[str | None, typer.Option(help="Go on with this conversation: conv_…")]
 
 
-def add_commands(app: typer.Typer) -> None:
-    app.command()(ask)
-    app.command()(chat)
-
-
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     bot: BotOption = None,

@@ -16,6 +16,7 @@ from turnmill.producer.doctor import (
     configuration,
     database,
     installation,
+    knowledge,
     work,
 )
 from turnmill.producer.doctor.findings import Finding, Level, broken, examine, note
@@ -68,6 +69,7 @@ def _database(settings: Settings, revision: str | None) -> Iterator[Finding]:
             yield from examine(database.CHECKS, target)
             if target.has_tables:
                 yield from examine(work.CHECKS, target)
+                yield from examine(knowledge.CHECKS, target)
     finally:
         opened.close()
 

@@ -9,6 +9,7 @@ from celery import Celery
 from kombu import Queue
 
 from turnmill.producer.doctor.findings import Check, Finding, broken, ok, warning
+from turnmill.producer.operations.remedies import worker_command
 from turnmill.schemas.broker import celery_settings, hint_queues
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.turns import Lane
@@ -94,7 +95,7 @@ def _consumers(target: Target) -> Iterator[Finding]:
             yield broken(
                 f"{hints} hints of lane {lane} of {model} lie in the broker, and no live worker "
                 "consumes the lane",
-                f"TURNMILL_ENGINE__SERVED_NAME={model} turnmill worker --lane {lane}",
+                worker_command(model, lane, target.settings),
             )
         if lane in target.consumed and consumers == 0:
             yield broken(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from turnmill.producer.doctor import clock
+from turnmill.producer.doctor import clock, vacuum
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, ok, warning
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.postgres.database import Database
@@ -28,6 +28,7 @@ SELECT current_setting('max_connections')::int
 
 _STANDBYS = """
 SELECT current_setting('synchronous_standby_names') AS names,
+       quote_ident(current_user) AS me,
        pg_has_role('pg_monitor', 'USAGE') OR pg_has_role('pg_read_all_stats', 'USAGE') AS may_look,
        (SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')) AS standbys
 """
@@ -107,7 +108,7 @@ def _standby(target: Target) -> Iterator[Finding]:
             "ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (…)'; SELECT pg_reload_conf();",
         )
     elif not row.may_look:
-        yield note("may not be looked at by this user", "GRANT pg_monitor TO turnmill")
+        yield note("may not be looked at by this user", f"GRANT pg_monitor TO {row.me};")
     elif row.standbys == 0:
         yield broken(
             f"none of {row.names} is connected: every commit waits for one",
@@ -146,5 +147,7 @@ CHECKS: dict[str, Check[Target]] = {
     "durability": _durability,
     "standby": _standby,
     "connections": _connections,
+    "horizon": lambda target: vacuum.check_horizon(target.database),
+    "dead rows": lambda target: vacuum.check_dead_rows(target.database),
     "clock": _clock,
 }

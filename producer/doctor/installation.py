@@ -7,7 +7,15 @@ from importlib.util import find_spec
 
 from turnmill.producer.doctor.findings import Check, Finding, note, ok
 
-ENGINE_PACKAGES = {"openvino": "openvino-genai", "transformers": "transformers"}
+#: Of each engine, the library that it cannot do without.
+ENGINE_PACKAGES = {
+    "openvino": "openvino-genai",
+    "transformers": "transformers",
+    "vllm": "vllm",
+    "openai_http": "httpx",
+    "triton": "tritonclient",
+    "tfserving": "tokenizers",
+}
 
 
 def _turnmill(_: None) -> Iterator[Finding]:

@@ -6,14 +6,19 @@ from turnmill.producer.affinity import WARMTH, ids_since
 from turnmill.producer.channels import checks
 from turnmill.producer.doctor.database import Target
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
+from turnmill.producer.operations.lanes import resume_command
+from turnmill.producer.operations.remedies import tenant_option, worker_command
+from turnmill.producer.operations.why import pause_text
 from turnmill.schemas.channels.deliveries import DeliveryState
 from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.routes import DELIVERY_LANE
+from turnmill.schemas.routes import DELIVERY_LANE, PAUSED_LANE
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.changes import OPEN
+from turnmill.schemas.store.fleet.lanes import is_paused, read_pauses
 from turnmill.schemas.store.fleet.liveness import seen_within
 from turnmill.schemas.store.fleet.release import RELEASE
 from turnmill.schemas.store.tables import PRUNER_LOCK_KEY, PRUNER_NAME, RESCUER_LOCK_KEY
+from turnmill.schemas.turns import Lane, TurnState
 
 #: A relay publishes within a second; so much more is not slowness.
 UNPUBLISHED_S = 30
@@ -23,6 +28,8 @@ UNSERVED_S = 10
 PATIENCE_S = 60
 #: How far back the doctor looks for conversations that lost their worker, and how many must have.
 AFFINITY_S, AFFINITY_TURNS, AFFINITY_RATE = 600, 50, 0.9
+#: Of more tenants the same is not said: those that it concerns most come first.
+MOST_TENANTS = 5
 
 _LIVE = f"""
 live AS (
@@ -31,13 +38,24 @@ live AS (
 )
 """
 
+#: What is open in their conversations is waited for, an hour at most (`memory/erasing.py`).
+UNERASED_S = 2 * 3600
+
+_UNERASED = """
+SELECT count(*) AS users, extract(epoch FROM clock_timestamp() - min(at))::int AS age_s
+FROM erasures
+WHERE done_at IS NULL AND at < clock_timestamp() - make_interval(secs => %(age_s)s)
+"""
+
 _UNSERVED = f"""
 WITH {_LIVE}
 SELECT model, lane, count(*) AS turns,
        extract(epoch FROM clock_timestamp() - min(due_at))::int AS age_s
 FROM outbox
 WHERE due_at < clock_timestamp() - make_interval(secs => %(age_s)s)
-  AND lane <> '{DELIVERY_LANE}' AND (model, lane) NOT IN (SELECT model, lane FROM live)
+  AND lane NOT IN ('{DELIVERY_LANE}', '{PAUSED_LANE}')
+  AND NOT {is_paused("outbox.lane", "outbox.model")}
+  AND (model, lane) NOT IN (SELECT model, lane FROM live)
 GROUP BY model, lane ORDER BY age_s DESC
 """
 
@@ -52,9 +70,11 @@ ORDER BY model
 """
 
 _UNDELIVERED = f"""
-SELECT channel, count(*) AS deliveries,
+SELECT channel, tenants.name AS tenant, count(*) AS deliveries,
        (array_agg(coalesce(error_message, error_code) ORDER BY ordinal DESC))[1] AS reason
-FROM deliveries WHERE state = '{DeliveryState.FAILED}' GROUP BY channel ORDER BY channel
+FROM deliveries JOIN tenants ON tenants.id = deliveries.tenant_id
+WHERE state = '{DeliveryState.FAILED}'
+GROUP BY channel, tenants.name ORDER BY channel, tenants.name
 """
 
 #: Of an older release's workers; every delivery worker looks for such.
@@ -64,10 +84,17 @@ WHERE d.state = '{DeliveryState.PENDING}' AND t.state NOT IN ({OPEN})
   AND t.settled_at < clock_timestamp() - make_interval(secs => %(age_s)s)
 """
 
-_HANDED_OFF = """
-SELECT count(*) AS conversations,
+_HANDED_OFF = f"""
+SELECT tenants.name AS tenant, count(*) AS conversations,
        extract(epoch FROM clock_timestamp() - min(handed_off_at))::int AS age_s
-FROM conversations WHERE handed_off_at IS NOT NULL
+FROM conversations JOIN tenants ON tenants.id = conversations.tenant_id
+WHERE handed_off_at IS NOT NULL GROUP BY tenants.name ORDER BY age_s DESC LIMIT {MOST_TENANTS}
+"""
+
+_PARKED = f"""
+SELECT tenants.name AS tenant, count(*) AS turns
+FROM turns JOIN tenants ON tenants.id = turns.tenant_id WHERE state = '{TurnState.PARKED}'
+GROUP BY tenants.name ORDER BY turns DESC LIMIT {MOST_TENANTS}
 """
 
 _UNGUARDED = f"""
@@ -90,12 +117,13 @@ GROUP BY 1 ORDER BY 1
 """
 
 #: A full window keeps rows back on purpose.
-_UNPUBLISHED = """
+_UNPUBLISHED = f"""
 SELECT model, lane, extract(epoch FROM clock_timestamp() - due.due_at)::int AS age_s,
        due.turns AS turns
 FROM (
     SELECT model, lane, count(*) AS turns, min(due_at) AS due_at FROM outbox
     WHERE published_at IS NULL AND due_at < clock_timestamp() - make_interval(secs => %(age_s)s)
+      AND lane <> '{PAUSED_LANE}' AND NOT {is_paused("outbox.lane", "outbox.model")}
     GROUP BY model, lane
 ) AS due
 WHERE (
@@ -142,12 +170,21 @@ def _workers(target: Target) -> Iterator[Finding]:
         yield broken(
             f"none consumes lane {row.lane} of {row.model}: {row.turns} turns wait, "
             f"the oldest for {_span(row.age_s)}",
-            f"TURNMILL_ENGINE__SERVED_NAME={row.model} turnmill worker --lane {row.lane}",
+            worker_command(row.model, row.lane, target.settings),
         )
     for row in target.database.run(_UNGUARDED, params):
         yield note(
             f"none for the quarantine lane of {row.model}: turns that kill workers will wait there",
-            "turnmill worker --lane quarantine --concurrency 1",
+            worker_command(row.model, Lane.QUARANTINE, target.settings),
+        )
+
+
+def _lanes(target: Target) -> Iterator[Finding]:
+    for pause in read_pauses(target.database):
+        models = f"model {pause.model}" if pause.model else "all models"
+        yield warning(
+            f"lane {pause.lane} of {models} is {pause_text(pause)}; its turns wait",
+            resume_command(pause),
         )
 
 
@@ -214,17 +251,20 @@ def _affinity(target: Target) -> Iterator[Finding]:
 
 
 def _parked(target: Target) -> Iterator[Finding]:
-    row = target.database.run("SELECT count(*) AS turns FROM turns WHERE state = 'parked'")[0]
-    if row.turns:
-        yield note(f"{row.turns} turns ran out of attempts", "turnmill parked list")
+    for row in target.database.run(_PARKED):
+        option = tenant_option(row.tenant, target.settings.tenant)
+        whose = f" of tenant {row.tenant}" if option else ""
+        yield note(f"{row.turns} turns{whose} ran out of attempts", f"turnmill parked list{option}")
 
 
 def _handed_off(target: Target) -> Iterator[Finding]:
-    (row,) = target.database.run(_HANDED_OFF)
-    if row.conversations:
+    for row in target.database.run(_HANDED_OFF):
+        option = tenant_option(row.tenant, target.settings.tenant)
+        whose = f" of tenant {row.tenant}" if option else ""
         yield note(
-            f"people answer {row.conversations}, the first for {_span(row.age_s)}",
-            "turnmill conversations list; turnmill conversations resume lets the bot answer again",
+            f"people answer {row.conversations}{whose}, the first for {_span(row.age_s)}",
+            f"turnmill conversations list{option}; turnmill conversations resume "
+            f"CONVERSATION{option} lets the bot answer again",
         )
 
 
@@ -238,7 +278,7 @@ def _deliveries(target: Target) -> Iterator[Finding]:
         yield broken(
             f"no delivery worker takes those of channel {row.channel}: {row.deliveries} wait, "
             f"the oldest for {_span(row.age_s)}",
-            "turnmill deliver, with the turnmill.toml that has the channel; its log says what "
+            "turnmill deliver; with the turnmill.toml that has the channel. Its log says what "
             "stalls it",
         )
     (left,) = target.database.run(_LEFT_PENDING, params)
@@ -251,7 +291,18 @@ def _deliveries(target: Target) -> Iterator[Finding]:
         yield warning(
             f"{row.deliveries} of channel {row.channel} have failed, the last one because: "
             f"{row.reason}",
-            f"turnmill deliveries retry --failed --channel {row.channel}, once that is mended",
+            f"turnmill deliveries retry --failed --channel {row.channel}"
+            f"{tenant_option(row.tenant, target.settings.tenant)}; mend the reason first",
+        )
+
+
+def _erasures(target: Target) -> Iterator[Finding]:
+    (left,) = target.database.run(_UNERASED, {"age_s": UNERASED_S})
+    if left.users:
+        yield warning(
+            f"{left.users} users are to be forgotten and are not, the first one for "
+            f"{_span(left.age_s)}",
+            "a worker does it; or, by hand: turnmill users reapply",
         )
 
 
@@ -261,6 +312,7 @@ def _span(seconds: int) -> str:
 
 CHECKS: dict[str, Check[Target]] = {
     "relay": _relay,
+    "lanes": _lanes,
     "workers": _workers,
     "engines away": _away,
     "releases": _releases,
@@ -271,4 +323,5 @@ CHECKS: dict[str, Check[Target]] = {
     "conversations": _handed_off,
     "bots of channels": _bots,
     "deliveries": _deliveries,
+    "forgotten users": _erasures,
 }

@@ -6,13 +6,14 @@ answered later was answered without it, and a reply in between would rewrite wha
 Dropping leaves everything as its user saw it: the turn has failed, with the error it had.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
 from typing import NamedTuple
 from uuid import UUID
 
+from turnmill.producer.operations.remedies import tenant_option
 from turnmill.schemas.errors import (
     HandedOff,
     LaterTurnAnswered,
@@ -48,8 +49,9 @@ _FORESEE = """
 SELECT t.id, t.conversation_id, t.seq, t.state, c.handed_off_at, later.seq AS later_seq,
     later.state AS later_state, c.next_seq - 1 - t.seq > (
         SELECT count(*) FROM turns WHERE conversation_id = c.id AND seq > t.seq
-    ) AS is_later_missing
-FROM turns t JOIN conversations c ON c.id = t.conversation_id LEFT JOIN LATERAL (
+    ) AS is_later_missing, tenants.name AS tenant
+FROM turns t JOIN conversations c ON c.id = t.conversation_id
+JOIN tenants ON tenants.id = t.tenant_id LEFT JOIN LATERAL (
     SELECT l.seq, l.state FROM turns l
     WHERE l.conversation_id = t.conversation_id AND l.seq > t.seq
       AND (l.state IN ('completed', 'handed_off', 'running')
@@ -89,6 +91,7 @@ class _Foreseen(NamedTuple):
     later_seq: int | None
     later_state: str | None
     is_later_missing: bool
+    tenant: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +126,14 @@ def replay(
     turn_ids: Sequence[UUID],
     *,
     into: Lane | None = None,
+    states: Collection[TurnState] = (TurnState.PARKED,),
     on_done: Callable[[int], None] = lambda count: None,
 ) -> list[Change]:
     """Put parked turns back into their places, to be answered as if for the first time.
 
     Several turns of a conversation are answered in their order. `into` is the lane they go
-    through, their own when left out. `on_done` receives the number of turns checked so far.
+    through, their own when left out; turns in other states than `states` are refused. `on_done`
+    receives the number of turns checked so far.
 
     Raises:
         NotFound: the tenant has no such turn; nothing changed.
@@ -137,7 +142,7 @@ def replay(
     changes: list[Change] = []
     for conversation_ids, chunk in _chunks(_find(database, tenant_id, turn_ids)):
         with database.cursor() as cursor:
-            changes += _replay(cursor, conversation_ids, chunk, into)
+            changes += _replay(cursor, conversation_ids, chunk, into, states)
         on_done(len(changes))
     return changes
 
@@ -192,17 +197,21 @@ def _chunks(rows: list[_Found]) -> Iterator[tuple[list[UUID], list[UUID]]]:
 
 
 def _replay(
-    cursor: Cursor, conversation_ids: list[UUID], turn_ids: list[UUID], into: Lane | None
+    cursor: Cursor,
+    conversation_ids: list[UUID],
+    turn_ids: list[UUID],
+    into: Lane | None,
+    states: Collection[TurnState],
 ) -> list[Change]:
     lock_conversations(cursor, conversation_ids)
-    changes = _foresee(cursor, turn_ids)
+    changes = _foresee(cursor, turn_ids, states)
     refused = [change for change in changes if change.refusal is not None]
     ready_ids = [change.turn_id for change in changes if change.refusal is None]
     # A claim passes over a turn that is locked, and then its hint is gone: no more than must be.
     due_ids = [row.id for row in cursor.execute(_DUE, (ready_ids,))]
     lock_turns(cursor, [*ready_ids, *due_ids])
     # Until now a due turn could be claimed, and a parked one dropped.
-    changes = _foresee(cursor, ready_ids)
+    changes = _foresee(cursor, ready_ids, states)
     ready = [change for change in changes if change.refusal is None]
     ready_ids = [change.turn_id for change in ready]
     cursor.execute(REPLAY, {"turns": ready_ids, "into": into})
@@ -213,21 +222,25 @@ def _replay(
     return [*replayed, *(change for change in changes if change.refusal is not None), *refused]
 
 
-def _foresee(cursor: Cursor, turn_ids: list[UUID]) -> list[Change]:
-    return [_change(row, _refusal(row)) for row in fetch(cursor, _Foreseen, _FORESEE, (turn_ids,))]
+def _foresee(
+    cursor: Cursor, turn_ids: list[UUID], states: Collection[TurnState] = (TurnState.PARKED,)
+) -> list[Change]:
+    rows = fetch(cursor, _Foreseen, _FORESEE, (turn_ids,))
+    return [_change(row, _refusal(row, states)) for row in rows]
 
 
 def _change(row: _Stands | _Foreseen, refusal: TurnmillError | None) -> Change:
     return Change(row.id, row.conversation_id, row.seq, TurnState(row.state), refusal)
 
 
-def _refusal(row: _Foreseen) -> TurnmillError | None:
-    if row.state != TurnState.PARKED:
+def _refusal(row: _Foreseen, states: Collection[TurnState]) -> TurnmillError | None:
+    if row.state not in states:
         return _not_parked(row)
     if row.handed_off_at is not None:
         return HandedOff(
             "A person answers its conversation. Let the bot resume first: "
             f"turnmill conversations resume {show_id(Prefix.CONVERSATION, row.conversation_id)}"
+            f"{tenant_option(row.tenant)}"
         )
     if row.is_later_missing:
         return LaterTurnAnswered(

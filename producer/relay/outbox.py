@@ -14,6 +14,7 @@ from turnmill.schemas.channels.deliveries import DeliveryState
 from turnmill.schemas.postgres.clock import IS_DUE
 from turnmill.schemas.routes import DELIVERY_LANE
 from turnmill.schemas.store.fleet.deployment import DEPLOYMENT_ID
+from turnmill.schemas.store.fleet.lanes import is_paused
 from turnmill.schemas.turns import TurnState
 
 #: A worker says so often that it lives that one silent for so long is not waited for, seconds.
@@ -24,21 +25,37 @@ _IS_LATE = """
 (own_until <= clock_timestamp() OR own_until > clock_timestamp() + make_interval(secs => %(ttl_s)s))
 """
 
-#: The models are those that hints are owed for, found by skipping through the index: a bot may
-#: have moved on to another model since. Turns that were tried before are any worker's.
-TAKE = f"""
-WITH RECURSIVE owed (model) AS (
+#: The models that hints are owed for, found by skipping through the index: a bot may have moved on
+#: to another model since.
+_OWED = """
+owed (model) AS (
     (SELECT model FROM outbox WHERE published_at IS NULL ORDER BY model LIMIT 1)
     UNION ALL
     SELECT (SELECT o.model FROM outbox o WHERE o.published_at IS NULL AND o.model > owed.model
             ORDER BY o.model LIMIT 1)
     FROM owed WHERE owed.model IS NOT NULL
-), room AS (
+)
+"""
+
+
+def _ids_of(rows: str) -> str:
+    """Write a condition's right side that makes PostgreSQL look a CTE's rows up by the key.
+
+    It does not know how few rows the CTE has, and reads all of the outbox to join them: 172 ms for
+    64 hints beside 300,000, instead of 5.
+    """
+    return f"ANY(ARRAY(SELECT turn_id FROM {rows}))"
+
+
+#: Turns that were tried before are any worker's.
+TAKE = f"""
+WITH RECURSIVE {_OWED}, room AS (
     SELECT m.model, l.lane, %(window)s - (
         SELECT count(*) FROM outbox o
         WHERE o.model = m.model AND o.lane = l.lane AND o.published_at IS NOT NULL
     ) AS places
-    FROM owed AS m CROSS JOIN unnest(%(lanes)s::text[]) AS l (lane) WHERE m.model IS NOT NULL
+    FROM owed AS m CROSS JOIN unnest(%(lanes)s::text[]) AS l (lane)
+    WHERE m.model IS NOT NULL AND NOT {is_paused("l.lane", "m.model")}
 ), taken AS (
     SELECT room.model, room.lane, due.turn_id FROM room CROSS JOIN LATERAL (
         SELECT turn_id FROM outbox
@@ -70,7 +87,7 @@ WITH RECURSIVE owed (model) AS (
         own_until = CASE WHEN held.place + coalesce(busy.turns, 0) <= held.slots
             THEN clock_timestamp() + make_interval(secs => %(ttl_s)s) END
     FROM taken LEFT JOIN held USING (turn_id) LEFT JOIN busy USING (worker_id)
-    WHERE outbox.turn_id = taken.turn_id
+    WHERE outbox.turn_id = taken.turn_id AND outbox.turn_id = {_ids_of("taken")}
     RETURNING outbox.turn_id, outbox.model, outbox.lane,
         CASE WHEN own_until IS NOT NULL THEN outbox.worker_id END AS own_worker_id,
         outbox.deadline_at, outbox.due_at
@@ -113,9 +130,15 @@ UPDATE outbox SET published_at = NULL WHERE turn_id IN (
 
 #: Whether a hint is due that found no place, and in how many seconds the next one is due (a quiet
 #: window or a pause before another attempt ends) or late.
+#: A million hints of a paused batch are passed over by the index, those of a paused lane with it.
 NEXT = f"""
+WITH RECURSIVE {_OWED}
 SELECT EXISTS (
-    SELECT 1 FROM outbox WHERE published_at IS NULL AND {IS_DUE}
+    SELECT 1 FROM owed CROSS JOIN unnest(%(lanes)s::text[]) AS l (lane) CROSS JOIN LATERAL (
+        SELECT 1 FROM outbox
+        WHERE model = owed.model AND lane = l.lane AND published_at IS NULL AND {IS_DUE}
+        ORDER BY deadline_at, due_at LIMIT 1
+    ) AS due WHERE NOT {is_paused("l.lane", "owed.model")}
 ) AS is_owed, extract(epoch FROM least((
     SELECT min(own_until) FROM outbox WHERE own_until IS NOT NULL AND published_at IS NOT NULL
 ), (
@@ -134,10 +157,11 @@ class NextHint(NamedTuple):
 
 
 #: Lanes with hints that were published a while ago and are not claimed: lost, or behind others.
+#: Those of a paused lane are dropped by workers, and are not missed.
 STALE = f"""
 SELECT model, lane, {DEPLOYMENT_ID} AS deployment, clock_timestamp() AS looked_at FROM outbox
 WHERE published_at < clock_timestamp() - make_interval(secs => %(lost_after_s)s)
-  AND own_until IS NULL
+  AND own_until IS NULL AND NOT {is_paused("outbox.lane", "outbox.model")}
 GROUP BY model, lane
 """
 
@@ -172,7 +196,7 @@ WITH missing AS (
     DELETE FROM outbox USING lost
     LEFT JOIN turns t ON t.id = lost.turn_id
     LEFT JOIN deliveries d ON d.id = lost.turn_id
-    WHERE outbox.turn_id = lost.turn_id AND CASE outbox.lane
+    WHERE outbox.turn_id = lost.turn_id AND outbox.turn_id = {_ids_of("lost")} AND CASE outbox.lane
         WHEN '{DELIVERY_LANE}' THEN d.state IS DISTINCT FROM '{DeliveryState.QUEUED}'
         ELSE t.state IS DISTINCT FROM '{TurnState.QUEUED}' END
     RETURNING outbox.turn_id

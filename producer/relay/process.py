@@ -22,7 +22,7 @@ from turnmill.producer.relay.publisher import Publisher
 from turnmill.schemas.errors import BrokerUnavailable, DatabaseOutdated, DatabaseUnavailable
 from turnmill.schemas.observability.telemetry import DATABASE_RECONNECTS, STUCK_AFTER_S, Health
 from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.postgres.links import Stop
+from turnmill.schemas.postgres.links import PLAN_ONCE, Stop
 from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.routes import DELIVERY_LANE, OUTBOX_CHANNEL
 from turnmill.schemas.settings import Settings
@@ -37,6 +37,9 @@ WINDOW_POLL_S = 0.02
 #: Pause before a late hint is looked for again: its row may be held by who claims it.
 LATE_POLL_S = 0.005
 
+#: What is published; hints of paused batches are in none of these.
+_LANES = [*(lane.value for lane in Lane), DELIVERY_LANE]
+
 #: Pause before the next try to reach PostgreSQL.
 RECONNECT_S = 0.5
 
@@ -46,7 +49,7 @@ class Relay:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._database = Database(settings.database)
+        self._database = Database(settings.database, session=PLAN_ONCE)
         self._stopping = Stop()
         self._lost_hints = LostHints(settings, self._database)
         count = settings.relay.publishers
@@ -61,7 +64,7 @@ class Relay:
         WINDOW.set(settings.relay.window)
 
     def run(self) -> None:
-        """Relay until `stop` is called from another thread or a signal handler."""
+        """Relay until `stop` is called from another thread."""
         log.info("relay.started", window=self._settings.relay.window)
         self._lost_hints.start()
         while not self._stopping.is_set():
@@ -105,7 +108,7 @@ class Relay:
                     continue
                 self._free.put(publisher)
                 # On the connection that listens: open at our end only, it would hear nothing.
-                (due,) = fetch(connection.cursor(), NextHint, NEXT)
+                (due,) = fetch(connection.cursor(), NextHint, NEXT, {"lanes": _LANES})
                 IS_FULL.set(due.is_owed)
                 pause_s = WINDOW_POLL_S if due.is_owed else self._settings.relay.sweep_s
                 next_in_s = math.inf if due.next_in_s is None else due.next_in_s
@@ -123,7 +126,7 @@ class Relay:
                     {
                         "window": relay.window,
                         "batch_size": relay.batch_size,
-                        "lanes": [*(lane.value for lane in Lane), DELIVERY_LANE],
+                        "lanes": _LANES,
                         "warm_lanes": [lane.value for lane in affinity.warm_lanes],
                         "warm_s": affinity.warm_s,
                         "ttl_s": affinity.ttl_ms / 1000,

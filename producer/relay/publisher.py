@@ -63,8 +63,11 @@ class Publisher:
             lanes = {_lanes_queue(row): row for row in rows if row.own_worker_id is None}
             refused = {name for name, row in lanes.items() if not self._has_queue(name, row)}
             rows = [row for row in rows if _lanes_queue(row) not in refused]
-            for row in rows:
-                self._publish_one(producer, row)
+            # Redis takes them in one pipeline; to RabbitMQ each goes at once.
+            with producer.batch():
+                for row in rows:
+                    self._publish_one(producer, row)
+            self._let_expire(producer, rows)
             if self._confirms is not None:
                 self._confirms.wait(len(rows))
         except Exception as error:
@@ -129,20 +132,21 @@ class Publisher:
             str(new_id()), task, kwargs=hint, kwargsrepr=repr(hint), argsrepr="()",
             origin=self._origin,
         )  # fmt: skip
-        is_own = row.own_worker_id is not None
-        queue = _queue(row)
         producer.publish(
             message.body,
             exchange="",
-            routing_key=queue,
+            routing_key=_queue(row),
             headers=message.headers,
             delivery_mode=2,
             serializer="json",
             **message.properties,
         )
-        if is_own and not self._settings.broker.is_amqp:
-            # What a worker that dies has not taken goes with its queue.
-            producer.channel.client.expire(queue, OWN_QUEUE_EXPIRES_S)
+
+    def _let_expire(self, producer: Producer, rows: list[DueHint]) -> None:
+        """What a worker that dies has not taken goes with its queue."""
+        if not self._settings.broker.is_amqp:
+            for queue in {_queue(row) for row in rows if row.own_worker_id is not None}:
+                producer.channel.client.expire(queue, OWN_QUEUE_EXPIRES_S)
 
     def _connected(self) -> Producer:
         if self._producer is None:

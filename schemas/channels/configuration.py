@@ -8,8 +8,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from turnmill.schemas.channels.memory import API
 from turnmill.schemas.channels.policies import Policies
-from turnmill.schemas.channels.sections import SECTIONS, ChannelSection, Name
+from turnmill.schemas.channels.sections.base import ChannelSection, Name
+from turnmill.schemas.channels.sections.registry import SECTIONS
 from turnmill.schemas.channels.toml_lines import KeyPath, TOMLLines
 from turnmill.schemas.errors import NotFound, SettingsError
 from turnmill.schemas.turns import GenerationParams
@@ -99,7 +101,9 @@ def _channels(
     """Validate each channel as its kind; the mistakes are added to those given."""
     for name, section in channels.items():
         at = ("channels", name)
-        if not isinstance(section, dict):
+        if name == API:
+            mistakes.append((at, "has the name of the API, whose users it would share; rename it."))
+        elif not isinstance(section, dict):
             mistakes.append((at, f"is a table: [channels.{name}]"))
         elif (kind := section.get("kind")) not in SECTIONS:
             hint = _meant(str(kind), SECTIONS) if kind else ""

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from turnmill.schemas.channels.sections import ChannelSection
+from turnmill.schemas.channels.sections.base import ChannelSection
 from turnmill.schemas.errors import SettingsError
 
 

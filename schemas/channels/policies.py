@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from turnmill.schemas.channels.memory import MemoryPolicy
+from turnmill.schemas.channels.unknown import UnknownPolicy
 from turnmill.schemas.content import refuse_nul
+from turnmill.schemas.safety.policy import NO_SAFETY, Safety
 
 
 class DoubleTexting(StrEnum):
@@ -50,7 +53,23 @@ class Texts(BaseModel):
     handed_off: Notice = "I have asked a person to take over. They will answer here."
     resumed: Notice = "I am back. How can I help?"
     rejected: Notice = "I am still answering your last message. Please wait for it."
+    shortened: Notice = (
+        "Your message is too long for me. I read its first 40,000 characters. "
+        "Please send the rest in another one."
+    )
+    #: Above the sources of a reply.
+    sources: Notice = "Sources:"
     unreadable: Notice = "I can only read text so far. Could you write it?"
+    unclear: Notice = "I could not make out what you said. Please say it again, or write it."
+    remembered: Notice = (
+        "I will remember that. To see or delete it, write 'what do you know about me' or "
+        "'forget …'."
+    )
+    forgotten: Notice = "Forgotten."
+    known: Notice = "This is what I remember about you:"
+    proposed: Notice = "I may have understood this too. Write 'confirm …' to let me keep it:"
+    nothing_known: Notice = "I remember nothing about you."
+    not_remembered: Notice = "I could not remember that: it is too long, or there is too much."
 
 
 class Policies(BaseModel):
@@ -70,14 +89,27 @@ class Policies(BaseModel):
     hand_off_words: Words = ("human", "agent", "talk to a person", "人工", "转人工")
     #: Whether a turn that fails for good moves its conversation to a person.
     hands_off_failures: bool = False
+    #: The collection whose passages its turns are shown; none when left out.
+    knowledge: str | None = Field(default=None, max_length=100)
+    #: What it does when they do not answer.
+    unknown: UnknownPolicy = UnknownPolicy()
+    #: Whether the bot remembers its users.
+    memory: MemoryPolicy = MemoryPolicy()
+    #: Whether its replies cite these passages by number.
+    cites: bool = True
+    #: Whether the cited ones stand below them on channels.
+    shows_sources: bool = True
     texts: Texts = Texts()
+    #: Of the bot alone: a conversation's own counts for nothing.
+    safety: Safety = NO_SAFETY
 
     def over(self, defaults: "Policies") -> "Policies":
         """These policies, completed by the defaults."""
         given = {name: getattr(self, name) for name in self.model_fields_set}
-        if "texts" in given:
-            texts = {name: getattr(self.texts, name) for name in self.texts.model_fields_set}
-            given["texts"] = defaults.texts.model_copy(update=texts)
+        for section in given.keys() & SECTIONS.keys():
+            own = given[section]
+            fields = {name: getattr(own, name) for name in own.model_fields_set}
+            given[section] = getattr(defaults, section).model_copy(update=fields)
         return defaults.model_copy(update=given)
 
     @property
@@ -89,9 +121,10 @@ class Policies(BaseModel):
     def of(cls, stored: Mapping[str, Any] | None) -> "Policies":
         """Read what is kept, without what a newer release may have written."""
         known = {name: value for name, value in (stored or {}).items() if name in cls.model_fields}
-        if "texts" in known:
-            given = known["texts"].items()
-            known["texts"] = {name: text for name, text in given if name in Texts.model_fields}
+        for section in known.keys() & SECTIONS.keys():
+            fields = SECTIONS[section].model_fields
+            given = known[section].items()
+            known[section] = {name: value for name, value in given if name in fields}
         return cls.model_validate(known)
 
     def command_in(self, text: str) -> CommandName | None:
@@ -99,24 +132,33 @@ class Policies(BaseModel):
 
         Case, width (full or half) and the mark at the end make no difference.
         """
-        said = _plain(text)
+        said = plain(text)
         for command, words in (
             (CommandName.STOP, self.stop_words),
             (CommandName.RESET, self.reset_words),
             (CommandName.HAND_OFF, self.hand_off_words),
         ):
-            if said in map(_plain, words):
+            if said in map(plain, words):
                 return command
         return None
 
 
-def _plain(text: str) -> str:
-    """Unicode's caseless form for compatibility (NFKC and case folding); no words of a sentence."""
+def plain(text: str) -> str:
+    """Return Unicode's caseless form for compatibility (NFKC and case folding), without spaces
+    around it and the mark at its end: in it, words are compared. A long text stays as it is."""
     if len(text) > 4 * 64:
         return text
     folded = unicodedata.normalize("NFKC", text).casefold()
     return unicodedata.normalize("NFKC", folded).strip().rstrip(".!。").rstrip()
 
+
+#: Policies of several fields: what is left out of a section is the default's, like all else.
+SECTIONS: dict[str, type[BaseModel]] = {
+    "memory": MemoryPolicy,
+    "safety": Safety,
+    "texts": Texts,
+    "unknown": UnknownPolicy,
+}
 
 #: Of every channel, where neither the bot nor the conversation says otherwise: people write one
 #: thought in three messages.

@@ -54,6 +54,47 @@ def webhook_key(secret: SecretStr) -> bytes:
     return key
 
 
+def sign_teams(key: bytes, body: bytes) -> str:
+    """Return the value of the header `Authorization` of an outgoing webhook.
+
+    https://learn.microsoft.com/microsoftteams/platform/webhooks-and-connectors/how-to/add-outgoing-webhook
+    """
+    return "HMAC " + base64.b64encode(hmac.digest(key, body, "sha256")).decode()
+
+
+def teams_key(token: SecretStr) -> bytes:
+    """Decode the security token of an outgoing webhook. Raises `SettingsError`."""
+    try:
+        key = base64.b64decode(token.get_secret_value(), validate=True)
+    except ValueError:
+        key = b""
+    if len(key) < 16:
+        raise SettingsError(
+            "The security token of an outgoing webhook is 44 characters of base64. Teams shows it "
+            "once: create the webhook anew."
+        )
+    return key
+
+
+def sign_dingtalk(secret: SecretStr, timestamp: str) -> str:
+    """Return the value of the header `sign`. It covers the time, in milliseconds, and no body.
+
+    https://open.dingtalk.com/document/orgapp/receive-message
+    """
+    key = secret.get_secret_value().encode()
+    signed = b"\n".join((timestamp.encode(), key))
+    return base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
+
+
+def sign_chatwoot(secret: SecretStr, timestamp: str, body: bytes) -> str:
+    """Return the value of `X-Chatwoot-Signature`; the time is Unix seconds.
+
+    As `lib/webhooks/trigger.rb` makes it: https://github.com/chatwoot/chatwoot/pull/13892
+    """
+    signed = b".".join((timestamp.encode(), body))
+    return "sha256=" + hmac.digest(secret.get_secret_value().encode(), signed, "sha256").hex()
+
+
 def are_equal(given: str, expected: str) -> bool:
     """Compare in constant time; what a header holds need not be ASCII."""
     return hmac.compare_digest(given.encode(errors="replace"), expected.encode())

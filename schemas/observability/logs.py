@@ -17,6 +17,9 @@ from turnmill.schemas.settings import LogSettings
 #: Libraries whose error messages quote the values that they were given.
 _QUOTING = frozenset({"jinja2", "psycopg", "pydantic_core", "sqlalchemy"})
 
+#: Loggers of libraries that say much below a warning.
+CHATTY = ("amqp", "kombu", "celery", "httpx", "uvicorn.access")
+
 
 def format_exception(exc_info: ExcInfo) -> str:
     """Format an exception and its causes, without messages that may quote a prompt or a reply."""
@@ -76,5 +79,5 @@ def configure_logging(settings: LogSettings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
-    for chatty in ("amqp", "kombu", "celery", "httpx", "uvicorn.access"):
-        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

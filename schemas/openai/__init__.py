@@ -11,6 +11,7 @@ https://platform.openai.com/docs/api-reference/chat
 from turnmill.schemas.openai.listings import ErrorBody, ErrorDetail, Model, ModelList
 from turnmill.schemas.openai.parsing import parse_chat_request
 from turnmill.schemas.openai.replies import (
+    Annotation,
     ChatCompletion,
     ChatCompletionChunk,
     Choice,
@@ -18,6 +19,7 @@ from turnmill.schemas.openai.replies import (
     ChunkChoice,
     CompletionUsage,
     Delta,
+    ReplyExtension,
     ReplyMessage,
     ReplyToolCall,
     StreamExtension,
@@ -25,6 +27,7 @@ from turnmill.schemas.openai.replies import (
 from turnmill.schemas.openai.requests import ChatCompletionRequest
 
 __all__ = [
+    "Annotation",
     "ChatCompletion",
     "ChatCompletionChunk",
     "ChatCompletionRequest",
@@ -37,6 +40,7 @@ __all__ = [
     "ErrorDetail",
     "Model",
     "ModelList",
+    "ReplyExtension",
     "ReplyMessage",
     "ReplyToolCall",
     "StreamExtension",

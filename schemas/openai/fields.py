@@ -76,7 +76,8 @@ class Body(BaseModel):
     @classmethod
     def _refuse_unknown(cls, body: object) -> object:
         if isinstance(body, dict) and not cls._is_open(body):
-            unknown = [name for name in body if name not in cls.model_fields]
+            known = {field.alias or name for name, field in cls.model_fields.items()}
+            unknown = [name for name in body if name not in known]
             if unknown:
                 names = [shown(name) for name in unknown[:MAX_SHOWN_MISTAKES]]
                 context = {"names": names, "more": len(unknown) - len(names)}

@@ -1,19 +1,23 @@
 """A chat completion as it is answered, whole and in chunks."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import (
     BaseModel,
     Field,
 )
 
+from turnmill.schemas.citations.sources import ReplySource
 from turnmill.schemas.content import (
     TokenLogprob,
     ToolCall,
 )
+from turnmill.schemas.store.knowledge.verdicts import Verdict
+from turnmill.schemas.store.memory.remembered import Remembered
 from turnmill.schemas.turns import (
     FinishReason,
+    Reply,
     Usage,
 )
 
@@ -86,10 +90,39 @@ class ChoiceLogprobs(BaseModel):
         return cls(content=content) if content else None
 
 
+class UrlCitation(BaseModel):
+    """Where a text cites a page, in Unicode code points of the text; `end_index` is exclusive."""
+
+    start_index: int
+    end_index: int
+    title: str
+    url: str
+
+
+class Annotation(BaseModel):
+    type: Literal["url_citation"] = "url_citation"
+    url_citation: UrlCitation
+
+    @classmethod
+    def all_of(cls, reply: Reply) -> "list[Annotation]":
+        """Where a reply cites documents that have an address."""
+        found = {source.index: source for source in reply.sources}
+        return [
+            cls(
+                url_citation=UrlCitation(
+                    start_index=each.start, end_index=each.end, title=source.title, url=source.url
+                )
+            )
+            for each in reply.citations
+            if (source := found[each.number]).url is not None
+        ]
+
+
 class ReplyMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
+    annotations: list[Annotation] = Field(default=[], exclude_if=lambda found: not found)
     tool_calls: list[ReplyToolCall] = Field(default=[], exclude_if=lambda calls: not calls)
 
 
@@ -98,6 +131,35 @@ class Choice(BaseModel):
     message: ReplyMessage
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason
+
+
+class ReplyExtension(BaseModel):
+    """What OpenAI's replies have no word for; their clients pass it on unread."""
+
+    sources: list[ReplySource] = Field(
+        default=[],
+        exclude_if=lambda found: not found,
+        description="The passages that the reply could cite, each with its number.",
+    )
+
+    verdict: Verdict | None = Field(
+        default=None,
+        exclude_if=lambda verdict: verdict is None,
+        description="What became of the question that the bot's collection was asked.",
+    )
+
+    remembered: Remembered | None = Field(
+        default=None,
+        exclude_if=lambda remembered: remembered is None,
+        description="What the turn was told of its user, with the turns that facts come from.",
+    )
+
+    @classmethod
+    def of(cls, reply: Reply) -> Self | None:
+        told = reply.remembered if reply.remembered and reply.remembered.text else None
+        if not reply.sources and reply.verdict is None and told is None:
+            return None
+        return cls(sources=list(reply.sources), verdict=reply.verdict, remembered=told)
 
 
 class ChatCompletion(BaseModel):
@@ -109,11 +171,13 @@ class ChatCompletion(BaseModel):
     model: str
     choices: tuple[Choice]
     usage: CompletionUsage
+    turnmill: ReplyExtension | None = Field(default=None, exclude_if=lambda given: given is None)
 
 
 class Delta(BaseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    annotations: list[Annotation] | None = None
     tool_calls: list[ReplyToolCall] | None = None
 
 
@@ -124,11 +188,12 @@ class ChunkChoice(BaseModel):
     finish_reason: FinishReason | None
 
 
-class StreamExtension(BaseModel):
+class StreamExtension(ReplyExtension):
     """What OpenAI's streams have no word for; their clients pass it on unread."""
 
     restarted: bool = Field(
-        description="The texts so far are void: the reply begins again after this chunk."
+        default=False,
+        description="The texts so far are void: the reply begins again after this chunk.",
     )
 
 

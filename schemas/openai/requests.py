@@ -1,5 +1,6 @@
 """A chat completion as a client asks for it."""
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,27 +18,31 @@ from pydantic_core import PydanticCustomError
 from turnmill.schemas.content import (
     MAX_DOCUMENTS,
     MAX_TOOL_CALLS,
+    InlinePart,
+    MediaPart,
     Name,
+    TextPart,
     refuse_nul,
+    storable,
 )
+from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.openai.content import ChatDocument, Content
 from turnmill.schemas.openai.fields import Body, Tokens, Unless, as_integer, as_list, as_seed
+from turnmill.schemas.openai.formats import AskedFormat, Choices, StructuredOutputs
 from turnmill.schemas.openai.tools import ChatToolCall, read_tools
 from turnmill.schemas.turns import (
     MAX_MESSAGES,
     GenerationParams,
     Message,
-    ResponseFormat,
     Role,
     Stop,
     TemplateKwargs,
+    Tool,
 )
 
-
-def _read_format(value: object) -> object:
-    if value == {"type": "text"}:
-        return None
-    return ResponseFormat.model_validate(value) if isinstance(value, dict) else value
+#: Characters of the name of who asks.
+MAX_USER = 255
 
 
 def _check_choice(choice: object) -> object:
@@ -47,6 +52,10 @@ def _check_choice(choice: object) -> object:
         ):
             return choice
     raise PydanticCustomError("not_supported", "Not supported")
+
+
+#: Makes parts that a turn may have of those that a call brings.
+Keep = Callable[[MediaPart | InlinePart], MediaPart | TextPart]
 
 
 class ChatMessage(Body):
@@ -88,11 +97,16 @@ class ChatMessage(Body):
     def _is_open(cls, body: dict[str, Any]) -> bool:
         return body.get("role") == "assistant"
 
-    def message(self) -> Message:
+    def message(self, keep: Keep | None = None) -> Message:
+        """The message of a turn. `keep` stores the bytes of its parts and returns what refers to
+        them; without it there may be none."""
         role = Role.SYSTEM if self.role == "developer" else Role(self.role)
+        content: Any = self.content
+        if keep is not None and not isinstance(content, str):
+            content = tuple(each if isinstance(each, TextPart) else keep(each) for each in content)
         return Message(
             role=role,
-            content=self.content,
+            content=content,
             tool_calls=tuple(call.call() for call in self.tool_calls or ()),
             tool_call_id=self.tool_call_id,
         )
@@ -141,17 +155,18 @@ class ChatCompletionRequest(Body):
         '`{"enable_thinking": false}`.',
     )
 
-    # Accepted; the reply does not depend on them.
+    # Who asks, where the bot remembers its users: the newer name and the older one.
+    safety_identifier: Any = None
     user: Any = None
+
+    # Accepted; the reply does not depend on them.
     metadata: Any = None
     store: Any = None
     service_tier: Any = None
-    safety_identifier: Any = None
     prompt_cache_key: Any = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     prediction: Any = None
-    parallel_tool_calls: Any = None
     reasoning_effort: Any = None
     verbosity: Any = None
 
@@ -160,14 +175,17 @@ class ChatCompletionRequest(Body):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
-    response_format: Annotated[
-        ResponseFormat | None, BeforeValidator(_read_format, json_schema_input_type=dict[str, Any])
-    ] = None
+    response_format: AskedFormat | None = None
+    #: Not OpenAI's, but vLLM's, by its names of today and of before.
+    structured_outputs: StructuredOutputs | None = None
+    guided_choice: Choices | None = None
+    guided_json: dict[str, Any] | str | None = None
     #: Not OpenAI's, but that of chat templates with passages, and of vLLM.
     documents: list[ChatDocument] | None = Field(default=None, max_length=MAX_DOCUMENTS)
     # ... or unless the bot ignores them, or `tool_choice` is "none": they are read by `params`.
     tools: Any = None
     tool_choice: Annotated[Any, BeforeValidator(_check_choice)] = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
 
     # Refused, unless they ask for what Turnmill does anyway.
@@ -188,9 +206,7 @@ class ChatCompletionRequest(Body):
     continue_final_message: Annotated[Any, Unless(False)] = None
     early_stopping: Annotated[Any, Unless(False)] = None
     echo: Annotated[Any, Unless(False)] = None
-    guided_choice: Annotated[Any, Unless([])] = None
     guided_grammar: Annotated[Any, Unless("")] = None
-    guided_json: Annotated[Any, Unless()] = None
     guided_regex: Annotated[Any, Unless("")] = None
     ignore_eos: Annotated[Any, Unless(False)] = None
     include_stop_str_in_output: Annotated[Any, Unless(False)] = None
@@ -203,12 +219,19 @@ class ChatCompletionRequest(Body):
     skip_special_tokens: Annotated[Any, Unless(True)] = None
     spaces_between_special_tokens: Annotated[Any, Unless(True)] = None
     stop_token_ids: Annotated[Any, Unless([])] = None
-    structured_outputs: Annotated[Any, Unless({})] = None
     tfs_z: Annotated[Any, Unless(1)] = None
     top_a: Annotated[Any, Unless(0)] = None
     truncate_prompt_tokens: Annotated[Any, Unless()] = None
     typical_p: Annotated[Any, Unless(1)] = None
     use_beam_search: Annotated[Any, Unless(False)] = None
+
+    @property
+    def asked_by(self) -> str | None:
+        """Who asks, in the client's words; None without a text of 1 to 255 storable characters."""
+        for given in (self.safety_identifier, self.user):
+            if isinstance(given, str) and 0 < len(given) <= MAX_USER and given == storable(given):
+                return given
+        return None
 
     @property
     def wants_usage(self) -> bool:
@@ -221,8 +244,14 @@ class ChatCompletionRequest(Body):
             return "tools"
         return "functions" if self.functions and self.function_call != "none" else None
 
-    def turn_messages(self) -> tuple[Message, ...]:
-        return tuple(message.message() for message in self.messages)
+    @property
+    def has_parts(self) -> bool:
+        """Whether a message has parts that are not all text."""
+        return any(not isinstance(message.content, str) for message in self.messages)
+
+    def turn_messages(self, keep: Keep | None = None) -> tuple[Message, ...]:
+        """The messages of the turn; see `ChatMessage.message`."""
+        return tuple(message.message(keep) for message in self.messages)
 
     @field_validator("top_logprobs")
     @classmethod
@@ -241,17 +270,51 @@ class ChatCompletionRequest(Body):
                 return name
         return None
 
+    @property
+    def wanted_format(self) -> ResponseFormat | None:
+        """Raises `InvalidInput` where two fields ask for a format."""
+        asked = {
+            "response_format": self.response_format.read() if self.response_format else None,
+            "structured_outputs": self.structured_outputs.read()
+            if self.structured_outputs
+            else None,
+            "guided_choice": StructuredOutputs(choice=self.guided_choice).read(),
+            "guided_json": StructuredOutputs(json=self.guided_json).read(),
+        }
+        given = {name: wish for name, wish in asked.items() if wish is not None}
+        if len(given) > 1:
+            names = " and ".join(f"'{name}'" for name in given)
+            raise InvalidInput(f"{names} both ask for a format: send one.", param=[*given][1])
+        return next(iter(given.values()), None)
+
+    def _check_demand(self, tools: Sequence[Tool]) -> None:
+        names = [tool.name for tool in tools]
+        if len({*names}) < len(names):
+            raise InvalidInput("Two of the 'tools' have the same name.", param="tools")
+        if self.demanded_tool not in (None, "required", *names):
+            raise InvalidInput(
+                f"'tool_choice' names '{self.demanded_tool}', which is none of the 'tools' "
+                f"({', '.join(names)}).",
+                param="tool_choice",
+            )
+
     def params(self, *, offers_tools: bool = True) -> GenerationParams:
         """The turn's parameters. Without `offers_tools`, the model is not told of any.
 
         Raises:
-            InvalidInput: the tools are not as OpenAI has them.
+            InvalidInput: the tools are not as OpenAI has them, or two formats are asked for.
         """
         given: dict[str, Any] = {} if self.stop is None else {"stop": tuple(self.stop)}
         if self.documents:
             given["documents"] = [document.model_dump() for document in self.documents]
         if offers_tools and self.offered_tools == "tools":
-            given |= {"tools": read_tools(self.tools), "tool_choice": self.demanded_tool}
+            tools = read_tools(self.tools)
+            self._check_demand(tools)
+            given |= {
+                "tools": tools,
+                "tool_choice": self.demanded_tool,
+                "parallel_tool_calls": self.parallel_tool_calls,
+            }
         return GenerationParams(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -262,7 +325,7 @@ class ChatCompletionRequest(Body):
             seed=self.seed,
             frequency_penalty=self.frequency_penalty or None,
             presence_penalty=self.presence_penalty or None,
-            response_format=self.response_format,
+            response_format=self.wanted_format,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             **given,
             template_kwargs=self.chat_template_kwargs or None,

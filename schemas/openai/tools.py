@@ -38,7 +38,8 @@ class ChatToolCall(Body):
 
 
 class OfferedFunction(Body):
-    name: Annotated[Name, Field(min_length=1)]
+    #: As OpenAI has it, in any script: it may stand in a prompt as it is.
+    name: str = Field(pattern=r"^[\w.-]{1,64}$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

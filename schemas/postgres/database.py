@@ -5,7 +5,7 @@ the turn rate); everything else goes through SQLAlchemy Core.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -42,8 +42,10 @@ T = TypeVar("T")
 class Database:
     """A pool of connections to one database. Threads may share it."""
 
-    def __init__(self, settings: DatabaseSettings) -> None:
+    def __init__(self, settings: DatabaseSettings, *, session: str = "") -> None:
+        """`session`: statements that set up each connection, where it keeps its session."""
         self._settings = settings
+        self._session = session
         self._engine = sqlalchemy.create_engine(
             # Only libpq reads the URL, in `_open_pooled`: SQLAlchemy knows no list of hosts.
             "postgresql+psycopg://",
@@ -73,7 +75,7 @@ class Database:
 
         With `pipeline` the statements and the commit travel together, in one round trip.
         """
-        with self._driver() as driver, driver.cursor(row_factory=namedtuple_row) as cursor:
+        with self._driver() as driver, _TransactionCursor(driver) as cursor:
             if pipeline:
                 with driver.pipeline():
                     yield cursor
@@ -81,6 +83,8 @@ class Database:
             else:
                 yield cursor
                 driver.commit()
+            if cursor.wakes:
+                _wake(cursor)
 
     def run(self, statement: str, params: Params | None = None) -> list[Any]:
         """Run a statement in its own transaction and one round trip. Its rows, if it has any, are
@@ -93,14 +97,13 @@ class Database:
         return self._run(statement, params, rows_of(kind))
 
     def _run(self, statement: str, params: Params | None, factory: RowFactory[T]) -> list[T]:
-        with self._driver() as driver, driver.cursor(row_factory=factory) as cursor:
-            driver.autocommit = True
-            try:
-                cursor.execute(statement, params)
-                return cursor.fetchall() if cursor.description else []
-            finally:
-                if not driver.closed:
-                    driver.autocommit = False
+        with (
+            self._driver() as driver,
+            driver.cursor(row_factory=factory) as cursor,
+            _autocommit(driver),
+        ):
+            cursor.execute(statement, params)
+            return cursor.fetchall() if cursor.description else []
 
     def connect(self, *, autocommit: bool = True) -> Link:
         """A connection with a session, for LISTEN and advisory locks: past any pooler.
@@ -112,6 +115,7 @@ class Database:
                 self._settings.session_url.get_secret_value(),
                 answer_timeout_s=self._settings.answer_timeout_s,
                 autocommit=autocommit,
+                session=self._session,
                 row_factory=namedtuple_row,
                 connect_timeout=self._settings.connect_timeout_s,
             )
@@ -165,12 +169,49 @@ class Database:
             self._settings.url.get_secret_value(),
             answer_timeout_s=self._settings.answer_timeout_s,
             is_pooled=self._settings.is_pooled,
+            session=self._session,
             **(options | {"connect_timeout": self._settings.connect_timeout_s}),
         )
 
     def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
         reason = str(error).strip().splitlines()
         return DatabaseUnavailable(f"PostgreSQL is unavailable: {reason[0] if reason else error!r}")
+
+
+@contextmanager
+def _autocommit(driver: psycopg.Connection[Any]) -> Iterator[None]:
+    driver.autocommit = True
+    try:
+        yield
+    finally:
+        if not driver.closed:
+            driver.autocommit = False
+
+
+class _TransactionCursor(psycopg.Cursor[Any]):
+    """Named tuples, and the channels to notify after the commit."""
+
+    def __init__(self, driver: psycopg.Connection[Any]) -> None:
+        super().__init__(driver, row_factory=namedtuple_row)
+        self.wakes: set[str] = set()
+
+
+def _wake(cursor: _TransactionCursor) -> None:
+    with suppress(*OUTAGES), _autocommit(cursor.connection):
+        for channel in cursor.wakes:
+            notify(cursor, channel)
+
+
+def notify_after_commit(cursor: Cursor, channel: str) -> None:
+    """Wake the listeners of a channel, who would also look by themselves before long.
+
+    PostgreSQL lets one transaction that notifies commit at a time, and one that has written
+    anything waits for the disk. So `Database.cursor` notifies in a transaction of its own.
+    """
+    if isinstance(cursor, _TransactionCursor):
+        cursor.wakes.add(channel)
+    else:
+        notify(cursor, channel)
 
 
 def notify(cursor: Cursor, channel: str, payload: str = "") -> None:

@@ -3,7 +3,8 @@
 A peer that vanished without a word is noticed by keepalives, and by TCP_USER_TIMEOUT while
 something is under way; without the latter Linux repeats itself for a quarter of an hour. Behind
 a load balancer that keeps dead connections open neither helps: there only a limit on the wait
-for an answer does. The server gets the same limits, lest a lock outlive whoever held it.
+for an answer does. The server gets the same limits, lest a lock outlive whoever held it: it looks
+for us during a statement, too, and ends one that nobody waits for any more.
 """
 
 import os
@@ -31,9 +32,15 @@ KEEPALIVE: dict[str, Any] = {
 _SESSION = """
 SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
 SET tcp_user_timeout = '10s'; SET idle_in_transaction_session_timeout = '10s';
+SET client_connection_check_interval = '2s';
 SET idle_session_timeout = 0; SET default_transaction_isolation = 'read committed';
 SET default_transaction_read_only = off; SET DateStyle = ISO; SET TimeZone = 'UTC'
 """
+
+#: For a process of few statements that read their tables by indexes: PostgreSQL plans each once for
+#: a connection. At every execution, planning would take longer than what is planned. Such a plan
+#: must not depend on how large the tables were when it was made.
+PLAN_ONCE = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off"
 
 #: Sent with the connection's first packet, which poolers understand.
 _STARTUP: dict[str, Any] = {"client_encoding": "UTF8"}
@@ -71,9 +78,12 @@ class Link(psycopg.Connection[Any]):
         answer_timeout_s: float,
         autocommit: bool = False,
         is_pooled: bool = False,
+        session: str = "",
         **options: Any,
     ) -> Self:
-        """Connect. Behind a pooler in transaction mode (`is_pooled`) there is no session: a SET
+        """Connect, and set up the session, by the statements of `session` too.
+
+        Behind a pooler in transaction mode (`is_pooled`) there is no session: a SET
         would reach whoever has the server connection next, and a prepared statement would be
         missed by it. The server's defaults count there, and `suitability` looks at them.
         """
@@ -83,7 +93,7 @@ class Link(psycopg.Connection[Any]):
             if is_pooled:
                 link.prepare_threshold = None
             else:
-                link.execute(_SESSION)
+                link.execute(f"{_SESSION}; {session}")
             link.autocommit = autocommit
         except BaseException:
             link.close()

@@ -44,7 +44,7 @@ def main(parent: int, death_signal: int, uid: int, command: list[str]) -> None:
     if os.getppid() != parent:
         sys.exit("The parent died before its child had started.")
     try:
-        os.execv(command[0], command)
+        os.execvp(command[0], command)
     except OSError as error:
         sys.exit(f"Cannot run {command[0]}: {error.strerror}.")
 

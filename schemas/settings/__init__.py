@@ -9,7 +9,7 @@ from turnmill.schemas.settings.api import APISettings
 from turnmill.schemas.settings.broker import BrokerSettings
 from turnmill.schemas.settings.database import DatabaseSettings
 from turnmill.schemas.settings.delivery import DeliverySettings
-from turnmill.schemas.settings.engine import DEFAULT_MODEL, EngineSettings
+from turnmill.schemas.settings.engine import DEFAULT_MODEL, EmbedderSettings, EngineSettings
 from turnmill.schemas.settings.flower import FlowerSettings
 from turnmill.schemas.settings.load import (
     CONFIG_FILE,
@@ -20,6 +20,7 @@ from turnmill.schemas.settings.load import (
     variable_names,
 )
 from turnmill.schemas.settings.log import LogSettings
+from turnmill.schemas.settings.media import FilesSettings, MediaSettings
 from turnmill.schemas.settings.retention import RetentionSettings
 from turnmill.schemas.settings.section import SecretUrl, Section
 from turnmill.schemas.settings.worker import WorkerSettings
@@ -33,9 +34,12 @@ __all__ = [
     "BrokerSettings",
     "DatabaseSettings",
     "DeliverySettings",
+    "EmbedderSettings",
     "EngineSettings",
+    "FilesSettings",
     "FlowerSettings",
     "LogSettings",
+    "MediaSettings",
     "RetentionSettings",
     "SecretUrl",
     "Section",

@@ -18,6 +18,9 @@ class APISettings(Section):
     #: turn goes on. Less than the clients' own timeout, which is 600 s for OpenAI's: a client that
     #: gives up first does not see the 504 and repeats the call as another turn.
     wait_s: float = Field(default=570.0, gt=0)
+    #: Seconds that the workers of a bot's model may be away, as while they are restarted, before
+    #: calls to the bot are answered with 503 `model_unavailable` at once.
+    model_grace_s: float = Field(default=60.0, ge=0)
     #: How long a streamed call waits for the first chunk before it sends its headers.
     stream_headers_s: float = Field(default=10.0, gt=0)
     #: Origins whose web pages may call the API (CORS), `https://chat.example.com`, or `*` for all;

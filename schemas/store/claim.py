@@ -5,8 +5,10 @@ from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.schemas.postgres.clock import IS_DUE
+from turnmill.schemas.routes import PAUSED_LANE
 from turnmill.schemas.store.changes import change
-from turnmill.schemas.turns import TurnState
+from turnmill.schemas.store.fleet.lanes import is_paused
+from turnmill.schemas.turns import Lane, TurnState
 
 _CLAIM = change(to=TurnState.RUNNING)
 
@@ -20,19 +22,31 @@ _CLAIM = change(to=TurnState.RUNNING)
 #:
 #: A turn that somebody holds is passed over: it is being claimed, cancelled or replayed. So is one
 #: in a conversation that is handed off, where only an older release's processes make a turn due.
+#: The hint of a turn whose batch is paused goes into the lane of such (`batches/sweep.py`); one
+#: whose lane is paused is dropped (`fleet/lanes.py`).
 #:
 #: The claim need not survive a crash of PostgreSQL: the turn is then simply queued again, and
 #: the fence names the worker beside the number. So it does not wait for the disk.
 CLAIM = f"""
 WITH hinted AS (
-    SELECT id, conversation_id, seq FROM turns
+    SELECT id, conversation_id, seq, batch_id FROM turns
     WHERE id = ANY(%(turns)s) AND {_CLAIM.guard} AND model = %(model)s
     ORDER BY id FOR UPDATE SKIP LOCKED
+), paused AS (
+    SELECT id FROM batches
+    WHERE id IN (SELECT batch_id FROM hinted) AND paused_at IS NOT NULL FOR SHARE
+), held AS (
+    UPDATE outbox o SET lane = '{PAUSED_LANE}', published_at = NULL, worker_id = NULL,
+        own_until = NULL
+    FROM hinted JOIN paused ON paused.id = hinted.batch_id
+    WHERE o.turn_id = hinted.id AND o.lane <> '{Lane.QUARANTINE}'
 ), hint AS (
     DELETE FROM outbox o USING hinted, conversations c
     WHERE o.turn_id = hinted.id AND {IS_DUE} AND o.lane = ANY(%(lanes)s)
+      AND NOT {is_paused("o.lane", "o.model")}
       AND c.id = hinted.conversation_id AND c.answered_seq = hinted.seq - 1
       AND c.handed_off_at IS NULL
+      AND (hinted.batch_id IS NULL OR hinted.batch_id NOT IN (SELECT id FROM paused))
     RETURNING o.turn_id, o.lane, o.worker_id, o.due_at
 ), turn AS (
     UPDATE turns t SET {_CLAIM.setting}, attempt = t.attempt + 1, worker_id = %(worker)s,
@@ -40,13 +54,17 @@ WITH hinted AS (
         started_at = coalesce(t.started_at, clock_timestamp())
     FROM hint WHERE t.id = hint.turn_id
     RETURNING t.id, t.conversation_id, t.seq, t.bot_id, t.attempt, t.failures, t.input, t.params,
-        t.lane, t.accepted_at, t.deadline_at, t.tenant_id, hint.lane AS hint_lane,
+        t.lane, t.accepted_at, t.deadline_at, t.tenant_id, t.user_key, hint.lane AS hint_lane,
         hint.worker_id = %(worker)s AS is_warm, hint.due_at
 ), attempt AS (
     INSERT INTO attempts (turn_id, number, worker_id, lane, is_warm)
     SELECT id, attempt, %(worker)s, hint_lane, is_warm FROM turn
 )
-SELECT turn.*, bots.instructions, kept.*,
+SELECT turn.*, bots.instructions, bots.policies ->> 'knowledge' AS knowledge,
+    coalesce(bots.policies -> 'memory', '{{}}') || coalesce((
+        SELECT policies -> 'memory' FROM conversations WHERE id = turn.conversation_id), '{{}}')
+        AS memory, bots.policies -> 'safety' AS safety,
+    coalesce((bots.policies ->> 'cites')::boolean, true) AS cites, kept.*,
     (SELECT count(*) FROM (SELECT FROM tenants LIMIT 2) AS t) > 1 AS has_neighbours,
     -- The clock was set back since: at most what the client gave.
     extract(epoch FROM turn.deadline_at - greatest(clock_timestamp(), turn.accepted_at))::float
@@ -80,11 +98,20 @@ class ClaimedRow(NamedTuple):
     accepted_at: datetime
     deadline_at: datetime | None
     tenant_id: UUID
+    user_key: str | None
     #: The lane that the hint came through.
     hint_lane: str
     is_warm: bool | None
     due_at: datetime
     instructions: str
+    #: Its bot's collection.
+    knowledge: str | None
+    #: Its conversation's `MemoryPolicy`, over its bot's, as JSON.
+    memory: dict[str, object]
+    #: `Safety` as JSON.
+    safety: dict[str, object] | None
+    #: Whether its replies cite it.
+    cites: bool
     kept_text: str
     kept_tokens: int
     next_position: int

@@ -9,7 +9,7 @@ _UNBEGUN = literals({TurnState.WAITING, TurnState.QUEUED})
 #: Lock the turn. A claim that is just being made is waited for, and then there is no such turn;
 #: a claim that comes later passes over the locked turn, whose hint is published anew.
 FIND_UNBEGUN = f"""
-SELECT id, seq, state, input FROM turns
+SELECT id, seq, state, input, params, deadline_at FROM turns
 WHERE conversation_id = %(conversation)s AND seq = %(last)s AND state IN ({_UNBEGUN})
   AND attempt = 0 AND batch_id IS NULL AND author IS NOT DISTINCT FROM %(author)s
 FOR NO KEY UPDATE
@@ -18,7 +18,7 @@ FOR NO KEY UPDATE
 #: The hint waits for what may still come, and at most five times as long in all.
 COLLECT = f"""
 WITH turn AS (
-    UPDATE turns SET input = %(input)s WHERE id = %(turn)s
+    UPDATE turns SET input = %(input)s, is_shared = true WHERE id = %(turn)s
     RETURNING id, accepted_at
 )
 UPDATE outbox SET is_immediate = false, published_at = NULL, worker_id = NULL, own_until = NULL,

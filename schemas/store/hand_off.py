@@ -42,7 +42,23 @@ WITH marked AS (
     SET handed_off_at = clock_timestamp(), handed_off_because = %(because)s
     FROM bots b WHERE b.id = c.bot_id AND c.id = ANY(%(conversations)s)
       AND c.handed_off_at IS NULL AND {_IS_WANTED}
-    RETURNING c.id, c.answered_seq, {_own("texts,handed_off")} #>> '{{}}' AS text
+    RETURNING c.id, c.tenant_id, c.answered_seq, {_own("texts,handed_off")} #>> '{{}}' AS text,
+        b.policies ->> 'knowledge' AS knowledge
+), gap AS (
+    -- What was asked last is a question that the bot did not get settled.
+    INSERT INTO knowledge_gaps (id, tenant_id, collection_id, turn_id, question, verdict)
+    SELECT n.id, marked.tenant_id, k.id, t.id, right(t.input -> -1 ->> 'content', 2000),
+        'taken_over'
+    FROM marked JOIN collections k
+        ON k.tenant_id = marked.tenant_id AND k.name = marked.knowledge
+    JOIN unnest(%(conversations)s::uuid[], %(gaps)s::uuid[]) AS n (conversation_id, id)
+        ON n.conversation_id = marked.id
+    CROSS JOIN LATERAL (
+        SELECT id, input FROM turns WHERE conversation_id = marked.id ORDER BY seq DESC LIMIT 1
+    ) AS t
+    WHERE jsonb_typeof(t.input -> -1 -> 'content') = 'string'
+        AND t.input -> -1 ->> 'role' = 'user'
+    ON CONFLICT (turn_id) DO NOTHING
 ), turn AS (
     UPDATE turns t SET {_HAND_OFF.setting}, settled_at = clock_timestamp(), leased_until = NULL
     FROM marked WHERE t.conversation_id = marked.id AND t.seq > marked.answered_seq
@@ -57,7 +73,7 @@ WITH marked AS (
     INSERT INTO deliveries
         (id, tenant_id, conversation_id, channel, target, kind, content, state)
     SELECT n.id, h.tenant_id, h.conversation_id, h.channel, h.target, 'notice',
-        coalesce(marked.text, %(text)s), '{DeliveryState.QUEUED}'
+        coalesce(%(says)s, marked.text, %(text)s), '{DeliveryState.QUEUED}'
     FROM marked JOIN channel_threads h ON h.conversation_id = marked.id
     JOIN unnest(%(conversations)s::uuid[], %(notices)s::uuid[]) AS n (conversation_id, id)
         ON n.conversation_id = marked.id
@@ -95,10 +111,12 @@ def hand_off(
     because: str,
     *,
     after_failure: bool = False,
+    says: str | None = None,
 ) -> None:
     """Hand conversations, which are locked, to people, and tell their threads.
 
     With `after_failure` only those are handed off whose policy wants it after a failed turn.
+    `says` is said instead of the policy's text; an empty one tells the platform, and not the user.
     """
     ids = list(conversation_ids)
     cursor.execute(_LOCK_OPEN, (ids,))
@@ -107,8 +125,10 @@ def hand_off(
         {
             "conversations": ids,
             "notices": [new_id() for _ in ids],
+            "gaps": [new_id() for _ in ids],
             "because": because,
             "text": Texts().handed_off,
+            "says": says,
             "after_failure": after_failure,
         },
     )

@@ -14,6 +14,12 @@ from turnmill.schemas.ids import first_id
 
 PARTITIONED = ("attempts", "replies")
 
+#: Storage of a month's partition: as migration 0028 explains.
+_STORAGE = {
+    "attempts": "WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 5000, "
+    "autovacuum_vacuum_cost_delay = 0)"
+}
+
 _NAME = re.compile(rf"({'|'.join(PARTITIONED)})_(before|default|\d{{4}}_\d\d)")
 
 
@@ -53,7 +59,8 @@ def create_month(table: str, month: Month) -> tuple[str, str]:
     """
     name = month.partition_of(table)
     return (
-        f"CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS INCLUDING INDEXES)",
+        f"CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS INCLUDING INDEXES) "
+        f"{_STORAGE.get(table, '')}",
         f"ALTER TABLE {table} ATTACH PARTITION {name} "
         f"FOR VALUES FROM ('{month.first_id}') TO ('{month.next().first_id}')",
     )

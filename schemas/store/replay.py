@@ -1,9 +1,10 @@
-"""Replay and drop: the two ways out of being parked."""
+"""Replay and drop: the two ways out of being parked. A batch replays what has failed, too."""
 
+from turnmill.schemas.routes import PAUSED_LANE
 from turnmill.schemas.store.changes import change
 from turnmill.schemas.turns import TurnState
 
-_REPLAY = change(TurnState.PARKED, to=TurnState.WAITING)
+_REPLAY = change(TurnState.PARKED, TurnState.FAILED, to=TurnState.WAITING)
 _PUT_BACK = change(TurnState.QUEUED, to=TurnState.WAITING)
 _DROP = change(TurnState.PARKED, to=TurnState.FAILED)
 
@@ -23,7 +24,9 @@ WITH replayed AS (
     UPDATE conversations c SET answered_seq = least(c.answered_seq, first.seq - 1)
     FROM first WHERE c.id = first.conversation_id
 ), put_back AS (
-    UPDATE turns t SET {_PUT_BACK.setting}, lane = o.lane FROM first, outbox o
+    UPDATE turns t SET {_PUT_BACK.setting},
+        lane = CASE o.lane WHEN '{PAUSED_LANE}' THEN t.lane ELSE o.lane END
+    FROM first, outbox o
     WHERE t.conversation_id = first.conversation_id AND t.seq > first.seq
       AND t.{_PUT_BACK.guard} AND o.turn_id = t.id
     RETURNING t.id

@@ -18,6 +18,7 @@ are not: their idempotency keys and numbers must be unique over all months.
 from datetime import datetime
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     DateTime,
@@ -99,6 +100,8 @@ bots = Table(
     #: How it behaves in conversations: `Policies`.
     Column("policies", JSONB, nullable=False, server_default="{}"),
     time_column("created_at", default_now=True),
+    #: It answers nobody any more; its conversations and turns are kept.
+    time_column("deleted_at"),
     UniqueConstraint("tenant_id", "name"),
 )
 
@@ -145,6 +148,10 @@ turns = Table(
     Column("batch_row", Integer),
     #: Who wrote it, where a conversation has several people: a platform's id of the person.
     Column("author", Text),
+    #: Whose memory it is told of (`users.key`); null: nobody's, or several people's.
+    Column("user_key", Text),
+    #: Several messages were collected into it: nobody may cancel it alone.
+    Column("is_shared", Boolean, nullable=False, server_default=text("false")),
     #: The number of the latest attempt: the fencing token.
     Column("attempt", Integer, nullable=False, server_default="0"),
     #: Attempts that count towards the limit (a hand-back at a drain does not) ...
@@ -165,6 +172,8 @@ turns = Table(
     Index("ix_turns_running", "model", postgresql_where=text("state = 'running'")),
     Index("ix_turns_waiting", "lane", postgresql_where=text("state = 'waiting'")),
     Index("ix_turns_parked", "lane", postgresql_where=text("state = 'parked'")),
+    Index("ix_turns_tenant_id_user_key", "tenant_id", "user_key",
+          postgresql_where=text("user_key IS NOT NULL")),
     Index("ix_turns_batch_id_batch_row", "batch_id", "batch_row",
           postgresql_where=text("batch_id IS NOT NULL")),
 )  # fmt: skip
@@ -264,7 +273,40 @@ batches = Table(
     Column("fingerprint", LargeBinary, nullable=False),
     Column("total", Integer, nullable=False),
     time_column("created_at", default_now=True),
+    #: A claim leaves its turns alone. Those of a cancelled batch are being cancelled, or have been.
+    time_column("paused_at"),
+    time_column("resumed_at"),
+    time_column("cancelled_at"),
+    #: The row up to which its turns know of that; null: all do.
+    Column("swept_row", Integer),
+    #: Why it is there, where no user wants its replies (`batches/purpose.py`). Null: a backlog.
+    Column("purpose", Text),
     UniqueConstraint("tenant_id", "fingerprint"),
+)
+
+#: How many turns of a batch went from one state into another, except into `running`. A trigger of
+#: the database adds a row for each statement that adds turns and for each turn that changes its
+#: state, so nobody waits for a common counter; workers merge the rows (`batches/moves.py`).
+batch_moves = Table(
+    "batch_moves",
+    metadata,
+    Column("batch_id", Uuid, nullable=False),
+    #: Null: the turns were accepted.
+    Column("old_state", Text),
+    Column("new_state", Text, nullable=False),
+    Column("turns", Integer, nullable=False),
+    #: Of the failure that the turns came to, or left.
+    Column("error_code", Text),
+    #: One of the turns that failed.
+    Column("turn_id", Uuid),
+    #: Of their replies.
+    Column("prompt_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("completion_tokens", BigInteger, nullable=False, server_default="0"),
+    time_column("first_at", default_now=True),
+    time_column("last_at", default_now=True),
+    Column("is_merged", Boolean, nullable=False, server_default=text("false")),
+    Index("ix_batch_moves_batch_id", "batch_id"),
+    Index("ix_batch_moves_unmerged", "batch_id", "last_at", postgresql_where=text("NOT is_merged")),
 )
 
 worker_liveness = Table(
@@ -292,6 +334,25 @@ worker_liveness = Table(
     Column("unavailable_because", Text),
     #: The lanes for which it has a queue of its own. Old workers, which do not know it, have none.
     Column("own_lanes", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    #: When an operator asked it to drain, and who did.
+    time_column("drain_asked_at"),
+    Column("drain_asked_by", Text),
+    #: Since when it drains, whoever asked for that.
+    time_column("draining_since"),
+    #: By lane: the turns that it ended in the last 60 s, and in the last 300 s.
+    Column("ended_lately", JSONB),
+)
+
+#: Lanes whose turns nobody claims.
+lane_pauses = Table(
+    "lane_pauses",
+    metadata,
+    Column("lane", Text, primary_key=True),
+    #: Empty: of all models.
+    Column("model", Text, primary_key=True),
+    time_column("paused_at", default_now=True),
+    Column("paused_by", Text, nullable=False),
+    Column("reason", Text, nullable=False),
 )
 
 #: One row, made by the migration.

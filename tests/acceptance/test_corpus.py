@@ -152,7 +152,9 @@ def test_the_corpus_is_answered_without_a_gap_and_in_order(stack: UpStack, tmp_p
     assert f"{len(rows)} of {len(rows)} completed" in stack.turnmill(
         "batch", "status", batch.group()
     )
-    stack.turnmill("batch", "results", batch.group()[:20], "-o", str(tmp_path / "again.csv"))
+    stack.turnmill(
+        "batch", "results", batch.group()[:20], "--raw", "-o", str(tmp_path / "again.csv")
+    )
     with (tmp_path / "again.csv").open(encoding="utf-8", newline="") as file:
         cells = list(csv.DictReader(file))
     assert [cell["id"] for cell in cells] == [row["id"] for row in rows]
@@ -273,7 +275,7 @@ def test_ctrl_c_stops_all_and_the_next_start_still_has_the_turns(stack: UpStack)
     (conversation,) = set(CONVERSATION.findall(said))
     before = stack.get(f"/conversations/{conversation}").json()
     assert stack.terminal.processes()
-    assert stack.press_ctrl_c() == 0
+    assert stack.press_ctrl_c() == 130
     assert stack.terminal.processes() == []
     assert not (stack.terminal.folder / "stack.json").exists()
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
+
 Eventually = Callable[..., None]
 
 SAMPLE = Path(__file__).parents[2] / "infra" / "samples" / "tickets.jsonl"
@@ -33,13 +35,31 @@ def assert_each_row_has_a_reply_or_a_reason(backlog: Path, results: Path) -> Non
     for answer in answers:
         match answer["state"]:
             case "completed":
-                assert answer["completion_tokens"] > 0
+                # What the bot says by itself costs no token.
+                assert answer["completion_tokens"] > 0 or answer["reply"]
                 assert answer["error"] is None
             case "failed":
                 assert answer["error"]["code"]
             case state:
                 raise AssertionError(f"{answer['id']} is {state}")
     assert any(answer["reply"] for answer in answers)
+
+
+def assert_replies_show_their_documents_or_that_there_are_none(
+    said: str, answers: list[dict[str, Any]]
+) -> None:
+    assert re.search(
+        r"│ parcel-late +│ documents +│ delivery.md: Delivery › My parcel is late", said
+    )
+    assert re.search(r"│ [a-z0-9-]+ +│ the bot +│ I am not sure: I found nothing", said)
+    counted = re.search(r"(\d+) of 48 were answered from documents, (\d+) asked back, (\d+)", said)
+    assert counted is not None
+    answered, asked, unsure = map(int, counted.groups())
+    assert answered > 36
+    assert asked > 0
+    assert answered + asked + unsure == 48
+    own = [each for each in answers if each["completion_tokens"] == 0]
+    assert len(own) == asked + unsure
 
 
 def results_named_in(output: str) -> Path:
@@ -72,24 +92,31 @@ def test_the_demo_answers_all_of_its_tickets_and_leaves_nothing_running(
     make_terminal: Callable[..., Any], tmp_path: Path
 ) -> None:
     terminal = make_terminal()
-    demo = terminal.run("demo", "--max-tokens", "3", timeout_s=180)
+    demo = terminal.run("demo", "--max-tokens", "3", timeout_s=360)
     assert demo.returncode == 0, demo.stdout + demo.stderr
     results = results_named_in(demo.stdout)
     assert results.is_relative_to(terminal.folder)
-    assert len(read_rows(results)) == 42
+    assert len(read_rows(results)) == 48
     assert_each_row_has_a_reply_or_a_reason(SAMPLE, results)
-    assert "0/42 done" in demo.stdout
-    assert "42/42 done" in demo.stdout
+    assert "0/48 done" in demo.stdout
+    assert "48/48 done" in demo.stdout
     assert re.search(r"│ parcel-late +│ Hi, my parcel was due", demo.stdout)
-    assert "turns      42 of 42 completed, 0 failed" in demo.stdout
-    assert "attempts   42" in demo.stdout
+    assert re.search(r"│ address-zh +│ 地址填错了", demo.stdout)
+    assert (
+        len({cell_len(line) for line in demo.stdout.splitlines() if line[:1] in list("┏┡│└")}) == 1
+    )
+    assert "turns      48 of 48 completed, 0 failed" in demo.stdout
+    assert "attempts   48" in demo.stdout
     assert re.search(r"p50 [\d.]+ s, p95 [\d.]+ s from acceptance to reply", demo.stdout)
     assert re.search(r"[\d,]+ completion, [\d,.]+ tokens/s", demo.stdout)
+    assert_replies_show_their_documents_or_that_there_are_none(demo.stdout, read_rows(results))
     assert terminal.processes() == []
     assert not (terminal.folder / "stack.json").exists()
 
     own = tmp_path / "own.jsonl"
     own.write_text("".join(f'{{"prompt": "Say {n}."}}\n' for n in range(1, 6)))
+    # What a model says to them, the first run has shown.
+    terminal.environment["TURNMILL_ENGINE__NAME"] = "echo"
     status, shown = run_on_screen(terminal, "demo", str(own), "--max-tokens", "4")
     assert status == 0, shown
     assert "Starting" in shown
@@ -106,7 +133,7 @@ def test_ctrl_c_ends_the_demo_and_all_of_its_processes(
     log = terminal.folder / "demo.log"
     with log.open("wb") as output:
         demo: subprocess.Popen[bytes] = terminal.start("demo", output=output)
-    eventually(lambda: b"0/42 done" in log.read_bytes() or demo.poll() is not None, 60)
+    eventually(lambda: b"0/48 done" in log.read_bytes() or demo.poll() is not None, 60)
     os.killpg(demo.pid, signal.SIGINT)
     assert demo.wait(timeout=60) == INTERRUPTED, log.read_text()
     said = log.read_text()

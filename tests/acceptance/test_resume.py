@@ -2,6 +2,7 @@
 watches. Run again, it goes on; no row is accepted, answered or written twice.
 """
 
+import functools
 import json
 import shlex
 import signal
@@ -13,6 +14,15 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.exports import (
+    TITLES,
+    csv_rows,
+    help_desk_csv,
+    help_desk_row,
+    help_desk_xlsx,
+    xlsx_rows,
+)
+
 Eventually = Callable[..., None]
 SendsSignal = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 
@@ -20,6 +30,9 @@ INTERRUPTED, USAGE = 130, 64
 
 #: Rows accepted in one transaction are 500: with these, a submission takes two.
 ROWS_BEFORE_GATE, ROWS = 500, 600
+
+ROWS_OF_EXPORT = 300
+EXPORT = range(1, ROWS_OF_EXPORT + 1)
 
 #: An advisory lock that rows behind the gate wait for: it stops a submission between two rows.
 GATE = 20_260_101
@@ -62,16 +75,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def run_again(system: Any, backlog: Path, results: Path) -> None:
-    again = system.start("batch", "run", str(backlog), "-o", str(results))
+    again = system.start("batch", "run", str(backlog), "-o", str(results), "--overwrite")
     assert again.wait(60) == 0, again.log.read_text()
 
 
-def commands_named(said: str) -> list[list[str]]:
-    """The commands that an interrupted run advises, as a shell would read them."""
-    advice = said[said.index("turnmill batch") :]
-    words = [shlex.split(command) for command in advice.split("&&")]
-    assert len(words) == 2
-    return [command[1:] for command in words]
+def command_named(said: str) -> list[str]:
+    """The command that an interrupted run advises, as a shell would read it."""
+    return shlex.split(said[said.index("turnmill batch") :])[1:]
 
 
 def assert_each_row_ran_once(system: Any, backlog: Path, results: Path) -> None:
@@ -129,12 +139,48 @@ def test_a_run_that_was_cut_off_while_watching_ends_with_all_results(
     if number is signal.SIGINT:
         assert status == INTERRUPTED
         assert "nothing is lost" in first.log.read_text()
-        for command in commands_named(first.log.read_text()):
-            following = system.start(*command)
-            assert following.wait(60) == 0, following.log.read_text()
+        following = system.start(*command_named(first.log.read_text()))
+        assert following.wait(60) == 0, following.log.read_text()
         assert len(read_rows(results)) == len(rows)
     run_again(system, backlog, results)
     assert_each_row_ran_once(system, backlog, results)
+
+
+def has_answered(system: Any, run: Any, count: int) -> bool:
+    return system.count("state = 'completed'") >= count or not run.is_running
+
+
+@pytest.mark.parametrize("suffix", ["csv", "xlsx"])
+def test_export_of_a_help_desk_that_was_killed_twice_keeps_its_columns_and_gains_three(
+    system: Any, tmp_path: Path, suffix: str, eventually: Eventually
+) -> None:
+    path = tmp_path / f"export.{suffix}"
+    (help_desk_csv if suffix == "csv" else help_desk_xlsx)(path)
+    prompt = ("--template", r"[[wait=0.1]] {Betreff}\n{Beschreibung}")
+    command = ("batch", "run", str(path), "--id", "Ticket", *prompt)
+    for answered in (50, 150):
+        run = system.start(*command)
+        eventually(functools.partial(has_answered, system, run, answered))
+        run.send(signal.SIGKILL)
+        run.wait(30)
+        assert system.count("state = 'completed'") < ROWS_OF_EXPORT
+    assert system.start(*command).wait(60) == 0
+
+    output = tmp_path / f"export-results.{suffix}"
+    if suffix == "csv":
+        (head, *rows), given = csv_rows(output, ";"), [TITLES, *map(help_desk_row, EXPORT)]
+    else:
+        (head, *rows), given = xlsx_rows(output), xlsx_rows(path)
+    assert [head[0].lstrip("\ufeff"), *head[1:]] == [
+        *given[0], "question", "reply", "state", "error",
+    ]  # fmt: skip
+    assert [row[: len(TITLES)] for row in rows] == given[1:]
+    for row in rows:
+        question, reply, state, error = row[len(TITLES) :]
+        assert question == f"[[wait=0.1]] {row[5]}\n{row[6]}"
+        assert (reply, state, error or "") == (f"{row[5]}\n{row[6]}", "completed", "")
+    for table in ("turns", "attempts", "replies"):
+        assert system.database.run(f"SELECT count(*) AS n FROM {table}")[0].n == ROWS_OF_EXPORT
 
 
 def test_a_batch_answered_while_nobody_watched_only_has_its_results_written(

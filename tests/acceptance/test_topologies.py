@@ -21,5 +21,5 @@ def test_nothing_is_lost_doubled_or_reordered_when_the_leader_dies(
 ) -> None:
     if broker.startswith("rabbitmq"):
         require_rabbitmq()
-    storm = make_storm("failover", broker, Options(seed=20261124, turns=450))
+    storm = make_storm("failover", broker, Options(seed=20261124, turns=300))
     assert run_storms([(storm, broker)], tmp_path, database, Console(width=100))

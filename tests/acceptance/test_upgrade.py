@@ -175,3 +175,30 @@ def test_an_upgrade_under_load_loses_doubles_and_reorders_nothing(
         assert rows("SELECT turn_id FROM outbox UNION ALL SELECT turn_id FROM chunks") == []
         late = f"SELECT DISTINCT worker_id FROM attempts WHERE started_at > '{upgraded.at}'"
         assert len(rows(late)) == 2, "workers of both releases answered after the migration"
+
+
+def test_after_a_rollback_the_release_of_before_answers_on_the_newer_database(
+    releases: tuple[Release, Release],
+    tmp_path: Path,
+    empty_database_url: str,
+    eventually: Callable[..., None],
+) -> None:
+    before, after = releases
+    for name in ("first", "second"):
+        write_backlog(tmp_path / f"{name}.jsonl")
+    after.run("db", "upgrade")
+    after.start_answering(eventually)
+    first = after.start("batch", "run", str(tmp_path / "first.jsonl"), "--name", "first")
+    completed = "SELECT FROM turns WHERE state = 'completed'"
+    with psycopg.connect(empty_database_url, autocommit=True) as link:
+        eventually(lambda: len(link.execute(completed).fetchall()) > 20, 60)
+        # The new release ends in the middle of its turns, without a word.
+        after.close()
+        assert first.poll() is not None
+        before.start_answering(eventually)
+        before.run("batch", "run", str(tmp_path / "second.jsonl"), "--name", "second")
+        open_turns = "SELECT FROM turns WHERE state IN ('waiting', 'queued', 'running')"
+        eventually(lambda: link.execute(open_turns).fetchall() == [], 60)
+        answers = "SELECT count(*) FROM attempts WHERE outcome = 'answered' GROUP BY turn_id"
+        assert {row[0] for row in link.execute(answers)} == {1}
+        assert link.execute(_OVERTAKEN).fetchall() == []

@@ -35,7 +35,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = prompt_of(body)
         if self.path == "/tokenize":
-            count = self.engine.count_tokens(prompt.messages) + len(prompt.prefix.split())
+            count = self.engine.count_tokens(prompt)
             self.answer({"count": count})
         else:
             self.stream(prompt, body)
@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        prompt_tokens = self.engine.count_tokens(prompt.messages) + len(prompt.prefix.split())
+        prompt_tokens = self.engine.count_tokens(prompt)
         params = GenerationParams(max_tokens=body["max_tokens"], seed=body.get("seed"))
         count = 0
         for chunk in self.engine.generate(prompt, params, Abort()):

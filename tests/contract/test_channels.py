@@ -4,124 +4,51 @@ There is no broker: nothing on the way from an event to its 2xx needs one.
 """
 
 import json
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import replace
 
-import httpx
 import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from turnmill.producer.api.app import Server
 from turnmill.producer.channels.registry import CHANNELS
-from turnmill.producer.tenants import create_key, ensure_defaults
 from turnmill.schemas.channels.policies import Texts
-from turnmill.schemas.channels.sections import SECTIONS
-from turnmill.schemas.content import text_of
+from turnmill.schemas.channels.sections.registry import SECTIONS
 from turnmill.schemas.errors import DatabaseUnavailable
-from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.settings import Settings, load_settings
-from turnmill.schemas.tenants import Scope
 
-from .channel_peers import PEERS, Peer, Sent
+from .channel_site import Replicas, Site, running_replicas
+from .peers.base import Sent
+from .peers.registry import PEERS
 
 ANOTHER_SECRET = "whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0"  # noqa: S105
 #: How the names of headers end that say who sent a request, and when.
-SIGNATURES = ("signature", "timestamp", "token", "signature-256")
+SIGNATURES = (
+    "authorization", "ed25519", "sign", "signature", "timestamp", "token", "signature-256",
+)  # fmt: skip
+#: Values that no signature has.
+WRONG = ("", "v0=", "v1,", "é", "1e9", "9" * 400)
 RTL = "שלום 👩‍👩‍👧 مرحبا"
 CODE = "How?\n```\n<@U0BOT> if a < b && c > d: `x`\n```"
 
 
-class Site:
-    """A database, and replicas of the API with one channel, `peer`."""
-
-    def __init__(self, peer: Peer, settings: Settings, urls: list[str]) -> None:
-        self.peer = peer
-        self.settings = settings
-        self.database = Database(settings.database)
-        tenant_id = ensure_defaults(self.database, settings)
-        self._key = create_key(self.database, tenant_id, "test", Scope)
-        self._urls = urls
-        self.http = httpx.Client(timeout=30)
-
-    def post(self, sent: Sent, replica: int = 0, **headers: str) -> httpx.Response:
-        url = f"{self._urls[replica]}/channels/peer"
-        given = {name: value.encode("latin-1") for name, value in (sent.headers | headers).items()}
-        return self.http.post(url, content=sent.body, headers=given)
-
-    def send(self, payload: object, replica: int = 0) -> httpx.Response:
-        """Sign and send what the platform would."""
-        return self.post(self.peer.sign(self.peer.encode(payload)), replica)
-
-    def inputs(self) -> list[str]:
-        """The texts of the users' messages, in order."""
-        rows = self.database.run("SELECT input FROM turns ORDER BY id")
-        return [text_of(message["content"]) for row in rows for message in row.input]
-
-    def count(self, table: str) -> int:
-        return int(self.database.run(f"SELECT count(*) AS n FROM {table}")[0].n)
-
-    def outcomes(self) -> dict[str, float]:
-        """What became of events, by the first replica's metrics."""
-        answer = self.http.get(
-            f"{self._urls[0]}/metrics", headers={"Authorization": f"Bearer {self._key}"}
-        )
-        prefix = 'turnmill_channel_events_total{channel="peer",outcome="'
-        lines = [line for line in answer.text.splitlines() if line.startswith(prefix)]
-        pairs = (line.removeprefix(prefix).split('"} ') for line in lines)
-        return {name: float(value) for name, value in pairs}
+@pytest.fixture(scope="module")
+def replicas(
+    module_database_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    eventually: Callable[..., None],
+) -> Iterator[Replicas]:
+    peers = {kind: PEERS[kind]() for kind in CHANNELS}
+    folder = tmp_path_factory.mktemp("site")
+    with running_replicas(peers, module_database_url, folder, eventually) as replicas:
+        yield replicas
 
 
 @pytest.fixture(params=CHANNELS)
-def site(
-    request: pytest.FixtureRequest,
-    database_url: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    eventually: Callable[..., None],
-) -> Iterator[Site]:
-    peer = PEERS[request.param]()
-    for name, value in peer.variables.items():
-        monkeypatch.setenv(name, value)
-    file = tmp_path / "turnmill.toml"
-    head = f'[bots.helper]\n[channels.peer]\nkind = "{request.param}"\nbot = "helper"\n'
-    file.write_text(head + peer.section)
-    settings = load_settings(
-        data=tmp_path,
-        config=file,
-        database={"url": database_url, "connect_timeout_s": 2},
-        engine={"name": "echo", "model": "echo"},
-    )
-    with ExitStack() as stack:
-        urls = [stack.enter_context(serving(settings, eventually)) for _ in range(2)]
-        site = Site(peer, settings, urls)
-        for url in urls:
-            # What FastAPI prepares at the first call is not made for two apps in one process.
-            assert site.http.get(f"{url}/channels/nobody").status_code == 404
-        stack.callback(site.database.close)
-        stack.callback(site.http.close)
-        eventually(lambda: site.database.run("SELECT 1 FROM bots WHERE name = 'helper'"))
-        yield site
-
-
-@contextmanager
-def serving(settings: Settings, eventually: Callable[..., None]) -> Iterator[str]:
-    """An API in a thread; its URL."""
-    server = Server(settings)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            eventually(lambda: server.started)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+def site(request: pytest.FixtureRequest, replicas: Replicas) -> Site:
+    return replicas.site(request.param)
 
 
 def test_every_channel_has_a_peer_and_a_section() -> None:
@@ -144,22 +71,28 @@ def signs_body(site: Site) -> bool:
 def test_what_is_signed_here_is_valid_to_the_platforms_library(site: Site) -> None:
     sent = site.peer.sign(site.peer.encode(site.peer.message(RTL)))
     assert site.peer.is_valid(sent)
-    assert site.peer.is_valid(Sent(sent.headers, sent.body + b" ")) is not signs_body(site)
+    longer = replace(sent, body=sent.body + b" ")
+    assert site.peer.is_valid(longer) is not signs_body(site)
 
 
 def test_a_request_that_is_not_signed_by_the_platform_is_refused(site: Site) -> None:
     good = site.peer.sign(site.peer.encode(site.peer.message("hi")))
     another = site.peer.sign(good.body, secret=ANOTHER_SECRET)
-    changed = [Sent(good.headers, good.body + b" ")] if signs_body(site) else []
+    changed = [replace(good, body=good.body + b" ")] if signs_body(site) else []
     wrong = [
         another,
         *changed,
-        Sent({"Content-Type": "application/json"}, good.body),
+        Sent({"Content-Type": good.headers["Content-Type"]}, good.body),
         *(
-            Sent({**good.headers, name: value}, good.body)
+            replace(good, headers={**good.headers, name: value})
             for name in good.headers
             if name.lower().endswith(SIGNATURES)
-            for value in ("", "v0=", "v1,", "é", "1e9", "9" * 400)
+            for value in WRONG
+        ),
+        *(
+            replace(good, query={**good.query, name: value})
+            for name in good.query
+            for value in WRONG
         ),
     ]
     assert not any(map(site.peer.is_valid, [another, *changed]))
@@ -201,8 +134,8 @@ def test_an_event_that_arrives_at_two_replicas_at_once_is_one_turn(site: Site) -
 
 def test_another_content_type_is_refused(site: Site) -> None:
     sent = site.peer.sign(site.peer.encode(site.peer.message("hi")))
-    headers = {**sent.headers, "Content-Type": "text/xml"}
-    assert site.post(Sent(headers, sent.body)).status_code == 415
+    headers = {**sent.headers, "Content-Type": "text/csv"}
+    assert site.post(replace(sent, headers=headers)).status_code == 415
     assert site.inputs() == []
 
 
@@ -257,6 +190,22 @@ def test_a_text_arrives_as_it_was_typed(site: Site, text: str) -> None:
     assert site.inputs() == [text]
 
 
+def test_a_text_that_is_too_long_is_cut_and_its_user_is_told_or_refused(site: Site) -> None:
+    answer = site.send(site.peer.message("x" * 40_001))
+    if answer.status_code == 400:
+        assert site.inputs() == []
+        return
+    assert site.inputs() == ["x" * 40_000]
+    rows = site.database.run("SELECT kind, content FROM deliveries ORDER BY ordinal")
+    assert [(row.kind, row.content) for row in rows] == [
+        ("notice", Texts().shortened),
+        ("reply", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "site", [kind for kind, peer in PEERS.items() if peer.is_json], indirect=True
+)
 def test_what_postgres_cannot_store_is_replaced(site: Site) -> None:
     body = site.peer.encode(site.peer.message("a MARK b"))
     body = body.replace(b"MARK", b"\\u0000 \\ud800")
@@ -268,7 +217,7 @@ def test_without_a_database_the_platform_is_asked_to_send_again(
     site: Site, postgres_url: str, eventually: Callable[..., None]
 ) -> None:
     name = site.settings.database.url.get_secret_value().rpartition("/")[2]
-    payload = site.peer.message("hi")
+    payload = site.peer.message("hi", "Ev0001")
     with psycopg.connect(postgres_url, autocommit=True) as admin:
         admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         admin.execute(
@@ -276,7 +225,8 @@ def test_without_a_database_the_platform_is_asked_to_send_again(
         )
         assert site.send(payload).status_code == 503
         admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-        eventually(lambda: site.send(payload).status_code == 200)
+        for replica in (0, 1):
+            eventually(lambda replica=replica: site.send(payload, replica).status_code == 200)
     # The pool's connections of before fail once.
     with suppress(DatabaseUnavailable):
         site.inputs()
@@ -284,9 +234,9 @@ def test_without_a_database_the_platform_is_asked_to_send_again(
 
 
 def test_an_unknown_channel_and_another_method_are_refused_in_words(site: Site) -> None:
-    url = f"{site._urls[0]}/channels"
-    assert site.http.post(f"{url}/nobody").status_code == 404
-    answer = site.http.get(f"{url}/peer")
+    url = site.urls[0]
+    assert site.http.post(f"{url}-of-nobody").status_code == 404
+    answer = site.http.get(url)
     refusal = (405, "POST") if site.peer.methods == "POST" else (401, None)
     assert (answer.status_code, answer.headers.get("Allow")) == refusal
 

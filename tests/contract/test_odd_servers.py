@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import structlog
 from structlog.testing import capture_logs
 
 from turnmill.schemas.errors import EngineFailure, EngineUnavailable, InvalidInput, TurnmillError
@@ -108,7 +107,6 @@ def test_every_reason_ends_the_reply(ask: Ask, odd: OddServer, said: str, means:
 
 def test_an_unknown_reason_is_logged_once(ask: Ask, odd: OddServer) -> None:
     odd.says = event(chunk("Hello", "bored")) + DONE
-    structlog.reset_defaults()
     with capture_logs() as logs:
         assert [end_of(ask()) for _ in range(3)] == [("Hello", "stop")] * 3
     told = [line["reason"] for line in logs if line["event"] == "replica.unknown_finish_reason"]

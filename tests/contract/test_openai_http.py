@@ -194,7 +194,7 @@ def test_an_old_llama_cpp_is_taken_as_it_is(ask: Any) -> None:
     assert not ask.engine.capabilities.continues
     assert ask.engine.context_window == 256
     assert sum(chunk.token_count for chunk in reply) == 2
-    assert reply[-1].prompt_tokens == ask.engine.count_tokens(PROMPT.messages) == 3
+    assert reply[-1].prompt_tokens == ask.engine.count_tokens(PROMPT) == 3
 
 
 def test_a_turn_that_meets_a_connection_being_closed_is_asked_again(ask: Any) -> None:

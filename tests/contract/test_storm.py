@@ -81,7 +81,7 @@ def text_of(chunks: list[Chunk]) -> str:
 def longest_that_fits(engine: Engine) -> str:
     """As many words as leave room for a few tokens of a reply."""
     words = "one fox, "
-    few, more = (engine.count_tokens(ask(words * count).messages) for count in (5, 10))
+    few, more = (engine.count_tokens(ask(words * count)) for count in (5, 10))
     each = (more - few) / 5
     return words * int((engine.context_window - 4 - few + 5 * each) / each)
 

@@ -15,11 +15,16 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-import turnmill.schemas.store.channels.tables  # noqa: F401 - adds its tables to the metadata
+import turnmill.schemas.store.channels.tables
+import turnmill.schemas.store.files.tables
+import turnmill.schemas.store.memory.tables
+import turnmill.schemas.store.studies.tables  # noqa: F401 - likewise
 from turnmill.infra import migrations
 from turnmill.infra.migrations import current_revision, head_revision, upgrade
+from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.ids import first_id
-from turnmill.schemas.store.partitions import PARTITIONED, is_partition
+from turnmill.schemas.store.fleet.liveness import LIVENESS_LOCK_CLASS
+from turnmill.schemas.store.partitions import PARTITIONED, Month, create_month, is_partition
 from turnmill.schemas.store.tables import attempts, metadata, replies
 
 
@@ -227,3 +232,141 @@ def table_oids(engine: sa.Engine, suffix: str = "") -> list[int]:
     with engine.connect() as connection:
         oid = sa.text("SELECT CAST(CAST(:name AS regclass) AS oid)")
         return [connection.execute(oid, {"name": t + suffix}).scalar_one() for t in PARTITIONED]
+
+
+def storage(engine: sa.Engine) -> dict[str, set[str]]:
+    """The storage parameters of each table that has some."""
+    statement = (
+        "SELECT relname, reloptions FROM pg_class WHERE relkind = 'r' AND reloptions <> '{}'"
+    )
+    with engine.connect() as connection:
+        return {row.relname: set(row.reloptions) for row in connection.execute(sa.text(statement))}
+
+
+def test_tables_that_change_with_each_turn_are_vacuumed_by_the_number_of_dead_rows(
+    engine: sa.Engine, empty_database_url: str
+) -> None:
+    upgrade(empty_database_url)
+    found = storage(engine)
+    hot = {"outbox", "chunks", "worker_liveness", "deliveries", "turns", "conversations"}
+    months = {name for name in found if name.startswith("attempts_")}
+    assert {"attempts_before", "attempts_default"} < months
+    for table in hot | months:
+        (factor,) = (each for each in found[table] if "vacuum_scale_factor" in each)
+        assert float(factor.partition("=")[2]) <= 0.01, table
+
+
+def test_a_month_made_later_is_stored_as_those_that_were_migrated(
+    engine: sa.Engine, empty_database_url: str
+) -> None:
+    upgrade(empty_database_url)
+    later = Month(2999, 1)
+    with engine.begin() as connection:
+        for table in PARTITIONED:
+            for statement in create_month(table, later):
+                connection.execute(sa.text(statement))
+    found = storage(engine)
+    assert found[later.partition_of("attempts")] == found["attempts_default"]
+    assert found.get(later.partition_of("replies")) == found.get("replies_default")
+
+
+def test_the_storage_is_changed_while_turns_are_read_and_written(
+    engine: sa.Engine, empty_database_url: str
+) -> None:
+    """It waits for no transaction of the lanes, and they wait for none of it."""
+    upgrade(empty_database_url, "0027")
+    with psycopg.connect(empty_database_url) as busy:
+        for table in ("turns", "outbox", "attempts", "conversations"):
+            busy.execute(f"SELECT * FROM {table} FOR UPDATE" if table != "attempts"
+                         else "DELETE FROM attempts")  # fmt: skip
+        upgrade(empty_database_url, "0028")
+    assert "outbox" in storage(engine)
+
+
+#: Makes counting take longer than turns can wait: each row that is counted takes six seconds.
+_SLOW_COUNTING = """
+CREATE FUNCTION slow_down() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF to_regclass('batch_moves') IS NOT NULL THEN
+        ALTER TABLE batch_moves ADD CHECK (pg_sleep(6)::text = '');
+    END IF;
+END $$;
+CREATE EVENT TRIGGER slow_down ON ddl_command_end WHEN TAG IN ('CREATE TABLE')
+EXECUTE FUNCTION slow_down();
+INSERT INTO tenants (id, name) VALUES (gen_random_uuid(), 'acme');
+INSERT INTO turns
+    (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params, batch_id)
+SELECT gen_random_uuid(), id, gen_random_uuid(), 1, gen_random_uuid(), 'm', 'batch', 'queued',
+    '[]', '{}', gen_random_uuid() FROM tenants
+"""
+_WORKER = """
+INSERT INTO worker_liveness (id, host, pid, model, engine, lanes, slots, lock_key)
+VALUES (gen_random_uuid(), 'here', 1, 'm', 'echo', '{batch}', 1, 7)
+"""
+
+
+def test_a_lock_that_running_turns_could_not_wait_for_is_kept_only_where_no_worker_lives(
+    empty_database_url: str,
+) -> None:
+    upgrade(empty_database_url, "0019")
+    with psycopg.connect(empty_database_url, autocommit=True) as link:
+        link.execute("SET session_replication_role = replica")
+        link.execute(_SLOW_COUNTING)
+        with psycopg.connect(empty_database_url, autocommit=True) as worker:
+            worker.execute(_WORKER)
+            worker.execute("SELECT pg_advisory_lock(%s, 7)", (LIVENESS_LOCK_CLASS,))
+            with pytest.raises(DatabaseUnavailable, match=r"Nothing was changed.*stop the workers"):
+                upgrade(empty_database_url, "0020")
+        assert link.execute("SELECT version_num FROM alembic_version").fetchone() == ("0019",)
+        upgrade(empty_database_url, "0020")
+        assert link.execute("SELECT new_state, turns FROM batch_moves").fetchall() == [
+            ("queued", 1)
+        ]
+
+
+#: Makes each index take longer than turns can wait.
+_SLOW_INDEX = """
+CREATE FUNCTION slow_down() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM pg_sleep(6);
+END $$;
+CREATE EVENT TRIGGER slow_down ON ddl_command_start WHEN TAG IN ('CREATE INDEX')
+EXECUTE FUNCTION slow_down()
+"""
+
+
+@pytest.mark.parametrize("revision", ["0030", "0033"])
+def test_an_index_that_running_turns_could_not_wait_for_is_not_built_while_a_worker_lives(
+    empty_database_url: str, revision: str
+) -> None:
+    before = f"{int(revision) - 1:04}"
+    upgrade(empty_database_url, before)
+    with psycopg.connect(empty_database_url, autocommit=True) as link:
+        link.execute(_SLOW_INDEX)
+        with psycopg.connect(empty_database_url, autocommit=True) as worker:
+            worker.execute(_WORKER)
+            worker.execute("SELECT pg_advisory_lock(%s, 7)", (LIVENESS_LOCK_CLASS,))
+            with pytest.raises(DatabaseUnavailable, match=r"Nothing was changed.*stop the workers"):
+                upgrade(empty_database_url, revision)
+        assert link.execute("SELECT version_num FROM alembic_version").fetchone() == (before,)
+
+
+def test_adding_the_time_of_documents_rewrites_none(
+    engine: sa.Engine, empty_database_url: str
+) -> None:
+    upgrade(empty_database_url, "0034")
+    where = sa.text("SELECT pg_relation_filenode('documents')")
+    with engine.connect() as connection:
+        before = connection.execute(where).scalar_one()
+    upgrade(empty_database_url, "0035")
+    with engine.connect() as connection:
+        assert connection.execute(where).scalar_one() == before
+
+
+def test_a_database_of_a_later_release_stays_as_it_is(
+    engine: sa.Engine, empty_database_url: str
+) -> None:
+    upgrade(empty_database_url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    upgrade(empty_database_url)
+    with engine.connect() as connection:
+        assert current_revision(connection) == "9999"

@@ -4,7 +4,9 @@
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -19,7 +21,23 @@ from turnmill.workers.engines.registry import ENGINES
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = ROOT / "docs" / "configuration.md"
 SETTINGS = ROOT / "schemas" / "settings"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
+
+#: Above a block of commands that readers of the Chinese page alone need, such as mirrors.
+ONLY_HERE = "<!-- 只有中文版需要 -->\n"
+
+IN_STEP = "README.md and README.zh-CN.md differ: change both."
+
+_BLOCK = re.compile(r"^(" + re.escape(ONLY_HERE) + r")?```(\w*)\n(.*?)^```$", re.M | re.S)
+_COMMENT = re.compile(r"\s+# .*$", re.M)
+#: A call of ours, up to what ends it in a shell.
+_COMMAND = re.compile(r"(?:^|(?<=[\s(]))turnmill ([^|>;&#`]*)")
+_OPTION = re.compile(r"--?[a-z][\w-]*(=.*)?")
+_QUOTED = re.compile(r'"[^"\n]*"')
+#: A text that a user or an operator says, in either language.
+_SAYING = re.compile(r"[ \u4e00-\u9fff]")
 
 INTRODUCTION = """\
 # Configuration
@@ -93,7 +111,8 @@ def test_the_configuration_page_is_the_settings() -> None:
 
 
 def test_the_states_chart_is_the_transitions_table() -> None:
-    assert f"```mermaid\n{states_chart()}\n```" in (ROOT / "README.md").read_text()
+    for page in ROOT.glob("README*.md"):
+        assert f"```mermaid\n{states_chart()}\n```" in page.read_text()
 
 
 def test_every_setting_named_in_the_docs_exists() -> None:
@@ -107,6 +126,33 @@ def test_every_command_is_in_the_docs() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
     for name in get_command(app).commands:  # type: ignore[attr-defined]
         assert re.search(rf"(turnmill|make) {name}\b|`{name}`", text), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_docs_have_the_options_that_they_are_shown_with(page: Path) -> None:
+    lines = (line for _, block in _blocks(page) for line in block.replace("\\\n", " ").splitlines())
+    unknown = [
+        f"{line.strip()}: {option}"
+        for line in lines
+        for words in _COMMAND.findall(line)
+        for option in _unknown_options(words.split())
+    ]
+    assert unknown == []
+
+
+def _unknown_options(words: list[str]) -> list[str]:
+    """Options of a command line that its command does not have."""
+    command: Any = get_command(app)
+    while words and words[0] in getattr(command, "commands", ()):
+        command = command.commands[words.pop(0)]
+    known = {
+        "--help",
+        *(name for each in command.params for name in (*each.opts, *each.secondary_opts)),
+    }
+    given = (
+        word.partition("=")[0] for word in words if re.fullmatch(r"--?[a-z][\w-]*(=.*)?", word)
+    )
+    return [option for option in given if option not in known]
 
 
 def test_every_engine_is_in_the_docs() -> None:
@@ -129,8 +175,12 @@ def test_links_into_a_page_lead_to_one_of_its_headings(page: Path) -> None:
 
 def _anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives a page's headings."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return {_anchor(heading) for heading in _headings(page)}
+
+
+def _anchor(heading: str) -> str:
+    text = heading.lstrip("#").strip().lower()
+    return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
 
 
 def test_tests_named_in_the_docs_exist() -> None:
@@ -139,6 +189,65 @@ def test_tests_named_in_the_docs_exist() -> None:
     named = re.findall(r"`(test_[a-z0-9_]+)`", "\n".join(pages))
     assert named
     assert [name for name in named if f"def {name}(" not in sources] == []
+
+
+def test_both_readmes_have_the_same_commands() -> None:
+    assert _blocks(ENGLISH) == _blocks(CHINESE), IN_STEP
+
+
+def test_both_readmes_have_the_same_links() -> None:
+    assert set(_links(ENGLISH)) == set(_links(CHINESE)), IN_STEP
+
+
+def test_both_readmes_have_the_same_sections() -> None:
+    levels = [[len(heading.split()[0]) for heading in _headings(p)] for p in (ENGLISH, CHINESE)]
+    assert levels[0] == levels[1], IN_STEP
+
+
+def test_each_readme_links_to_the_other_above_the_first_sentence() -> None:
+    for page, other in ((ENGLISH, CHINESE), (CHINESE, ENGLISH)):
+        assert f"]({other.name})" in "\n".join(page.read_text().splitlines()[:3])
+
+
+def test_the_chinese_readme_names_chinese_channels_first_and_leads_to_chinese_pages() -> None:
+    text = CHINESE.read_text()
+    assert max(text.index(name) for name in ("飞书", "钉钉", "企业微信", "微信")) < text.index(
+        "Slack"
+    )
+    translated = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.zh-CN.md")}
+    assert [page for page in sorted(translated) if f"]({page})" not in text] == []
+
+
+def _blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and content of each block, without comments and sayings; a drawing has no words."""
+    found = _BLOCK.findall(page.read_text())
+    return [
+        (language, _QUOTED.sub(_mask, _COMMENT.sub("", content)) if language else "")
+        for only_here, language, content in found
+        if not only_here
+    ]
+
+
+def _mask(quoted: re.Match[str]) -> str:
+    return '"…"' if _SAYING.search(quoted[0]) else quoted[0]
+
+
+def _prose(page: Path) -> str:
+    return _BLOCK.sub("", page.read_text())
+
+
+def _headings(page: Path) -> list[str]:
+    return re.findall(r"^#+ .+$", _prose(page), re.M)
+
+
+def _links(page: Path) -> Iterator[str]:
+    """Targets: a page in another language counts as the same, a section by its number."""
+    numbers = {_anchor(heading): n for n, heading in enumerate(_headings(page))}
+    for target in re.findall(r"\]\(([^)]+)\)", _prose(page)):
+        if target.startswith("#"):
+            yield f"section {numbers[target[1:]]}"
+        else:
+            yield target.replace(".zh-CN", "")
 
 
 if __name__ == "__main__":

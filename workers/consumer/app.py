@@ -27,6 +27,7 @@ from turnmill.workers.consumer.hints import NotAHint, UnknownTask, checked, read
 from turnmill.workers.consumer.metrics import HINTS_DROPPED
 from turnmill.workers.consumer.remote_control import LookingControl
 from turnmill.workers.turn.leases import Leases
+from turnmill.workers.vendor import amqp
 from turnmill.workers.vendor.celery import connect_patiently, consumer_steps
 from turnmill.workers.vendor.kombu import (
     CHANNEL_CLOSED_ERRORS,
@@ -39,6 +40,7 @@ from turnmill.workers.vendor.kombu import (
     unacknowledged,
     wrap_readers,
 )
+from turnmill.workers.vendor.kombu_redis import acknowledge_together, reuse_client, take_together
 
 log = structlog.get_logger()
 
@@ -94,6 +96,7 @@ class HintConsumer(Consumer):  # type: ignore[misc]
             *CHANNEL_CLOSED_ERRORS,
             ConsumerCancelled,  # `_stay_consuming` raises it, whatever the broker
         )
+        self.app.consumer = self
         self._is_stopping = False
         self._dropped: Counter[str] = Counter()
 
@@ -124,11 +127,32 @@ class HintConsumer(Consumer):  # type: ignore[misc]
         derive_message_class(channel, checked)
         self.guard_reads(channel)
         if is_redis(channel):
-            places = PlacesByLane(
-                channel.qos, self.pool.limit // self.app.lane_count, self.app.lane_of
-            )
-            order_queues(channel, places)
+            self._hasten(channel)
+        else:
+            amqp.acknowledge_together(channel, self._acknowledge_soon)
         return super().loop_args()
+
+    def _hasten(self, channel: Any) -> None:
+        """Let a Redis channel choose queues by lane, and serve several hints by one command."""
+        places = PlacesByLane(channel.qos, self.pool.limit // self.app.lane_count, self.app.lane_of)
+        order_queues(channel, places)
+        reuse_client(channel)
+        acknowledge_together(channel, self._acknowledge_soon)
+        take_together(channel, places.room, partial(self._read, kind="BRPOP"))
+
+    def _acknowledge_soon(self, flush: Callable[[], None]) -> None:
+        self.hub.call_soon(partial(self._acknowledge, flush))
+
+    def _acknowledge(self, flush: Callable[[], None]) -> None:
+        """Over a connection that is lost nothing is acknowledged, and a new one is no worse for it:
+        the hints come again and find nothing to claim.
+        """
+        try:
+            flush()
+        except BrokenPipeError:
+            raise
+        except self.connection_errors as error:
+            log.warning("hints.unacknowledged", error=type(error).__name__)
 
     def ensure_connected(self, conn: Any) -> Any:
         connect_patiently(conn, self._note_loop, RECONNECT_S)
@@ -262,12 +286,19 @@ class PlacesByLane:
 
     def consume(self, count: int) -> list[str]:
         """The queues to ask, in the order in which they are emptied."""
-        held = Counter(
+        held = self._held()
+        free = [queue for queue in self._queues if held[self._lane_of(queue)] < self._places]
+        return free[:count]
+
+    def room(self, queue: str) -> int:
+        """Return how many hints of the queue find a place."""
+        return self._places - self._held()[self._lane_of(queue)]
+
+    def _held(self) -> Counter[str]:
+        return Counter(
             self._lane_of(message.delivery_info["routing_key"])
             for message in unacknowledged(self._qos)
         )
-        free = [queue for queue in self._queues if held[self._lane_of(queue)] < self._places]
-        return free[:count]
 
     def rotate(self, last_used: str) -> None:
         """Their order is their lanes'."""
@@ -312,6 +343,8 @@ def _app(broker: BrokerSettings, task: str) -> Celery:
     """An app that carries hints for one task."""
     app = Celery("turnmill", set_as_current=False)
     app.hint_task = task
+    #: The process's `HintConsumer`, once it has one.
+    app.consumer = None
     app.is_amqp = broker.is_amqp
     app.conf.update(celery_settings(broker), **WORKER_SETTINGS)
     if not broker.is_amqp:

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from turnmill.schemas.routes import ANSWER_TASK, SEND_TASK
+from turnmill.workers.vendor.kombu import set_payload
 
 #: What a hint for each task names: the row that it is about, and what people who watch Flower see.
 _ARGUMENTS = {ANSWER_TASK: ("turn_id", "lane", "model"), SEND_TASK: ("delivery_id", "channel")}
@@ -62,7 +63,9 @@ def read_hint(message: Any, task: str = ANSWER_TASK) -> None:
         "argsrepr": "()",
         "kwargsrepr": repr(hint),
     }
-    message.body = json.dumps([[], hint, {}]).encode()
+    payload = [[], hint, {}]
+    message.body = json.dumps(payload).encode()
+    set_payload(message, payload)
     message.content_type, message.content_encoding = "application/json", "utf-8"
     message.properties = {
         "delivery_tag": message.delivery_tag,

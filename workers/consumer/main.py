@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import time
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -18,6 +19,7 @@ from turnmill.workers.consumer.app import create_app
 from turnmill.workers.consumer.drain import Drain
 from turnmill.workers.consumer.health import watch_worker
 from turnmill.workers.consumer.process import running_worker
+from turnmill.workers.consumer.task_events import TaskEvents
 from turnmill.workers.consumer.tasks import register_tasks
 from turnmill.workers.upkeep.standby import wait_for_takeover
 
@@ -39,7 +41,8 @@ def run_worker(settings: Settings) -> int:
         watch_worker(health, worker.leases, settings.worker)
         deployment = read_deployment(worker.database)
         app = create_app(settings, deployment, worker.leases)
-        register_tasks(app, worker, rescuer)
+        events = TaskEvents(app, settings.engine.model_name)
+        register_tasks(app, replace(worker, watcher=events), rescuer)
         drain = Drain(worker, settings.worker.drain_s)
 
         def on_ready(sender: Any, **_: Any) -> None:
@@ -47,6 +50,7 @@ def run_worker(settings: Settings) -> int:
             log.info("worker.consuming", lanes=[str(lane) for lane in settings.worker.lanes])
 
         worker.leases.on_hang = drain.on_hang
+        worker.leases.on_drain = drain.start
         worker_ready.connect(on_ready, weak=False)
         drain.listen()
         if settings.worker.mode == "standby" and not wait_for_takeover(worker):

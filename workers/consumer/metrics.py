@@ -27,6 +27,18 @@ TOKENS = counter(
     "Tokens of committed replies: of the prompt (input, of which cached), and of the reply.",
     "kind",
 )
+FORMATS = counter(
+    "formats",
+    "Replies with a format, by how they ended: met, cut (by their limit), or not_met (asked for "
+    "once more).",
+    "end",
+)
+VERDICTS = counter(
+    "knowledge_verdicts",
+    "Questions that a bot's collection was asked, by what became of them: answered, chat (it asks "
+    "nothing), unanswered (the model replied on its own), clarify, uncertain, handed_off.",
+    "verdict",
+)
 QUEUED_S = histogram("turn_queue_seconds", "From due to claimed, back-off not included.", "lane")
 FIRST_CHUNK_S = histogram(
     "turn_first_chunk_seconds", "From the accept of a turn to its reply's first text.", "lane"
@@ -80,7 +92,7 @@ class Pace:
 
 def count_outcome(claim: "Claim", outcome: Outcome, is_settled: bool, duration_s: float) -> None:
     """Count an attempt that has ended."""
-    ATTEMPTS.labels(claim.lane, _name(outcome) if is_settled else "fenced").inc()
+    ATTEMPTS.labels(claim.lane, outcome_name(outcome) if is_settled else "fenced").inc()
     ATTEMPT_S.labels(claim.lane).observe(duration_s)
     if is_settled and isinstance(outcome, Answered):
         usage = outcome.reply.usage
@@ -90,7 +102,8 @@ def count_outcome(claim: "Claim", outcome: Outcome, is_settled: bool, duration_s
         TOKENS.labels("output").inc(usage.completion_tokens)
 
 
-def _name(outcome: Outcome) -> str:
+def outcome_name(outcome: Outcome) -> str:
+    """Name an outcome as the attempts table does."""
     if isinstance(outcome, Snoozed) and not outcome.counts:
         return "handed_back"
     return type(outcome).__name__.lower()

@@ -7,17 +7,22 @@ from threading import Event
 import structlog
 
 from turnmill.schemas.broker import own_lanes
+from turnmill.schemas.files.opening import open_files, open_storage
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import EngineSettings, Settings
 from turnmill.schemas.turns import Lane
 from turnmill.workers.consumer.availability import Availability
+from turnmill.workers.embedders.embedders import Embedders
 from turnmill.workers.engines.base import Engine
 from turnmill.workers.engines.lazy import LazyEngine
 from turnmill.workers.engines.registry import create_engine, resolve_engine_name
+from turnmill.workers.media.opening import open_media
 from turnmill.workers.turn.answer import Worker
 from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
 from turnmill.workers.turn.stream import Stream
+from turnmill.workers.upkeep.erasures import Eraser
+from turnmill.workers.upkeep.indexer import Indexer
 from turnmill.workers.upkeep.pruner import Pruner
 from turnmill.workers.upkeep.rescuer import Rescuer
 from turnmill.workers.upkeep.standby import warm_up
@@ -38,7 +43,7 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
     threads = settings.worker.concurrency * len(settings.worker.lanes)
     database = Database(
         settings.database.model_copy(
-            update={"pool_size": min(settings.database.pool_size, threads + 4)}
+            update={"pool_size": min(settings.database.pool_size, threads + 6)}
         )
     )
     engine = _engine(engine_settings, settings.worker.lanes)
@@ -47,21 +52,30 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
     )
     stream = Stream(database, settings.worker.flush_s)
     rescuer = Rescuer(database, settings.worker, leases)
-    pruner = Pruner(database, settings.retention)
+    pruner = Pruner(database, settings.retention, open_storage(settings))
+    eraser = Eraser(database, open_storage(settings), settings.ledger_path)
+    embedders = Embedders(settings.embedder)
+    indexer = Indexer(database, open_files(database, settings), settings.worker.lease_s, embedders)
     give_up = Event()
     settler = Settler(database, max_attempts=settings.worker.max_attempts, give_up=give_up)
     availability = Availability(engine, leases)
     shares = (settings.worker.summary_share, settings.worker.documents_share)
-    worker = Worker(database, engine, leases, stream, settler, availability, give_up, *shares)
+    media = open_media(database, settings)
+    worker = Worker(
+        *(database, engine, leases, stream, settler, availability, give_up, media, *shares),
+        embedders=embedders,
+    )
     with ExitStack() as stack:
         stack.callback(database.close)
         stack.callback(engine.close)
+        stack.callback(embedders.close)
         engine.start()
         if not isinstance(engine, LazyEngine):
-            leases.capabilities = engine.capabilities.model_copy(update={"documents": True})
+            able = media.extend(engine.capabilities)
+            leases.capabilities = able.model_copy(update={"documents": True})
         if settings.worker.mode == "standby":
             warm_up(engine)
-        for part in (leases, stream, availability, rescuer, pruner):
+        for part in (leases, stream, availability, rescuer, pruner, eraser, indexer):
             stack.callback(part.close)
             part.start()
         log.info("worker.started", engine=engine_name, model=model, device=engine_settings.device)

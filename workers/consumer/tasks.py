@@ -26,9 +26,9 @@ def register_tasks(app: Celery, worker: Worker, rescuer: Rescuer) -> None:
     # `engine.away` and the drain's events report once why hints are handed back.
     silence_rejections()
 
-    @app.task(name=ANSWER_TASK, bind=True, acks_late=True, ignore_result=True)  # type: ignore[untyped-decorator]
+    @app.task(name=ANSWER_TASK, bind=True, acks_late=True, ignore_result=True, send_events=False)  # type: ignore[untyped-decorator]
     def answer(task: Any, turn_id: str, lane: str = "", model: str = "", **_: Any) -> None:
-        """Answer a turn; lane and model are there for people who watch Flower.
+        """Answer a turn; lane and model are there for people who look into the broker.
 
         Arguments of later versions are ignored.
         """

@@ -7,10 +7,11 @@ is in doubt is looked up before it is repeated.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
 from turnmill.schemas.channels.deliveries import DeliveryKind
+from turnmill.schemas.citations.sources import ReplySource
 from turnmill.schemas.turns import TurnState
 
 #: Of what platforms ask for, seconds.
@@ -35,6 +36,11 @@ class Job:
     is_handed_off: bool
     #: The attempt before this one ended without saying what became of its last step.
     is_doubtful: bool
+    #: Why a person answers.
+    because: str | None = None
+    #: The passages that the reply could cite, and what of the text lists the cited ones below it.
+    sources: tuple[ReplySource, ...] = ()
+    below: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +76,28 @@ class Memory(Protocol):
             DatabaseUnavailable: whether they were committed is unknown.
         """
 
-    def hold(self) -> None:
-        """Make sure that the delivery is held until a call to the platform has ended.
-
-        To be called right before each call that people see something of: the process may have been
-        paused since the last commit, and the delivery be another attempt's. Raises as `keep`.
-        """
-
 
 class LeaseLost(Exception):
     """The delivery belongs to another attempt."""
 
 
+@runtime_checkable
+class FetchesFiles(Protocol):
+    """A channel whose users send images and sounds that can be fetched."""
+
+    def fetch(self, ref: str, max_bytes: int) -> bytes:
+        """Fetch a file that a message of the platform named, with the channel's credentials.
+
+        Raises:
+            ChannelUnavailable: again later.
+            DeliveryRefused: never; it is gone, too large, or at a foreign address.
+        """
+
+
 class Delivery(Protocol):
     """One channel's way out. Threads share it.
 
+    Its calls go through `calls.posting`, which makes sure of the lease before each first byte.
     Errors leave it only as ours: `ChannelUnavailable` (again later; `is_doubtful` when the step
     may have worked) and `DeliveryRefused` (never again).
     """

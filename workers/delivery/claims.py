@@ -9,16 +9,19 @@ import structlog
 from psycopg.types.json import Jsonb
 
 from turnmill.schemas.channels.deliveries import DeliveryKind
-from turnmill.schemas.channels.policies import Policies, Texts
+from turnmill.schemas.channels.policies import Policies
+from turnmill.schemas.citations.sources import read_sources
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.channels.sending import (
     CLAIM_DELIVERY,
     CLAIM_PROGRESS,
     IS_HELD,
     KEEP,
+    POSTPONE_HELD,
 )
 from turnmill.schemas.turns import TurnState
 from turnmill.workers.delivery.base import Job, LeaseLost
+from turnmill.workers.delivery.texts.sources import sources_below
 
 log = structlog.get_logger()
 
@@ -45,8 +48,6 @@ class DeliveryClaim:
     failures: int
     worker_id: UUID
     progress: dict[str, Any]
-    #: Seconds until the platform takes no answer any more; None: it always does.
-    expires_in_s: float | None
     #: Of the delivery's turn; None for a notice, and for a turn that is gone.
     turn_state: TurnState | None
     model: str | None
@@ -75,6 +76,11 @@ class Remembered:
         self._held_until = claim.asked_at + holder.lease_s
 
     def hold(self) -> None:
+        """Make sure that the delivery is held until a call to the platform has ended.
+
+        To be called right before each call: the process may have been paused since the last commit,
+        and the delivery be another attempt's. Raises as `keep`.
+        """
         # A call takes half a lease at most (`DeliverySettings`).
         if time.monotonic() > self._held_until - self._holder.lease_s / 2:
             self.keep()
@@ -104,6 +110,13 @@ def is_held(holder: Holder, delivery_id: UUID) -> bool:
     return bool(holder.database.run(IS_HELD, {"delivery": delivery_id}))
 
 
+def postpone_held(holder: Holder, delivery_id: UUID, delay_s: float) -> bool:
+    """Try a delivery that is held again in `delay_s`; False: it is not. Raises
+    `DatabaseUnavailable`."""
+    params = {"delivery": delivery_id, "delay_s": delay_s}
+    return bool(holder.database.run(POSTPONE_HELD, params))
+
+
 def claim_progress(holder: Holder, channel: str, limit: int) -> list[DeliveryClaim]:
     """Win pending deliveries whose progress is due. Raises `DatabaseUnavailable`."""
     params = {"channel": channel, "worker": holder.worker_id, "lease_s": holder.lease_s}
@@ -123,6 +136,7 @@ def _claim(row: Any, asked_at: float) -> DeliveryClaim:
         is_reply=False,
         is_handed_off=row.is_handed_off,
         is_doubtful=row.is_doubtful,
+        because=row.because,
     )
     if job.kind is DeliveryKind.REPLY:
         job = _reply(job, row)
@@ -133,7 +147,6 @@ def _claim(row: Any, asked_at: float) -> DeliveryClaim:
         failures=row.failures,
         worker_id=row.worker_id,
         progress=row.progress,
-        expires_in_s=row.expires_in_s,
         turn_state=None if row.turn_state is None else TurnState(row.turn_state),
         model=row.model,
         lane=row.lane,
@@ -152,12 +165,21 @@ def _reply(job: Job, row: Any) -> Job:
     if has_ended or (row.is_handed_off and not is_begun):
         return replace(job, text=None)
     if row.reply and row.reply.strip():
-        return replace(job, text=row.reply, is_reply=True)
-    texts = _texts(row)
+        return _with_sources(replace(job, text=row.reply, is_reply=True), row)
+    texts = _policies(row).texts
     is_late = row.turn_error == "deadline_exceeded"
     return replace(job, text=texts.expired if is_late else texts.failed)
 
 
-def _texts(row: Any) -> Texts:
-    of_bot = Policies.of(row.bot_policies)
-    return Policies.of(row.conversation_policies).over(of_bot).texts
+def _with_sources(job: Job, row: Any) -> Job:
+    """The reply with the sources that it cites below it, if its bot shows them."""
+    sources, _ = read_sources(row.reply, row.sources, row.sources_shown, row.first_number)
+    policies = _policies(row)
+    if not sources or not policies.shows_sources:
+        return replace(job, sources=sources)
+    below = sources_below(row.reply, sources, policies.texts.sources)
+    return replace(job, text=f"{row.reply}{below}", sources=sources, below=below)
+
+
+def _policies(row: Any) -> Policies:
+    return Policies.of(row.conversation_policies).over(Policies.of(row.bot_policies))

@@ -20,7 +20,7 @@ from turnmill.schemas.channels.deliveries import DeliveryKind
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.turns import TurnState
 from turnmill.workers.delivery.base import Job, Look, Memory
-from turnmill.workers.delivery.markdown import split
+from turnmill.workers.delivery.texts.markdown import split
 
 #: A turn that waits is looked at so often, seconds.
 WAIT_EVERY_S = 2.0
@@ -64,6 +64,10 @@ class PartsDelivery(ABC):
     def measure(self, text: str) -> int:
         return len(text)
 
+    def limit_of(self, job: Job) -> int:
+        """`limit`, or less where the place takes less."""
+        return self.limit
+
     def close(self) -> None:  # noqa: B027 - nothing is open
         """Every call has a connection of its own."""
 
@@ -80,20 +84,18 @@ class PartsDelivery(ABC):
         if job.text is None:
             # The turn was cancelled: what was shown stays.
             return "draft" in memory.value
-        parts = split(job.text, self.limit, self.measure)
+        parts = split(job.text, self.limit_of(job), self.measure)
         for number, part in enumerate(parts):
             if str(number) not in memory.value.get("parts", {}):
                 buttons = buttons_under(job) if number == len(parts) - 1 else ()
-                memory.hold()
                 message = self._complete(job, memory, number, part, buttons)
                 memory.keep(parts=memory.value.get("parts", {}) | {str(number): message})
         return True
 
     def _show(self, job: Job, look: Look, memory: Memory) -> float | None:
         every_s = self.write_every_s(job)
-        memory.hold()
         if look.text.strip() and every_s is not None and not _is_torn(memory):
-            self.write(job, split(look.text, self.limit, self.measure)[0], memory)
+            self.write(job, split(look.text, self.limit_of(job), self.measure)[0], memory)
             return every_s
         self.show_typing(job)
         is_running = look.state is TurnState.RUNNING
@@ -134,18 +136,22 @@ class PartsDelivery(ABC):
     def _pausing(self, job: Job) -> Iterator[None]:
         """Call nothing for a place before the pause is over that it asked for."""
         place = job.target.get(self.place, "")
-        with self._lock:
-            wait_s = self._closed_until.get(place, 0.0) - time.monotonic()
-        if wait_s > 0:
-            raise ChannelUnavailable("The platform asked to wait.", retry_after_s=wait_s)
+        self.refuse_paused(place)
         try:
             yield
         except ChannelUnavailable as error:
             if error.retry_after_s is not None:
-                self._close(place, error.retry_after_s)
+                self.pause(place, error.retry_after_s)
             raise
 
-    def _close(self, place: str, pause_s: float) -> None:
+    def refuse_paused(self, place: str) -> None:
+        """Raise `ChannelUnavailable` until the pause is over that a place asked for."""
+        with self._lock:
+            wait_s = self._closed_until.get(place, 0.0) - time.monotonic()
+        if wait_s > 0:
+            raise ChannelUnavailable("The platform asked to wait.", retry_after_s=wait_s)
+
+    def pause(self, place: str, pause_s: float) -> None:
         now = time.monotonic()
         with self._lock:
             still = {each: until for each, until in self._closed_until.items() if until > now}

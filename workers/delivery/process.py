@@ -17,6 +17,7 @@ from celery.signals import worker_ready
 
 from turnmill.schemas.channels.configuration import Configuration, load_configuration
 from turnmill.schemas.errors import DatabaseUnavailable, SettingsError
+from turnmill.schemas.files.opening import open_parts
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.observability.telemetry import STUCK_AFTER_S, Health, telemetry
 from turnmill.schemas.postgres.database import Database
@@ -28,6 +29,7 @@ from turnmill.workers.consumer.main import consume
 from turnmill.workers.consumer.stopping import POLL_S, Stopping
 from turnmill.workers.delivery.base import Delivery
 from turnmill.workers.delivery.claims import Holder
+from turnmill.workers.delivery.fetching import Fetcher
 from turnmill.workers.delivery.progress import Progress
 from turnmill.workers.delivery.registry import create_delivery
 from turnmill.workers.delivery.send import Sender
@@ -80,10 +82,10 @@ class DeliveryWorker:
             self.holder,
             channels,
             max_attempts=delivery.max_attempts,
-            timeout_s=delivery.timeout_s,
             give_up=self.give_up,
         )
         self.sweeper = Sweeper(self.holder)
+        self.fetcher = Fetcher(self.database, open_parts(self.database, settings), channels)
         self.progress = [
             Progress(self.holder, name, channel, delivery.concurrency)
             for name, channel in channels.items()
@@ -139,7 +141,11 @@ def running_delivery_worker(
             stack.callback(channel.close)
         worker = DeliveryWorker(settings, channels)
         stack.callback(worker.database.close)
-        parts: list[Sweeper | Progress] = [worker.sweeper, *worker.progress]
+        parts: list[Sweeper | Fetcher | Progress] = [
+            worker.sweeper,
+            worker.fetcher,
+            *worker.progress,
+        ]
         for part in parts:
             stack.callback(part.close)
             part.start()

@@ -18,6 +18,7 @@ from turnmill.schemas.store.channels.progress import ESTIMATE, PLACE
 from turnmill.schemas.store.channels.sending import RELEASE
 from turnmill.schemas.turns import TurnState
 from turnmill.workers.delivery.base import Delivery, LeaseLost, Look
+from turnmill.workers.delivery.calls.posting import guarded
 from turnmill.workers.delivery.claims import DeliveryClaim, Holder, Remembered, claim_progress
 from turnmill.workers.delivery.metrics import STEPS_SHOWN
 
@@ -101,7 +102,9 @@ class Progress:
         next_s: float | None = AFTER_FAILURE_S
         is_doubtful, result = claim.job.is_doubtful, "failed"
         try:
-            next_s = self._delivery.show(claim.job, self._look_at(claim), memory)
+            look = self._look_at(claim)
+            with guarded(memory.hold):
+                next_s = self._delivery.show(claim.job, look, memory)
             result = "shown"
         except LeaseLost:
             return

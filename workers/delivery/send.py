@@ -20,20 +20,24 @@ from turnmill.schemas.store.advance import lock_conversations
 from turnmill.schemas.store.channels.deliveries import advance_deliveries
 from turnmill.schemas.store.channels.sending import SEND_AGAIN, end_delivery
 from turnmill.workers.delivery.base import Delivery, LeaseLost
+from turnmill.workers.delivery.calls.posting import guarded
 from turnmill.workers.delivery.claims import (
     DeliveryClaim,
     Holder,
     Remembered,
     claim_delivery,
     is_held,
+    postpone_held,
 )
 from turnmill.workers.delivery.metrics import ATTEMPT_S, DELIVERIES_ENDED
 from turnmill.workers.turn.backoff import backoff_s
 
 log = structlog.get_logger()
 
-#: Pause before a delivery is claimed again whose progress is just being shown, seconds.
+#: Pause before a delivery is claimed again whose progress is just being shown, seconds ...
 HELD_POLL_S = 0.1
+#: ... how long that is waited for, and when it is tried again after that. Who shows it may be dead.
+HELD_WAIT_S, HELD_AGAIN_S = 1.0, 1.0
 
 _ENDS = {
     state: end_delivery(state)
@@ -70,14 +74,12 @@ class Sender:
         deliveries: dict[str, Delivery],
         *,
         max_attempts: int,
-        timeout_s: float,
         give_up: threading.Event,
     ) -> None:
         """`give_up` ends the waiting for Postgres; the lease will expire."""
         self._holder = holder
         self._deliveries = deliveries
         self._max_attempts = max_attempts
-        self._timeout_s = timeout_s
         self._give_up = give_up
 
     def send(self, channel: str, delivery_id: UUID) -> bool:
@@ -97,12 +99,15 @@ class Sender:
         return True
 
     def _claim(self, channel: str, delivery_id: UUID) -> DeliveryClaim | None:
-        """Wait out who shows the delivery's progress: one call to the platform, at most."""
-        until = time.monotonic() + self._timeout_s
+        """Wait a moment for who shows the delivery's progress; beyond that it comes back later."""
+        until = time.monotonic() + HELD_WAIT_S
         while True:
             claim = claim_delivery(self._holder, channel, delivery_id)
-            if claim or time.monotonic() > until or not is_held(self._holder, delivery_id):
+            if claim or not is_held(self._holder, delivery_id):
                 return claim
+            if time.monotonic() > until:
+                postpone_held(self._holder, delivery_id, HELD_AGAIN_S)
+                return None
             time.sleep(HELD_POLL_S)
 
     def _attempt(self, claim: DeliveryClaim, memory: Remembered) -> _Ended | _Again | None:
@@ -112,11 +117,9 @@ class Sender:
                 f"It was tried {claim.failures} times, and the delivery worker died of the last."
             )
             return _Ended(DeliveryState.FAILED, "attempts_used_up", message)
-        if claim.expires_in_s is not None and claim.expires_in_s <= 0:
-            message = "The platform takes no answer to this message any more: it took too long."
-            return _Ended(DeliveryState.FAILED, "expired", message)
         try:
-            is_sent = self._deliveries[claim.channel].send(claim.job, memory)
+            with guarded(memory.hold):
+                is_sent = self._deliveries[claim.channel].send(claim.job, memory)
         except LeaseLost:
             return None
         except DeliveryRefused as error:

@@ -11,12 +11,13 @@ from typing import Any
 
 from standardwebhooks import Webhook
 
-from turnmill.schemas.channels.sections import ChannelSection, WebhookSection
+from turnmill.schemas.channels.sections.base import ChannelSection
+from turnmill.schemas.channels.sections.webhook import WebhookSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused, SettingsError
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.base import Job, Look, Memory
-from turnmill.workers.delivery.posting import Answer, post
+from turnmill.workers.delivery.calls.posting import Answer, post
 
 #: The receiver will not think better of any other 4xx.
 _LATER = frozenset({408, 409, 425, 429})
@@ -45,7 +46,6 @@ class WebhookDelivery:
             return False
         if (wait_s := self._closed_until - time.monotonic()) > 0:
             raise ChannelUnavailable("The webhook's receiver asked to wait.", retry_after_s=wait_s)
-        memory.hold()
         answer = post(self._url, *self._signed(job), self._timeout_s)
         if answer.retry_after_s is not None:
             self._closed_until = time.monotonic() + answer.retry_after_s
@@ -76,8 +76,9 @@ def _data(job: Job) -> dict[str, Any]:
         "id": show_id(Prefix.DELIVERY, job.delivery_id),
         "conversation_id": show_id(Prefix.CONVERSATION, job.conversation_id),
         "turn_id": None if job.turn_id is None else show_id(Prefix.TURN, job.turn_id),
-        "text": job.text,
+        "text": (job.text or "").removesuffix(job.below),
         "is_reply": job.is_reply,
+        **({"sources": [each.model_dump() for each in job.sources]} if job.sources else {}),
         "target": job.target,
     }
 
@@ -95,6 +96,6 @@ def _judge(answer: Answer) -> None:
         )
     raise DeliveryRefused(
         f"The webhook's receiver answered {status}. Check its URL in turnmill.toml and the secret "
-        "on both sides; then: turnmill deliveries retry",
+        "on both sides; then: turnmill deliveries retry --failed",
         reason=f"http_{status}",
     )

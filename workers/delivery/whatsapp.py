@@ -9,13 +9,14 @@ a message in six seconds, and short bursts (131056).
 from typing import Any
 
 from turnmill.schemas.channels.buttons import Button
-from turnmill.schemas.channels.sections import ChannelSection, WhatsAppSection
+from turnmill.schemas.channels.sections.base import ChannelSection
+from turnmill.schemas.channels.sections.whatsapp import WhatsAppSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.base import Job
-from turnmill.workers.delivery.dialects import Dialect, translate
+from turnmill.workers.delivery.calls.rest import Reply, call
 from turnmill.workers.delivery.parts import PartsDelivery
-from turnmill.workers.delivery.rest import Reply, call
+from turnmill.workers.delivery.texts.dialects import Dialect, translate
 
 MAX_TEXT, MAX_WITH_BUTTONS = 4096, 1024
 

@@ -1,6 +1,6 @@
 """The engine: turns messages and parameters into chunks of a reply."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
@@ -8,7 +8,14 @@ from typing import Protocol
 from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.content import TokenLogprob
 from turnmill.schemas.errors import InvalidInput
-from turnmill.schemas.turns import FinishReason, GenerationParams, Lane, Message, TemplateValue
+from turnmill.schemas.turns import (
+    FinishReason,
+    GenerationParams,
+    Lane,
+    Message,
+    TemplateValue,
+    Tool,
+)
 from turnmill.workers.turn.abort import Abort
 
 #: What a turn gives the chat template, by name.
@@ -32,6 +39,10 @@ class Prompt:
     cache_namespace: str = ""
     #: Passed to the chat template, as `GenerationParams.template_kwargs`.
     template_kwargs: TemplateValues = field(default_factory=dict)
+    #: Shown to the model, as `GenerationParams.tools`.
+    tools: tuple[Tool, ...] = ()
+    #: Passages that stand in the messages, numbered from 1.
+    document_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +128,9 @@ class Engine(Protocol):
         """
         ...
 
-    def count_tokens(
-        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
-    ) -> int:
-        """Count the tokens of the messages as rendered for the model, with the values that the
-        turn gives its chat template and with the reply's opening.
+    def count_tokens(self, prompt: Prompt) -> int:
+        """Count the tokens of the prompt as rendered for the model, the reply's opening and what
+        an earlier attempt said of the reply included.
 
         Raises:
             InvalidInput: the chat template refuses the messages or does not know a name.

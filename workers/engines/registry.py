@@ -7,7 +7,8 @@ from pathlib import Path
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import DEFAULT_MODEL, EngineSettings
 from turnmill.workers.engines.base import Engine
-from turnmill.workers.engines.models import artifact_gguf, find_artifact
+from turnmill.workers.engines.catalogue import find_model
+from turnmill.workers.engines.models import artifact_gguf, find_artifact, pulled_model
 
 #: name → "module:Class", imported only when chosen: a missing library matters to its users alone.
 ENGINES = {
@@ -86,10 +87,13 @@ def _suits_openvino(settings: EngineSettings) -> bool:
         return False
     if artifact := find_artifact(settings):
         return artifact_gguf(artifact) is not None or (artifact / "openvino_model.xml").exists()
+    if pulled := pulled_model(settings):
+        return "gguf" in pulled
     path = Path(settings.model).expanduser()
     if path.is_dir():
         return (path / "openvino_model.xml").exists() or not (path / "config.json").exists()
-    return settings.model == DEFAULT_MODEL or path.suffix == ".gguf"
+    is_known = settings.model == DEFAULT_MODEL or find_model(settings.model) is not None
+    return is_known or path.suffix == ".gguf"
 
 
 def _has_gpu() -> bool:

@@ -3,8 +3,9 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Event
+from typing import Protocol
 from uuid import UUID
 
 import structlog
@@ -21,6 +22,7 @@ from turnmill.schemas.errors import (
     TurnmillError,
 )
 from turnmill.schemas.outcomes import (
+    ATTEMPTS_USED_UP,
     HANDED_BACK,
     Answered,
     Cancelled,
@@ -30,9 +32,19 @@ from turnmill.schemas.outcomes import (
     Snoozed,
 )
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.settings import EmbedderSettings
+from turnmill.schemas.turns import Reply, Usage
 from turnmill.workers.consumer.availability import Availability
-from turnmill.workers.consumer.metrics import QUEUED_S, Pace, count_outcome
+from turnmill.workers.consumer.metrics import QUEUED_S, Pace, count_outcome, outcome_name
+from turnmill.workers.context.citations import check_citations, pin_shown
+from turnmill.workers.context.consult import consult, decline
+from turnmill.workers.context.memory import recall
+from turnmill.workers.embedders.embedders import Embedders
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
+from turnmill.workers.media.media import Media
+from turnmill.workers.safety.engine import made_safe
+from turnmill.workers.safety.examiner import Blocked
+from turnmill.workers.safety.sifting import refuse_blocked
 from turnmill.workers.turn.abort import Abort
 from turnmill.workers.turn.attempt import AbortReason, Attempt
 from turnmill.workers.turn.backoff import backoff_s
@@ -40,7 +52,7 @@ from turnmill.workers.turn.claim import Claim
 from turnmill.workers.turn.clean import clean
 from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.prompt import build_prompt
-from turnmill.workers.turn.reply import ReplyDraft
+from turnmill.workers.turn.reply import NotMet, ReplyDraft, judged
 from turnmill.workers.turn.settle import Settler
 from turnmill.workers.turn.stream import Stream, TurnStream
 from turnmill.workers.turn.summary import Summarizer
@@ -49,6 +61,24 @@ log = structlog.get_logger()
 
 #: Longest wait of a turn that an engine did not take, seconds: the worker waits for the engine too.
 AWAY_CAP_S = 5.0
+
+
+#: Pause of a turn whose files are being fetched from a channel, seconds.
+FETCH_S = 0.5
+
+
+class Watcher(Protocol):
+    """Who is told of attempts while they run."""
+
+    def began(self, claim: Claim) -> None:
+        """An attempt has its lease."""
+
+    def ended(self, claim: Claim, outcome: str, error: str | None, duration_s: float) -> None:
+        """An attempt is settled, or was fenced; `error`: the code of its error."""
+
+
+class Nobody(Watcher):
+    """Is told, and does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +93,13 @@ class Worker:
     availability: Availability
     #: Set when the process will not wait any longer.
     give_up: Event
+    media: Media
     #: Of the context window: what a summary of dropped turns may take; 0: none is made.
     summary_share: float = 0.0
     #: Of the context window: what a turn's documents may take.
     documents_share: float = 0.5
+    watcher: Watcher = field(default_factory=Nobody)
+    embedders: Embedders = field(default_factory=lambda: Embedders(EmbedderSettings()))
 
 
 def answer_turn(worker: Worker, turn_id: UUID) -> bool:
@@ -80,10 +113,11 @@ def answer_turn(worker: Worker, turn_id: UUID) -> bool:
         return False
     QUEUED_S.labels(claim.lane).observe(claim.queued_s)
     with worker.leases.hold(claim) as attempt:
+        worker.watcher.began(claim)
         outcome = _attempt_reply(worker, attempt)
         attempt.has_outcome = True
         is_settled = worker.settler.settle(claim, outcome)
-    _report(attempt, outcome, is_settled)
+    _report(worker, attempt, outcome, is_settled)
     return True
 
 
@@ -93,7 +127,7 @@ def _attempt_reply(worker: Worker, attempt: Attempt) -> Outcome:
     try:
         outcome = _outcome(worker, attempt, stream)
         if isinstance(outcome, Snoozed | Crashed):
-            _keep_text(worker, stream)
+            _keep_text(worker, attempt.claim, stream)
         return outcome
     finally:
         worker.stream.discard(stream)
@@ -101,7 +135,7 @@ def _attempt_reply(worker: Worker, attempt: Attempt) -> Outcome:
 
 def _outcome(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
     try:
-        return _generate(worker, attempt, stream)
+        return _unless_blocked(worker, attempt, stream)
     except PermanentError as error:
         _explain(attempt.claim, error)
         return Failed(error.code, error.public_message)
@@ -112,7 +146,19 @@ def _outcome(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
         # MemoryError and SystemExit too: escaping into Celery's thread pool they would cost
         # a slot for good.
         log.exception("attempt.crashed", turn_id=attempt.claim.turn_id.hex)
-        return _snooze(attempt.claim, f"{type(error).__name__} in the worker")
+        reason = f"{type(error).__name__} in the worker"
+        return _snooze(attempt.claim, reason, TurnmillError.code)
+
+
+def _unless_blocked(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
+    """Generate; what the bot's policy blocks, its own text takes the place of."""
+    try:
+        return _generate(worker, attempt, stream)
+    except Blocked:
+        if not worker.stream.restart(stream):
+            return Cancelled()
+        said = attempt.claim.safety.blocked
+        return Answered(Reply(content=said, finish_reason="content_filter", usage=Usage()))
 
 
 def _after(worker: Worker, attempt: Attempt, error: TransientError) -> Outcome:
@@ -126,21 +172,21 @@ def _after(worker: Worker, attempt: Attempt, error: TransientError) -> Outcome:
         worker.leases.on_hang()
         return Crashed()
     if isinstance(error, EngineBrokeOff) and not (
-        attempt.has_progressed and worker.engine.capabilities.continues
+        attempt.has_progressed and _continues(worker.engine, claim)
     ):
         return Crashed()
     if isinstance(error, EngineAway):
         worker.availability.report(error)
     if isinstance(error, EngineAway | EngineBrokeOff):
         delay_s = backoff_s(claim.attempt, cap_s=AWAY_CAP_S)
-        return Snoozed(delay_s, error.public_message, counts=False)
-    return _snooze(claim, error.public_message)
+        return Snoozed(delay_s, error.public_message, counts=False, code=error.code)
+    return _snooze(claim, error.public_message, error.code)
 
 
-def _keep_text(worker: Worker, stream: TurnStream) -> None:
+def _keep_text(worker: Worker, claim: Claim, stream: TurnStream) -> None:
     """Write what is generated but not written yet, for the next attempt to continue."""
     try:
-        if worker.engine.capabilities.continues:
+        if _continues(worker.engine, claim):
             worker.stream.flush([stream])
     except (DatabaseUnavailable, EngineAway) as error:
         log.warning("attempt.text_lost", turn_id=stream.claim.turn_id.hex, error=error.code)
@@ -152,34 +198,80 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
         return _deadline()
     if claim.unreadable is not None:
         return _snooze(claim, claim.unreadable)
-    if need := worker.engine.capabilities.lacks(needs_of(claim.messages, claim.params)):
+    able = worker.media.extend(worker.engine.capabilities)
+    if need := able.lacks(needs_of(claim.messages, claim.params)):
         # Accept saw a worker that can, and the hint may have come to any.
         delay_s = backoff_s(claim.attempt, cap_s=AWAY_CAP_S)
         return Snoozed(delay_s, f"beyond this worker's engine: {need.title}", counts=False)
-    if claim.kept_text and not worker.engine.capabilities.continues:
+    if claim.kept_text and not _continues(worker.engine, claim):
         if not worker.stream.restart(stream):
             return Cancelled()
         claim = replace(claim, kept_text="", kept_tokens=0)
+    if worker.media.awaits(claim):
+        return Snoozed(FETCH_S, "its files are being fetched", counts=False)
+    claim = worker.media.read(claim, worker.engine.capabilities.accepts)
+    if claim.unclear:
+        return worker.media.ask_to_repeat(claim)
+    refuse_blocked(claim)  # before a server finds passages for it
+    consulted = consult(worker.database, claim, worker.embedders)
+    if (declined := decline(worker.database, claim, consulted)) is not None:
+        return declined
+    claim = replace(claim, sources=consulted.sources)
+    engine, claim = made_safe(worker.engine, claim)
+    worker = replace(worker, engine=engine)
+    claim = replace(claim, remembered=recall(worker.database, worker.engine, claim))
     share = worker.summary_share
     summarizer = Summarizer(worker.database, attempt, share) if share else None
     prompt = build_prompt(
         worker.database, worker.engine, claim, summarizer, documents_share=worker.documents_share
     )
-    draft = ReplyDraft(claim.kept_text, claim.kept_tokens)
+    claim = pin_shown(worker.database, claim, prompt.document_count)
+    prompt = replace(prompt, messages=worker.media.show(claim.tenant_id, prompt.messages))
+    outcome = _reply(worker, attempt, stream, claim, prompt)
+    if not isinstance(outcome, NotMet):
+        return outcome
+    # Once more, with what was wrong; readers are told that the reply begins again.
+    if not worker.stream.restart(stream):
+        return Cancelled()
+    claim = replace(claim, kept_text="", kept_tokens=0)
+    try:
+        again = _reply(worker, attempt, stream, claim, outcome.corrected(prompt))
+    except ContextOverflow:  # by the reply that was not met, and not by what the client sent
+        return outcome.failed()
+    if isinstance(again, Answered):
+        return Answered(outcome.charged(again.reply))
+    return again.failed() if isinstance(again, NotMet) else again
+
+
+def _reply(
+    worker: Worker, attempt: Attempt, stream: TurnStream, claim: Claim, prompt: Prompt
+) -> Outcome | NotMet:
+    """Let the engine write the reply, or the rest of it, and judge the whole."""
+    tools = {tool.name for tool in claim.params.tools}
+    draft = ReplyDraft(claim.kept_text, claim.kept_tokens, tools)
     pace = Pace(claim, attempt.began_at)
-    for chunk in _chunks(worker.engine, prompt, claim, attempt.abort):
-        attempt.progress(chunk.text, extends=not worker.engine.capabilities.continues)
+    for chunk in check_citations(_chunks(worker.engine, prompt, claim, attempt.abort), claim):
+        attempt.progress(chunk.text, extends=not _continues(worker.engine, claim))
         worker.leases.spoke_at = time.monotonic()
         pace.note(chunk, worker.leases.spoke_at)
         draft.add(chunk)
         if chunk.finish_reason is not None:
             # Never kept, but shown by settling: after it another attempt would talk on.
             prompt_tokens = _prompt_tokens(worker.engine, prompt, chunk)
-            return Answered(draft.reply(chunk, chunk.finish_reason, prompt_tokens))
+            reply = draft.reply(chunk, chunk.finish_reason, prompt_tokens)
+            return judged(reply, claim.params.response_format) or Answered(reply)
         worker.stream.add(stream, chunk.text, chunk.token_count)
         if attempt.abort.is_set():
             break
     return _aborted(worker, attempt)
+
+
+def _continues(engine: Engine, claim: Claim) -> bool:
+    """Whether the engine resumes this turn's reply after the text of an earlier attempt."""
+    can = engine.capabilities
+    if claim.params.logprobs is not None:  # an earlier attempt's are not kept
+        return False
+    return can.continues and (claim.params.response_format is None or can.continues_formats)
 
 
 def _chunks(engine: Engine, prompt: Prompt, claim: Claim, abort: Abort) -> Iterator[Chunk]:
@@ -198,7 +290,7 @@ def _prompt_tokens(engine: Engine, prompt: Prompt, last: Chunk) -> int:
     """Of the prompt that the client sent, which ends where the kept text begins."""
     if not prompt.prefix:
         return last.prompt_tokens
-    return engine.count_tokens(prompt.messages, prompt.template_kwargs)
+    return engine.count_tokens(replace(prompt, prefix=""))
 
 
 def _aborted(worker: Worker, attempt: Attempt) -> Outcome:
@@ -226,8 +318,8 @@ def _deadline() -> Failed:
     return Failed("deadline_exceeded", "The reply was not finished in the time allowed.")
 
 
-def _snooze(claim: Claim, reason: str) -> Snoozed:
-    return Snoozed(backoff_s(claim.failures + 1), reason)
+def _snooze(claim: Claim, reason: str, code: str | None = None) -> Snoozed:
+    return Snoozed(backoff_s(claim.failures + 1), reason, code=code)
 
 
 def _explain(claim: Claim, error: TurnmillError) -> None:
@@ -242,14 +334,30 @@ def _explain(claim: Claim, error: TurnmillError) -> None:
         )
 
 
-def _report(attempt: Attempt, outcome: Outcome, is_settled: bool) -> None:
+def _report(worker: Worker, attempt: Attempt, outcome: Outcome, is_settled: bool) -> None:
     """Log what the tables and metrics do not show."""
     claim = attempt.claim
-    count_outcome(claim, outcome, is_settled, time.monotonic() - attempt.began_at)
+    error = _error(outcome, is_settled and worker.settler.is_last(claim, outcome))
+    duration_s = time.monotonic() - attempt.began_at
+    count_outcome(claim, outcome, is_settled, duration_s)
+    worker.watcher.ended(
+        claim, outcome_name(outcome) if is_settled else "fenced", error.get("error"), duration_s
+    )
+    if is_settled and isinstance(outcome, Answered | Failed):
+        worker.leases.ended.note(claim.lane)
     log.log(
         logging.DEBUG if is_settled and isinstance(outcome, Answered) else logging.INFO,
         "turn.settled" if is_settled else "turn.fenced",
         turn_id=claim.turn_id.hex,
         attempt=claim.attempt,
         outcome=type(outcome).__name__.lower(),
+        **error,
     )
+
+
+def _error(outcome: Outcome, is_parked: bool) -> dict[str, str]:
+    """Name the error by its code: what a turn was parked for stays visible beside that it was."""
+    code = outcome.code if isinstance(outcome, Failed | Snoozed) else None
+    if is_parked:
+        return {"error": ATTEMPTS_USED_UP} | ({"cause": code} if code else {})
+    return {"error": code} if code else {}

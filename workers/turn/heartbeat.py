@@ -69,8 +69,11 @@ _NEW_LOCK_KEY = "UPDATE worker_liveness SET lock_key = DEFAULT WHERE id = %s RET
 
 _SEEN = """
 UPDATE worker_liveness
-SET seen_at = clock_timestamp(), is_consuming = %s, unavailable_because = %s WHERE id = %s
-RETURNING extract(epoch FROM clock_timestamp())::float AS now_s
+SET seen_at = clock_timestamp(), is_consuming = %s, unavailable_because = %s, ended_lately = %s,
+    draining_since = CASE WHEN %s THEN coalesce(draining_since, clock_timestamp()) END
+WHERE id = %s
+RETURNING extract(epoch FROM clock_timestamp())::float AS now_s,
+    drain_asked_at IS NOT NULL AS is_drain_asked
 """
 
 
@@ -188,14 +191,22 @@ class Heartbeat:
 
     def _say_seen(self, connection: psycopg.Connection[Any]) -> bool:
         """False if this worker's row is gone."""
-        asked_at = time.monotonic()
-        row = connection.execute(
-            _SEEN,
-            (self._leases.takes_hints, self._leases.unavailable_because, self._leases.worker_id),
-        ).fetchone()
-        if row is not None and (step_s := self._leases.clock.observe(row.now_s, asked_at)):
+        leases, asked_at = self._leases, time.monotonic()
+        state = (
+            leases.takes_hints,
+            leases.unavailable_because,
+            Jsonb(leases.ended.lately()),
+            leases.draining.is_set(),
+        )
+        row = connection.execute(_SEEN, (*state, leases.worker_id)).fetchone()
+        if row is None:
+            return False
+        if step_s := leases.clock.observe(row.now_s, asked_at):
             self._on_step(step_s)
-        return row is not None
+        if row.is_drain_asked and not leases.draining.is_set():
+            log.info("drain.asked")
+            leases.on_drain()
+        return True
 
     def _on_step(self, step_s: float) -> None:
         """Renew the leases by the new time, and give the other workers time to do the same."""

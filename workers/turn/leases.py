@@ -24,6 +24,7 @@ from turnmill.workers.turn.claim import Claim
 from turnmill.workers.turn.coalesce import Coalescer
 from turnmill.workers.turn.heartbeat import Heartbeat
 from turnmill.workers.upkeep.clock import DatabaseClock
+from turnmill.workers.upkeep.ended import Ended
 
 #: A process that did not say for so long that it consumes has lost the broker, seconds.
 UNCONSUMED_S = 5.0
@@ -54,6 +55,10 @@ class Leases:
         self.capabilities: Capabilities | None = None
         #: Called when the engine hangs or has died: it will not get better in this process.
         self.on_hang: Callable[[], None] = lambda: None
+        #: Called when an operator asks this process to drain; more than once until it does.
+        self.on_drain: Callable[[], object] = lambda: None
+        #: The turns that this process has ended, for the rate that operators see.
+        self.ended = Ended()
         self.clock = DatabaseClock()
         #: When the engine last said anything, to whichever turn (`time.monotonic`).
         self.spoke_at = float("-inf")

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import dropwhile, takewhile
-from typing import NamedTuple
+from itertools import takewhile
 
-from turnmill.schemas.content import ToolCall
 from turnmill.schemas.errors import EngineFailure, InvalidInput
 from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.turns import Message, Role
+from turnmill.schemas.store.history import PastTurn, is_system, read_past
+from turnmill.schemas.turns import Message
 from turnmill.workers.engines.base import Engine, Prompt
+from turnmill.workers.media.media import recalled
 from turnmill.workers.turn.claim import Claim
-from turnmill.workers.turn.draft import Draft, PastTurn
+from turnmill.workers.turn.draft import Draft
 from turnmill.workers.turn.summary import Summarizer
 
 #: Turns of history that are looked at; no model of today reads further back.
@@ -19,26 +19,6 @@ HISTORY_LIMIT = 500
 
 #: The oldest of them stays the same for so many turns: engines remember how prompts begin.
 HISTORY_STEP = 100
-
-#: Of a turn that was handed off while it ran, what was streamed of its reply was said too.
-_HISTORY = """
-SELECT t.seq, t.input, r.tool_calls, coalesce(r.content, (
-    SELECT string_agg(text, '' ORDER BY position) FROM chunks
-    WHERE turn_id = t.id AND t.state = 'handed_off' HAVING string_agg(text, '') ~ '\\S'
-)) AS content
-FROM turns t LEFT JOIN replies r ON r.turn_id = t.id
-WHERE t.conversation_id = %s AND t.seq > %s AND t.seq < %s
-  AND (r.turn_id IS NOT NULL OR t.state = 'handed_off')
-ORDER BY t.seq
-"""
-
-
-class _PastRow(NamedTuple):
-    seq: int
-    #: `Message`s and `ToolCall`s as JSON.
-    input: list[object]
-    tool_calls: list[object] | None
-    content: str | None
 
 
 def build_prompt(
@@ -54,13 +34,15 @@ def build_prompt(
     History is dropped by whole turns, oldest first, until the reply has room; the bot's
     instructions and the turn's own messages always stay. The instructions and the system texts
     at the beginning of the turn's messages become one system message, because many chat
-    templates know no second one. With a summarizer, a summary of what was
-    dropped stands at the end of it, where it fits. The turn's documents stand in its last message
-    of the user, within their share of the context window; no later prompt has them.
+    templates know no second one. What is remembered of the user stands below them. With a
+    summarizer, a summary of what was dropped stands at the end of it, where it fits. The turn's
+    documents stand in its last message of the user, within their share of the context window; no
+    later prompt has them.
     """
     draft = _draft(database, engine, claim)
-    if claim.documents:
-        draft = draft.with_documents(claim.documents, int(engine.context_window * documents_share))
+    documents = (*claim.documents, *(source.document for source in claim.sources))
+    if documents:
+        draft = draft.with_documents(documents, int(engine.context_window * documents_share))
     messages = None
     if summarizer is not None and draft.past:
         with suppress(EngineFailure, InvalidInput):  # a chat template may know no system message
@@ -71,19 +53,23 @@ def build_prompt(
         lane=claim.lane,
         cache_namespace=claim.cache_namespace,
         template_kwargs=draft.template_kwargs,
+        tools=draft.tools,
+        document_count=len(draft.documents),
     )
 
 
 def _draft(database: Database, engine: Engine, claim: Claim) -> Draft:
-    own = [message.text for message in takewhile(_is_system, claim.messages)]
+    own = [message.text for message in takewhile(is_system, claim.messages)]
     wanted = claim.params.max_tokens or 1
     return Draft(
         engine,
         budget=engine.context_window - min(wanted, engine.context_window // 2),
-        instructions=(claim.instructions, *own),
-        past=_read_past(database, claim) if claim.seq > 1 else (),
+        instructions=(claim.instructions, *own, claim.remembered),
+        past=_read_past(database, engine, claim) if claim.seq > 1 else (),
         asked=claim.messages[len(own) :],
         template_kwargs=claim.params.template_kwargs or {},
+        tools=claim.params.tools,
+        cites=claim.is_to_cite,
     )
 
 
@@ -109,36 +95,7 @@ def _trimmed(draft: Draft) -> tuple[Message, ...]:
     return draft.messages(len(draft.past) if fewest is None else draft.steady_to_drop(fewest))
 
 
-def _is_system(message: Message) -> bool:
-    return message.role is Role.SYSTEM
-
-
-def _read_past(database: Database, claim: Claim) -> list[PastTurn]:
-    """The turns that were answered or handed off, oldest first.
-
-    A turn that failed or was cancelled is not part of what was said.
-    """
+def _read_past(database: Database, engine: Engine, claim: Claim) -> Sequence[PastTurn]:
     before = (claim.seq - 1 - HISTORY_LIMIT) // HISTORY_STEP * HISTORY_STEP
-    rows = database.fetch(_PastRow, _HISTORY, (claim.conversation_id, before, claim.seq))
-    return [PastTurn(row.seq, (*_said(row.input), *_replied(row))) for row in rows]
-
-
-def _replied(row: _PastRow) -> tuple[Message, ...]:
-    if row.content is None:
-        return ()
-    calls = tuple(map(ToolCall.model_validate, row.tool_calls or ()))
-    return (Message(role=Role.ASSISTANT, content=row.content, tool_calls=calls),)
-
-
-def _said(messages: Sequence[object]) -> list[Message]:
-    """Select what later prompts repeat of a past turn's messages.
-
-    A system text belongs to its turn: where each turn brings another one, they would fill the
-    window. A history that the client sent along (it ends with its last assistant message) is
-    repeated with the system texts inside it.
-    """
-    said = list(dropwhile(_is_system, map(Message.model_validate, messages)))
-    history = [*said]
-    while history and history[-1].role is not Role.ASSISTANT:
-        history.pop()
-    return history + [each for each in said[len(history) :] if not _is_system(each)]
+    past = read_past(database, claim.conversation_id, claim.seq, after=before)
+    return recalled(database, claim, past, engine.capabilities.accepts)

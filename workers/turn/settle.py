@@ -16,6 +16,7 @@ import structlog
 from turnmill.schemas.content import storable
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.outcomes import (
+    ATTEMPTS_USED_UP,
     UNSTORABLE,
     Answered,
     Cancelled,
@@ -32,7 +33,7 @@ from turnmill.schemas.store.claim import ABANDON
 from turnmill.schemas.store.hand_off import hand_off
 from turnmill.schemas.store.requeue import REQUEUE
 from turnmill.schemas.store.settle import END
-from turnmill.schemas.turns import Lane, TurnState
+from turnmill.schemas.turns import TurnState
 from turnmill.workers.turn.backoff import backoff_s
 from turnmill.workers.turn.claim import Claim
 from turnmill.workers.turn.coalesce import Coalescer
@@ -69,6 +70,8 @@ class Ending:
     cached_tokens: int | None = None
     tool_calls: list[dict[str, Any]] | None = None
     logprobs: list[dict[str, Any]] | None = None
+    #: As `Answered` has it; no column.
+    hand_off_because: str | None = None
 
 
 def end_turns(database: Database, endings: Sequence[Ending]) -> list[bool]:
@@ -85,10 +88,14 @@ def end_turns(database: Database, endings: Sequence[Ending]) -> list[bool]:
         ended = cursor.connection.cursor()
         ended.execute(END, (rows, TURN_CHANNEL))
         failures = [ending for ending in endings if ending.state in _FAILURES]
+        declined = [ending for ending in endings if ending.hand_off_because is not None]
         # To read the rows here takes a second round trip.
-        ended_ids = {row[0] for row in ended} if failures else set()
+        ended_ids = {row[0] for row in ended} if failures or declined else set()
         if failures:
             _hand_off_failures(cursor, failures, ended_ids)
+        for ending in declined:
+            if ending.turn_id in ended_ids:
+                _hand_off_declined(cursor, ending)
         advance(cursor, conversation_ids)
     ended_ids |= {row[0] for row in ended}
     return [ending.turn_id in ended_ids for ending in endings]
@@ -98,6 +105,12 @@ def _hand_off_failures(cursor: Cursor, failures: list[Ending], ended_ids: set[UU
     """Hand the conversations to people whose policies want that when a turn is not answered."""
     ids = {each.conversation_id for each in failures if each.turn_id in ended_ids}
     hand_off(cursor, list(ids), "The bot failed to answer.", after_failure=True)
+
+
+def _hand_off_declined(cursor: Cursor, ending: Ending) -> None:
+    """Hand a conversation to people because its bot does not know; its thread is told the reply."""
+    because = ending.hand_off_because or ""
+    hand_off(cursor, [ending.conversation_id], because, says=ending.content)
 
 
 class Settler:
@@ -142,10 +155,10 @@ class Settler:
                 return self._end(_answered(claim, outcome))
             case Failed(code, message):
                 return self._end(_unanswered(claim, TurnState.FAILED, "failed", code, message))
-            case Snoozed(reason=reason) if self._is_last(claim, outcome):
+            case Snoozed(reason=reason) if self.is_last(claim, outcome):
                 message = f"The turn failed {self._max_attempts} times; the last time: {reason}"
                 return self._end(
-                    _unanswered(claim, TurnState.PARKED, "snoozed", "attempts_used_up", message)
+                    _unanswered(claim, TurnState.PARKED, "snoozed", ATTEMPTS_USED_UP, message)
                 )
             case Snoozed():
                 return self._requeue(claim, outcome)
@@ -154,8 +167,13 @@ class Settler:
             case Cancelled():
                 return False
 
-    def _is_last(self, claim: Claim, outcome: Snoozed) -> bool:
-        return outcome.counts and claim.failures + 1 >= self._max_attempts
+    def is_last(self, claim: Claim, outcome: Outcome) -> bool:
+        """Whether settling this outcome parks the turn."""
+        return (
+            isinstance(outcome, Snoozed)
+            and outcome.counts
+            and claim.failures + 1 >= self._max_attempts
+        )
 
     def _requeue(self, claim: Claim, outcome: Snoozed) -> bool:
         rows = self._database.run(
@@ -185,7 +203,7 @@ def _answered(claim: Claim, outcome: Answered) -> Ending:
         claim.conversation_id,
         claim.attempt,
         claim.worker_id,
-        is_watched=claim.lane is Lane.INTERACTIVE,
+        is_watched=claim.is_watched,
         state=TurnState.COMPLETED,
         outcome="answered",
         content=reply.content,
@@ -195,6 +213,7 @@ def _answered(claim: Claim, outcome: Answered) -> Ending:
         cached_tokens=reply.usage.cached_tokens,
         tool_calls=[call.model_dump() for call in reply.tool_calls] or None,
         logprobs=[token.model_dump() for token in reply.logprobs] or None,
+        hand_off_because=outcome.hand_off_because,
     )
 
 
@@ -204,7 +223,7 @@ def _unanswered(claim: Claim, state: TurnState, outcome: str, code: str, message
         claim.conversation_id,
         claim.attempt,
         claim.worker_id,
-        is_watched=claim.lane is Lane.INTERACTIVE,
+        is_watched=claim.is_watched,
         state=state,
         outcome=outcome,
         error_code=code,

@@ -16,7 +16,6 @@ from turnmill.schemas.errors import DatabaseUnavailable, EngineFailure
 from turnmill.schemas.outcomes import UNSTORABLE
 from turnmill.schemas.postgres.database import DATA_ERRORS, Database
 from turnmill.schemas.routes import TURN_CHANNEL
-from turnmill.schemas.turns import Lane
 from turnmill.workers.turn.claim import Claim
 
 log = structlog.get_logger()
@@ -126,11 +125,13 @@ class Stream:
             self._open.discard(stream)
 
     def restart(self, stream: TurnStream) -> bool:
-        """Discard what earlier attempts kept, and tell the readers; False if it was fenced.
+        """Discard the text so far, kept or not, and tell the readers; False if it was fenced.
 
         Raises `DatabaseUnavailable`.
         """
         claim = stream.claim
+        with self._flushing:
+            stream.pieces.clear()
         rows = self._database.run(
             _RESTART,
             {
@@ -194,7 +195,7 @@ class Stream:
                 "positions": [stream.position for stream in streams],
                 "texts": ["".join(text for text, _ in chunk) for chunk in chunks],
                 "token_counts": [sum(count for _, count in chunk) for chunk in chunks],
-                "shown": [claim.lane is Lane.INTERACTIVE for claim in claims],
+                "shown": [claim.is_watched for claim in claims],
                 "worker": claims[0].worker_id,
                 "channel": TURN_CHANNEL,
             },

@@ -16,11 +16,12 @@ import structlog
 
 from turnmill.schemas.errors import TurnmillError
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.store.history import PastTurn
 from turnmill.schemas.turns import GenerationParams, Message, Reply, Role, Usage
 from turnmill.workers.engines.base import NO_VALUES, Engine, Prompt
 from turnmill.workers.turn.attempt import Attempt
 from turnmill.workers.turn.clean import clean
-from turnmill.workers.turn.draft import Draft, PastTurn, Summary
+from turnmill.workers.turn.draft import Draft, Summary
 
 log = structlog.get_logger()
 
@@ -169,6 +170,7 @@ def _question(draft: Draft, told: Sequence[PastTurn], limit: int) -> Draft:
         asked=(asked,),
         documents=(),
         template_kwargs=NO_VALUES,
+        tools=(),
     )
 
 

@@ -13,11 +13,13 @@ import psycopg
 import structlog
 
 from turnmill.schemas.errors import DatabaseUnavailable, SettingsError
+from turnmill.schemas.files.storage import Storage
 from turnmill.schemas.postgres.database import OUTAGES, Database
 from turnmill.schemas.postgres.links import Link
 from turnmill.schemas.settings import RetentionSettings
 from turnmill.schemas.store.tables import PRUNER_LOCK_KEY, PRUNER_NAME
 from turnmill.workers.consumer.metrics import PRUNER_ROUNDS
+from turnmill.workers.upkeep.files import FileSweep
 from turnmill.workers.upkeep.months import Pause
 from turnmill.workers.upkeep.retention import Round
 
@@ -45,9 +47,11 @@ def prune(
     *,
     is_dry: bool = False,
     on_link: Callable[[Link], None] = lambda link: None,
+    storage: Storage | None = None,
 ) -> Counter[str] | None:
-    """Delete one round of expired rows. Return the number deleted per table, or None if another
-    pruner holds the lock.
+    """Delete one round of expired rows, and of files where their storage is given.
+
+    Return the number deleted per table, or None if another pruner holds the lock.
 
     `pause` sleeps between the steps, and ends the round by returning true. `on_link` is given
     the connection.
@@ -65,6 +69,8 @@ def prune(
                 return None
             current = Round(link, retention, pause, on_progress, is_dry=is_dry)
             current.run()
+            if storage is not None:
+                FileSweep(link, storage, pause, current.counts, is_dry=is_dry).run()
         except psycopg.errors.InsufficientPrivilege as error:
             raise SettingsError(
                 f"The pruner lacks a right ({str(error).splitlines()[0]}). Let the tables belong "
@@ -78,8 +84,11 @@ def prune(
 class Pruner:
     """The thread that runs a round now and then."""
 
-    def __init__(self, database: Database, retention: RetentionSettings) -> None:
+    def __init__(
+        self, database: Database, retention: RetentionSettings, storage: Storage | None = None
+    ) -> None:
         self._database = database
+        self._storage = storage
         self._retention = retention
         self._stopping = threading.Event()
         self._link: Link | None = None
@@ -114,7 +123,11 @@ class Pruner:
 
     def _round(self) -> None:
         counts = prune(
-            self._database, self._retention, self._stopping.wait, on_link=self._keep_link
+            self._database,
+            self._retention,
+            self._stopping.wait,
+            on_link=self._keep_link,
+            storage=self._storage,
         )
         if counts is not None:
             PRUNER_ROUNDS.labels("done").inc()

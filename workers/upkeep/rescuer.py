@@ -23,6 +23,11 @@ from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.consumer.metrics import TURNS_RESCUED
 from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Ending, end_turns
+from turnmill.workers.upkeep.batches import (
+    finish_sweeps,
+    forget_batch_moves,
+    merge_batch_moves,
+)
 from turnmill.workers.upkeep.clock import TOLERANCE_S
 from turnmill.workers.upkeep.evidence import IS_INTERRUPTED, WEIGHED
 from turnmill.workers.upkeep.isolated import isolated
@@ -211,16 +216,15 @@ class Rescuer:
             self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        forget_in = 0
+        sweeps = 0
         while not self._stopping.is_set():
             if self._leases.reconnected_s < GRACE_S:
                 self._stopping.wait(GRACE_S / 4)
                 continue
             try:
                 self._sweep()
-                if forget_in == 0:
-                    self._database.run(_FORGET)
-                forget_in = (forget_in or 600) - 1
+                self._tidy(sweeps)
+                sweeps += 1
             except DatabaseUnavailable as error:
                 self._has_stalled = True
                 log.warning("rescuer.stalled", error=error.message)
@@ -229,6 +233,15 @@ class Rescuer:
                 log.exception("rescuer.failed")
             self._wake.wait(self._settings.rescue_every_s)
             self._wake.clear()
+
+    def _tidy(self, sweeps: int) -> None:
+        """Do the chores that do not belong to every sweep."""
+        if sweeps % 5 == 0:
+            merge_batch_moves(self._database)
+            finish_sweeps(self._database)
+        if sweeps % 600 == 0:
+            self._database.run(_FORGET)
+            forget_batch_moves(self._database)
 
     def _sweep(self) -> None:
         """After a stall, find out first whether the tables are free again, and judge nobody.

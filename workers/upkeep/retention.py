@@ -268,7 +268,17 @@ class Round:
         with self._transaction():
             rows = self._link.execute(_LOCK_TURNS, (ids, states)).fetchall()
             gone = [row.id for row in rows]
-            for table in ("chunks", "attempts", "replies", "ratings", "deliveries"):
+            for table in (
+                "chunks",
+                "attempts",
+                "replies",
+                "ratings",
+                "deliveries",
+                "turn_sources",
+                "knowledge_gaps",
+                "turn_memory",
+                "turn_readings",
+            ):
                 self._remove(table, f"{table} WHERE turn_id = ANY(%s)", (gone,))
             conversations = list({row.conversation_id for row in rows})
             self._remove("summaries", _SUMMARIES, (conversations,))

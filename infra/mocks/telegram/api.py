@@ -42,6 +42,8 @@ class TelegramAPI(MockAPI):
         self.webhook: dict[str, Any] = {}
         #: Why a chat takes nothing: `Forbidden: bot was blocked by the user`.
         self.chat_error: str | None = None
+        #: What users sent, by `file_id`.
+        self.files: dict[str, bytes] = {}
         self.has_previews = True
         self._is_limited = is_limited
         self._sent: dict[int, deque[float]] = {}
@@ -65,6 +67,9 @@ class TelegramAPI(MockAPI):
         return Reply(429, data | {"parameters": {"retry_after": after_s}})
 
     def answer(self, call: Call) -> Reply:
+        if call.path.startswith(f"/file/bot{TOKEN}/files/"):
+            data = self.files.get(self.name(call))
+            return Reply(404) if data is None else Reply(200, data)
         if call.path.split("/")[1] != f"bot{TOKEN}":
             return _refuse(401, "Unauthorized")
         method = getattr(self, f"_{self.name(call)}", None)
@@ -80,6 +85,11 @@ class TelegramAPI(MockAPI):
 
     def _getMe(self) -> dict[str, Any]:
         return {"id": 123456789, "is_bot": True, "first_name": "ACME", "username": "acme_bot"}
+
+    def _getFile(self, file_id: str) -> dict[str, Any]:
+        if file_id not in self.files:
+            raise _Refusal("Bad Request: invalid file_id")
+        return {"file_id": file_id, "file_path": f"files/{file_id}"}
 
     def _getWebhookInfo(self) -> dict[str, Any]:
         return {"url": "", "pending_update_count": 0, **self.webhook}

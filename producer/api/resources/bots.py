@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from turnmill.producer.api.auth import AdministeredTenantOf
 from turnmill.producer.api.services import ServicesOf
-from turnmill.producer.bots import BotChange, change_bot, read_bot
+from turnmill.producer.bots import BotChange, change_bot, delete_bot, read_bot
 from turnmill.producer.tenants import Bot, list_bots
 from turnmill.schemas.content import Name
 
@@ -63,3 +63,10 @@ async def change_one_bot(
     """Change a bot from its next turn on. What is left out stays; a parameter that is null is
     taken back to its default."""
     return BotBody.of(await services.call(change_bot, services.database, tenant_id, name, body))
+
+
+@router.delete("/bots/{name:path}", status_code=204)
+async def delete_one_bot(name: Name, services: ServicesOf, tenant_id: AdministeredTenantOf) -> None:
+    """Delete a bot: it answers no new turns. What was accepted is answered, and its conversations
+    stay."""
+    await services.call(delete_bot, services.database, tenant_id, name)

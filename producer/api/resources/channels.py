@@ -4,6 +4,7 @@ No API key: each request is signed by its platform. A platform waits a few secon
 sends again unless it gets 2xx, which it gets when its events are committed.
 """
 
+import asyncio
 import time
 from typing import Annotated
 
@@ -13,9 +14,9 @@ from turnmill.producer.api.errors import Problem
 from turnmill.producer.api.headers import read_body
 from turnmill.producer.api.services import ServicesOf
 from turnmill.producer.channels import base
-from turnmill.producer.channels.base import Parsed
+from turnmill.producer.channels.base import KeysNeeded, Parsed
 from turnmill.producer.channels.pipeline import Pipeline
-from turnmill.schemas.channels.sections import NAME_PATTERN
+from turnmill.schemas.channels.sections.base import NAME_PATTERN
 from turnmill.schemas.errors import NotFound
 
 router = APIRouter(tags=["channels"])
@@ -50,9 +51,17 @@ async def receive_events(
         )
         return pipeline.understand(received, metrics.count_event)
 
+    async def understand_beside(body: bytes) -> Parsed:
+        is_large = len(body) > LARGE_BODY_BYTES
+        return await services.parse(understand, body) if is_large else understand(body)
+
     body = await read_body(request, channel.max_body_bytes)
-    is_large = len(body) > LARGE_BODY_BYTES
-    parsed = await services.parse(understand, body) if is_large else understand(body)
+    try:
+        parsed = await understand_beside(body)
+    except KeysNeeded as needed:
+        # Others wait for the same keys, also when this request is given up.
+        await asyncio.shield(asyncio.wrap_future(needed.fetching))
+        parsed = await understand_beside(body)
     answer = parsed.answer
     if parsed.events:
         count = metrics.count_event

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
@@ -27,19 +28,27 @@ from turnmill.producer.api.errors import (
     stopping,
     wait_timeout,
 )
-from turnmill.producer.api.headers import CallHeaders, read_body, read_headers
+from turnmill.producer.api.headers import (
+    CALL_HEADERS,
+    TURN_HEADERS,
+    CallHeaders,
+    read_body,
+    read_headers,
+)
 from turnmill.producer.api.resources.conversations import require_conversation
 from turnmill.producer.api.services import Services, ServicesOf
 from turnmill.producer.api.shapes import CompletionShape
 from turnmill.producer.api.stream import events
 from turnmill.producer.api.watch import Interrupt, Watch
 from turnmill.producer.cancel import cancel
+from turnmill.producer.media.parts import call_part
 from turnmill.producer.tenants import ignores_tools
 from turnmill.producer.texting import accept_call
+from turnmill.schemas.channels.memory import API, user_key
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.openai import ChatCompletion, ChatCompletionRequest, parse_chat_request
-from turnmill.schemas.turns import AcceptedTurn, Turn, TurnRequest
+from turnmill.schemas.turns import AcceptedTurn, Message, Turn, TurnRequest
 
 router = APIRouter(tags=["chat"])
 
@@ -56,7 +65,9 @@ _STREAM_HEADERS = {
 @router.post(
     "/v1/chat/completions",
     response_model=ChatCompletion,
+    responses={200: {"headers": TURN_HEADERS}},
     openapi_extra={
+        "parameters": CALL_HEADERS,
         "requestBody": {
             "required": True,
             "content": {
@@ -64,7 +75,7 @@ _STREAM_HEADERS = {
                     "schema": {"$ref": "#/components/schemas/ChatCompletionRequest"}
                 }
             },
-        }
+        },
     },
 )
 async def create_chat_completion(
@@ -82,7 +93,8 @@ async def create_chat_completion(
     started = asyncio.get_running_loop().time()
     headers = read_headers(request)
     body = await _read(request, services)
-    accepted = await services.call(_accept, services, tenant_id, body, headers)
+    messages = await _messages(services, tenant_id, body)
+    accepted = await services.call(_accept, services, tenant_id, body, headers, messages)
     may_repeat = headers.idempotency_key is not None
     shape = CompletionShape(accepted.turn_id, body.model, may_repeat, body.wants_usage)
     call = _Call(request, services, tenant_id, headers, accepted, shape, started)
@@ -94,6 +106,20 @@ async def _read(request: Request, services: Services) -> ChatCompletionRequest:
     if len(body) <= LARGE_BODY_BYTES:
         return parse_chat_request(body)
     return await services.parse(parse_chat_request, body)
+
+
+async def _messages(
+    services: Services, tenant_id: UUID, body: ChatCompletionRequest
+) -> tuple[Message, ...]:
+    """The messages of the turn; their parts are checked and stored where no other call waits."""
+    if not body.has_parts:
+        return body.turn_messages()
+
+    def keep() -> tuple[Message, ...]:
+        services.served.require(services.database, tenant_id, body.model)
+        return body.turn_messages(partial(call_part, services.files, services.parts, tenant_id))
+
+    return await services.media.call(keep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,28 +146,38 @@ class _Call:
         return self.services.watch(self.tenant_id, self.accepted.turn_id)
 
     async def note_departure(self) -> None:
-        """Cancel the turn if its client asked for that; otherwise it stays accepted."""
+        """Cancel the turn if its client asked for that; otherwise it stays accepted.
+
+        So it does where it answers another call too.
+        """
         if self.headers.cancels_on_disconnect:
             database, turn_id = self.services.database, self.accepted.turn_id
-            await self.services.call(cancel, database, self.tenant_id, turn_id)
+            await self.services.call(cancel, database, self.tenant_id, turn_id, spares_shared=True)
 
 
 def _accept(
-    services: Services, tenant_id: UUID, body: ChatCompletionRequest, headers: CallHeaders
+    services: Services,
+    tenant_id: UUID,
+    body: ChatCompletionRequest,
+    headers: CallHeaders,
+    messages: tuple[Message, ...],
 ) -> AcceptedTurn:
     if (given := headers.given_conversation_id) is not None:
         require_conversation(services.database, tenant_id, given)
+    services.served.require(services.database, tenant_id, body.model)
     offers_tools = body.offered_tools is not None and not _ignores_tools(services, tenant_id, body)
     return accept_call(
         services.database,
         TurnRequest(
             tenant_id=tenant_id,
             bot=body.model,
-            messages=body.turn_messages(),
+            messages=messages,
             params=body.params(offers_tools=offers_tools),
             conversation_id=headers.conversation_id(tenant_id, body.model),
             idempotency_key=headers.idempotency_key,
             timeout_s=headers.timeout_s,
+            author=body.asked_by,
+            user_key=user_key(API, body.asked_by) if body.asked_by else None,
         ),
         headers.double_texting,
     )
@@ -159,7 +195,7 @@ def _ignores_tools(services: Services, tenant_id: UUID, body: ChatCompletionRequ
         raise InvalidInput(
             "'functions' is not supported. Send 'tools' instead, leave 'functions' out, send "
             '"function_call": "none", or let the bot ignore tools: '
-            "turnmill bots save … --ignore-tools",
+            "turnmill bots change NAME --ignore-tools",
             param="functions",
         )
     return ignores

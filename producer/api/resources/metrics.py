@@ -3,21 +3,25 @@
 Counters and durations are this process's; the gauges are read from Postgres at each scrape and
 so are the same from every replica (take `max`, not `sum`, over replicas).
 
-Every query touches only what is open, or was accepted in the last minute: the outbox holds a row
-per queued turn, running, waiting and parked turns have partial indexes, and workers are few. So a
-scrape costs the same with a thousand finished turns as with a hundred million.
+Every query goes through an index to what is open, or was accepted in the last minute, and reads at
+most `COUNTED` entries of it. So a scrape costs the same with two hundred open turns as with two
+hundred thousand, whatever else the tables hold.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import Counter as Counts
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from turnmill.producer.affinity import WARMTH, ids_since
+from turnmill.producer.operations.queue import COUNTED, Hints, count_open, read_hints
 from turnmill.schemas.channels.deliveries import DeliveryState
 from turnmill.schemas.observability.telemetry import BUCKETS_S
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.routes import PAUSED_LANE
 from turnmill.schemas.store.changes import UNSENT
 from turnmill.schemas.store.fleet.liveness import HELD_LOCKS
 from turnmill.schemas.turns import Lane
@@ -25,47 +29,31 @@ from turnmill.schemas.turns import Lane
 #: How far back the figures of affinity look, seconds.
 AFFINITY_S = 60
 
-#: One pass over the outbox. A row that is not due yet (a retry that backs off) is not late.
-_QUEUED = """
-SELECT lane, count(*) AS count,
-       count(*) FILTER (WHERE published_at IS NULL) AS unpublished,
-       coalesce(extract(epoch FROM clock_timestamp() - min(due_at) FILTER (
-           WHERE published_at IS NULL AND due_at <= clock_timestamp())), 0)::float AS age_s
-FROM outbox GROUP BY lane
+#: Workers have so many slots, and no more turns run.
+_RUNNING = """
+SELECT lane, extract(epoch FROM clock_timestamp() - min(accepted_at))::float AS age_s
+FROM turns WHERE state = 'running' GROUP BY lane
 """
 
-_UNQUEUED = """
-SELECT state, lane, count(*) AS count FROM turns WHERE state = 'running' GROUP BY state, lane
-UNION ALL
-SELECT state, lane, count(*) FROM turns WHERE state = 'waiting' GROUP BY state, lane
+_PAUSES = "SELECT lane, count(*) AS count FROM lane_pauses GROUP BY lane"
+
+_PARKED = f"""
+SELECT count(*) AS count FROM (SELECT FROM turns WHERE state = 'parked' LIMIT {COUNTED}) AS turn
 """
 
-_PARKED = "SELECT count(*) AS count FROM turns WHERE state = 'parked'"
-
-_HANDED_OFF = """
+_HANDED_OFF = f"""
 SELECT count(*) AS count,
     extract(epoch FROM clock_timestamp() - min(handed_off_at))::float AS age_s
-FROM conversations WHERE handed_off_at IS NOT NULL
+FROM (SELECT handed_off_at FROM conversations WHERE handed_off_at IS NOT NULL
+      ORDER BY handed_off_at LIMIT {COUNTED}) AS first
 """
 
-#: Ids are UUIDv7, so the first of an index on them is the oldest. A waiting turn is younger than
-#: the turn it waits for.
-_OLDEST = """
-SELECT lane, extract(epoch FROM clock_timestamp() - min(accepted_at))::float AS age_s
-FROM (
-    SELECT l.lane, t.accepted_at FROM unnest(%s::text[]) AS l (lane)
-    CROSS JOIN LATERAL (
-        SELECT turn_id FROM outbox WHERE lane = l.lane ORDER BY turn_id LIMIT 1
-    ) AS oldest JOIN turns t ON t.id = oldest.turn_id
-    UNION ALL
-    SELECT lane, accepted_at FROM turns WHERE state = 'running'
-) AS heads GROUP BY lane
-"""
-
-#: Each state has its index, or few rows.
 _DELIVERIES = f"""
-SELECT channel, state, count(*) AS count FROM deliveries
-WHERE state IN ({UNSENT}) OR state = '{DeliveryState.FAILED}' GROUP BY channel, state
+SELECT channel, state, count(*) AS count FROM (
+    (SELECT channel, state FROM deliveries WHERE state IN ({UNSENT}) LIMIT {COUNTED})
+    UNION ALL
+    (SELECT channel, state FROM deliveries WHERE state = '{DeliveryState.FAILED}' LIMIT {COUNTED})
+) AS delivery GROUP BY channel, state
 """
 
 _WORKERS = f"""
@@ -142,22 +130,32 @@ class TurnGauges(Collector):
     def collect(self) -> Iterator[Metric]:
         """Raises `DatabaseUnavailable`: no figures are better than old ones."""
         with self._database.cursor() as cursor:
-            queued = cursor.execute(_QUEUED).fetchall()
-            unqueued = cursor.execute(_UNQUEUED).fetchall()
-            oldest = cursor.execute(_OLDEST, (list(Lane),)).fetchall()
+            hints = read_hints(cursor)
+            open_turns = count_open(cursor, hints)
+            running = cursor.execute(_RUNNING).fetchall()
+            pauses = cursor.execute(_PAUSES).fetchall()
             parked = cursor.execute(_PARKED).fetchall()[0].count
             handed_off = cursor.execute(_HANDED_OFF).fetchall()[0]
             workers = cursor.execute(_WORKERS).fetchall()[0]
             deliveries = cursor.execute(_DELIVERIES).fetchall()
             warmth = cursor.execute(WARMTH, (ids_since(AFFINITY_S),)).fetchall()[0]
-        counts = {(row.state, row.lane): row.count for row in unqueued}
-        counts |= {("queued", row.lane): row.count for row in queued}
+        counts: Counts[tuple[str, str]] = Counts()
+        oldest = {lane.value: 0.0 for lane in Lane} | {row.lane: row.age_s for row in running}
+        for (_, lane), found in open_turns.items():
+            counts["waiting", lane] += found.waiting
+            counts["queued", lane] += found.queued + found.snoozed
+            counts["running", lane] += found.running
+            oldest[lane] = max([oldest[lane], *(head.age_s for head in found.oldest)])
+        published = Counts({lane.value: 0 for lane in Lane})
+        owed = [row for row in hints if row.lane != PAUSED_LANE]
+        for row in owed:
+            published[row.lane] += row.published
         yield _labelled(
             "turnmill_turns_open_count",
             "Turns whose reply is owed.",
             ("state", "lane"),
             {
-                (state, lane): counts.get((state, lane), 0)
+                (state, lane): counts[state, lane]
                 for state in ("waiting", "queued", "running")
                 for lane in Lane
             },
@@ -172,48 +170,64 @@ class TurnGauges(Collector):
             "turnmill_turns_oldest_open_age_seconds",
             "Age of the oldest turn whose reply is owed.",
             ("lane",),
-            {(lane,): 0.0 for lane in Lane} | {(row.lane,): row.age_s for row in oldest},
+            {(lane,): age_s for lane, age_s in oldest.items()},
         )
         yield _labelled(
             "turnmill_outbox_published_count",
             "Hints that were published and are not claimed yet: of the relay's window.",
             ("lane",),
-            {(lane,): 0 for lane in Lane}
-            | {(row.lane,): row.count - row.unpublished for row in queued},
+            {(lane,): count for lane, count in published.items()},
         )
-        for name, text, value in (
-            ("outbox_unpublished_count", "Hints not published yet.", _sum(queued, "unpublished")),
-            (
-                "outbox_unpublished_age_seconds",
-                "How long the oldest hint that is due has not been published.",
-                max((row.age_s for row in queued), default=0.0),
-            ),
-            ("workers_live_count", "Worker processes alive.", workers.live),
-            ("workers_consuming_count", "Worker processes that take hints.", workers.consuming),
-            (
-                "workers_engine_away_count",
-                "Worker processes that take no hints because their engine is away.",
-                workers.away,
-            ),
-            ("turns_parked_count", "Turns that ran out of attempts.", parked),
-            (
-                "conversations_handed_off_count",
-                "Conversations that people answer.",
-                handed_off.count,
-            ),
-            (
-                "conversations_handed_off_age_seconds",
-                "How long the first of them has been handed off.",
-                handed_off.age_s or 0.0,
-            ),
-            (
-                "affinity_held_count",
-                "Turns begun, of those of the last minute, whose conversation a live worker held.",
-                warmth.held,
-            ),
-            ("affinity_hits_count", "Those of them that this worker got.", warmth.hits),
-        ):
-            yield GaugeMetricFamily(f"turnmill_{name}", text, value=value)
+        yield _labelled(
+            "turnmill_lane_pauses_count",
+            "Pauses of the lane, of one model or of all, that an operator has not ended.",
+            ("lane",),
+            {(lane,): 0 for lane in Lane} | {(row.lane,): row.count for row in pauses},
+        )
+        yield from _plain(owed, workers, parked, handed_off, warmth)
+
+
+def _plain(
+    owed: Sequence[Hints], workers: Any, parked: int, handed_off: Any, warmth: Any
+) -> Iterator[Metric]:
+    """The gauges without labels."""
+    for name, text, value in (
+        (
+            "outbox_unpublished_count",
+            "Hints not published yet.",
+            sum(row.unpublished for row in owed),
+        ),
+        (
+            "outbox_unpublished_age_seconds",
+            "How long the oldest hint that is due has not been published.",
+            max((row.late_s for row in owed), default=0.0),
+        ),
+        ("workers_live_count", "Worker processes alive.", workers.live),
+        ("workers_consuming_count", "Worker processes that take hints.", workers.consuming),
+        (
+            "workers_engine_away_count",
+            "Worker processes that take no hints because their engine is away.",
+            workers.away,
+        ),
+        ("turns_parked_count", "Turns that ran out of attempts.", parked),
+        (
+            "conversations_handed_off_count",
+            "Conversations that people answer.",
+            handed_off.count,
+        ),
+        (
+            "conversations_handed_off_age_seconds",
+            "How long the first of them has been handed off.",
+            handed_off.age_s or 0.0,
+        ),
+        (
+            "affinity_held_count",
+            "Turns begun, of those of the last minute, whose conversation a live worker held.",
+            warmth.held,
+        ),
+        ("affinity_hits_count", "Those of them that this worker got.", warmth.hits),
+    ):
+        yield GaugeMetricFamily(f"turnmill_{name}", text, value=value)
 
 
 def _labelled(
@@ -223,7 +237,3 @@ def _labelled(
     for key, value in values.items():
         family.add_metric(key, value)
     return family
-
-
-def _sum(rows: Iterable[object], column: str) -> int:
-    return sum(getattr(row, column) for row in rows)

@@ -15,6 +15,7 @@ from turnmill.producer.ratings import Score, rate
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.content import refuse_nul
 from turnmill.schemas.ids import Prefix, show_id
+from turnmill.schemas.store.memory.remembered import Remembered
 from turnmill.schemas.turns import Lane, Message, Reply, Turn, TurnState
 
 router = APIRouter(tags=["turns"])
@@ -43,8 +44,10 @@ class TurnBody(BaseModel):
     reply: Reply | None
     error_code: str | None
     error_message: str | None
-    #: Who wrote it, where a conversation has several people.
+    #: Who wrote it: on a channel, and where a call says so.
     author: str | None
+    #: What it was told of its user, and where that comes from.
+    remembered: Remembered | None = None
 
     @classmethod
     def of(cls, turn: Turn) -> "TurnBody":

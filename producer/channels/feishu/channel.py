@@ -15,7 +15,7 @@ from turnmill.producer.channels.feishu.events import read_event
 from turnmill.producer.channels.feishu.payloads import Callback
 from turnmill.producer.converse import Received
 from turnmill.schemas.channels.feishu import unseal
-from turnmill.schemas.channels.sections import FeishuSection
+from turnmill.schemas.channels.sections.feishu import FeishuSection
 from turnmill.schemas.channels.signatures import are_equal, is_in_window, sign_feishu
 from turnmill.schemas.errors import BadSignature, InvalidInput
 

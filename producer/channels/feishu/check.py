@@ -5,7 +5,7 @@ from typing import Any
 
 from turnmill.producer.channels.asking import Unanswered, ask
 from turnmill.producer.doctor.findings import Finding, broken, note, ok
-from turnmill.schemas.channels.sections import FeishuSection
+from turnmill.schemas.channels.sections.feishu import FeishuSection
 
 _SECRETS = "Compare app_id and the app secret with Credentials & Basic Info of the app."
 

@@ -9,7 +9,7 @@ from turnmill.producer.channels.feishu.payloads import (
 )
 from turnmill.producer.channels.feishu.texts import text_of
 from turnmill.schemas.channels.buttons import read_button
-from turnmill.schemas.channels.events import MAX_TEXT, Address, Event, UserMessage
+from turnmill.schemas.channels.events import Address, Event, UserMessage
 
 
 def read_event(channel: str, bot: str | None, callback: Callback) -> Event | str:
@@ -44,7 +44,7 @@ def _message(channel: str, bot: str | None, received: MessageReceived) -> Event 
         event_id=message.message_id,
         address=Address(channel=channel, thread=thread, target=target),
         author=author or "",
-        content=text_of(message, mentions)[:MAX_TEXT],
+        content=text_of(message, mentions),
         begins=is_direct or bool(mentions),
     )
 

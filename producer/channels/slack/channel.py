@@ -11,7 +11,7 @@ from turnmill.producer.channels.base import FORM, JSON, Answer, Parsed, Request,
 from turnmill.producer.channels.slack.events import read_actions, read_command, read_event
 from turnmill.producer.channels.slack.payloads import BlockActions, EventCallback, SlashCommand
 from turnmill.producer.converse import Received
-from turnmill.schemas.channels.sections import SlackSection
+from turnmill.schemas.channels.sections.slack import SlackSection
 from turnmill.schemas.channels.signatures import are_equal, is_in_window, sign_slack
 from turnmill.schemas.content import storable
 from turnmill.schemas.errors import BadSignature, InvalidInput

@@ -7,7 +7,8 @@ from slack_sdk.errors import SlackApiError, SlackClientError
 
 from turnmill.producer.channels.slack.scopes import BOT_SCOPES
 from turnmill.producer.doctor.findings import Finding, broken, note, ok
-from turnmill.schemas.channels.sections import SecretReference, SlackSection
+from turnmill.schemas.channels.sections.base import SecretReference
+from turnmill.schemas.channels.sections.slack import SlackSection
 
 TIMEOUT_S = 10
 
@@ -54,7 +55,7 @@ def _socket_mode(client: WebClient, reference: SecretReference) -> Finding:
     except (SlackApiError, SlackClientError, OSError) as error:
         fix = "Turn Socket Mode on, and make an app-level token with connections:write."
         return broken(f"apps.connections.open: {_reason(error)}", fix)
-    return note("socket mode is on: events come by 'turnmill socket', not by HTTP")
+    return note("socket mode is on: events come by 'turnmill socket NAME', not by HTTP")
 
 
 def _reason(error: Exception) -> str:

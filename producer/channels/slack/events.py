@@ -14,11 +14,12 @@ from turnmill.producer.channels.slack.payloads import (
     SlashCommand,
 )
 from turnmill.schemas.channels.events import (
-    MAX_TEXT,
+    MAX_FILES,
     Address,
     Command,
     Event,
     Rating,
+    RemoteFile,
     UserMessage,
 )
 from turnmill.schemas.channels.policies import CommandName
@@ -67,9 +68,14 @@ def _message(channel: str, callback: EventCallback, message: MessageEvent) -> Ev
         address=Address(channel=channel, thread=_thread(message.channel, root), target=target),
         author=message.user,
         content=content_of(
-            plain_text(message.text or "", callback.bot_user)[:MAX_TEXT],
+            plain_text(message.text or "", callback.bot_user),
             ((file.name, file.mimetype) for file in message.files),
         ),
+        files=tuple(
+            RemoteFile(kind=file.kind, ref=file.url_private_download, name=file.name or "")
+            for file in message.files
+            if file.kind and file.url_private_download
+        )[:MAX_FILES],
         begins=is_mention or is_direct,
     )
 
@@ -106,7 +112,7 @@ def _reaction(channel: str, callback: EventCallback, reaction: ReactionEvent) ->
 def read_command(channel: str, command: SlashCommand) -> Event | str:
     """Read a slash command, which has no thread: a person has one conversation with it in each
     place. `help`, and nothing at all, ask for an explanation."""
-    text = plain_text(command.text)[:MAX_TEXT]
+    text = plain_text(command.text)
     word = text.lower()
     if word in ("", "help"):
         return "help"
@@ -154,11 +160,12 @@ def read_actions(channel: str, pressed: BlockActions) -> Iterator[Event]:
 
 def _action(event_id: str, address: Address, author: str, action: Action) -> Event | None:
     if (name := _COMMANDS.get(action.action_id)) is not None:
-        turn = action.block_id.removeprefix("hand_off:")
-        turn_id = turn.removeprefix("turnmill:") if turn.startswith(_TURN) else None
+        named = action.block_id.partition(":turnmill:")[2]
         return Command(
-            event_id=event_id, address=address, author=author, name=name, turn_id=turn_id
-        )
+            event_id=event_id, address=address, author=author, name=name,
+            turn_id=named if named.startswith(f"{Prefix.TURN}_") else None,
+            conversation_id=named if named.startswith(f"{Prefix.CONVERSATION}_") else None,
+        )  # fmt: skip
     if action.action_id != _FEEDBACK or not action.block_id.startswith(_TURN):
         return None
     return Rating(

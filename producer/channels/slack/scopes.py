@@ -7,6 +7,7 @@ BOT_SCOPES = {
     "channels:history": "to read threads of public channels",
     "chat:write": "to answer",
     "commands": "to have a slash command",
+    "files:read": "to read images and voice messages",
     "groups:history": "to read threads of private channels",
     "im:history": "to read direct messages",
     "mpim:history": "to read group messages",

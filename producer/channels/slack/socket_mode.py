@@ -21,7 +21,7 @@ from slack_sdk.socket_mode.response import SocketModeResponse
 from turnmill.producer.channels.base import JSON, Answer, Parsed, storable_json
 from turnmill.producer.channels.pipeline import Pipeline
 from turnmill.producer.channels.slack.channel import SlackChannel
-from turnmill.schemas.channels.sections import SlackSection
+from turnmill.schemas.channels.sections.slack import SlackSection
 from turnmill.schemas.errors import SettingsError, TransientError, TurnmillError
 from turnmill.schemas.observability.telemetry import Health, counter
 from turnmill.schemas.postgres.database import Database
@@ -91,7 +91,7 @@ class SocketMode:
             code = str(error.response["error"])
             raise SettingsError(
                 f"Slack refuses the app token of channels.{self._pipeline.name}: {code}. "
-                "Check it with: turnmill channels check"
+                f"Check it with: turnmill channels check {self._pipeline.name}"
             ) from None
         except (SlackClientError, OSError) as error:
             log.warning("socket.unavailable", error=type(error).__name__)

@@ -15,7 +15,7 @@ from turnmill.producer.channels.base import JSON, Answer, Parsed, Request, read_
 from turnmill.producer.channels.telegram.payloads import Update
 from turnmill.producer.channels.telegram.updates import Reader
 from turnmill.producer.converse import Kind, Received
-from turnmill.schemas.channels.sections import TelegramSection
+from turnmill.schemas.channels.sections.telegram import TelegramSection
 from turnmill.schemas.channels.signatures import are_equal
 from turnmill.schemas.errors import BadSignature, SettingsError
 
@@ -41,7 +41,7 @@ class TelegramChannel:
         if not are_equal(given, self._secret):
             raise BadSignature(
                 "The secret token is missing or wrong. Register it: "
-                "turnmill channels check NAME --url https://… --register"
+                "turnmill channels check NAME --url URL --register"
             )
 
     def parse(self, request: Request) -> Parsed:

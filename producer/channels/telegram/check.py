@@ -5,7 +5,7 @@ from typing import Any
 
 from turnmill.producer.channels.asking import Unanswered, ask
 from turnmill.producer.doctor.findings import Finding, broken, note, ok, warning
-from turnmill.schemas.channels.sections import TelegramSection
+from turnmill.schemas.channels.sections.telegram import TelegramSection
 
 #: https://core.telegram.org/bots/api#update: others would only cost requests.
 UPDATES = ["message", "edited_message", "callback_query"]
@@ -72,7 +72,9 @@ def _bot(section: TelegramSection, me: dict[str, Any]) -> Iterator[Finding]:
 
 def _webhook(info: dict[str, Any]) -> Iterator[Finding]:
     if not info.get("url"):
-        yield broken("no address is registered", "turnmill channels check NAME --url … --register")
+        yield broken(
+            "no address is registered", "turnmill channels check NAME --url URL --register"
+        )
         return
     yield ok(f"updates are sent to {info['url']}, {info.get('pending_update_count', 0)} wait")
     if message := info.get("last_error_message"):

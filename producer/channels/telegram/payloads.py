@@ -3,6 +3,8 @@
 What Telegram adds is ignored.
 """
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 _ATTACHED = (
@@ -37,6 +39,7 @@ class Entity(_Payload):
 
 
 class File(_Payload):
+    file_id: str = ""
     file_name: str | None = None
     mime_type: str | None = None
 
@@ -81,6 +84,17 @@ class Message(_Payload):
         return [(each.file_name or name, each.mime_type) for name, each in found if each] + [
             ("photo", "image/jpeg") for _ in self.photo[:1]
         ]
+
+    @property
+    def readable(self) -> list[tuple[Literal["image", "audio"], File]]:
+        """What of them an image's or a sound's reader may take; of a photo the largest size."""
+        found: list[tuple[Literal["image", "audio"], File]] = []
+        found += [("image", each) for each in self.photo[-1:]]
+        found += [("audio", each) for each in (self.voice, self.audio) if each]
+        kind = (self.document.mime_type or "").partition("/")[0] if self.document else ""
+        if self.document is not None and (kind == "image" or kind == "audio"):
+            found.append(("image" if kind == "image" else "audio", self.document))
+        return [(kind, each) for kind, each in found if each.file_id]
 
 
 class CallbackQuery(_Payload):

@@ -5,7 +5,7 @@ import re
 from turnmill.producer.channels.base import content_of
 from turnmill.producer.channels.telegram.payloads import CallbackQuery, Entity, Message, Update
 from turnmill.schemas.channels.buttons import read_button
-from turnmill.schemas.channels.events import MAX_TEXT, Address, Command, Event, UserMessage
+from turnmill.schemas.channels.events import Address, Command, Event, RemoteFile, UserMessage
 from turnmill.schemas.channels.policies import CommandName
 
 #: Commands that Telegram's clients offer: docs/channels/telegram.md tells BotFather about them.
@@ -59,8 +59,14 @@ class Reader:
             return "help"
         if command and (name := COMMANDS.get(word)) is not None:
             return Command(event_id=event_id, address=address, author=author, name=name)
-        content = content_of(self._without_mention(text)[:MAX_TEXT], message.files)
-        return UserMessage(event_id=event_id, address=address, author=author, content=content)
+        content = content_of(self._without_mention(text), message.files)
+        files = tuple(
+            RemoteFile(kind=kind, ref=each.file_id, name=each.file_name or "")
+            for kind, each in message.readable
+        )
+        return UserMessage(
+            event_id=event_id, address=address, author=author, content=content, files=files
+        )
 
     def _button(self, update_id: int, query: CallbackQuery) -> Event | str:
         if query.message is None:

@@ -10,7 +10,7 @@ from turnmill.producer.cli.extras import needing
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.channels.configuration import Configuration, find_channel, load_configuration
-from turnmill.schemas.channels.sections import ChannelSection
+from turnmill.schemas.channels.sections.base import ChannelSection
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import CONFIG_FILE, Settings, load_settings
 from turnmill.schemas.urls import address, reachable

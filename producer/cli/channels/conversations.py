@@ -8,16 +8,11 @@ from rich.table import Table
 from turnmill.producer.cli.channels.policies import PolicyOption, read_policies
 from turnmill.producer.cli.context import TenantOption, open_system
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.reply_view import print_sources
 from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.conversations import read_state, set_policies
-from turnmill.producer.handoff import (
-    ASKED_BY_OPERATOR,
-    HandedOffPage,
-    answer,
-    hand_off,
-    list_handed_off,
-    resume,
-)
+from turnmill.producer.handoff import ASKED_BY_OPERATOR, answer, hand_off, resume
+from turnmill.producer.operations.handed_off import HandedOffPage, Place, list_handed_off
 from turnmill.producer.turns import read_conversation
 from turnmill.schemas.ids import Prefix, parse_id
 from turnmill.schemas.turns import Turn
@@ -33,7 +28,9 @@ ConversationId = Annotated[str, typer.Argument(help="conv_… as `conversations 
 @app.command("list")
 def show_list(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Conversations shown.")] = 50,
-    after: Annotated[str | None, typer.Option(help="The next page: the last one shown.")] = None,
+    after: Annotated[
+        str | None, typer.Option(help="The next page, as the page before names it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As the API says it.")] = False,
     tenant: TenantOption = None,
 ) -> None:
@@ -41,7 +38,7 @@ def show_list(
 
     Example: turnmill conversations list --limit 10
     """
-    start = None if after is None else parse_id(Prefix.CONVERSATION, after)
+    start = None if after is None else Place.parse(after)
     with open_system(tenant=tenant) as system:
         page = list_handed_off(system.database, system.tenant_id, limit=limit, after=start)
         suffix = system.suffix
@@ -154,5 +151,6 @@ def _show_turn(turn: Turn) -> None:
         console.print(plain(f"{who}: {message.text}"), soft_wrap=True)
     if turn.reply is not None:
         console.print(plain(f"bot: {turn.reply.content}"), soft_wrap=True)
+        print_sources(turn, console)
     else:
         console.print(f"[dim]{turn.state}[/]")

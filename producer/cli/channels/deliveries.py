@@ -92,7 +92,8 @@ def retry(
     """
     with open_system(tenant=tenant) as system:
         ids = _chosen(system, delivery_ids, is_failed, channel)
-        _report("queued again", ids, retry_deliveries(system.database, system.tenant_id, ids))
+        changed = retry_deliveries(system.database, system.tenant_id, ids)
+        _report(system, "queued again", ids, changed)
 
 
 @app.command()
@@ -108,7 +109,8 @@ def drop(
     """
     with open_system(tenant=tenant) as system:
         ids = _chosen(system, delivery_ids, is_failed, channel)
-        _report("dropped", ids, drop_deliveries(system.database, system.tenant_id, ids))
+        changed = drop_deliveries(system.database, system.tenant_id, ids)
+        _report(system, "dropped", ids, changed)
 
 
 def _chosen(
@@ -121,9 +123,10 @@ def _chosen(
     return find_failed(system.database, system.tenant_id, channel)
 
 
-def _report(what: str, wanted: Sequence[UUID], changed: Sequence[UUID]) -> None:
+def _report(system: System, what: str, wanted: Sequence[UUID], changed: Sequence[UUID]) -> None:
     """Exit status 1 if some stayed as they were."""
     console.print(f"{len(changed)} {what}.")
     if left := len(wanted) - len(changed):
-        console.print(f"{left} left as they were: see 'turnmill deliveries list'.", soft_wrap=True)
+        see = f"turnmill deliveries list{system.suffix}"
+        console.print(plain(f"{left} left as they were. See: {see}"), soft_wrap=True)
         raise typer.Exit(1)

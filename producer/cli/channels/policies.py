@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from turnmill.schemas.channels.policies import Policies, Texts
+from turnmill.schemas.channels.policies import SECTIONS, Policies
 from turnmill.schemas.errors import InvalidInput
 
 PolicyOption = Annotated[
@@ -15,7 +15,8 @@ PolicyOption = Annotated[
         "--policy",
         metavar="NAME=VALUE",
         help="A policy (repeatable): double_texting=collect, quiet_s=2, stop_words=stop,halt, "
-        "texts.stopped=Stopped. What is left out is the channel's default, or the API's.",
+        "texts.stopped=Stopped, memory.on=true, safety.links=sources. What is left "
+        "out is the channel's default, or the API's.",
     ),
 ]
 
@@ -29,16 +30,22 @@ def read_policies(given: Sequence[str] | None) -> Policies:
         if not is_pair or first not in Policies.model_fields:
             known = ", ".join(Policies.model_fields)
             raise InvalidInput(f"'{pair[:80]}' is no policy. Write NAME=VALUE; known: {known}.")
-        if first == "texts":
-            if text not in Texts.model_fields:
-                known = ", ".join(f"texts.{each}" for each in Texts.model_fields)
-                raise InvalidInput(f"'{name[:80]}' is no text of the bot. Known: {known}.")
-            values.setdefault("texts", {})[text] = value
-        else:
-            values[first] = value.split(",") if first.endswith("_words") else value
+        section = SECTIONS.get(first)
+        if section is None:
+            values[first] = _value(first, value)
+            continue
+        if text not in section.model_fields:
+            known = ", ".join(f"{first}.{each}" for each in section.model_fields)
+            raise InvalidInput(f"'{name[:80]}' is no policy. Known: {known}.")
+        default = section.model_fields[text].default
+        values.setdefault(first, {})[text] = _value(text, value, default)
     try:
         return Policies.model_validate(values)
     except ValidationError as error:
         mistakes = error.errors(include_input=False, include_url=False)
         lines = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}." for each in mistakes)
         raise InvalidInput(" ".join(lines), param="policy") from None
+
+
+def _value(name: str, text: str, default: Any = None) -> str | list[str]:
+    return text.split(",") if name.endswith(("_words", "_keys")) or default == () else text

@@ -106,9 +106,10 @@ def run(
     settings = load_settings()
     chosen = _recipe(recipe, step or [], limit or [], window or [], seed)
     conversations = conversations_from(data or [], tenant_data or [], settings)
-    base = checkpoint_of(model, settings)
     base_name = Path(model).name
     with showing_bars(console) as bars:
+        bars.note(f"preparing {base_name}")
+        base = checkpoint_of(model, settings)
         job = Job(
             name=name or _artifact_name(base_name, chosen.name),
             base=base,

@@ -1,4 +1,4 @@
-"""`turnmill evaluate`: models beside their original, on the same texts."""
+"""`turnmill evaluate MODEL…`: models beside their original, on the same texts."""
 
 import time
 from pathlib import Path
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from turnmill.compression.texts import Texts
 
 console = make_console()
-
-
-def add_commands(app: typer.Typer) -> None:
-    app.command()(evaluate)
 
 
 def evaluate(
@@ -57,7 +53,10 @@ def evaluate(
     Writes report.json, report.md and plots. Held-out conversations of --data are measured on:
     those that `turnmill compress` with the same --data neither calibrates nor trains on.
 
-    Example: turnmill evaluate my-model-f16 --against my-model --data chats.jsonl --out report
+    `turnmill evaluate MODEL…` is short for it.
+
+    Example: turnmill evaluate models my-model-f16 --against my-model
+    --data chats.jsonl --out report
     """
     with needing("compression"):
         from turnmill.compression.evaluate.page import quality_table, speed_table, write_report

@@ -9,6 +9,7 @@ import typer
 from rich.filesize import decimal
 from rich.table import Table
 
+from turnmill.producer.cli.compression.catalogue import pulled_table
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.settings import load_settings
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from turnmill.compression.artifact import Manifest
     from turnmill.compression.store import ModelStore, Promotion
 
-app = typer.Typer(help="Compressed models: the store, and what is promoted.", no_args_is_help=True)
+app = typer.Typer(help="Models on this machine, and those to pull.", no_args_is_help=True)
 console = make_console()
 
 NameArgument = Annotated[str, typer.Argument(help="An artifact's name, as `models list` shows it.")]
@@ -35,12 +36,14 @@ def show_list(
         bool, typer.Option("--history", help="Every promotion and rollback instead.")
     ] = False,
 ) -> None:
-    """List the artifacts; a star marks the promoted one.
+    """List the artifacts, a star at the promoted one, and the models that were pulled.
 
     Example: turnmill models list --history
     """
     store = open_store()
     console.print(_history(store) if history else _artifacts(store))
+    if not history and (pulled := pulled_table(load_settings().models_dir)):
+        console.print(pulled)
 
 
 @app.command()
@@ -62,14 +65,19 @@ def show(
 
 @app.command()
 def verify(name: NameArgument) -> None:
-    """Check every file of an artifact against its checksums, as workers do before they load it.
+    """Check every file of an artifact or a pulled model against its checksums.
 
     Example: turnmill models verify my-model-int8
     """
     from turnmill.compression.artifact import verify as verify_artifact
+    from turnmill.workers.engines.catalogue import find_model
+    from turnmill.workers.engines.hub import verify_pulled
 
-    manifest = verify_artifact(open_store().path(name))
-    console.print(plain(f"{name}: {len(manifest.files)} files are as they were written."))
+    if model := find_model(name):
+        count = verify_pulled(model, load_settings().models_dir)
+    else:
+        count = len(verify_artifact(open_store().path(name)).files)
+    console.print(plain(f"{name}: {count} files are as they were written."))
 
 
 @app.command()

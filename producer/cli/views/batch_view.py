@@ -5,10 +5,10 @@ as they are: their brackets are no markup, their control characters never reach 
 """
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -16,8 +16,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from turnmill.schemas.batches import BatchProgress, BatchResult
+from turnmill.producer.cli.views.texts import plain
+from turnmill.schemas.batches import Batch, BatchFailures, BatchProgress, BatchResult
 from turnmill.schemas.errors import TransientError
+from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.turns import TurnState
 
 #: How often the bar is drawn on a terminal.
@@ -29,43 +31,9 @@ LINE_EVERY_S = 5.0
 #: Reading the progress of a large batch is work for the database: at most this share of the time.
 _READING_SHARE = 0.1
 
-#: Rates are of the last seconds, so that they follow workers that come and go.
-_WINDOW_S = 15.0
-
 _BAR_CELLS = 30
 _QUESTION_CELLS = 60
 _REPLY_CELLS = 160
-
-
-class Pace:
-    """Turns and tokens per second, from the progress seen lately."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, int, int]] = deque()
-
-    def observe(self, at: float, progress: BatchProgress) -> None:
-        self._seen.append((at, progress.settled, progress.completion_tokens))
-        while len(self._seen) > 2 and at - self._seen[0][0] > _WINDOW_S:
-            self._seen.popleft()
-
-    @property
-    def turns_per_s(self) -> float:
-        return self._rate(1)
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self._rate(2)
-
-    def left_s(self, progress: BatchProgress) -> float | None:
-        """Seconds until the batch is done; unknown while nothing moves."""
-        rate = self.turns_per_s
-        return (progress.total - progress.settled) / rate if rate else None
-
-    def _rate(self, column: int) -> float:
-        if len(self._seen) < 2 or self._seen[-1][0] <= self._seen[0][0]:
-            return 0.0
-        first, last = self._seen[0], self._seen[-1]
-        return max(0.0, (last[column] - first[column]) / (last[0] - first[0]))
 
 
 Show = Callable[[BatchProgress | None, str], None]
@@ -83,14 +51,13 @@ def watch(
 
     A database that is away for a while is waited for: the turns are not lost with it.
     """
-    pace, progress = Pace(), None
+    progress = None
     try:
-        with _display(console, pace, clock) as show:
+        with _display(console, clock) as show:
             while progress is None or not progress.is_done:
                 started, note = clock(), ""
                 try:
                     progress = read()
-                    pace.observe(started, progress)
                 except TransientError as error:
                     note = f"{error.message} Still watching."
                 show(progress, note)
@@ -103,20 +70,20 @@ def watch(
 
 
 @contextmanager
-def _display(console: Console, pace: Pace, clock: Callable[[], float]) -> Iterator[Show]:
+def _display(console: Console, clock: Callable[[], float]) -> Iterator[Show]:
     """A bar on a terminal, a line now and then in a log."""
     if not console.is_terminal:
-        yield _line_printer(console, pace, clock)
+        yield _line_printer(console, clock)
         return
     with Live(console=console, auto_refresh=False) as live:
 
         def draw(progress: BatchProgress | None, note: str) -> None:
-            live.update(render_progress(progress, pace, note), refresh=True)
+            live.update(render_progress(progress, note), refresh=True)
 
         yield draw
 
 
-def _line_printer(console: Console, pace: Pace, clock: Callable[[], float]) -> Show:
+def _line_printer(console: Console, clock: Callable[[], float]) -> Show:
     next_at = clock()
 
     def print_line(progress: BatchProgress | None, note: str) -> None:
@@ -124,13 +91,13 @@ def _line_printer(console: Console, pace: Pace, clock: Callable[[], float]) -> S
         is_done = progress is not None and progress.is_done
         if clock() >= next_at or is_done:
             next_at = clock() + LINE_EVERY_S
-            text = note or (describe_progress(progress, pace) if progress else "")
+            text = note or (describe_progress(progress) if progress else "")
             console.print(Text(text), soft_wrap=True)
 
     return print_line
 
 
-def describe_progress(progress: BatchProgress, pace: Pace) -> str:
+def describe_progress(progress: BatchProgress) -> str:
     """`12/40 done, 1 failed, 3.2 turns/s, 118 tokens/s, 0:09 left`."""
     parts = [f"{progress.settled:,}/{progress.total:,} done"]
     if progress.accepted < progress.total:
@@ -138,19 +105,32 @@ def describe_progress(progress: BatchProgress, pace: Pace) -> str:
     if progress.failed:
         parts.append(f"{progress.failed:,} failed")
     if not progress.is_done:
-        parts.append(f"{pace.turns_per_s:.1f} turns/s")
-        parts.append(f"{pace.tokens_per_s:,.0f} tokens/s")
-        left_s = pace.left_s(progress)
-        parts.append("time left unknown" if left_s is None else f"{format_clock(left_s)} left")
+        parts.extend(_pace(progress))
     return ", ".join(parts)
 
 
-def render_progress(progress: BatchProgress | None, pace: Pace, note: str = "") -> RenderableType:
+def _pace(progress: BatchProgress) -> Iterator[str]:
+    left_s = progress.left_s
+    if progress.is_cancelled:
+        yield "being cancelled"
+        return
+    if progress.is_paused:
+        yield "paused"
+        return
+    if left_s is None:
+        yield "estimating the time left"
+        return
+    yield f"{progress.turns_per_s:.1f} turns/s"
+    yield f"{progress.tokens_per_s or 0:,.0f} tokens/s"
+    yield f"{format_clock(left_s)} left"
+
+
+def render_progress(progress: BatchProgress | None, note: str = "") -> RenderableType:
     if progress is None:
         return Text(note, style="yellow")
     bar = ProgressBar(total=progress.total, completed=progress.settled, width=_BAR_CELLS)
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(bar, Text(describe_progress(progress, pace)))
+    grid.add_row(bar, Text(describe_progress(progress)))
     if note:
         grid.add_row("", Text(note, style="yellow"))
     return grid
@@ -162,6 +142,32 @@ def stopped_watching(resume_command: str) -> Text:
         "Watch again and write the results: ",
         (resume_command, "bold"),
     )
+
+
+def batches_table(batches: Iterable[Batch], ended: Mapping[UUID, int]) -> Table:
+    """The batches, with how many of their turns have ended."""
+    table = Table("batch", "file", "bot", "turns", "ended", "state", "submitted", box=None)
+    table.columns[0].no_wrap = True
+    for batch in batches:
+        count = ended.get(batch.batch_id, 0)
+        table.add_row(
+            show_id(Prefix.BATCH, batch.batch_id),
+            plain(batch.name),
+            plain(batch.bot),
+            f"{batch.total:,}",
+            f"{count:,}",
+            _state(batch, count),
+            f"{batch.created_at:%Y-%m-%d %H:%M}",
+        )
+    return table
+
+
+def _state(batch: Batch, ended: int) -> str:
+    if batch.cancelled_at is not None:
+        return "cancelled"
+    if ended >= batch.total:
+        return "done"
+    return "open" if batch.paused_at is None else "paused"
 
 
 def replies_table(results: Iterable[BatchResult]) -> Table:
@@ -224,6 +230,7 @@ def _figures(progress: BatchProgress) -> Iterator[tuple[str, str]]:
     ]
     others = {state: n for state, n in progress.states.items() if state not in _NAMED_STATES}
     yield "turns", ", ".join([*turns, *(f"{n:,} {state}" for state, n in others.items())])
+    yield from (("failed", _failure(each)) for each in progress.failures)
     yield "attempts", f"{progress.attempts:,}"
     if progress.latency_p50_s is not None and progress.latency_p95_s is not None:
         figures = f"p50 {progress.latency_p50_s:.2f} s, p95 {progress.latency_p95_s:.2f} s"
@@ -237,6 +244,15 @@ def _figures(progress: BatchProgress) -> Iterator[tuple[str, str]]:
     yield "tokens", tokens
     if progress.wall_s is not None:
         yield "wall time", format_clock(progress.wall_s)
+
+
+def _failure(failures: BatchFailures) -> str:
+    """`12 attempts_used_up, such as row 'k-2': The turn failed 5 times …`."""
+    text = f"{failures.count:,} {failures.error_code}"
+    if failures.example is None:
+        return text
+    message = shorten(failures.message or "", _REPLY_CELLS)
+    return f"{text}, such as row '{shorten(failures.example, 40)}': {message}"
 
 
 #: Counted as completed and failed; the others are named with their number.

@@ -18,12 +18,15 @@ from turnmill.producer.cli.views.texts import plain
 
 
 class Bars:
-    """One bar for the stage that runs; notes above it. A pipeline's `Progress`."""
+    """A bar for the stage that runs, below the step's own, which moves all the time; notes above
+    both. A pipeline's `Progress`.
+    """
 
     def __init__(self, console: Console, bars: Progress) -> None:
         self._console = console
         self._bars = bars
         self._stage: TaskID | None = None
+        self._step: TaskID | None = None
 
     def start(self, total: float, label: str) -> None:
         if self._stage is not None:
@@ -35,7 +38,11 @@ class Bars:
             self._bars.advance(self._stage, done)
 
     def note(self, text: str) -> None:
+        """Say that a step begins. Loading and saving models are no stages, and take long too."""
         self._console.print(plain(text))
+        if self._step is not None:
+            self._bars.remove_task(self._step)
+        self._step = self._bars.add_task(plain(text).plain, total=None)
 
 
 @contextmanager

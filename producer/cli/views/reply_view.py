@@ -23,9 +23,17 @@ async def print_reply(system: System, turn_id: UUID, console: Console) -> Turn:
                     status.stop()
                     console.print(plain(piece), end="", soft_wrap=True)
     console.print()
+    print_sources(turn, console)
     if turn.state is TurnState.HANDED_OFF:
         console.print("[dim]A person answers this conversation; what you wrote is kept.[/]")
     elif turn.state is not TurnState.COMPLETED:
         reason = plain(f"({turn.error_code}): {turn.error_message}")
         console.print(f"[red]{turn.state}[/]", reason)
     return turn
+
+
+def print_sources(turn: Turn, console: Console) -> None:
+    """Print what the turn's reply cites, a line each."""
+    for source in turn.reply.sources if turn.reply else ():
+        if source.cited:
+            console.print("[dim]  ⤷[/]", plain(source.line), soft_wrap=True)

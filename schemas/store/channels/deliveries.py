@@ -13,14 +13,18 @@ from turnmill.schemas.routes import DELIVERY_LANE, OUTBOX_CHANNEL
 from turnmill.schemas.store.changes import OPEN, delivery_change, literals
 from turnmill.schemas.store.outbox import OWE_HINTS
 
+#: What is remembered of a reply for which the platform shows a sign already (`is_awaited`).
+AWAITED = {"status": "awaited"}
+
 #: Of turns that are being accepted: their progress may be shown at once.
 INSERT_PENDING = """
 INSERT INTO deliveries
-    (id, tenant_id, conversation_id, turn_id, channel, target, kind, state, expires_at, progress_at)
+    (id, tenant_id, conversation_id, turn_id, channel, target, kind, state, progress,
+    progress_at)
 SELECT id, tenant_id, conversation_id, turn_id, channel, target, 'reply', 'pending',
-    clock_timestamp() + make_interval(secs => expires_in_s), clock_timestamp()
+    coalesce(progress, '{}'), clock_timestamp()
 FROM json_to_recordset(%s) AS d (id uuid, tenant_id uuid, conversation_id uuid, turn_id uuid,
-    channel text, target jsonb, expires_in_s float)
+    channel text, target jsonb, progress jsonb)
 ON CONFLICT DO NOTHING
 """
 

@@ -41,14 +41,15 @@ attempt = d.attempt + 1, worker_id = %(worker)s,
 _DETAILS = """
 SELECT claimed.*, t.state AS turn_state, t.error_code AS turn_error, t.model, t.lane,
     t.started_at IS NOT NULL AS has_started, r.content AS reply, shown.text AS shown,
-    c.handed_off_at IS NOT NULL AS is_handed_off,
+    c.handed_off_at IS NOT NULL AS is_handed_off, c.handed_off_because AS because,
     b.policies AS bot_policies, c.policies AS conversation_policies,
-    extract(epoch FROM claimed.expires_at - clock_timestamp())::float AS expires_in_s
+    s.sources, s.shown AS sources_shown, s.first_number
 FROM claimed
 LEFT JOIN conversations c ON c.id = claimed.conversation_id
 LEFT JOIN bots b ON b.id = c.bot_id
 LEFT JOIN turns t ON t.id = claimed.turn_id
 LEFT JOIN replies r ON r.turn_id = claimed.turn_id
+LEFT JOIN turn_sources s ON s.turn_id = claimed.turn_id
 LEFT JOIN LATERAL (
     SELECT string_agg(text, '' ORDER BY position) AS text FROM chunks
     WHERE turn_id = claimed.turn_id
@@ -75,6 +76,15 @@ WITH head AS (
 IS_HELD = f"""
 SELECT 1 FROM deliveries JOIN outbox AS o ON o.turn_id = id
 WHERE id = %(delivery)s AND {_QUEUED} AND NOT {_IS_FREE} AND {IS_DUE}
+"""
+
+#: Have the hint of a delivery that is held published again in a while.
+POSTPONE_HELD = f"""
+UPDATE outbox o SET is_immediate = false, published_at = NULL, worker_id = NULL, own_until = NULL,
+    due_at = clock_timestamp() + make_interval(secs => %(delay_s)s)
+FROM deliveries
+WHERE o.turn_id = id AND id = %(delivery)s AND {_QUEUED} AND NOT {_IS_FREE} AND {IS_DUE}
+RETURNING id
 """
 
 #: Win deliveries of one channel whose progress is to be shown. One that stands behind another
@@ -168,7 +178,7 @@ SELECT DISTINCT conversation_id FROM deliveries d WHERE state IN ({UNSENT}) AND 
 RETRY_FAILED = f"""
 UPDATE deliveries SET {_RETRY.setting}, failures = 0, leased_until = to_timestamp(0),
     settled_at = NULL, error_code = NULL,
-    error_message = NULL, expires_at = NULL
+    error_message = NULL
 WHERE id = ANY(%(deliveries)s) AND tenant_id = %(tenant)s AND {_RETRY.guard}
 RETURNING id, conversation_id
 """

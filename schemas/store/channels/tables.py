@@ -75,7 +75,7 @@ deliveries = Table(
     Column("failures", Integer, nullable=False, server_default="0"),
     Column("worker_id", Uuid),
     time_column("leased_until"),
-    #: When the platform takes no answer any more (Discord's token, DingTalk's webhook).
+    #: Not used: the end of a short-lived way to answer stands in its target.
     time_column("expires_at"),
     #: When progress is to be shown next: a status, or more of a reply that is being written.
     time_column("progress_at"),
@@ -89,9 +89,13 @@ deliveries = Table(
           postgresql_where=text("turn_id IS NOT NULL")),
     Index("ix_deliveries_conversation_id_ordinal", "conversation_id", "ordinal",
           postgresql_where=text("state IN ('pending', 'queued', 'sending')")),
+    Index("ix_deliveries_notices", "conversation_id", postgresql_where=text("turn_id IS NULL")),
     #: Platforms tell of a reaction by the message that it stands at.
+    #: The previous release's processes look for the first one by the other index.
     Index("ix_deliveries_message", "channel", text("(progress #>> '{parts,0}')"),
           postgresql_where=text("(progress #>> '{parts,0}') IS NOT NULL")),
+    Index("ix_deliveries_parts", text("jsonb_path_query_array(progress, '$.\"parts\".*')"),
+          postgresql_using="gin"),
     Index("ix_deliveries_progress_at", "progress_at", postgresql_where=text("state = 'pending'")),
     Index("ix_deliveries_leased_until", "leased_until",
           postgresql_where=text("state = 'sending'")),

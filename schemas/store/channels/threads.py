@@ -18,12 +18,15 @@ WHERE channel = %(channel)s AND event_id = %(event)s
 #: Events of one thread follow one another, from before its row is there.
 LOCK_THREAD = "SELECT pg_advisory_xact_lock(hashtextextended(%s || '/' || %s, 0))"
 
-FIND_THREAD = "SELECT 1 FROM channel_threads WHERE channel = %s AND thread = %s"
+FIND_THREAD = "SELECT target FROM channel_threads WHERE channel = %s AND thread = %s"
 
-#: The thread of a turn's conversation; none where it was reset, and has another one.
-FIND_TURNS_THREAD = """
-SELECT h.thread, h.author, h.target FROM turns t JOIN channel_threads h USING (conversation_id)
-WHERE t.id = %s AND t.tenant_id = %s AND h.channel = %s LIMIT 1
+#: The thread of a conversation, or of a turn's; none where it was reset, and has another one.
+FIND_NAMED_THREAD = """
+SELECT thread, author, target FROM channel_threads
+WHERE channel = %(channel)s AND tenant_id = %(tenant)s AND conversation_id = coalesce(
+    %(conversation)s::uuid,
+    (SELECT conversation_id FROM turns WHERE id = %(turn)s AND tenant_id = %(tenant)s))
+LIMIT 1
 """
 
 #: The row stays locked until the transaction ends: two events of a new thread begin one
@@ -35,10 +38,11 @@ ON CONFLICT (channel, thread) DO UPDATE SET target = excluded.target
 RETURNING conversation_id, author
 """
 
-#: The turn whose reply begins with a message of the platform: `ix_deliveries_message`.
+#: The turn of whose reply a message of the platform is a part: `ix_deliveries_parts`.
 FIND_DELIVERED = """
 SELECT turn_id FROM deliveries
-WHERE channel = %s AND progress #>> '{parts,0}' = %s AND turn_id IS NOT NULL LIMIT 1
+WHERE channel = %s AND jsonb_path_query_array(progress, '$."parts".*') ? %s
+  AND turn_id IS NOT NULL LIMIT 1
 """
 
 #: The thread has a new conversation; whoever asked for it has begun it.

@@ -7,6 +7,9 @@ its row of `worker_liveness` when it was last seen. The lock tells at once that 
 
 from turnmill.schemas.postgres.clock import within
 
+#: Over how many seconds `worker_liveness.ended_lately` counts turns, the longest last.
+ENDED_WINDOWS_S = (60.0, 300.0)
+
 #: First key of the advisory locks of live workers (`pg_locks.classid`).
 LIVENESS_LOCK_CLASS = 0x7A11
 

@@ -13,6 +13,8 @@ import pytest
 from turnmill.infra.mocks.feishu.api import APP_ID as FEISHU_APP
 from turnmill.infra.mocks.feishu.api import APP_SECRET as FEISHU_SECRET
 from turnmill.infra.mocks.feishu.api import FeishuAPI
+from turnmill.infra.mocks.teams.activities import APP_ID as TEAMS_APP
+from turnmill.infra.mocks.teams.webhooks import TOKEN as HOOK_TOKEN
 from turnmill.infra.mocks.telegram.api import TOKEN as TELEGRAM_TOKEN
 from turnmill.infra.mocks.telegram.api import TelegramAPI
 from turnmill.producer.api.app import Server
@@ -54,7 +56,7 @@ class FakeSlack(BaseHTTPRequestHandler):
 def slack_url() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Slack", (FakeSlack,), {}))
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=[0.02])
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/api/"
     server.shutdown()
@@ -95,6 +97,8 @@ def file(
         "FEISHU_SECRET": FEISHU_SECRET,
         "FEISHU_KEY": "made-up-key",
         "DESK_SECRET": f"whsec_{'ab' * 16}",
+        "HOOK_TOKEN": HOOK_TOKEN,
+        "HOOK_URL": "http://127.0.0.1:9/workflow",
         "COLUMNS": "200",
     }.items():
         monkeypatch.setenv(name, value)
@@ -130,8 +134,25 @@ def file(
         secret_token = {{ env = "DESK_SECRET" }}
         username = "acme_bot"
         api_url = "{telegram.url}"
+        [channels.team]
+        kind = "teams"
+        bot = "support"
+        app_id = "{TEAMS_APP}"
+        app_secret = {{ env = "DESK_SECRET" }}
+        api_url = "http://127.0.0.1:{free_port()}"
+        [channels.hook]
+        kind = "teams-webhook"
+        bot = "support"
+        token = {{ env = "HOOK_TOKEN" }}
+        reply_url = {{ env = "HOOK_URL" }}
     """)
     return file
+
+
+def free_port() -> int:
+    """A port on which a simulation can serve what it needs."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 @pytest.fixture
@@ -224,7 +245,7 @@ def test_a_check_names_what_is_wrong_and_what_to_do(
     status, said = turnmill("channels", "check", "acme-slack")
     assert (status, "environment variable SLACK_TOKEN" in said) == (1, True)
     status, said = turnmill("channels", "check", "nobody")
-    assert (status, "It has: acme-slack, lark, desk, chat." in said) == (64, True)
+    assert (status, "It has: acme-slack, lark, desk, chat, team, hook." in said) == (64, True)
 
 
 def test_an_address_is_registered_where_the_platform_lets_us(
@@ -287,7 +308,7 @@ def test_missing_scopes_are_named_with_what_they_are_for(
     assert "chat:write (" not in said
 
 
-@pytest.mark.parametrize("name", ["acme-slack", "desk", "chat", "lark"])
+@pytest.mark.parametrize("name", ["acme-slack", "desk", "chat", "lark", "team", "hook"])
 def test_a_simulated_event_is_answered_and_its_thread_continued(
     turnmill: Turnmill, api: Settings, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

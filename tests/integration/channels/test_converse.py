@@ -7,6 +7,7 @@ from threading import Event
 from typing import Any
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.conversing import Replica, message
 from turnmill.producer import converse
@@ -160,6 +161,22 @@ def test_a_button_rates_the_turn_that_it_names(replica: Replica) -> None:
     ]
     replica.receive(_rating(0, turn=turn))
     assert [row.author for row in replica.rows("SELECT author FROM ratings")] == ["U2"]
+
+
+@pytest.mark.parametrize("message_id", ["m.1", "m.2", "m.3"])
+def test_a_reaction_at_any_message_of_a_reply_rates_it(replica: Replica, message_id: str) -> None:
+    turn = replica.say("Hello")
+    replica.say("Hello", thread="T2")
+    parts = {"parts": {"0": "m.1", "1": "m.2", "10": "m.3"}, "status": {"text": "m.4"}}
+    replica.rows(
+        "UPDATE deliveries SET progress = %s WHERE turn_id = %s RETURNING id",
+        Jsonb(parts), turn.turn_id,
+    )  # fmt: skip
+    received = replica.receive(_rating(1, message_id=message_id))
+    assert (received.kind, received.turn_id) == (Kind.RATED, turn.turn_id)
+    assert replica.receive(_rating(1, message_id="m.4")).kind is Kind.IGNORED
+    replica.rows("UPDATE deliveries SET channel = 'another' RETURNING id")
+    assert replica.receive(_rating(1, message_id=message_id)).kind is Kind.IGNORED
 
 
 def test_a_rating_of_nothing_that_is_known_is_ignored(

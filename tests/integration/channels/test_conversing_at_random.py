@@ -20,6 +20,7 @@ from turnmill.producer.cancel import cancel
 from turnmill.producer.conversations import set_policies
 from turnmill.producer.converse import Kind, Received
 from turnmill.producer.handoff import answer, hand_off, resume
+from turnmill.schemas.channels.events import Answering, Change, Side
 from turnmill.schemas.channels.policies import DoubleTexting, Policies
 from turnmill.schemas.errors import NotHandedOff
 from turnmill.schemas.outcomes import Answered, Failed, Snoozed
@@ -71,6 +72,22 @@ class Life:
         if self._events:
             event = self.chance.choice(self._events)
             assert self.replica.receive(event).kind is Kind.DUPLICATE
+
+    def decide(self) -> None:
+        """Something happens in a thread of a platform where people decide who answers."""
+        number = next(self._numbers)
+        text = f"d{self._seed}-{number}."
+        is_answer = self.chance.random() < 0.3
+        # Some events come late.
+        as_of = float(number - self.chance.randrange(3))
+        answering = Answering(by=self.chance.choice(list(Side)), as_of=max(as_of, 0.0))
+        said = message(text, thread="D", author="ADA" if is_answer else "U1", event_id=text)
+        if self.chance.random() < 0.4:
+            where = {"event_id": text, "address": said.address, "author": "desk"}
+            self.replica.receive(Change(**where, answering=answering))
+            return
+        who = {"answering": answering, "is_answer": is_answer, "begins": not is_answer}
+        self.heard[text] = self.replica.receive(said.model_copy(update=who), quiet_s=0)
 
     def press(self, *names: str) -> None:
         self.replica.command(self.chance.choice(names), thread=self._thread())
@@ -132,7 +149,7 @@ def test_any_steps_in_any_order_keep_the_promises(replica: Replica, seed: int) -
     life = Life(replica, seed, list(DoubleTexting))
     steps: list[Callable[[], None]] = [
         life.say, life.say, life.say, life.say_again, life.claim, life.claim, life.stream,
-        life.stream, life.settle, life.operate, life.cancel,
+        life.stream, life.settle, life.operate, life.cancel, life.decide, life.decide,
         lambda: life.press("stop", "reset", "hand_off", "resume", "resume"),
     ]  # fmt: skip
     for _ in range(250):
@@ -169,7 +186,8 @@ def test_replicas_and_workers_at_once_keep_the_promises(make_replica: MakeReplic
     def live(life: Life) -> None:
         steps: list[Callable[[], None]] = [
             life.say, life.say, life.say_again, life.claim, life.claim, life.stream, life.settle,
-            life.operate, life.cancel, lambda: life.press("stop", "reset", "hand_off", "resume"),
+            life.operate, life.cancel, life.decide,
+            lambda: life.press("stop", "reset", "hand_off", "resume"),
         ]  # fmt: skip
         for _ in range(150):
             life.chance.choice(steps)()

@@ -12,7 +12,8 @@ import pytest
 from tests.adapting import Reply
 from tests.delivering import SECRET
 from turnmill.producer.accept import accept_many
-from turnmill.schemas.channels.sections import SecretReference, WebhookSection
+from turnmill.schemas.channels.sections.base import SecretReference
+from turnmill.schemas.channels.sections.webhook import WebhookSection
 from turnmill.schemas.errors import ChannelUnavailable
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import DeliverySettings

@@ -11,12 +11,13 @@ from tests.conversing import Replica, prompt_of, read_turns
 from turnmill.producer.cancel import _OPEN_TURNS
 from turnmill.producer.conversations import set_policies
 from turnmill.producer.converse import Kind
-from turnmill.producer.tenants import save_bot
 from turnmill.producer.texting import _HAS_OPEN
+from turnmill.schemas.channels.events import MAX_TEXT
 from turnmill.schemas.channels.policies import Policies
 from turnmill.schemas.content import MAX_MESSAGE_CHARS
+from turnmill.schemas.ids import new_id
 from turnmill.schemas.store.hand_off import _LOCK_OPEN
-from turnmill.schemas.turns import GenerationParams
+from turnmill.workers.delivery.claims import Holder, claim_delivery
 from turnmill.workers.testing import InlineWorker
 
 Eventually = Callable[..., None]
@@ -127,8 +128,10 @@ def test_a_turn_that_a_worker_has_begun_collects_nothing(replica: Replica) -> No
 
 
 def test_a_collected_turn_stays_within_the_size_of_a_message(replica: Replica) -> None:
-    replica.say("a" * (MAX_MESSAGE_CHARS - 100))
-    assert replica.say("b" * 50).kind is Kind.COLLECTED
+    whole, rest = divmod(MAX_MESSAGE_CHARS - 100, MAX_TEXT)
+    for length in [MAX_TEXT] * whole:
+        replica.say("a" * length)
+    assert replica.say("b" * rest).kind is Kind.COLLECTED
     assert replica.say("c" * 200).kind is Kind.ACCEPTED
 
 
@@ -205,10 +208,7 @@ def test_the_conversations_policy_goes_before_its_bots_and_that_before_the_chann
     replica: Replica,
 ) -> None:
     replica.say("one", double_texting="enqueue")
-    save_bot(
-        replica.database, replica.tenant_id, replica.bot, "echo", "", GenerationParams(),
-        policies=Policies.model_validate({"double_texting": "reject"}),
-    )  # fmt: skip
+    replica.rows("""UPDATE bots SET policies = '{"double_texting": "reject"}' RETURNING 1""")
     received = replica.say("two", double_texting="enqueue")
     assert received.kind is Kind.REJECTED
     assert received.conversation_id is not None
@@ -263,6 +263,18 @@ def test_a_reset_leaves_no_reply_behind_of_which_nothing_was_sent(
         first.conversation_id,
     )
     assert len(hints) == left.count("queued")
+
+
+@pytest.mark.parametrize("command", ["reset", "hand_off", "stop"])
+def test_a_sign_that_awaits_a_reply_is_ended_with_its_turn(replica: Replica, command: str) -> None:
+    replica.ask("Hello")
+    replica.command(command)
+    owed = replica.rows("SELECT id, channel, state FROM deliveries WHERE kind = 'reply'")
+    assert [row.state for row in owed] == ["queued"]
+    assert replica.rows("SELECT 1 FROM outbox WHERE turn_id = %s", owed[0].id)
+    claim = claim_delivery(Holder(replica.database, new_id(), 30.0), owed[0].channel, owed[0].id)
+    assert claim is not None
+    assert claim.job.text is None, "an adapter ends what it shows, and sends nothing"
 
 
 def test_commands_of_buttons_do_what_the_words_do(replica: Replica) -> None:

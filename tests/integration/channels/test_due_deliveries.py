@@ -65,7 +65,7 @@ class Thread:
         for turn in turns:
             row = {"id": str(new_id()), "tenant_id": str(self._system.tenant_id)}
             row |= {"conversation_id": str(conversation), "turn_id": str(turn.turn_id)}
-            row |= {"channel": "desk", "target": {}, "expires_in_s": None}
+            row |= {"channel": "desk", "target": {}}
             self.database.run(INSERT_PENDING, (Json([row]),))
         return turns
 
@@ -312,7 +312,7 @@ def test_a_doubt_outlives_attempts_that_end_before_it_is_settled(thread: Thread)
         ChannelUnavailable("a limit of the look-up", retry_after_s=0.01),
         ChannelUnavailable("no connection"),
     )
-    sender = Sender(holder, {"desk": platform}, max_attempts=9, timeout_s=1.0, give_up=Event())
+    sender = Sender(holder, {"desk": platform}, max_attempts=9, give_up=Event())
     thread.settle(thread.accept(1)[0])
     (delivery,) = thread.ids()
     while thread.states() != ["sent"]:
@@ -321,10 +321,34 @@ def test_a_doubt_outlives_attempts_that_end_before_it_is_settled(thread: Thread)
     assert platform.doubts == [False, False, True, True, True]
 
 
+def test_a_delivery_whose_progress_a_dead_worker_showed_takes_no_place_until_its_lease_ends(
+    thread: Thread,
+) -> None:
+    dead = Holder(thread.database, new_id(), 300.0)
+    holder = Holder(thread.database, new_id(), 30.0)
+    sender = Sender(holder, {"desk": Trouble()}, max_attempts=3, give_up=Event())
+    (turn,) = thread.accept(1)
+    (shown,) = claim_progress(dead, "desk", 9)
+    thread.settle(turn)
+    delivery, began_at = shown.job.delivery_id, time.monotonic()
+    thread.database.run("UPDATE outbox SET published_at = now() RETURNING turn_id")
+    assert not sender.send("desk", delivery)
+    assert time.monotonic() - began_at < 60
+    (hint,) = thread.database.run(
+        "SELECT published_at, is_immediate, due_at > accepted_at AS is_later FROM outbox "
+        "JOIN deliveries d ON d.id = outbox.turn_id JOIN turns t ON t.id = d.turn_id"
+    )
+    assert (hint.published_at, hint.is_immediate, hint.is_later) == (None, False, True)
+    thread.database.run("UPDATE deliveries SET leased_until = now() RETURNING id")
+    thread.database.run("UPDATE outbox SET is_immediate = true RETURNING turn_id")
+    assert sender.send("desk", delivery)
+    assert thread.states() == ["sent"]
+
+
 def test_a_delivery_that_kills_its_workers_is_given_up(thread: Thread) -> None:
     platform = Trouble()
     holder = Holder(thread.database, new_id(), 30.0)
-    sender = Sender(holder, {"desk": platform}, max_attempts=3, timeout_s=1.0, give_up=Event())
+    sender = Sender(holder, {"desk": platform}, max_attempts=3, give_up=Event())
     thread.settle(thread.accept(1)[0])
     (delivery,) = thread.ids()
     for _ in range(3):
@@ -372,7 +396,7 @@ def test_a_reply_is_owed_anew_though_its_failure_is_just_being_told(
     thread.settle(turn, Snoozed(0.0, "busy"))
     holder = Holder(thread.database, new_id(), 30.0)
     platform = Telling(lambda: replay(system.database, system.tenant_id, [turn.turn_id]))
-    sender = Sender(holder, {"desk": platform}, max_attempts=9, timeout_s=1.0, give_up=Event())
+    sender = Sender(holder, {"desk": platform}, max_attempts=9, give_up=Event())
     (told,) = thread.ids()
     assert sender.send("desk", told)
     (owed,) = thread.ids()

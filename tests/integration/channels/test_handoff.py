@@ -1,6 +1,7 @@
 """Hand-off: a person answers, nothing that the user says is lost, and the bot resumes with all."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,13 +10,14 @@ from psycopg.types.json import Jsonb
 from tests.conversing import Replica, message, prompt_of, read_turns
 from turnmill.producer.accept import accept
 from turnmill.producer.converse import Kind, Received
-from turnmill.producer.handoff import answer, hand_off, list_handed_off, resume
+from turnmill.producer.handoff import answer, hand_off, resume
+from turnmill.producer.operations.handed_off import Place, list_handed_off
 from turnmill.producer.parked.replay import replay
 from turnmill.producer.tenants import save_bot
-from turnmill.schemas.channels.policies import Policies
-from turnmill.schemas.errors import HandedOff, NotFound, NotHandedOff
-from turnmill.schemas.ids import Prefix, new_id, parse_id, show_id
-from turnmill.schemas.turns import GenerationParams, Message, Role, TurnRequest
+from turnmill.schemas.channels.policies import CommandName, Policies
+from turnmill.schemas.errors import Conflict, HandedOff, InvalidInput, NotFound, NotHandedOff
+from turnmill.schemas.ids import Prefix, new_id, show_id
+from turnmill.schemas.turns import AcceptedTurn, GenerationParams, Message, Role, TurnRequest
 from turnmill.workers.delivery.claims import Holder, claim_delivery
 from turnmill.workers.testing import InlineWorker
 
@@ -133,6 +135,19 @@ def test_a_button_hands_off_the_conversation_of_the_turn_that_it_names(replica: 
     assert len(replica.rows("SELECT 1 FROM channel_threads")) == 1
 
 
+def test_a_button_resumes_the_conversation_that_it_names(replica: Replica) -> None:
+    asked = replica.say("human", author="ALICE", thread="C1/@ALICE")
+    theirs = replica.say("human", author="BOB", thread="C1/@BOB")
+    assert asked.conversation_id is not None
+    shown = show_id(Prefix.CONVERSATION, asked.conversation_id)
+    pressed = replica.command("resume", author="BOB", thread="C1/@BOB", conversation_id=shown)
+    assert (pressed.kind, pressed.conversation_id) == (Kind.RESUMED, asked.conversation_id)
+    rows = replica.rows("SELECT id FROM conversations WHERE handed_off_at IS NOT NULL")
+    assert [row.id for row in rows] == [theirs.conversation_id]
+    strange = replica.command("resume", author="BOB", thread="C1/@BOB", conversation_id="conv_?")
+    assert strange.conversation_id == theirs.conversation_id
+
+
 @pytest.mark.parametrize("turn_id", [f"turn_{0:032x}", "turn_?"])
 def test_a_button_of_a_turn_that_is_unknown_counts_where_it_is_pressed(
     replica: Replica, turn_id: str
@@ -224,6 +239,28 @@ def test_resuming_what_the_bot_answers_changes_nothing(replica: Replica) -> None
     assert replica.notices() == []
 
 
+def test_an_answer_that_is_repeated_with_its_key_is_sent_once(replica: Replica) -> None:
+    received = replica.say("human")
+    assert received.conversation_id is not None
+
+    def give(text: str, key: str | None) -> AcceptedTurn:
+        place = (replica.database, replica.tenant_id, received.conversation_id)
+        return answer(*place, text, "ada", key)
+
+    with ThreadPoolExecutor(4) as pool:
+        turns = list(pool.map(lambda _: give("It is found.", "k1"), range(4)))
+    assert len({turn.turn_id for turn in turns}) == 1
+    assert [turn.is_duplicate for turn in turns].count(False) == 1
+    give("Really.", "k2")
+    replica.command(CommandName.RESUME)
+    assert give("It is found.", "k1").is_duplicate
+    with pytest.raises(Conflict):
+        give("It is lost.", "k1")
+    with pytest.raises(NotHandedOff):
+        give("It is found.", "k3")
+    assert replica.notices()[1:-1] == ["It is found.", "Really."]
+
+
 def test_a_person_cannot_answer_what_the_bot_answers(replica: Replica) -> None:
     received = replica.say("Hello")
     assert received.conversation_id is not None
@@ -306,12 +343,38 @@ def test_conversations_that_people_answer_are_listed_page_by_page(replica: Repli
         _hand_off(replica, replica.say("Hello", thread=f"T{number}"))
     first = list_handed_off(replica.database, replica.tenant_id, limit=3)
     assert first.next is not None
-    after = parse_id(Prefix.CONVERSATION, first.next)
+    after = Place.parse(first.next)
     rest = list_handed_off(replica.database, replica.tenant_id, limit=3, after=after)
     assert rest.next is None
     threads = [each.thread for each in (*first.conversations, *rest.conversations)]
     assert threads == ["T0", "T1", "T2", "T3", "T4"]
     assert list_handed_off(replica.database, new_id()).conversations == []
+
+
+def test_the_next_page_is_the_same_when_the_last_one_of_the_page_before_was_resumed(
+    replica: Replica,
+) -> None:
+    said = [replica.say("Hello", thread=f"T{number}") for number in range(4)]
+    for received in said:
+        _hand_off(replica, received)
+    first = list_handed_off(replica.database, replica.tenant_id, limit=2)
+    _resume(replica, said[1])
+    assert first.next is not None
+    rest = list_handed_off(replica.database, replica.tenant_id, after=Place.parse(first.next))
+    assert [each.thread for each in rest.conversations] == ["T2", "T3"]
+
+    named = show_id(Prefix.CONVERSATION, said[2].conversation_id)
+    rest = list_handed_off(replica.database, replica.tenant_id, after=Place.parse(named))
+    assert [each.thread for each in rest.conversations] == ["T3"]
+    gone = show_id(Prefix.CONVERSATION, said[1].conversation_id)
+    with pytest.raises(InvalidInput, match="begin again"):
+        list_handed_off(replica.database, replica.tenant_id, after=Place.parse(gone))
+
+
+@pytest.mark.parametrize("text", ["", "conv_1", f"turn_{'0' * 32}", f"conv_{'0' * 32}.x"])
+def test_a_place_that_no_page_named_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        Place.parse(text)
 
 
 def _save(replica: Replica, policies: dict[str, Any]) -> None:

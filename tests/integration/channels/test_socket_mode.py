@@ -11,7 +11,8 @@ from turnmill.infra.mocks.slack.payloads import Workspace
 from turnmill.infra.mocks.slack.socket_mode import SocketModeServer
 from turnmill.producer.channels.slack.socket_mode import SocketMode
 from turnmill.producer.tenants import ensure_defaults
-from turnmill.schemas.channels.sections import SecretReference, SlackSection
+from turnmill.schemas.channels.sections.base import SecretReference
+from turnmill.schemas.channels.sections.slack import SlackSection
 from turnmill.schemas.errors import DatabaseUnavailable, SettingsError
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings, load_settings

@@ -1,11 +1,11 @@
 """The whole way, in processes of their own: an event of Slack comes in, its reply goes back."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from tests.conversing import prompt_of
 from turnmill.infra.mocks.slack.api import TOKEN, SlackAPI
 from turnmill.infra.mocks.slack.events import (
     Try,
@@ -14,6 +14,7 @@ from turnmill.infra.mocks.slack.events import (
     sign_command,
     sign_interaction,
 )
+from turnmill.producer.turns import read_conversation
 
 SECRET = "whole-way-signing-secret"  # noqa: S105
 
@@ -70,15 +71,7 @@ def slack(channels: Any, eventually: Callable[..., None]) -> Any:
             api_url=api.url,
         )
         channels.environment |= {"SLACK_SECRET": SECRET, "SLACK_TOKEN": TOKEN}
-        system = channels.system
-        for command in ("relay", "worker"):
-            system.start(command)
-        served = system.start("api", TURNMILL_API__PORT="0", **channels.environment)
-        channels.deliver(eventually)
-        eventually(lambda: served.says("api.started"), 30)
-        lines = served.log.read_text().splitlines()
-        port = next(json.loads(line)["port"] for line in lines if "api.started" in line)
-        yield Slack(api, f"http://127.0.0.1:{port}/channels/acme")
+        yield Slack(api, f"{channels.serve(eventually)}/channels/acme")
 
 
 def test_a_mention_is_answered_in_its_thread_and_the_thread_goes_on(
@@ -93,6 +86,28 @@ def test_a_mention_is_answered_in_its_thread_and_the_thread_goes_on(
     slack.send(slack.workspace.message("Not for the bot"))
     eventually(channels.all_sent)
     assert channels.database.run("SELECT count(*) AS n FROM turns")[0].n == 2
+
+
+def test_an_interrupted_reply_stops_where_it_is_and_stays_part_of_what_was_said(
+    slack: Slack, channels: Any, eventually: Callable[..., None]
+) -> None:
+    channels.database.run("""UPDATE bots SET policies = '{"double_texting": "interrupt"}'""")
+    ts = slack.mention("[[tokens=5000]] Tell me everything.")
+    eventually(lambda: slack.replies(ts) and "w10 " in slack.replies(ts)[0], 40)
+    seen = slack.replies(ts)[0]
+    slack.send(slack.workspace.message("Only the price!", thread_ts=ts))
+    # The first reply would take more than 100 s.
+    eventually(lambda: len(slack.replies(ts)) == 2 and not slack.last(ts).is_streaming, 60)
+    eventually(channels.all_sent)
+    first, second = slack.replies(ts)
+    assert not any(message.is_streaming for message in slack.board.messages)
+    assert (first.startswith(seen), second) == (True, "Only the price!")
+    (began,) = channels.database.run("SELECT conversation_id AS id FROM turns WHERE seq = 1")
+    turns = read_conversation(channels.database, channels.system.tenant_id, began.id)
+    asked, said, again = prompt_of(channels.database, turns[1])
+    assert asked == ("user", "[[tokens=5000]] Tell me everything.")
+    assert (said[0], said[1].strip()) == ("assistant", first.strip())
+    assert again == ("user", "Only the price!")
 
 
 def test_buttons_and_thumbs_under_a_reply_rate_it(

@@ -141,6 +141,8 @@ def test_the_guides_way_from_a_teacher_behind_the_batch_lane_to_its_student(
 ) -> None:
     """The teacher is a worker with the tiny model, on a real PostgreSQL and a real broker."""
     backlog, batch, chats, distil = guide_block("turnmill compress backlog")
+    # Of other tests; a batch replaces no file.
+    (place / "backlog-results.jsonl").unlink(missing_ok=True)
     (place / "student.toml").write_text(STUDENT)
     system = make_system(database_url, valkey_url)
     system.start("relay")
@@ -236,7 +238,7 @@ def test_evaluate_writes_a_report_of_models_beside_their_original(
 ) -> None:
     turnmill("turnmill compress my-model --recipe f16 --data chats.jsonl")
 
-    (example,) = examples("evaluate")
+    (example,) = examples("evaluate", "models")
     said = turnmill(f"{example} --windows 2 --replies 1 --speed-rounds 1")
 
     report = json.loads((place / "report" / "report.json").read_text())

@@ -19,6 +19,7 @@ from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import Lane, TurnState
 from turnmill.workers.consumer.availability import Availability
 from turnmill.workers.consumer.process import running_worker
+from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.echo import EchoEngine
 from turnmill.workers.engines.lazy import LazyEngine
 from turnmill.workers.engines.openai_http.errors import in_stream
@@ -137,7 +138,7 @@ def test_a_model_that_quarantine_cannot_load_is_no_turns_fault() -> None:
     lazy = LazyEngine(fail)
     lazy.check()
     with pytest.raises(EngineAway):
-        lazy.count_tokens([])
+        lazy.count_tokens(Prompt(()))
     with pytest.raises(EngineAway):
         lazy.check()
 

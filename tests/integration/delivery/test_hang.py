@@ -87,13 +87,13 @@ def test_a_worker_whose_engine_has_died_is_replaced(
         eventually(deaths)
         follower = accept(system.database, system.request("after"))
         system.wait_until_settled(90)
+        # It was alone in the second and the third.
+        eventually(lambda: deaths() == [HUNG_STATUS] * 3)
     states = [
         read_turn(system.database, system.tenant_id, turn.turn_id).state
         for turn in (poison, follower)
     ]
     assert states == [TurnState.PARKED, TurnState.COMPLETED]
-    # It was alone in the second and the third.
-    assert deaths() == [HUNG_STATUS] * 3
     parked = read_turn(system.database, system.tenant_id, poison.turn_id)
     assert parked.error_code == "worker_lost"
 

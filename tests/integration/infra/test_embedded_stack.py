@@ -9,16 +9,20 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 import psycopg
 import pytest
+from typer.main import get_command
 
 from turnmill.infra.embedded.child import answers
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.stack import Stack
 from turnmill.infra.migrations import upgrade
+from turnmill.producer.cli.app import app
+from turnmill.producer.cli.stack import choose_model
 from turnmill.schemas.errors import StackError
 from turnmill.schemas.settings import load_settings
 
@@ -145,6 +149,20 @@ def test_other_commands_find_the_stack_by_its_file(data: Path, program: list[str
         assert settings.broker.url.get_secret_value() == stack.broker_url
         assert settings.api.port == int(stack.api_url.rpartition(":")[2])
         assert settings.flower.password.get_secret_value() == stack.flower_password
+
+
+def test_up_serves_the_model_of_its_option(
+    data: Path, program: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And other commands, which do not have the option, find it."""
+    monkeypatch.setenv("TURNMILL_ENGINE__MODEL", "owner/another")
+    up: Any = get_command(app).commands["up"]  # type: ignore[attr-defined]
+    assert "--model" in [name for each in up.params for name in each.opts]
+    choose_model("owner/better")
+    with Stack(data, program=program, components=()):
+        monkeypatch.delenv("TURNMILL_ENGINE__MODEL")
+        assert load_settings(data=data).engine.model_name == "better"
+    assert load_settings(data=data).engine.model_name == "smollm2-135m-instruct"
 
 
 def test_everything_durable_is_there_again_after_a_stop(data: Path, program: list[str]) -> None:
@@ -331,6 +349,20 @@ def test_an_address_of_another_machine_is_refused_at_once(data: Path, program: l
         StackError, match=r"TURNMILL_API__HOST is 192\.0\.2\.1, which is no address"
     ):
         Stack(data, program=program, environment=environment).start()
+
+
+def test_a_start_that_is_refused_leaves_a_folder_as_it_was(
+    data: Path, program: list[str], server_folder: Path
+) -> None:
+    environment = {"TURNMILL_API__HOST": "192.0.2.1"}
+    kept = server_folder / "kept"
+    kept.mkdir(mode=0o711)
+    (kept / "turnmill.toml").touch()
+    for folder in (data / "new", kept):
+        with pytest.raises(StackError):
+            Stack(folder, program=program, environment=environment).start()
+    assert not data.exists()
+    assert (kept / "turnmill.toml").exists()
 
 
 def test_a_process_that_cannot_start_shows_its_last_lines(data: Path, server_folder: Path) -> None:

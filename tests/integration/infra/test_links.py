@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 import time
+from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -27,6 +28,20 @@ def test_a_connection_that_cannot_be_set_up_is_closed(
         else:
             asyncio.run(open_async(postgres_url))
     gc.collect()  # one that is still open would fail the test, by its ResourceWarning
+
+
+def test_the_server_ends_a_statement_that_nobody_waits_for(
+    postgres_url: str, eventually: Callable[..., None]
+) -> None:
+    counting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(61)%'"
+    with psycopg.connect(postgres_url, autocommit=True) as other:
+        with (
+            Link.open(postgres_url, answer_timeout_s=0.5) as link,
+            pytest.raises(psycopg.OperationalError, match="no answer"),
+        ):
+            link.execute("SELECT pg_sleep(61)")
+        # Otherwise it keeps its locks for as long as it takes.
+        eventually(lambda: other.execute(counting).fetchone() == (0,), 20, 0.2)
 
 
 def test_what_was_notified_is_heard_at_once_and_once(postgres_url: str) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,8 +42,8 @@ listen_port = {port}
 unix_socket_dir =
 auth_type = plain
 auth_file = {folder}/users.txt
-pool_mode = transaction
-default_pool_size = 4
+pool_mode = {mode}
+default_pool_size = {size}
 """
 
 
@@ -54,33 +55,55 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pooler_port(postgres_url: str, make_server_folder: Callable[[], Path]) -> Iterator[int]:
-    """A PgBouncer in transaction mode before the tests' PostgreSQL."""
+def start_pooler(
+    postgres_url: str, make_server_folder: Callable[[], Path]
+) -> Iterator[Callable[..., int]]:
+    """`start_pooler("session", size=40)`: a PgBouncer before the tests' PostgreSQL; its port."""
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         missing("No PgBouncer: apt-get install pgbouncer")
-    server, folder, claim = urlsplit(postgres_url), make_server_folder(), claim_port()
-    text = _PGBOUNCER.format(
-        host=server.hostname, server_port=server.port, port=claim.port, folder=folder
-    )
-    (folder / "pgbouncer.ini").write_text(text)
-    (folder / "users.txt").write_text(f'"{server.username}" "{server.password}"\n')
-    child = Child(
-        name="pgbouncer",
-        command=[program, str(folder / "pgbouncer.ini")],
-        ready=lambda pid: listens(claim.port),
-        uid=server_uid(),
-    )
-    supervisor = Supervisor([child], folder)
-    supervisor.start()
-    yield claim.port
-    supervisor.stop(hurry=True)
-    claim.release()
+    server = urlsplit(postgres_url)
+    with ExitStack() as stack:
+
+        def start(mode: str, *, size: int) -> int:
+            folder, claim = make_server_folder(), claim_port()
+            stack.callback(claim.release)
+            text = _PGBOUNCER.format(
+                host=server.hostname,
+                server_port=server.port,
+                port=claim.port,
+                folder=folder,
+                mode=mode,
+                size=size,
+            )
+            (folder / "pgbouncer.ini").write_text(text)
+            (folder / "users.txt").write_text(f'"{server.username}" "{server.password}"\n')
+            child = Child(
+                name="pgbouncer",
+                command=[program, str(folder / "pgbouncer.ini")],
+                ready=lambda pid: listens(claim.port),
+                uid=server_uid(),
+            )
+            supervisor = Supervisor([child], folder)
+            supervisor.start()
+            stack.callback(supervisor.stop, hurry=True)
+            return claim.port
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def pooler_port(start_pooler: Callable[..., int]) -> int:
+    return start_pooler("transaction", size=4)
 
 
 @pytest.fixture
 def pooled_url(pooler_port: int, database_url: str) -> str:
-    return database_url.replace(f":{urlsplit(database_url).port}/", f":{pooler_port}/")
+    return _at_port(database_url, pooler_port)
+
+
+def _at_port(url: str, port: int) -> str:
+    return url.replace(f":{urlsplit(url).port}/", f":{port}/")
 
 
 @pytest.fixture
@@ -119,26 +142,40 @@ def broken(what: str) -> list[str]:
     return [f.detail for f in findings if f.what == what and f.level is Level.BROKEN]
 
 
-def test_turns_are_answered_through_a_pooler_with_a_direct_url_beside_it(
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_turns_are_answered_through_a_pooler_which_in_transaction_mode_needs_a_direct_url(
+    mode: str,
     make_system: Callable[..., Any],
-    pooled_url: str,
+    start_pooler: Callable[..., int],
     database_url: str,
     valkey_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("TURNMILL_DATABASE__DIRECT_URL", database_url)
-    system = make_system(pooled_url, valkey_url)
+    if mode == "transaction":
+        monkeypatch.setenv("TURNMILL_DATABASE__DIRECT_URL", database_url)
+    port = start_pooler(mode, size=4 if mode == "transaction" else 60)
+    system = make_system(_at_port(database_url, port), valkey_url)
     assert list(examine_server(system.database)) == []
+    for name, value in system.variables.items():
+        monkeypatch.setenv(name, value)
+    assert command("db", "upgrade").returncode == 0
     system.start("relay")
-    system.start_worker()
+    killed = system.start_worker()
     with ThreadPoolExecutor(8) as threads:
         accepted = list(
             threads.map(
-                lambda number: accept(system.database, system.request(f"Turn {number}")), range(60)
+                lambda number: accept(
+                    system.database, system.request(f"[[wait=0.1]] Turn {number}")
+                ),
+                range(60),
             )
         )
+    # Its lock must end with it, through the pooler too.
+    killed.kill()
+    system.start_worker()
     system.wait_until_settled()
     system.assert_answered_once_and_in_order(accepted)
+    assert broken("suitability") == []
 
 
 @pytest.mark.parametrize("elsewhere", [None, "other database", "the pooler"])
@@ -160,17 +197,19 @@ def test_a_pooler_without_a_direct_url_to_the_same_database_is_refused(
     assert "TURNMILL_DATABASE__DIRECT_URL" in refused.stderr
 
 
-@pytest.mark.parametrize("process", ["api", "relay", "worker"])
-def test_a_process_refuses_to_start_on_what_cannot_carry_it(
-    process: str, pooled_url: str, monkeypatch: pytest.MonkeyPatch
+def test_every_process_refuses_to_start_on_what_cannot_carry_it(
+    pooled_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TURNMILL_DATABASE__URL", pooled_url)
     monkeypatch.setenv("TURNMILL_BROKER__URL", NO_BROKER)
     monkeypatch.setenv("TURNMILL_ENGINE__NAME", "echo")
-    refused = command(process)
-    assert refused.returncode == USAGE
-    assert "The database cannot carry Turnmill" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    # Each tries for a quarter of a minute.
+    with ThreadPoolExecutor() as pool:
+        refusals = list(pool.map(command, ["api", "relay", "worker"]))
+    for refused in refusals:
+        assert refused.returncode == USAGE
+        assert "The database cannot carry Turnmill" in refused.stderr
+        assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,22 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from typer.testing import CliRunner
 
-from turnmill.producer.accept import accept_many
+from turnmill.producer.accept import accept_in
 from turnmill.producer.batches import submission as batches
 from turnmill.producer.batches.backlog import Backlog, read_backlog
+from turnmill.producer.batches.lookup import find_batch, list_batches
+from turnmill.producer.batches.progress import progress, summarize
 from turnmill.producer.batches.results import results, write_results
-from turnmill.producer.batches.submission import find_batch, list_batches, progress, submit
+from turnmill.producer.batches.submission import submit
+from turnmill.producer.cli.batch import app
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.schemas.batches import BatchResult
 from turnmill.schemas.errors import DatabaseUnavailable, InvalidInput, NotFound, UnknownBot
 from turnmill.schemas.ids import Prefix, new_id, show_id
-from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.records.columns import Columns
 from turnmill.schemas.settings import DatabaseSettings, EngineSettings, Settings
 from turnmill.schemas.store.tables import turns
 from turnmill.schemas.turns import AcceptedTurn, GenerationParams, TurnRequest, TurnState
@@ -103,13 +108,13 @@ def test_interrupted_submission_goes_on_where_it_stopped(
 ) -> None:
     sent: list[int] = []
 
-    def dies_at_the_third(database: Database, requests: list[TurnRequest]) -> list[AcceptedTurn]:
+    def dies_at_the_third(cursor: Cursor, requests: list[TurnRequest]) -> list[AcceptedTurn]:
         sent.append(len(requests))
         if len(sent) == 3:
             raise DatabaseUnavailable
-        return accept_many(database, requests)
+        return accept_in(cursor, requests)
 
-    monkeypatch.setattr(batches, "accept_many", dies_at_the_third)
+    monkeypatch.setattr(batches, "accept_in", dies_at_the_third)
     with pytest.raises(DatabaseUnavailable):
         submit(database, tenant_id, BOT, backlog)
     assert stored_turns(database) == 14
@@ -189,7 +194,7 @@ def test_batch_is_answered_and_written(
     batch = submit(database, tenant_id, BOT, backlog)
     with InlineWorker(settings):
         eventually(lambda: progress(database, tenant_id, batch.batch_id).is_done)
-    end = progress(database, tenant_id, batch.batch_id)
+    end = summarize(database, tenant_id, batch.batch_id)
     assert (end.completed, end.failed, end.settled) == (40, 0, 40)
     assert end.attempts == 40
     assert end.completion_tokens > 0 and end.prompt_tokens > 0
@@ -212,18 +217,44 @@ def assert_written(folder: Path, rows: list[BatchResult]) -> None:
     assert write_results(folder / "new" / "r.jsonl", rows) == 40
     lines = (folder / "new" / "r.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == expected
-    assert "question" not in expected[0]
 
     write_results(folder / "r.csv", rows)
-    with (folder / "r.csv").open(newline="") as file:
+    with (folder / "r.csv").open(newline="", encoding="utf-8-sig") as file:
         cells = list(csv.DictReader(file))
-    assert [(c["id"], c["reply"], c["error_code"]) for c in cells] == [
+    assert [(c["id"], c["reply"], c["error"]) for c in cells] == [
         (row.id, row.reply, "") for row in rows
     ]
 
     parquet = pytest.importorskip("pyarrow.parquet")
     write_results(folder / "r.parquet", rows)
     assert parquet.read_table(folder / "r.parquet").to_pylist() == expected
+
+
+def test_results_stand_beside_the_rows_of_the_file_that_is_given(
+    database: Database, tenant_id: UUID, database_url: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("TURNMILL_DATABASE__URL", database_url)
+    export = tmp_path / "export.csv"
+    export.write_text("Nr;Frage;Kunde\n7;Wo ist es?;Müller\n8;Und das?;Weiß\n")
+    columns = Columns(id="Nr", prompt="Frage")
+    batch = submit(database, tenant_id, BOT, read_backlog(export, columns=columns))
+    asked = ["results", batch.batch_id.hex, "--file", str(export), "--id", "Nr"]
+    target = tmp_path / "answers.csv"
+    done = CliRunner().invoke(app, [*asked, "--prompt", "Frage", "-o", str(target)])
+    assert done.exit_code == 0, done.output
+    with target.open(encoding="utf-8-sig", newline="") as file:
+        assert list(csv.reader(file, delimiter=";")) == [
+            ["Nr", "Frage", "Kunde", "reply", "state", "error"],
+            ["7", "Wo ist es?", "Müller", "", "queued", ""],
+            ["8", "Und das?", "Weiß", "", "queued", ""],
+        ]
+    other = tmp_path / "other.csv"
+    other.write_text("Nr;Frage;Kunde\n9;Wo ist es?;Müller\n8;Und das?;Weiß\n")
+    with pytest.raises(InvalidInput, match=r"'other\.csv' is not the backlog of this batch"):
+        rows = results(database, tenant_id, batch.batch_id)
+        write_results(tmp_path / "no.csv", rows, read_backlog(other, columns=columns))
+    assert not (tmp_path / "no.csv").exists()
 
 
 def test_failing_writer_leaves_the_old_results(tmp_path: Path) -> None:
@@ -235,7 +266,7 @@ def test_failing_writer_leaves_the_old_results(tmp_path: Path) -> None:
         yield
 
     with pytest.raises(DatabaseUnavailable):
-        write_results(path, broken())
+        write_results(path, broken(), overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["r.jsonl"]
     assert path.read_text() == "old"
     with pytest.raises(InvalidInput, match=r"Known are \.jsonl"):

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from tests.integration.media.making import photographed
 from turnmill.producer.accept import accept
 from turnmill.producer.tenants import save_bot
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.content import Document, MediaPart, TextPart, TokenLogprob, ToolCall
 from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.files.opening import open_parts
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message, Role, Tool, TurnState
 from turnmill.workers.consumer.process import running_worker
@@ -20,7 +22,6 @@ from turnmill.workers.engines.echo import EchoEngine
 from turnmill.workers.testing import InlineWorker
 from turnmill.workers.turn.answer import answer_turn
 
-PICTURE = MediaPart(type="image", url="https://a.example/1.png")
 SEARCH = GenerationParams(tools=(Tool(name="search"),), logprobs=1)
 
 
@@ -62,9 +63,17 @@ def able(monkeypatch: pytest.MonkeyPatch) -> Able:
     return engine
 
 
+def picture(system: Any) -> MediaPart:
+    """A part with an image of the tenant."""
+    parts = open_parts(system.database, system.settings)
+    kept = parts.keep(system.tenant_id, "image", photographed("Order 4711"))
+    assert isinstance(kept, MediaPart)
+    return kept
+
+
 def seen(system: Any) -> Any:
     request = system.request("what is this?")
-    message = Message(role=Role.USER, content=(TextPart(text="what is this?"), PICTURE))
+    message = Message(role=Role.USER, content=(TextPart(text="what is this?"), picture(system)))
     return request.model_copy(update={"messages": (message,)})
 
 
@@ -75,7 +84,7 @@ def test_what_no_live_worker_can_do_is_refused_by_its_field_and_plain_text_is_no
         for request, field in (
             (seen(system), "messages[0].content"),
             (system.request("x", params=GenerationParams(presence_penalty=1)), "presence_penalty"),
-            (system.request("x", params=SEARCH), "tools"),
+            (system.request("x", params=GenerationParams(logprobs=1)), "logprobs"),
         ):
             with pytest.raises(InvalidInput, match="no live worker of the model") as caught:
                 accept(system.database, request)
@@ -131,9 +140,11 @@ def test_parts_reach_the_engine_in_their_order(system: Any, able: Able) -> None:
     with InlineWorker(system.settings):
         turn = accept(system.database, seen(system))
         system.wait_until_settled()
-    assert able.prompts[-1].messages[-1].content == (TextPart(text="what is this?"), PICTURE)
+    text, image = able.prompts[-1].messages[-1].content
+    assert text == TextPart(text="what is this?")
+    assert isinstance(image, MediaPart) and str(image.url).startswith("data:image/png;base64,")
     kept = read_turn(system.database, system.tenant_id, turn.turn_id)
-    assert kept.messages[-1].content == (TextPart(text="what is this?"), PICTURE)
+    assert kept.messages[-1].content == (TextPart(text="what is this?"), picture(system))
     assert kept.state is TurnState.COMPLETED
 
 

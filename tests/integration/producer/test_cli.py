@@ -3,16 +3,20 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
 
 from turnmill.producer.accept import accept, accept_many
+from turnmill.producer.batches.backlog import read_backlog
+from turnmill.producer.batches.submission import submit
 from turnmill.producer.cli.app import main
 from turnmill.producer.ratings import rate
 from turnmill.producer.tenants import ensure_defaults
@@ -22,6 +26,7 @@ from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import load_settings
 from turnmill.schemas.store.tables import PRUNER_LOCK_KEY
 from turnmill.schemas.turns import Message, Role, TurnRequest
+from turnmill.workers.testing import InlineWorker
 
 #: Run `turnmill` with these words: exit status, standard output, standard error.
 Turnmill = Callable[..., tuple[int, str, str]]
@@ -109,6 +114,11 @@ def test_the_environment_chooses_a_tenant_too(
         ("batch", "run", "x.csv"),
         ("batch", "status"),
         ("batch", "results", "batch_0000", "-o", "x.csv"),
+        ("batch", "list"),
+        ("batch", "pause", "batch_0000"),
+        ("batch", "resume", "batch_0000"),
+        ("batch", "cancel", "batch_0000", "--yes"),
+        ("batch", "retry", "batch_0000", "--failed"),
         ("parked", "list"),
         ("parked", "show", f"turn_{NOBODYS}"),
         ("parked", "replay", "--all"),
@@ -126,6 +136,60 @@ def test_every_command_that_acts_for_a_tenant_refuses_an_unknown_one(
     status, _, said = turnmill(*words, "--tenant", "nobody")
     assert status == USAGE
     assert "There is no tenant 'nobody'" in said and "turnmill tenants create" in said
+
+
+def submit_rows(folder: Path, *prompts: str) -> tuple[UUID, str]:
+    """A batch, and the name by which the commands know it."""
+    path = folder / "tickets.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    settings = load_settings()
+    database = Database(settings.database)
+    try:
+        tenant_id = ensure_defaults(database, settings)
+        batch = submit(database, tenant_id, settings.engine.model_name, read_backlog(path))
+    finally:
+        database.close()
+    return batch.batch_id, f"batch_{batch.batch_id.hex[:12]}"
+
+
+def test_a_batch_is_paused_resumed_retried_and_cancelled_by_commands(
+    turnmill: Turnmill, migrated: str, tmp_path: Path
+) -> None:
+    batch_id, name = submit_rows(tmp_path, "one", "two", "three")
+
+    def state() -> str:
+        (row,) = turnmill("batch", "list")[1].splitlines()[1:]
+        return " ".join(row.split()[3:6])
+
+    assert state() == "3 0 open"
+    status, said, _ = turnmill("batch", "pause", name)
+    assert status == 0 and "is paused" in said
+    (command,) = re.findall(r"turnmill (batch resume batch_\w+)", said)
+    assert state() == "3 0 paused"
+    assert "0/3 done, paused" in turnmill("batch", "status", name)[1]
+    assert "goes on" in turnmill(*command.split())[1]
+    assert "was not paused" in turnmill(*command.split())[1]
+
+    with psycopg.connect(migrated, autocommit=True) as link:
+        link.execute(
+            "UPDATE turns SET state = 'failed', error_code = 'bad', settled_at = now() "
+            "WHERE batch_id = %s AND batch_row = 2",
+            (batch_id,),
+        )
+        link.execute(
+            "DELETE FROM outbox WHERE turn_id IN (SELECT id FROM turns WHERE batch_row = 2)"
+        )
+    assert "1 bad, such as row '2'" in turnmill("batch", "status", name)[1]
+    assert turnmill("batch", "retry", name)[0] == USAGE
+    status, said, _ = turnmill("batch", "retry", name, "--failed")
+    assert status == 0 and "answers 1 rows anew" in said and "status --watch" in said
+
+    assert turnmill("batch", "cancel", name, stdin="n\n")[0] == 1
+    assert state() == "3 0 open"
+    assert "is cancelled" in turnmill("batch", "cancel", name, "--yes")[1]
+    assert state() == "3 3 cancelled"
+    status, _, said = turnmill("batch", "resume", name)
+    assert status and "was cancelled and stays so" in said
 
 
 def test_the_schema_is_made_once_and_may_be_asked_for_again(
@@ -171,6 +235,10 @@ def test_a_secret_is_printed_once_and_alone_on_its_line(turnmill: Turnmill, migr
         ("batch", "status", "batch_0000"),
         ("batch", "status", "tickets"),
         ("batch", "results", "batch_0000", "-o", "x.csv"),
+        ("batch", "pause", "batch_0000"),
+        ("batch", "resume", "batch_0000"),
+        ("batch", "cancel", "batch_0000", "--yes"),
+        ("batch", "retry", "batch_0000", "--failed"),
         ("batch", "run", "missing.jsonl"),
         ("bots", "save", "n" * 101),
     ],
@@ -251,6 +319,38 @@ def test_a_bot_s_parameters_are_set_and_taken_back_by_name(
     assert "the parameters {}" in said
     (line,) = [row for row in turnmill("bots", "list")[1].splitlines() if "support" in row]
     assert "Be brief." in line
+
+
+def test_saving_a_bot_says_that_nobody_serves_its_model(
+    turnmill: Turnmill, migrated: str, database_url: str
+) -> None:
+    _, said, _ = turnmill("bots", "save", "support", "--model", "typo")
+    assert "No worker" not in said, "nothing runs yet"
+    settings = load_settings(
+        database={"url": database_url}, engine={"name": "echo", "model": "echo"}
+    )
+    with InlineWorker(settings):
+        _, said, _ = turnmill("bots", "save", "support", "--model", "typo")
+        assert "No worker serves the model 'typo' now; they serve echo." in said
+        _, said, _ = turnmill("bots", "change", "support", "--model", "echo")
+        assert "No worker" not in said
+
+
+def test_a_bot_is_shown_and_deleted_unless_the_configuration_needs_it(
+    turnmill: Turnmill, migrated: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("support", "sales"):
+        turnmill("bots", "save", name, "--instructions", "Be brief.")
+    file = tmp_path / "bots.toml"
+    file.write_text("[bots.sales]\n")
+    monkeypatch.setenv("TURNMILL_CONFIG", str(file))
+    status, said, _ = turnmill("bots", "show", "support")
+    assert (status, "support, version 1" in said, "Be brief." in said) == (0, True, True)
+    assert turnmill("bots", "delete", "support")[0] == 0
+    assert turnmill("bots", "show", "support")[0] == 64
+    assert turnmill("ask", "--bot", "support", "hi")[0] == 64
+    status, _, said = turnmill("bots", "delete", "sales")
+    assert (status, "[bots.sales]" in said) == (64, True)
 
 
 @pytest.mark.parametrize(

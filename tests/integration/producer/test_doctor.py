@@ -40,6 +40,7 @@ from turnmill.schemas.store.tables import PRUNER_LOCK_KEY, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import Lane
 from turnmill.workers.consumer.app import create_app
 from turnmill.workers.consumer.main import run_worker
+from turnmill.workers.engines.registry import ENGINES
 
 NOWHERE = "127.0.0.1:1"
 
@@ -206,6 +207,10 @@ def test_no_two_checks_share_a_name() -> None:
     names = [name for table in tables for name in table]
     assert {"engines", "engines away"} <= set(names)
     assert len(names) == len(set(names))
+
+
+def test_doctor_looks_for_the_library_of_every_engine() -> None:
+    assert {*installation.ENGINE_PACKAGES} == {*ENGINES} - {"echo"}
 
 
 def test_missing_engines_and_a_missing_stack_are_noted_with_what_to_install(

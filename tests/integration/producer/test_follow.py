@@ -26,9 +26,16 @@ def system(make_system: Callable[..., Any], database_url: str) -> Any:
     return make_system(database_url, "amqp://nobody", flush_s=0.02)
 
 
+@pytest.fixture(autouse=True)
+def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that write past the workers notify nobody."""
+    monkeypatch.setattr("turnmill.producer.follow.LOOK_S", 0.3)
+
+
 def slow_worker(system: Any, token_s: float = 0.02) -> InlineWorker:
     engine = system.settings.engine.model_copy(update={"echo_token_s": token_s})
-    return InlineWorker(system.settings.model_copy(update={"engine": engine}))
+    worker = system.settings.worker.model_copy(update={"lanes": tuple(Lane)})
+    return InlineWorker(system.settings.model_copy(update={"engine": engine, "worker": worker}))
 
 
 def accept_text(system: Any, text: str = "[[tokens=30]]", **fields: Any) -> AcceptedTurn:
@@ -160,12 +167,13 @@ def test_a_reader_outlasts_all_connections_being_cut(system: Any) -> None:
 def test_a_reader_hears_of_the_end_and_does_not_wait_for_its_next_look(
     system: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("turnmill.producer.follow.LOOK_S", 600.0)
     monkeypatch.setattr("turnmill.producer.follow.POLL_S", 600.0)
 
     async def test(follower: Follower) -> None:
         await until(lambda: listener_pids(system))
-        for _ in range(3):
-            turn = accept_text(system, "[[wait=0.2]] hi")
+        for lane in (Lane.INTERACTIVE, Lane.QUARANTINE, Lane.INTERACTIVE):
+            turn = accept_text(system, "[[wait=0.2]] hi", lane=lane)
             _, settled = await collect(follower.follow(system.tenant_id, turn.turn_id))
             assert settled.state == "completed"
 
@@ -173,7 +181,60 @@ def test_a_reader_hears_of_the_end_and_does_not_wait_for_its_next_look(
         run(system, test)
 
 
-def test_a_reader_of_the_batch_lane_looks_by_itself(system: Any) -> None:
+def test_readers_that_wait_read_nothing_and_one_statement_looks_for_all_of_them(
+    system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turnmill.producer.follow.SIGN_OF_LIFE_S", 0.05)
+    statements: list[str] = []
+    fetch = system.database.fetch
+
+    def counted(kind: Any, statement: str, params: Any = None) -> Any:
+        statements.append(kind.__name__)
+        return fetch(kind, statement, params)
+
+    monkeypatch.setattr(system.database, "fetch", counted)
+
+    async def test(follower: Follower) -> None:
+        readers = [
+            follower.follow(system.tenant_id, accept_text(system).turn_id) for _ in range(20)
+        ]
+        async with contextlib.AsyncExitStack() as stack:
+            for reader in readers:
+                await stack.enter_async_context(contextlib.aclosing(reader))
+            waiting = [asyncio.create_task(_signs_of_life(reader, 40)) for reader in readers]
+            await asyncio.gather(*waiting)
+        assert statements.count("_TailRow") == len(readers)
+        assert 1 <= statements.count("_LookRow") < len(readers)
+
+    run(system, test)
+
+
+async def _signs_of_life(reader: Any, count: int) -> None:
+    for _ in range(count):
+        assert await anext(reader) == ""
+
+
+def test_a_reader_whose_notifications_were_lost_sees_all_once_it_is_listened_again(
+    system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turnmill.producer.follow.LOOK_S", 600.0)
+
+    async def test(follower: Follower) -> None:
+        await until(lambda: listener_pids(system))
+        (before,) = listener_pids(system)
+        turn = accept_text(system)
+        reader = follower.follow(system.tenant_id, turn.turn_id)
+        async with contextlib.aclosing(reader):
+            assert await anext(reader) == ""
+            keep(system, turn, 0, "not notified")
+            system.database.run("SELECT pg_terminate_backend(%s)", (before,))
+            async for item in _until_text(reader, "not notified"):
+                assert item == "not notified"
+
+    run(system, test)
+
+
+def test_a_reader_of_the_batch_lane_is_looked_after(system: Any) -> None:
     async def test(follower: Follower) -> None:
         turn = accept_text(system, "quiet", lane=Lane.BATCH)
         reading = asyncio.create_task(collect(follower.follow(system.tenant_id, turn.turn_id)))

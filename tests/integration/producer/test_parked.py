@@ -17,8 +17,9 @@ import pytest
 
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.batches.backlog import read_backlog
+from turnmill.producer.batches.progress import progress
 from turnmill.producer.batches.results import results
-from turnmill.producer.batches.submission import progress, submit
+from turnmill.producer.batches.submission import submit
 from turnmill.producer.parked import replay as replay_module
 from turnmill.producer.parked.listing import find_parked, list_parked, read_parked
 from turnmill.producer.parked.replay import Change, drop, foresee, replay

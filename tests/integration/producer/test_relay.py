@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ, rabbitmq_program
 from turnmill.infra.migrations import upgrade
 from turnmill.producer.accept import accept, accept_in, accept_many
+from turnmill.producer.relay.outbox import NEXT
 from turnmill.producer.relay.process import Relay
 from turnmill.producer.relay.publisher import Publisher
 from turnmill.producer.tenants import ensure_defaults, save_bot
@@ -335,3 +336,21 @@ def set_memory_limit(server: EmbeddedRabbitMQ, *limit: str) -> None:
         capture_output=True,
         timeout=60,
     )
+
+
+def test_a_relay_has_its_statements_planned_once_and_by_indexes(system: Any) -> None:
+    accept_turns(system, 1)
+    relay = Relay(system.settings)
+    publisher = relay._free.get()
+    for _ in range(8):  # psycopg prepares a statement that it has executed five times
+        relay._take(publisher)
+    (planned,) = relay._database.run(
+        "SELECT generic_plans, custom_plans FROM pg_prepared_statements "
+        "WHERE statement LIKE '%marked AS%'"
+    )
+    assert planned.generic_plans > 0
+    assert planned.custom_plans == 0
+    lines = relay._database.run(f"EXPLAIN {NEXT}", {"lanes": ["interactive", "batch"]})
+    assert not [line for (line,) in lines if "Seq Scan on outbox" in line]
+    relay._database.close()
+    publisher.close()

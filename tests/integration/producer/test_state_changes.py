@@ -140,6 +140,12 @@ class Ways:
             lock_conversations(cursor, [turn.conversation_id])
             end_open_turns(cursor, turn.conversation_id, keeps_text=True)
 
+    def retry(self, turn: AcceptedTurn) -> None:
+        """As a batch does with its rows."""
+        ids = [turn.turn_id]
+        (change,) = replay(self._database, self._system.tenant_id, ids, states=[TurnState.FAILED])
+        assert change.state == "queued"
+
     def replay_and_drop(self) -> None:
         parked, later = self.accept(2)
         self.park(parked)
@@ -157,6 +163,7 @@ def test_turns_go_all_ways_of_the_table_and_no_other(system: Any) -> None:
     ways.lose(first)
     ways.settle(first, REPLY)
     ways.settle(second, Failed("bad", "No."))
+    ways.retry(second)
     ways.cancel_each()
     ways.replay_and_drop()
     ways.hand_off_each()

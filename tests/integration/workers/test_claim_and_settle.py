@@ -41,14 +41,13 @@ from turnmill.schemas.turns import (
     AcceptedTurn,
     GenerationParams,
     Lane,
-    Message,
     Reply,
     Role,
     TurnState,
     Usage,
 )
 from turnmill.workers.consumer.process import running_worker
-from turnmill.workers.engines.base import NO_VALUES, Chunk, Prompt, TemplateValues
+from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.testing import InlineWorker
 from turnmill.workers.turn import prompt as prompt_module
 from turnmill.workers.turn import settle as settle_module
@@ -580,11 +579,10 @@ class Scripted:
 
     def close(self) -> None: ...
 
-    def count_tokens(
-        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
-    ) -> int:
+    def count_tokens(self, prompt: Prompt) -> int:
         """Each word, and each value that a turn gives the chat template, is a token."""
-        return sum(len(message.content.split()) for message in messages) + len(template_kwargs)
+        words = sum(len(message.content.split()) for message in prompt.messages)
+        return words + len(prompt.template_kwargs)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         self.prompts.append(prompt)
@@ -1066,7 +1064,7 @@ def prompt_of(system: Any, worker: Worker, last: str, **engine: Any) -> list[tup
     """What the engine is given for one more turn of the only conversation."""
     conversation = system.database.run("SELECT id FROM conversations")[0].id
     turn = accept(system.database, system.request(last, conversation_id=conversation))
-    scripted = Scripted([Chunk("", finish_reason="stop")])
+    scripted = Scripted([Chunk("yes", finish_reason="stop")])
     scripted.context_window = engine.get("context_window", 8192)
     assert answer_turn(replace(worker, engine=scripted), turn.turn_id)
     return [(message.role, message.content) for message in scripted.prompts[0].messages]

@@ -1,5 +1,6 @@
-"""Flower shows the hints and nothing of what was said, to those who know the password."""
+"""Flower shows the attempts and nothing of what was said, to those who know the password."""
 
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,9 +10,15 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import pytest
+from flower.urls import handlers
+from tornado.web import URLSpec
+from typer.testing import CliRunner
 
 from turnmill.infra.embedded.ports import listens
 from turnmill.producer.accept import accept
+from turnmill.producer.cli.app import app
+from turnmill.workers.consumer.flower import REFUSAL
+from turnmill.workers.testing import InlineWorker
 
 Eventually = Callable[..., None]
 
@@ -19,6 +26,8 @@ LOGIN = ("turnmill", "correct-horse-battery")
 #: What a user said, and an echo answers.
 WORDS = "xylophone-4711"
 USAGE = 64
+#: A turn of 600 words then takes a minute.
+SLOW = {"TURNMILL_ENGINE__ECHO_TOKEN_S": "0.1"}
 #: The password of a second broker, which is away.
 ALTERNATE = "sesame-4711"
 
@@ -29,13 +38,21 @@ def system(make_system: Callable[..., Any], database_url: str, valkey_url: str) 
 
 
 @pytest.fixture
-def flower(system: Any, eventually: Eventually) -> Any:
-    """The process; its address is in `flower.url`."""
+def start_flower(system: Any, eventually: Eventually) -> Callable[..., Any]:
+    """Start the process; its address is in `url`."""
+    return lambda **variables: start_flower_on(system, eventually, **variables)
+
+
+def start_flower_on(system: Any, eventually: Eventually, **variables: str) -> Any:
+    """Start Flower beside a system; it answers when this returns."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flower = system.start(
-        "flower", TURNMILL_FLOWER__PASSWORD=LOGIN[1], TURNMILL_FLOWER__PORT=str(port)
+        "flower",
+        TURNMILL_FLOWER__PASSWORD=LOGIN[1],
+        TURNMILL_FLOWER__PORT=str(port),
+        **variables,
     )
     flower.url = f"http://127.0.0.1:{port}"
 
@@ -51,10 +68,29 @@ def flower(system: Any, eventually: Eventually) -> Any:
 
 
 @pytest.fixture
+def flower(start_flower: Callable[..., Any]) -> Any:
+    return start_flower()
+
+
+@pytest.fixture
 def visitor(flower: Any) -> Iterator[httpx.Client]:
     """Somebody who knows the password."""
-    with httpx.Client(base_url=flower.url, auth=LOGIN, timeout=10) as client:
+    with visit(flower) as client:
         yield client
+
+
+def visit(flower: Any) -> httpx.Client:
+    return httpx.Client(base_url=flower.url, auth=LOGIN, timeout=10)
+
+
+def task_of(turn: Any, attempt: int = 1) -> str:
+    return f"turn_{turn.turn_id.hex}-{attempt}"
+
+
+def state_of(visitor: httpx.Client, name: str) -> str | None:
+    """As Flower shows it; None: it knows no such task."""
+    task = visitor.get("/api/tasks").json().get(name)
+    return task["state"] if task else None
 
 
 def test_a_turn_is_a_task_with_its_lane_and_model_but_without_its_text(
@@ -78,6 +114,7 @@ def test_a_turn_is_a_task_with_its_lane_and_model_but_without_its_text(
     tasks = {
         name: task for name, task in visitor.get("/api/tasks").json().items() if task["kwargs"]
     }
+    assert {name.rpartition("-")[0].removeprefix("turn_") for name in tasks} <= turn_ids
     for task in tasks.values():
         assert task["name"] == "turnmill.turn.answer"
         assert "'lane': 'interactive'" in task["kwargs"]
@@ -100,6 +137,209 @@ def test_a_turn_is_a_task_with_its_lane_and_model_but_without_its_text(
             urlsplit(system.settings.broker.url.get_secret_value()).password not in answer.text
         ), path
     assert WORDS not in worker.log.read_text()
+
+
+def test_history_survives_a_restart_and_no_attempt_is_lost_or_beautified(
+    system: Any, start_flower: Callable[..., Any], eventually: Eventually
+) -> None:
+    """An attempt that failed is no success, and one that was tried again is another task."""
+    system.start("relay")
+    first = start_flower()
+    system.start_worker(TURNMILL_WORKER__MAX_ATTEMPTS="2")
+    with visit(first) as visitor:
+
+        def sends_events() -> bool:
+            turn = accept(system.database, system.request("warm up"))
+            system.wait_until_settled()
+            return state_of(visitor, task_of(turn)) == "SUCCESS"
+
+        eventually(sends_events, 30, 0.5)
+        texts = ("fine", "[[fail]]", "[[unavailable]]")
+        fine, failed, parked = (
+            accept(system.database, system.request(f"{text} {WORDS}")) for text in texts
+        )
+        system.wait_until_settled()
+        expected = {
+            task_of(fine): "SUCCESS",
+            task_of(failed): "FAILURE",
+            task_of(parked): "RETRY",
+            task_of(parked, 2): "FAILURE",
+        }
+
+        def shown(visitor: httpx.Client) -> dict[str, str | None]:
+            return {name: state_of(visitor, name) for name in expected}
+
+        eventually(lambda: shown(visitor) == expected, 20)
+        live = visitor.get("/api/tasks").json()
+    first.kill()
+    with visit(start_flower()) as visitor:
+        assert shown(visitor) == expected, "at once, without any event"
+        restored = visitor.get("/api/tasks").json()
+        for name in expected:
+            for field in ("name", "kwargs", "worker", "state"):
+                assert restored[name][field] == live[name][field], field
+            page = visitor.get(f"/task/{name}")
+            assert page.status_code == 200
+            assert WORDS not in page.text
+        assert restored[task_of(failed)]["exception"] == "engine_failure"
+        assert live[task_of(failed)]["exception"] == "engine_failure"
+        assert restored[task_of(parked, 2)]["exception"] == "attempts_used_up"
+        assert restored[task_of(fine)]["runtime"] >= 0
+        columns = "&".join(
+            f"{key}={value}"
+            for key, value in {
+                "draw": 1, "start": 0, "length": 10, "order[0][column]": 0,
+                "order[0][dir]": "desc", "columns[0][data]": "received",
+                "search[value]": "state:FAILURE",
+            }.items()
+        )  # fmt: skip
+        found = visitor.get(f"/tasks/datatable?{columns}").json()
+        assert {row["uuid"] for row in found["data"]} == {task_of(failed), task_of(parked, 2)}
+
+
+def test_on_rabbitmq_flower_shows_attempts_and_the_worker_and_restores_them(
+    make_system: Callable[..., Any],
+    database_url: str,
+    rabbitmq_vhost_url: str,
+    eventually: Eventually,
+) -> None:
+    system = make_system(database_url, rabbitmq_vhost_url)
+    password = urlsplit(rabbitmq_vhost_url).password
+    assert password is not None
+    system.start("relay")
+    system.start_worker()
+    first = start_flower_on(system, eventually)
+    names: list[str] = []
+    with visit(first) as visitor:
+
+        def shows_a_turn() -> bool:
+            turn = accept(system.database, system.request(f"Whisper {WORDS}."))
+            names.append(task_of(turn))
+            system.wait_until_settled()
+            return state_of(visitor, names[-1]) == "SUCCESS"
+
+        eventually(shows_a_turn, 30, 0.5)
+        (consumer,) = visitor.get("/api/workers?refresh=1").json()
+        for path in ("/tasks", f"/task/{names[-1]}", f"/worker/{consumer}", "/broker", "/metrics"):
+            answer = visitor.get(path)
+            assert answer.status_code == 200, path
+            assert WORDS not in answer.text
+            assert password not in answer.text
+    first.kill()
+    with visit(start_flower_on(system, eventually)) as visitor:
+        assert {state_of(visitor, name) for name in names} == {"SUCCESS"}
+
+
+def test_the_history_is_bounded(system: Any, start_flower: Callable[..., Any]) -> None:
+    with InlineWorker(system.settings):
+        turns = [accept(system.database, system.request(str(number))) for number in range(5)]
+        system.wait_until_settled()
+    with visit(start_flower(TURNMILL_FLOWER__HISTORY="2")) as visitor:
+        assert set(visitor.get("/api/tasks").json()) == {task_of(turn) for turn in turns[-2:]}
+    with visit(start_flower(TURNMILL_FLOWER__HISTORY="0")) as visitor:
+        assert visitor.get("/api/tasks").json() == {}
+
+
+def test_a_killed_worker_is_offline_and_has_nothing_active(
+    system: Any, visitor: httpx.Client, eventually: Eventually
+) -> None:
+    system.start("relay")
+    worker = system.start_worker(**SLOW)
+    turns = [accept(system.database, system.request("[[tokens=600]]")) for _ in range(3)]
+
+    def rows() -> list[dict[str, Any]]:
+        data: list[dict[str, Any]] = visitor.get("/workers?json=1").json()["data"]
+        return data
+
+    eventually(lambda: [row["active"] for row in rows()] == [3], 40)
+    worker.kill()
+    eventually(lambda: [(row["status"], row["active"]) for row in rows()] == [(False, 0)], 40)
+    name = rows()[0]["hostname"]
+    metrics = visitor.get("/metrics").text
+    for metric in ("worker_online", "worker_number_of_currently_executing_tasks"):
+        assert f'flower_{metric}{{worker="{name}"}} 0.0' in metrics
+    # A worker sweeps the dead one's turns; nothing reports the end of their attempts.
+    system.start_worker()
+    eventually(lambda: system.count("attempt = 2") == 3, 40)
+    seen = [name for turn in turns if (name := task_of(turn)) in visitor.get("/api/tasks").json()]
+    eventually(lambda: all(state_of(visitor, name) == "FAILURE" for name in seen), 40)
+
+
+def routes(method: str) -> list[str]:
+    """Flower's paths that take a method, with its parameter filled in."""
+    paths = (
+        (handler.regex.pattern, handler.handler_class)
+        if isinstance(handler, URLSpec)
+        else handler[:2]
+        for handler in handlers
+    )
+    return [
+        re.sub(r"\(.+\)", "x", path.rstrip("$?"))
+        for path, kind in paths
+        if method in vars(kind) and not path.startswith(".")
+    ]
+
+
+@pytest.mark.parametrize("control", ["false", "true"])
+def test_whatever_is_asked_of_it_flower_does_or_refuses_in_a_sentence(
+    system: Any, start_flower: Callable[..., Any], eventually: Eventually, control: str
+) -> None:
+    worker = system.start_worker()
+    flower = start_flower(TURNMILL_FLOWER__CONTROL=control)
+    with visit(flower) as visitor:
+        eventually(lambda: visitor.get("/api/workers?refresh=1").json(), 20)
+        (name,) = visitor.get("/api/workers").json()
+        turn = accept(system.database, system.request("hello"))
+        targets = {"x", name, "turnmill.turn.answer", task_of(turn)}
+        changes = [path for path in routes("post") if path.startswith("/api/")]
+        assert len(changes) >= 14
+        for path in changes:
+            for target in targets:
+                answer = visitor.post(f"{path.removesuffix('x')}{target}?n=1&min=1&max=2&queue=q")
+                is_revoke = "/revoke/" in path
+                if control == "true" and is_revoke:
+                    expected = 200 if target == task_of(turn) else 409
+                    assert (answer.status_code, bool(answer.text)) == (expected, True), target
+                else:
+                    assert answer.status_code == 403, path
+                    assert "turnmill workers drain" in answer.text
+        for path in routes("get"):
+            for target in targets:
+                url = path.removesuffix("x") + target if path.endswith("x") else path
+                assert visitor.get(url).status_code in {200, 302, 400, 404, 503}, url
+        page = visitor.get(f"/worker/{name}").text
+        for button in ("Shut Down", "Restart Pool", "Grow", "Autoscale", "Cancel Consumer"):
+            assert button not in page
+    assert system.count("state = 'cancelled'") == (1 if control == "true" else 0)
+    assert worker.is_running
+    assert "Traceback" not in flower.log.read_text()
+    assert "control.refused" not in worker.log.read_text(), "Flower asks nothing that is refused"
+
+
+def test_with_control_a_running_turn_is_cancelled_and_its_slot_is_free_again(
+    system: Any, start_flower: Callable[..., Any], eventually: Eventually
+) -> None:
+    system.start("relay")
+    system.start_worker(**SLOW)
+    turn = accept(system.database, system.request("[[tokens=600]]"))
+    eventually(lambda: system.count("state = 'running'") == 1)
+    for control in ("false", "true"):
+        with visit(start_flower(TURNMILL_FLOWER__CONTROL=control)) as visitor:
+            page = visitor.get(f"/task/{task_of(turn)}").text
+            assert ("task-terminate" in page) is (control == "true")
+            if control == "true":
+                path = f"/api/task/revoke/{task_of(turn)}?terminate=true"
+                assert "Cancelled turn_" in visitor.post(path).json()["message"]
+                assert "had already ended" in visitor.post(path).text
+                eventually(lambda: state_of(visitor, task_of(turn)) == "REVOKED")
+    assert system.count("state = 'cancelled'") == 1
+
+
+def test_the_commands_that_a_refusal_names_exist() -> None:
+    named = re.findall(r"turnmill (\w+) (\w+)", REFUSAL)
+    assert len(named) == 3
+    for group, name in named:
+        assert CliRunner().invoke(app, [group, name, "--help"]).exit_code == 0, (group, name)
 
 
 def test_nobody_gets_in_without_the_password(flower: Any) -> None:

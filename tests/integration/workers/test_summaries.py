@@ -22,7 +22,7 @@ from turnmill.schemas.errors import DatabaseUnavailable, EngineFailure, EngineUn
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.turns import AcceptedTurn, GenerationParams, Message, Role, TurnState
 from turnmill.workers.consumer.process import running_worker
-from turnmill.workers.engines.base import NO_VALUES, Chunk, Prompt, TemplateValues
+from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.testing import InlineWorker
 from turnmill.workers.turn.abort import Abort
 from turnmill.workers.turn.answer import Worker, answer_turn
@@ -60,13 +60,11 @@ class Remembering:
 
     def close(self) -> None: ...
 
-    def count_tokens(
-        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
-    ) -> int:
-        return sum(len(message.content.split()) for message in messages)
+    def count_tokens(self, prompt: Prompt) -> int:
+        return sum(len(message.content.split()) for message in prompt.messages)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
-        tokens = self.count_tokens(prompt.messages)
+        tokens = self.count_tokens(prompt)
         assert tokens + (params.max_tokens or 0) <= WINDOW
         is_summary = prompt.messages[-1].content.startswith("Summarize ")
         (self.questions if is_summary else self.prompts).append(prompt)
@@ -180,7 +178,7 @@ def test_what_no_longer_fits_is_told_in_a_summary(system: Any, talk: Talk) -> No
         assert talk.say() is TurnState.COMPLETED
         # Each turn is in the prompt, or told of: nothing is lost, and the prompt fits.
         assert talk.last_keys == talk.all_keys
-        assert talk.engine.count_tokens(talk.engine.prompts[-1].messages) <= WINDOW - 8
+        assert talk.engine.count_tokens(talk.engine.prompts[-1]) <= WINDOW - 8
     system_message, *rest = talk.engine.prompts[-1].messages
     [(seq, content)] = summaries(system)
     assert system_message.content == f"Be kind.\n\n{SUMMARY_HEADING}\n{content}"
@@ -247,13 +245,12 @@ def test_the_tokens_of_a_summary_are_logged_and_not_charged(system: Any, talk: T
     assert event["is_kept"]
     assert event["turn_count"] == summaries(system)[0][0]
     assert event["completion_tokens"] == 1 + event["turn_count"]
-    assert event["prompt_tokens"] == talk.engine.count_tokens(talk.engine.questions[0].messages)
+    assert event["prompt_tokens"] == talk.engine.count_tokens(talk.engine.questions[0])
     assert "key1" not in str(event)
     reply = read_turn(system.database, system.tenant_id, talk.turns[-1].turn_id).reply
     assert reply is not None
     assert reply.usage.completion_tokens == 2
-    asked = talk.engine.prompts[-1].messages
-    assert reply.usage.prompt_tokens == talk.engine.count_tokens(asked)
+    assert reply.usage.prompt_tokens == talk.engine.count_tokens(talk.engine.prompts[-1])
 
 
 @pytest.mark.parametrize(
@@ -450,10 +447,10 @@ def test_a_model_whose_template_refuses_a_summary_is_given_none(
         talk.go_on(1)
     count = Remembering.count_tokens
 
-    def refuse(engine: Remembering, messages: Sequence[Message], *given: TemplateValues) -> int:
-        if SUMMARY_HEADING in messages[0].content:
+    def refuse(engine: Remembering, prompt: Prompt) -> int:
+        if SUMMARY_HEADING in prompt.messages[0].content:
             raise EngineFailure("The model's chat template refuses the prompt.")
-        return count(engine, messages, *given)
+        return count(engine, prompt)
 
     monkeypatch.setattr(Remembering, "count_tokens", refuse)
     talk.go_on(1)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from turnmill.compression.data import DOCUMENT_CHARS, read_conversations
-from turnmill.compression.personal import mask_personal
 from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.safety.personal import mask_broadly
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -89,4 +89,4 @@ def test_a_file_without_text_is_refused(tmp_path: Path, content: bytes) -> None:
     ],
 )
 def test_personal_data_of_a_known_form_is_masked(text: str, masked: str) -> None:
-    assert mask_personal(text) == masked
+    assert mask_broadly(text) == masked

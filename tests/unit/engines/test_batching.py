@@ -205,7 +205,7 @@ def test_what_the_chat_template_is_given_is_counted_as_it_is_generated_from() ->
         params = GenerationParams(max_tokens=1).over(DEFAULT_PARAMS)
         *_, last = engine.generate(prompt, params, Abort())
         assert last.prompt_tokens == 7
-        assert engine.count_tokens(prompt.messages, prompt.template_kwargs) == 7
+        assert engine.count_tokens(prompt) == 7
     finally:
         engine.close()
 

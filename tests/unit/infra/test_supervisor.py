@@ -213,6 +213,24 @@ def test_an_error_in_a_callback_stops_everything_and_is_raised(tmp_path: Path) -
     assert supervisor.pid_of("child") is None
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError(), SystemExit(1)])
+def test_a_listener_that_is_gone_keeps_nothing_from_stopping(
+    tmp_path: Path, error: BaseException
+) -> None:
+    def fail(event: ChildEvent) -> None:
+        if event.kind in (ChildEventKind.STOPPING, ChildEventKind.STOPPED):
+            raise error
+
+    children = [python(name, FOREVER) for name in ("first", "second")]
+    supervisor = Supervisor(children, tmp_path, notify=fail)
+    supervisor.start()
+    stopping = threading.Thread(target=supervisor.stop, daemon=True)
+    stopping.start()
+    stopping.join(30)
+    assert not stopping.is_alive()
+    assert [supervisor.pid_of(child.name) for child in children] == [None, None]
+
+
 def test_a_long_log_is_put_aside_at_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,13 +11,12 @@ from rich.console import Console, RenderableType
 
 from turnmill.producer.cli.views import batch_view
 from turnmill.producer.cli.views.batch_view import (
-    Pace,
     describe_progress,
     replies_table,
     shorten,
     watch,
 )
-from turnmill.schemas.batches import BatchProgress, BatchResult, ResultError
+from turnmill.schemas.batches import BatchFailures, BatchProgress, BatchResult, ResultError
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.turns import TurnState
 
@@ -65,20 +64,13 @@ class Time:
         self.now += seconds
 
 
-def test_pace_counts_what_happened_while_watching() -> None:
-    pace = Pace()
-    pace.observe(0.0, at(10, tokens=1000))
-    assert pace.turns_per_s == 0
-    assert describe_progress(at(10), pace) == (
-        "10/40 done, 0.0 turns/s, 0 tokens/s, time left unknown"
+def test_rate_and_time_left_are_said_once_they_are_known() -> None:
+    assert describe_progress(at(10)) == "10/40 done, estimating the time left"
+    known = {"turns_per_s": 2.0, "tokens_per_s": 1100.4}
+    assert describe_progress(at(19, failed=1).model_copy(update=known)) == (
+        "20/40 done, 1 failed, 2.0 turns/s, 1,100 tokens/s, 0:10 left"
     )
-    pace.observe(5.0, at(19, failed=1, tokens=1500))
-    assert describe_progress(at(19, failed=1), pace) == (
-        "20/40 done, 1 failed, 2.0 turns/s, 100 tokens/s, 0:10 left"
-    )
-    for second in range(6, 60):
-        pace.observe(second, at(20, tokens=1500))
-    assert pace.turns_per_s == 0
+    assert describe_progress(at(40).model_copy(update=known)) == "40/40 done"
 
 
 def test_log_gets_a_line_now_and_then_and_one_at_the_end() -> None:
@@ -88,7 +80,7 @@ def test_log_gets_a_line_now_and_then_and_one_at_the_end() -> None:
     lines = output(target).splitlines()
     assert end is not None and end.is_done
     assert lines[0].startswith("0/40 done")
-    assert lines[1] == "20/40 done, 4.0 turns/s, 0 tokens/s, 0:05 left"
+    assert lines[1] == "20/40 done, estimating the time left"
     assert lines[-1] == "40/40 done"
     assert len(lines) == 3
 
@@ -173,8 +165,13 @@ def test_chinese_is_wrapped_and_not_cut() -> None:
 
 
 def test_summary_names_the_figures() -> None:
+    failures = (
+        BatchFailures(error_code="bad", count=3, example="k-2", message="Too\x1b long."),
+        BatchFailures(error_code="worker_lost", count=1),
+    )
     progress = BatchProgress(
         total=40,
+        failures=failures,
         states={TurnState.COMPLETED: 37, TurnState.PARKED: 1, TurnState.CANCELLED: 2},
         attempts=43,
         prompt_tokens=1200,
@@ -189,6 +186,8 @@ def test_summary_names_the_figures() -> None:
     text = render(batch_view.summary(progress, Path("out/results.jsonl")))
     assert [" ".join(line.split()) for line in text.splitlines()] == [
         "turns 37 of 40 completed, 1 failed, 2 cancelled",
+        "failed 3 bad, such as row 'k-2': Too long.",
+        "failed 1 worker_lost",
         "attempts 43",
         "latency p50 1.23 s, p95 5.68 s from acceptance to reply",
         "answering p50 0.50 s, p95 0.90 s from first attempt to reply",

@@ -1,5 +1,7 @@
 """The command line by itself: its help, its version, and its errors before anything runs."""
 
+import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -66,18 +68,42 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
         assert f"turnmill {' '.join(path)}" in shown.output.partition("Example:")[2]
 
 
-def test_help_answers_without_loading_what_the_processes_need() -> None:
+#: What `--version` has no business loading: it answers in a tenth of a second of CPU.
+SLOW = HEAVY | {"psycopg", "pydantic", "sqlalchemy", "structlog"}
+
+
+@pytest.mark.parametrize(
+    ("option", "unneeded"),
+    [("--help", HEAVY), ("--version", SLOW)],
+    ids=["help", "version"],
+)
+def test_an_answer_about_itself_loads_no_more_than_it_needs(
+    option: str, unneeded: set[str]
+) -> None:
     program = (
         "import sys; from turnmill.producer.cli.app import app\n"
-        "try: app(['--help'])\n"
+        f"try: app(['{option}'])\n"
         "except SystemExit: print('LOADED', *(name for name in sys.modules if '.' not in name))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=30
     )
-    help_text, _, loaded = done.stdout.partition("LOADED")
-    assert "Usage" in help_text, done.stderr
-    assert not HEAVY & set(loaded.split())
+    shown, _, loaded = done.stdout.partition("LOADED")
+    assert "turnmill" in shown, done.stderr
+    assert not unneeded & set(loaded.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--help", "--version", "doctor", "bots list", "batch list", "batch status", "keys list",
+     "tenants list", "models list", "parked list", "conversations list", "db size", "turn show x"],
+)  # fmt: skip
+def test_a_command_that_only_reads_makes_no_data_folder(
+    turnmill: Turnmill, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str
+) -> None:
+    monkeypatch.setenv("TURNMILL_DATA", str(tmp_path / "made" / "data"))
+    turnmill(*words.split())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_installed_command_shows_its_version() -> None:
@@ -106,6 +132,15 @@ def test_a_value_out_of_bounds_is_refused_without_being_shown(
     assert status == USAGE
     assert "TURNMILL_WORKER__CONCURRENCY" in said
     assert "4711000" not in said
+
+
+def test_printing_to_a_terminal_that_was_closed_is_its_end() -> None:
+    keyboard, terminal = pty.openpty()
+    os.close(keyboard)
+    command = [str(Path(sys.executable).with_name("turnmill")), "--version"]
+    shown = subprocess.run(command, stdout=terminal, stderr=subprocess.PIPE, check=False)
+    os.close(terminal)
+    assert (shown.returncode, shown.stderr) == (129, b"")
 
 
 @pytest.mark.parametrize(
@@ -151,15 +186,35 @@ def test_the_doctor_finds_a_misspelt_variable(
 def test_a_results_file_of_unknown_format_is_refused_before_the_database_is_asked(
     turnmill: Turnmill,
 ) -> None:
-    status, _, said = turnmill("batch", "results", "batch_01a2", "-o", "answers.xlsx")
+    status, _, said = turnmill("batch", "results", "batch_01a2", "-o", "answers.xls")
     assert status == USAGE
-    assert "'answers.xlsx' is no format for results" in said
+    assert "'answers.xls' is no format for results" in said
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("tickets.csv", "is the backlog"),
+        ("old.csv", "replace it with --overwrite"),
+        ("old.csv/new.csv", "cannot be written"),
+    ],
+)
+def test_a_results_file_that_cannot_be_written_is_refused_before_the_database_is_asked(
+    turnmill: Turnmill, tmp_path: Path, output: str, reason: str
+) -> None:
+    for name in ("tickets.csv", "old.csv"):
+        (tmp_path / name).write_text("prompt\nhi\n")
+    backlog, results = str(tmp_path / "tickets.csv"), str(tmp_path / output)
+    status, _, said = turnmill("batch", "run", backlog, "-o", results)
+    assert status == USAGE
+    assert reason in said
+    assert (tmp_path / "old.csv").read_text() == "prompt\nhi\n"
 
 
 def test_brackets_in_an_error_message_are_shown_as_they_are(turnmill: Turnmill) -> None:
-    status, _, said = turnmill("batch", "results", "batch_01a2", "-o", "[red]answers.xlsx")
+    status, _, said = turnmill("batch", "results", "batch_01a2", "-o", "[red]answers.xls")
     assert status == USAGE
-    assert "'[red]answers.xlsx'" in said
+    assert "'[red]answers.xls'" in said
 
 
 def test_an_unknown_command_is_refused_by_name(turnmill: Turnmill) -> None:

@@ -64,11 +64,15 @@ def test_a_message_is_a_command_if_it_is_nothing_but_its_word(
 
 def test_the_command_line_reads_policies() -> None:
     given = ["double_texting=interrupt", "quiet_s=0.5", "stop_words=stop,halt", "texts.stopped=a=b"]
+    given += ["safety.links=none", "safety.hosts=Shop.Example,*.shöp.example:443"]
     policies = read_policies(given)
     assert policies.double_texting is DoubleTexting.INTERRUPT
     assert policies.quiet_s == 0.5
     assert policies.stop_words == ("stop", "halt")
     assert policies.texts.stopped == "a=b"
+    assert policies.safety.links == "none"
+    assert policies.safety.hosts == ("shop.example", "*.xn--shp-tna.example")
+    assert Policies.of(policies.stored | {"safety": {"later": 1, "links": "none"}}).safety.links
     assert read_policies(None).stored == {}
 
 
@@ -79,6 +83,9 @@ def test_the_command_line_reads_policies() -> None:
         ("mood=kind", "known: double_texting"),
         ("double_texting=sometimes", "double_texting: Input should be 'enqueue'"),
         ("texts.waved=Hi", "texts.stopped"),
+        ("safety.link=any", "safety.links"),
+        ("safety.links=some", "safety.links: Input should be 'any'"),
+        ("safety.hosts=https://shop.example/x", "a host without https://"),
         ("quiet_s=99", "quiet_s: Input should be less than"),
     ],
 )

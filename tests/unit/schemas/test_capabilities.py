@@ -14,12 +14,12 @@ from turnmill.schemas.content import (
     ToolCall,
 )
 from turnmill.schemas.turns import GenerationParams, Message, Reply, ResponseFormat, Role, Usage
-from turnmill.workers.engines.base import Chunk, ToolCallPiece
+from turnmill.workers.engines.base import Chunk, Prompt, ToolCallPiece
 from turnmill.workers.engines.echo import EchoEngine
 from turnmill.workers.turn.clean import clean
 from turnmill.workers.turn.reply import ReplyDraft
 
-PICTURE = MediaPart(type="image", url="https://a.example/1.png")
+PICTURE = MediaPart(type="image", file_id="file_0")
 
 
 def test_a_later_release_s_declaration_can_be_read() -> None:
@@ -99,7 +99,7 @@ def test_a_reply_joins_text_calls_and_probabilities_of_its_chunks() -> None:
         usage=Usage(prompt_tokens=3, completion_tokens=5, cached_tokens=1),
         tool_calls=(
             ToolCall(id="id0", name="f", arguments='{"x": 1}'),
-            ToolCall(id="id1", name="g"),
+            ToolCall(id="id1", name="g", arguments="{}"),
         ),
         logprobs=tokens,
     )
@@ -114,5 +114,5 @@ def test_calls_and_probabilities_are_made_storable_too() -> None:
 
 
 def test_what_an_engine_cannot_read_is_named_in_the_text_that_it_gets() -> None:
-    messages = [Message(role=Role.USER, content=(TextPart(text="see"), PICTURE))]
-    assert EchoEngine.count_tokens(None, messages) == 2  # type: ignore[arg-type]
+    prompt = Prompt((Message(role=Role.USER, content=(TextPart(text="see"), PICTURE)),))
+    assert EchoEngine.count_tokens(None, prompt) == 2  # type: ignore[arg-type]

@@ -6,7 +6,9 @@ import pytest
 
 from turnmill.schemas.channels.configuration import load_configuration
 from turnmill.schemas.channels.policies import CHANNEL_POLICIES, DoubleTexting
-from turnmill.schemas.channels.sections import SECTIONS, SecretReference, SlackSection
+from turnmill.schemas.channels.sections.base import SecretReference
+from turnmill.schemas.channels.sections.registry import SECTIONS
+from turnmill.schemas.channels.sections.slack import SlackSection
 from turnmill.schemas.channels.toml_lines import TOMLLines
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import load_settings
@@ -73,6 +75,7 @@ def test_without_a_file_there_are_no_channels() -> None:
         (('"interrupt"', '"never"'), 7, "double_texting: Input should be 'enqueue'"),
         (("{ env =", "{ en ="), 13, "signing_secret.en: is not known. Did you mean env?"),
         (("acme-slack", "'Acme Slack'"), 10, "Acme Slack: String should match pattern"),
+        (("acme-slack", "api"), 10, "channels.api: has the name of the API"),
         (('kind = "slack"', "kind = 1"), 11, "kind: is none of the known"),
     ],
 )

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -12,18 +11,6 @@ from pydantic import TypeAdapter
 
 from turnmill.schemas.observability.logs import configure_logging
 from turnmill.schemas.settings import LogSettings
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    chatty = {name: logging.getLogger(name).level for name in ("amqp", "kombu", "celery", "httpx")}
-    yield
-    root.handlers[:], root.level = handlers, level
-    for name, previous in chatty.items():
-        logging.getLogger(name).setLevel(previous)
-    structlog.reset_defaults()
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,15 +26,6 @@ from turnmill.schemas.settings import (
 )
 
 PASSWORD = "s3cr3t"  # noqa: S105
-
-
-@pytest.fixture
-def logging_as_it_was() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-    structlog.reset_defaults()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +86,7 @@ def url_settings() -> list[tuple[str, str]]:
 
 
 def test_settings_that_are_urls_are_found() -> None:
-    assert len(url_settings()) == 5 + 1
+    assert len(url_settings()) == 8
 
 
 @pytest.mark.parametrize(("section", "name"), url_settings())
@@ -142,7 +132,6 @@ def test_a_mistake_in_the_settings_does_not_show_the_value() -> None:
     assert PASSWORD not in str(caught.value)
 
 
-@pytest.mark.usefixtures("logging_as_it_was")
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_no_line_of_a_log_shows_the_password_of_a_url(
     form: str, capsys: pytest.CaptureFixture[str]

@@ -151,7 +151,7 @@ def test_fields_that_change_nothing_are_accepted(fields: dict[str, Any]) -> None
         ("ignore_eos", True),
         ("min_tokens", 5),
         ("stop_token_ids", [2]),
-        ("guided_json", {}),
+        ("guided_regex", "a+"),
         ("logit_bias", {"1": 1}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "alloy"}),
@@ -299,14 +299,14 @@ def test_parts_are_text_or_what_a_url_or_an_id_names(kind: str) -> None:
 def test_parts_keep_their_order_and_plain_text_stays_plain() -> None:
     parts: list[dict[str, Any]] = [
         {"type": "text", "text": "What is"},
-        {"type": "image_url", "image_url": {"url": "https://a.example/1.png", "detail": "low"}},
+        {"type": "image_url", "image_url": {"url": "file_0", "detail": "low"}},
         {"type": "file", "file": {"file_id": "file_1"}},
         {"type": "text", "text": "this?"},
     ]
     (message,) = parse(messages=[{"role": "user", "content": parts}]).turn_messages()
     assert message.content == (
         TextPart(text="What is"),
-        MediaPart(type="image", url="https://a.example/1.png"),
+        MediaPart(type="image", file_id="file_0"),
         MediaPart(type="file", file_id="file_1"),
         TextPart(text="this?"),
     )
@@ -323,7 +323,13 @@ def test_parts_keep_their_order_and_plain_text_stays_plain() -> None:
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"frequency_penalty": -0.5}, "frequency_penalty"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            "response_format",
+        ),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, "response_format"),
+        ({"guided_choice": ["yes", "no"]}, "response_format"),
+        ({"guided_json": {}}, "response_format"),
         ({"tools": [SEARCH]}, "tools"),
         ({"tools": [SEARCH], "tool_choice": "required"}, "tools"),
     ],

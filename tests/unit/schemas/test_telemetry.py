@@ -178,9 +178,9 @@ def test_a_worker_is_ready_while_it_takes_turns_or_stands_by() -> None:
 
 
 def test_an_outcome_is_counted_as_the_attempts_table_names_it() -> None:
-    assert worker_metrics._name(HANDED_BACK) == "handed_back"
-    assert worker_metrics._name(Snoozed(1.0, "away", counts=False)) == "handed_back"
-    assert worker_metrics._name(Snoozed(1.0, "failed")) == "snoozed"
+    assert worker_metrics.outcome_name(HANDED_BACK) == "handed_back"
+    assert worker_metrics.outcome_name(Snoozed(1.0, "away", counts=False)) == "handed_back"
+    assert worker_metrics.outcome_name(Snoozed(1.0, "failed")) == "snoozed"
 
 
 def test_a_foreign_variable_does_not_send_metrics_to_shared_files() -> None:
@@ -194,8 +194,10 @@ def test_metrics_have_our_prefix_and_few_labels_and_are_all_documented() -> None
     ours = [*REGISTRY.collect(), *APIMetrics().registry.collect()]
     families = [family for family in ours if not family.name.startswith("process_")]
     gauges = worker_metrics.WorkerGauges(leases(), (), 1).collect()
-    allowed = {"lane", "outcome", "kind", "action", "result", "reason", "route", "method", "status"}
-    allowed |= {"channel"}  # those that turnmill.toml names
+    allowed = {
+        "lane", "outcome", "kind", "action", "by", "result", "reason", "route", "method", "status"
+    }  # fmt: skip
+    allowed |= {"channel", "end"}  # those that turnmill.toml names; of a format
     assert relay_metrics.HINTS_LOST in REGISTRY._collector_to_names
     for family in [*families, *gauges]:
         assert re.fullmatch(r"turnmill_[a-z]+(_[a-z]+)*", family.name)

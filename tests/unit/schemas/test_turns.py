@@ -21,7 +21,6 @@ from turnmill.schemas.turns import (
 
 ENDS = {
     TurnState.COMPLETED,
-    TurnState.FAILED,
     TurnState.CANCELLED,
     TurnState.HANDED_OFF,
 }
@@ -46,8 +45,9 @@ def test_what_has_ended_stays_ended() -> None:
     assert {state for state, targets in TRANSITIONS.items() if not targets} == ENDS
 
 
-def test_a_parked_turn_is_not_open_but_may_be_replayed_or_dropped() -> None:
-    assert set(TurnState) - ENDS - {TurnState.PARKED} == OPEN_STATES
+def test_turns_that_failed_or_are_parked_are_not_open_but_may_be_replayed() -> None:
+    assert set(TurnState) - ENDS - {TurnState.PARKED, TurnState.FAILED} == OPEN_STATES
+    assert TRANSITIONS[TurnState.FAILED] == {TurnState.WAITING}
     assert TRANSITIONS[TurnState.PARKED] == {TurnState.WAITING, TurnState.FAILED}
 
 
@@ -62,6 +62,7 @@ def test_only_a_replay_makes_turns_wait_again() -> None:
     assert {state for state, to in TRANSITIONS.items() if TurnState.WAITING in to} == {
         TurnState.QUEUED,
         TurnState.PARKED,
+        TurnState.FAILED,
     }
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from turnmill.schemas.content import Document, MediaPart, TextPart, ToolCall
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import Message, Role
-from turnmill.workers.engines.base import NO_VALUES, TemplateValues
+from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.echo import EchoEngine
 from turnmill.workers.turn.draft import (
     DOCUMENTS_HEADING,
@@ -55,11 +55,10 @@ def test_prompts_of_a_long_conversation_mostly_begin_like_the_one_before() -> No
 class Rendering(EchoEngine):
     """Its chat template writes the values that a turn gives it."""
 
-    def count_tokens(
-        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
-    ) -> int:
-        given = " ".join(map(str, template_kwargs.values()))
-        return super().count_tokens([*messages, Message(role=Role.USER, content=given)])
+    def count_tokens(self, prompt: Prompt) -> int:
+        given = " ".join(map(str, prompt.template_kwargs.values()))
+        written = Message(role=Role.USER, content=given)
+        return super().count_tokens(Prompt((*prompt.messages, written)))
 
 
 def test_what_a_turn_gives_the_chat_template_takes_its_room() -> None:

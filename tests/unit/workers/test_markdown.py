@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from turnmill.workers.delivery.markdown import cut, open_fence, split
 from turnmill.workers.delivery.slack.mrkdwn import to_mrkdwn
+from turnmill.workers.delivery.texts.markdown import cut, open_fence, split
 
 
 def test_a_short_text_is_one_part() -> None:

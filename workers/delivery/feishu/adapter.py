@@ -8,7 +8,8 @@ and not documented): https://open.feishu.cn/document/server-docs/im-v1/message/r
 from typing import Any
 
 from turnmill.schemas.channels.buttons import Button
-from turnmill.schemas.channels.sections import ChannelSection, FeishuSection
+from turnmill.schemas.channels.sections.base import ChannelSection
+from turnmill.schemas.channels.sections.feishu import FeishuSection
 from turnmill.schemas.errors import DeliveryRefused
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.base import Job, Memory

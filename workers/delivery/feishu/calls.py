@@ -6,10 +6,10 @@ https://open.feishu.cn/document/server-docs/im-v1/message/reply and its table of
 
 from typing import Any
 
-from turnmill.schemas.channels.sections import FeishuSection
+from turnmill.schemas.channels.sections.feishu import FeishuSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
-from turnmill.workers.delivery.feishu.tokens import Token
-from turnmill.workers.delivery.rest import Reply, call
+from turnmill.workers.delivery.calls.rest import Reply, call
+from turnmill.workers.delivery.calls.tokens import Token
 
 #: `tenant_access_token` is wrong or has ended.
 _BAD_TOKEN = frozenset({99991661, 99991663, 99991664, 99991665, 99991668})

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from turnmill.schemas.channels.buttons import Button
-from turnmill.workers.delivery.markdown import open_fence
+from turnmill.workers.delivery.texts.markdown import open_fence
 
 #: Bytes of a request with a card; Feishu takes 30 KB.
 MAX_CARD = 28_000

@@ -16,17 +16,18 @@ import hashlib
 import time
 from typing import Any
 
-from turnmill.schemas.channels.sections import ChannelSection, SlackSection
+from turnmill.schemas.channels.sections.base import ChannelSection
+from turnmill.schemas.channels.sections.slack import SlackSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.schemas.turns import TurnState
 from turnmill.workers.delivery.base import Job, Look, Memory
-from turnmill.workers.delivery.markdown import closing, cut, open_fence, split
 from turnmill.workers.delivery.slack.blocks import MAX_SECTION, buttons, metadata, section
 from turnmill.workers.delivery.slack.calls import Calls
 from turnmill.workers.delivery.slack.mrkdwn import to_mrkdwn
 from turnmill.workers.delivery.slack.sent import find_parts, find_stream
 from turnmill.workers.delivery.slack.waiting import status_of
+from turnmill.workers.delivery.texts.markdown import closing, cut, open_fence, split
 
 #: Characters of a streamed message: `markdown_text` takes 12,000.
 MAX_STREAM = 11_500
@@ -70,6 +71,13 @@ class SlackDelivery:
 
     def close(self) -> None:
         """Every call has a connection of its own."""
+
+    def fetch(self, ref: str, max_bytes: int) -> bytes:
+        """Fetch a file. Needs the scope `files:read`.
+
+        https://docs.slack.dev/reference/objects/file-object#authentication
+        """
+        return self._calls.download(ref, max_bytes)
 
     def send(self, job: Job, memory: Memory) -> bool:
         if _is_command(job):
@@ -116,7 +124,7 @@ class SlackDelivery:
             return None
         if more := text[sent : cut(text, MAX_STREAM, sent)]:
             try:
-                self._call(job, memory, "chat.appendStream", ts=stream["ts"], markdown_text=more)
+                self._call(job, "chat.appendStream", ts=stream["ts"], markdown_text=more)
             except DeliveryRefused as error:
                 if error.reason != _ENDED:
                     raise
@@ -138,7 +146,6 @@ class SlackDelivery:
         try:
             answer = self._call(
                 job,
-                memory,
                 "chat.startStream",
                 thread_ts=job.target["thread_ts"],
                 markdown_text=shown,
@@ -211,7 +218,7 @@ class SlackDelivery:
             if is_torn or not self._stop(
                 job, memory, ts, text[sent:end] + closed, with_buttons=not rest
             ):
-                self._set_anew(job, memory, ts, text[:end] + closed)
+                self._set_anew(job, ts, text[:end] + closed, with_buttons=not rest)
             _note_part(memory, 0, ts)
         return f"{fence}\n{rest}" if fence and rest else rest
 
@@ -223,7 +230,6 @@ class SlackDelivery:
         try:
             self._call(
                 job,
-                memory,
                 "chat.stopStream",
                 ts=ts,
                 metadata=metadata(job.delivery_id, 0),
@@ -237,21 +243,21 @@ class SlackDelivery:
             return False
         return True
 
-    def _set_anew(self, job: Job, memory: Memory, ts: str, text: str) -> None:
-        """Stop a stream of which nobody knows how far it is, and replace its text."""
+    def _set_anew(self, job: Job, ts: str, text: str, *, with_buttons: bool) -> None:
+        """Stop a stream of which nobody knows how far it is, and replace its text.
+
+        `markdown_text` takes no buttons beside it: with them the text stands in sections.
+        """
         try:
-            self._call(job, memory, "chat.stopStream", ts=ts)
+            self._call(job, "chat.stopStream", ts=ts)
         except DeliveryRefused as error:
             if error.reason != _ENDED:
                 raise
-        self._call(
-            job,
-            memory,
-            "chat.update",
-            ts=ts,
-            markdown_text=text,
-            metadata=metadata(job.delivery_id, 0),
-        )
+        content: dict[str, Any] = {"markdown_text": text}
+        if with_buttons and (under := buttons(job)):
+            pieces = _pieces(text)
+            content = {"text": pieces[0], "blocks": [*map(section, pieces), *under]}
+        self._call(job, "chat.update", ts=ts, metadata=metadata(job.delivery_id, 0), **content)
 
     def _leave(self, job: Job, memory: Memory) -> bool:
         """The turn was cancelled: what is shown stays, and a status goes."""
@@ -293,7 +299,6 @@ class SlackDelivery:
         blocks = buttons(job) if with_buttons else []
         answer = self._call(
             job,
-            memory,
             "chat.postMessage",
             text=text,
             metadata=metadata(job.delivery_id, number),
@@ -310,7 +315,7 @@ class SlackDelivery:
         text = to_mrkdwn(part)
         blocks = buttons(job) if with_buttons else []
         more = {"blocks": [section(text), *blocks]} if blocks else {}
-        self._call(job, memory, "chat.update", ts=ts, text=text, **more)
+        self._call(job, "chat.update", ts=ts, text=text, **more)
 
     def _show_status(self, job: Job, look: Look, memory: Memory) -> None:
         known, text = memory.value.get("status") or {}, status_of(look)
@@ -328,11 +333,11 @@ class SlackDelivery:
 
     def _set_status(self, job: Job, memory: Memory, text: str) -> None:
         thread = job.target["thread_ts"]
-        self._call(job, memory, "assistant.threads.setStatus", thread_ts=thread, status=text)
+        self._call(job, "assistant.threads.setStatus", thread_ts=thread, status=text)
         memory.keep(status={"text": text, "at": time.time()} if text else None)
 
-    def _call(self, job: Job, memory: Memory, method: str, **arguments: Any) -> dict[str, Any]:
-        return self._calls.call(method, job.target["channel"], ready=memory.hold, **arguments)
+    def _call(self, job: Job, method: str, **arguments: Any) -> dict[str, Any]:
+        return self._calls.call(method, job.target["channel"], **arguments)
 
     # Slash commands.
 
@@ -345,15 +350,14 @@ class SlackDelivery:
         done = memory.value.get("parts", {})
         for number, part in enumerate(parts):
             if str(number) not in done:
-                self._respond_one(job, memory, part, is_last=number == len(parts) - 1)
+                self._respond_one(job, part, is_last=number == len(parts) - 1)
                 _note_part(memory, number, "response")
         return bool(parts)
 
-    def _respond_one(self, job: Job, memory: Memory, part: str, *, is_last: bool) -> None:
-        pieces = [to_mrkdwn(piece) for piece in split(part, MAX_SECTION, _rendered)]
+    def _respond_one(self, job: Job, part: str, *, is_last: bool) -> None:
+        pieces = _pieces(part)
         blocks = [section(piece) for piece in pieces] + (buttons(job) if is_last else [])
         body = {"response_type": "in_channel", "text": "\n".join(pieces), "blocks": blocks}
-        memory.hold()
         self._calls.respond(job.target["response_url"], body)
 
 
@@ -379,6 +383,11 @@ def _stream(ts: str | None, text: str) -> dict[str, Any]:
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _pieces(text: str) -> list[str]:
+    """A text as sections of a message."""
+    return [to_mrkdwn(piece) for piece in split(text, MAX_SECTION, _rendered)]
 
 
 def _rendered(text: str) -> int:

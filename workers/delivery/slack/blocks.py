@@ -38,7 +38,8 @@ def buttons(job: Job) -> Blocks:
     """What stands under a reply (whether it was good, and a way to a person), or under a notice of
     a conversation that a person answers: a way back to the bot."""
     if job.kind is DeliveryKind.NOTICE and job.is_handed_off:
-        return [_action("resume", "turnmill_resume", "Give back to the bot")]
+        conversation = f"turnmill:{show_id(Prefix.CONVERSATION, job.conversation_id)}"
+        return [_action(f"resume:{conversation}", "turnmill_resume", "Give back to the bot")]
     if not job.is_reply or job.turn_id is None:
         return []
     turn = f"turnmill:{show_id(Prefix.TURN, job.turn_id)}"

@@ -3,19 +3,15 @@
 https://docs.slack.dev/apis/web-api/rate-limits
 """
 
-import http.client
-import logging
+import json
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
-
-from slack_sdk import WebClient
-from slack_sdk.errors import SlackApiError, SlackClientError
-from slack_sdk.webhook import WebhookClient
+from urllib.parse import urlencode, urlsplit
 
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
-from turnmill.workers.delivery.base import pause_s
+from turnmill.workers.delivery.calls.downloads import download, refuse_foreign
+from turnmill.workers.delivery.calls.posting import Answer, request
 
 #: `chat.postMessage` takes one message a second in each channel, and short bursts.
 POST_EVERY_S = 1.0
@@ -49,80 +45,58 @@ _DOUBTFUL = frozenset({"fatal_error", "internal_error", "request_timeout"})
 _RETRY_AFTER_S = 5.0
 
 
+#: A page of messages is read up to so many bytes.
+_MAX_BODY = 16 * 1024 * 1024
+
+
 class Calls:
-    """Slack's client, shared by threads."""
+    """Slack's methods, shared by threads."""
 
     def __init__(self, token: str, api_url: str, timeout_s: float) -> None:
-        # At `debug` the client logs what it sends.
-        self._logger = logging.getLogger("turnmill.slack")
-        self._logger.setLevel(logging.CRITICAL)
-        self._timeout_s = max(1, int(timeout_s))
-        self._client = WebClient(
-            token,
-            base_url=api_url,
-            timeout=self._timeout_s,
-            retry_handlers=[],
-            logger=self._logger,
-        )
+        self._url = api_url.rstrip("/")
+        self._token = token
+        self._timeout_s = timeout_s
         #: Until when a method is not called for a channel (`time.monotonic`).
         self._closed: dict[tuple[str, str], float] = {}
         self._next_post: dict[str, float] = {}
         self._bot_id: str | None = None
         self._lock = threading.Lock()
 
+    def download(self, url: str, max_bytes: int) -> bytes:
+        """Fetch a file of the workspace. Raises `ChannelUnavailable` and `DeliveryRefused`."""
+        refuse_foreign(url, ".slack.com", urlsplit(self._url).netloc.lower())
+        headers = {"Authorization": f"Bearer {self._token}"}
+        return download("Slack", url, headers, self._timeout_s, max_bytes)
+
     def call(
-        self,
-        method: str,
-        channel: str,
-        *,
-        as_form: bool = False,
-        ready: Callable[[], None] | None = None,
-        **arguments: Any,
+        self, method: str, channel: str, *, as_form: bool = False, **arguments: Any
     ) -> dict[str, Any]:
         """Call a method for a channel. Methods that only read take no JSON (`as_form`).
-
-        `ready` is called right before the request, when all waiting is over.
 
         Raises:
             ChannelUnavailable: later; `is_doubtful` where the call may have worked.
             DeliveryRefused: never; `reason` is Slack's error.
         """
         self._wait(method, channel)
-        if ready is not None:
-            ready()
         place = "channel_id" if method.startswith("assistant.") else "channel"
         given = {place: channel, **arguments}
-        body = {"params": given} if as_form else {"json": given}
-        try:
-            answer: Any = self._client.api_call(method, **body)
-        except SlackApiError as error:
-            raise self._translated(method, channel, error.response) from None
-        except (SlackClientError, OSError, http.client.HTTPException, ValueError) as error:
-            raise ChannelUnavailable(
-                f"Slack did not answer {method}: {type(error).__name__}.", is_doubtful=True
-            ) from None
-        return dict(answer.data)
+        answer = self._post(f"{self._url}/{method}", given, as_form=as_form)
+        data = _read(answer.body)
+        if answer.status != 200 or not data.get("ok"):
+            raise self._translated(method, channel, answer, str(data.get("error", "")))
+        return data
 
     def respond(self, url: str, body: dict[str, Any]) -> None:
         """Post to a response URL; raises as `call` does.
 
         https://docs.slack.dev/interactivity/handling-user-interaction#message_responses
         """
-        client = WebhookClient(url, timeout=self._timeout_s, retry_handlers=[], logger=self._logger)
-        try:
-            answer = client.send_dict(body)
-        except (SlackClientError, OSError, http.client.HTTPException, ValueError) as error:
-            raise ChannelUnavailable(
-                f"Slack did not answer at a response URL: {type(error).__name__}.",
-                is_doubtful=True,
-            ) from None
-        status = answer.status_code
+        answer = self._post(url, body)
+        status = answer.status
         if status == 429 or status >= 500:
             raise ChannelUnavailable(
                 f"Slack answered {status} at a response URL.",
-                retry_after_s=_seconds(answer.headers.get("Retry-After"))
-                if status == 429
-                else None,
+                retry_after_s=_pause_s(answer) if status == 429 else None,
                 is_doubtful=status >= 500,
             )
         if status >= 400:
@@ -131,6 +105,17 @@ class Calls:
                 "30 minutes. Ask in a message to the app instead.",
                 reason="response_url_expired",
             )
+
+    def _post(self, url: str, given: dict[str, Any], *, as_form: bool = False) -> Answer:
+        if as_form:
+            kind, body = "application/x-www-form-urlencoded", urlencode(given)
+        else:
+            kind, body = "application/json; charset=utf-8", json.dumps(given)
+        headers = {"Content-Type": kind, "User-Agent": "turnmill"}
+        if url.startswith(f"{self._url}/"):
+            # A response URL is a secret of its own, and gets no other.
+            headers["Authorization"] = f"Bearer {self._token}"
+        return request("POST", url, body.encode(), headers, self._timeout_s, max_body=_MAX_BODY)
 
     @property
     def bot_id(self) -> str:
@@ -157,29 +142,33 @@ class Calls:
         if wait_s > 0:
             time.sleep(wait_s)
 
-    def _translated(self, method: str, channel: str, answer: Any) -> Exception:
-        data = answer.data if isinstance(answer.data, dict) else {}
-        reason, status = str(data.get("error", "")), int(answer.status_code)
+    def _translated(
+        self, method: str, channel: str, answer: Answer, reason: str
+    ) -> ChannelUnavailable | DeliveryRefused:
+        status = answer.status
         if status == 429 or reason in ("ratelimited", "rate_limited"):
-            after_s = _seconds(answer.headers.get("Retry-After"))
+            after_s = _pause_s(answer)
             with self._lock:
                 self._closed[method, channel] = time.monotonic() + after_s
             return ChannelUnavailable(f"Slack's limit of {method}", retry_after_s=after_s)
-        if status >= 500 or reason in _LATER:
-            is_doubtful = status >= 500 or reason in _DOUBTFUL
+        # A good answer that cannot be read was cut short.
+        is_doubtful = status >= 500 or reason in _DOUBTFUL or (not reason and status < 300)
+        if is_doubtful or reason in _LATER:
             return ChannelUnavailable(
                 f"Slack answered {method} with {reason or status}.", is_doubtful=is_doubtful
             )
+        shown = reason or f"http_{status}"
         advice = _ADVICE.get(reason, "See the method's page at https://docs.slack.dev.")
-        return DeliveryRefused(
-            f"Slack refused {method}: {reason or status}. {advice}", reason=reason
-        )
+        return DeliveryRefused(f"Slack refused {method}: {shown}. {advice}", reason=shown)
 
 
-def _seconds(text: Any) -> float:
-    """`Retry-After`, which slack_sdk may give as a list."""
-    value = text[0] if isinstance(text, list) and text else text
+def _pause_s(answer: Answer) -> float:
+    return _RETRY_AFTER_S if answer.retry_after_s is None else answer.retry_after_s
+
+
+def _read(body: bytes) -> dict[str, Any]:
     try:
-        return pause_s(float(value))
-    except (TypeError, ValueError):
-        return _RETRY_AFTER_S
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}

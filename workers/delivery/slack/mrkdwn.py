@@ -3,7 +3,7 @@
 What a model writes can mention nobody: every `<` of its own is escaped.
 """
 
-from turnmill.workers.delivery.dialects import Dialect, translate
+from turnmill.workers.delivery.texts.dialects import Dialect, translate
 
 
 def to_mrkdwn(text: str) -> str:

@@ -8,14 +8,17 @@ what they sent.
 
 import time
 from typing import Any
+from urllib.parse import quote
 
 from turnmill.schemas.channels.buttons import Button
-from turnmill.schemas.channels.sections import ChannelSection, TelegramSection
+from turnmill.schemas.channels.sections.base import ChannelSection
+from turnmill.schemas.channels.sections.telegram import TelegramSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.base import Job, Memory, pause_s
+from turnmill.workers.delivery.calls.downloads import download
+from turnmill.workers.delivery.calls.rest import Reply, call
 from turnmill.workers.delivery.parts import PartsDelivery
-from turnmill.workers.delivery.rest import Reply, call
 from turnmill.workers.delivery.telegram.html import to_html
 
 #: Of a message, in UTF-16 code units after its markup is read.
@@ -70,10 +73,19 @@ class TelegramDelivery(PartsDelivery):
         preview = memory.value.get("preview")
         if job.text is None and preview and "0" not in memory.value.get("parts", {}):
             # The turn was cancelled, and its preview would vanish: what was shown is to stay.
-            memory.hold()
             memory.keep(parts={"0": self.post(job, 0, preview["text"], ())})
             return True
         return super().bring(job, memory)
+
+    def fetch(self, ref: str, max_bytes: int) -> bytes:
+        """Fetch a file: https://core.telegram.org/bots/api#getfile"""
+        url, timeout_s = f"{self._url}/getFile", self._timeout_s
+        reply = call("Telegram", "POST", url, {"file_id": ref}, {}, timeout_s)
+        if not reply.is_good or not reply.data.get("ok"):
+            raise _error("getFile", reply)
+        path = quote(str((reply.data.get("result") or {}).get("file_path") or ""))
+        base, _, bot = self._url.rpartition("/")
+        return download("Telegram", f"{base}/file/{bot}/{path}", {}, timeout_s, max_bytes)
 
     def write_every_s(self, job: Job) -> float | None:
         if not self._streams:

@@ -5,7 +5,7 @@ HTML rather than MarkdownV2: three characters are escaped instead of eighteen.
 
 import re
 
-from turnmill.workers.delivery.dialects import Dialect, translate
+from turnmill.workers.delivery.texts.dialects import Dialect, translate
 
 _QUOTES = re.compile("</blockquote>\n<blockquote>")
 _FROM = re.compile(r"(<pre><code[^>]*>)\n")

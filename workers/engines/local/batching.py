@@ -13,12 +13,13 @@ import structlog
 from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import ContextOverflow, EngineFailure, EngineUnavailable, TurnmillError
 from turnmill.schemas.settings import EngineSettings
-from turnmill.schemas.turns import FinishReason, GenerationParams, Message
-from turnmill.workers.engines.base import NO_VALUES, Chunk, Prompt, TemplateValues
+from turnmill.schemas.turns import FinishReason, GenerationParams
+from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.local.scheduling import Facts, Generation, Scheduler, Token
 from turnmill.workers.engines.text.chat_template import ChatTemplate
 from turnmill.workers.engines.text.pieces import by_pieces
 from turnmill.workers.engines.text.stops import Detokenizer, StopFilter
+from turnmill.workers.engines.text.tools import OfferedTools
 from turnmill.workers.turn.abort import Abort
 
 log = structlog.get_logger(__name__)
@@ -39,8 +40,6 @@ class BatchingEngine:
     The scheduler may go on loading the model while the text side is loaded.
     """
 
-    capabilities = Capabilities(continues=True)
-
     def __init__(
         self,
         settings: EngineSettings,
@@ -51,6 +50,18 @@ class BatchingEngine:
         self._load_text = load_text
         self._schedule = schedule
         self._model: _Model | None = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        if self._model is None:
+            return Capabilities(continues=True)
+        facts, template = self._model.facts, self._model.text.template
+        return Capabilities(
+            continues=True,
+            formats=facts.formats,
+            continues_formats=facts.continues_formats,
+            tools=bool(template.tool_format),
+        )
 
     @property
     def context_window(self) -> int:
@@ -77,15 +88,13 @@ class BatchingEngine:
     def check(self) -> None:
         self._loaded().scheduler.check()
 
-    def count_tokens(
-        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
-    ) -> int:
-        prompt = Prompt(tuple(messages), template_kwargs=template_kwargs)
+    def count_tokens(self, prompt: Prompt) -> int:
         return len(_encode(self._loaded(), prompt))
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         model = self._loaded()
-        prompt_ids = _encode(model, prompt)
+        tools = OfferedTools.of(model.text.template.tool_format, params)
+        prompt_ids = _encode(model, prompt, tools.begun if tools else "")
         window = model.facts.context_window
         room = window - len(prompt_ids)
         if room < 1:
@@ -95,14 +104,17 @@ class BatchingEngine:
                 param="messages",
             )
         limit = min(params.max_tokens or room, room)
-        generation = Generation(prompt_ids, limit, params, prompt.lane, prompt.cache_namespace)
+        generation = Generation(
+            prompt_ids, limit, params, prompt.lane, prompt.cache_namespace, prompt.prefix
+        )
         model.scheduler.submit(generation)
         # A text that goes on is decoded after what was there; a new one begins without a space.
         detokenizer = Detokenizer(model.text.decode, prompt_ids[-1:] if prompt.prefix else ())
         stops = StopFilter(params.stop, prompt.prefix)
         try:
             with abort.telling(lambda: generation.events.put(None)):
-                yield from _read_chunks(generation, abort, detokenizer, stops)
+                chunks = _read_chunks(generation, abort, detokenizer, stops)
+                yield from tools.read(chunks) if tools else chunks
         finally:
             model.scheduler.give_up(generation)
 
@@ -158,10 +170,13 @@ def _with_one_tokenizer(text: TextSide) -> TextSide:
     return replace(text, encode=by_pieces(encode, text.template.control_tokens), decode=decode)
 
 
-def _encode(model: _Model, prompt: Prompt) -> list[int]:
-    text = model.text.template.render(prompt.messages, prompt.prefix, prompt.template_kwargs)
+def _encode(model: _Model, prompt: Prompt, begun: str = "") -> list[int]:
+    """The prompt's tokens, with what the reply is made to begin with."""
+    text = model.text.template.render(
+        prompt.messages, prompt.prefix, prompt.template_kwargs, prompt.tools
+    )
     try:
-        ids = model.text.encode(text)
+        ids = model.text.encode(text + begun)
     except Exception as error:
         raise EngineFailure(f"The prompt cannot be tokenized: {error}") from error
     # One token outside the vocabulary would end the batch for everyone.

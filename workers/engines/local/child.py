@@ -65,6 +65,7 @@ class _Turn:
     params: GenerationParams
     lane: Lane
     namespace: str
+    prefix: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,7 @@ class ChildScheduler:
             generation.params,
             generation.lane,
             generation.namespace,
+            generation.prefix,
         )
         with self._lock:
             if self._refusal:
@@ -278,7 +280,9 @@ class Child:
         return True
 
     def _admit(self, turn: _Turn) -> None:
-        generation = Generation(turn.prompt_ids, turn.limit, turn.params, turn.lane, turn.namespace)
+        generation = Generation(
+            turn.prompt_ids, turn.limit, turn.params, turn.lane, turn.namespace, turn.prefix
+        )
         self._generations[turn.key] = generation
         try:
             self._batch.admit(generation)

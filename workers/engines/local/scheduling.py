@@ -35,6 +35,8 @@ class Generation:
     lane: Lane = Lane.INTERACTIVE
     #: As `Prompt.cache_namespace`.
     namespace: str = ""
+    #: As `Prompt.prefix`; the prompt ends with it.
+    prefix: str = ""
     #: From the scheduler to the waiting thread; an error or None is the last one.
     events: "SimpleQueue[Token | TurnmillError | None]" = field(default_factory=SimpleQueue)
     #: Tokens of the prompt that the batch did not compute again; known with the last token.
@@ -54,6 +56,9 @@ class Facts:
     #: Where it runs, and in what numbers; for the log.
     device: str = "cpu"
     dtype: str = "auto"
+    #: As `Capabilities`.
+    formats: frozenset[str] = frozenset({"text"})
+    continues_formats: bool = False
 
 
 class Scheduler(Protocol):

@@ -3,8 +3,12 @@
 The `owned_by` of a model in `/v1/models` tells which server answers.
 """
 
+import json
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
+
+from turnmill.schemas.capabilities import ALL_FORMATS
+from turnmill.schemas.formats.response import ResponseFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,8 @@ class Dialect:
     isolates_by: Literal["cache_salt", "cache_prompt"] | None = None
     #: Takes `chat_template_kwargs`. A name that the template does not know changes nothing there.
     takes_template_kwargs: bool = False
+    #: What a reply may be made to be, as `Capabilities.formats`.
+    formats: frozenset[str] = frozenset({"text", "json_object", "json_schema"})
     #: What it calls the repetition penalty.
     penalty: str = "repetition_penalty"
 
@@ -50,6 +56,7 @@ DIALECTS = {
         has_own_defaults=True,
         takes_template_kwargs=True,
         isolates_by="cache_salt",  # https://docs.vllm.ai/en/latest/design/prefix_caching/
+        formats=ALL_FORMATS,
     ),
     "sglang": Dialect(
         continues=True,
@@ -92,3 +99,17 @@ class Habits:
         if "temperature" in refusal and any(words in refusal for words in _ABOVE_ZERO):
             return replace(self, takes_zero_temperature=False)
         return self
+
+
+def format_fields(format: ResponseFormat) -> dict[str, Any]:
+    """The fields of a body that ask for a format; a choice is asked for as vLLM has it."""
+    if format.type == "choice":
+        return {"structured_outputs": {"choice": list(format.choices)}}
+    asked: dict[str, Any] = {"type": format.type}
+    if format.type == "json_schema":
+        asked["json_schema"] = {
+            "name": format.name or "reply",
+            "schema": json.loads(format.schema_text or "{}"),
+            "strict": format.strict,
+        }
+    return {"response_format": asked}

@@ -4,12 +4,14 @@ What they add to it differs (`dialects.py`), and so does what they send (`reply.
 https://platform.openai.com/docs/api-reference/chat-streaming
 """
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from turnmill.schemas.capabilities import Capabilities
+from turnmill.schemas.content import MediaPart, parts_of
 from turnmill.schemas.errors import (
     ContextOverflow,
     EngineFailure,
@@ -19,13 +21,14 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.observability.masking import masked_urls
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import NEUTRAL, GenerationParams, Message, Role
-from turnmill.workers.engines.base import Chunk, Prompt, TemplateValues, refuse_template_kwargs
+from turnmill.workers.engines.base import Chunk, Prompt, refuse_template_kwargs
 from turnmill.workers.engines.openai_http.dialects import (
     ALMOST_ZERO,
     DIALECTS,
     PLAIN,
     Dialect,
     Habits,
+    format_fields,
 )
 from turnmill.workers.engines.openai_http.errors import (
     Filtered,
@@ -34,11 +37,13 @@ from turnmill.workers.engines.openai_http.errors import (
     without_prompt,
 )
 from turnmill.workers.engines.openai_http.reply import StreamedReply
+from turnmill.workers.engines.openai_http.tools import choice_body, message_body
 from turnmill.workers.engines.remote.engine import CHARACTERS_PER_TOKEN, RemoteEngine
 from turnmill.workers.engines.remote.http_front import HTTPFront
 from turnmill.workers.engines.remote.sse import EventReader
-from turnmill.workers.engines.text.markers import breaker
+from turnmill.workers.engines.text.markers import breaker, change_texts
 from turnmill.workers.engines.text.stops import StopFilter
+from turnmill.workers.engines.text.tools import described
 from turnmill.workers.turn.abort import Abort
 
 COMPLETIONS = "/chat/completions"
@@ -47,7 +52,13 @@ MODELS = "/models"
 #: Tokens that a template puts around a message, at most.
 TEMPLATE_TOKENS = 64
 
-#: Breaks the usual marks of roles.
+#: About what models that see spend on an image of the size that is stored; none says it before.
+IMAGE_TOKENS = 1024
+
+#: All are OpenAI's but the first, which has other names elsewhere.
+PENALTIES = frozenset({"repetition_penalty", "frequency_penalty", "presence_penalty"})
+
+#: Breaks the usual marks of roles, calls and control tokens.
 break_marks = breaker()
 
 #: A path that names a version has the API below it, as Gemini's `/v1beta/openai` has.
@@ -66,7 +77,16 @@ class OpenAIEngine(RemoteEngine):
         servers = [one for one in self._servers if isinstance(one, OpenAIServer)]
         dialects = [server.dialect for server in servers if server.dialect]
         continues = bool(dialects) and all(dialect.continues for dialect in dialects)
-        return Capabilities(continues=continues)
+        formats = [dialect.formats for dialect in dialects] or [frozenset({"text"})]
+        return Capabilities(
+            continues=continues,
+            formats=frozenset.intersection(*formats),
+            tools=self._settings.remote_tools,
+            logprobs=True,
+            remote=True,
+            penalties=PENALTIES,
+            accepts=frozenset({"text", "image"} if self._settings.remote_images else {"text"}),
+        )
 
 
 class OpenAIServer:
@@ -115,11 +135,11 @@ class OpenAIServer:
             )
         return min(limits)
 
-    def count_tokens(self, messages: Sequence[Message], template_kwargs: TemplateValues) -> int:
+    def count_tokens(self, prompt: Prompt) -> int:
         """Exact where the server counts for others (vLLM, llama.cpp); else guessed by the
         characters.
         """
-        return self._count(Prompt(tuple(messages), template_kwargs=template_kwargs), self._dialect)
+        return self._count(prompt, self._dialect)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         if prompt.prefix and not self._dialect.continues:
@@ -128,7 +148,8 @@ class OpenAIServer:
             refuse_template_kwargs(prompt.template_kwargs)
         if abort.is_set():
             return
-        reply = StreamedReply(self.name, StopFilter(params.stop, prompt.prefix))
+        stops = StopFilter(params.stop, prompt.prefix)
+        reply = StreamedReply(self.name, stops, wants_logprobs=params.logprobs is not None)
         try:
             yield from self._read(reply, self._events(self._body(prompt, params), abort), abort)
         except Filtered:
@@ -188,6 +209,12 @@ class OpenAIServer:
             body["max_tokens"] = room
         if params.seed is not None:
             body["seed"] = params.seed
+        if prompt.tools:
+            body |= choice_body(params)
+        if params.logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": params.logprobs}
+        if params.response_format is not None:
+            body |= format_fields(params.response_format)
         if prompt.cache_namespace and (way := self._dialect.isolates_by):
             body[way] = prompt.cache_namespace if way == "cache_salt" else False
         if self._dialect.counts_by == "timings":
@@ -201,6 +228,9 @@ class OpenAIServer:
         values: dict[str, Any] = params.sampling
         if self._dialect.has_own_defaults:
             values = params.model_dump(include={*NEUTRAL}, exclude_none=True)
+        for name in PENALTIES - {"repetition_penalty"}:
+            if given := getattr(params, name):
+                values[name] = given
         if penalty := values.pop("repetition_penalty", None):
             values[self._dialect.penalty] = penalty
             if self._dialect.penalty == "repeat_penalty":
@@ -214,8 +244,8 @@ class OpenAIServer:
         A token takes a byte at least, so that most prompts need not be counted.
         """
         window, limit = self.context_window(), params.max_tokens or 1
-        text = "".join(each.text for each in prompt.messages) + prompt.prefix
-        most = len(text) * 4 + TEMPLATE_TOKENS * (len(prompt.messages) + 2)
+        most = _length(prompt) * 4 + TEMPLATE_TOKENS * (len(prompt.messages) + 2)
+        most += _without_images(prompt)[0] * IMAGE_TOKENS
         if most + limit <= window or not (self._dialect.is_strict and self._dialect.tokenize):
             return params.max_tokens
         count = self._count(prompt, self._dialect)
@@ -228,29 +258,29 @@ class OpenAIServer:
 
     def _rendered(self, prompt: Prompt) -> dict[str, Any]:
         # Its template is unknown here, and many servers read control tokens in a message's text.
-        messages = [
-            {"role": each.role.value, "content": break_marks(each.text)} for each in prompt.messages
-        ]
+        messages = change_texts([message_body(each) for each in prompt.messages], break_marks)
         body: dict[str, Any] = {"messages": messages}
+        if prompt.tools:
+            body["tools"] = change_texts(described(prompt.tools), break_marks)
         if prompt.template_kwargs:
-            body["chat_template_kwargs"] = {
-                name: break_marks(value) if isinstance(value, str) else value
-                for name, value in prompt.template_kwargs.items()
-            }
+            body["chat_template_kwargs"] = change_texts(dict(prompt.template_kwargs), break_marks)
         if prompt.prefix:
-            messages.append({"role": "assistant", "content": prompt.prefix})
+            messages.append({"role": "assistant", "content": break_marks(prompt.prefix)})
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         return body
 
     def _count(self, prompt: Prompt, dialect: Dialect) -> int:
+        images, prompt = _without_images(prompt)
+        return images * IMAGE_TOKENS + self._count_text(prompt, dialect)
+
+    def _count_text(self, prompt: Prompt, dialect: Dialect) -> int:
         if path := dialect.tokenize:
             body = {"model": self._model, **self._rendered(prompt)}
             answer = self._http.post(path, body)
             if isinstance(answer, dict) and isinstance(answer.get(dialect.count), int):
                 return int(answer[dialect.count])
             raise EngineUnavailable(f"its answer at {path} has no {dialect.count}")
-        text = sum(len(each.text) for each in prompt.messages) + len(prompt.prefix)
-        return max(1, text // CHARACTERS_PER_TOKEN)
+        return max(1, _length(prompt) // CHARACTERS_PER_TOKEN)
 
     def _events(self, body: dict[str, Any], abort: Abort) -> Iterator[bytes]:
         """The events of a reply, asked for once more in the way that a refusal teaches."""
@@ -282,6 +312,24 @@ class OpenAIServer:
         for data in self._http.stream(self._api + COMPLETIONS, body, abort):
             yield from reader.push(data)
         yield from reader.end()
+
+
+def _without_images(prompt: Prompt) -> tuple[int, Prompt]:
+    """How many images the prompt has, and the prompt with their names in their place."""
+    count = sum(
+        isinstance(part, MediaPart) for each in prompt.messages for part in parts_of(each.content)
+    )
+    if not count:
+        return 0, prompt
+    texts = (each.model_copy(update={"content": each.text}) for each in prompt.messages)
+    return count, replace(prompt, messages=tuple(texts))
+
+
+def _length(prompt: Prompt) -> int:
+    """Characters of what the model is to read."""
+    calls = sum(len(call.arguments) for each in prompt.messages for call in each.tool_calls)
+    tools = len(json.dumps(described(prompt.tools))) if prompt.tools else 0
+    return sum(len(each.text) for each in prompt.messages) + len(prompt.prefix) + calls + tools
 
 
 def _window(card: dict[str, Any]) -> int | None:

@@ -17,14 +17,17 @@ What they were seen to do, and what becomes of it:
 """
 
 import json
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import structlog
 
-from turnmill.schemas.errors import EngineBrokeOff, EngineUnavailable
+from turnmill.schemas.content import TokenLogprob
+from turnmill.schemas.errors import EngineBrokeOff, EngineFailure, EngineUnavailable
 from turnmill.schemas.turns import FinishReason
-from turnmill.workers.engines.base import Chunk
+from turnmill.workers.engines.base import Chunk, ToolCallPiece
 from turnmill.workers.engines.openai_http.errors import in_stream
+from turnmill.workers.engines.openai_http.tools import CalledTools
 from turnmill.workers.engines.text.stops import StopFilter
 
 log = structlog.get_logger(__name__)
@@ -38,6 +41,10 @@ FINISH_REASONS: dict[str, FinishReason] = {
     "end_turn": "stop",
     "stop_sequence": "stop",
     "completed": "stop",
+    # Together with calls, however the server names it, the reply ends for them.
+    "tool_calls": "stop",
+    "function_call": "stop",
+    "tool_use": "stop",
     "length": "length",
     "max_tokens": "length",
     "model_length": "length",
@@ -61,11 +68,21 @@ _reported: set[tuple[str, str]] = set()
 MAX_REPORTED = 100
 
 
+class _Piece(NamedTuple):
+    """What one event says."""
+
+    text: str = ""
+    reason: str | None = None
+    called: tuple[ToolCallPiece, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
 class StreamedReply:
     """A reply as its events come in."""
 
-    def __init__(self, server: str, stops: StopFilter) -> None:
+    def __init__(self, server: str, stops: StopFilter, *, wants_logprobs: bool = False) -> None:
         self.stops = stops
+        self._wants_logprobs = wants_logprobs
         self.finish_reason: FinishReason | None = None
         self.prompt_tokens = 0
         self._server = server
@@ -75,6 +92,8 @@ class StreamedReply:
         #: What the server counted; None while it does not say.
         self._counted: int | None = None
         self._end = Chunk("")
+        self._calls = CalledTools()
+        self._has_logprobs = False
 
     def read(self, event: bytes) -> Chunk | None:
         """What an event adds that may be shown.
@@ -84,17 +103,21 @@ class StreamedReply:
             EngineUnavailable: it sends something else.
             TurnmillError: what an error in the stream means.
         """
-        text, reason = self._parse(event)
-        count = self._new_tokens(text)
+        text, reason, called, logprobs = self._parse(event)
+        count = self._new_tokens(text or called)
         chunk = None
         if text or count:
             chunk = self.stops.push(text, count)
             if self.stops.is_stopped:
                 self._end, self.finish_reason = chunk, "stop"
                 return None
+        if called or logprobs:
+            chunk = replace(chunk or Chunk(""), tool_calls=called, logprobs=logprobs)
         if reason:
             self.finish_reason = self._known(reason)
-        return chunk if chunk and (chunk.text or chunk.token_count) else None
+        if chunk is None or not (chunk.text or chunk.token_count or called or logprobs):
+            return None
+        return chunk
 
     def end(self) -> None:
         """The server says that no more comes.
@@ -108,32 +131,51 @@ class StreamedReply:
 
     def last(self) -> Chunk:
         """The last chunk, with the text held back so far, and the usage."""
+        if self._wants_logprobs and self._token_count and not (self._has_logprobs or self._calls):
+            raise EngineFailure("The server tells no log-probabilities.")
         if not self.stops.is_stopped:
             missing = max(0, (self._counted or 0) - self._token_count)
             self._end = self.stops.push("", missing, is_last=True)
+        called = self._calls and self.finish_reason == "stop" and not self.stops.is_stopped
         return Chunk(
             self._end.text,
             self._end.token_count,
-            self.finish_reason,
+            "tool_calls" if called else self.finish_reason,
             self.prompt_tokens,
             min(self._cached_tokens, self.prompt_tokens),
         )
 
-    def _parse(self, event: bytes) -> tuple[str, str | None]:
+    def _parse(self, event: bytes) -> _Piece:
         try:
             body = json.loads(event)
             if error := body.get("error") or body.get("error_code"):
                 raise in_stream(error)
             self._keep_usage(_dict(body.get("usage")), _dict(body.get("timings")))
             if not body.get("choices"):
-                return "", None
+                return _Piece()
             choice = body["choices"][0]
             self._has_begun = True
             delta = choice.get("delta") or choice.get("message") or {}
             reason = choice.get("finish_reason")
-            return _content(delta), str(reason) if reason else None
+            called = self._calls.read(delta.get("tool_calls") or ())
+            logprobs = self._logprobs(choice) if self._wants_logprobs else ()
+            return _Piece(_content(delta), str(reason) if reason else None, called, logprobs)
         except (ValueError, TypeError, AttributeError, LookupError):
             raise EngineUnavailable("it sent an event that is not a chunk of a reply") from None
+
+    def _logprobs(self, choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
+        """Of the tokens of one event. https://platform.openai.com/docs/api-reference/chat-streaming"""
+        tokens = _dict(choice.get("logprobs")).get("content") or ()
+        found = tuple(
+            TokenLogprob(
+                text=str(token["token"]),
+                logprob=float(token["logprob"]),
+                top=tuple((str(t["token"]), float(t["logprob"])) for t in token["top_logprobs"]),
+            )
+            for token in tokens
+        )
+        self._has_logprobs = self._has_logprobs or bool(found)
+        return found
 
     def _known(self, reason: str) -> FinishReason:
         if reason.lower() in BROKEN_OFF:
@@ -153,9 +195,9 @@ class StreamedReply:
         details = _dict(usage.get("prompt_tokens_details"))
         self._cached_tokens = _count(details.get("cached_tokens")) or self._cached_tokens
 
-    def _new_tokens(self, text: str) -> int:
-        """The server's count; one for each piece of text while it does not count."""
-        count = 1 if text else 0
+    def _new_tokens(self, said: str | tuple[ToolCallPiece, ...]) -> int:
+        """The server's count; one for each piece while it does not count."""
+        count = 1 if said else 0
         if self._counted is not None:
             count = max(0, self._counted - self._token_count)
         self._token_count += count

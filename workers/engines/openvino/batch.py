@@ -12,6 +12,7 @@ from turnmill.schemas.turns import FinishReason, GenerationParams
 from turnmill.workers.engines.local.blocks import BlockRecord
 from turnmill.workers.engines.local.ranking import RANK, Line, Ranked, may_replace
 from turnmill.workers.engines.local.scheduling import Generation, Token
+from turnmill.workers.engines.openvino.grammars import grammar_of
 from turnmill.workers.engines.openvino.namespaces import Namespaces
 from turnmill.workers.vendor.openvino import openvino_genai
 
@@ -127,7 +128,7 @@ class OpenVINOBatch:
             if len(self._leaving) >= self._max_slots:
                 return
             if len(self._running) >= self._max_slots:
-                last = max(filter(self._may_leave, self._running), key=RANK, default=None)
+                last = max(filter(self._may_pause, self._running), key=RANK, default=None)
                 if last is None or not may_replace(first, last):
                     return
                 self._leave(last).cancel()
@@ -174,6 +175,10 @@ class OpenVINOBatch:
     def _may_leave(self, request: Request) -> bool:
         return not (request.is_in_prompt and self._namespaces)
 
+    def _may_pause(self, request: Request) -> bool:
+        """A grammar begins at the first new token: a reply with a format runs to its end."""
+        return self._may_leave(request) and request.generation.params.response_format is None
+
     def _let_go(self, request: Request) -> None:
         """Cancel a turn that is unwanted if its prompt has come to its end."""
         has_token = request.handle.can_read()
@@ -209,6 +214,9 @@ class OpenVINOBatch:
             config.min_p = min(params.min_p or 0.0, MOST_MIN_P)
             if params.top_k:
                 config.top_k = params.top_k
+        if params.response_format:
+            grammar = grammar_of(params.response_format)
+            config.structured_output_config = openvino_genai.StructuredOutputConfig(grammar=grammar)
         config.repetition_penalty = params.repetition_penalty or 1.0
         config.eos_token_id = self._defaults.eos_token_id
         config.stop_token_ids = self._defaults.stop_token_ids

@@ -8,6 +8,7 @@ from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.engines.local.batching import TextSide
 from turnmill.workers.engines.openvino.setup import openvino_path
 from turnmill.workers.engines.text.chat_template import ChatTemplate
+from turnmill.workers.engines.text.markers import WORD_JOINER
 from turnmill.workers.engines.text.stops import REPLACEMENT
 from turnmill.workers.vendor.openvino import openvino_genai
 
@@ -21,10 +22,17 @@ def load_text(settings: EngineSettings) -> TextSide:
             bos_token=tokenizer.get_bos_token(),
             eos_token=tokenizer.get_eos_token(),
             control_tokens=control_tokens,
+            joint=_joint(tokenizer),
         ),
         encode=lambda text: _encode(tokenizer, text),
         decode=_decoder(tokenizer, control_tokens),
     )
+
+
+def _joint(tokenizer: Any) -> str:
+    """As `joint_for`, of a tokenizer that does not show its normalizer."""
+    is_dropped = _encode(tokenizer, f"a{WORD_JOINER}b") == _encode(tokenizer, "ab")
+    return " " if is_dropped else WORD_JOINER
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -1,6 +1,6 @@
 """What the engines that ask servers have in common: replicas of one model behind one pool."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import structlog
@@ -8,8 +8,8 @@ import structlog
 from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import EngineUnavailable, SettingsError
 from turnmill.schemas.settings import EngineSettings
-from turnmill.schemas.turns import GenerationParams, Message
-from turnmill.workers.engines.base import NO_VALUES, Chunk, Prompt, TemplateValues
+from turnmill.schemas.turns import GenerationParams
+from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.remote.replicas import Replica, ReplicaPool
 from turnmill.workers.turn.abort import Abort
 
@@ -26,7 +26,7 @@ class Server(Replica, Protocol):
         """As `Engine.context_window`; raises `EngineUnavailable` like `generate`."""
         ...
 
-    def count_tokens(self, messages: Sequence[Message], template_kwargs: TemplateValues) -> int:
+    def count_tokens(self, prompt: Prompt) -> int:
         """As `Engine.count_tokens`; raises `EngineUnavailable` like `generate`."""
         ...
 
@@ -38,7 +38,7 @@ class Server(Replica, Protocol):
 class RemoteEngine:
     """An engine around a function that makes a server of an endpoint's address."""
 
-    capabilities = Capabilities(continues=True)
+    capabilities = Capabilities(continues=True, remote=True)
 
     def __init__(
         self, settings: EngineSettings, connect: Callable[[str, EngineSettings], Server]
@@ -90,10 +90,8 @@ class RemoteEngine:
     def check(self) -> None:
         self._running().check()
 
-    def count_tokens(
-        self, messages: Sequence[Message], template_kwargs: TemplateValues = NO_VALUES
-    ) -> int:
-        return self._running().call(lambda server: server.count_tokens(messages, template_kwargs))
+    def count_tokens(self, prompt: Prompt) -> int:
+        return self._running().call(lambda server: server.count_tokens(prompt))
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         tokens = sum(len(each.text) for each in prompt.messages) // CHARACTERS_PER_TOKEN

@@ -6,7 +6,7 @@ messages' texts: whoever could spell them could speak as the system.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -17,10 +17,18 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from turnmill.schemas.content import ToolCall
 from turnmill.schemas.errors import EngineFailure, InvalidInput
-from turnmill.schemas.turns import Message
+from turnmill.schemas.turns import Message, Tool
 from turnmill.workers.engines.base import NO_VALUES, TemplateValues, refuse_template_kwargs
-from turnmill.workers.engines.text.markers import WORD_JOINER, breaker, find_marks
+from turnmill.workers.engines.text.markers import (
+    WORD_JOINER,
+    breaker,
+    change_texts,
+    find_marks,
+    unusual,
+)
+from turnmill.workers.engines.text.tools import described, format_of
 
 #: For models without a template: not what they were trained on, but they understand it.
 PLAIN_TEMPLATE = (
@@ -38,7 +46,7 @@ TASK_TEMPLATE = (
     " | map(attribute='content') | join(' ') }}"
 )
 
-#: Names that templates of models with tools look up, and that no turn sets.
+#: Names that templates look up, and that no turn gives a value among its own.
 _OURS = frozenset(("messages", "add_generation_prompt", "tools", "documents"))
 
 #: Texts without marks that are remembered, and characters of the longest of them.
@@ -74,7 +82,12 @@ class ChatTemplate:
         bos_token: str = "",
         eos_token: str = "",
         control_tokens: Iterable[str] = (),
+        own_tokens: Iterable[str] = (),
+        joint: str = WORD_JOINER,
     ) -> None:
+        """`own_tokens` of the vocabulary are no control tokens, and only the model may write them:
+        `<think>`. `joint` breaks what a message may not spell.
+        """
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
         )
@@ -87,16 +100,18 @@ class ChatTemplate:
         }
         source = source or PLAIN_TEMPLATE
         self._template = environment.from_string(source)
+        looked_up = find_undeclared_variables(environment.parse(source))
         #: Names that the template looks up and nobody has given a value yet.
-        self._knows = find_undeclared_variables(environment.parse(source)) - {
-            *environment.globals,
-            *_OURS,
-        }
+        self._knows = looked_up - {*environment.globals, *_OURS}
+        #: How its model calls tools; None where it cannot.
+        self.tool_format = format_of(source) if "tools" in looked_up else None
         #: Longest first: where one begins like another, it is the longer one.
         self.control_tokens = sorted(
             {*control_tokens} - {""}, key=lambda token: (-len(token), token)
         )
-        self._break_marks = breaker(find_marks(self._render))
+        self._joint = joint
+        marks = unusual({*self.control_tokens, *own_tokens})
+        self._break_marks = breaker({*find_marks(self._render), *self._reserved(), *marks}, joint)
         #: A conversation's past is part of each of its prompts.
         self._remembered = lru_cache(REMEMBERED_TEXTS)(self._made_safe)
 
@@ -105,6 +120,7 @@ class ChatTemplate:
         messages: Sequence[Message],
         prefix: str = "",
         kwargs: TemplateValues = NO_VALUES,
+        tools: Sequence[Tool] = (),
     ) -> str:
         """Render the prompt, with the opening of the reply and what the model said already.
 
@@ -113,19 +129,13 @@ class ChatTemplate:
                 does not know a name of `kwargs`.
             EngineFailure: the template cannot be rendered.
         """
-        texts = (self._safe(each.text) for each in messages)
-        safe = [
-            each.model_copy(update={"content": text})
-            for each, text in zip(messages, texts, strict=True)
-        ]
         refuse_template_kwargs(kwargs, self._knows)
-        given = {
-            name: self._safe(value) if isinstance(value, str) else value
-            for name, value in kwargs.items()
-        }
+        given = {name: self._safe_within(value) for name, value in kwargs.items()}
+        entries = self._safe_within(_entries(messages))
+        offered = self._safe_within(described(tools)) or None
         try:
             # The prefix is the model's own: it continues from the tokens that it generated.
-            return self._render(safe, given) + self.defuse(prefix)
+            return self._rendered(entries, given, offered) + self.defuse(prefix)
         except Refusal as error:
             raise InvalidInput(
                 f"The model's chat template refuses the messages: {error}", param="messages"
@@ -137,6 +147,13 @@ class ChatTemplate:
         """The text without roles' marks and control tokens."""
         return self._made_safe(text) if len(text) > LONGEST_TEXT else self._remembered(text)
 
+    def _safe_within(self, value: Any) -> Any:
+        return change_texts(value, self._safe)
+
+    def _reserved(self) -> tuple[str, ...]:
+        form = self.tool_format
+        return () if form is None else form.reserved
+
     def _made_safe(self, text: str) -> str:
         return self.defuse(self._break_marks(text))
 
@@ -144,12 +161,47 @@ class ChatTemplate:
         """The text without control tokens that could be mistaken for the model's."""
         for token in self.control_tokens:
             if token in text:
-                text = text.replace(token, token[0] + WORD_JOINER + token[1:])
+                text = text.replace(token, token[0] + self._joint + token[1:])
         return text
 
-    def _render(self, messages: Sequence[Message], kwargs: TemplateValues = NO_VALUES) -> str:
-        entries = [{"role": each.role.value, "content": each.text} for each in messages]
-        return self._template.render(kwargs, messages=entries, add_generation_prompt=True)
+    def _render(self, messages: Sequence[Message]) -> str:
+        return self._rendered(_entries(messages), NO_VALUES, None)
+
+    def _rendered(self, entries: list[dict[str, Any]], kwargs: TemplateValues, tools: Any) -> str:
+        return self._template.render(
+            kwargs, messages=entries, tools=tools, add_generation_prompt=True
+        )
+
+
+def _entries(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages as templates read them, calls and results of tools included."""
+    names = {call.id: call.name for each in messages for call in each.tool_calls}
+    return [_entry(each, names) for each in messages]
+
+
+def _entry(message: Message, names: Mapping[str, str]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"role": message.role.value, "content": message.text}
+    if message.tool_calls:
+        entry["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        entry |= {"tool_call_id": message.tool_call_id}
+        entry |= {"name": names.get(message.tool_call_id, "")}
+    return entry
+
+
+def _arguments(call: ToolCall) -> Any:
+    """As an object, which templates write as JSON; the text itself, if it is none."""
+    try:
+        return json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError):
+        return call.arguments
 
 
 def _refuse(message: str) -> None:

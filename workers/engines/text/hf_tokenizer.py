@@ -1,10 +1,12 @@
 """A Hugging Face tokenizer, as the engines that read transformers checkpoints use it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import AutoTokenizer
 
 from turnmill.workers.engines.text.chat_template import ChatTemplate
+from turnmill.workers.engines.text.markers import joint_for
 
 
 class HFTokenizer:
@@ -21,12 +23,25 @@ class HFTokenizer:
                 *self._tokenizer.all_special_tokens,
                 *(token.content for token in added if token.special),
             ],
+            own_tokens=[token.content for token in added],
+            joint=joint_for(self._normalizer),
         )
+
+    @property
+    def fast(self) -> Any:
+        """The tokenizer itself, for libraries that read its vocabulary."""
+        return self._tokenizer
 
     @property
     def end_token(self) -> int | None:
         token: int | None = self._tokenizer.eos_token_id
         return token
+
+    @property
+    def _normalizer(self) -> Any:
+        """None for tokenizers in Python, which read a text as it is or bring their own ways."""
+        fast = getattr(self._tokenizer, "backend_tokenizer", None)
+        return getattr(fast, "normalizer", None)
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))

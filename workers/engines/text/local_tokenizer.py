@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from turnmill.schemas.errors import SettingsError
 from turnmill.workers.engines.text.chat_template import TASK_TEMPLATE, ChatTemplate
+from turnmill.workers.engines.text.markers import joint_for
 
 
 class LocalTokenizer:
@@ -43,6 +44,8 @@ class LocalTokenizer:
             bos_token=_content(settings.get("bos_token")),
             eos_token=_content(settings.get("eos_token")),
             control_tokens=[token.content for token in added if token.special],
+            own_tokens=[token.content for token in added],
+            joint=joint_for(self._tokenizer.normalizer),
         )
         ends = self._configured("eos_token_id")
         #: Tokens that end a reply.

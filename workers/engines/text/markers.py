@@ -1,14 +1,17 @@
 """What marks roles in a chat template, and how text is kept from spelling it.
 
 Whoever could spell a role's mark could speak as the system. A mark in a message's text is broken by
-a WORD JOINER (U+2060): invisible, and no tokenizer reads the mark any more.
+a WORD JOINER (U+2060): invisible, and the tokenizer reads the mark no more. Where the tokenizer
+drops it, a space takes its place.
 """
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import structlog
 
+from turnmill.schemas.safety.invisible import folded
 from turnmill.schemas.turns import Message, Role
 
 log = structlog.get_logger()
@@ -21,9 +24,15 @@ WORD_JOINER = "\N{WORD JOINER}"
 USUAL = (
     r"<\|[^\s<>|]{1,40}\|>",
     r"<\uff5c[^<>\uff5c]{1,40}\uff5c>",  # DeepSeek
-    r"<(?:start|end)_of_turn>",  # Gemma
+    r"<(?:start|end)_of_(?:turn|image)>",  # Gemma
     r"<</?SYS>>",  # Llama 2
-    r"\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS)\]",  # Mistral
+    # Mistral
+    r"\[/?(?:INST|SYSTEM_PROMPT|MODEL_SETTINGS|AVAILABLE_TOOLS|TOOL_(?:CALLS|CONTENT|RESULTS)|ARGS|"
+    r"CALL_ID|THINK|IMG|IMG_BREAK|IMG_END|AUDIO|BEGIN_AUDIO|PREFIX|MIDDLE|SUFFIX)\]",
+    r"</?s>|<(?:bos|eos|pad|unk|mask|sop|eop)>|\[(?:gMASK|sMASK|MASK|CLS|SEP|PAD|UNK)\]",
+    # Calls of tools, their results, and thoughts: Hermes, Qwen, GLM, DeepSeek.
+    r"</?(?:tool_calls?|tool_responses?|tools|function_calls?|think|arg_key|arg_value)>",
+    r"</?(?:function|parameter)(?:=[^\s<>]{1,64})?>",
 )
 
 #: What a template writes around messages: marks in brackets, headings, a label before a text.
@@ -60,19 +69,61 @@ def find_marks(render: Callable[[Sequence[Message]], str]) -> set[str]:
     return set()
 
 
-def breaker(marks: Iterable[str] = ()) -> Callable[[str], str]:
-    """A function that breaks these marks, and the usual ones, in a text; in upper or lower case."""
+def breaker(marks: Iterable[str] = (), joint: str = WORD_JOINER) -> Callable[[str], str]:
+    """A function that breaks these marks, and the usual ones, in a text; in upper or lower case.
+
+    Some tokenizers fold wide letters and drop invisible ones before they look for marks: a text
+    with a mark that only they see is broken in the form that they see. `joint` breaks a mark.
+    """
     longest_first = sorted(marks, key=lambda mark: (-len(mark), mark))
     pattern = re.compile("|".join([*map(_as_pattern, longest_first), *USUAL]), re.IGNORECASE)
-    return lambda text: pattern.sub(_broken, text)
+
+    def broken(found: re.Match[str]) -> str:
+        """A label before its colon, so that the word stays whole; others after their bracket."""
+        mark = found[0]
+        at = len(mark) - 1 if mark[0].isalpha() else 1
+        return mark[:at] + joint + mark[at:]
+
+    def break_marks(text: str) -> str:
+        if not text.isascii():
+            seen = folded(text)
+            if len(pattern.findall(seen)) > len(pattern.findall(text)):
+                text = seen
+        return pattern.sub(broken, text)
+
+    return break_marks
+
+
+def change_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """The JSON value with each text within it, keys included, changed."""
+    match value:
+        case str():
+            return change(value)
+        case list() | tuple():
+            return [change_texts(each, change) for each in value]
+        case dict():
+            return {change(key): change_texts(each, change) for key, each in value.items()}
+    return value
 
 
 def _as_pattern(mark: str) -> str:
     return (r"(?<!\w)" if mark[0].isalpha() else "") + re.escape(mark)
 
 
-def _broken(found: re.Match[str]) -> str:
-    """A label before its colon, so that the word stays whole; all others after their bracket."""
-    mark = found[0]
-    at = len(mark) - 1 if mark[0].isalpha() else 1
-    return mark[:at] + WORD_JOINER + mark[at:]
+def joint_for(normalizer: Any) -> str:
+    """What breaks a mark for a tokenizer with this normalizer of the `tokenizers` library, or with
+    none: a WORD JOINER, or a space where that is dropped.
+    """
+    text = f"a{WORD_JOINER}b"
+    is_kept = normalizer is None or WORD_JOINER in normalizer.normalize_str(text)
+    return WORD_JOINER if is_kept else " "
+
+
+#: In brackets, as control tokens are, and none of the usual ones.
+_BRACKETED = re.compile(r"[<\[{(].+[>\])}]", re.DOTALL)
+_USUAL = re.compile("|".join(USUAL), re.IGNORECASE)
+
+
+def unusual(tokens: Iterable[str]) -> set[str]:
+    """Those of a vocabulary's own tokens in brackets that the usual marks do not tell of."""
+    return {each for each in tokens if _BRACKETED.fullmatch(each) and not _USUAL.fullmatch(each)}

@@ -30,6 +30,8 @@ class StopFilter:
         self._held: list[Chunk] = []
         #: A stop string was found: nothing more comes.
         self.is_stopped = False
+        #: The text from there on, as far as it had come.
+        self.rest = ""
 
     def push(self, text: str, token_count: int = 1, *, is_last: bool = False) -> Chunk:
         """What is certain to belong to the reply, of this text and what was held back before."""
@@ -39,7 +41,7 @@ class StopFilter:
         text = self._shown + "".join(chunk.text for chunk in self._held)
         found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
         if found:
-            self.is_stopped = True
+            self.is_stopped, self.rest = True, text[min(found) :]
             token_count = sum(chunk.token_count for chunk in self._held)
             return Chunk(text[len(self._shown) : min(found)], token_count)
         end = len(text) if is_last else len(text) - self._undecided_length(text)

@@ -23,7 +23,7 @@ from turnmill.schemas.errors import (
 )
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
-from turnmill.workers.engines.base import Chunk, Prompt, TemplateValues, refuse_template_kwargs
+from turnmill.workers.engines.base import Chunk, Prompt, refuse_template_kwargs
 from turnmill.workers.engines.local.batching import to_chunks
 from turnmill.workers.engines.local.scheduling import Token
 from turnmill.workers.engines.models import prepare_model
@@ -85,8 +85,7 @@ class TFServingServer:
             )
         return min(limits)
 
-    def count_tokens(self, messages: Sequence[Message], template_kwargs: TemplateValues) -> int:
-        prompt = Prompt(tuple(messages), template_kwargs=template_kwargs)
+    def count_tokens(self, prompt: Prompt) -> int:
         return self._encode(self._known_signature(), prompt).token_count
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:

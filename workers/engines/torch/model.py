@@ -1,12 +1,15 @@
 """The model of the transformers engine, in the process that steps it."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
+import structlog
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 import torch
+from turnmill.schemas.capabilities import ALL_FORMATS
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.engines.local.scheduling import PREFILL_TOKENS, Batch, Facts
@@ -14,10 +17,13 @@ from turnmill.workers.engines.models import prepare_model
 from turnmill.workers.engines.text.hf_tokenizer import HFTokenizer
 from turnmill.workers.engines.torch.cpu_attention import share_heads
 from turnmill.workers.engines.torch.cpu_linear import pack_linears
+from turnmill.workers.engines.torch.grammars import Grammars
 from turnmill.workers.engines.torch.kv_rows import works_in_rows
 from turnmill.workers.engines.torch.slots import Limits, SlotBatch
 from turnmill.workers.vendor.torch import computes_in_bfloat16
 from turnmill.workers.vendor.transformers import is_stateful
+
+log = structlog.get_logger(__name__)
 
 DEFAULT_CONTEXT_WINDOW = 4096
 
@@ -47,7 +53,21 @@ def load_batch(settings: EngineSettings) -> tuple[Batch, Facts]:
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
     )
-    return SlotBatch(model, _end_tokens(model, HFTokenizer(path)), limits), facts
+    tokenizer = HFTokenizer(path)
+    end_tokens = _end_tokens(model, tokenizer)
+    grammars = _grammars(tokenizer, facts, end_tokens)
+    if grammars is not None:
+        facts = replace(facts, formats=ALL_FORMATS, continues_formats=True)
+    return SlotBatch(model, end_tokens, limits, grammars), facts
+
+
+def _grammars(tokenizer: HFTokenizer, facts: Facts, end_tokens: frozenset[int]) -> Grammars | None:
+    """None where the tokenizer cannot be read byte by byte: then no reply has a format."""
+    try:
+        return Grammars(tokenizer.fast, facts.vocabulary_size, end_tokens)
+    except ValueError as error:
+        log.warning("engine.no_formats", reason=str(error))
+        return None
 
 
 def check_quantized(config: Any, settings: EngineSettings) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from turnmill.schemas.turns import GenerationParams
+from turnmill.workers.engines.torch.grammars import Matcher
 
 
 def next_tokens(
@@ -12,17 +13,26 @@ def next_tokens(
     params: Sequence[GenerationParams],
     generators: Sequence[Any],
     contexts: Sequence[Sequence[int]],
+    matchers: Sequence[Matcher | None],
 ) -> list[int]:
     """Choose one token for each row of `logits` [turns, vocabulary]: the likeliest, or one drawn
-    at random. `contexts` holds the tokens of each turn's prompt and reply.
+    at random. `contexts` holds the tokens of each turn's prompt and reply; a matcher says which
+    ones may be chosen, and is told which one was.
     """
     for row, (each, context) in enumerate(zip(params, contexts, strict=True)):
         if each.repetition_penalty not in (None, 1):
             logits[row] = penalize(logits[row], context, each.repetition_penalty)
+    for row, matcher in enumerate(matchers):
+        if matcher is not None:
+            allowed = matcher.allowed(logits.shape[-1], logits.device)
+            logits[row] = logits[row].masked_fill(~allowed, float("-inf"))
     tokens: list[int] = logits.argmax(dim=-1).tolist()
     for row, (each, generator) in enumerate(zip(params, generators, strict=True)):
         if each.temperature:
             tokens[row] = sample(logits[row].float(), each, generator)
+    for matcher, token in zip(matchers, tokens, strict=True):
+        if matcher is not None:
+            matcher.take(token)
     return tokens
 
 

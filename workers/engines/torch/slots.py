@@ -9,6 +9,7 @@ tokens, and its reader notices nothing but the pause.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from turnmill.schemas.errors import EngineBrokeOff, EngineFailure
 from turnmill.schemas.turns import FinishReason
 from turnmill.workers.engines.local.ranking import RANK, Line, Ranked, may_replace
 from turnmill.workers.engines.local.scheduling import PREFILL_TOKENS, Generation, Token
+from turnmill.workers.engines.torch.grammars import Grammars, Matcher
 from turnmill.workers.engines.torch.kv_rows import KVRows, Masks, forward
 from turnmill.workers.engines.torch.prefixes import MIN_TOKENS, PrefixStore, shared_length
 from turnmill.workers.engines.torch.sampling import create_generator, next_tokens
@@ -27,6 +29,9 @@ log = structlog.get_logger(__name__)
 
 #: Tokens that a turn can surely generate once it has joined.
 HEADROOM = 32
+
+#: How long a step waits for a format where no turn runs.
+COMPILING_S = 0.02
 
 #: Steps without want of memory before one more turn may run at once, as many again for each time
 #: that memory ran out: who shares the device may have left, or may be there to stay.
@@ -50,6 +55,8 @@ class Slot(Ranked):
     """One turn in the batch, or on its way in."""
 
     generator: Any
+    #: Of a reply with a format: which tokens may come next.
+    matcher: Matcher | None = None
     #: The prompt and what was generated.
     tokens: list[int] = field(init=False)
     #: Tokens whose keys and values are in the row.
@@ -67,13 +74,23 @@ class SlotBatch:
     `_joining`, that is computing its prompt.
     """
 
-    def __init__(self, model: Any, end_tokens: frozenset[int], limits: Limits) -> None:
+    def __init__(
+        self,
+        model: Any,
+        end_tokens: frozenset[int],
+        limits: Limits,
+        grammars: Grammars | None = None,
+    ) -> None:
+        """Without grammars no turn may have a format."""
         self._model = model
         self._end_tokens = end_tokens
         self._limits = limits
         self._masks = Masks(model)
         self._rows = KVRows(model.config.get_text_config().num_hidden_layers)
         self._store = PrefixStore()
+        self._grammars = grammars
+        #: Turns whose formats are compiled, with what that gives.
+        self._compiling: list[tuple[Slot, Future[Matcher]]] = []
         self._waiting: Line[Slot] = Line()
         self._slots: list[Slot] = []
         self._joining: Slot | None = None
@@ -87,16 +104,16 @@ class SlotBatch:
 
     @property
     def is_busy(self) -> bool:
-        return bool(self._waiting or self._slots)
+        return bool(self._waiting or self._slots or self._compiling)
 
     @property
     def generations(self) -> Sequence[Generation]:
-        return [slot.generation for slot in (*self._waiting, *self._slots)]
+        return [slot.generation for slot in self._all()]
 
     @property
     def held(self) -> Mapping[str, float]:
         """Turns, and rows of the cache that have memory."""
-        return {"turns": len(self._waiting) + len(self._slots), "rows": self._rows.row_count}
+        return {"turns": len(self._all()), "rows": self._rows.row_count}
 
     @property
     def held_tokens(self) -> int:
@@ -105,10 +122,16 @@ class SlotBatch:
 
     def admit(self, generation: Generation) -> None:
         generator = create_generator(generation.params, self._model.device)
-        self._waiting.add(Slot(generation, self._waiting.next_order(), generator))
+        slot = Slot(generation, self._waiting.next_order(), generator)
+        if (format := generation.params.response_format) and self._grammars:
+            compiled = self._grammars.compile(format, generation.prefix)
+            self._compiling.append((slot, compiled))
+        else:
+            self._waiting.add(slot)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def step(self) -> None:
+        self._take_compiled()
         try:
             # One or the other: who waits for the first token of a prompt does not wait for the
             # others' next one.
@@ -127,15 +150,33 @@ class SlotBatch:
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def drop_unwanted(self) -> None:
-        for slot in [*self._waiting, *self._slots]:
+        for slot in self._all():
             if slot.generation.is_unwanted:
                 slot.generation.events.put(None)
                 slot.is_finished = True
+        self._compiling = [each for each in self._compiling if not each[0].is_finished]
         for slot in [slot for slot in self._waiting if slot.is_finished]:
             self._waiting.remove(slot)
         self._leave_finished()
         if not self._slots:
             self._rows.release()
+
+    def _all(self) -> list[Slot]:
+        return [*(slot for slot, _ in self._compiling), *self._waiting, *self._slots]
+
+    def _take_compiled(self) -> None:
+        """Let turns join whose formats are compiled. With no other turn, wait for one of them."""
+        if self._compiling and not (self._waiting or self._slots):
+            futures = [compiled for _, compiled in self._compiling]
+            wait(futures, COMPILING_S, return_when="FIRST_COMPLETED")
+        for slot, compiled in [each for each in self._compiling if each[1].done()]:
+            self._compiling.remove((slot, compiled))
+            try:
+                slot.matcher = compiled.result()
+            except EngineFailure as error:
+                slot.generation.events.put(error)
+            else:
+                self._waiting.add(slot)
 
     def _leave_finished(self) -> None:
         for slot in [slot for slot in self._slots if slot.is_finished]:
@@ -297,7 +338,9 @@ class SlotBatch:
     def _take_tokens(self, slots: list[Slot], logits: Any) -> None:
         params = [slot.generation.params for slot in slots]
         generators = [slot.generator for slot in slots]
-        tokens = next_tokens(logits, params, generators, [slot.tokens for slot in slots])
+        matchers = [slot.matcher for slot in slots]
+        contexts = [slot.tokens for slot in slots]
+        tokens = next_tokens(logits, params, generators, contexts, matchers)
         for slot, token in zip(slots, tokens, strict=True):
             slot.tokens.append(token)
             reason: FinishReason | None = None

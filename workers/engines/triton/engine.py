@@ -18,8 +18,8 @@ from tritonclient.grpc import service_pb2 as pb
 from turnmill.schemas.errors import EngineUnavailable, SettingsError, Unanswered
 from turnmill.schemas.observability.masking import masked_urls
 from turnmill.schemas.settings import EngineSettings
-from turnmill.schemas.turns import GenerationParams, Message
-from turnmill.workers.engines.base import Chunk, Prompt, TemplateValues
+from turnmill.schemas.turns import GenerationParams
+from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.remote.engine import RemoteEngine
 from turnmill.workers.engines.triton.errors import translated
 from turnmill.workers.engines.triton.wire import (
@@ -115,9 +115,8 @@ class TritonServer:
     def context_window(self) -> int:
         return self._last({"action": "describe"}).context_window
 
-    def count_tokens(self, messages: Sequence[Message], template_kwargs: TemplateValues) -> int:
-        prompt = Prompt(tuple(messages))
-        params = GenerationParams(template_kwargs=dict(template_kwargs) or None)
+    def count_tokens(self, prompt: Prompt) -> int:
+        params = GenerationParams(template_kwargs=dict(prompt.template_kwargs) or None)
         asked = encode_prompt(prompt, params) | {"action": "count_tokens"}
         return self._last(asked).chunk.prompt_tokens
 

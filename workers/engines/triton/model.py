@@ -113,7 +113,7 @@ class ServedModel:
         elif not asked.messages:
             raise InvalidInput("There are no messages.", param="messages")
         elif asked.action == "count_tokens":
-            count = self._engine.count_tokens(asked.messages, asked.prompt.template_kwargs)
+            count = self._engine.count_tokens(asked.prompt)
             yield Answered(Chunk("", finish_reason="stop", prompt_tokens=count), window)
         else:
             prompt = replace(asked.prompt, cache_namespace=namespace)

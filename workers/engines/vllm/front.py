@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from turnmill.schemas.capabilities import ALL_FORMATS
 from turnmill.schemas.errors import (
     EngineAway,
     EngineBrokeOff,
@@ -23,15 +24,17 @@ from turnmill.schemas.errors import (
     EngineUnavailable,
     TurnmillError,
 )
+from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.turns import Lane
 from turnmill.workers.engines.local.scheduling import Facts, Generation, Token
+from turnmill.workers.engines.vllm.formats import structured_fields
 from turnmill.workers.engines.vllm.plugin import dying_with_this_process
 from turnmill.workers.vendor.vllm import silence_end, unfinished_count
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -81,6 +84,7 @@ class VLLMFront:
             vocabulary_size=config.get_vocab_size(),
             device=current_platform.device_type,
             dtype=str(config.dtype).removeprefix("torch."),
+            formats=ALL_FORMATS,
         )
 
     @property
@@ -199,11 +203,16 @@ def _sampling(generation: Generation) -> SamplingParams:
         min_p=params.min_p or 0.0,
         repetition_penalty=params.repetition_penalty or 1.0,
         seed=params.seed,
+        structured_outputs=_structured(params.response_format),
         max_tokens=generation.limit,
         # Tokens become text on the thread that waits for them.
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )
+
+
+def _structured(format: ResponseFormat | None) -> StructuredOutputsParams | None:
+    return None if format is None else StructuredOutputsParams(**structured_fields(format))
 
 
 def _new_tokens(output: Any) -> Iterator[Token]:

@@ -8,7 +8,8 @@ import pytest
 
 from tests.adapting import Killed, Reply
 from turnmill.infra.mocks.feishu.api import APP_ID, APP_SECRET, MAX_CARD, FeishuAPI
-from turnmill.schemas.channels.sections import FeishuSection, SecretReference
+from turnmill.schemas.channels.sections.base import SecretReference
+from turnmill.schemas.channels.sections.feishu import FeishuSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.feishu.adapter import FeishuDelivery

@@ -8,12 +8,14 @@ import pytest
 
 from turnmill.infra.mocks.slack.api import TOKEN, SlackAPI
 from turnmill.schemas.channels.deliveries import DeliveryKind
-from turnmill.schemas.channels.sections import SecretReference, SlackSection
+from turnmill.schemas.channels.sections.base import SecretReference
+from turnmill.schemas.channels.sections.slack import SlackSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
-from turnmill.schemas.ids import new_id
+from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.schemas.turns import TurnState
 from turnmill.workers.delivery.base import Job, LeaseLost, Look
+from turnmill.workers.delivery.calls.posting import guarded
 from turnmill.workers.delivery.slack.adapter import SlackDelivery
 from turnmill.workers.delivery.slack.calls import Calls
 
@@ -59,12 +61,14 @@ class Thread:
 
     def send(self, text: str | None, *, is_doubtful: bool = False) -> bool:
         job = replace(self.job, text=text, is_doubtful=is_doubtful)
-        return self.delivery.send(job, self.notes)
+        with guarded(self.notes.hold):
+            return self.delivery.send(job, self.notes)
 
     def show(self, text: str, state: TurnState = RUNNING, **look: Any) -> float | None:
         is_doubtful = look.pop("is_doubtful", False)
         job = replace(self.job, is_doubtful=is_doubtful)
-        return self.delivery.show(job, Look(state, text, **look), self.notes)
+        with guarded(self.notes.hold):
+            return self.delivery.show(job, Look(state, text, **look), self.notes)
 
     @property
     def replies(self) -> list[str]:
@@ -133,7 +137,10 @@ def test_a_notice_of_a_person_who_answers_has_a_button_back_to_the_bot(
     )
     assert thread.send("A person will answer here.")
     assert thread.last_blocks == ["section", "actions"]
-    assert slack.board.messages[-1].blocks[1]["elements"][0]["action_id"] == "turnmill_resume"
+    block = slack.board.messages[-1].blocks[1]
+    assert block["elements"][0]["action_id"] == "turnmill_resume"
+    shown = show_id(Prefix.CONVERSATION, thread.job.conversation_id)
+    assert block["block_id"] == f"resume:turnmill:{shown}"
 
 
 def test_a_reply_of_40000_characters_comes_in_parts_with_buttons_on_the_last(
@@ -199,6 +206,20 @@ def test_a_stream_that_slack_ended_by_itself_is_completed_all_the_same(
     thread.send("One. Two.")
     assert thread.replies == ["One. Two."]
     assert thread.notes.value["is_torn"]
+    kinds = [block["type"] for block in slack.board.messages[-1].blocks]
+    assert kinds == ["section", "context_actions", "actions"]
+
+
+def test_a_long_stream_that_ended_is_completed_in_sections_above_the_buttons(
+    slack: SlackAPI, thread: Thread
+) -> None:
+    text = " ".join(f"This is sentence number {n}." for n in range(250))
+    thread.show(text[:30])
+    slack.methods.end_streams()
+    thread.send(text)
+    message = slack.board.messages[-1]
+    assert [block["type"] for block in message.blocks[-2:]] == ["context_actions", "actions"]
+    assert message.shown.replace(" ", "") == text.replace(" ", "")
 
 
 def test_nothing_is_written_to_a_stream_that_slack_ended_before_the_reply_is_complete(

@@ -1,0 +1,1 @@
+"""A large batch, watched and steered while it runs."""

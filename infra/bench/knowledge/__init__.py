@@ -1,0 +1,1 @@
+"""What a search of a collection adds to a turn."""

@@ -1,0 +1,117 @@
+"""Time searches of made collections: by words, by vectors, and by both."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from statistics import quantiles
+from typing import NamedTuple
+from uuid import UUID
+
+from turnmill.infra.bench.knowledge.made import Language, make_collection
+from turnmill.infra.embedded.postgres import EmbeddedPostgres
+from turnmill.infra.migrations import upgrade
+from turnmill.producer.tenants import ensure_defaults
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.settings import Settings, load_settings
+from turnmill.schemas.store.knowledge.dense import nearest
+from turnmill.schemas.store.knowledge.search import CANDIDATES, search
+from turnmill.schemas.store.knowledge.spaces import Asked
+from turnmill.schemas.store.knowledge.words import rank_words
+from turnmill.workers.embedders.embedders import Embedders
+
+#: Passages that a turn's search returns.
+LIMIT = 10
+
+Run = Callable[[str, Asked], object]
+
+
+class Timed(NamedTuple):
+    """Milliseconds of one search."""
+
+    passages: int
+    method: str
+    p50: float
+    p95: float
+
+
+def run_knowledge(
+    sizes: list[int], questions: int, seed: int, arrays: bool, note: Callable[[str], None]
+) -> Iterator[Timed]:
+    """Make a collection of each size, and yield what its searches take."""
+    with _database() as (settings, database):
+        tenant_id = ensure_defaults(database, settings)
+        for size in sizes:
+            language = Language(seed)
+            note(f"making {size:,} passages")
+            name = f"made-{size}"
+            space = make_collection(database, tenant_id, name, size, language, arrays)
+            for table in ("passages", "passage_vectors", "collection_terms", "documents"):
+                _vacuum(database, table)
+            asked = [
+                (language.question(), Asked(space, language.vector())) for _ in range(questions)
+            ]
+            for method, run in _methods(database, tenant_id, name).items():
+                yield _timed(size, method, run, asked)
+    yield _embedding(settings, questions, Language(seed))
+
+
+def _methods(database: Database, tenant_id: UUID, name: str) -> dict[str, Run]:
+    return {
+        "BM25": lambda question, _: rank_words(database, tenant_id, name, question, CANDIDATES),
+        "vectors, exact": lambda _, asked: nearest(database, asked, CANDIDATES),
+        "fused, with texts": lambda question, asked: search(
+            database, tenant_id, name, question, LIMIT, asked
+        ),
+    }
+
+
+def _timed(size: int, method: str, run: Run, asked: list[tuple[str, Asked]]) -> Timed:
+    for question, vector in asked[:5]:
+        run(question, vector)
+    times = []
+    for question, vector in asked:
+        began = time.perf_counter()
+        run(question, vector)
+        times.append(1000 * (time.perf_counter() - began))
+    return _summary(size, method, times)
+
+
+def _embedding(settings: Settings, questions: int, language: Language) -> Timed:
+    """What the question's own vector takes, with the configured embedder."""
+    embedders = Embedders(settings.embedder)
+    embedder = embedders.load(settings.embedder.name)
+    embedder.embed_question("warm")
+    times = []
+    for _ in range(questions):
+        question = language.question()
+        began = time.perf_counter()
+        embedder.embed_question(question)
+        times.append(1000 * (time.perf_counter() - began))
+    embedders.close()
+    return _summary(1, f"the question's vector, {settings.embedder.name}", times)
+
+
+def _summary(size: int, method: str, times: list[float]) -> Timed:
+    cuts = quantiles(times, n=20)
+    return Timed(size, method, cuts[9], cuts[18])
+
+
+def _vacuum(database: Database, table: str) -> None:
+    with closing(database.connect()) as link:
+        link.execute(f"VACUUM ANALYZE {table}")
+
+
+@contextmanager
+def _database() -> Iterator[tuple[Settings, Database]]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="turnmill-bench-")))
+        folder.chmod(0o755)
+        postgres = stack.enter_context(EmbeddedPostgres(folder / "postgres"))
+        upgrade(postgres.url)
+        settings = load_settings(
+            data=folder, database={"url": postgres.url, "answer_timeout_s": 600.0}
+        )
+        database = stack.enter_context(closing(Database(settings.database)))
+        yield settings, database

@@ -1,0 +1,1 @@
+"""WeCom: the messages that it sends, and its API."""

@@ -1,0 +1,1 @@
+"""The raters' page: what people rate in a browser."""

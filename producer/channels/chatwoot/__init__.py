@@ -1,0 +1,1 @@
+"""Chatwoot: the way in."""

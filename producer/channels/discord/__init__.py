@@ -1,0 +1,1 @@
+"""Discord: interactions, which are commands and pressed buttons."""

@@ -1,0 +1,1 @@
+"""Encrypted messages in XML, as WeCom and WeChat send them."""

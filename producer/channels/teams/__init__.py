@@ -1,0 +1,1 @@
+"""Microsoft Teams: activities of the Bot Framework."""

@@ -1,0 +1,1 @@
+"""WeChat: encrypted messages to an official account."""

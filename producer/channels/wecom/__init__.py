@@ -1,0 +1,1 @@
+"""WeCom: encrypted messages to an application of an enterprise."""

@@ -1,0 +1,1 @@
+"""How a backlog file is read and what it becomes: options and a preview."""

@@ -1,0 +1,1 @@
+"""Signed events as the platforms would send them, one file a kind."""

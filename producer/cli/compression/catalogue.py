@@ -1,0 +1,209 @@
+"""`turnmill models available|pull|remove`: well-known models of the Hugging Face hub."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.filesize import decimal
+from rich.table import Table
+
+from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.texts import plain
+from turnmill.producer.cli.views.transfer import showing_transfer
+from turnmill.schemas.errors import InvalidInput, NotFound
+from turnmill.schemas.settings import DEFAULT_MODEL, load_settings
+
+if TYPE_CHECKING:
+    from turnmill.workers.engines.catalogue import CatalogueModel, PullForm
+
+console = make_console()
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Give the group of commands for models those of the catalogue."""
+    for command in (available, pull, remove):
+        app.command()(command)
+
+
+def available(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List well-known models that `turnmill models pull` fetches, and which fit this machine.
+
+    Example: turnmill models available --json
+    """
+    rows = _rows(load_settings().models_dir)
+    if as_json:
+        console.out(json.dumps(rows, indent=2), highlight=False)
+        return
+    console.print(_table(rows))
+    console.print(
+        f"\nMemory is what openvino needs with 8-bit weights. The default, {DEFAULT_MODEL}, comes "
+        "without a pull.\nGated models want an account's token (HF_TOKEN) for --form safetensors. "
+        "Models that think write their reasoning first."
+    )
+    if command := suggestion():
+        console.print("For this machine:", plain(command), soft_wrap=True)
+
+
+def pull(
+    name: Annotated[str, typer.Argument(help="A model of `turnmill models available`.")],
+    form: Annotated[
+        str,
+        typer.Option(help="`gguf` for openvino, `safetensors` for transformers and vLLM."),
+    ] = "gguf",
+) -> None:
+    """Download a model from the Hugging Face hub; run it again to resume.
+
+    Each file is checked against the hub's checksum. HTTPS_PROXY names a proxy, HF_ENDPOINT a
+    mirror, HF_TOKEN an account's token.
+
+    Example: turnmill models pull qwen2.5-1.5b-instruct
+    """
+    from turnmill.workers.engines import hub
+    from turnmill.workers.engines.hub_errors import endpoint
+
+    model = find_or_refuse(name)
+    chosen = _form(form)
+    models_dir = load_settings().models_dir
+    if hub.pulled_path(model, chosen, models_dir):
+        console.print(f"{model.name} is on this machine already.")
+    else:
+        console.print(
+            f"Fetching {model.repo(chosen)} (about {decimal(model.size(chosen))}, "
+            f"{model.licence}) from {endpoint()} into {models_dir / hub.FOLDER / model.name}",
+            soft_wrap=True,
+        )
+        with showing_transfer(console, model.name) as report:
+            hub.pull(model, chosen, models_dir, report)
+        console.print(f"{model.name} is complete, and its checksums are right.")
+    engine = "" if chosen == "gguf" else "TURNMILL_ENGINE__NAME=transformers "
+    console.print(f"Serve it: {engine}turnmill up --model {model.name}", soft_wrap=True)
+
+
+def remove(
+    name: Annotated[str, typer.Argument(help="A pulled model or an artifact.")],
+) -> None:
+    """Delete a pulled model, or an artifact that is not promoted, from this machine.
+
+    Example: turnmill models remove qwen2.5-1.5b-instruct
+    """
+    from turnmill.workers.engines.catalogue import find_model
+    from turnmill.workers.engines.hub import remove_pulled
+
+    models_dir = load_settings().models_dir
+    model = find_model(name)
+    size = remove_pulled(model, models_dir) if model else _remove_artifact(name, models_dir)
+    console.print(plain(f"Removed {name}, {decimal(size)}."))
+
+
+def find_or_refuse(name: str) -> "CatalogueModel":
+    """Return the catalogue's model of this name.
+
+    Raises:
+        NotFound: there is none, with the names that there are.
+    """
+    from turnmill.workers.engines.catalogue import CATALOGUE, find_model
+
+    if model := find_model(name):
+        return model
+    if name == DEFAULT_MODEL:
+        raise InvalidInput(
+            f"{DEFAULT_MODEL} is the default: the first worker fetches it by itself.", param="name"
+        )
+    names = ", ".join(each.name for each in CATALOGUE)
+    raise NotFound(f"There is no '{name}' in the catalogue. It has: {names}.")
+
+
+def suggestion() -> str | None:
+    """Return the command that serves the largest suitable model of the catalogue, if one fits."""
+    from turnmill.workers.engines.catalogue import machine_memory, recommend
+
+    if (model := recommend(machine_memory())) is None:
+        return None
+    return f"turnmill models pull {model.name} && turnmill up --model {model.name}"
+
+
+def pulled_table(models_dir: Path) -> Table | None:
+    """Return a table of the models that were pulled; None without any."""
+    rows = [row for row in _rows(models_dir) if row["pulled"]]
+    if not rows:
+        return None
+    table = Table("pulled", "forms", "licence", box=None)
+    for row in rows:
+        table.add_row(row["name"], ", ".join(row["pulled"]), row["licence"])
+    return table
+
+
+def _remove_artifact(name: str, models_dir: Path) -> int:
+    from turnmill.compression.store import ModelStore
+    from turnmill.workers.engines.hub import folder_size
+
+    store = ModelStore(models_dir)
+    if name not in store.names():
+        raise NotFound(f"There is no pulled model and no artifact '{name}'.")
+    promoted = store.promoted()
+    if promoted and promoted.artifact == name:
+        raise InvalidInput(
+            f"{name} is promoted. Promote another artifact first.",
+            param="name",
+        )
+    folder = store.path(name)
+    size = folder_size(folder)
+    shutil.rmtree(folder)
+    return size
+
+
+def _form(text: str) -> "PullForm":
+    if text == "gguf":
+        return "gguf"
+    if text == "safetensors":
+        return "safetensors"
+    raise InvalidInput("--form is gguf or safetensors.", param="form")
+
+
+def _rows(models_dir: Path) -> list[dict[str, Any]]:
+    from turnmill.workers.engines.catalogue import CATALOGUE, fits, machine_memory
+    from turnmill.workers.engines.hub import pulled_path
+
+    memory = machine_memory()
+    forms: tuple[PullForm, ...] = ("gguf", "safetensors")
+    return [
+        {
+            "name": model.name,
+            "billions": model.billions,
+            "size_bytes": model.gguf_bytes,
+            "memory_bytes": model.memory_needed(),
+            "fits": fits(model.memory_needed(), memory),
+            "licence": model.licence,
+            "languages": model.languages,
+            "engines": {"openvino": "gguf", "transformers": "safetensors", "vllm": "safetensors"},
+            "good_for": model.good_for,
+            "gguf": f"{model.gguf_repo}/{model.gguf_file}",
+            "checkpoint": model.checkpoint_repo,
+            "gated": model.is_gated,
+            "thinks": model.thinks,
+            "pulled": [form for form in forms if pulled_path(model, form, models_dir)],
+        }
+        for model in CATALOGUE
+    ]
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("", "name", "size", "memory", "licence", "languages", "good for", box=None)
+    for row in rows:
+        state = "pulled" if row["pulled"] else "fits" if row["fits"] else "too large"
+        marks = [word for word in ("gated", "thinks") if row[word]]
+        table.add_row(
+            state,
+            row["name"],
+            decimal(row["size_bytes"]),
+            decimal(row["memory_bytes"]),
+            row["licence"],
+            row["languages"],
+            "; ".join([row["good_for"], *marks]),
+            style="dim" if state == "too large" else "",
+        )
+    return table

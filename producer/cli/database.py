@@ -1,0 +1,94 @@
+"""`turnmill db`: the schema, what is old, and what is large."""
+
+from collections import Counter
+from contextlib import closing
+from threading import Event
+from typing import Annotated
+
+import typer
+from rich.filesize import decimal
+from rich.table import Table
+
+from turnmill.producer.cli.context import open_system
+from turnmill.producer.cli.views.console import make_console
+from turnmill.schemas.observability.logs import configure_logging
+from turnmill.schemas.settings import load_settings
+
+console = make_console()
+
+
+app = typer.Typer(help="The database: its schema, and what is in it.", no_args_is_help=True)
+
+
+@app.command()
+def upgrade() -> None:
+    """Create the tables, or bring them up to date. Safe to run twice, or on many machines.
+
+    A database that cannot carry Turnmill is refused.
+    """
+    from turnmill.infra.migrations import upgrade as upgrade_database
+    from turnmill.producer.tenants import ensure_defaults
+    from turnmill.schemas.postgres.database import Database
+    from turnmill.schemas.postgres.suitability import refuse_unsuitable
+
+    settings = load_settings()
+    configure_logging(settings.log)
+    with closing(Database(settings.database)) as database:
+        refuse_unsuitable(database)
+        upgrade_database(settings.database.session_url.get_secret_value())
+        ensure_defaults(database, settings)
+
+
+@app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would go.")] = False,
+) -> None:
+    """Delete now what is older than TURNMILL_RETENTION__… says, as workers do every hour.
+
+    Example: TURNMILL_RETENTION__TURNS_DAYS=90 turnmill db prune --dry-run
+    """
+    from turnmill.schemas.files.opening import open_storage
+    from turnmill.workers.upkeep.pruner import prune as prune_database
+
+    with open_system() as system, console.status("pruning …") as status:
+
+        def show(counts: Counter[str]) -> None:
+            status.update(f"pruning … {counts['turns']:,} turns")
+
+        gone = prune_database(
+            system.database,
+            system.settings.retention,
+            Event().wait,
+            show,
+            is_dry=dry_run,
+            storage=open_storage(system.settings),
+        )
+    if gone is None:
+        console.print("Another process is pruning right now.")
+        raise typer.Exit(1)
+    if not gone:
+        console.print("Nothing is old enough.")
+        return
+    table = Table("what", "would go" if dry_run else "rows or months", box=None)
+    table.columns[1].justify = "right"
+    for name, count in gone.items():
+        table.add_row(name, f"{count:,}")
+    console.print(table)
+
+
+@app.command()
+def size() -> None:
+    """Show how large the tables are: rows (about), bytes with indexes, the oldest turn in them.
+
+    Example: turnmill db size
+    """
+    from turnmill.producer.size import table_sizes
+
+    table = Table("table", "partitions", "rows", "size", "oldest", box=None)
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    with open_system() as system:
+        for part in table_sizes(system.database):
+            oldest = f"{part.oldest_at:%Y-%m-%d %H:%M}" if part.oldest_at else ""
+            table.add_row(part.name, str(part.parts), f"{part.rows:,}", decimal(part.bytes), oldest)
+    console.print(table)

@@ -1,0 +1,1 @@
+"""Commands that measure replies, and one bot beside another."""

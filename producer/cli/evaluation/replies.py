@@ -1,0 +1,116 @@
+"""`turnmill evaluate replies` and `turnmill evaluate turns`: metrics of replies."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from turnmill.producer.cli.context import TenantOption, open_system
+from turnmill.producer.cli.extras import needing
+from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.texts import plain
+from turnmill.schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from turnmill.producer.evaluation.measure import Report
+    from turnmill.producer.evaluation.said import By
+
+console = make_console()
+
+OutOption = Annotated[
+    Path | None, typer.Option(help="The folder of the report. Default: evaluations/TIME.")
+]
+ByOption = Annotated[
+    str, typer.Option(help="Groups: none, bot, model, tenant, day, week or month.")
+]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module to `turnmill evaluate`."""
+    app.command("replies")(measure_file)
+    app.command("turns")(measure_turns)
+
+
+def measure_file(
+    file: Annotated[Path, typer.Argument(help=".jsonl, .csv, .tsv, .xlsx or .parquet")],
+    reply: Annotated[str, typer.Option(help="The column of replies.")] = "reply",
+    reference: Annotated[
+        str, typer.Option(help="The column of what should have been said, if there is one.")
+    ] = "reference",
+    by: ByOption = "none",
+    out: OutOption = None,
+) -> None:
+    """Measure the replies of a file: length, refusals, repeats; BLEU, ROUGE, chrF to references.
+
+    Example: turnmill evaluate replies answers.csv --reference human --by bot
+    """
+    with needing("evaluation"):
+        from turnmill.producer.evaluation.files import read_said
+        from turnmill.producer.evaluation.measure import measure
+
+        groups = by_of(by)
+        report = measure(f"Replies of {file.name}", read_said(file, reply, reference), groups)
+        _show(report, out)
+
+
+def measure_turns(
+    days: Annotated[int, typer.Option(min=1, help="Only turns of so many days until now.")] = 30,
+    bot: Annotated[str | None, typer.Option(help="Only replies of this bot.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only replies of this model.")] = None,
+    by: ByOption = "bot",
+    references: Annotated[
+        Path | None, typer.Option(help="A file with the columns turn_id and reference.")
+    ] = None,
+    all_tenants: Annotated[bool, typer.Option(help="The replies of every tenant.")] = False,
+    tenant: TenantOption = None,
+    out: OutOption = None,
+) -> None:
+    """Measure the replies of stored turns, per bot, model, tenant or period.
+
+    Example: turnmill evaluate turns --bot support --days 90 --by week
+    """
+    with needing("evaluation"):
+        from turnmill.producer.evaluation.files import read_references
+        from turnmill.producer.evaluation.measure import measure
+        from turnmill.producer.evaluation.stored import stored_replies
+
+        groups = by_of(by)
+        known = read_references(references) if references else None
+        with open_system(tenant=tenant) as system:
+            said = stored_replies(
+                system.database,
+                None if all_tenants else system.tenant_id,
+                since=datetime.now(UTC) - timedelta(days=days),
+                bot=bot,
+                model=model,
+                references=known,
+            )
+            report = measure(f"Replies of the last {days} days", said, groups)
+        _show(report, out)
+
+
+def by_of(name: str) -> "By":
+    """Check the name of a grouping. Raises `InvalidInput`."""
+    from turnmill.producer.evaluation.said import BY
+
+    for known in BY:
+        if known == name:
+            return known
+    raise InvalidInput(f"'{name}' groups nothing. Known are {', '.join(BY)}.", param="by")
+
+
+def report_folder(out: Path | None) -> Path:
+    """Return where a report goes."""
+    return out or Path("evaluations") / time.strftime("%Y%m%d-%H%M%S")
+
+
+def _show(report: "Report", out: Path | None) -> None:
+    from turnmill.producer.evaluation.page import scores_table, traits_table, write_report
+
+    page = write_report(report, report_folder(out))
+    console.print(plain(traits_table(report)), soft_wrap=True)
+    if any(group.scores for group in report.groups):
+        console.print(plain(scores_table(report)), soft_wrap=True)
+    console.print(plain(f"Report: {page}"), soft_wrap=True)

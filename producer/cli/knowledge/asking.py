@@ -1,0 +1,19 @@
+"""Questions of commands, as a collection is searched for them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from turnmill.producer.cli.context import System
+from turnmill.schemas.store.knowledge.spaces import Asked
+from turnmill.workers.embedders.embedders import Embedders
+
+
+@contextmanager
+def asking(system: System, collection: str) -> Iterator[Callable[[str], Asked | None]]:
+    """Turn questions to a collection into vectors; None where it is searched by words alone."""
+    embedders = Embedders(system.settings.embedder)
+    try:
+        yield partial(embedders.ask, system.database, system.tenant_id, collection)
+    finally:
+        embedders.close()

@@ -1,0 +1,1 @@
+"""Commands of operators: the status, lanes and workers."""

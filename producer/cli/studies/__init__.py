@@ -1,0 +1,1 @@
+"""Commands of studies: create, rate, agree, export."""

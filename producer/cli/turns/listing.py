@@ -1,0 +1,98 @@
+"""`turnmill turns`: turns listed by what they have in common, and found by any name."""
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from turnmill.producer.cli.context import open_system
+from turnmill.producer.cli.turns.times import parse_past
+from turnmill.producer.cli.views import turns_view
+from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.operations.turns import TurnFilter, find_turns, list_turns
+from turnmill.producer.operations.why import Explainer
+from turnmill.schemas.errors import NotFound
+from turnmill.schemas.ids import Prefix, parse_id
+from turnmill.schemas.turns import Lane, TurnState
+
+app = typer.Typer(help="Turns: listing and finding them.", no_args_is_help=True)
+console = make_console()
+
+TenantFilter = Annotated[
+    str | None, typer.Option("--tenant", help="Only this tenant's; of all when left out.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+@app.command("list")
+def show_list(
+    state: Annotated[TurnState | None, typer.Option(help="Only turns in this state.")] = None,
+    lane: Annotated[Lane | None, typer.Option(help="Only turns of this lane.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only turns for this model.")] = None,
+    tenant: TenantFilter = None,
+    bot: Annotated[str | None, typer.Option(help="Only turns of this bot.")] = None,
+    error: Annotated[str | None, typer.Option(help="Only turns with this error code.")] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            help="Only turns accepted so long ago or longer (30m, 6h, 2d), or before a "
+            "time with its zone."
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Turns shown.")] = 50,
+    after: Annotated[str | None, typer.Option(help="The next page: the last turn shown.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List turns, the latest accepted first, without what was asked and answered.
+
+    Example: turnmill turns list --state failed --error deadline_exceeded
+
+    Example: turnmill turns list --state queued --older-than 10m
+    """  # fmt: skip
+    before = None if older_than is None else parse_past(older_than, "older_than")
+    wanted = TurnFilter(
+        tenant=tenant, state=state, lane=lane, model=model, bot=bot, error_code=error,
+        before=before,
+    )  # fmt: skip
+    start = None if after is None else parse_id(Prefix.TURN, after)
+    with open_system() as system:
+        page = list_turns(system.database, wanted, limit=limit, after=start)
+    if as_json:
+        typer.echo(page.model_dump_json(indent=2))
+    else:
+        console.print(turns_view.page(page, datetime.now(UTC)), soft_wrap=True)
+
+
+@app.command()
+def find(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="turn_… or conv_… or the start of one, an idempotency key, or the id "
+            "that a platform gives to a thread or an event."
+        ),
+    ],
+    tenant: TenantFilter = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find turns by any name that somebody knows, and say of an open one why it waits.
+
+    Example: turnmill turns find order-4711
+    """  # fmt: skip
+    with open_system() as system:
+        found = find_turns(system.database, name, tenant=tenant)
+        if not found:
+            raise NotFound(f"No turn has the name '{name[:200]}', nor does a conversation.")
+        why = None
+        if len(found) == 1:
+            turn_id = parse_id(Prefix.TURN, found[0].turn_id)
+            why = Explainer(system.database, system.settings).explain(turn_id)
+    if as_json:
+        shown = {
+            "turns": [turn.model_dump(mode="json") for turn in found],
+            "why": why.model_dump(mode="json") if why else None,
+        }
+        typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+    else:
+        console.print(turns_view.found(found, why, datetime.now(UTC)), soft_wrap=True)

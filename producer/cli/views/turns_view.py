@@ -1,0 +1,58 @@
+"""Turns on a terminal: a page of them, or those that were found."""
+
+import shlex
+from collections.abc import Sequence
+from datetime import datetime
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from turnmill.producer.cli.views.status_view import span
+from turnmill.producer.cli.views.texts import plain
+from turnmill.producer.operations.turns import ListedTurn, TurnPage
+from turnmill.producer.operations.why import Why
+from turnmill.schemas.settings import DEFAULT_TENANT
+
+
+def page(listed: TurnPage, now: datetime) -> RenderableType:
+    """The turns, and how to get to the next page."""
+    parts: list[RenderableType] = [_table(listed.turns, now) if listed.turns else "No such turns."]
+    if listed.looked_back_to:
+        back_to = listed.looked_back_to.isoformat(timespec="seconds")
+        parts.append(f"Looked at the turns accepted since {back_to}.")
+    if listed.next:
+        parts.append(f"More: the same with --after {listed.next}")
+    return Group(*parts)
+
+
+def found(turns: Sequence[ListedTurn], why: Why | None, now: datetime) -> RenderableType:
+    """The turns, what each was found by, and of a single open one why it waits."""
+    parts: list[RenderableType] = [_table(turns, now, shows_names=True)]
+    if why:
+        parts.append(plain(f"It {why.text}."))
+        if why.remedy:
+            parts.append(Text("→ ", style="bold").append_text(plain(why.remedy)))
+    tenant = turns[0].tenant
+    suffix = "" if tenant == DEFAULT_TENANT else f" --tenant {shlex.quote(tenant)}"
+    parts.append(plain(f"Its dialogue: turnmill turn show {turns[0].turn_id}{suffix}"))
+    return Group(*parts)
+
+
+def _table(turns: Sequence[ListedTurn], now: datetime, *, shows_names: bool = False) -> Table:
+    names = ["turn", "age", "state", "lane", "attempts", "error", "bot", "tenant"]
+    table = Table(*names, *(["found by"] if shows_names else []), box=None)
+    table.columns[0].no_wrap, table.columns[0].min_width = True, 37
+    for turn in turns:
+        row = [
+            turn.turn_id,
+            span(max((now - turn.accepted_at).total_seconds(), 0.0)),
+            turn.state.value,
+            turn.lane.value,
+            str(turn.attempts),
+            turn.error_code or "",
+            plain(turn.bot),
+            plain(turn.tenant),
+        ]
+        table.add_row(*row, *([plain(turn.found_by or "")] if shows_names else []))
+    return table

@@ -1,0 +1,125 @@
+"""The report of a replay as a folder: report.json, report.md, plots, and the pairs as JSONL."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from turnmill.compression.evaluate.markdown import table
+from turnmill.producer.evaluation.gate import Gate, Verdict
+from turnmill.producer.evaluation.judge import Judged
+from turnmill.producer.evaluation.outcomes import Pair
+from turnmill.schemas.json_lines import one_line
+
+
+class ReplayReport(BaseModel):
+    """One bot beside another, on the same stored turns."""
+
+    model_config = ConfigDict(frozen=True)
+
+    baseline: str
+    candidate: str
+    #: The bots' versions when the turns were asked.
+    baseline_version: int
+    candidate_version: int
+    run: str
+    seed: int
+    turns: int
+    conversations: int
+    verdict: Verdict
+    gates: tuple[Gate, ...]
+    judge: Judged | None = None
+
+
+def write_replay(report: ReplayReport, pairs: Sequence[Pair], folder: Path) -> Path:
+    """Write the report into the folder, and return its page.
+
+    `pairs.jsonl` is what `turnmill studies create --kind pairwise --from` reads.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    data = report.model_dump_json(indent=2)
+    (folder / "report.json").write_text(data + "\n", encoding="utf-8")
+    rows = "".join(one_line(json.dumps(_pair(report, each), ensure_ascii=False)) + "\n"
+                   for each in pairs if each.baseline.text and each.candidate.text)  # fmt: skip
+    (folder / "pairs.jsonl").write_text(rows, encoding="utf-8")
+    plots = []
+    if report.gates and find_spec("matplotlib"):
+        from turnmill.producer.evaluation.plots import draw_gates
+
+        plots = [draw_gates(report.gates, folder / "gates.png")]
+    page = folder / "report.md"
+    page.write_text(markdown(report, plots), encoding="utf-8")
+    return page
+
+
+def markdown(report: ReplayReport, plots: Sequence[Path] = ()) -> str:
+    """Render the report as a Markdown page."""
+    parts = [
+        f"# {report.candidate} against {report.baseline}: {report.verdict}",
+        f"{report.turns} stored turns of {report.conversations} conversations of "
+        f"`{report.baseline}`, answered again by `{report.baseline}` (version "
+        f"{report.baseline_version}) and `{report.candidate}` (version "
+        f"{report.candidate_version}). Seed {report.seed}, run {report.run}.",
+        gates_table(report.gates),
+        "A *hard* gate compares the figures as they are. A *soft* one passes where the whole 95 % "
+        "interval of the difference (bootstrap over conversations) is better than the margin, "
+        "fails where all of it is worse, and is undecided otherwise: more turns would tell.",
+    ]
+    if report.judge:
+        parts.append("## The judge\n\n" + judge_lines(report.judge))
+    parts += [f"![{plot.stem}]({plot.name})" for plot in plots]
+    return "\n\n".join(parts) + "\n"
+
+
+def gates_table(gates: Sequence[Gate]) -> str:
+    """Render what each gate found."""
+    head = ("gate", "kind", "baseline", "candidate", "difference", "margin", "turns", "verdict")
+    return table(head, [_line(gate) for gate in gates])
+
+
+def judge_lines(judge: Judged) -> str:
+    """Render what the judge said, with what tells how far to believe it."""
+    longer = "" if judge.longer_won is None else f"; the longer reply won {judge.longer_won:.0%}"
+    return (
+        f"`{judge.bot}` compared {judge.pairs} pairs in both orders: the candidate won "
+        f"{judge.wins:.0%} and lost {judge.losses:.0%}. {judge.flipped:.0%} changed with the "
+        f"order and {judge.unreadable:.0%} could not be read: these count as ties{longer}.\n\n"
+        f"Prompt:\n\n```text\n{judge.prompt}\n```"
+    )
+
+
+def _line(gate: Gate) -> tuple[str, ...]:
+    show = _SHOWN.get(gate.name, "{:.3f}".format)
+    change = _CHANGES.get(gate.name, "{:+.3f}".format)
+    found = gate.difference
+    return (
+        gate.name,
+        "hard" if gate.is_hard else "soft",
+        show(gate.baseline),
+        show(gate.candidate),
+        f"{change(found.value)} [{change(found.low)}, {change(found.high)}]",
+        change(gate.margin).lstrip("+"),
+        str(gate.turns),
+        gate.verdict,
+    )
+
+
+#: Lengths are logarithms: shown as words, and their differences as percentages.
+_SHOWN: dict[str, Callable[[float], str]] = {"length": lambda value: f"{math.expm1(value):.1f}"}
+_CHANGES: dict[str, Callable[[float], str]] = {"length": lambda value: f"{math.expm1(value):+.0%}"}
+
+
+def _pair(report: ReplayReport, pair: Pair) -> dict[str, object]:
+    prompt = [message.model_dump(mode="json") for message in pair.question.messages]
+    return {
+        "prompt": prompt,
+        "a": pair.baseline.text,
+        "b": pair.candidate.text,
+        "bot": report.baseline,
+        "bot_b": report.candidate,
+        "turn_id": f"turn_{pair.question.turn_id.hex}",
+        "stored": pair.question.reply,
+    }

@@ -1,0 +1,1 @@
+"""Knowledge: what bots are shown of their owners' documents."""

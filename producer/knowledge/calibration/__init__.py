@@ -1,0 +1,1 @@
+"""Calibration: a gate is fitted to its collection, without labels from anybody."""

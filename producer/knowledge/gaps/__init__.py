@@ -1,0 +1,1 @@
+"""Gaps: questions that a collection did not answer, and the answers that close them."""

@@ -1,0 +1,1 @@
+"""Images, sound and files in what is accepted."""

@@ -1,0 +1,1 @@
+"""What operators look at and steer: lanes, workers, the queue, single turns."""

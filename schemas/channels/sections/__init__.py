@@ -1,0 +1,1 @@
+"""What a channel needs to be configured, one file a kind."""

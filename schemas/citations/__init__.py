@@ -1,0 +1,1 @@
+"""Citations: what replies are based on, and where they say so."""

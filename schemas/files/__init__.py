@@ -1,0 +1,1 @@
+"""Files: their rows, and the storage that has their bytes."""

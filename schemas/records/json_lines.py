@@ -1,0 +1,134 @@
+"""JSONL: one object a line. Arrays and objects over several lines are read too."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from turnmill.schemas.records import base
+from turnmill.schemas.records.base import Problem, Reading, Record, Report, without_nan
+from turnmill.schemas.records.encodings import find_encoding
+from turnmill.schemas.records.text import read_lines
+
+#: What stands between the values of an array, and after the last one.
+_BETWEEN = " \t\r\n,]"
+
+
+class _Refused(ValueError):
+    """JSON that Python reads and we do not: the column, and why."""
+
+
+def read(reading: Reading) -> Iterator[Record]:
+    encoding = reading.layout.encoding or find_encoding(reading.path)
+    reading.layout = replace(reading.layout, encoding=encoding)
+    lines = read_lines(reading.path, encoding, reading.report)
+    for line, value in _values(enumerate(lines, start=1), reading.report):
+        if not isinstance(value, dict):
+            reading.report(Problem(line, None, "is not a JSON object"))
+            continue
+        cells = {name: without_nan(cell) for name, cell in value.items()}
+        reading.note_columns(cells)
+        yield line, cells
+
+
+def _values(lines: Iterator[tuple[int, str]], report: Report) -> Iterator[tuple[int, Any]]:
+    is_first = True
+    for number, line in lines:
+        text = line.strip().removesuffix(",").rstrip()
+        if not text:
+            continue
+        if is_first and _goes_on(text):
+            yield from _spread_values(number, line, lines, report)
+            return
+        for value in _decode(number, text, report):
+            # An array in one line is a whole file; in a file of lines it is a mistake.
+            is_file = is_first and isinstance(value, list)
+            yield from ((number, item) for item in (value if is_file and value else [value]))
+        is_first = False
+
+
+def _goes_on(text: str) -> bool:
+    """Whether a file's first line begins an object or an array of objects that ends later."""
+    return text == "{" or (text[0] == "[" and text[1:2] in ("", "{", " ") and text[-1] != "]")
+
+
+def _decode(number: int, text: str, report: Report) -> list[Any]:
+    """The value of a line, or nothing: what is wrong is reported."""
+    try:
+        return [_DECODER.decode(text)]
+    except json.JSONDecodeError as error:
+        report(Problem(number, None, f"is not JSON: {error.msg} (character {error.pos + 1})"))
+    except _Refused as error:
+        report(Problem(number, *error.args))
+    except (ValueError, RecursionError):
+        report(Problem(number, None, "is not JSON that can be read"))
+    return []
+
+
+def _spread_values(
+    start: int, line: str, lines: Iterator[tuple[int, str]], report: Report
+) -> Iterator[tuple[int, Any]]:
+    """The values of an array, or one after the other, each over as many lines as it likes.
+
+    Nothing tells where to resume after a mistake: the first one ends the reading.
+    """
+    pending, number = line.lstrip().removeprefix("["), start
+    while True:
+        try:
+            value, end = _first_value(pending)
+        except _Refused as error:
+            report(Problem(start, *error.args))
+            return
+        if end:
+            yield start, value
+            pending, start = pending[end:].lstrip(_BETWEEN), number
+            continue
+        number, line = next(lines, (number, ""))
+        if not line:
+            if pending:
+                report(Problem(start, None, "is not JSON: the object is not closed"))
+            return
+        start = start if pending else number
+        pending = (pending + line).lstrip(_BETWEEN)
+
+
+def _first_value(pending: str) -> tuple[Any, int]:
+    """The value that a text begins with and its length, which is 0 while its end is missing.
+
+    Raises:
+        _Refused: it is not JSON, however it goes on.
+    """
+    text = pending.rstrip()
+    if len(text) > base.MAX_LINE_BYTES:
+        raise _Refused(None, f"is longer than {base.MAX_LINE_BYTES >> 20} MiB")
+    if not text.endswith(("}", "},", "]", "],")):
+        return None, 0
+    try:
+        return _DECODER.raw_decode(text)
+    except json.JSONDecodeError as error:
+        if error.pos >= len(text) or error.msg.startswith("Unterminated"):
+            return None, 0
+        where = f"line {error.lineno} of it, character {error.colno}"
+        raise _Refused(None, f"is not JSON: {error.msg} ({where})") from None
+    except _Refused:
+        raise
+    except (ValueError, RecursionError):
+        raise _Refused(None, "is not JSON that can be read") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Refused(twice[:80], "appears twice")
+    return value
+
+
+def _constant(name: str) -> float | None:
+    if name == "NaN":
+        return None
+    raise _Refused(None, f"is not JSON: {name} is no number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)

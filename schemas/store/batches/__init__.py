@@ -1,0 +1,1 @@
+"""What batches need of the store: counters of their turns, and sweeps through them."""

@@ -1,0 +1,192 @@
+"""Pause, resume and cancel: what was decided about a batch reaches its turns.
+
+The decision is a row's change and holds at once: a claim leaves the turns of a paused batch alone
+and moves their hints into a lane that no relay publishes and no worker consumes. A sweep does the
+same to the other hints, page by page, so that they do not pass through the broker first. It
+notes how far it has come: workers finish one whose command was ended.
+
+A decision and whatever acts upon it exclude each other by the batch's row: an UPDATE here, FOR
+SHARE there. So nothing is held after the sweep that releases it has passed.
+"""
+
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from turnmill.schemas.postgres.database import Cursor, Database, notify
+from turnmill.schemas.postgres.rows import fetch
+from turnmill.schemas.routes import ABORT_CHANNEL, OUTBOX_CHANNEL, PAUSED_LANE
+from turnmill.schemas.store.advance import advance, lock_conversations, lock_turns
+from turnmill.schemas.store.cancel import CANCEL
+from turnmill.schemas.store.changes import OPEN
+from turnmill.schemas.turns import Lane, TurnState
+
+#: Hints of one transaction, and turns of one that cancels: it lasts a tenth of a second or two.
+PAGE_HINTS = 5000
+PAGE_TURNS = 500
+
+PAUSE = """
+UPDATE batches SET paused_at = clock_timestamp(), swept_row = 0
+WHERE id = %s AND paused_at IS NULL AND cancelled_at IS NULL RETURNING id
+"""
+
+RESUME = """
+UPDATE batches SET paused_at = NULL, resumed_at = clock_timestamp(), swept_row = 0
+WHERE id = %s AND paused_at IS NOT NULL AND cancelled_at IS NULL RETURNING id
+"""
+
+#: A cancelled batch is paused too: nothing of it starts while its turns are being cancelled.
+CANCEL_BATCH = """
+UPDATE batches SET cancelled_at = clock_timestamp(), swept_row = 0,
+    paused_at = coalesce(paused_at, clock_timestamp())
+WHERE id = %s AND cancelled_at IS NULL RETURNING id
+"""
+
+#: Sweeps that nobody works at for certain: workers look for them.
+UNFINISHED = "SELECT id FROM batches WHERE swept_row IS NOT NULL"
+
+_DECIDED = """
+SELECT paused_at, resumed_at, cancelled_at, swept_row FROM batches WHERE id = %s FOR SHARE
+"""
+
+#: Only of the decision that the sweep was for. A decision's times tell it from all others.
+_NOTE = """
+UPDATE batches SET swept_row = %s WHERE id = %s AND (paused_at, resumed_at, cancelled_at, swept_row)
+    IS NOT DISTINCT FROM (%s::timestamptz, %s::timestamptz, %s::timestamptz, %s::int)
+"""
+
+#: Hints are found by the ids of their turns, as an array: so PostgreSQL looks them up in the index,
+#: whatever its statistics say, which are of before the last sweep. With a join in its place one
+#: page of 200,000 hints was seen to take more than two minutes.
+_PAGE = """
+page AS (
+    SELECT id, batch_row FROM turns
+    WHERE batch_id = %(batch)s AND batch_row > %(after)s ORDER BY batch_row LIMIT %(size)s
+)
+"""
+
+#: A hint that somebody holds is being claimed or published: the claim that follows sees to it.
+#: Hints in quarantine stay there, where a claim passes them over: only they know that they are.
+_HOLD = f"""
+WITH {_PAGE}, free AS (
+    SELECT turn_id FROM outbox
+    WHERE turn_id = ANY(ARRAY(SELECT id FROM page))
+      AND lane NOT IN ('{PAUSED_LANE}', '{Lane.QUARANTINE}') FOR UPDATE SKIP LOCKED
+), held AS (
+    UPDATE outbox SET lane = '{PAUSED_LANE}', published_at = NULL, worker_id = NULL,
+        own_until = NULL
+    WHERE turn_id = ANY(ARRAY(SELECT turn_id FROM free))
+)
+SELECT max(batch_row) AS last_row FROM page
+"""
+
+#: Back to their places: the order of a lane is that of times that have not changed. Locked in the
+#: order of ids: a worker may do the same page as the command.
+_RELEASE = f"""
+WITH {_PAGE}, held AS (
+    SELECT turn_id FROM outbox
+    WHERE turn_id = ANY(ARRAY(SELECT id FROM page)) AND lane = '{PAUSED_LANE}'
+    ORDER BY turn_id FOR UPDATE
+), released AS (
+    UPDATE outbox o SET lane = (SELECT t.lane FROM turns t WHERE t.id = o.turn_id)
+    WHERE turn_id = ANY(ARRAY(SELECT turn_id FROM held))
+)
+SELECT max(batch_row) AS last_row FROM page
+"""
+
+_TURNS = """
+SELECT id, conversation_id, batch_row FROM turns
+WHERE batch_id = %(batch)s AND batch_row > %(after)s ORDER BY batch_row LIMIT %(size)s
+"""
+
+_RUNNING = f"""
+SELECT id, conversation_id, batch_row FROM turns
+WHERE state = '{TurnState.RUNNING}' AND batch_id = %s ORDER BY id
+"""
+
+_OPEN_NOW = f"SELECT id, state FROM turns WHERE id = ANY(%s) AND state IN ({OPEN})"
+
+
+class _Decided(NamedTuple):
+    """The row of `_DECIDED`."""
+
+    paused_at: datetime | None
+    resumed_at: datetime | None
+    cancelled_at: datetime | None
+    #: The row up to which the turns know; None: all do.
+    swept_row: int | None
+
+
+class _Page(NamedTuple):
+    """The row of `_HOLD` and `_RELEASE`. The page was empty: None."""
+
+    last_row: int | None
+
+
+class _TurnRow(NamedTuple):
+    """A row of `_TURNS` and of `_RUNNING`."""
+
+    id: UUID
+    conversation_id: UUID
+    batch_row: int
+
+
+class _OpenRow(NamedTuple):
+    """A row of `_OPEN_NOW`."""
+
+    id: UUID
+    state: str
+
+
+def sweep_page(database: Database, batch_id: UUID) -> int | None:
+    """Bring the next page of a batch's turns in line with what was decided about the batch.
+
+    Return the row up to which all are, or None at the end. Whoever sweeps beside it may do the
+    same page. Raises `DatabaseUnavailable`: the page may be swept again.
+    """
+    with database.cursor() as cursor:
+        found = fetch(cursor, _Decided, _DECIDED, (batch_id,))
+        if not found or found[0].swept_row is None:
+            return None
+        decided = found[0]
+        last_row = _sweep(cursor, batch_id, decided)
+    database.run(_NOTE, (last_row, batch_id, *decided))
+    return last_row
+
+
+def cancel_running(database: Database, batch_id: UUID) -> None:
+    """Cancel the turns of a batch that run: workers stop generating. Raises `DatabaseUnavailable`.
+
+    They are few, and the page that they are on may be far.
+    """
+    running = database.fetch(_TurnRow, _RUNNING, (batch_id,))
+    for start in range(0, len(running), PAGE_TURNS):
+        with database.cursor() as cursor:
+            _cancel(cursor, running[start : start + PAGE_TURNS])
+
+
+def _sweep(cursor: Cursor, batch_id: UUID, decided: _Decided) -> int | None:
+    page = {"batch": batch_id, "after": decided.swept_row, "size": PAGE_HINTS}
+    if decided.cancelled_at is not None:
+        turns = fetch(cursor, _TurnRow, _TURNS, page | {"size": PAGE_TURNS})
+        _cancel(cursor, turns)
+        return turns[-1].batch_row if turns else None
+    (swept,) = fetch(cursor, _Page, _RELEASE if decided.paused_at is None else _HOLD, page)
+    if decided.paused_at is None:
+        notify(cursor, OUTBOX_CHANNEL)
+    return swept.last_row
+
+
+def _cancel(cursor: Cursor, turns: list[_TurnRow]) -> None:
+    """Cancel those of the turns that are open, and tell the workers that hold them."""
+    lock_conversations(cursor, list({turn.conversation_id for turn in turns}))
+    lock_turns(cursor, [turn.id for turn in turns])
+    open_now = {row.id: row.state for row in fetch(cursor, _OpenRow, _OPEN_NOW,
+                                                   ([turn.id for turn in turns],))}  # fmt: skip
+    if not open_now:
+        return
+    cursor.execute(CANCEL, (list(open_now),))
+    advance(cursor, list({turn.conversation_id for turn in turns if turn.id in open_now}))
+    for turn_id, state in open_now.items():
+        if state == TurnState.RUNNING:
+            notify(cursor, ABORT_CHANNEL, turn_id.hex)

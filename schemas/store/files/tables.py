@@ -1,0 +1,49 @@
+"""Files: what is known of them, and what was read of them. Their bytes are in the storage
+(`schemas/files`).
+
+The row's transaction publishes or deletes the bytes before it commits. A process that dies in
+between leaves bytes without a row, or a row without bytes; retention deletes either.
+"""
+
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, Table, Text, Uuid, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from turnmill.schemas.store.tables import metadata, time_column
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, nullable=False),
+    #: As its owner calls it, for people: no path is ever made of it.
+    Column("name", Text, nullable=False),
+    #: What it was uploaded for (`Purpose`).
+    Column("purpose", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    #: As its content begins, whatever its owner said.
+    Column("mime", Text, nullable=False),
+    time_column("created_at", default_now=True),
+    #: Where its bytes are still to be fetched from, by the delivery process of that channel:
+    #: `{"channel", "kind", "ref"}`. Null: they are in the storage.
+    Column("source", JSONB),
+    #: When that is tried next, and how often it was tried.
+    time_column("fetch_at"),
+    Column("fetches", Integer, nullable=False, server_default=text("0")),
+    #: Retention deletes it then; null: nobody does.
+    time_column("expires_at"),
+    Index("ix_files_tenant_id_created_at_id", "tenant_id", "created_at", "id"),
+    Index("ix_files_fetch_at", "fetch_at", postgresql_where=text("source IS NOT NULL")),
+    Index("ix_files_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+)
+
+#: What was read of a turn's sounds and images. Its first attempt decides, so that a later one
+#: continues the answer to the same words.
+turn_readings = Table(
+    "turn_readings",
+    metadata,
+    Column("turn_id", Uuid, primary_key=True),
+    #: `Reading`s.
+    Column("readings", JSONB, nullable=False),
+    time_column("created_at", default_now=True),
+)

@@ -1,0 +1,191 @@
+"""The states of a document: queued, then indexed by one worker at a time, then ready or failed.
+
+Each change of what is wanted counts `fence` up. A worker that was paused, or whose lease has
+expired, holds an older number, and changes nothing any more.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from turnmill.schemas.ids import new_id
+from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.store.knowledge.passages import lock_collection, replace_passages
+
+
+class DocumentState(StrEnum):
+    QUEUED = "queued"
+    INDEXING = "indexing"
+    READY = "ready"
+    #: Its passages, if it has any, are those of before.
+    FAILED = "failed"
+
+
+#: Attempts whose worker died, or whose child process did, before a document fails.
+MAX_ATTEMPTS = 3
+
+_QUEUE = """
+INSERT INTO documents AS d
+    (id, collection_id, uri, origin, title, digest, version, state, fence, due_at, file_id,
+     attributes, url)
+VALUES (%(id)s, %(collection)s, %(uri)s, %(origin)s, %(title)s, %(digest)s, 0, 'queued', 1,
+    clock_timestamp(), %(file)s, %(attributes)s, %(url)s)
+ON CONFLICT (collection_id, origin, uri) DO UPDATE SET digest = excluded.digest, state = 'queued',
+    fence = d.fence + 1, attempt = 0, due_at = clock_timestamp(), error_code = NULL,
+    error_message = NULL, file_id = excluded.file_id, attributes = excluded.attributes,
+    url = excluded.url
+RETURNING id
+"""
+
+_KEEP_CONTENT = """
+INSERT INTO document_contents (document_id, content) VALUES (%s, %s)
+ON CONFLICT (document_id) DO UPDATE SET content = excluded.content
+"""
+
+_RETRY = """
+UPDATE documents SET state = 'queued', fence = fence + 1, attempt = 0,
+    due_at = clock_timestamp(), error_code = NULL, error_message = NULL
+WHERE collection_id = %s AND state = 'failed' AND (%s::text[] IS NULL OR uri = ANY(%s))
+RETURNING id, uri
+"""
+
+#: `due_at` of a document that is being indexed is the end of the lease: then it is due again.
+_CLAIM = """
+UPDATE documents d SET state = 'indexing', fence = d.fence + 1, attempt = d.attempt + 1,
+    due_at = clock_timestamp() + make_interval(secs => %s)
+FROM collections c
+WHERE c.id = d.collection_id AND d.id = (
+    SELECT id FROM documents WHERE state IN ('queued', 'indexing') AND due_at <= clock_timestamp()
+    ORDER BY due_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
+RETURNING d.id AS document_id, d.collection_id, c.tenant_id, d.uri, d.file_id, d.fence, d.attempt
+"""
+
+_CONTENT = "SELECT content FROM document_contents WHERE document_id = %s"
+
+_RENEW = """
+UPDATE documents SET due_at = clock_timestamp() + make_interval(secs => %s)
+WHERE id = %s AND fence = %s RETURNING id
+"""
+
+_WRITTEN = """
+UPDATE documents SET state = 'ready', title = %s, url = coalesce(%s, url),
+    version = version + 1, due_at = NULL, error_code = NULL, error_message = NULL,
+    updated_at = clock_timestamp()
+WHERE id = %s
+"""
+
+_READY = f"{_WRITTEN} AND fence = %s RETURNING id"
+
+_FAIL = """
+UPDATE documents SET state = 'failed', due_at = NULL, error_code = %s, error_message = %s
+WHERE id = %s AND fence = %s RETURNING id
+"""
+
+_AGAIN = """
+UPDATE documents SET state = 'queued', due_at = clock_timestamp() + make_interval(secs => %s)
+WHERE id = %s AND fence = %s RETURNING id
+"""
+
+
+class Wanted(NamedTuple):
+    """A document as it is to be."""
+
+    collection_id: UUID
+    origin: str
+    uri: str
+    digest: bytes
+    file_id: UUID | None = None
+    #: What its owner says of it.
+    attributes: dict[str, Any] | None = None
+    #: Where people find it, unless it says otherwise itself.
+    url: str | None = None
+
+
+class Task(NamedTuple):
+    """A document that one worker indexes."""
+
+    document_id: UUID
+    collection_id: UUID
+    tenant_id: UUID
+    uri: str
+    file_id: UUID | None
+    fence: int
+    attempt: int
+
+
+def queue(cursor: Cursor, wanted: Wanted, content: bytes | None) -> UUID:
+    """Want a document indexed. `content` waits in the database; None: it is that of the file."""
+    values = {
+        "id": new_id(), "collection": wanted.collection_id, "uri": wanted.uri,
+        "origin": wanted.origin, "title": wanted.uri, "digest": wanted.digest,
+        "file": wanted.file_id, "attributes": Jsonb(wanted.attributes or {}),
+        "url": wanted.url,
+    }  # fmt: skip
+    [(document_id,)] = cursor.execute(_QUEUE, values)
+    if content is not None:
+        cursor.execute(_KEEP_CONTENT, (document_id, content))
+    return UUID(str(document_id))
+
+
+def write(cursor: Cursor, wanted: Wanted, title: str, passages: Sequence[dict[str, Any]]) -> UUID:
+    """Save a document whose passages are known already; return it."""
+    lock_collection(cursor, wanted.collection_id)
+    document_id = queue(cursor, wanted, None)
+    cursor.execute(_WRITTEN, (title, wanted.url, document_id))
+    replace_passages(cursor, wanted.collection_id, document_id, passages)
+    return document_id
+
+
+def retry(database: Database, collection_id: UUID, uris: Sequence[str] | None) -> list[Any]:
+    """Queue documents that failed; return those that did, by id and uri. None: all of them."""
+    names = None if uris is None else list(uris)
+    return database.run(_RETRY, (collection_id, names, names))
+
+
+def claim(database: Database, lease_s: float) -> Task | None:
+    """Take the document that has waited longest. None: nothing is due."""
+    found = database.fetch(Task, _CLAIM, (lease_s,))
+    return found[0] if found else None
+
+
+def content_of(database: Database, document_id: UUID) -> bytes | None:
+    """Return what waits in the database of a document."""
+    rows = database.run(_CONTENT, (document_id,))
+    return bytes(rows[0].content) if rows else None
+
+
+def renew(database: Database, task: Task, lease_s: float) -> bool:
+    """Keep the document; False: it is wanted otherwise meanwhile, deleted, or somebody else's."""
+    return bool(database.run(_RENEW, (lease_s, task.document_id, task.fence)))
+
+
+def settle(
+    database: Database,
+    task: Task,
+    title: str,
+    passages: Sequence[dict[str, Any]],
+    url: str | None = None,
+) -> bool:
+    """Give the document its new passages, in one transaction. False: it is no longer this task's,
+    and nothing has changed. `url`: where the document says that people find it.
+    """
+    with database.cursor() as cursor:
+        lock_collection(cursor, task.collection_id)
+        if not cursor.execute(_READY, (title, url, task.document_id, task.fence)).fetchall():
+            return False
+        replace_passages(cursor, task.collection_id, task.document_id, passages)
+        cursor.execute("DELETE FROM document_contents WHERE document_id = %s", (task.document_id,))
+    return True
+
+
+def fail(database: Database, task: Task, code: str, message: str) -> bool:
+    """End the task without passages. False: it is no longer this task's."""
+    return bool(database.run(_FAIL, (code, message, task.document_id, task.fence)))
+
+
+def try_again(database: Database, task: Task, wait_s: float) -> bool:
+    """Queue the document of a failed attempt. False: it is no longer this task's."""
+    return bool(database.run(_AGAIN, (wait_s, task.document_id, task.fence)))

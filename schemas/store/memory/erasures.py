@@ -1,0 +1,114 @@
+"""Erasures: which users are forgotten, and until when what they said is erased."""
+
+import hashlib
+from collections.abc import Iterable
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from turnmill.schemas.postgres.database import Cursor, Database
+
+#: Forgotten once more, what was said since is erased, too.
+_ASK = """
+INSERT INTO erasures (tenant_id, key_hash, key) VALUES (%(tenant)s, %(hash)s, %(key)s)
+ON CONFLICT (tenant_id, key_hash) DO UPDATE
+SET at = excluded.at, key = excluded.key, done_at = NULL
+RETURNING tenant_id, key_hash, at, key, done_at
+"""
+
+#: Of another copy of the list: what is new to this database is not done in it.
+_ADD = """
+INSERT INTO erasures (tenant_id, key_hash, at)
+SELECT * FROM unnest(%s::uuid[], %s::bytea[], %s::timestamptz[])
+ON CONFLICT (tenant_id, key_hash) DO UPDATE SET at = excluded.at, done_at = NULL
+WHERE erasures.at < excluded.at
+RETURNING tenant_id
+"""
+
+_LIST = "SELECT tenant_id, key_hash, at, key, done_at FROM erasures"
+
+_DONE = """
+UPDATE erasures SET done_at = clock_timestamp(), key = NULL
+WHERE tenant_id = %s AND key_hash = %s AND at = %s RETURNING at
+"""
+
+#: Whose hash it is, of all whose keys are known: after a restore nobody says it. The first part
+#: steps from key to key by the index.
+_FIND_KEY = """
+WITH RECURSIVE asked AS (
+    (SELECT user_key FROM turns WHERE tenant_id = %(tenant)s AND user_key IS NOT NULL
+    ORDER BY user_key LIMIT 1)
+    UNION ALL
+    SELECT (SELECT user_key FROM turns WHERE tenant_id = %(tenant)s AND user_key > asked.user_key
+        ORDER BY user_key LIMIT 1)
+    FROM asked WHERE asked.user_key IS NOT NULL
+), known AS (
+    SELECT user_key AS key FROM asked
+    UNION SELECT key FROM users WHERE tenant_id = %(tenant)s
+    UNION SELECT channel || ':' || author FROM channel_threads WHERE tenant_id = %(tenant)s
+    UNION SELECT source || ':' || author FROM ratings WHERE tenant_id = %(tenant)s
+    -- Of releases that kept no user of a turn.
+    UNION SELECT d.channel || ':' || t.author FROM turns t JOIN deliveries d ON d.turn_id = t.id
+    WHERE t.tenant_id = %(tenant)s AND t.author IS NOT NULL AND t.user_key IS NULL
+)
+SELECT key FROM known
+WHERE key IS NOT NULL
+  AND sha256(convert_to(%(tenant)s::uuid::text || ':' || key, 'UTF8')) = %(hash)s LIMIT 1
+"""
+
+
+class Erasure(NamedTuple):
+    """A user who is to be forgotten, or was."""
+
+    tenant_id: UUID
+    key_hash: bytes
+    at: datetime
+    #: While it is not done, where somebody said it.
+    key: str | None = None
+    done_at: datetime | None = None
+
+
+def key_hash(tenant_id: UUID, key: str) -> bytes:
+    """Hash a user's key. It hides the key from a glance, not from somebody who tries all keys."""
+    return hashlib.sha256(f"{tenant_id}:{key}".encode()).digest()
+
+
+def ask_erasure(cursor: Cursor, tenant_id: UUID, key: str) -> Erasure:
+    """Note that a user is to be forgotten, and from which moment on."""
+    values = {"tenant": tenant_id, "key": key, "hash": key_hash(tenant_id, key)}
+    row = cursor.execute(_ASK, values).fetchone()
+    assert row is not None
+    return Erasure(*row)
+
+
+def add_erasures(database: Database, erasures: Iterable[Erasure]) -> int:
+    """Add erasures of another copy of the list; return the number of those that are new here."""
+    rows = [(each.tenant_id, each.key_hash, each.at) for each in erasures]
+    if not rows:
+        return 0
+    return len(database.run(_ADD, tuple(list(column) for column in zip(*rows, strict=True))))
+
+
+def list_erasures(database: Database, *, is_open: bool = False) -> list[Erasure]:
+    """All erasures, or those that are not done; the first ones first."""
+    which = "WHERE done_at IS NULL" if is_open else ""
+    return database.fetch(Erasure, f"{_LIST} {which} ORDER BY at, key_hash")
+
+
+def find_erasure(database: Database, tenant_id: UUID, key: str) -> Erasure | None:
+    """The erasure of a user, if there is one."""
+    params = (tenant_id, key_hash(tenant_id, key))
+    found = database.fetch(Erasure, f"{_LIST} WHERE tenant_id = %s AND key_hash = %s", params)
+    return found[0] if found else None
+
+
+def find_key(database: Database, erasure: Erasure) -> str | None:
+    """The key of the user; None: nothing is there of anybody with this hash."""
+    params = {"tenant": erasure.tenant_id, "hash": erasure.key_hash}
+    rows = database.run(_FIND_KEY, params)
+    return rows[0].key if rows else None
+
+
+def finish_erasure(database: Database, erasure: Erasure) -> None:
+    """Note that all is erased, and forget the key; unless the user was forgotten once more."""
+    database.run(_DONE, (erasure.tenant_id, erasure.key_hash, erasure.at))

@@ -1,0 +1,1 @@
+"""Studies: people rate replies, and do not learn who wrote them."""

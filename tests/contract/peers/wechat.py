@@ -1,0 +1,72 @@
+"""An official account of WeChat, for the contract suite."""
+
+from typing import Any, ClassVar
+
+from pydantic import SecretStr
+from wechatpy.crypto import WeChatCrypto
+from wechatpy.exceptions import WeChatException
+
+from turnmill.infra.mocks import wechat
+from turnmill.infra.mocks.wecom.messages import encode
+from turnmill.schemas.channels.wechat import Sealer
+
+from .base import Sent
+
+#: What stands around the encrypted part.
+AROUND = encode({"ToUserName": wechat.ACCOUNT, "Encrypt": ""})
+
+
+class WeChatPeer:
+    """Of what stands in WeChat's addresses, what the encrypted messages are signed with."""
+
+    section = f"""
+        app_id = "{wechat.APP_ID}"
+        app_secret = {{ env = "CONTRACT_APP" }}
+        token = {{ env = "CONTRACT_SECRET" }}
+        encoding_aes_key = {{ env = "CONTRACT_KEY" }}
+    """
+    secret = "made-up-token"  # noqa: S105
+    variables: ClassVar = {
+        "CONTRACT_SECRET": secret,
+        "CONTRACT_KEY": "jWmYm7qr5nMoAUwZRjGtBxmz3KA1tkAj3ykkR6q2B2C",
+        "CONTRACT_APP": wechat.APP_SECRET,
+    }
+    #: Of the message before it is framed by 20 bytes and the id, padded, encoded and wrapped.
+    max_body_bytes = (256 * 1024 - len(AROUND)) // 4 * 3 // 32 * 32 - 1 - 20 - len(wechat.APP_ID)
+    escapes = False
+    #: And the encrypted part of the body.
+    signs = frozenset({"time"})
+    methods = "GET, POST"
+    is_json = False
+
+    def message(self, text: str, event_id: str | None = None) -> Any:
+        return wechat.message(text, **({"MsgId": event_id} if event_id else {}))
+
+    def attachment(self) -> Any:
+        return wechat.message("", MsgType="image", PicUrl="https://a.example/b.png", MediaId="1")
+
+    def own(self) -> Any:
+        return wechat.message("I answered.", user=wechat.ACCOUNT)
+
+    def unknown(self) -> Any:
+        return wechat.message("", MsgType="event", Event="subscribe")
+
+    def encode(self, payload: Any) -> bytes:
+        return encode(payload)
+
+    def sign(self, body: bytes, *, at: float | None = None, secret: str | None = None) -> Sent:
+        key = SecretStr(self.variables["CONTRACT_KEY"])
+        sealer = Sealer(SecretStr(secret or self.secret), key, wechat.APP_ID)
+        signed = wechat.sign(sealer, body, at=at)
+        return Sent(signed.headers, signed.body, signed.query)
+
+    def is_valid(self, sent: Sent) -> bool:
+        crypto = WeChatCrypto(self.secret, self.variables["CONTRACT_KEY"], wechat.APP_ID)
+        query = sent.query
+        try:
+            plain = crypto.decrypt_message(
+                sent.body, query["msg_signature"], query["timestamp"], query["nonce"]
+            )
+        except WeChatException:
+            return False
+        return f"<FromUserName>{wechat.USER}<" in plain

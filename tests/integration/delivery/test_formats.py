@@ -1,0 +1,228 @@
+"""Replies with a format, from the client's call to the reply that a program reads."""
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import openai
+import pytest
+from pydantic import BaseModel, Field
+
+from tests.requirements import require_installed
+from turnmill.producer.accept import accept
+from turnmill.producer.tenants import create_key, save_bot
+from turnmill.producer.turns import read_turn
+from turnmill.schemas.capabilities import Capabilities
+from turnmill.schemas.errors import ContextOverflow, InvalidInput
+from turnmill.schemas.formats.response import ResponseFormat
+from turnmill.schemas.settings import EngineSettings
+from turnmill.schemas.turns import GenerationParams, Turn
+from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.echo import EchoEngine
+from turnmill.workers.testing import InlineWorker
+
+Eventually = Callable[..., None]
+
+require_installed("jsonschema", "dev")
+
+MODEL = "smollm2-135m-instruct"
+
+
+class Triage(BaseModel):
+    language: Literal["en", "zh"]
+    urgency: int = Field(ge=1, le=5)
+    words: list[str] = Field(min_length=12)
+    note: str | None
+
+
+TRIAGE = GenerationParams(
+    response_format=ResponseFormat(
+        type="json_schema", schema_text=json.dumps(Triage.model_json_schema())
+    )
+)
+
+
+class Scripted(EchoEngine):
+    """Answers with these texts, one after the other, or raises these errors."""
+
+    def __init__(self, *texts: str | Exception, can: Capabilities | None = None) -> None:
+        super().__init__(EngineSettings())
+        self._texts = iter(texts)
+        self._can = can or super().capabilities
+        self.prompts: list[Prompt] = []
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._can
+
+    def generate(self, prompt: Prompt, params: GenerationParams, abort: Any) -> Iterator[Chunk]:
+        self.prompts.append(prompt)
+        text = next(self._texts)
+        if isinstance(text, Exception):
+            raise text
+        yield Chunk(text, 1)
+        yield Chunk("", 0, "stop", 3)
+
+
+@pytest.fixture
+def system(make_system: Callable[..., Any], database_url: str, valkey_url: str) -> Any:
+    return make_system(database_url, valkey_url)
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Scripted], Scripted]:
+    def use(engine: Scripted) -> Scripted:
+        monkeypatch.setattr("turnmill.workers.consumer.process.create_engine", lambda _: engine)
+        return engine
+
+    return use
+
+
+@pytest.fixture
+def client(system: Any, eventually: Eventually) -> openai.OpenAI:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    system.start("relay")
+    api = system.start("api", TURNMILL_API__PORT=str(port))
+    eventually(lambda: api.says("api.started"), 30)
+    key = create_key(system.database, system.tenant_id, "test")
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0)
+
+
+def answered(system: Any, params: GenerationParams) -> Turn:
+    with InlineWorker(system.settings):
+        turn = accept(system.database, system.request("My parcel is late.", params=params))
+        system.wait_until_settled()
+    return read_turn(system.database, system.tenant_id, turn.turn_id)
+
+
+def test_openai_s_own_client_parses_a_reply_into_its_model(
+    system: Any, client: openai.OpenAI
+) -> None:
+    system.start_worker()
+    messages: Any = [{"role": "user", "content": "My parcel is late."}]
+    whole = client.chat.completions.parse(model=MODEL, messages=messages, response_format=Triage)
+    assert whole.choices[0].message.parsed == Triage(
+        language="en", urgency=1, words=[""] * 12, note=""
+    )
+    with client.chat.completions.stream(
+        model=MODEL, messages=messages, response_format=Triage
+    ) as stream:
+        streamed = stream.get_final_completion()
+    assert streamed.choices[0].message.parsed == whole.choices[0].message.parsed
+    chosen = client.chat.completions.create(
+        model=MODEL, messages=messages, extra_body={"structured_outputs": {"choice": ["no", "yes"]}}
+    )
+    assert chosen.choices[0].message.content == "no"
+    free = client.chat.completions.create(
+        model=MODEL, messages=messages, response_format={"type": "json_object"}
+    )
+    assert json.loads(free.choices[0].message.content or "") == {}
+    wrong = {"type": "object", "properties": {"a": {"not": {}}}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model=MODEL,
+            messages=messages,
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": wrong}},
+        )
+    assert caught.value.param == "response_format.json_schema.schema.properties.a.not"
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_a_kill_inside_an_object_leaves_one_valid_object(
+    system: Any, client: openai.OpenAI, eventually: Eventually, resumes: bool
+) -> None:
+    speed = {"TURNMILL_ENGINE__ECHO_CAN_CONTINUE": str(resumes).lower()}
+    doomed = system.start_worker(**speed | {"TURNMILL_ENGINE__ECHO_TOKEN_S": "0.5"})
+    seen: list[Any] = []
+
+    def watch() -> None:
+        with client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "?"}],
+            stream=True,
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "triage", "schema": Triage.model_json_schema()},
+            },
+        ) as stream:
+            seen.extend(stream)
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        kept = "SELECT 1 AS n FROM chunks HAVING count(*) > 2"
+        eventually(lambda: watching.done() or system.database.run(kept), 30)
+        assert not watching.done(), watching.exception()
+        doomed.kill()
+        system.start_worker(**speed)
+        watching.result(60)
+    marks = [n for n, chunk in enumerate(seen) if getattr(chunk, "turnmill", None)]
+    assert len(marks) == (0 if resumes else 1)
+    texts = [chunk.choices[0].delta.content or "" for chunk in seen[marks[0] if marks else 0 :]]
+    assert Triage.model_validate_json("".join(texts)).urgency == 1
+    assert system.count("attempt = 2 AND crashes = 1") == 1
+
+
+def test_a_reply_that_is_not_in_its_format_is_asked_for_once_more(
+    system: Any, use: Callable[[Scripted], Scripted]
+) -> None:
+    good = Triage(language="zh", urgency=2, words=["w"] * 12, note="x").model_dump_json()
+    engine = use(Scripted("Certainly! It is urgent.", good))
+    reply = answered(system, TRIAGE).reply
+    assert reply is not None and reply.content == good
+    _, again = engine.prompts
+    assert [message.role for message in again.messages] == ["user", "assistant", "user"]
+    assert "it is not JSON" in again.messages[-1].text
+    # Both were computed.
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (6, 2)
+
+
+def test_a_second_reply_that_has_no_room_is_not_the_client_s_fault(
+    system: Any, use: Callable[[Scripted], Scripted]
+) -> None:
+    use(Scripted("Certainly!", ContextOverflow("Too long.", param="messages")))
+    turn = answered(system, TRIAGE)
+    assert (turn.state, turn.error_code) == ("failed", "format_not_met")
+
+
+def test_a_reply_that_is_twice_not_in_its_format_fails_by_a_name_and_without_its_text(
+    system: Any, use: Callable[[Scripted], Scripted]
+) -> None:
+    use(Scripted("SECRET", '{"language": "SECRET"}'))
+    turn = answered(system, TRIAGE)
+    assert (turn.state, turn.error_code) == ("failed", "format_not_met")
+    assert "does not meet" in (turn.error_message or "")
+    assert "SECRET" not in (turn.error_message or "")
+
+
+def test_a_reply_that_is_cut_by_its_limit_is_returned_as_it_is(system: Any) -> None:
+    reply = answered(system, TRIAGE.model_copy(update={"max_tokens": 3})).reply
+    assert reply is not None
+    assert (reply.content, reply.finish_reason) == ('{"language":', "length")
+
+
+def test_stop_strings_do_not_cut_a_reply_with_a_format(system: Any) -> None:
+    bot = system.settings.engine.model_name
+    save_bot(system.database, system.tenant_id, bot, bot, "", GenerationParams(stop=("urgency",)))
+    reply = answered(system, TRIAGE).reply
+    assert reply is not None and Triage.model_validate_json(reply.content)
+
+
+def test_the_properties_of_a_reply_keep_the_order_of_the_schema(system: Any) -> None:
+    reply = answered(system, TRIAGE).reply
+    assert reply is not None
+    assert [*json.loads(reply.content)] == ["language", "urgency", "words", "note"]
+
+
+def test_a_format_that_no_live_worker_writes_is_refused_by_its_field(
+    system: Any, use: Callable[[Scripted], Scripted]
+) -> None:
+    use(Scripted(can=Capabilities(formats=frozenset({"text", "json_object"}))))
+    choice = GenerationParams(response_format=ResponseFormat(type="choice", choices=("a",)))
+    with InlineWorker(system.settings):
+        for params in (TRIAGE, choice):
+            with pytest.raises(InvalidInput, match="formats: ") as caught:
+                accept(system.database, system.request("x", params=params))
+            assert caught.value.param == "response_format"

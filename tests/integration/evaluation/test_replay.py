@@ -1,0 +1,219 @@
+"""Replays: stored turns, answered again by two bots, delivered to nobody."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+pytest.importorskip("sacrebleu")
+
+from typer.testing import CliRunner
+
+from tests.integration.evaluation.conftest import Desk
+from tests.judging import judged, replayed, speaks
+from turnmill.compression.conversations import tenant_conversations
+from turnmill.producer.accept import accept
+from turnmill.producer.cli.app import app
+from turnmill.producer.evaluation.gate import Verdict
+from turnmill.producer.evaluation.stored import stored_replies
+from turnmill.producer.tenants import save_bot, set_training
+from turnmill.producer.turns import read_conversation, read_turn
+from turnmill.schemas.errors import InvalidInput, NotFound
+from turnmill.schemas.turns import GenerationParams, Message, Role, TurnRequest
+
+#: Conversations, of two turns each.
+CONVERSATIONS = 22
+
+PASSED, FAILED, UNDECIDED = 0, 1, 2
+
+
+@pytest.fixture
+def talked(desk: Desk) -> Desk:
+    """A desk with turns of a bot, and two bots that may take its place."""
+    good = GenerationParams()
+    for name, params in (("old", good), ("same", good), ("short", GenerationParams(max_tokens=2))):
+        save_bot(desk.database, desk.tenant_id, name, desk.bot, "", params)
+    draw = random.Random(1)
+    for number in range(CONVERSATIONS):
+        words = [f"word{draw.randrange(900)}" for _ in range(12)]
+        desk.ask(
+            f"Question {number}: {' '.join(words)}", f"And {' '.join(words[::-1])}?", bot="old"
+        )
+    return desk
+
+
+def replay(folder: Path, *words: str) -> tuple[int, Any]:
+    """Run the command; its exit status, and its report."""
+    done = CliRunner().invoke(app, ["evaluate", "replay", "--out", str(folder), *words])
+    if isinstance(done.exception, Exception) and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, json.loads((folder / "report.json").read_text())
+
+
+def verdicts(report: Any) -> dict[str, str]:
+    return {gate["name"]: gate["verdict"] for gate in report["gates"]}
+
+
+def test_a_bot_that_answers_as_well_passes(talked: Desk, tmp_path: Path) -> None:
+    status, report = replay(tmp_path, "--bot", "old", "--against", "same")
+
+    assert status == PASSED
+    assert report["verdict"] == "passed"
+    assert (report["turns"], report["conversations"]) == (2 * CONVERSATIONS, CONVERSATIONS)
+    assert set(verdicts(report).values()) == {"passed"}
+    assert (tmp_path / "gates.png").stat().st_size
+    assert "same against old: passed" in (tmp_path / "report.md").read_text()
+
+
+def test_a_worse_bot_fails_and_the_report_says_where(talked: Desk, tmp_path: Path) -> None:
+    status, report = replay(tmp_path, "--bot", "old", "--against", "short")
+
+    assert status == FAILED
+    found = verdicts(report)
+    assert (found["similarity"], found["length"], found["errors"]) == ("failed", "failed", "passed")
+
+
+def test_few_conversations_cannot_tell(talked: Desk, tmp_path: Path) -> None:
+    status, report = replay(tmp_path, "--bot", "old", "--against", "short", "--turns", "10")
+
+    assert (status, report["turns"]) == (UNDECIDED, 10)
+
+
+def test_a_replay_is_seen_by_no_user_no_sample_and_no_training(
+    talked: Desk, tmp_path: Path
+) -> None:
+    database, tenant_id = talked.database, talked.tenant_id
+    set_training(database, "default", is_allowed=True)
+    before = conversations_of(talked)
+    said = [each.text for each in stored_replies(database, tenant_id)]
+    trained = len(tenant_conversations(database, "default"))
+
+    replay(tmp_path, "--bot", "old", "--against", "old")
+
+    assert conversations_of(talked, only=before) == before
+    assert database.run("SELECT * FROM deliveries") == []
+    assert [each.text for each in stored_replies(database, tenant_id)] == said
+    assert len(tenant_conversations(database, "default")) == trained
+    _, again = replay(tmp_path, "--bot", "old", "--against", "same", "--turns", "1000")
+    assert again["turns"] == 2 * CONVERSATIONS
+    lanes = database.run("SELECT DISTINCT lane FROM turns WHERE batch_id IS NOT NULL")
+    assert [row.lane for row in lanes] == ["batch"]
+
+
+def conversations_of(desk: Desk, only: dict[UUID, Any] | None = None) -> dict[UUID, Any]:
+    rows = desk.database.run("SELECT id FROM conversations")
+    return {
+        row.id: read_conversation(desk.database, desk.tenant_id, row.id)
+        for row in rows
+        if only is None or row.id in only
+    }
+
+
+def test_a_turn_is_asked_again_with_its_history_as_it_was(talked: Desk, tmp_path: Path) -> None:
+    replay(tmp_path, "--bot", "old", "--against", "same")
+
+    rows = talked.database.run(
+        "SELECT input FROM turns WHERE batch_id IS NOT NULL AND jsonb_array_length(input) > 1"
+    )
+    assert len(rows) == 2 * CONVERSATIONS
+    for row in rows:
+        assert [each["role"] for each in row.input] == ["user", "assistant", "user"]
+        question, reply, _ = (each["content"] for each in row.input)
+        assert reply == question
+
+
+def test_a_run_that_is_named_again_asks_nothing_twice(talked: Desk, tmp_path: Path) -> None:
+    words = ("--bot", "old", "--against", "same", "--turns", "5")
+    _, report = replay(tmp_path, *words)
+    count = talked.database.run("SELECT count(*) AS n FROM turns")[0].n
+
+    _, again = replay(tmp_path, *words, "--run", report["run"])
+
+    assert again == report
+    assert talked.database.run("SELECT count(*) AS n FROM turns")[0].n == count
+    replay(tmp_path, *words)
+    assert talked.database.run("SELECT count(*) AS n FROM turns")[0].n == count + 10
+
+
+def test_instructions_of_the_turn_stay_before_the_history(talked: Desk, tmp_path: Path) -> None:
+    save_bot(talked.database, talked.tenant_id, "told", talked.bot, "", GenerationParams())
+    first = None
+    for text in ("one", "two"):
+        said = (
+            Message(role=Role.SYSTEM, content=f"Be {text}."),
+            Message(role=Role.USER, content=text),
+        )
+        request = TurnRequest(
+            tenant_id=talked.tenant_id, bot="told", messages=said,
+            conversation_id=first.conversation_id if first else None,
+        )  # fmt: skip
+        turn = accept(talked.database, request)
+        first = first or turn
+    talked.eventually(
+        lambda: read_turn(talked.database, talked.tenant_id, turn.turn_id).reply is not None
+    )
+    replay(tmp_path, "--bot", "told", "--against", "same")
+
+    rows = talked.database.run(
+        "SELECT input FROM turns WHERE batch_id IS NOT NULL AND jsonb_array_length(input) > 2"
+    )
+    for row in rows:
+        assert [each["content"] for each in row.input] == ["Be two.", "one", "one", "two"]
+
+
+def test_a_judge_compares_in_both_orders_and_its_prompt_is_kept(
+    talked: Desk, tmp_path: Path
+) -> None:
+    words = ("--bot", "old", "--against", "short", "--judge", "same", "--turns", "6")
+    _, report = replay(tmp_path, *words)
+
+    judge = report["judge"]
+    assert (judge["pairs"], judge["bot"]) == (6, "same")
+    assert "first, second, or tie" in judge["prompt"]
+    # The echo repeats the question, which names all verdicts.
+    assert judge["unreadable"] == 1
+    # Six conversations are too few to tell.
+    assert verdicts(report)["wins"] == "undecided"
+    asked = talked.database.run(
+        "SELECT count(*) AS n FROM turns WHERE input::text LIKE '%%<first>%%'"
+    )
+    assert asked[0].n == 12
+
+
+def test_pairs_become_a_study(talked: Desk, tmp_path: Path) -> None:
+    replay(tmp_path, "--bot", "old", "--against", "short", "--turns", "6")
+    words = [
+        "studies",
+        "create",
+        "s",
+        "--from",
+        str(tmp_path / "pairs.jsonl"),
+        "--kind",
+        "pairwise",
+    ]
+    done = CliRunner().invoke(app, [*words, "--repeats", "0"])
+    assert done.exit_code == 0, done.output
+    assert "6 items" in done.output
+
+
+def test_unknown_bots_and_margins_are_refused(talked: Desk, tmp_path: Path) -> None:
+    for words in (("old", "nobody"), ("nobody", "old")):
+        with pytest.raises(NotFound, match="nobody"):
+            replay(tmp_path, "--bot", words[0], "--against", words[1])
+    for margin in ("charm=1", "length", "length=x"):
+        with pytest.raises(InvalidInput):
+            replay(tmp_path, "--bot", "old", "--against", "same", "--margin", margin)
+    with pytest.raises(InvalidInput, match="no answered turn"):
+        replay(tmp_path, "--bot", "short", "--against", "old")
+    with pytest.raises(InvalidInput, match="no run"):
+        replay(tmp_path, "--bot", "old", "--against", "same", "--run", "yesterday")
+    assert talked.database.run("SELECT * FROM batches") == []
+
+
+def test_a_bot_passes_against_itself_in_95_of_100_seeds() -> None:
+    same = speaks()
+    passed = sum(judged(replayed(seed, same, same))[0] is Verdict.PASSED for seed in range(100))
+    assert passed >= 95

@@ -1,0 +1,205 @@
+"""Transcribers and readers of images: the packaged models, and a server of OpenAI's protocol."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.media.conftest import BOT, MakeSite
+from tests.integration.media.making import (
+    audio_part,
+    image_part,
+    photographed,
+    saved,
+    spoken,
+    tone,
+)
+from turnmill.schemas.errors import EngineUnavailable, InvalidInput, SettingsError
+from turnmill.schemas.settings import MediaSettings
+from turnmill.workers.media.registry import create_image_reader, create_transcriber
+from turnmill.workers.media.transcribers.openai_http import ServerTranscriber
+from turnmill.workers.testing import InlineWorker
+
+TICKET = "Hello. My order number four seven one one has not arrived. Where is my parcel?"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.mark.needs("media")
+def test_a_spoken_and_a_photographed_ticket_are_read_by_packaged_models(
+    make_site: MakeSite, models: Path
+) -> None:
+    site = make_site(engine={"name": "echo", "model": BOT, "models_dir": models})
+    photo = photographed("Order 4711", "The kettle leaks.", "订单没有到。")
+    with InlineWorker(site.settings):
+        for part, words in (
+            (audio_part(spoken(TICKET)), ("order", "4711", "parcel")),
+            (image_part(photo), ("4711", "kettle leaks", "not instructions")),
+        ):
+            message: Any = {"role": "user", "content": [part]}
+            answer = site.openai.chat.completions.create(model=BOT, messages=[message])
+            text = str(answer.choices[0].message.content)
+            assert [word for word in words if word not in text] == [], text
+    readings = site.database.run("SELECT readings FROM turn_readings ORDER BY created_at")
+    assert readings[0].readings[0]["language"] == "en"
+    assert readings[0].readings[0]["confidence"] > site.settings.media.min_confidence
+
+
+@pytest.mark.needs("media")
+def test_packaged_models_say_nothing_of_silence_and_refuse_what_is_no_sound(models: Path) -> None:
+    transcriber = create_transcriber(MediaSettings(max_audio_s=3), models)
+    assert transcriber is not None
+    assert transcriber.transcribe(tone(1.0), "en").text == ""
+    with pytest.raises(InvalidInput, match="longer than 3 s"):
+        transcriber.transcribe(tone(4.0), "en")
+    for damaged in (b"OggS" + bytes(100), tone()[:30], b"ID3" + bytes(1000)):
+        with pytest.raises(InvalidInput, match="cannot be decoded"):
+            transcriber.transcribe(damaged, "en")
+    reader = create_image_reader(MediaSettings())
+    assert reader is not None
+    blank = photographed("")
+    assert reader.read(blank) == ""
+
+
+class Server(ThreadingHTTPServer):
+    """Answers as the test says, and keeps what it was sent."""
+
+    answer: tuple[int, Any] = (200, {})
+    calls: list[tuple[str, str, bytes]]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.calls.append((self.path, self.headers["Authorization"], body))
+        status, answer = self.server.answer
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@contextmanager
+def listening() -> Iterator[Server]:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.calls = []
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def transcriber_of(server: Server) -> ServerTranscriber:
+    settings = MediaSettings.model_validate(
+        {
+            "transcriber": "openai_http",
+            "transcriber_url": f"http://127.0.0.1:{server.server_port}/v1",
+            "transcriber_key": "secret",
+            "transcriber_model": "whisper-large",
+        }
+    )
+    found = create_transcriber(settings, Path("/nowhere"))
+    assert isinstance(found, ServerTranscriber)
+    return found
+
+
+def test_a_server_is_sent_the_sound_and_says_how_sure_it_is() -> None:
+    said = {
+        "text": " Where is my parcel? ",
+        "language": "english",
+        "segments": [
+            {"start": 0, "end": 3, "avg_logprob": -0.1},
+            {"start": 3, "end": 4, "avg_logprob": -2.0},
+        ],
+    }
+    with listening() as server:
+        server.answer = (200, said)
+        heard = transcriber_of(server).transcribe(tone(), "en")
+        (path, key, body), *others = server.calls
+    assert (heard.text, heard.language) == ("Where is my parcel?", "english")
+    assert heard.confidence == pytest.approx((3 * 0.905 + 0.135) / 4, abs=0.01)
+    assert (path, key, others) == ("/v1/audio/transcriptions", "Bearer secret", [])
+    assert tone() in body and b"whisper-large" in body and b'filename="sound.wav"' in body
+
+
+def test_a_server_that_says_only_the_text_is_believed_and_silence_is_not() -> None:
+    with listening() as server:
+        transcriber = transcriber_of(server)
+        for text, confidence in (("yes", 1.0), ("", 0.0)):
+            server.answer = (200, {"text": text})
+            assert transcriber.transcribe(tone(), None).confidence == confidence
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((400, {}), InvalidInput),
+        ((413, {}), InvalidInput),
+        ((500, {}), EngineUnavailable),
+        ((429, {}), EngineUnavailable),
+        ((200, []), EngineUnavailable),
+        ((200, {"text": "x", "segments": [3]}), EngineUnavailable),
+    ],
+)
+def test_what_a_server_refuses_fails_and_what_it_cannot_do_now_is_tried_again(
+    answer: tuple[int, Any], error: type[Exception]
+) -> None:
+    with listening() as server:
+        server.answer = answer
+        transcriber = transcriber_of(server)
+        with pytest.raises(error):
+            transcriber.transcribe(tone(), None)
+    with pytest.raises(EngineUnavailable):  # gone
+        transcriber.transcribe(tone(), None)
+
+
+def test_a_transcriber_that_is_named_and_cannot_be_had_is_an_error_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="TURNMILL_MEDIA__TRANSCRIBER_URL"):
+        create_transcriber(MediaSettings(transcriber="openai_http"), tmp_path)
+    for package, settings, create in (
+        ("faster_whisper", MediaSettings(transcriber="whisper"), create_transcriber),
+        ("rapidocr", MediaSettings(ocr="rapidocr"), lambda given, _: create_image_reader(given)),
+    ):
+        monkeypatch.setitem(__import__("sys").modules, package, None)
+        with pytest.raises(SettingsError, match="pip install"):
+            create(settings, tmp_path)
+
+
+def test_an_animation_is_its_first_picture() -> None:
+    from PIL import Image
+
+    from turnmill.schemas.files.images import clean_image
+
+    frames = [Image.new("RGB", (20, 10), color) for color in ("red", "blue")]
+    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    cleaned = clean_image(data, MediaSettings())
+    assert cleaned.mime == "image/png" and b"acTL" not in cleaned.data
+
+
+def test_an_image_whose_metadata_is_damaged_is_refused() -> None:
+    from PIL import Image
+
+    from turnmill.schemas.files.images import clean_image
+
+    data = saved(Image.new("RGB", (8, 8)), "WEBP", exif=b"Exif\0\0II*\0\x08")
+    with pytest.raises(InvalidInput, match="damaged"):
+        clean_image(data, MediaSettings())

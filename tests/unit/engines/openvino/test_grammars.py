@@ -1,0 +1,96 @@
+"""The grammars that OpenVINO gets: ranges of numbers, and texts as JSON writes them."""
+
+import json
+import random
+import re
+from typing import Any
+
+import pytest
+
+from turnmill.schemas.formats.patterns import parse_pattern
+from turnmill.schemas.formats.plain import bounds
+from turnmill.schemas.formats.response import ResponseFormat
+from turnmill.workers.engines.openvino.grammars import (
+    MOST_REPEATED,
+    _decimals,
+    _escaped_class,
+    _integers,
+    grammar_of,
+)
+
+
+def grammar(schema: Any) -> str:
+    return grammar_of(ResponseFormat(type="json_schema", schema_text=json.dumps(schema)))
+
+
+def as_expression(options: list[str]) -> re.Pattern[str]:
+    """Literals, classes and repetitions of the grammar as one of Python's expressions."""
+    parts = [
+        re.sub(r'"([^"]*)"', lambda found: re.escape(found[1]), option).replace(" ", "")
+        for option in options
+    ]
+    return re.compile("|".join(f"(?:{part})" for part in parts))
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0, 0), (1, 5), (0, 100), (7, 7), (147, 3999), (-12, 7), (-5, -5), (-120, -9), (1990, 2030)],
+)
+def test_a_range_of_integers_has_these_and_no_others(low: int, high: int) -> None:
+    numbers = as_expression([*_integers(low, high)])
+    found = {n for n in range(-5000, 5001) if numbers.fullmatch(str(n))}
+    assert found == set(range(low, high + 1))
+    assert not numbers.fullmatch("01") and not numbers.fullmatch("-0")
+
+
+def test_open_ranges_of_integers_have_fifteen_digits_at_most() -> None:
+    numbers = as_expression([*_integers(18, float("inf"))])
+    assert numbers.fullmatch("18") and numbers.fullmatch("9" * 15)
+    assert not numbers.fullmatch("17") and not numbers.fullmatch("9" * 16)
+
+
+@pytest.mark.parametrize(
+    ("schema", "inside", "outside"),
+    [
+        ({"minimum": 0, "maximum": 1}, ["0", "0.5", "0.123456", "1"], ["-0.1", "1.1", "2", "1.01"]),
+        ({"exclusiveMinimum": 0}, ["0.01", "3", "12.5"], ["0", "-1"]),
+        ({"minimum": -12.5, "maximum": 3.25}, ["-12.5", "-0.5", "0", "3.25"], ["-12.51", "3.26"]),
+        ({"minimum": 0.2, "maximum": 0.3}, ["0.2", "0.25", "0.3"], ["0.19", "0.31", "0"]),
+        ({"exclusiveMinimum": 0, "exclusiveMaximum": 0.001}, ["0.0005"], ["0", "0.001"]),
+        ({"maximum": -3}, ["-3", "-3.5", "-100.1"], ["-2.99", "0"]),
+        ({"minimum": -1, "maximum": 1}, ["-1", "-0.5", "0.5", "1"], ["-1.5", "1.5"]),
+    ],
+)  # fmt: skip
+def test_a_range_of_numbers_has_only_these(
+    schema: dict[str, Any], inside: list[str], outside: list[str]
+) -> None:
+    plain = {"type": "number", **schema}
+    numbers = as_expression([*_decimals(plain, *bounds(plain))])
+    assert [text for text in inside if not numbers.fullmatch(text)] == []
+    assert [text for text in outside if numbers.fullmatch(text)] == []
+    chance = random.Random(0)
+    low, high = bounds(plain)
+    for _ in range(2000):
+        text = f"{chance.uniform(-20, 20):.{chance.randrange(4)}f}"
+        if numbers.fullmatch(text):
+            assert low <= float(text) <= high
+
+
+def test_what_a_pattern_allows_is_written_as_json_escapes_it() -> None:
+    allowed = parse_pattern('^["\\\\a\\n]$').parts[0]  # type: ignore[union-attr]
+    assert _escaped_class(allowed) == '([a] | "\\\\\\"" | "\\\\\\\\" | "\\\\n")'  # type: ignore[arg-type]
+    assert "\\u0022" not in grammar({"type": "string", "pattern": "^[^x]+$"}).split("\ntext ::=")[0]
+
+
+def test_long_bounds_are_left_to_validation() -> None:
+    for schema in ({"maxLength": 200}, {"minLength": 100}, {"pattern": "^a{2,64}$"}):
+        text = grammar({"type": "string", **schema})
+        assert all(
+            int(each) <= MOST_REPEATED for each in re.findall(r"[{,](\d+)", text.split("\ntext")[0])
+        )
+
+
+def test_a_property_that_may_be_missing_takes_its_comma_along() -> None:
+    text = grammar({"type": "object", "properties": {"a": {"const": 1}, "b": {"const": 2}}})
+    assert 'r1 ::= "," "\\"b\\":" r0 "}" | "}"\n' in text
+    assert "root ::= r6\n" in text

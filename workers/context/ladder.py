@@ -1,0 +1,132 @@
+"""What a bot says when its collection does not answer: one step up its ladder with each miss."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+from turnmill.schemas.channels.unknown import Step, UnknownPolicy
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.store.knowledge.verdicts import Verdict
+from turnmill.schemas.turns import Lane, TurnState
+from turnmill.workers.delivery.texts.sources import plain_title
+from turnmill.workers.turn.claim import Claim
+
+#: Characters of the question that is searched for: the end of a long message says what is wanted.
+MAX_QUESTION_CHARS = 2000
+#: Titles that a clarifying question offers.
+MAX_CHOICES = 3
+
+#: A person who answered, or was to, ends the misses in a row. Turns that were cancelled or failed
+#: told the user nothing.
+_LAST = f"""
+SELECT t.state, t.input -> -1 -> 'content' AS asked, s.verdict, s.sources
+FROM turns t LEFT JOIN turn_sources s ON s.turn_id = t.id
+WHERE t.conversation_id = %s AND t.seq < %s
+  AND t.state IN ('{TurnState.COMPLETED}', '{TurnState.HANDED_OFF}')
+ORDER BY t.seq DESC LIMIT 1
+"""
+
+_POLICY = """
+SELECT coalesce(b.policies -> 'unknown', '{}') || coalesce(c.policies -> 'unknown', '{}') AS unknown
+FROM bots b JOIN conversations c ON c.bot_id = b.id WHERE c.id = %s
+"""
+
+_STEPS = {
+    Verdict.CLARIFY: Step.CLARIFY,
+    Verdict.UNCERTAIN: Step.UNCERTAIN,
+    Verdict.HANDED_OFF: Step.HAND_OFF,
+}
+_VERDICTS = {step: verdict for verdict, step in _STEPS.items()}
+
+_NUMBER = re.compile(r"\D*([1-9])\D*")
+
+
+class _PolicyRow(NamedTuple):
+    #: `UnknownPolicy` as JSON.
+    unknown: dict[str, object]
+
+
+class _LastRow(NamedTuple):
+    state: str
+    #: A message's content as JSON.
+    asked: object
+    verdict: str | None
+    #: `Source`s as JSON.
+    sources: list[dict[str, object]] | None
+
+
+class Missed(NamedTuple):
+    """The conversation's last turn, where its question was missed."""
+
+    step: Step
+    question: str
+    #: What a clarifying question offered.
+    choices: tuple[str, ...]
+
+
+def read_policy(database: Database, claim: Claim) -> UnknownPolicy:
+    """The policy of the turn's conversation, over its bot's. No steps where replies without the
+    model would be none: the turn awaits a format or calls of tools, gave its own passages, or an
+    earlier attempt's text was streamed.
+    """
+    params = claim.params
+    if params.response_format or params.tools or claim.documents or claim.kept_text:
+        return UnknownPolicy()
+    rows = database.fetch(_PolicyRow, _POLICY, (claim.conversation_id,))
+    policy = UnknownPolicy.of(rows[0].unknown) if rows else UnknownPolicy()
+    return policy.without_people if claim.lane is Lane.BATCH else policy
+
+
+def last_missed(database: Database, conversation_id: UUID, seq: int) -> Missed | None:
+    """What the bot said by itself just before this turn, if it did and no person came between."""
+    if seq == 1:
+        return None
+    rows = database.fetch(_LastRow, _LAST, (conversation_id, seq))
+    if not rows or rows[0].state != TurnState.COMPLETED:
+        return None
+    verdict = Verdict.read(rows[0].verdict)
+    step = None if verdict is None else _STEPS.get(verdict)
+    if step is None or step is Step.HAND_OFF:
+        return None
+    asked = rows[0].asked[-MAX_QUESTION_CHARS:] if isinstance(rows[0].asked, str) else ""
+    titles = [str(source.get("title", "")) for source in rows[0].sources or ()]
+    return Missed(step, asked, choices(titles) if step is Step.CLARIFY else ())
+
+
+def resolved(said: str, last: Missed | None) -> str:
+    """What is searched for: after a clarifying question, the choice, or both messages together."""
+    if last is None or last.step is not Step.CLARIFY:
+        return said
+    number = _NUMBER.fullmatch(said.strip()) if len(said) <= 16 else None
+    if number and int(number[1]) <= len(last.choices):
+        return last.choices[int(number[1]) - 1]
+    return f"{last.question}\n{said}"
+
+
+def next_verdict(steps: Sequence[Step], last: Missed | None, *, may_clarify: bool) -> Verdict:
+    """The step after the one that was taken last, or the last one again."""
+    begin = steps.index(last.step) + 1 if last is not None and last.step in steps else 0
+    left = [step for step in steps[begin:] if may_clarify or step is not Step.CLARIFY]
+    if left:
+        return _VERDICTS[left[0]]
+    repeated = [step for step in steps if step is not Step.CLARIFY]
+    return _VERDICTS[repeated[-1] if repeated else Step.UNCERTAIN]
+
+
+def choices(titles: Sequence[str]) -> tuple[str, ...]:
+    """The titles that a clarifying question offers: a question as it is, else with its headings."""
+    last_parts = ((title, title.rpartition(" › ")[2]) for title in titles)
+    names = (last if last.endswith(("?", "？")) else title for title, last in last_parts)
+    return tuple(dict.fromkeys(filter(None, names)))[:MAX_CHOICES]
+
+
+def said(policy: UnknownPolicy, verdict: Verdict, question: str, titles: Sequence[str]) -> str:
+    """What the bot says."""
+    text = policy.text(_STEPS[verdict], question)
+    if verdict is not Verdict.CLARIFY:
+        return text
+    offered = (
+        f"{number}. {plain_title(each)}" for number, each in enumerate(choices(titles), start=1)
+    )
+    return "\n".join([text, *offered])

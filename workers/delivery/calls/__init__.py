@@ -1,0 +1,1 @@
+"""Calls to platforms over HTTP, and the tokens for them."""

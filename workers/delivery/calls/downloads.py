@@ -1,0 +1,40 @@
+"""Fetch a file from a platform, up to a size, and from no other host."""
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
+from turnmill.workers.delivery.calls.posting import request
+
+
+def download(
+    platform: str, url: str, headers: Mapping[str, str], timeout_s: float, max_bytes: int
+) -> bytes:
+    """Fetch what is at an address, whole.
+
+    Raises:
+        ChannelUnavailable: again later.
+        DeliveryRefused: it is not there, or larger.
+    """
+    answer = request("GET", url, b"", headers, timeout_s, max_body=max_bytes + 1)
+    if answer.status == 429 or answer.status >= 500:
+        raise ChannelUnavailable(
+            f"{platform} answered {answer.status}.", retry_after_s=answer.retry_after_s
+        )
+    if answer.status != 200:
+        raise DeliveryRefused(
+            f"{platform} has no such file ({answer.status}).", reason=f"http_{answer.status}"
+        )
+    if len(answer.body) > max_bytes:
+        raise DeliveryRefused(f"The file has more than {max_bytes:,} bytes.", reason="too_large")
+    return answer.body
+
+
+def refuse_foreign(url: str, *hosts: str) -> None:
+    """Refuse an address that is on none of these hosts, or below one that begins with a dot.
+
+    Whoever is sent the token of a channel must be its platform. Raises `DeliveryRefused`.
+    """
+    host = urlsplit(url).netloc.lower()
+    if not any(host == each or (each.startswith(".") and host.endswith(each)) for each in hosts):
+        raise DeliveryRefused("The file is not on the platform.", reason="address_refused")

@@ -1,0 +1,195 @@
+"""Send requests to an address of somebody else's, and to no other.
+
+The address is looked up once, judged, and connected to: a name that resolves to another address a
+moment later (DNS rebinding) gains nothing. Redirects are not followed.
+
+A request has one deadline for all that is sent and received, so that no platform holds it up by
+answering one byte at a time. It is counted from the last moment before the first byte, and looked
+at again at every system call: a process that was paused meanwhile sends nothing.
+"""
+
+import http.client
+import io
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
+from turnmill.workers.delivery.base import pause_s
+
+#: More of an answer's body is not read.
+MAX_BODY = 65_536
+
+#: What is called before the first byte of each request; see `guarded`.
+_GUARD: ContextVar[Callable[[], None] | None] = ContextVar("guard", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    #: The pause that `Retry-After` asks for in seconds (`pause_s`).
+    retry_after_s: float | None
+    #: As much of it as is read.
+    body: bytes = b""
+    #: Their names in lower case.
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def guarded(check: Callable[[], None]) -> Iterator[None]:
+    """Call `check` in this thread before each request's first byte, once the peer is connected.
+
+    What `check` raises ends the request, of which nothing was sent then.
+    """
+    token = _GUARD.set(check)
+    try:
+        yield
+    finally:
+        _GUARD.reset(token)
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
+    """Post a body. Raises as `request` does."""
+    return request("POST", url, body, headers, timeout_s)
+
+
+def request(
+    method: str,
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    timeout_s: float,
+    *,
+    max_body: int = MAX_BODY,
+) -> Answer:
+    """Send one request, and take at most `timeout_s` for it once the peer is connected.
+
+    Errors name the host alone: a path can hold a secret.
+
+    Raises:
+        DeliveryRefused: the address is none that webhooks are sent to.
+        ChannelUnavailable: nobody answers there, or not in time.
+    """
+    parts = urlsplit(url)
+    host, is_tls = parts.hostname or "", parts.scheme == "https"
+    try:
+        address = _address(host, parts.port or (443 if is_tls else 80), is_tls=is_tls)
+    except OSError as error:
+        raise ChannelUnavailable(f"{host} is not found: {type(error).__name__}.") from None
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    is_sent = False
+    try:
+        with _connected(host, address, timeout_s, is_tls=is_tls) as sock:
+            if (check := _GUARD.get()) is not None:
+                check()
+            connection = _Connection(host, address[1], _Bounded(sock, timeout_s), is_tls=is_tls)
+            is_sent = True
+            connection.request(method, path, body, dict(headers))
+            response = connection.getresponse()
+            content = response.read(max_body)
+    except (OSError, http.client.HTTPException) as error:
+        raise ChannelUnavailable(
+            f"{host} does not answer: {type(error).__name__}.", is_doubtful=is_sent
+        ) from None
+    after_s = _seconds(response.getheader("Retry-After"))
+    named = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, after_s, content, named)
+
+
+def _address(host: str, port: int, *, is_tls: bool) -> tuple[str, int]:
+    """The address that is connected to. Raises `OSError`, `DeliveryRefused`."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    ip = ip_address(str(found[0][4][0]).partition("%")[0])
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    if (why := why_refused(ip, is_tls=is_tls)) is not None:
+        raise DeliveryRefused(f"Webhooks are not sent to {host}: {why}.", reason="address_refused")
+    return str(ip), port
+
+
+def why_refused(ip: IPv4Address | IPv6Address, *, is_tls: bool) -> str | None:
+    """Say why an address is none that webhooks are sent to.
+
+    The operator configures the URL, so a receiver may be on this machine or in a private network.
+    Cloud providers serve credentials on link-local addresses.
+    """
+    if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
+        return "its address is link-local, multicast or unspecified"
+    if ip.is_reserved and not ip.is_loopback:
+        return "its address is reserved"
+    if not is_tls and ip.is_global:
+        return "it is on the internet and its URL begins with http://; use https://"
+    return None
+
+
+@contextmanager
+def _connected(
+    host: str, address: tuple[str, int], timeout_s: float, *, is_tls: bool
+) -> Iterator[socket.socket]:
+    """A connection to an address that was looked up before, with the host's name for TLS."""
+    with socket.create_connection(address, timeout_s) as sock:
+        if not is_tls:
+            yield sock
+            return
+        with ssl.create_default_context().wrap_socket(sock, server_hostname=host) as secure:
+            yield secure
+
+
+class _Bounded:
+    """What `http.client` uses of a socket, until a deadline. Who connected it closes it."""
+
+    def __init__(self, sock: socket.socket, timeout_s: float) -> None:
+        self._sock = sock
+        self._until = time.monotonic() + timeout_s
+
+    def in_time(self) -> socket.socket:
+        """The socket, ready for one system call. Raises `TimeoutError`."""
+        left_s = self._until - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left_s)
+        return self._sock
+
+    def sendall(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self.in_time().send(rest) :]
+
+    def makefile(self, *_: Any) -> io.BufferedReader:
+        return io.BufferedReader(_Received(self))
+
+    def close(self) -> None:
+        """`http.client` does so before it has read all."""
+
+
+class _Received(io.RawIOBase):
+    def __init__(self, bounded: _Bounded) -> None:
+        self._bounded = bounded
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._bounded.in_time().recv_into(buffer)
+
+
+class _Connection(http.client.HTTPConnection):
+    """Over a socket that is connected; `Host` names the port where it is not the scheme's own."""
+
+    def __init__(self, host: str, port: int, sock: Any, *, is_tls: bool) -> None:
+        super().__init__(host, port)
+        self.default_port = 443 if is_tls else 80
+        self.sock = sock
+
+
+def _seconds(text: str | None) -> float | None:
+    """Seconds as RFC 9110 writes them, or with decimals as Discord does."""
+    is_number = text and text.isascii() and text.replace(".", "", 1).isdigit()
+    return pause_s(float(text)) if text and is_number else None

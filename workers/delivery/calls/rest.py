@@ -1,0 +1,60 @@
+"""Calls to platforms whose APIs take and give JSON."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from turnmill.schemas.errors import ChannelUnavailable
+from turnmill.workers.delivery.calls.posting import MAX_BODY, request
+
+_AGENT = "turnmill"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    status: int
+    #: The JSON object of the body; empty where there is none.
+    data: dict[str, Any]
+    #: What the header `Retry-After` asks for, seconds.
+    retry_after_s: float | None
+    #: Their names in lower case.
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_good(self) -> bool:
+        return 200 <= self.status < 300
+
+
+def call(
+    platform: str,
+    method: str,
+    url: str,
+    given: Any,
+    headers: Mapping[str, str],
+    timeout_s: float,
+    *,
+    max_body: int = MAX_BODY,
+) -> Reply:
+    """Call a method; what is no error of the server is the caller's to judge.
+
+    Raises:
+        ChannelUnavailable: later; `is_doubtful` where the call may have worked.
+        DeliveryRefused: the address is none that we call.
+    """
+    # WeChat refuses or shows escapes (40033), and most texts are shorter without them.
+    body = b"" if given is None else json.dumps(given, ensure_ascii=False).encode()
+    sent = {"Content-Type": "application/json", "User-Agent": _AGENT, **headers}
+    answer = request(method, url, body, sent, timeout_s, max_body=max_body)
+    reply = Reply(answer.status, _read(answer.body), answer.retry_after_s, answer.headers)
+    if answer.status >= 500:
+        raise ChannelUnavailable(f"{platform} answered {answer.status}.", is_doubtful=True)
+    return reply
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}

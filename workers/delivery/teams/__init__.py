@@ -1,0 +1,1 @@
+"""Replies to Microsoft Teams, by the Bot Connector and by a workflow."""

@@ -1,0 +1,1 @@
+"""Replies as platforms show them: Markdown in parts, and in their dialects."""

@@ -1,0 +1,1 @@
+"""Replies by an official account of WeChat."""

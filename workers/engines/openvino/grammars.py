@@ -1,0 +1,344 @@
+"""A format as the EBNF that OpenVINO GenAI (XGrammar inside) holds a reply to.
+
+Its own `json_schema` allows any white space, with which small models fill a reply. This grammar
+is compact, and simpler than a schema where that compiles slowly, for a grammar is compiled within
+a step of the batch: long bounds, `multipleOf`, and lengths beside a pattern are left to validation.
+https://github.com/mlc-ai/xgrammar/blob/main/docs/tutorials/ebnf_guided_generation.md
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from functools import lru_cache
+from typing import Any
+
+from turnmill.schemas.formats.patterns import (
+    Chars,
+    Node,
+    Options,
+    Repeat,
+    Sequence_,
+    all_but,
+    chars,
+    parse_pattern,
+)
+from turnmill.schemas.formats.plain import Schema, bounds
+from turnmill.schemas.formats.reading import plain_schema
+from turnmill.schemas.formats.response import ResponseFormat
+
+#: Longer bounded repetitions take seconds to compile.
+MOST_REPEATED = 32
+#: Digits of a number without bounds.
+_DIGITS = 15
+#: Ways to write what is left of a whole number at a bound.
+_STEP = Decimal("0.01")
+
+#: What a JSON text has no escape for.
+_PLAIN = all_but(chars((0, 31), (34, 34), (92, 92), (127, 159)))
+#: The other characters that are written as themselves with a backslash.
+_ESCAPES = {
+    '"': '\\"',
+    "\\": "\\\\",
+    "\b": "\\b",
+    "\f": "\\f",
+    "\n": "\\n",
+    "\r": "\\r",
+    "\t": "\\t",
+}
+
+_ANY = r"""
+any ::= object | array | text | float | "true" | "false" | "null"
+object ::= "{" (text ":" any ("," text ":" any)*)? "}"
+array ::= "[" (any ("," any)*)? "]"
+""".strip()
+
+
+@lru_cache(maxsize=256)
+def grammar_of(format: ResponseFormat) -> str:
+    """The grammar of a checked format."""
+    match format.type:
+        case "choice":
+            return f"root ::= {_either(map(_literal, format.choices))}"
+        case "json_object":
+            return _Writer({"type": "object", "additionalProperties": {}, "$defs": {}}).write()
+    return _Writer(plain_schema(format.schema_text or "{}")).write()
+
+
+class _Writer:
+    def __init__(self, whole: Schema) -> None:
+        self._whole = whole
+        self._rules: list[str] = []
+        self._names = {"any": False}
+        self._count = 0
+
+    def write(self) -> str:
+        root = self._value(self._whole)
+        for name, plain in self._whole["$defs"].items():
+            self._rules.append(f"{name} ::= {self._value(plain)}")
+        lines = [f"root ::= {root}", *self._rules]
+        if self._names["any"]:
+            lines.append(_ANY)
+        lines += [
+            f"text ::= {_quoted('char*')}",
+            f"char ::= {_class(_PLAIN)} | {_either(map(_literal, _ESCAPES.values()))}",
+            f'float ::= "-"? ("0" | [1-9] [0-9]{{0,{_DIGITS - 1}}}) ("." [0-9]{{1,{_DIGITS}}})?',
+            f'whole ::= "0" | "-"? [1-9] [0-9]{{0,{_DIGITS - 1}}}',
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _rule(self, body: str) -> str:
+        """A rule's new name; engines read long expressions in parentheses slowly."""
+        name = f"r{self._count}"
+        self._count += 1
+        self._rules.append(f"{name} ::= {body}")
+        return name
+
+    def _value(self, plain: Schema) -> str:
+        match plain:
+            case {"$ref": pointer}:
+                return str(pointer).rpartition("/")[2]
+            case {"anyOf": options}:
+                return self._rule(_either([self._value(each) for each in options]))
+            case {"enum": values}:
+                return self._rule(_either(_literal(_compact(value)) for value in values))
+            case {"type": "object", "properties": properties}:
+                return self._object(properties, plain["required"])
+            case {"type": "object"}:
+                return self._map(plain["additionalProperties"])
+            case {"type": "array"}:
+                return self._array(plain)
+            case {"type": "string"}:
+                return self._string(plain)
+            case {"type": "number" | "integer"}:
+                return self._number(plain)
+            case {"type": "boolean"}:
+                return '("true" | "false")'
+            case {"type": "null"}:
+                return '"null"'
+        self._names["any"] = True
+        return "any"
+
+    def _object(self, properties: Schema, required: Sequence[str]) -> str:
+        """In their order. After the rules `later`, a comma stands before the next property."""
+        later, first = '"}"', '"}"'
+        for name in reversed(properties):
+            pair = f"{_literal(_compact(name) + ':')} {self._value(properties[name])}"
+            if name in required:
+                later, first = self._rule(f'"," {pair} {later}'), self._rule(f"{pair} {later}")
+            else:
+                later, first = (
+                    self._rule(f'"," {pair} {later} | {later}'),
+                    self._rule(f"{pair} {later} | {first}"),
+                )
+        return self._rule(f'"{{" {first}')
+
+    def _map(self, value: Schema) -> str:
+        pair = self._rule(f'text ":" {self._value(value)}')
+        return self._rule(f'"{{" ({pair} ("," {pair})*)? "}}"')
+
+    def _array(self, plain: Schema) -> str:
+        first = [self._value(each) for each in plain.get("prefixItems", ())]
+        least, most = plain["minItems"], plain.get("maxItems")
+        after = ""
+        if most is None or most > len(first):
+            item = self._value(plain["items"])
+            after = self._items(
+                item, least - len(first), None if most is None else most - len(first), bool(first)
+            )
+        for number, item in reversed([*enumerate(first)]):
+            comma = '"," ' if number else ""
+            after = f"{comma}{item} {after}"
+            if number >= least:
+                after = f"({after})?"
+        return self._rule(f'"[" {after} "]"')
+
+    def _items(self, item: str, least: int, most: int | None, follows: bool) -> str:
+        """Items behind others, or the first ones."""
+        name = self._rule(item)
+        if follows:
+            return f'("," {name}){_times(least, most)}'
+        if most == 0:
+            return ""
+        rest = f'{name} ("," {name}){_times(least - 1, None if most is None else most - 1)}'
+        return rest if least > 0 else f"({rest})?"
+
+    def _string(self, plain: Schema) -> str:
+        if "pattern" in plain:
+            return self._rule(_quoted(self._pattern(parse_pattern(plain["pattern"]))))
+        least, most = plain.get("minLength", 0), plain.get("maxLength")
+        if not least and (most is None or most > MOST_REPEATED):
+            return "text"
+        return self._rule(_quoted(f"char{_times(least, most)}"))
+
+    def _pattern(self, node: Node) -> str:
+        match node:
+            case Chars():
+                return _escaped_class(node)
+            case Sequence_(parts):
+                return " ".join(map(self._pattern, parts)) or '""'
+            case Options(options):
+                return self._rule(_either(map(self._pattern, options)))
+            case Repeat(part, least, most):
+                body = self._pattern(part)
+                return body if most == least == 1 else f"({body}){_times(least, most)}"
+
+    def _number(self, plain: Schema) -> str:
+        low, high = bounds(plain)
+        if math.isinf(low) and math.isinf(high):
+            return "whole" if plain["type"] == "integer" else "float"
+        if plain["type"] == "integer":
+            return self._rule(_either(_integers(low, high)))
+        return self._rule(_either(_decimals(plain, low, high)))
+
+
+def _quoted(body: str) -> str:
+    return f'"\\"" {body} "\\""'
+
+
+def _either(options: Any) -> str:
+    return " | ".join(dict.fromkeys(options))
+
+
+def _times(least: int, most: int | None) -> str:
+    """A repetition; long bounds are dropped."""
+    least = max(0, least)
+    if most is not None and most > MOST_REPEATED:
+        most = None
+    if least > MOST_REPEATED:
+        least = MOST_REPEATED
+    if most is None:
+        return "*" if least == 0 else "+" if least == 1 else f"{{{least},}}"
+    return f"{{{least},{most}}}"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _literal(text: str) -> str:
+    return '"' + "".join(_in_literal(each) for each in text) + '"'
+
+
+def _in_literal(character: str) -> str:
+    if character in '"\\':
+        return f"\\{character}"
+    return character if character.isprintable() else _code(ord(character))
+
+
+def _code(point: int) -> str:
+    return f"\\U{point:08x}" if point > 0xFFFF else f"\\u{point:04x}"
+
+
+def _class(node: Chars) -> str:
+    return "[" + "".join(_range(low, high) for low, high in node.ranges) + "]"
+
+
+def _range(low: int, high: int) -> str:
+    return _in_class(low) if low == high else f"{_in_class(low)}-{_in_class(high)}"
+
+
+def _in_class(point: int) -> str:
+    return chr(point) if chr(point).isascii() and chr(point).isalnum() else _code(point)
+
+
+def _escaped_class(node: Chars) -> str:
+    """Characters as JSON writes them in a text."""
+    plain = _intersect(node, _PLAIN)
+    written = [_class(plain)] if plain.ranges else []
+    written += [
+        _literal(escape)
+        for character, escape in _ESCAPES.items()
+        if any(low <= ord(character) <= high for low, high in node.ranges)
+    ]
+    if not written:
+        # Control characters, which no pattern wants alone.
+        low = node.ranges[0][0]
+        written = [_literal(f"\\u{low:04x}")]
+    return written[0] if len(written) == 1 else f"({' | '.join(written)})"
+
+
+def _intersect(one: Chars, other: Chars) -> Chars:
+    return all_but(chars(*all_but(one).ranges, *all_but(other).ranges))
+
+
+# Numbers
+
+
+def _integers(low: float, high: float) -> Iterator[str]:
+    """Whole numbers of a range; behind an open end, of 15 digits at most."""
+    limit = 10**_DIGITS - 1
+    least = max(int(low), -limit) if math.isfinite(low) else -limit
+    most = min(int(high), limit) if math.isfinite(high) else limit
+    if least < 0:
+        for option in _naturals(max(1, -most), -least):
+            yield f'"-" {option}'
+    if most >= 0:
+        yield from _naturals(max(0, least), most)
+
+
+def _naturals(least: int, most: int) -> Iterator[str]:
+    """Numbers of a range from 0 on, by their leading digits.
+
+    147 to 3999: `14` [7-9], `1` [5-9] any, [2-9] any any, [1-3] any any any.
+    """
+    while least <= most:
+        # The largest block of numbers that begin alike, from the least one on.
+        size = 1
+        while least % (size * 10) == 0 and least + size * 10 - 1 <= most and least >= size * 10:
+            size *= 10
+        last = least // size % 10
+        count = min(9 - last, (most - least + 1) // size - 1)
+        head = str(least // size)[:-1]
+        lead = f'"{head}" ' if head else ""
+        digits = f"[{last}-{last + count}]" if count else f"[{last}]"
+        free = f" [0-9]{{{len(str(size)) - 1}}}" if size > 1 else ""
+        yield f"{lead}{digits}{free}"
+        least += (count + 1) * size
+
+
+def _decimals(plain: Schema, low: float, high: float) -> Iterator[str]:
+    """Numbers of a range: any fraction between two whole numbers within it, hundredths at its ends.
+
+    `-3.1` lies between -4 and -3: below 0, fractions lead away from it.
+    """
+    least, most = _closed(plain, low, high)
+    fraction = f'"." [0-9]{{1,{_DIGITS}}}'
+    first = least.to_integral_value(ROUND_CEILING) if least.is_finite() else least
+    last = most.to_integral_value(ROUND_FLOOR) if most.is_finite() else most
+    zero = Decimal(0)
+    if last > max(first, zero):
+        for option in _integers(float(max(first, zero)), float(last - 1)):
+            yield f"{option} ({fraction})?"
+    if first < min(last, zero):
+        for option in _naturals(max(1, _whole(-last)), _whole(-first - 1)):
+            yield f'"-" {option} ({fraction})?'
+        if last >= 0:
+            yield f'"-0" {fraction}'
+    for start, end in ((least, min(first, most)), (max(last, least), most)):
+        if start.is_finite() and end.is_finite():
+            yield from map(_literal, _hundredths(start, end))
+
+
+def _closed(plain: Schema, low: float, high: float) -> tuple[Decimal, Decimal]:
+    """The bounds as ones that belong to the range."""
+    least, most = Decimal(str(low)), Decimal(str(high))
+    middle = (least + most) / 2
+    if plain.get("exclusiveMinimum") == low:
+        least += _STEP
+    if plain.get("exclusiveMaximum") == high:
+        most -= _STEP
+    return (least, most) if least <= most else (middle, middle)
+
+
+def _hundredths(start: Decimal, end: Decimal) -> Iterator[str]:
+    """What may be written between two numbers that are less than 1 apart, and these."""
+    number = start
+    while number < end:
+        yield f"{number.normalize():f}"
+        number = (number / _STEP + 1).to_integral_value(ROUND_FLOOR) * _STEP
+    yield f"{end.normalize():f}"
+
+
+def _whole(number: Decimal) -> int:
+    return int(number) if number.is_finite() else 10**_DIGITS - 1

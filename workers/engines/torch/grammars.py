@@ -1,0 +1,118 @@
+"""Which tokens may come next in a reply with a format, by llguidance.
+
+https://github.com/guidance-ai/llguidance
+"""
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import llguidance.hf
+import numpy
+from llguidance import LLMatcher
+
+import torch
+from turnmill.schemas.errors import EngineFailure
+from turnmill.schemas.formats.patterns import (
+    Chars,
+    Node,
+    Options,
+    Repeat,
+    Sequence_,
+    parse_pattern,
+)
+from turnmill.schemas.formats.plain import Schema
+from turnmill.schemas.formats.reading import plain_schema
+from turnmill.schemas.formats.response import ResponseFormat
+
+#: Small models fill a reply with white space.
+_COMPACT = {"whitespace_flexible": False}
+
+
+class Matcher:
+    """What a reply has been so far, and what may follow."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    def allowed(self, width: int, device: Any) -> Any:
+        """The tokens that may come next, as booleans [width]."""
+        bits = numpy.frombuffer(self._matcher.compute_bitmask(), dtype=numpy.uint8)
+        flags = numpy.zeros(width, dtype=bool)
+        known = numpy.unpackbits(bits, bitorder="little")[:width]
+        flags[: len(known)] = known
+        return torch.from_numpy(flags).to(device)
+
+    def take(self, token: int) -> None:
+        self._matcher.consume_token(token)
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing may follow: the value is whole, or what was before is no beginning of one."""
+        return bool(self._matcher.is_stopped())
+
+
+class Grammars:
+    """Compiles formats in a thread, so that no step waits: a large schema takes a second."""
+
+    def __init__(self, tokenizer: Any, vocabulary_size: int, end_tokens: Iterable[int]) -> None:
+        """`tokenizer`: a fast one of transformers. Raises `ValueError` for another one."""
+        self._tokenizer = llguidance.hf.from_tokenizer(
+            tokenizer, n_vocab=vocabulary_size, eos_token=sorted(end_tokens)
+        )
+        self._thread = ThreadPoolExecutor(1, "grammars")
+
+    def compile(self, format: ResponseFormat, prefix: str) -> "Future[Matcher]":
+        """A matcher that has read the prefix. The future may raise `EngineFailure`."""
+        return self._thread.submit(self._compile, format, prefix)
+
+    def _compile(self, format: ResponseFormat, prefix: str) -> Matcher:
+        matcher = LLMatcher(self._tokenizer, grammar_of(format), log_level=0)
+        if matcher.is_error():
+            reason = matcher.get_error().partition("\n")[0]
+            raise EngineFailure(f"The engine cannot compile the format: {reason}")
+        if prefix:
+            matcher.consume_tokens(self._tokenizer.tokenize_str(prefix))
+        return Matcher(matcher)
+
+
+def grammar_of(format: ResponseFormat) -> str:
+    """The grammar of a checked format, as llguidance reads it."""
+    if format.type == "choice":
+        texts = (json.dumps(choice, ensure_ascii=False) for choice in format.choices)
+        return str(LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}"))
+    text = format.schema_text if format.type == "json_schema" else '{"type": "object"}'
+    schema = _with_expressions(plain_schema(text or "{}"))
+    return str(LLMatcher.grammar_from_json_schema(schema, defaults=_COMPACT))
+
+
+def _with_expressions(plain: Any) -> Any:
+    """The schema, with its patterns as Rust's regular expressions."""
+    if isinstance(plain, list):
+        return [_with_expressions(each) for each in plain]
+    if not isinstance(plain, dict):
+        return plain
+    schema: Schema = {
+        name: each if name == "enum" and isinstance(each, list) else _with_expressions(each)
+        for name, each in plain.items()
+    }
+    if plain.get("type") == "string" and isinstance(plain.get("pattern"), str):
+        schema["pattern"] = f"^(?:{_expression(parse_pattern(plain['pattern']))})$"
+    return schema
+
+
+def _expression(node: Node) -> str:
+    match node:
+        case Chars(ranges):
+            return f"[{''.join(f'{_point(low)}-{_point(high)}' for low, high in ranges)}]"
+        case Sequence_(parts):
+            return "".join(map(_expression, parts))
+        case Options(options):
+            return f"(?:{'|'.join(map(_expression, options))})"
+        case Repeat(part, least, most):
+            return f"(?:{_expression(part)}){{{least},{'' if most is None else most}}}"
+
+
+def _point(point: int) -> str:
+    return f"\\u{{{point:x}}}"

@@ -1,0 +1,1 @@
+"""What messages have beside text, read for models that read text alone."""

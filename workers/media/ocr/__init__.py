@@ -1,0 +1,1 @@
+"""The text of images, one adapter a file."""

@@ -1,0 +1,67 @@
+"""Decode what strangers recorded, in a process of its own with limits."""
+
+import io
+import resource
+from itertools import chain
+from typing import Any
+
+from turnmill.schemas.errors import InvalidInput, PermanentError
+from turnmill.schemas.process.isolated import isolated
+
+#: What speech models listen to: mono, samples a second.
+SAMPLE_RATE = 16_000
+
+#: Of the process that decodes.
+_CPU_S = 60
+_MEMORY_BYTES = 2 * 1024**3
+
+
+def decode(sound: bytes, max_s: float) -> bytes:
+    """Decode a sound to signed 16-bit mono samples at 16 kHz.
+
+    Raises:
+        InvalidInput: it is damaged, has no sound, or is longer than `max_s`.
+    """
+    try:
+        return isolated(_decode, sound, max_s)
+    except InvalidInput:
+        raise
+    except PermanentError:
+        # The limits ended it, or a decoder broke.
+        raise damaged() from None
+
+
+def damaged() -> InvalidInput:
+    """Build the error for a sound that no decoder takes."""
+    return InvalidInput(
+        "The sound cannot be decoded: it is damaged or no speech.", param="messages"
+    )
+
+
+def _decode(sound: bytes, max_s: float) -> bytes:
+    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S, _CPU_S))
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    # Imported here: only this process loads FFmpeg.
+    import av
+
+    samples = bytearray()
+    try:
+        with av.open(io.BytesIO(sound), mode="r", metadata_errors="ignore") as container:
+            resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+            for frame in chain(_frames(container), (None,)):
+                for piece in resampler.resample(frame):
+                    samples += bytes(piece.planes[0])[: piece.samples * 2]
+                if len(samples) > max_s * SAMPLE_RATE * 2:
+                    raise InvalidInput(
+                        f"The sound is longer than {max_s:g} s. Send a shorter one.",
+                        param="messages",
+                    )
+    except (av.FFmpegError, IndexError, ValueError):
+        raise damaged() from None
+    if not samples:
+        raise damaged()
+    return bytes(samples)
+
+
+def _frames(container: Any) -> Any:
+    yield from container.decode(audio=0)

@@ -1,0 +1,90 @@
+"""A server that speaks OpenAI's `/v1/audio/transcriptions`: vLLM, speaches, whisper.cpp and others.
+
+https://platform.openai.com/docs/api-reference/audio/createTranscription
+"""
+
+import math
+from typing import Any
+
+from turnmill.schemas.errors import EngineUnavailable, InvalidInput, SettingsError
+from turnmill.schemas.files.sniffing import sniff
+from turnmill.schemas.settings import MediaSettings
+from turnmill.workers.media.base import Transcript
+
+_PATH = "/v1/audio/transcriptions"
+#: Servers take the format from the name.
+_SUFFIXES = {
+    "audio/wav": "wav",
+    "audio/ogg": "ogg",
+    "audio/flac": "flac",
+    "audio/mpeg": "mp3",
+    "audio/webm": "webm",
+    "audio/mp4": "m4a",
+}
+#: Of a server that does not say how sure it is.
+_UNKNOWN_CONFIDENCE = 1.0
+_TIMEOUT_S = 120.0
+
+
+class ServerTranscriber:
+    """One server; many sounds at once."""
+
+    def __init__(self, settings: MediaSettings) -> None:
+        """Raises `SettingsError`."""
+        try:
+            import httpx
+        except ImportError:
+            raise SettingsError(
+                "The transcriber 'openai_http' needs httpx: pip install 'turnmill[remote]'"
+            ) from None
+        if settings.transcriber_url is None:
+            raise SettingsError(
+                "The transcriber 'openai_http' needs TURNMILL_MEDIA__TRANSCRIBER_URL."
+            )
+        key = settings.transcriber_key
+        self._model = settings.transcriber_model
+        self._errors = httpx.HTTPError
+        self._http = httpx.Client(
+            base_url=settings.transcriber_url.get_secret_value().rstrip("/").removesuffix("/v1"),
+            headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
+            timeout=_TIMEOUT_S,
+        )
+
+    def transcribe(self, sound: bytes, language: str | None) -> Transcript:
+        """Transcribe a sound; see `Transcriber`."""
+        mime = sniff(sound[:64])
+        fields = {"model": self._model, "response_format": "verbose_json"}
+        if language:
+            fields["language"] = language
+        file = (f"sound.{_SUFFIXES.get(mime, 'wav')}", sound, mime)
+        try:
+            answer = self._http.post(_PATH, data=fields, files={"file": file})
+        except self._errors as error:
+            raise EngineUnavailable(f"The transcriber: {type(error).__name__}") from None
+        if answer.status_code in (400, 413, 415, 422):
+            raise InvalidInput("The sound cannot be transcribed: its server refuses it.",
+                               param="messages")  # fmt: skip
+        if answer.status_code != 200:
+            raise EngineUnavailable(f"The transcriber answers {answer.status_code}.")
+        try:
+            return _read(answer.json())
+        except (ValueError, TypeError, AttributeError, KeyError):
+            raise EngineUnavailable("The answer of the transcriber cannot be read.") from None
+
+
+def _read(body: dict[str, Any]) -> Transcript:
+    """Confidence is the mean probability of a token, weighted by the segments' length."""
+    text = str(body["text"]).strip()
+    rated = [
+        (max(float(each["end"]) - float(each["start"]), 0.01), math.exp(each["avg_logprob"]))
+        for each in body.get("segments") or ()
+        if isinstance(each.get("avg_logprob"), int | float)
+    ]
+    confidence = _UNKNOWN_CONFIDENCE
+    if rated:
+        confidence = sum(length * p for length, p in rated) / sum(length for length, _ in rated)
+    return Transcript(
+        text=text,
+        confidence=min(max(confidence, 0.0), 1.0) if text else 0.0,
+        language=str(body.get("language") or ""),
+    )

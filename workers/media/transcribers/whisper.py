@@ -1,0 +1,74 @@
+"""Whisper on this machine's CPU, by faster-whisper (extra `voice`). Asks no network for anything.
+
+https://github.com/SYSTRAN/faster-whisper
+"""
+
+import math
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.settings import MediaSettings
+from turnmill.workers.media.base import Transcript
+from turnmill.workers.media.packaged import packaged_whisper
+from turnmill.workers.media.sound import decode
+
+#: Segments that are this likely to be silence say nothing, whatever was written for them.
+_SILENCE = 0.6
+
+
+class WhisperTranscriber:
+    """A model of faster-whisper; one sound at a time."""
+
+    def __init__(self, settings: MediaSettings, models_dir: Path) -> None:
+        """Raises `SettingsError`."""
+        try:
+            from faster_whisper import WhisperModel
+        except ImportError:
+            raise SettingsError(
+                "The transcriber 'whisper' needs faster-whisper: pip install 'turnmill[voice]'"
+            ) from None
+        folder = settings.whisper_model or packaged_whisper(models_dir)
+        if folder is None or not Path(folder, "model.bin").is_file():
+            raise SettingsError(
+                "The transcriber 'whisper' has no model: set TURNMILL_MEDIA__WHISPER_MODEL to the "
+                "folder of a faster-whisper model, or install a packaged one (docs/media.md)."
+            )
+        self._max_s = settings.max_audio_s
+        self._lock = Lock()
+        self._load = partial(
+            WhisperModel,
+            str(folder),
+            device="cpu",
+            compute_type="int8",
+            cpu_threads=settings.whisper_threads,
+            local_files_only=True,
+        )
+        #: 150 MB, and seconds to load: only where somebody speaks.
+        self._model: Any = None
+
+    def transcribe(self, sound: bytes, language: str | None) -> Transcript:
+        """Transcribe a sound; see `Transcriber`."""
+        import numpy as np
+
+        samples = np.frombuffer(decode(sound, self._max_s), dtype=np.int16).astype(np.float32)
+        with self._lock:
+            self._model = self._model or self._load()
+            segments, info = self._model.transcribe(
+                samples / 32768.0, language=language, beam_size=5, condition_on_previous_text=False
+            )
+            return _joined(list(segments), info.language)
+
+
+def _joined(segments: Iterable[Any], language: str) -> Transcript:
+    """Confidence is the mean probability of a token, weighted by the segments' length."""
+    said = [each for each in segments if each.no_speech_prob < _SILENCE and each.text.strip()]
+    seconds = sum(each.end - each.start for each in said)
+    if not said or seconds <= 0:
+        return Transcript(text="", confidence=0.0, language=language)
+    mean = sum(math.exp(each.avg_logprob) * (each.end - each.start) for each in said) / seconds
+    text = " ".join(each.text.strip() for each in said)
+    return Transcript(text=text, confidence=min(mean, 1.0), language=language)

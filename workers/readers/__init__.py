@@ -1,0 +1,1 @@
+"""Documents out of files, one file a format."""

@@ -1,0 +1,46 @@
+"""Checks of what a turn brings, before its prompt is made."""
+
+from dataclasses import replace
+
+from turnmill.schemas.safety.policy import Action, Stage
+from turnmill.schemas.turns import Role
+from turnmill.workers.safety.examiner import Blocked, Examiner
+from turnmill.workers.turn.claim import Claim
+
+#: Stands where a passage is blocked: the others keep their numbers.
+WITHHELD = "(withheld)"
+
+STAGES = {Role.USER: Stage.INPUT, Role.TOOL: Stage.PASSAGE}
+
+
+def refuse_blocked(claim: Claim) -> None:
+    """
+    Raises:
+        Blocked: the policy blocks what the turn's user or tool said.
+    """
+    examiner = Examiner(claim.safety, claim.turn_id)
+    for message in claim.messages:
+        if (stage := STAGES.get(message.role)) and claim.safety.actions(stage):
+            verdict = examiner.examine(message.text, stage)
+            if verdict.action is Action.BLOCK:
+                raise Blocked(f"The message holds: {', '.join(verdict.categories)}.")
+
+
+def sift(claim: Claim, examiner: Examiner) -> Claim:
+    """Return the claim with its passages as the model may read them. What a user or a tool said is
+    masked in each prompt that repeats it (`GuardedEngine`).
+    """
+
+    def passage(text: str) -> str:
+        verdict = examiner.examine(text, Stage.PASSAGE)
+        return WITHHELD if verdict.action is Action.BLOCK else verdict.text
+
+    documents = (
+        each.model_copy(update={"title": passage(each.title), "text": passage(each.text)})
+        for each in claim.documents
+    )
+    sources = (
+        each.model_copy(update={"title": passage(each.title), "content": passage(each.content)})
+        for each in claim.sources
+    )
+    return replace(claim, documents=tuple(documents), sources=tuple(sources))

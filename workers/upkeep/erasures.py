@@ -1,0 +1,155 @@
+"""Erasures: users who are to be forgotten are, and again after a restore of an older backup.
+
+Each worker process runs an eraser, whose first act is to compare the list of erasures with its copy
+outside the database (`ledger.py`). A job that ends half-way resumes: what is erased is not found
+again.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
+
+import structlog
+
+from turnmill.schemas.errors import TransientError
+from turnmill.schemas.files.storage import Storage
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.store.memory.erasing import (
+    CONVERSATIONS,
+    Person,
+    erase_conversation,
+    erase_person,
+)
+from turnmill.schemas.store.memory.erasures import (
+    Erasure,
+    find_key,
+    finish_erasure,
+    list_erasures,
+)
+from turnmill.schemas.store.memory.ledger import merge_ledger
+
+log = structlog.get_logger()
+
+#: How often a worker looks for erasures, and compares the list with its copy, seconds.
+LOOK_EVERY_S, MERGE_EVERY_S = 5.0, 600.0
+
+#: So long is waited for what others were promised in the user's conversations.
+PATIENCE = timedelta(hours=1)
+
+
+class Erased(NamedTuple):
+    """What one pass over a user's conversations did."""
+
+    erasure: Erasure
+    #: Rows emptied or deleted, by table.
+    counts: Counter[str]
+    #: Conversations in which something is still being answered or sent.
+    waiting: int
+
+
+def erase(
+    database: Database,
+    storage: Storage,
+    erasure: Erasure,
+    on_progress: Callable[[Counter[str]], None] = lambda counts: None,
+) -> Erased:
+    """Erase what a user said until the erasure, as far as nothing of it is open.
+
+    Raises:
+        DatabaseUnavailable, StorageUnavailable: what was erased until then stays so.
+    """
+    counts: Counter[str] = Counter()
+    waiting = 0
+    key = erasure.key or find_key(database, erasure)
+    if key is not None:
+        person = Person(erasure.tenant_id, key, erasure)
+        for row in database.run(CONVERSATIONS, person.params):
+            erased = _erase_conversation(database, storage, person, row.id)
+            waiting += erased is None
+            counts += erased or Counter()
+            on_progress(counts)
+        with database.cursor() as cursor:
+            counts += erase_person(cursor, person)
+    if not waiting:
+        finish_erasure(database, erasure)
+        log.info("user.erased", key_hash=erasure.key_hash.hex()[:12], **counts)
+    return Erased(erasure, counts, waiting)
+
+
+def erase_all(database: Database, storage: Storage) -> list[Erased]:
+    """Do what is not done of all erasures. Raises as `erase`, once all were tried."""
+    erased: list[Erased] = []
+    failed: list[Exception] = []
+    for each in list_erasures(database, is_open=True):
+        try:
+            erased.append(erase(database, storage, each))
+        except Exception as error:
+            log.warning("erasure.failed", error=type(error).__name__)
+            failed.append(error)
+    if failed:
+        raise failed[0]
+    return erased
+
+
+def _erase_conversation(
+    database: Database, storage: Storage, person: Person, conversation_id: UUID
+) -> Counter[str] | None:
+    waits = datetime.now(UTC) - person.erasure.at < PATIENCE
+    with database.cursor() as cursor:
+        return erase_conversation(cursor, person, conversation_id, storage, waits=waits)
+
+
+class Eraser:
+    """The thread that erases."""
+
+    def __init__(self, database: Database, storage: Storage, ledger: Path) -> None:
+        self._database = database
+        self._storage = storage
+        self._ledger = ledger
+        self._merged_at = -MERGE_EVERY_S
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="eraser", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            # What is half done is rolled back.
+            self._thread.join(timeout=1)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._round()
+            except TransientError as error:
+                if not self._stopping.is_set():
+                    log.warning("erasures.stalled", error=error.message)
+            except Exception:
+                log.exception("erasures.failed")
+            if self._stopping.wait(LOOK_EVERY_S):
+                return
+
+    def _round(self) -> None:
+        pending = list_erasures(self._database, is_open=True)
+        if pending or time.monotonic() - self._merged_at >= MERGE_EVERY_S:
+            self._merge()
+        for each in erase_all(self._database, self._storage):
+            if each.waiting:
+                log.info("user.erasure_waits", conversations=each.waiting)
+
+    def _merge(self) -> None:
+        try:
+            merged = merge_ledger(self._database, self._ledger)
+        except OSError as error:
+            log.warning("erasures.not_copied", reason=error.strerror, path=str(self._ledger))
+            return
+        self._merged_at = time.monotonic()
+        if merged.to_database:
+            log.warning("erasures.reapplied", users=merged.to_database)

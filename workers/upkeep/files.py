@@ -1,0 +1,103 @@
+"""Retention of files: what has expired, and rows and bytes that a dead process left without each
+other.
+
+Rows without bytes are only deleted where the storage is this deployment's: a worker that sees
+another folder than the API, or none, would take all files for lost.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from uuid import UUID
+
+import structlog
+
+from turnmill.schemas.errors import StorageUnavailable
+from turnmill.schemas.files.storage import Key, Storage
+from turnmill.schemas.postgres.links import Link
+from turnmill.schemas.store.knowledge.passages import delete_documents_of_file
+from turnmill.workers.upkeep.months import Pause
+
+log = structlog.get_logger()
+
+#: Files of one statement.
+PAGE_FILES = 250
+#: Bytes whose row is not there yet are younger.
+ORPHAN_AGE_S = 3600.0
+#: Between two pages.
+_PAUSE_S = 0.05
+
+_EXPIRED = """
+SELECT id, tenant_id FROM files
+WHERE expires_at < clock_timestamp() AND id > %s ORDER BY id LIMIT %s
+"""
+
+#: One that is just being stored anew is passed over.
+_DELETE = """
+DELETE FROM files WHERE id IN (
+    SELECT id FROM files WHERE id = %s AND (%s OR expires_at < clock_timestamp())
+    FOR UPDATE SKIP LOCKED)
+"""
+
+_PAGE = """
+SELECT id, tenant_id FROM files WHERE source IS NULL AND id > %s ORDER BY id LIMIT %s
+"""
+_KNOWN = "SELECT id FROM files WHERE id = ANY(%s)"
+
+
+class FileSweep:
+    """One round over the files."""
+
+    def __init__(
+        self, link: Link, storage: Storage, pause: Pause, counts: Counter[str], *, is_dry: bool
+    ) -> None:
+        self._link = link
+        self._storage = storage
+        self._pause = pause
+        self._counts = counts
+        self._is_dry = is_dry
+
+    def run(self) -> None:
+        """Delete what has expired, then what is orphaned; end where the storage fails."""
+        try:
+            for key in self._pages(_EXPIRED):
+                self._delete(key, is_lost=False)
+            owner = self._link.execute("SELECT id FROM deployment").fetchone()
+            if owner is not None and self._storage.belongs_to(owner.id):
+                for key in self._pages(_PAGE):
+                    if not self._storage.has(key):
+                        self._delete(key, is_lost=True)
+                self._delete_bytes_without_row()
+        except StorageUnavailable as error:
+            log.warning("files.not_swept", reason=error.message)
+
+    def _delete(self, key: Key, *, is_lost: bool) -> None:
+        """Delete row and bytes. The row's lock keeps those apart who store the same content."""
+        self._counts["files"] += 1
+        if self._is_dry:
+            return
+        with self._link.transaction():
+            if self._link.execute(_DELETE, (key.file_id, is_lost)).rowcount:
+                delete_documents_of_file(self._link.cursor(), key.tenant_id, key.file_id)
+                self._storage.delete(key)
+        if is_lost:
+            log.warning("file.lost", file_id=key.file_id.hex)
+
+    def _delete_bytes_without_row(self) -> None:
+        keys = self._storage.keys(ORPHAN_AGE_S)
+        while page := {key.file_id: key for key in islice(keys, PAGE_FILES)}:
+            known = {row.id for row in self._link.execute(_KNOWN, (list(page),))}
+            for file_id in page.keys() - known:
+                self._counts["files (bytes alone)"] += 1
+                if not self._is_dry:
+                    self._storage.delete(page[file_id])
+            if self._pause(_PAUSE_S):
+                return
+
+    def _pages(self, statement: str) -> Iterator[Key]:
+        after = UUID(int=0)
+        while rows := self._link.execute(statement, (after, PAGE_FILES)).fetchall():
+            yield from (Key(row.tenant_id, row.id) for row in rows)
+            after = rows[-1].id
+            if len(rows) < PAGE_FILES or self._pause(_PAUSE_S):
+                return

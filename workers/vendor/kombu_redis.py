@@ -1,0 +1,164 @@
+"""Holds on kombu's Redis channel: fewer commands for each hint, and the same recovery.
+
+kombu pops a hint (BRPOP), records it as unacknowledged in one transaction, and deletes that record
+in another. All three are calls of the event loop, which waits for each. Here a call serves as many
+hints as there are.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from kombu.transport.virtual.base import QoS
+
+READ_IN = {"kombu": "5.7.0"}
+HOLDS = {
+    "kombu.transport.redis:QoS.append": "6883fd4024f5",
+    "kombu.transport.redis:QoS.ack": "4b663d5a0b55",
+    "kombu.transport.redis:QoS._remove_from_indices": "bda3c1298cc3",
+    "kombu.transport.redis:QoS.restore_by_tag": "8d4598b973cc",
+    "kombu.transport.redis:Channel.conn_or_acquire": "4015b30bac79",
+    "kombu.transport.redis:Channel._create_client": "38ea1faeedc0",
+    "kombu.transport.redis:Channel._brpop_read": "c2e423dfeda8",
+    "kombu.transport.virtual.base:QoS.append": "7dbb9ebe24bc",
+    "kombu.transport.virtual.base:Transport._deliver": "112626776662",
+    "kombu.transport.virtual.base:Channel.basic_consume": "429ca164fbeb",
+    "kombu.transport.virtual.base:Channel.message_to_python": "af8663379fbf",
+}
+
+#: Runs a function that reads a message; returns None where the message is foreign.
+Guard = Callable[[Callable[[], Any]], Any]
+
+
+def reuse_client(channel: Any) -> None:
+    """Let a channel call through one client, which is thread-safe: kombu makes a new one for each
+    acknowledgement and each hint that it notes, at the price of some commands.
+    """
+    pool, shared = None, None
+
+    @contextmanager
+    def conn_or_acquire(client: Any = None) -> Iterator[Any]:
+        nonlocal pool, shared
+        if client is None and channel.pool is not pool:
+            pool, shared = channel.pool, channel._create_client()
+        yield shared if client is None else client
+
+    channel.conn_or_acquire = conn_or_acquire
+
+
+def acknowledge_together(channel: Any, soon: Callable[[Callable[[], None]], Any]) -> None:
+    """Acknowledge what ends in one turn of the event loop by one transaction at Redis.
+
+    `soon` has the loop call a function when it next comes round. Acknowledgements that a worker
+    takes with it when it dies are of hints that nobody minds: their turns are settled.
+    """
+    qos = channel.qos
+    ended: list[str] = []
+
+    def flush() -> None:
+        tags = ended.copy()
+        ended.clear()
+        with qos.pipe_or_acquire() as pipe:
+            pipe.zrem(qos.unacked_index_key, *tags).hdel(qos.unacked_key, *tags).execute()
+
+    def ack(delivery_tag: str) -> None:
+        if not ended:
+            soon(flush)
+        ended.append(delivery_tag)
+        qos._quick_ack(delivery_tag)
+
+    qos.ack = ack
+
+
+def take_together(channel: Any, room: Callable[[str], int], guard: Guard) -> None:
+    """After a BRPOP, take the hints that wait behind the popped one, too.
+
+    The transaction that records the popped hint as unacknowledged also pops the others, so a lone
+    hint costs no more commands than kombu's way. A second transaction records the others. Each
+    hint is recorded before it is delivered, as kombu does it.
+
+    `room` returns how many hints of a queue may be delivered. The number taken doubles as long as
+    the queue has as many: of a few hints, each of several idle workers gets some.
+    """
+    channel.Message = _built_once(channel.Message)
+    taking = _Taking(channel, room, guard)
+    channel.connection._deliver = taking.deliver
+    channel.qos.append = taking.append
+
+
+class _Taking:
+    """What `take_together` puts in the place of kombu's methods."""
+
+    def __init__(self, channel: Any, room: Callable[[str], int], guard: Guard) -> None:
+        self._channel = channel
+        self._room = room
+        self._guard = guard
+        self._deliver_one = channel.connection._deliver
+        self._append_one = channel.qos.append
+        self._recorded: set[str] = set()
+        self._at_most = 1
+
+    def deliver(self, payload: Any, queue: str) -> None:
+        """Deliver a hint that was popped from its queue, and those behind it.
+
+        Raises what the message class raises for a foreign payload.
+        """
+        if queue not in self._channel.active_queues:
+            self._deliver_one(payload, queue)
+            return
+        first = self._channel.Message(payload, channel=self._channel)
+        more = min(self._room(queue) - 1, self._at_most)
+        popped = self._record([first], queue, more)
+        self._at_most = 1 if len(popped) < more else max(self._at_most, 2 * more)
+        if others := self._built(popped):
+            self._record(others, queue)
+        for message in (first, *others):
+            self._guard(partial(self._deliver_one, message, queue))
+
+    def append(self, message: Any, tag: str) -> None:
+        """Note a delivered hint in this process, and at Redis if `deliver` has not done it."""
+        if tag in self._recorded:
+            self._recorded.remove(tag)
+            QoS.append(self._channel.qos, message, tag)
+        else:
+            self._append_one(message, tag)
+
+    def _record(self, messages: Sequence[Any], queue: str, more: int = 0) -> list[Any]:
+        """Record messages as unacknowledged; pop at most `more` others of the queue."""
+        qos, now = self._channel.qos, time.time()
+        records = {each.delivery_tag: json.dumps([each._raw, "", queue]) for each in messages}
+        with qos.pipe_or_acquire() as pipe:
+            pipe.zadd(qos.unacked_index_key, dict.fromkeys(records, now))
+            pipe.hset(qos.unacked_key, mapping=records)
+            if more > 0:
+                pipe.rpop(queue, more)
+            _, _, *popped = pipe.execute()
+        self._recorded.update(records)
+        return [item for items in popped for item in items or ()]
+
+    def _built(self, popped: list[Any]) -> list[Any]:
+        """Build the messages, but for foreign ones."""
+        messages = (self._guard(partial(self._build, item)) for item in popped)
+        return [message for message in messages if message is not None]
+
+    def _build(self, item: bytes) -> Any:
+        return self._channel.Message(json.loads(item), channel=self._channel)
+
+
+def _built_once(message_class: type) -> type:
+    """Derive a message class that takes a message for its own payload: kombu builds one from all
+    that it delivers.
+    """
+
+    class BuiltOnce(message_class):  # type: ignore[misc]
+        def __new__(cls, payload: Any, channel: Any = None) -> Any:
+            return payload if isinstance(payload, cls) else super().__new__(cls)
+
+        def __init__(self, payload: Any, channel: Any = None) -> None:
+            if payload is not self:
+                super().__init__(payload, channel=channel)
+
+    return BuiltOnce
