@@ -1,6 +1,6 @@
 """Migrations: they build exactly the tables that the code describes, and go both ways."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -314,7 +314,7 @@ def test_a_lock_that_running_turns_could_not_wait_for_is_kept_only_where_no_work
         with psycopg.connect(empty_database_url, autocommit=True) as worker:
             worker.execute(_WORKER)
             worker.execute("SELECT pg_advisory_lock(%s, 7)", (LIVENESS_LOCK_CLASS,))
-            with pytest.raises(DatabaseUnavailable, match=r"Nothing was changed.*stop the workers"):
+            with pytest.raises(DatabaseUnavailable, match=r"before it stays.*stop the workers"):
                 upgrade(empty_database_url, "0020")
         assert link.execute("SELECT version_num FROM alembic_version").fetchone() == ("0019",)
         upgrade(empty_database_url, "0020")
@@ -344,9 +344,41 @@ def test_an_index_that_running_turns_could_not_wait_for_is_not_built_while_a_wor
         with psycopg.connect(empty_database_url, autocommit=True) as worker:
             worker.execute(_WORKER)
             worker.execute("SELECT pg_advisory_lock(%s, 7)", (LIVENESS_LOCK_CLASS,))
-            with pytest.raises(DatabaseUnavailable, match=r"Nothing was changed.*stop the workers"):
+            with pytest.raises(DatabaseUnavailable, match=r"before it stays.*stop the workers"):
                 upgrade(empty_database_url, revision)
         assert link.execute("SELECT version_num FROM alembic_version").fetchone() == (before,)
+
+
+#: A migration of `turns` locks `bots` first.
+_SECOND_LOCK = """
+CREATE FUNCTION lock_bots() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+    LOCK TABLE bots;
+END $$;
+CREATE EVENT TRIGGER lock_bots ON ddl_command_start WHEN TAG IN ('ALTER TABLE')
+EXECUTE FUNCTION lock_bots()
+"""
+_WAITING = "SELECT 1 FROM pg_locks WHERE relation = 'turns'::regclass AND NOT granted"
+
+
+def test_a_migration_that_loses_a_deadlock_is_run_again(
+    empty_database_url: str, eventually: Callable[..., None]
+) -> None:
+    upgrade(empty_database_url, "0020")
+    with (
+        psycopg.connect(empty_database_url, autocommit=True) as observer,
+        psycopg.connect(empty_database_url) as worker,
+        ThreadPoolExecutor() as threads,
+    ):
+        observer.execute(_SECOND_LOCK)
+        observer.execute(f"ALTER DATABASE {observer.info.dbname} SET deadlock_timeout = '2s'")
+        # The other side looks for a deadlock later, so that the migration is who loses.
+        worker.execute("SET deadlock_timeout = '1min'; SELECT FROM turns")
+        upgraded = threads.submit(upgrade, empty_database_url, "0021")
+        eventually(lambda: observer.execute(_WAITING).fetchone(), 10, 0.01)
+        worker.execute("SELECT FROM bots")
+        worker.commit()
+        upgraded.result(60)
+        assert observer.execute("SELECT version_num FROM alembic_version").fetchone() == ("0021",)
 
 
 def test_adding_the_time_of_documents_rewrites_none(
