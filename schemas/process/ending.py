@@ -119,23 +119,14 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         for hurry in list(_hurries):
             hurry()
     else:
-        _raise_once(received, frame)
+        _raise_once(received)
 
 
-def _raise_once(number: signal.Signals, frame: FrameType | None = None) -> None:
-    """Raise `Ended` where it is heard: what is raised within `__del__` Python ignores."""
+def _raise_once(number: signal.Signals) -> None:
     global _raised
-    if not _raised and not _is_within_del(frame):
+    if not _raised:
         _raised = True
         raise Ended(number)
-
-
-def _is_within_del(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_name == "__del__":
-            return True
-        frame = frame.f_back
-    return False
 
 
 @contextmanager
@@ -149,6 +140,8 @@ def _nudged() -> Iterator[None]:
     os.set_blocking(writer, False)
     handler = signal.signal(_NUDGE, _on_nudge)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: _raise_later(unraisable, writer, hook)
     threading.Thread(target=_nudge, args=(reader,), name="nudge", daemon=True).start()
     try:
         yield
@@ -156,7 +149,24 @@ def _nudged() -> Iterator[None]:
         if not _received:
             signal.set_wakeup_fd(before)
             signal.signal(_NUDGE, handler)
+            sys.unraisablehook = hook
             os.close(writer)
+
+
+def _raise_later(
+    unraisable: "sys.UnraisableHookArgs",
+    signals: int,
+    hook: Callable[["sys.UnraisableHookArgs"], object],
+) -> None:
+    """Hear of an `Ended` that Python ignored, as it does within `__del__` and callbacks of weak
+    references and of C; the next nudge raises it where it is heard.
+    """
+    global _raised
+    if isinstance(unraisable.exc_value, Ended):
+        _raised = False
+        os.write(signals, bytes([unraisable.exc_value.number]))
+    else:
+        hook(unraisable)
 
 
 def _nudge(reader: int) -> None:
@@ -177,7 +187,7 @@ def _nudge(reader: int) -> None:
 
 def _on_nudge(number: int, frame: FrameType | None) -> None:
     if _received and not _hurries:
-        _raise_once(_received[0], frame)
+        _raise_once(_received[0])
 
 
 def _leave_terminals() -> None:

@@ -70,16 +70,26 @@ with ending_in_order():
 
 #: Receives its signal where Python ignores what is raised.
 IGNORED = """
-import signal, time
+import gc, signal, sys, time, weakref
 from turnmill.schemas.process.ending import Ended, ending_in_order
 
 class Deaf:
     def __del__(self):
-        signal.raise_signal(signal.SIGTERM)
+        if sys.argv[1] == "finalizer":
+            signal.raise_signal(signal.SIGTERM)
+
+def collected(*_):
+    signal.raise_signal(signal.SIGTERM)
 
 with ending_in_order():
     try:
-        Deaf()
+        deaf = Deaf()
+        reference = weakref.ref(deaf, collected if sys.argv[1] == "weak reference" else None)
+        del deaf
+        if sys.argv[1] == "garbage collection":
+            gc.callbacks.append(collected)
+            gc.collect()
+            gc.callbacks.clear()
         print("open", flush=True)
         time.sleep(600)
     except Ended as ended:
@@ -199,8 +209,9 @@ def test_a_signal_that_interrupts_nothing_ends_the_wait() -> None:
         assert say(process) == "ended by SIGTERM"
 
 
-def test_an_end_that_would_be_ignored_is_raised_later() -> None:
-    with python(IGNORED) as process:
+@pytest.mark.parametrize("where", ["finalizer", "weak reference", "garbage collection"])
+def test_an_end_that_was_ignored_is_raised_later(where: str) -> None:
+    with python(IGNORED, where) as process:
         assert say(process) == "open"
         assert say(process) == "ended by SIGTERM"
 
