@@ -45,12 +45,13 @@ def turnmill(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_gate_is_fitted_by_sync_shown_and_measured(
-    system: Any, library: Library, turnmill: Turnmill, tmp_path: Path
+    system: Any, engine: Reading, turnmill: Turnmill, tmp_path: Path
 ) -> None:
-    _, said = turnmill("knowledge", "sync", "shop", str(FAQ / "en.csv"))
-    assert "'shop' is calibrated to a precision of 90%." in said
-    assert "calibrated 20" in turnmill("knowledge", "list")[1]
-    assert "is calibrated" not in turnmill("knowledge", "sync", "shop", str(FAQ / "en.csv"))[1]
+    with InlineWorker(system.settings):
+        _, said = turnmill("knowledge", "sync", "shop", str(FAQ / "en.csv"))
+        assert "'shop' is calibrated to a precision of 90%." in said
+        assert "calibrated 20" in turnmill("knowledge", "list")[1]
+        assert "is calibrated" not in turnmill("knowledge", "sync", "shop", str(FAQ / "en.csv"))[1]
     _, said = turnmill("knowledge", "search", "shop", PAWNS)
     assert "This does not answer the question (with a probability of 0." in said
     asked = tmp_path / "asked.csv"
