@@ -197,8 +197,11 @@ def test_metrics_have_our_prefix_and_few_labels_and_are_all_documented() -> None
     allowed = {
         "lane", "outcome", "kind", "action", "by", "result", "reason", "route", "method", "status"
     }  # fmt: skip
-    allowed |= {"channel", "end"}  # those that turnmill.toml names; of a format
+    allowed |= {"channel", "end", "verdict"}  # those that turnmill.toml names; of a format; a gate
     assert relay_metrics.HINTS_LOST in REGISTRY._collector_to_names
+    # A sample shows labels, and there is none before something was counted.
+    for collector in REGISTRY._collector_to_names:
+        assert set(getattr(collector, "_labelnames", ())) <= allowed, collector
     for family in [*families, *gauges]:
         assert re.fullmatch(r"turnmill_[a-z]+(_[a-z]+)*", family.name)
         assert f"`{family.name}" in page, family.name
