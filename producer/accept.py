@@ -18,6 +18,7 @@ from psycopg.types.json import Jsonb
 from turnmill.producer.capable import refuse_impossible
 from turnmill.producer.media.known import refuse_unknown_files
 from turnmill.schemas.errors import Conflict, InvalidInput, NotFound, TransientError, UnknownBot
+from turnmill.schemas.formats.calls import check_tools, demanded_tools
 from turnmill.schemas.formats.checking import check_format
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.joining import all_asked
@@ -101,6 +102,7 @@ def accept_many(database: Database, requests: Sequence[TurnRequest]) -> list[Acc
         # Before the transaction: a schema takes a while, and what is read of it is kept.
         if request.params.response_format is not None:
             check_format(request.params.response_format)
+        check_tools(request.params)
     return racing(database, lambda cursor: accept_in(cursor, requests))
 
 
@@ -206,13 +208,16 @@ def _masked(request: TurnRequest, safety: Safety) -> TurnRequest:
 
 
 def _formatted(params: GenerationParams) -> GenerationParams:
-    """Check the format. A reply with one ends with it, and never at a stop string inside.
+    """Check the format, and those of tools' arguments. A reply with one, or that must call a tool,
+    ends with it, and never at a stop string inside.
 
     Raises `InvalidInput`.
     """
-    if params.response_format is None:
+    check_tools(params)
+    if params.response_format is not None:
+        check_format(params.response_format)
+    elif not demanded_tools(params):
         return params
-    check_format(params.response_format)
     return params.model_copy(update={"stop": ()})
 
 

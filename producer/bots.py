@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from turnmill.producer.tenants import MAX_NAME, Bot, bot_of
 from turnmill.schemas.content import refuse_nul
 from turnmill.schemas.errors import UnknownBot
+from turnmill.schemas.formats.checking import check_format
+from turnmill.schemas.openai.formats import AskedFormat
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.tables import bots
 from turnmill.schemas.turns import GenerationParams, SamplingParams, Stop
@@ -25,10 +27,20 @@ class ParamsChange(SamplingParams):
     """Parameters to set. Null takes one back: its default in `DEFAULT_PARAMS` counts again."""
 
     stop: tuple[Stop, ...] | None = Field(default=None, max_length=4)  # type: ignore[assignment]
+    #: What its replies are held to, unless a call says otherwise; as a call has it.
+    response_format: AskedFormat | None = None
 
     def applied_to(self, params: GenerationParams) -> GenerationParams:
-        """Return `params` with what was given."""
+        """Return `params` with what was given.
+
+        Raises:
+            InvalidInput: the format cannot be kept.
+        """
         given = self.model_dump(mode="json", include=self.model_fields_set)
+        if self.response_format is not None:
+            format = self.response_format.read()
+            check_format(format)
+            given["response_format"] = None if format.type == "text" else format.model_dump()
         stored = params.model_dump(mode="json", exclude_defaults=True) | given
         kept = {name: value for name, value in stored.items() if value is not None}
         return GenerationParams.model_validate(kept)
@@ -61,6 +73,7 @@ def change_bot(database: Database, tenant_id: UUID, name: str, change: BotChange
 
     Raises:
         UnknownBot: the tenant has no bot of this name.
+        InvalidInput: its format cannot be kept.
     """
     with database.begin() as connection:
         row = _row(connection, tenant_id, name, is_locked=True)

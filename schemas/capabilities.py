@@ -35,6 +35,8 @@ class Capabilities(BaseModel):
     continues_formats: bool = False
     #: It may answer with calls of tools that it is offered.
     tools: bool = False
+    #: It can be made to call one of them, by `tool_choice`, with arguments of the tool's schema.
+    tool_choice: bool = False
     #: It tells the log-probabilities of its tokens.
     logprobs: bool = False
     #: Its worker puts passages into the prompt of one turn, whatever the engine.
@@ -97,6 +99,8 @@ def _of_messages(messages: Sequence[Message]) -> Iterator[Need]:
 def _of_params(params: GenerationParams) -> Iterator[Need]:
     if params.tools:
         yield Need("tools", "tools")
+        if params.tool_choice not in (None, "auto"):
+            yield Need("tool_choice", "tool_choice")
     if params.response_format is not None:
         yield Need("response_format", "formats", params.response_format.type)
     if params.logprobs is not None:

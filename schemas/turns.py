@@ -271,13 +271,14 @@ class GenerationParams(SamplingParams):
     def over(self, defaults: "GenerationParams") -> "GenerationParams":
         """These parameters, completed by the defaults.
 
-        None leaves a parameter to the defaults. Whatever else was given counts, `stop=()` and an
-        empty list of tools too: they take back what the defaults have.
+        None leaves a parameter to the defaults. Whatever else was given counts, `stop=()`, an
+        empty list of tools and a format of `text` too: they take back what the defaults have.
         """
         given = {name: getattr(self, name) for name in self.model_fields_set}
-        return defaults.model_copy(
-            update={name: value for name, value in given.items() if value is not None}
-        )
+        given = {name: value for name, value in given.items() if value is not None}
+        if self.response_format is not None and self.response_format.type == "text":
+            given["response_format"] = None
+        return defaults.model_copy(update=given)
 
 
 DEFAULT_PARAMS = GenerationParams(temperature=1.0, top_p=1.0, max_tokens=512)

@@ -1,4 +1,6 @@
-"""Ten schemas that every engine keeps to: nested, enums, patterns, recursion, Chinese."""
+"""Ten schemas that every engine keeps to: nested, enums, patterns, recursion, Chinese; and a chat
+template that knows tools, for models whose own does not.
+"""
 
 from typing import Any
 
@@ -11,6 +13,24 @@ def _closed(**properties: Any) -> dict[str, Any]:
         "additionalProperties": False,
     }
 
+
+#: As Qwen 2.5 and 3 show tools, calls and results.
+QWEN = """{%- if tools %}<|im_start|>system
+# Tools
+<tools>{%- for tool in tools %}{{- '\\n' }}{{ tool | tojson }}{%- endfor %}{{- '\\n' }}</tools>
+For each call return:
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call><|im_end|>
+{% endif %}
+{%- for m in messages %}<|im_start|>{{ 'user' if m.role == 'tool' else m.role }}
+{% if m.role == 'tool' %}<tool_response>
+{{ m.content }}
+</tool_response>{% else %}{{ m.content }}{% for call in m.tool_calls or [] %}<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 
 _SHORT = {"type": "string", "maxLength": 20}
 

@@ -69,13 +69,18 @@ class CompletionShape:
     def restart(self) -> str:
         return self._chunk(Delta(), extension=StreamExtension(restarted=True))
 
-    def ending(self, reply: Reply) -> str:
-        """The last piece of the reply: what is not text comes at once, when it is committed."""
+    def calls(self, reply: Reply) -> str:
+        """The calls of tools, which are whole when the reply is committed.
+
+        Before the ending: OpenAI's helpers look at what came before the finish reason.
+        """
         calls = [ReplyToolCall.of(call, index) for index, call in enumerate(reply.tool_calls)]
-        delta = Delta.model_validate(
-            ({"tool_calls": calls} if calls else {})
-            | ({"annotations": found} if (found := Annotation.all_of(reply)) else {})
-        )
+        return self._chunk(Delta(tool_calls=calls))
+
+    def ending(self, reply: Reply) -> str:
+        """The last piece of the reply."""
+        found = Annotation.all_of(reply)
+        delta = Delta(annotations=found) if found else Delta()
         return self._chunk(
             delta,
             reply.finish_reason,

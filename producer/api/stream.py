@@ -58,6 +58,8 @@ def _closing(item: Turn | Interrupt, shape: CompletionShape) -> Iterator[str]:
     elif item.reply is None:
         yield _event(problem_of_turn(item).json())
     else:
+        if item.reply.tool_calls:
+            yield _event(shape.calls(item.reply))
         yield _event(shape.ending(item.reply))
         if shape.wants_usage:
             yield _event(shape.usage(item.reply))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from turnmill.schemas.batches import BatchResult, ResultError
 from turnmill.schemas.content import storable
 from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.formats.files import read_schema
 from turnmill.schemas.formats.plain import Schema, read_json
 from turnmill.schemas.formats.reading import plain_schema
 from turnmill.schemas.formats.response import ResponseFormat
@@ -81,15 +82,8 @@ def read_shape(path: Path) -> Shape:
         InvalidInput: there is none, it is no schema that is accepted, or its values are no objects
             with named properties.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise InvalidInput(f"'{path}' cannot be read: {reason}.") from None
-    try:
-        whole = plain_schema(text)
-    except InvalidInput as error:
-        raise InvalidInput(f"'{path.name}': {error.message}") from None
+    text = read_schema(path)
+    whole = plain_schema(text)
     if not _followed(whole, whole).get("properties"):
         raise InvalidInput(
             f"'{path.name}' describes no object with 'properties', which become columns."

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,11 +15,17 @@ from turnmill.producer.cli.samples.command import sample
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.formats.files import read_schema, schema_format
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.turns import GenerationParams
 
 if TYPE_CHECKING:
     from turnmill.producer.bots import BotChange
+
+SchemaOption = Annotated[
+    Path | None,
+    typer.Option("--schema", help="A JSON Schema: replies meet it, unless a call asks for more."),
+]
 
 app = typer.Typer(help="Bots: a model with instructions and defaults.", no_args_is_help=True)
 console = make_console()
@@ -38,7 +45,7 @@ def list_bots(tenant: TenantOption = None) -> None:
     table.columns[0].overflow = table.columns[2].overflow = "fold"
     with open_system(tenant=tenant) as system:
         for bot in list_bots(system.database, system.tenant_id):
-            params = bot.params.model_dump_json(exclude_defaults=True)
+            params = _shown(bot.params)
             policies = bot.policies.model_dump_json(exclude_unset=True)
             columns = (bot.name, str(bot.version), bot.model, params, policies, bot.instructions)
             table.add_row(*map(plain, columns))
@@ -61,7 +68,8 @@ def show_bot(
     rows = {
         "bot": f"{bot.name}, version {bot.version}",
         "model": bot.model,
-        "parameters": bot.params.model_dump_json(exclude_defaults=True),
+        "parameters": _shown(bot.params),
+        "replies": _format(bot.params),
         "policies": bot.policies.model_dump_json(exclude_unset=True),
         "ignores tools": "yes" if bot.ignores_tools else "no",
         "saved first": bot.created_at.isoformat(timespec="seconds"),
@@ -70,6 +78,20 @@ def show_bot(
     for title, value in rows.items():
         table.add_row(f"[dim]{title}[/]", plain(value))
     console.print(table)
+
+
+def _shown(params: GenerationParams) -> str:
+    """The parameters that are set, without a schema's text."""
+    shown = params.model_dump(mode="json", exclude_defaults=True)
+    if params.response_format is not None:
+        shown["response_format"] = params.response_format.type
+    return json.dumps(shown, ensure_ascii=False, separators=(",", ":"))
+
+
+def _format(params: GenerationParams) -> str:
+    """What replies are held to."""
+    format = params.response_format
+    return "text" if format is None else format.schema_text or format.type
 
 
 @app.command("delete")
@@ -114,6 +136,7 @@ def save_bot(
     temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
     top_p: Annotated[float | None, typer.Option(min=0.0001, max=1)] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    schema: SchemaOption = None,
     ignore_tools: Annotated[
         bool,
         typer.Option("--ignore-tools", help="Answer calls that offer tools without using them."),
@@ -125,13 +148,20 @@ def save_bot(
 
     Example: turnmill bots save support --instructions "You answer for ACME Parcels."
 
+    Example: turnmill bots save triage --schema triage.json
+
     Example: turnmill bots save support --policy double_texting=interrupt
     --policy hands_off_failures=true
     """
     from turnmill.producer.api.served import served_models
     from turnmill.producer.tenants import save_bot
 
-    params = GenerationParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+    params = GenerationParams(
+        temperature=temperature,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        response_format=None if schema is None else schema_format(read_schema(schema)),
+    )
     with open_system(tenant=tenant) as system:
         save_bot(
             system.database,
@@ -165,6 +195,7 @@ def change_bot(
         list[str] | None,
         typer.Option(metavar="NAME", help="A parameter to take back to its default (repeatable)."),
     ] = None,
+    schema: SchemaOption = None,
     ignore_tools: Annotated[
         bool | None,
         typer.Option(
@@ -179,16 +210,23 @@ def change_bot(
     Example: turnmill bots change support --set temperature=0.2 --set max_tokens=300
 
     Example: turnmill bots change support --reset temperature
+
+    Example: turnmill bots change triage --schema triage.json
     """
     from turnmill.producer.api.served import served_models
     from turnmill.producer.bots import change_bot
 
-    change = _read_change(model, instructions, set_ or (), reset or ())
+    given = [*(set_ or ())]
+    if schema is not None:
+        named = {"schema": json.loads(read_schema(schema))}
+        asked = {"type": "json_schema", "json_schema": named}
+        given.append(f"response_format={json.dumps(asked)}")
+    change = _read_change(model, instructions, given, reset or ())
     change = change.model_copy(update={"ignores_tools": ignore_tools})
     with open_system(tenant=tenant) as system:
         bot = change_bot(system.database, system.tenant_id, name, change)
         served = served_models(system.database)
-    params = bot.params.model_dump_json(exclude_defaults=True)
+    params = _shown(bot.params)
     console.print(plain(f"Version {bot.version} of '{bot.name}' has the parameters {params}."))
     _note_unserved(bot.model, served)
 

@@ -4,16 +4,24 @@ import difflib
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from turnmill.schemas.channels.memory import API
 from turnmill.schemas.channels.policies import Policies
 from turnmill.schemas.channels.sections.base import ChannelSection, Name
 from turnmill.schemas.channels.sections.registry import SECTIONS
 from turnmill.schemas.channels.toml_lines import KeyPath, TOMLLines
-from turnmill.schemas.errors import NotFound, SettingsError
+from turnmill.schemas.errors import InvalidInput, NotFound, SettingsError
+from turnmill.schemas.formats.files import read_schema, schema_format
 from turnmill.schemas.turns import GenerationParams
 
 
@@ -27,6 +35,20 @@ class BotSection(BaseModel):
     instructions: str = ""
     params: GenerationParams = GenerationParams()
     policies: Policies = Policies()
+    #: A file with a JSON Schema, relative to this one: replies are held to it.
+    schema_: Path | None = Field(default=None, alias="schema")
+
+    @model_validator(mode="after")
+    def _read_schema(self, info: ValidationInfo) -> Self:
+        if self.schema_ is None:
+            return self
+        folder: Path = (info.context or {}).get("folder", Path())
+        try:
+            text = read_schema(folder / self.schema_.expanduser())
+        except InvalidInput as error:
+            raise ValueError(f"schema: {error.message}") from None
+        params = self.params.model_copy(update={"response_format": schema_format(text)})
+        return self.model_copy(update={"params": params})
 
 
 class Configuration(BaseModel):
@@ -84,7 +106,8 @@ def _validate(path: Path, text: str, content: dict[str, Any]) -> Configuration:
         known = dict(_channels(channels, path.absolute().parent, mistakes))
         content = {**content, "channels": known}
     try:
-        configuration = Configuration.model_validate(content)
+        folder = path.absolute().parent
+        configuration = Configuration.model_validate(content, context={"folder": folder})
     except ValidationError as error:
         mistakes += _mistakes(Configuration, (), error)
     if not mistakes:
@@ -143,7 +166,7 @@ def _fields(model: Any, loc: KeyPath) -> list[str]:
             # The name of a bot: the table of bots has led to its model already.
             continue
         model = found
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

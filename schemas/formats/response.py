@@ -6,7 +6,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from turnmill.schemas.content import refuse_nul
 
-FormatType = Literal["json_object", "json_schema", "choice"]
+#: `text` is no format: a turn takes its bot's back.
+FormatType = Literal["text", "json_object", "json_schema", "choice"]
 
 #: Bytes of a schema, and of all choices together.
 MAX_FORMAT_BYTES = 64 * 1024
@@ -17,6 +18,8 @@ _Choice = Annotated[str, StringConstraints(min_length=1), AfterValidator(refuse_
 
 class ResponseFormat(BaseModel):
     """What a reply's text is made to be: a JSON object, JSON of a schema, or one of some texts.
+
+    No turn has the type `text`: see `GenerationParams.over`.
 
     `producer/accept.py` checks it (`check_format`), so that a worker need not.
     """

@@ -27,15 +27,21 @@ class NamedSchema(Body):
 class AskedFormat(Body):
     """`response_format`."""
 
+    @classmethod
+    def of(cls, format: ResponseFormat) -> dict[str, Any]:
+        """A format as a client would ask for it."""
+        if format.type != "json_schema":
+            return {"type": format.type}
+        schema = json.loads(format.schema_text or "{}")
+        named = {"name": format.name or "reply", "schema": schema, "strict": format.strict}
+        return {"type": "json_schema", "json_schema": named}
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
 
-    def read(self) -> ResponseFormat | None:
-        match self.type:
-            case "text":
-                return None
-            case "json_object":
-                return ResponseFormat(type="json_object")
+    def read(self) -> ResponseFormat:
+        if self.type != "json_schema":
+            return ResponseFormat(type=self.type)
         named = self.json_schema or NamedSchema()
         return ResponseFormat(
             type="json_schema",

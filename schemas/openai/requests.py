@@ -282,6 +282,8 @@ class ChatCompletionRequest(Body):
             "guided_json": StructuredOutputs(json=self.guided_json).read(),
         }
         given = {name: wish for name, wish in asked.items() if wish is not None}
+        if len(given) > 1 and given.get("response_format") == ResponseFormat(type="text"):
+            del given["response_format"]
         if len(given) > 1:
             names = " and ".join(f"'{name}'" for name in given)
             raise InvalidInput(f"{names} both ask for a format: send one.", param=[*given][1])

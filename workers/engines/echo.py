@@ -83,6 +83,7 @@ class EchoEngine:
             continues_formats=continues,
             formats=ALL_FORMATS,
             tools=self._settings.echo_can_call_tools,
+            tool_choice=self._settings.echo_can_call_tools,
             accepts=frozenset({"text", "image"} if self._settings.echo_can_see else {"text"}),
         )
 

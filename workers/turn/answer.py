@@ -259,7 +259,7 @@ def _reply(
             # Never kept, but shown by settling: after it another attempt would talk on.
             prompt_tokens = _prompt_tokens(worker.engine, prompt, chunk)
             reply = draft.reply(chunk, chunk.finish_reason, prompt_tokens)
-            return judged(reply, claim.params.response_format) or Answered(reply)
+            return judged(reply, claim.params) or Answered(reply)
         worker.stream.add(stream, chunk.text, chunk.token_count)
         if attempt.abort.is_set():
             break

@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from turnmill.schemas.content import TokenLogprob, ToolCall
 from turnmill.schemas.errors import EngineFailure
+from turnmill.schemas.formats.calls import demanded_tools, find_call_fault, is_held_to
 from turnmill.schemas.formats.checking import find_fault
-from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.outcomes import Failed
-from turnmill.schemas.turns import FinishReason, Message, Reply, Role, Usage
+from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Reply, Role, Usage
 from turnmill.workers.consumer.metrics import FORMATS
 from turnmill.workers.engines.base import Chunk, Prompt, ToolCallPiece
 
@@ -78,11 +78,13 @@ def _joined(pieces: list[ToolCallPiece]) -> ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class NotMet:
-    """A whole reply that does not meet its turn's format."""
+    """A whole reply that does not meet its turn's format, or calls tools as it should not."""
 
     reply: Reply
     #: Without a word of the reply.
     reason: str
+    #: Where the turn asks for what it does not meet.
+    field: str = "response_format"
 
     def corrected(self, prompt: Prompt) -> Prompt:
         """The prompt with the reply and what is wrong with it, for another reply from the start."""
@@ -90,11 +92,12 @@ class NotMet:
             f"This reply cannot be used: {self.reason}. Reply again with nothing but what was "
             "asked for, in its form."
         )
-        messages = (
-            Message(role=Role.ASSISTANT, content=self.reply.content),
-            Message(role=Role.USER, content=wish),
-        )
-        return replace(prompt, messages=(*prompt.messages, *messages), prefix="")
+        calls = self.reply.tool_calls
+        said = Message(role=Role.ASSISTANT, content=self.reply.content, tool_calls=calls)
+        answers = [
+            Message(role=Role.TOOL, content=wish, tool_call_id=call.id) for call in calls
+        ] or [Message(role=Role.USER, content=wish)]
+        return replace(prompt, messages=(*prompt.messages, said, *answers), prefix="")
 
     def charged(self, reply: Reply) -> Reply:
         """The reply that came after it, with the tokens of both."""
@@ -108,18 +111,27 @@ class NotMet:
     def failed(self) -> Failed:
         return Failed(
             "format_not_met",
-            f"The reply does not meet 'response_format', nor did the one before it: {self.reason}. "
+            f"The reply does not meet '{self.field}', nor did the one before it: {self.reason}. "
             "Ask again, make the schema simpler, or choose a model that keeps to it.",
         )
 
 
-def judged(reply: Reply, format: ResponseFormat | None) -> NotMet | None:
-    """None where the reply meets its format, has none, calls tools, or is cut: as with OpenAI."""
-    if format is None or reply.finish_reason == "tool_calls":
+def judged(reply: Reply, params: GenerationParams) -> NotMet | None:
+    """None where the reply has the form that its turn asks for, or is cut, as with OpenAI."""
+    demands = bool(demanded_tools(params))
+    if reply.finish_reason not in ("stop", "tool_calls"):
+        if demands or params.response_format is not None:
+            FORMATS.labels("cut").inc()
         return None
-    if reply.finish_reason != "stop":
-        FORMATS.labels("cut").inc()
+    if reply.finish_reason == "tool_calls":
+        if not any(is_held_to(call.name, params) for call in reply.tool_calls):
+            return None
+        field, reason = "tools", find_call_fault(reply.tool_calls, params)
+    elif demands:
+        field, reason = "tool_choice", "it calls no tool"
+    elif params.response_format is not None:
+        field, reason = "response_format", find_fault(params.response_format, reply.content)
+    else:
         return None
-    reason = find_fault(format, reply.content)
     FORMATS.labels("met" if reason is None else "not_met").inc()
-    return None if reason is None else NotMet(reply, reason)
+    return None if reason is None else NotMet(reply, reason, field)

@@ -11,6 +11,8 @@ from turnmill.producer.api.services import ServicesOf
 from turnmill.producer.bots import BotChange, change_bot, delete_bot, read_bot
 from turnmill.producer.tenants import Bot, list_bots
 from turnmill.schemas.content import Name
+from turnmill.schemas.openai.formats import AskedFormat
+from turnmill.schemas.turns import GenerationParams
 
 router = APIRouter(tags=["bots"])
 
@@ -36,11 +38,19 @@ class BotBody(BaseModel):
             version=bot.version,
             model=bot.model,
             instructions=bot.instructions,
-            params=bot.params.model_dump(mode="json", exclude_defaults=True),
+            params=_shown(bot.params),
             ignores_tools=bot.ignores_tools,
             policies=bot.policies.stored,
             created_at=bot.created_at,
         )
+
+
+def _shown(params: GenerationParams) -> dict[str, Any]:
+    """The parameters that are set, as a change has them."""
+    shown = params.model_dump(mode="json", exclude_defaults=True)
+    if params.response_format is not None:
+        shown["response_format"] = AskedFormat.of(params.response_format)
+    return shown
 
 
 @router.get("/bots")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
+import httpx
 import openai
 import pytest
 from pydantic import BaseModel, Field
@@ -18,6 +19,7 @@ from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import ContextOverflow, InvalidInput
 from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.settings import EngineSettings
+from turnmill.schemas.tenants import Scope
 from turnmill.schemas.turns import GenerationParams, Turn
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.echo import EchoEngine
@@ -214,6 +216,43 @@ def test_the_properties_of_a_reply_keep_the_order_of_the_schema(system: Any) -> 
     reply = answered(system, TRIAGE).reply
     assert reply is not None
     assert [*json.loads(reply.content)] == ["language", "urgency", "words", "note"]
+
+
+def test_a_bot_s_own_format_counts_unless_a_call_has_one(
+    system: Any, client: openai.OpenAI
+) -> None:
+    system.start_worker()
+    key = create_key(system.database, system.tenant_id, "admin", [Scope.ADMIN])
+    root = str(client.base_url).removesuffix("/v1/")
+    http = httpx.Client(base_url=root, headers={"Authorization": f"Bearer {key}"})
+
+    def change(format: Any) -> httpx.Response:
+        return http.patch(f"/bots/{MODEL}", json={"params": {"response_format": format}})
+
+    def said(**fields: Any) -> str:
+        messages: Any = [{"role": "user", "content": "My parcel is late."}]
+        reply = client.chat.completions.create(model=MODEL, messages=messages, **fields)
+        return reply.choices[0].message.content or ""
+
+    wanted = {
+        "type": "json_schema",
+        "json_schema": {"name": "triage", "strict": False, "schema": Triage.model_json_schema()},
+    }
+    assert change(wanted).json()["params"]["response_format"] == wanted
+    assert change(http.get(f"/bots/{MODEL}").json()["params"]["response_format"]).is_success
+    assert Triage.model_validate_json(said()).urgency == 1
+    # Channels, which ask for nothing, send it as text.
+    turn = accept(system.database, system.request("My parcel is late."))
+    system.wait_until_settled()
+    reply = read_turn(system.database, system.tenant_id, turn.turn_id).reply
+    assert reply is not None and Triage.model_validate_json(reply.content)
+    assert said(response_format={"type": "json_object"}) == "{}"
+    assert said(response_format={"type": "text"}) == "My parcel is late."
+    refused = change({"type": "json_schema", "json_schema": {"schema": {"not": {}}}})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "response_format.json_schema.schema.not"
+    assert change(None).json()["params"] == {}
+    assert said() == "My parcel is late."
 
 
 def test_a_format_that_no_live_worker_writes_is_refused_by_its_field(

@@ -321,6 +321,24 @@ def test_a_bot_s_parameters_are_set_and_taken_back_by_name(
     assert "Be brief." in line
 
 
+def test_a_bot_s_replies_are_held_to_the_schema_of_a_file(
+    turnmill: Turnmill, migrated: str, tmp_path: Path
+) -> None:
+    schema, wrong = tmp_path / "triage.json", tmp_path / "wrong.json"
+    schema.write_text('{"type": "object", "properties": {"urgency": {"type": "integer"}}}')
+    wrong.write_text('{"type": "object", "properties": {"urgency": {"not": {}}}}')
+    assert turnmill("bots", "save", "triage", "--schema", str(schema))[0] == 0
+    _, shown, _ = turnmill("bots", "show", "triage")
+    assert '{"response_format":"json_schema"}' in shown
+    assert '"urgency": {"type": "integer"}' in " ".join(shown.split())
+    status, _, said = turnmill("bots", "change", "triage", "--schema", str(wrong))
+    assert status != 0 and "'wrong.json'" in said and "urgency.not" in said
+    _, said, _ = turnmill("bots", "change", "triage", "--reset", "response_format")
+    assert "the parameters {}" in said
+    _, said, _ = turnmill("bots", "change", "triage", "--schema", str(schema))
+    assert '{"response_format":"json_schema"}' in said
+
+
 def test_saving_a_bot_says_that_nobody_serves_its_model(
     turnmill: Turnmill, migrated: str, database_url: str
 ) -> None:

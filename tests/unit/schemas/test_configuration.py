@@ -56,6 +56,23 @@ def test_bots_and_channels_are_read(file: Path) -> None:
     assert (policies.double_texting, policies.texts.stopped) == (DoubleTexting.INTERRUPT, "Done.")
 
 
+def test_a_bot_s_replies_are_held_to_a_schema_in_a_file_beside_this_one(file: Path) -> None:
+    schema = file.with_name("triage.json")
+    schema.write_text('{"type": "object", "properties": {"b": {}, "a": {"enum": ["x"]}}}')
+    file.write_text('[bots.triage]\nschema = "triage.json"\nparams = { temperature = 0.2 }\n')
+    params = load_configuration(file).bots["triage"].params
+    assert params.temperature == 0.2
+    assert params.response_format is not None
+    assert params.response_format.schema_text == schema.read_text()
+    schema.write_text('{"type": "object", "properties": {"a": {"not": {}}}}')
+    with pytest.raises(SettingsError, match=r"line 1: bots.triage: .*properties\.a\.not"):
+        load_configuration(file)
+    schema.unlink()
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load_configuration(file)
+    assert "Did you mean schema?" in refusal_of(file, '[bots.triage]\nschemas = "triage.json"')
+
+
 def test_without_a_file_there_are_no_channels() -> None:
     assert load_configuration(None).channels == {}
 

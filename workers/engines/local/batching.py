@@ -61,6 +61,7 @@ class BatchingEngine:
             formats=facts.formats,
             continues_formats=facts.continues_formats,
             tools=bool(template.tool_format),
+            tool_choice=bool(template.tool_format) and "json_schema" in facts.formats,
         )
 
     @property
@@ -104,8 +105,15 @@ class BatchingEngine:
                 param="messages",
             )
         limit = min(params.max_tokens or room, room)
+        called = tools.held if tools else None
         generation = Generation(
-            prompt_ids, limit, params, prompt.lane, prompt.cache_namespace, prompt.prefix
+            prompt_ids,
+            limit,
+            params,
+            prompt.lane,
+            prompt.cache_namespace,
+            held_to=called or params.response_format,
+            prefix="" if called else prompt.prefix,
         )
         model.scheduler.submit(generation)
         # A text that goes on is decoded after what was there; a new one begins without a space.

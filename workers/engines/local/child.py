@@ -32,11 +32,13 @@ from turnmill.schemas.errors import (
     EngineUnavailable,
     TurnmillError,
 )
+from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.process.launch import launch_command
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Lane
 from turnmill.workers.engines.local.batching import cannot_load
 from turnmill.workers.engines.local.scheduling import Batch, Facts, Generation, Token
+from turnmill.workers.engines.text.call_form import CallForm
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +67,7 @@ class _Turn:
     params: GenerationParams
     lane: Lane
     namespace: str
+    held_to: ResponseFormat | CallForm | None
     prefix: str
 
 
@@ -135,6 +138,7 @@ class ChildScheduler:
             generation.params,
             generation.lane,
             generation.namespace,
+            generation.held_to,
             generation.prefix,
         )
         with self._lock:
@@ -281,7 +285,13 @@ class Child:
 
     def _admit(self, turn: _Turn) -> None:
         generation = Generation(
-            turn.prompt_ids, turn.limit, turn.params, turn.lane, turn.namespace, turn.prefix
+            turn.prompt_ids,
+            turn.limit,
+            turn.params,
+            turn.lane,
+            turn.namespace,
+            turn.held_to,
+            turn.prefix,
         )
         self._generations[turn.key] = generation
         try:

@@ -6,7 +6,9 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from turnmill.schemas.errors import TurnmillError
+from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.turns import FinishReason, GenerationParams, Lane
+from turnmill.workers.engines.text.call_form import CallForm
 
 #: What `prefill_tokens` is when left out.
 PREFILL_TOKENS = 256
@@ -35,7 +37,9 @@ class Generation:
     lane: Lane = Lane.INTERACTIVE
     #: As `Prompt.cache_namespace`.
     namespace: str = ""
-    #: As `Prompt.prefix`; the prompt ends with it.
+    #: What the reply is held to, ...
+    held_to: ResponseFormat | CallForm | None = None
+    #: ... and what of that the prompt ends with.
     prefix: str = ""
     #: From the scheduler to the waiting thread; an error or None is the last one.
     events: "SimpleQueue[Token | TurnmillError | None]" = field(default_factory=SimpleQueue)

@@ -82,6 +82,7 @@ class OpenAIEngine(RemoteEngine):
             continues=continues,
             formats=frozenset.intersection(*formats),
             tools=self._settings.remote_tools,
+            tool_choice=self._settings.remote_tools,
             logprobs=True,
             remote=True,
             penalties=PENALTIES,

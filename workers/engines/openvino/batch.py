@@ -177,7 +177,7 @@ class OpenVINOBatch:
 
     def _may_pause(self, request: Request) -> bool:
         """A grammar begins at the first new token: a reply with a format runs to its end."""
-        return self._may_leave(request) and request.generation.params.response_format is None
+        return self._may_leave(request) and request.generation.held_to is None
 
     def _let_go(self, request: Request) -> None:
         """Cancel a turn that is unwanted if its prompt has come to its end."""
@@ -214,8 +214,8 @@ class OpenVINOBatch:
             config.min_p = min(params.min_p or 0.0, MOST_MIN_P)
             if params.top_k:
                 config.top_k = params.top_k
-        if params.response_format:
-            grammar = grammar_of(params.response_format)
+        if generation.held_to is not None:
+            grammar = grammar_of(generation.held_to)
             config.structured_output_config = openvino_genai.StructuredOutputConfig(grammar=grammar)
         config.repetition_penalty = params.repetition_penalty or 1.0
         config.eos_token_id = self._defaults.eos_token_id

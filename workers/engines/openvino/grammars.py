@@ -26,6 +26,7 @@ from turnmill.schemas.formats.patterns import (
 from turnmill.schemas.formats.plain import Schema, bounds
 from turnmill.schemas.formats.reading import plain_schema
 from turnmill.schemas.formats.response import ResponseFormat
+from turnmill.workers.engines.text.call_form import MOST_CALLS, CallForm
 
 #: Longer bounded repetitions take seconds to compile.
 MOST_REPEATED = 32
@@ -55,27 +56,58 @@ array ::= "[" (any ("," any)*)? "]"
 
 
 @lru_cache(maxsize=256)
-def grammar_of(format: ResponseFormat) -> str:
-    """The grammar of a checked format."""
-    match format.type:
+def grammar_of(held_to: ResponseFormat | CallForm) -> str:
+    """The grammar of a checked format, or of calls."""
+    writer = _Writer()
+    if isinstance(held_to, CallForm):
+        return writer.write(writer.calls(held_to))
+    match held_to.type:
         case "choice":
-            return f"root ::= {_either(map(_literal, format.choices))}"
+            return f"root ::= {_either(map(_literal, held_to.choices))}"
         case "json_object":
-            return _Writer({"type": "object", "additionalProperties": {}, "$defs": {}}).write()
-    return _Writer(plain_schema(format.schema_text or "{}")).write()
+            whole: Schema = {"type": "object", "additionalProperties": {}, "$defs": {}}
+        case _:
+            whole = plain_schema(held_to.schema_text or "{}")
+    return writer.write(writer.schema(whole))
 
 
 class _Writer:
-    def __init__(self, whole: Schema) -> None:
-        self._whole = whole
+    def __init__(self) -> None:
         self._rules: list[str] = []
         self._names = {"any": False}
         self._count = 0
+        #: Of the definitions of the schema that is written.
+        self._prefix = ""
 
-    def write(self) -> str:
-        root = self._value(self._whole)
-        for name, plain in self._whole["$defs"].items():
-            self._rules.append(f"{name} ::= {self._value(plain)}")
+    def calls(self, form: CallForm) -> str:
+        """The expression of one call or several, whose schemas share no definitions."""
+        arguments = []
+        for number, (_, format) in enumerate(form.calls):
+            self._prefix = f"tool{number}"
+            arguments.append(self.schema(plain_schema(format.schema_text or "{}")))
+        first, following = (
+            self._rule(
+                _either(
+                    f"{_literal(before)} {value} {_literal(form.end)}"
+                    for (before, _), value in zip(calls, arguments, strict=True)
+                )
+            )
+            for calls in (form.first, form.calls)
+        )
+        parts = [first]
+        if form.between is not None:
+            parts.append(f"({_literal(form.between)} {following}){{0,{MOST_CALLS - 1}}}")
+        return " ".join([*parts, _literal(form.after)] if form.after else parts)
+
+    def schema(self, whole: Schema) -> str:
+        """The expression of a value of a whole schema."""
+        root = self._value(whole)
+        for name, plain in whole["$defs"].items():
+            self._rules.append(f"{self._prefix}{name} ::= {self._value(plain)}")
+        return root
+
+    def write(self, root: str) -> str:
+        """The grammar with this expression as its root."""
         lines = [f"root ::= {root}", *self._rules]
         if self._names["any"]:
             lines.append(_ANY)
@@ -97,7 +129,7 @@ class _Writer:
     def _value(self, plain: Schema) -> str:
         match plain:
             case {"$ref": pointer}:
-                return str(pointer).rpartition("/")[2]
+                return self._prefix + str(pointer).rpartition("/")[2]
             case {"anyOf": options}:
                 return self._rule(_either([self._value(each) for each in options]))
             case {"enum": values}:

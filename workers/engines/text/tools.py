@@ -18,8 +18,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from turnmill.schemas.formats.calls import arguments_format, demanded_tools
 from turnmill.schemas.turns import GenerationParams, Tool
 from turnmill.workers.engines.base import Chunk, ToolCallPiece
+from turnmill.workers.engines.text.call_form import CallForm
 from turnmill.workers.engines.text.stops import StopFilter
 
 #: Mistral's templates refuse ids that are not of so many letters and digits.
@@ -44,6 +46,10 @@ class ToolFormat:
     openings: tuple[str, ...]
     #: What the model is given before the first object where it must call a tool.
     before: str = ""
+    #: What stands between the objects of two calls.
+    between: str = "; "
+    #: What ends a reply whose calls began with `before`, where they cannot be read without it.
+    after: str = ""
     #: What may stand around a call and is no part of it.
     marks: tuple[str, ...] = ()
     #: What the model calls a call's arguments.
@@ -56,8 +62,20 @@ class ToolFormat:
 
         It ends before a space, which is part of the next token in most vocabularies.
         """
-        start = f'{self.before}{{"name":'
-        return start if name is None else f'{start} {json.dumps(name)}, "{self.arguments}":'
+        return f'{self.before}{{"name":' + ("" if name is None else self._named(name).rstrip())
+
+    def held(self, tools: Sequence[Tool], begun: str, *, is_one_call: bool) -> CallForm:
+        """What a reply with this beginning is held to, for its calls to meet the tools' schemas."""
+        start = '{"name":'
+        return CallForm(
+            calls=tuple((self._named(tool.name), arguments_format(tool)) for tool in tools),
+            begun=begun.removeprefix(self.before).removeprefix(start),
+            between=None if is_one_call else f"{self.between}{start}",
+            after=self.after,
+        )
+
+    def _named(self, name: str) -> str:
+        return f' {json.dumps(name, ensure_ascii=False)}, "{self.arguments}": '
 
     def parse(self, text: str, names: Iterable[str]) -> tuple[list[tuple[str, str]], str]:
         """Name and arguments (JSON) of each call, and the text after the last one.
@@ -103,6 +121,7 @@ HERMES = ToolFormat(
     "hermes",
     openings=("<tool_call>", "```json"),
     before="<tool_call>\n",
+    between="\n</tool_call>\n<tool_call>\n",
     marks=(*_HERMES_MARKS, "```json", "```"),
     reserved=(*_HERMES_MARKS, "<tool_response>", "</tool_response>", "<tools>", "</tools>"),
 )
@@ -111,6 +130,8 @@ MISTRAL = ToolFormat(
     "mistral",
     openings=("[TOOL_CALLS]", '[{"name":', '[{"arguments":'),
     before="[TOOL_CALLS] [",
+    between=", ",
+    after="]",
     marks=("[TOOL_CALLS]", "]"),
     reserved=("[TOOL_CALLS]",),
 )
@@ -146,19 +167,22 @@ class OfferedTools:
     #: What the model is made to begin its reply with.
     begun: str = ""
     is_one_call: bool = False
+    #: What the rest of it is held to, by engines that can.
+    held: CallForm | None = None
 
     @classmethod
     def of(cls, form: ToolFormat | None, params: GenerationParams) -> "OfferedTools | None":
         """None where nothing is offered."""
         if form is None or not params.tools:
             return None
-        names = tuple(tool.name for tool in params.tools)
-        begun = ""
-        if params.tool_choice == "required":
-            begun = form.begun(names[0] if len(names) == 1 else None)
-        elif params.tool_choice not in (None, "auto"):
-            begun, names = form.begun(params.tool_choice), (str(params.tool_choice),)
-        return cls(form, names, begun, params.parallel_tool_calls is False)
+        demanded = demanded_tools(params)
+        is_one_call = params.parallel_tool_calls is False
+        if not demanded:
+            return cls(form, tuple(tool.name for tool in params.tools), is_one_call=is_one_call)
+        is_one_call |= params.tool_choice != "required"
+        begun = form.begun(demanded[0].name if len(demanded) == 1 else None)
+        held = form.held(demanded, begun, is_one_call=is_one_call)
+        return cls(form, tuple(tool.name for tool in demanded), begun, is_one_call, held)
 
     def read(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """The chunks without the text of calls, which are whole on the last one.
@@ -211,6 +235,8 @@ class _Reader:
         calls, text = self._offered.form.parse(held.text, self._offered.names)
         if self._offered.is_one_call:
             calls = calls[:1]
+        if self._offered.begun:
+            text = ""  # what its limit cut off of a call
         called = last.finish_reason == "stop" and bool(calls)
         return replace(
             last,

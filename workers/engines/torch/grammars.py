@@ -25,9 +25,11 @@ from turnmill.schemas.formats.patterns import (
 from turnmill.schemas.formats.plain import Schema
 from turnmill.schemas.formats.reading import plain_schema
 from turnmill.schemas.formats.response import ResponseFormat
+from turnmill.workers.engines.text.call_form import MOST_CALLS, CallForm
 
 #: Small models fill a reply with white space.
 _COMPACT = {"whitespace_flexible": False}
+_GUIDED = {"x-guidance": _COMPACT}
 
 
 class Matcher:
@@ -63,12 +65,12 @@ class Grammars:
         )
         self._thread = ThreadPoolExecutor(1, "grammars")
 
-    def compile(self, format: ResponseFormat, prefix: str) -> "Future[Matcher]":
+    def compile(self, held_to: ResponseFormat | CallForm, prefix: str) -> "Future[Matcher]":
         """A matcher that has read the prefix. The future may raise `EngineFailure`."""
-        return self._thread.submit(self._compile, format, prefix)
+        return self._thread.submit(self._compile, held_to, prefix)
 
-    def _compile(self, format: ResponseFormat, prefix: str) -> Matcher:
-        matcher = LLMatcher(self._tokenizer, grammar_of(format), log_level=0)
+    def _compile(self, held_to: ResponseFormat | CallForm, prefix: str) -> Matcher:
+        matcher = LLMatcher(self._tokenizer, grammar_of(held_to), log_level=0)
         if matcher.is_error():
             reason = matcher.get_error().partition("\n")[0]
             raise EngineFailure(f"The engine cannot compile the format: {reason}")
@@ -77,14 +79,36 @@ class Grammars:
         return Matcher(matcher)
 
 
-def grammar_of(format: ResponseFormat) -> str:
-    """The grammar of a checked format, as llguidance reads it."""
+def grammar_of(held_to: ResponseFormat | CallForm) -> str:
+    """The grammar of a checked format, or of calls, as llguidance reads it."""
+    if isinstance(held_to, CallForm):
+        return str(LLMatcher.grammar_from_lark(_of_calls(held_to)))
+    format = held_to
     if format.type == "choice":
         texts = (json.dumps(choice, ensure_ascii=False) for choice in format.choices)
         return str(LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}"))
     text = format.schema_text if format.type == "json_schema" else '{"type": "object"}'
     schema = _with_expressions(plain_schema(text or "{}"))
     return str(LLMatcher.grammar_from_json_schema(schema, defaults=_COMPACT))
+
+
+def _of_calls(form: CallForm) -> str:
+    """https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md"""
+    lines, end = [], json.dumps(form.end)
+    for rule, calls in (("first", form.first), ("next", form.calls)):
+        options = []
+        for number, (before, format) in enumerate(calls):
+            options.append(f"{json.dumps(before, ensure_ascii=False)} arguments_{number} {end}")
+            if rule == "first":
+                schema = _with_expressions(plain_schema(format.schema_text or "{}"))
+                lines.append(f"arguments_{number}: %json {json.dumps(_GUIDED | schema)}")
+        lines.append(f"{rule}: {' | '.join(options)}")
+    start = "start: first"
+    if form.between is not None:
+        start += f" ({json.dumps(form.between)} next){{0,{MOST_CALLS - 1}}}"
+    if form.after:
+        start += f" {json.dumps(form.after)}"
+    return "\n".join([start, *lines])
 
 
 def _with_expressions(plain: Any) -> Any:

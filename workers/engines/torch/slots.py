@@ -123,8 +123,8 @@ class SlotBatch:
     def admit(self, generation: Generation) -> None:
         generator = create_generator(generation.params, self._model.device)
         slot = Slot(generation, self._waiting.next_order(), generator)
-        if (format := generation.params.response_format) and self._grammars:
-            compiled = self._grammars.compile(format, generation.prefix)
+        if generation.held_to is not None and self._grammars:
+            compiled = self._grammars.compile(generation.held_to, generation.prefix)
             self._compiling.append((slot, compiled))
         else:
             self._waiting.add(slot)

@@ -27,6 +27,7 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.turns import Lane
 from turnmill.workers.engines.local.scheduling import Facts, Generation, Token
+from turnmill.workers.engines.text.call_form import CallForm
 from turnmill.workers.engines.vllm.formats import structured_fields
 from turnmill.workers.engines.vllm.plugin import dying_with_this_process
 from turnmill.workers.vendor.vllm import silence_end, unfinished_count
@@ -203,7 +204,7 @@ def _sampling(generation: Generation) -> SamplingParams:
         min_p=params.min_p or 0.0,
         repetition_penalty=params.repetition_penalty or 1.0,
         seed=params.seed,
-        structured_outputs=_structured(params.response_format),
+        structured_outputs=_structured(generation.held_to),
         max_tokens=generation.limit,
         # Tokens become text on the thread that waits for them.
         detokenize=False,
@@ -211,8 +212,11 @@ def _sampling(generation: Generation) -> SamplingParams:
     )
 
 
-def _structured(format: ResponseFormat | None) -> StructuredOutputsParams | None:
-    return None if format is None else StructuredOutputsParams(**structured_fields(format))
+def _structured(held_to: ResponseFormat | CallForm | None) -> StructuredOutputsParams | None:
+    """None for a call, which has its beginning from the prompt, and is validated."""
+    if not isinstance(held_to, ResponseFormat):
+        return None
+    return StructuredOutputsParams(**structured_fields(held_to))
 
 
 def _new_tokens(output: Any) -> Iterator[Token]:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from tests.formats import QWEN
 from turnmill.schemas.content import ToolCall
 from turnmill.schemas.turns import GenerationParams, Message, Role, Tool
 from turnmill.workers.engines.base import Chunk
+from turnmill.workers.engines.text.call_form import CallForm
 from turnmill.workers.engines.text.chat_template import ChatTemplate
 from turnmill.workers.engines.text.tools import (
     HERMES,
@@ -19,23 +21,6 @@ from turnmill.workers.engines.text.tools import (
     format_of,
 )
 
-#: As Qwen 2.5 and 3 show tools, calls and results.
-QWEN = """{%- if tools %}<|im_start|>system
-# Tools
-<tools>{%- for tool in tools %}{{- '\\n' }}{{ tool | tojson }}{%- endfor %}{{- '\\n' }}</tools>
-For each call return:
-<tool_call>
-{"name": <function-name>, "arguments": <args-json-object>}
-</tool_call><|im_end|>
-{% endif %}
-{%- for m in messages %}<|im_start|>{{ 'user' if m.role == 'tool' else m.role }}
-{% if m.role == 'tool' %}<tool_response>
-{{ m.content }}
-</tool_response>{% else %}{{ m.content }}{% for call in m.tool_calls or [] %}<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>{% endfor %}{% endif %}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
 WEATHER = Tool(
     name="weather",
     description="Look up the weather.",
@@ -173,9 +158,40 @@ def test_a_model_that_must_call_a_tool_begins_with_its_name(form: ToolFormat) ->
     assert any_of is not None
     assert any_of.begun.endswith('{"name":')
     # Where there is but one, it is that one.
-    assert OfferedTools.of(form, params(TIME, tool_choice="required")) == OfferedTools.of(
-        form, params(TIME, tool_choice="time")
-    )
+    only = OfferedTools.of(form, params(TIME, tool_choice="required"))
+    assert only is not None and only.begun == offered.begun
+
+
+def held(form: ToolFormat, *tools: Tool, **more: Any) -> tuple[str, CallForm]:
+    offered = OfferedTools.of(form, params(*tools, **more))
+    assert offered is not None and offered.held is not None
+    return offered.begun, offered.held
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_what_a_reply_is_held_to_goes_on_from_its_beginning(form: ToolFormat) -> None:
+    begun, wanted = held(form, tool_choice="required")
+    [(weather, _), (time, _)] = wanted.first
+    assert wanted.between is not None
+    said = f'{begun}{weather}{{"town": "Köln"}}{wanted.end}{wanted.between}{time}{{}}{wanted.end}'
+    said += wanted.after
+    calls, rest = form.parse(said, ["weather", "time"])
+    assert [(name, json.loads(each)) for name, each in calls] == [
+        ("weather", {"town": "Köln"}), ("time", {}),
+    ]  # fmt: skip
+    assert rest == ""
+    begun, wanted = held(form, tool_choice="time")
+    [(before, arguments)] = wanted.first
+    assert before == " "
+    assert json.loads(arguments.schema_text or "")["additionalProperties"] is False
+    assert wanted.between is None
+    assert form.parse(f"{begun} {{}}{wanted.end}{wanted.after}", ["time"]) == ([("time", "{}")], "")
+    assert held(form, tool_choice="required", parallel_tool_calls=False)[1].between is None
+
+
+def test_a_reply_that_may_call_is_held_to_nothing() -> None:
+    offered = OfferedTools.of(HERMES, params())
+    assert offered is not None and offered.held is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""Arguments of calls: which schemas are promised to be kept, and which calls keep to them."""
+
+from typing import Any
+
+import pytest
+
+from turnmill.schemas.content import ToolCall
+from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.formats.calls import check_tools, find_call_fault
+from turnmill.schemas.turns import GenerationParams, Tool
+
+NUMBER = {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]}
+ODD = {"type": "object", "properties": {"number": {"not": {"const": 1}}}}
+
+
+def params(*tools: Tool, **more: Any) -> GenerationParams:
+    return GenerationParams(tools=tools, **more)
+
+
+def fault(called: GenerationParams, arguments: str) -> str | None:
+    return find_call_fault([ToolCall(id="a", name="track", arguments=arguments)], called)
+
+
+@pytest.mark.parametrize(
+    ("schema", "more", "place"),
+    [
+        (ODD, {"tool_choice": "required"}, "tools[0].function.parameters.properties.number.not"),
+        (ODD, {"tool_choice": "track"}, "tools[0].function.parameters.properties.number.not"),
+        ({"type": "string"}, {"tool_choice": "track"}, "tools[0].function.parameters"),
+        ({"anyOf": [NUMBER]}, {"tool_choice": "track"}, None),
+        ({"$ref": "#/$defs/N", "$defs": {"N": NUMBER}}, {"tool_choice": "track"}, None),
+        ({"$ref": "#/$defs/N", "$defs": {"N": {"enum": [{}]}}}, {"tool_choice": "track"},
+         "tools[0].function.parameters"),
+        (ODD, {}, None),
+        (ODD, {"tool_choice": "other"}, None),
+        (None, {"tool_choice": "track"}, None),
+    ],
+)  # fmt: skip
+def test_a_schema_that_calls_cannot_be_held_to_is_refused_where_they_are_to_be(
+    schema: Any, more: dict[str, Any], place: str | None
+) -> None:
+    wanted = params(Tool(name="track", parameters=schema), Tool(name="other"), **more)
+    if place is None:
+        check_tools(wanted)
+        return
+    with pytest.raises(InvalidInput) as caught:
+        check_tools(wanted)
+    assert caught.value.param == place
+
+
+def test_a_strict_tool_has_a_strict_schema() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_tools(params(Tool(name="track", parameters=NUMBER, strict=True)))
+    assert caught.value.param == "tools[0].function.parameters.additionalProperties"
+    check_tools(params(Tool(name="track", parameters=NUMBER | {"additionalProperties": False})))
+
+
+def test_the_schemas_of_a_demanded_call_have_a_size() -> None:
+    large = {"type": "object", "properties": {"a": {"enum": ["x" * 9000]}}}
+    tools = [Tool(name=f"t{number}", parameters=large) for number in range(8)]
+    check_tools(params(*tools))
+    with pytest.raises(InvalidInput, match="64 KiB") as caught:
+        check_tools(params(*tools, tool_choice="required"))
+    assert caught.value.param == "tools"
+    check_tools(params(*tools, tool_choice="t3"))
+
+
+def test_a_call_is_held_to_its_schema_where_the_tool_is_strict_or_demanded() -> None:
+    tool = Tool(name="track", parameters=NUMBER)
+    assert fault(params(tool, tool_choice="track"), '{"number": 7}') is None
+    found = fault(params(tool, tool_choice="required"), '{"number": "SECRET"}')
+    assert found is not None and "'number'" in found and "SECRET" not in found
+    assert fault(params(tool), '{"number": "seven"}') is None
+    strict = tool.model_copy(update={"strict": True})
+    assert fault(params(strict), '{"number": "seven"}') is not None
+
+
+@pytest.mark.parametrize("schema", [None, {}, {"type": "object", "properties": {}}])
+def test_a_tool_without_parameters_has_no_arguments(schema: Any) -> None:
+    wanted = params(Tool(name="track", parameters=schema), tool_choice="required")
+    check_tools(wanted)
+    assert fault(wanted, "{}") is None
+    assert fault(wanted, '{"a": 1}') is not None
