@@ -251,7 +251,7 @@ def test_a_bot_s_own_format_counts_unless_a_call_has_one(
     refused = change({"type": "json_schema", "json_schema": {"schema": {"not": {}}}})
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "response_format.json_schema.schema.not"
-    assert change(None).json()["params"] == {}
+    assert "response_format" not in change(None).json()["params"]
     assert said() == "My parcel is late."
 
 

@@ -8,6 +8,7 @@ import pytest
 from turnmill.schemas.capabilities import needs_of
 from turnmill.schemas.content import Document, MediaPart, TextPart, ToolCall
 from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.json_size import has_more_values
 from turnmill.schemas.openai import ChatCompletionRequest, parse_chat_request
 from turnmill.schemas.turns import GenerationParams, Message, Role
@@ -129,7 +130,7 @@ def test_a_user_s_message_may_have_what_clients_add_and_nothing_else() -> None:
     "fields",
     [
         {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"},
-        {"n": 1, "logprobs": False, "tools": [], "response_format": {"type": "text"}},
+        {"n": 1, "logprobs": False, "tools": []},
         {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "tool_choice": "none"},
         {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
         {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
@@ -140,6 +141,15 @@ def test_a_user_s_message_may_have_what_clients_add_and_nothing_else() -> None:
 )
 def test_fields_that_change_nothing_are_accepted(fields: dict[str, Any]) -> None:
     assert parse(**fields).params() == GenerationParams()
+
+
+def test_a_format_of_text_takes_back_the_bot_s() -> None:
+    bot = GenerationParams(response_format=ResponseFormat(type="json_object"))
+    asked = parse(response_format={"type": "text"}).params()
+    assert asked.over(bot) == asked.over(GenerationParams()) == GenerationParams()
+    assert parse().params().over(bot) == bot
+    both = parse(response_format={"type": "text"}, guided_json={}).params().response_format
+    assert both is not None and both.type == "json_schema"
 
 
 @pytest.mark.parametrize(
@@ -331,14 +341,15 @@ def test_parts_keep_their_order_and_plain_text_stays_plain() -> None:
         ({"guided_choice": ["yes", "no"]}, "response_format"),
         ({"guided_json": {}}, "response_format"),
         ({"tools": [SEARCH]}, "tools"),
-        ({"tools": [SEARCH], "tool_choice": "required"}, "tools"),
+        ({"tools": [SEARCH], "tool_choice": "required"}, "tools, tool_choice"),
     ],
 )
 def test_what_not_every_engine_can_do_is_a_need_with_the_field_s_name(
     fields: dict[str, Any], need: str
 ) -> None:
     body = parse(**fields)
-    assert [each.field for each in needs_of(body.turn_messages(), body.params())] == [need]
+    needs = needs_of(body.turn_messages(), body.params())
+    assert ", ".join(each.field for each in needs) == need
 
 
 def test_a_tool_s_call_and_result_are_fields_of_their_messages() -> None:
