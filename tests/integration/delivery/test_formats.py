@@ -223,11 +223,11 @@ def test_a_bot_s_own_format_counts_unless_a_call_has_one(
 ) -> None:
     system.start_worker()
     key = create_key(system.database, system.tenant_id, "admin", [Scope.ADMIN])
-    root = str(client.base_url).removesuffix("/v1/")
-    http = httpx.Client(base_url=root, headers={"Authorization": f"Bearer {key}"})
+    url = f"{str(client.base_url).removesuffix('/v1/')}/bots/{MODEL}"
+    headers = {"Authorization": f"Bearer {key}"}
 
     def change(format: Any) -> httpx.Response:
-        return http.patch(f"/bots/{MODEL}", json={"params": {"response_format": format}})
+        return httpx.patch(url, headers=headers, json={"params": {"response_format": format}})
 
     def said(**fields: Any) -> str:
         messages: Any = [{"role": "user", "content": "My parcel is late."}]
@@ -239,7 +239,8 @@ def test_a_bot_s_own_format_counts_unless_a_call_has_one(
         "json_schema": {"name": "triage", "strict": False, "schema": Triage.model_json_schema()},
     }
     assert change(wanted).json()["params"]["response_format"] == wanted
-    assert change(http.get(f"/bots/{MODEL}").json()["params"]["response_format"]).is_success
+    shown = httpx.get(url, headers=headers).json()["params"]["response_format"]
+    assert change(shown).is_success
     assert Triage.model_validate_json(said()).urgency == 1
     # Channels, which ask for nothing, send it as text.
     turn = accept(system.database, system.request("My parcel is late."))
