@@ -4,7 +4,9 @@ Migrations are expand/contract: `NNNN_pre_…` may run before the new code is de
 `NNNN_post_…` only after the last old process is gone.
 """
 
-from contextlib import closing
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from math import inf
 from pathlib import Path
 
@@ -28,43 +30,32 @@ _LOCK_KEY = 0x7A11_0002
 #: What PostgreSQL says when `lock_timeout` or `statement_timeout` of a migration is over.
 _GIVEN_UP = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 _WHEN_GIVEN_UP = (
-    "A migration needs a lock that running turns and long queries did not leave it for long "
-    "enough. What was migrated before it stays, and processes of both releases work with it. Run "
-    "it again when less runs. If that does not help, stop the workers first: without them it may "
-    "take the time that it needs."
+    "The migration needs a table for a moment that something else holds: a long transaction, a "
+    "dump, another change of the schema. The migrations before it are done. Let it end, and run "
+    "this again."
 )
 
 #: Processes at work lock the same tables in an order of their own. A migration that loses to them
 #: is tried so many times.
 _TRIALS = 5
 
+#: How often a process looks whether another one has migrated, seconds.
+_POLL_S = 0.2
+
 
 def upgrade(url: str, revision: str = "head") -> None:
     """Bring the database at a libpq URL to a revision; waits for a migration already running.
 
-    Each migration is a transaction of its own, so that no lock is held for longer than its
-    migration, and a failed or killed upgrade goes on where it stopped. A database of a later
-    release stays as it is: this release works with it.
+    Each migration is a transaction, or can be repeated where it needs several. A database of a
+    later release stays as it is: this release works with it.
 
     Raises:
-        DatabaseUnavailable: it cannot be reached, a table stayed locked too long, or a migration
-            would have kept one locked for longer than running turns can wait. The migrations
-            before that one stay.
+        DatabaseUnavailable: it cannot be reached, or a table stayed locked too long. The migrations
+            that were done stay done; call it again.
     """
-    # A migration may take its time: no limit on an answer, whatever the server's default is.
-    settings = DatabaseSettings(url=SecretUrl(url), pool_size=1, answer_timeout_s=inf)
-    with closing(Database(settings)) as database:
-        while _migrate(database, revision):
-            pass
-
-
-def _migrate(database: Database, revision: str) -> bool:
-    """Run the next migration, unless it is done; try again where it was part of a deadlock."""
-    trial = 0
-    while True:
-        trial += 1
+    for trial in range(1, _TRIALS + 1):
         try:
-            return _try_to_migrate(database, revision)
+            return _upgrade(url, revision)
         except DatabaseUnavailable as error:
             reason = getattr(error.__cause__, "orig", None)
             if isinstance(reason, _GIVEN_UP):
@@ -74,20 +65,36 @@ def _migrate(database: Database, revision: str) -> bool:
             log.info("database.deadlock", trial=trial)
 
 
-def _try_to_migrate(database: Database, revision: str) -> bool:
-    with database.begin() as connection:
-        connection.execute(sqlalchemy.text("SET LOCAL statement_timeout = 0"))
-        connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})"))
+def _upgrade(url: str, revision: str) -> None:
+    # A migration may take its time: no limit on an answer, whatever the server's default is.
+    settings = DatabaseSettings(url=SecretUrl(url), pool_size=2, answer_timeout_s=inf)
+    patient = "SET statement_timeout = 0; SET lock_timeout = 0"
+    with (
+        closing(Database(settings, session=patient)) as database,
+        _alone(database),
+        database.steps() as connection,
+    ):
         found, known = current_revision(connection) or "", head_revision() or ""
         if found > known:
             log.warning("database.newer", revision=found, known=known)
-        if found >= (known if revision == "head" else revision):
-            return False
+            return
+        connection.rollback()
         configuration = _configuration()
         configuration.attributes["connection"] = connection
-        # Nobody is at work in an empty database.
-        command.upgrade(configuration, "+1" if found else revision)
-        return bool(found)
+        command.upgrade(configuration, revision)
+
+
+@contextmanager
+def _alone(database: Database) -> Iterator[None]:
+    """Let no other process migrate meanwhile. Raises `DatabaseUnavailable`.
+
+    A statement that waits for the lock would hold a snapshot, and an index that is being built
+    (`indexes.py`) waits for all older snapshots: so each attempt is a short one.
+    """
+    with closing(database.connect()) as link:
+        while not link.execute(f"SELECT pg_try_advisory_lock({_LOCK_KEY}) AS is_mine").fetchone()[0]:
+            time.sleep(_POLL_S)
+        yield
 
 
 def current_revision(connection: sqlalchemy.Connection) -> str | None:

@@ -13,6 +13,6 @@ context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
     include_name=lambda name, kind, _: kind != "table" or not is_partition(name),
-    transaction_per_migration=False,
+    transaction_per_migration=True,
 )
 context.run_migrations()

@@ -59,8 +59,14 @@ class Database:
     @contextmanager
     def begin(self) -> Iterator[Connection]:
         """A SQLAlchemy connection in a transaction. Raises `DatabaseUnavailable`."""
+        with self.steps() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def steps(self) -> Iterator[Connection]:
+        """A SQLAlchemy connection for several transactions. Raises `DatabaseUnavailable`."""
         try:
-            with self._engine.begin() as connection:
+            with self._engine.connect() as connection:
                 yield connection
         except sqlalchemy.exc.TimeoutError as error:
             raise DatabaseUnavailable("All database connections are in use.") from error

@@ -172,8 +172,11 @@ turns = Table(
     Index("ix_turns_running", "model", postgresql_where=text("state = 'running'")),
     Index("ix_turns_waiting", "lane", postgresql_where=text("state = 'waiting'")),
     Index("ix_turns_parked", "lane", postgresql_where=text("state = 'parked'")),
-    Index("ix_turns_tenant_id_user_key", "tenant_id", "user_key",
+    Index("ix_turns_tenant_id_user_key", "tenant_id", "user_key", "id",
           postgresql_where=text("user_key IS NOT NULL")),
+    #: Mostly of releases before `user_key`: who is forgotten said these, too.
+    Index("ix_turns_tenant_id_author", "tenant_id", "author", "id",
+          postgresql_where=text("user_key IS NULL AND author IS NOT NULL")),
     Index("ix_turns_batch_id_batch_row", "batch_id", "batch_row",
           postgresql_where=text("batch_id IS NOT NULL")),
 )  # fmt: skip

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -19,19 +20,16 @@ import structlog
 from turnmill.schemas.errors import TransientError
 from turnmill.schemas.files.storage import Storage
 from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.store.memory.erasing import (
-    CONVERSATIONS,
+from turnmill.schemas.store.memory.erasing import erase_conversation, erase_person
+from turnmill.schemas.store.memory.erasures import Erasure, finish_erasure, list_erasures
+from turnmill.schemas.store.memory.finding import (
     Person,
-    erase_conversation,
-    erase_person,
-)
-from turnmill.schemas.store.memory.erasures import (
-    Erasure,
-    find_key,
-    finish_erasure,
-    list_erasures,
+    find_conversations,
+    find_keys,
+    find_late,
 )
 from turnmill.schemas.store.memory.ledger import merge_ledger
+from turnmill.schemas.store.memory.orphans import delete_orphans
 
 log = structlog.get_logger()
 
@@ -58,34 +56,38 @@ def erase(
     erasure: Erasure,
     on_progress: Callable[[Counter[str]], None] = lambda counts: None,
 ) -> Erased:
-    """Erase what a user said until the erasure, as far as nothing of it is open.
+    """Erase what a user said until the erasure, as far as nothing of it is open. Without the user's
+    key (`find_keys`) nothing is known of the user.
 
     Raises:
         DatabaseUnavailable, StorageUnavailable: what was erased until then stays so.
     """
     counts: Counter[str] = Counter()
-    waiting = 0
-    key = erasure.key or find_key(database, erasure)
-    if key is not None:
-        person = Person(erasure.tenant_id, key, erasure)
-        for row in database.run(CONVERSATIONS, person.params):
-            erased = _erase_conversation(database, storage, person, row.id)
-            waiting += erased is None
+    waiting: set[UUID] = set()
+    if erasure.key is not None:
+        person = Person(erasure.tenant_id, erasure.key, erasure)
+        waits = datetime.now(UTC) - erasure.at < PATIENCE
+        for conversation_id in chain(
+            find_conversations(database, person), find_late(database, person, waiting)
+        ):
+            erased = erase_conversation(database, person, conversation_id, waits=waits)
+            if erased is None:
+                waiting.add(conversation_id)
             counts += erased or Counter()
             on_progress(counts)
-        with database.cursor() as cursor:
-            counts += erase_person(cursor, person)
+        counts += erase_person(database, person)
+    counts += delete_orphans(database, storage, erasure.tenant_id)
     if not waiting:
         finish_erasure(database, erasure)
         log.info("user.erased", key_hash=erasure.key_hash.hex()[:12], **counts)
-    return Erased(erasure, counts, waiting)
+    return Erased(erasure, counts, len(waiting))
 
 
 def erase_all(database: Database, storage: Storage) -> list[Erased]:
     """Do what is not done of all erasures. Raises as `erase`, once all were tried."""
     erased: list[Erased] = []
     failed: list[Exception] = []
-    for each in list_erasures(database, is_open=True):
+    for each in find_keys(database, list_erasures(database, is_open=True)):
         try:
             erased.append(erase(database, storage, each))
         except Exception as error:
@@ -94,14 +96,6 @@ def erase_all(database: Database, storage: Storage) -> list[Erased]:
     if failed:
         raise failed[0]
     return erased
-
-
-def _erase_conversation(
-    database: Database, storage: Storage, person: Person, conversation_id: UUID
-) -> Counter[str] | None:
-    waits = datetime.now(UTC) - person.erasure.at < PATIENCE
-    with database.cursor() as cursor:
-        return erase_conversation(cursor, person, conversation_id, storage, waits=waits)
 
 
 class Eraser:

@@ -1,16 +1,13 @@
 """How far each batch is, counted when its turns change their state
 
 A trigger counts, so processes of the previous release, which do not know the table, are counted
-too. The turns that there are get counted once, under a lock that lets nobody change a turn: about
-five seconds for a million turns in batches. If the lock cannot be had within five seconds, or
-counting takes longer than ten while workers live, nothing is changed. Without workers no lease can
-expire, and counting may take the time that it needs.
+too. It is made under a lock that lets nobody change a turn, for milliseconds. The turns that were
+there are counted afterwards, as they stood under the lock: a snapshot was taken there. Turns go on
+meanwhile, and their changes are counted by the trigger.
 """
 
 import sqlalchemy as sa
 from alembic import op
-
-from turnmill.infra.migrations.locks import before_leases_expire
 
 revision = "0020"
 down_revision = "0019"
@@ -66,6 +63,9 @@ FROM turns WHERE batch_id IS NOT NULL GROUP BY batch_id
 HAVING sum(attempt) > count(*) FILTER (WHERE state = 'running')
 """
 
+#: Taken while nobody may change a turn.
+_SNAPSHOT = sa.text("SELECT 1 FROM turns LIMIT 1")
+
 
 def _now(name: str) -> sa.Column[object]:
     return sa.Column(
@@ -78,6 +78,19 @@ def _now(name: str) -> sa.Column[object]:
 
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
+    _undo()
+    _install()
+    with op.get_bind().engine.connect() as counting:
+        counting.execution_options(isolation_level="REPEATABLE READ")
+        counting.execute(_SNAPSHOT)
+        with op.get_context().autocommit_block():
+            pass  # The lock is given back: from here on the trigger counts.
+        for statement in (_COUNT_THERE, _COUNT_ATTEMPTED):
+            counting.execute(sa.text(statement))
+        counting.commit()
+
+
+def _install() -> None:
     op.create_table(
         "batch_moves",
         sa.Column("batch_id", sa.Uuid(), nullable=False),
@@ -106,13 +119,15 @@ def upgrade() -> None:
     )
     op.execute(_COUNT_ADDED)
     op.execute(_COUNT_MOVED)
-    with before_leases_expire():
-        op.execute(_COUNT_THERE)
-        op.execute(_COUNT_ATTEMPTED)
 
 
 def downgrade() -> None:
+    _undo()
+
+
+def _undo() -> None:
+    """Also what an attempt left behind that ended before it had counted."""
     for name in ("count_added_batch_turns", "count_moved_batch_turn"):
-        op.execute(f"DROP TRIGGER {name} ON turns")
-        op.execute(f"DROP FUNCTION {name}")
-    op.drop_table("batch_moves")
+        op.execute(f"DROP TRIGGER IF EXISTS {name} ON turns")
+        op.execute(f"DROP FUNCTION IF EXISTS {name}")
+    op.execute("DROP TABLE IF EXISTS batch_moves")

@@ -40,6 +40,7 @@ def upgrade() -> None:
         sa.Column("wanted", sa.Integer(), nullable=False),
         sa.UniqueConstraint("study_id", "position"),
     )
+    op.create_index("ix_study_items_turn_id", "study_items", [sa.text("(source ->> 'turn_id')")])
     op.create_table(
         "study_raters",
         sa.Column("id", sa.Uuid(), primary_key=True),

@@ -1,16 +1,15 @@
 """Memory: users of a tenant's bots, what is remembered of them, and what turns were told of it
 
-New tables, and a column without a default: nothing is rewritten. The index reads all turns once,
-under a lock that lets nobody change one: if that takes longer than five seconds while workers live,
-nothing is changed. The previous release's API accepts turns without their user, and its workers
-tell them nothing.
+New tables, and a column without a default: nothing is rewritten. The index is built while turns are
+read and written. The previous release's API accepts turns without their user, and its workers tell
+them nothing.
 """
 
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
-from turnmill.infra.migrations.locks import before_leases_expire
+from turnmill.infra.migrations.indexes import build_index
 
 revision = "0030"
 down_revision = "0029"
@@ -20,6 +19,13 @@ depends_on = None
 
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '5s'")
+    op.execute("ALTER TABLE turns ADD COLUMN IF NOT EXISTS user_key text")
+    build_index(
+        "ix_turns_tenant_id_user_key",
+        "turns",
+        ["tenant_id", "user_key", "id"],
+        postgresql_where=sa.text("user_key IS NOT NULL"),
+    )
     op.create_table(
         "users",
         sa.Column("id", sa.Uuid(), primary_key=True),
@@ -59,14 +65,6 @@ def upgrade() -> None:
         sa.Column("remembered", JSONB(), nullable=False),
         _created(),
     )
-    op.add_column("turns", sa.Column("user_key", sa.Text()))
-    with before_leases_expire():
-        op.create_index(
-            "ix_turns_tenant_id_user_key",
-            "turns",
-            ["tenant_id", "user_key"],
-            postgresql_where=sa.text("user_key IS NOT NULL"),
-        )
 
 
 def downgrade() -> None:

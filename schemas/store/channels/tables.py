@@ -39,6 +39,7 @@ channel_threads = Table(
     Column("target", JSONB, nullable=False),
     time_column("created_at", default_now=True),
     Index("ix_channel_threads_conversation_id", "conversation_id"),
+    Index("ix_channel_threads_tenant_id_author", "tenant_id", "channel", "author", "thread"),
 )
 
 #: What was received already: platforms send an event again until they are sure.
@@ -117,4 +118,5 @@ ratings = Table(
     Column("comment", Text),
     time_column("created_at", default_now=True),
     UniqueConstraint("turn_id", "source", "author"),
+    Index("ix_ratings_tenant_id_author", "tenant_id", "source", "author", "id"),
 )

@@ -1,4 +1,4 @@
-"""Erasing: what a user said goes, one conversation in one transaction.
+"""Erasing: what a user said goes, conversation by conversation, in transactions of milliseconds.
 
 A conversation is erased while nothing of it is open: a reply that is being written has read what
 the user said, and would repeat it. So the user's own open turns are cancelled, and those of others
@@ -7,36 +7,24 @@ are waited for, an hour at most.
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import count
 from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.schemas.channels.deliveries import DeliveryState
-from turnmill.schemas.files.storage import Key, Storage
 from turnmill.schemas.ids import Prefix, show_id
-from turnmill.schemas.postgres.database import Cursor, notify
+from turnmill.schemas.postgres.database import Cursor, Database, notify
 from turnmill.schemas.routes import ABORT_CHANNEL, TURN_CHANNEL
 from turnmill.schemas.store.advance import advance, lock_conversations, lock_turns
 from turnmill.schemas.store.cancel import CANCEL
 from turnmill.schemas.store.changes import UNSENT, change, delivery_change
-from turnmill.schemas.store.memory.erasures import Erasure
+from turnmill.schemas.store.memory.finding import Copy, Person, find_copies
+from turnmill.schemas.store.memory.orphans import NOTE_FILES
 from turnmill.schemas.store.memory.words import statements
 from turnmill.schemas.turns import OPEN_STATES, TurnState
 
-#: Conversations of the user. Turns of releases before `user_key` are known by their author and
-#: the channel that their replies went to.
-CONVERSATIONS = """
-SELECT conversation_id AS id FROM turns
-WHERE tenant_id = %(tenant)s AND user_key = %(key)s AND accepted_at <= %(at)s
-UNION
-SELECT conversation_id FROM channel_threads
-WHERE tenant_id = %(tenant)s AND channel = %(source)s AND author = %(author)s
-  AND created_at <= %(at)s
-UNION
-SELECT t.conversation_id FROM deliveries d JOIN turns t ON t.id = d.turn_id
-WHERE d.tenant_id = %(tenant)s AND d.channel = %(source)s AND t.author = %(author)s
-  AND t.user_key IS NULL AND t.accepted_at <= %(at)s
-ORDER BY id
-"""
+#: Turns of a conversation that one transaction erases, at most.
+PART = 100
 
 OPEN_TURNS = f"""
 SELECT id, conversation_id FROM turns
@@ -46,17 +34,9 @@ WHERE tenant_id = %(tenant)s AND user_key = %(key)s
 
 _TURNS = """
 SELECT id, seq, state, user_key IS NOT NULL AND user_key <> %(key)s AS is_anothers,
+    coalesce(user_key = %(key)s, author = %(author)s, false) AS is_own,
     accepted_at <= %(at)s AS is_old
 FROM turns WHERE conversation_id = %(conversation)s ORDER BY seq
-"""
-
-#: Stored turns that bots answered again, and of which judges were asked: their rows are named after
-#: the turns (`evaluation/replay.py`).
-_COPIES = """
-SELECT t.id, t.conversation_id, t.state FROM batches b JOIN turns t ON t.batch_id = b.id
-WHERE b.tenant_id = %(tenant)s AND b.purpose IS NOT NULL
-  AND split_part(t.idempotency_key, ':', 2) = ANY(%(names)s)
-ORDER BY t.id
 """
 
 _ITEMS = """
@@ -92,49 +72,18 @@ UPDATE turns SET {_GIVE_UP.setting}, error_code = 'erased'
 WHERE id = ANY(%(said)s) AND {_GIVE_UP.guard}
 """
 
-#: Files of the turns that no other turn has.
-_FILES = """
-SELECT f.id FROM files f
-WHERE f.tenant_id = %(tenant)s AND f.id IN (
-    SELECT DISTINCT m[1]::uuid FROM turns t, regexp_matches(t.input::text, %(pattern)s, 'g') AS m
-    WHERE t.id = ANY(%(said)s))
-  AND NOT EXISTS (
-    SELECT FROM turns o WHERE o.tenant_id = f.tenant_id AND o.id <> ALL(%(said)s)
-    AND o.input::text LIKE '%%' || replace(f.id::text, '-', '') || '%%')
-"""
-
-_DELETE_FILES = "DELETE FROM files WHERE id = ANY(%s)"
-
+#: A user who came back stays.
 _DELETE_USER = """
 DELETE FROM users WHERE tenant_id = %(tenant)s AND key = %(key)s AND created_at <= %(at)s
 """
 
-#: Facts of a user who came back stay.
-_ERASE_RATINGS = """
-UPDATE ratings SET author = id::text, comment = NULL
-WHERE tenant_id = %(tenant)s AND source = %(source)s AND author = %(author)s
-  AND created_at <= %(at)s
+_ERASE_RATINGS = f"""
+UPDATE ratings SET author = id::text, comment = NULL WHERE id IN (
+    SELECT id FROM ratings
+    WHERE tenant_id = %(tenant)s AND source = %(source)s AND author = %(author)s
+      AND created_at <= %(at)s
+    LIMIT {PART})
 """
-
-
-class Person(NamedTuple):
-    """Who is forgotten."""
-
-    tenant_id: UUID
-    key: str
-    erasure: Erasure
-
-    @property
-    def params(self) -> dict[str, object]:
-        """Parameters of the statements."""
-        source, _, author = self.key.partition(":")
-        return {
-            "tenant": self.tenant_id,
-            "key": self.key,
-            "at": self.erasure.at,
-            "source": source,
-            "author": author,
-        }
 
 
 class _Reach(NamedTuple):
@@ -143,10 +92,23 @@ class _Reach(NamedTuple):
     conversations: list[UUID]
     own_conversations: list[UUID]
     said: list[UUID]
+    #: Last is the turn by which the conversation is found again until all of it is erased.
     answered: list[UUID]
     #: Turns that are open: the user's own, and others.
     open_own: list[UUID]
     open_others: list[UUID]
+
+    def part(self, number: int) -> "_Reach":
+        """Some of the turns; with the last ones goes what belongs to the conversation."""
+        turns = self.answered[number * PART : (number + 1) * PART]
+        said = set(self.said)
+        part = self._replace(answered=turns, said=[each for each in turns if each in said])
+        if self.is_last(number):
+            return part
+        return part._replace(conversations=[], own_conversations=[])
+
+    def is_last(self, number: int) -> bool:
+        return (number + 1) * PART >= len(self.answered)
 
 
 def cancel_turns(cursor: Cursor, turn_ids: Sequence[UUID], conversations: Sequence[UUID]) -> None:
@@ -162,82 +124,86 @@ def cancel_turns(cursor: Cursor, turn_ids: Sequence[UUID], conversations: Sequen
 
 
 def erase_conversation(
-    cursor: Cursor, person: Person, conversation_id: UUID, storage: Storage, *, waits: bool
+    database: Database, person: Person, conversation_id: UUID, *, waits: bool
 ) -> Counter[str] | None:
     """Erase what the user said in a conversation; return the rows changed, by table.
 
     None: something of it is still being answered or sent. The user's turns are cancelled; what
-    others wait for is waited for, if `waits`, and else cancelled too.
+    others wait for is waited for, if `waits`, and else cancelled too. A long conversation takes
+    several transactions, so that nobody who writes in it waits for long.
     """
-    copies = _copies(cursor, person, conversation_id)
-    lock_conversations(cursor, sorted({conversation_id, *(each[1] for each in copies)}))
-    reach = _reach(cursor, person, conversation_id, copies)
+    params = {**person.params, "conversation": conversation_id}
+    turn_ids = [row.id for row in database.run(_TURNS, params)]
+    copies = find_copies(database, person.tenant_id, turn_ids)
+    counts: Counter[str] = Counter()
+    for number in count():
+        with database.cursor() as cursor:
+            reach = _lock(cursor, person, conversation_id, copies)
+            if not _is_quiet(cursor, reach, waits=waits):
+                return None
+            counts += _erase(cursor, person, reach.part(number))
+        if reach.is_last(number):
+            break
+    return counts
+
+
+def erase_person(database: Database, person: Person) -> Counter[str]:
+    """Erase what is kept of a user outside conversations."""
+    counts: Counter[str] = Counter()
+    with database.cursor() as cursor:
+        counts["users"] = cursor.execute(_DELETE_USER, person.params).rowcount
+    changed = PART
+    while changed == PART:
+        with database.cursor() as cursor:
+            changed = cursor.execute(_ERASE_RATINGS, person.params).rowcount
+        counts["ratings"] += changed
+    return counts
+
+
+def _is_quiet(cursor: Cursor, reach: _Reach, *, waits: bool) -> bool:
+    """Cancel what may be cancelled; return whether nothing is left that must be waited for."""
     cancelled = reach.open_own if waits else [*reach.open_own, *reach.open_others]
     cancel_turns(cursor, cancelled, reach.conversations)
     ids = reach._asdict()
     cursor.execute(_DROP_DELIVERIES, {**ids, "all": not waits})
-    if waits and (reach.open_others or cursor.execute(_IS_SENDING, ids).fetchone()):
-        return None
-    return _erase(cursor, person, reach, storage)
+    is_sending = waits and cursor.execute(_IS_SENDING, ids).fetchone()
+    return not (waits and reach.open_others or is_sending)
 
 
-def erase_person(cursor: Cursor, person: Person) -> Counter[str]:
-    """Erase what is kept of a user outside conversations."""
-    return Counter(
-        users=cursor.execute(_DELETE_USER, person.params).rowcount,
-        ratings=cursor.execute(_ERASE_RATINGS, person.params).rowcount,
-    )
-
-
-def _copies(cursor: Cursor, person: Person, conversation_id: UUID) -> list[tuple[UUID, UUID, str]]:
-    """Id, conversation and state of each copy of a turn of the conversation."""
-    params = {**person.params, "conversation": conversation_id}
-    names = [row.id.hex for row in cursor.execute(_TURNS, params)]
-    return [tuple(row) for row in cursor.execute(_COPIES, {**params, "names": names})]
-
-
-def _reach(
-    cursor: Cursor,
-    person: Person,
-    conversation_id: UUID,
-    copies: list[tuple[UUID, UUID, str]],
+def _lock(
+    cursor: Cursor, person: Person, conversation_id: UUID, copies: Sequence[Copy]
 ) -> _Reach:
+    """Lock a conversation with its copies, and read what is to be erased."""
+    conversations = [conversation_id, *(each.conversation_id for each in copies)]
+    lock_conversations(cursor, sorted(set(conversations)))
     params = {**person.params, "conversation": conversation_id}
     turns = cursor.execute(_TURNS, params).fetchall()
     said = [row for row in turns if row.is_old and not row.is_anothers]
     later = [row for row in turns if said and row.seq >= said[0].seq]
+    own_turn = next((row for row in said if row.is_own), None)
+    later.sort(key=lambda row: row is own_turn)
     said_ids = [row.id for row in said]
-    copied = [each[0] for each in copies] if said else []
+    copied = [each.id for each in copies] if said else []
     is_open = {row.id for row in turns if row.state in OPEN_STATES}
-    is_open |= {each[0] for each in copies if said and each[2] in OPEN_STATES}
+    is_open |= {each.id for each in copies if said and each.state in OPEN_STATES}
     own = [*said_ids, *copied]
     return _Reach(
-        conversations=[conversation_id, *(each[1] for each in copies)],
+        conversations=conversations,
         own_conversations=[] if any(row.is_anothers for row in turns) else [conversation_id],
         said=own,
-        answered=[*(row.id for row in later), *copied],
+        answered=[*copied, *(row.id for row in later)],
         open_own=[each for each in own if each in is_open],
         open_others=[row.id for row in later if row.id in is_open and row.id not in said_ids],
     )
 
 
-def _erase(cursor: Cursor, person: Person, reach: _Reach, storage: Storage) -> Counter[str]:
+def _erase(cursor: Cursor, person: Person, reach: _Reach) -> Counter[str]:
     names = [show_id(Prefix.TURN, turn_id) for turn_id in reach.answered]
     items = [row.id for row in cursor.execute(_ITEMS, {"tenant": person.tenant_id, "names": names})]
-    ids = {**reach._asdict(), "items": items}
-    counts = _delete_files(cursor, person, reach, storage)
+    ids = {**reach._asdict(), "items": items, "tenant": person.tenant_id}
+    counts: Counter[str] = Counter()
+    cursor.execute(NOTE_FILES, ids)
     cursor.execute(_END_PARKED, ids)
     for table, statement in statements():
         counts[table] += cursor.execute(statement, ids).rowcount
     return +counts
-
-
-def _delete_files(cursor: Cursor, person: Person, reach: _Reach, storage: Storage) -> Counter[str]:
-    """Delete rows and bytes; a byte that is left without its row goes with the next sweep."""
-    pattern = f"{Prefix.FILE}_([0-9a-f]{{32}})"
-    params = {"tenant": person.tenant_id, "said": reach.said, "pattern": pattern}
-    files = [row.id for row in cursor.execute(_FILES, params)]
-    cursor.execute(_DELETE_FILES, (files,))
-    for file_id in files:
-        storage.delete(Key(person.tenant_id, file_id))
-    return Counter(files=len(files))

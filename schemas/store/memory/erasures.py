@@ -32,30 +32,6 @@ UPDATE erasures SET done_at = clock_timestamp(), key = NULL
 WHERE tenant_id = %s AND key_hash = %s AND at = %s RETURNING at
 """
 
-#: Whose hash it is, of all whose keys are known: after a restore nobody says it. The first part
-#: steps from key to key by the index.
-_FIND_KEY = """
-WITH RECURSIVE asked AS (
-    (SELECT user_key FROM turns WHERE tenant_id = %(tenant)s AND user_key IS NOT NULL
-    ORDER BY user_key LIMIT 1)
-    UNION ALL
-    SELECT (SELECT user_key FROM turns WHERE tenant_id = %(tenant)s AND user_key > asked.user_key
-        ORDER BY user_key LIMIT 1)
-    FROM asked WHERE asked.user_key IS NOT NULL
-), known AS (
-    SELECT user_key AS key FROM asked
-    UNION SELECT key FROM users WHERE tenant_id = %(tenant)s
-    UNION SELECT channel || ':' || author FROM channel_threads WHERE tenant_id = %(tenant)s
-    UNION SELECT source || ':' || author FROM ratings WHERE tenant_id = %(tenant)s
-    -- Of releases that kept no user of a turn.
-    UNION SELECT d.channel || ':' || t.author FROM turns t JOIN deliveries d ON d.turn_id = t.id
-    WHERE t.tenant_id = %(tenant)s AND t.author IS NOT NULL AND t.user_key IS NULL
-)
-SELECT key FROM known
-WHERE key IS NOT NULL
-  AND sha256(convert_to(%(tenant)s::uuid::text || ':' || key, 'UTF8')) = %(hash)s LIMIT 1
-"""
-
 
 class Erasure(NamedTuple):
     """A user who is to be forgotten, or was."""
@@ -100,13 +76,6 @@ def find_erasure(database: Database, tenant_id: UUID, key: str) -> Erasure | Non
     params = (tenant_id, key_hash(tenant_id, key))
     found = database.fetch(Erasure, f"{_LIST} WHERE tenant_id = %s AND key_hash = %s", params)
     return found[0] if found else None
-
-
-def find_key(database: Database, erasure: Erasure) -> str | None:
-    """The key of the user; None: nothing is there of anybody with this hash."""
-    params = {"tenant": erasure.tenant_id, "hash": erasure.key_hash}
-    rows = database.run(_FIND_KEY, params)
-    return rows[0].key if rows else None
 
 
 def finish_erasure(database: Database, erasure: Erasure) -> None:

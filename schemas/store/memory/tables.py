@@ -88,3 +88,14 @@ erasures = Table(
     time_column("done_at"),
     Index("ix_erasures_open", "at", postgresql_where=text("done_at IS NULL")),
 )
+
+#: Files of turns that were erased. Each is deleted, unless a turn that is left refers to it
+#: (`orphans.py`).
+erased_files = Table(
+    "erased_files",
+    metadata,
+    Column("tenant_id", Uuid, primary_key=True),
+    Column("file_id", Uuid, primary_key=True),
+    #: No turn up to this id refers to the file. Null: none was looked at yet.
+    Column("searched_to", Uuid),
+)

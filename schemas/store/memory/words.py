@@ -160,7 +160,7 @@ FREE: dict[str, frozenset[str]] = {
 
 
 def statements() -> Iterator[tuple[str, str]]:
-    """Yield each table with a statement that empties it. Files have bytes too (`erasing.py`)."""
+    """Yield each table with a statement that empties it. Files have bytes too (`orphans.py`)."""
     for table, held in HELD.items():
         for each in held:
             if each.of not in (Of.FILE, Of.USER):

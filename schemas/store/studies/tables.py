@@ -68,6 +68,8 @@ study_items = Table(
     #: How many raters it needs.
     Column("wanted", Integer, nullable=False),
     UniqueConstraint("study_id", "position"),
+    #: Of the turn that it shows.
+    Index("ix_study_items_turn_id", text("(source ->> 'turn_id')")),
 )
 
 study_raters = Table(

@@ -30,8 +30,9 @@ from turnmill.schemas.channels.policies import Policies
 from turnmill.schemas.errors import InvalidInput, StorageUnavailable
 from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.store.memory.erasing import Person, erase_conversation
+from turnmill.schemas.store.memory.erasing import erase_conversation
 from turnmill.schemas.store.memory.erasures import find_erasure, list_erasures
+from turnmill.schemas.store.memory.finding import Person
 from turnmill.schemas.store.memory.words import HELD
 from turnmill.schemas.tenants import Scope
 from turnmill.schemas.turns import TurnState
@@ -159,10 +160,10 @@ def test_an_erasure_that_fails_keeps_no_later_one_waiting(
     for word in (WORD, OTHERS):
         forget_user(world.database, world.tenant_id, f"api:{word}")
 
-    def fail(cursor: object, person: Person, *_: object, **__: object) -> Counter[str]:
+    def fail(database: Database, person: Person, *_: Any, **__: Any) -> Counter[str] | None:
         if WORD in person.key:
             raise StorageUnavailable("The disk is away.")
-        return erase_conversation(cursor, person, *_, **__)  # type: ignore[arg-type, return-value]
+        return erase_conversation(database, person, *_, **__)
 
     monkeypatch.setattr("turnmill.workers.upkeep.erasures.erase_conversation", fail)
     with pytest.raises(StorageUnavailable):
