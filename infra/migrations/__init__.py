@@ -34,6 +34,9 @@ _WHEN_GIVEN_UP = (
     "dump, another change of the schema. The migrations before it are done. Let it end, and run "
     "this again."
 )
+_WHEN_LOST = (
+    "The connection to PostgreSQL was lost. The migrations before it are done. Run this again."
+)
 
 #: Processes at work lock the same tables in an order of their own. A migration that loses to them
 #: is tried so many times.
@@ -63,6 +66,9 @@ def upgrade(url: str, revision: str = "head") -> None:
             if not isinstance(reason, psycopg.errors.DeadlockDetected) or trial == _TRIALS:
                 raise
             log.info("database.deadlock", trial=trial)
+        except sqlalchemy.exc.PendingRollbackError as error:
+            # Alembic commits its block after an index, on whatever is left of the connection.
+            raise DatabaseUnavailable(_WHEN_LOST) from error
 
 
 def _upgrade(url: str, revision: str) -> None:

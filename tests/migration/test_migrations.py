@@ -23,7 +23,6 @@ from turnmill.infra import migrations
 from turnmill.infra.migrations import current_revision, head_revision, upgrade
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.ids import first_id
-from turnmill.schemas.store.fleet.liveness import LIVENESS_LOCK_CLASS
 from turnmill.schemas.store.partitions import PARTITIONED, Month, create_month, is_partition
 from turnmill.schemas.store.tables import attempts, metadata, replies
 
@@ -283,70 +282,110 @@ def test_the_storage_is_changed_while_turns_are_read_and_written(
     assert "outbox" in storage(engine)
 
 
-#: Makes counting take longer than turns can wait: each row that is counted takes six seconds.
-_SLOW_COUNTING = """
+#: A tenant with two turns of a batch. Counting them waits for a lock.
+_BATCH = """
 CREATE FUNCTION slow_down() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
     IF to_regclass('batch_moves') IS NOT NULL THEN
-        ALTER TABLE batch_moves ADD CHECK (pg_sleep(6)::text = '');
+        ALTER TABLE batch_moves ADD
+            CHECK (old_state IS NOT NULL OR pg_advisory_xact_lock_shared(1)::text = '');
     END IF;
 END $$;
 CREATE EVENT TRIGGER slow_down ON ddl_command_end WHEN TAG IN ('CREATE TABLE')
 EXECUTE FUNCTION slow_down();
 INSERT INTO tenants (id, name) VALUES (gen_random_uuid(), 'acme');
 INSERT INTO turns
-    (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params, batch_id)
+    (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, input, params, batch_row,
+     batch_id)
 SELECT gen_random_uuid(), id, gen_random_uuid(), 1, gen_random_uuid(), 'm', 'batch', 'queued',
-    '[]', '{}', gen_random_uuid() FROM tenants
+    '[]', '{}', number, '018f0000-0000-7000-8000-000000000000'
+FROM tenants, generate_series(1, 2) AS number
 """
-_WORKER = """
-INSERT INTO worker_liveness (id, host, pid, model, engine, lanes, slots, lock_key)
-VALUES (gen_random_uuid(), 'here', 1, 'm', 'echo', '{batch}', 1, 7)
+_ANOTHER = "UPDATE turns SET state = 'cancelled' WHERE batch_row = 1"
+_COUNTED = """
+SELECT state, sum(turns)::int FROM (
+    SELECT new_state AS state, turns FROM batch_moves
+    UNION ALL SELECT old_state, -turns FROM batch_moves WHERE old_state IS NOT NULL
+) AS moved WHERE state <> 'running' GROUP BY state HAVING sum(turns) <> 0 ORDER BY state
+"""
+
+#: Statements of a migration that wait for somebody.
+_WAITING = """
+SELECT pid FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE %s
 """
 
 
-def test_a_lock_that_running_turns_could_not_wait_for_is_kept_only_where_no_worker_lives(
-    empty_database_url: str,
+def end_when_it_waits(link: psycopg.Connection[Any], query: str, eventually: Any) -> None:
+    """Terminate the session that runs such a statement, as soon as it waits."""
+    eventually(lambda: link.execute(_WAITING, (query,)).fetchone())
+    link.execute(f"SELECT pg_terminate_backend(pid) FROM ({_WAITING}) AS w", (query,))
+
+
+def test_turns_change_while_those_of_before_are_counted(
+    empty_database_url: str, eventually: Any
 ) -> None:
     upgrade(empty_database_url, "0019")
-    with psycopg.connect(empty_database_url, autocommit=True) as link:
-        link.execute("SET session_replication_role = replica")
-        link.execute(_SLOW_COUNTING)
-        with psycopg.connect(empty_database_url, autocommit=True) as worker:
-            worker.execute(_WORKER)
-            worker.execute("SELECT pg_advisory_lock(%s, 7)", (LIVENESS_LOCK_CLASS,))
-            with pytest.raises(DatabaseUnavailable, match=r"before it stays.*stop the workers"):
-                upgrade(empty_database_url, "0020")
+    with (
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(empty_database_url, autocommit=True) as link,
+        psycopg.connect(empty_database_url) as busy,
+    ):
+        link.execute(_BATCH)
+        link.execute("SET lock_timeout = '2s'")
+        busy.execute("SELECT pg_advisory_xact_lock(1)")
+        first = pool.submit(upgrade, empty_database_url, "0020")
+        end_when_it_waits(link, "%INSERT INTO batch_moves%", eventually)
+        with pytest.raises(DatabaseUnavailable):
+            first.result(20)
         assert link.execute("SELECT version_num FROM alembic_version").fetchone() == ("0019",)
-        upgrade(empty_database_url, "0020")
-        assert link.execute("SELECT new_state, turns FROM batch_moves").fetchall() == [
-            ("queued", 1)
-        ]
+        again = pool.submit(upgrade, empty_database_url, "0020")
+        eventually(lambda: link.execute(_WAITING, ("%INSERT INTO batch_moves%",)).fetchone())
+        link.execute(_ANOTHER)
+        busy.rollback()
+        again.result(20)
+        assert link.execute(_COUNTED).fetchall() == [("cancelled", 1), ("queued", 1)]
 
 
-#: Makes each index take longer than turns can wait.
-_SLOW_INDEX = """
-CREATE FUNCTION slow_down() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
-    PERFORM pg_sleep(6);
-END $$;
-CREATE EVENT TRIGGER slow_down ON ddl_command_start WHEN TAG IN ('CREATE INDEX')
-EXECUTE FUNCTION slow_down()
-"""
-
-
-@pytest.mark.parametrize("revision", ["0030", "0033"])
-def test_an_index_that_running_turns_could_not_wait_for_is_not_built_while_a_worker_lives(
-    empty_database_url: str, revision: str
+@pytest.mark.parametrize("revision", ["0023", "0030", "0033"])
+def test_tables_are_written_while_their_indexes_are_built(
+    empty_database_url: str, revision: str, eventually: Any
 ) -> None:
-    before = f"{int(revision) - 1:04}"
-    upgrade(empty_database_url, before)
-    with psycopg.connect(empty_database_url, autocommit=True) as link:
-        link.execute(_SLOW_INDEX)
-        with psycopg.connect(empty_database_url, autocommit=True) as worker:
-            worker.execute(_WORKER)
-            worker.execute("SELECT pg_advisory_lock(%s, 7)", (LIVENESS_LOCK_CLASS,))
-            with pytest.raises(DatabaseUnavailable, match=r"before it stays.*stop the workers"):
-                upgrade(empty_database_url, revision)
-        assert link.execute("SELECT version_num FROM alembic_version").fetchone() == (before,)
+    upgrade(empty_database_url, f"{int(revision) - 1:04}")
+    invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
+    with (
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(empty_database_url, autocommit=True) as link,
+        psycopg.connect(empty_database_url) as reader,
+    ):
+        link.execute("SET lock_timeout = '2s'")
+        # As `pg_dump` does: a build waits for its snapshot.
+        reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        reader.execute("SELECT FROM tenants")
+        first = pool.submit(upgrade, empty_database_url, revision)
+        eventually(lambda: link.execute(_WAITING, ("CREATE INDEX CONC%",)).fetchone())
+        link.execute("UPDATE turns SET lane = lane")
+        link.execute("UPDATE deliveries SET kind = kind")
+        end_when_it_waits(link, "CREATE INDEX CONC%", eventually)
+        with pytest.raises(DatabaseUnavailable):
+            first.result(20)
+        reader.rollback()
+        assert link.execute(invalid).fetchone() == (1,)
+        upgrade(empty_database_url, revision)
+        assert link.execute(invalid).fetchone() == (0,)
+        assert link.execute("SELECT version_num FROM alembic_version").fetchone() == (revision,)
+
+
+def test_a_table_that_stays_locked_is_left_alone_and_the_next_try_resumes(
+    empty_database_url: str,
+) -> None:
+    upgrade(empty_database_url, "0020")
+    with psycopg.connect(empty_database_url) as busy:
+        busy.execute("SELECT FROM batches")
+        with pytest.raises(DatabaseUnavailable, match="run this again"):
+            upgrade(empty_database_url, "0022")
+        version = busy.execute("SELECT version_num FROM alembic_version").fetchone()
+        assert version == ("0021",)
+    upgrade(empty_database_url, "0022")
 
 
 #: A migration of `turns` locks `bots` first.
@@ -357,7 +396,7 @@ END $$;
 CREATE EVENT TRIGGER lock_bots ON ddl_command_start WHEN TAG IN ('ALTER TABLE')
 EXECUTE FUNCTION lock_bots()
 """
-_WAITING = "SELECT 1 FROM pg_locks WHERE relation = 'turns'::regclass AND NOT granted"
+_AWAITED = "SELECT 1 FROM pg_locks WHERE relation = 'turns'::regclass AND NOT granted"
 
 
 def test_a_migration_that_loses_a_deadlock_is_run_again(
@@ -374,7 +413,7 @@ def test_a_migration_that_loses_a_deadlock_is_run_again(
         # The other side looks for a deadlock later, so that the migration is who loses.
         worker.execute("SET deadlock_timeout = '1min'; SELECT FROM turns")
         upgraded = threads.submit(upgrade, empty_database_url, "0021")
-        eventually(lambda: observer.execute(_WAITING).fetchone(), 10, 0.01)
+        eventually(lambda: observer.execute(_AWAITED).fetchone(), 10, 0.01)
         worker.execute("SELECT FROM bots")
         worker.commit()
         upgraded.result(60)

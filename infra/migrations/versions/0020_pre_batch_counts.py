@@ -63,8 +63,9 @@ FROM turns WHERE batch_id IS NOT NULL GROUP BY batch_id
 HAVING sum(attempt) > count(*) FILTER (WHERE state = 'running')
 """
 
-#: Taken while nobody may change a turn.
-_SNAPSHOT = sa.text("SELECT 1 FROM turns LIMIT 1")
+#: Taken while nobody may change a turn. It reads none itself: an attempt that has to undo another
+#: one keeps readers out as well.
+_SNAPSHOT = sa.text("SELECT pg_current_snapshot()")
 
 
 def _now(name: str) -> sa.Column[object]:
