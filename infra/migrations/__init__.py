@@ -26,6 +26,7 @@ log = structlog.get_logger()
 
 #: Two starting processes must not migrate at once.
 _LOCK_KEY = 0x7A11_0002
+_TAKE_LOCK = f"SELECT 1 WHERE pg_try_advisory_lock({_LOCK_KEY})"
 
 #: What PostgreSQL says when `lock_timeout` or `statement_timeout` of a migration is over.
 _GIVEN_UP = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
@@ -98,7 +99,7 @@ def _alone(database: Database) -> Iterator[None]:
     (`indexes.py`) waits for all older snapshots: so each attempt is a short one.
     """
     with closing(database.connect()) as link:
-        while not link.execute(f"SELECT pg_try_advisory_lock({_LOCK_KEY}) AS is_mine").fetchone()[0]:
+        while link.execute(_TAKE_LOCK).fetchone() is None:
             time.sleep(_POLL_S)
         yield
 

@@ -167,12 +167,10 @@ def _is_quiet(cursor: Cursor, reach: _Reach, *, waits: bool) -> bool:
     ids = reach._asdict()
     cursor.execute(_DROP_DELIVERIES, {**ids, "all": not waits})
     is_sending = waits and cursor.execute(_IS_SENDING, ids).fetchone()
-    return not (waits and reach.open_others or is_sending)
+    return not ((waits and reach.open_others) or is_sending)
 
 
-def _lock(
-    cursor: Cursor, person: Person, conversation_id: UUID, copies: Sequence[Copy]
-) -> _Reach:
+def _lock(cursor: Cursor, person: Person, conversation_id: UUID, copies: Sequence[Copy]) -> _Reach:
     """Lock a conversation with its copies, and read what is to be erased."""
     conversations = [conversation_id, *(each.conversation_id for each in copies)]
     lock_conversations(cursor, sorted(set(conversations)))

@@ -30,7 +30,7 @@ _SKEW = timedelta(hours=1)
 #: The ids in the parts of a turn's messages (`MediaPart`).
 _NAMED = (
     f"jsonb_path_query(t.input, '$[*].content[*].file_id ? "
-    f"(@ like_regex \"^{Prefix.FILE}_[0-9a-f]{{32}}$\")') AS named"
+    f'(@ like_regex "^{Prefix.FILE}_[0-9a-f]{{32}}$")\') AS named'
 )
 _ID = f"substr(named #>> '{{}}', {len(Prefix.FILE) + 2})::uuid"
 
