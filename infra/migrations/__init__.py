@@ -59,7 +59,8 @@ def upgrade(url: str, revision: str = "head") -> None:
     """
     for trial in range(1, _TRIALS + 1):
         try:
-            return _upgrade(url, revision)
+            _upgrade(url, revision)
+            return
         except DatabaseUnavailable as error:
             reason = getattr(error.__cause__, "orig", None)
             if isinstance(reason, _GIVEN_UP):
