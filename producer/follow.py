@@ -72,13 +72,13 @@ class _LookRow(NamedTuple):
     #: Of the last chunk; None: there is none.
     position: int | None
 
-    def is_news(self, reader: "_Reader") -> bool:
+    def is_news(self, reader: "Reader") -> bool:
         """Whether the reader has not seen all of it."""
         is_open = TurnState(self.state) in OPEN_STATES
         return not is_open or (self.position is not None and self.position > reader.position)
 
 
-class _Reader:
+class Reader:
     """One who waits for a turn."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Follower:
     def __init__(self, database: Database) -> None:
         self._database = database
         #: By the turn's id in hex, as notifications name it.
-        self._readers: defaultdict[str, set[_Reader]] = defaultdict(set)
+        self._readers: defaultdict[str, set[Reader]] = defaultdict(set)
         self._tasks: list[asyncio.Task[None]] = []
         self._is_listening = False
         #: What was notified before is lost.
@@ -137,7 +137,7 @@ class Follower:
             NotFound: the tenant has no such turn.
         """
         shown = ""
-        async with self._reading(turn_id) as reader:
+        async with self.reading(turn_id) as reader:
             while True:
                 reader.wake.clear()
                 tail = await self._tail(tenant_id, turn_id, reader.position)
@@ -161,8 +161,10 @@ class Follower:
             yield turn
 
     @contextlib.asynccontextmanager
-    async def _reading(self, turn_id: UUID) -> AsyncIterator[_Reader]:
-        reader = _Reader()
+    async def reading(self, turn_id: UUID) -> AsyncIterator[Reader]:
+        """A reader that notifications with this id wake. One of an id that is no turn's is woken
+        every few seconds besides."""
+        reader = Reader()
         self._readers[turn_id.hex].add(reader)
         try:
             yield reader

@@ -41,6 +41,8 @@ class Capabilities(BaseModel):
     logprobs: bool = False
     #: Its worker puts passages into the prompt of one turn, whatever the engine.
     documents: bool = False
+    #: Its worker transcribes sounds that are no part of a message.
+    transcribes: bool = False
     #: It sends prompts to a server.
     remote: bool = False
     #: Penalties that it applies.

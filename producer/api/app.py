@@ -41,6 +41,7 @@ from turnmill.producer.api.resources import (
     vector_stores,
     welcome,
 )
+from turnmill.producer.api.resources.audio import transcriptions
 from turnmill.producer.api.resources.metrics import APIMetrics
 from turnmill.producer.api.resources.probes import ProbedAPI
 from turnmill.producer.api.server.connections import Connection, Crowd
@@ -116,6 +117,7 @@ def create_app(settings: Settings) -> FastAPI:
         turns,
         conversations,
         files,
+        transcriptions,
         vector_stores,
         users,
         parked,

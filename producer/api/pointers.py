@@ -19,10 +19,10 @@ _POINTERS = {
     "vector_stores": "Turnmill answers POST and GET /v1/vector_stores, and what is below "
     "/v1/vector_stores/{vector_store_id}: files and search.",
     "batches": "Turnmill takes batches from the command line: turnmill batch run FILE.",
+    "audio": "Turnmill answers POST /v1/audio/transcriptions.",
     **dict.fromkeys(
         (
             "assistants",
-            "audio",
             "embeddings",
             "fine_tuning",
             "images",

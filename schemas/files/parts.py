@@ -63,22 +63,14 @@ class PartKeeper:
 
     def _check(self, kind: Kind, data: bytes) -> Kind:
         """Return what the bytes are: an image or a sound. Raises `InvalidInput`."""
-        mime = sniff(data[:4096])
-        found: Kind = "image" if mime in IMAGES else "audio" if mime in SOUNDS else "file"
-        if found == "file" or kind not in (found, "file"):
-            raise _refused(kind, mime)
+        found = refuse_other(kind, data[:4096])
         most = self._limits.max_image_bytes if found == "image" else self._limits.max_audio_bytes
         if len(data) > most:
             raise InvalidInput(
                 f"The {found} has {len(data):,} bytes; it may have {most:,}. Send a smaller one.",
                 param="messages",
             )
-        if is_disguised(data):
-            raise InvalidInput(
-                f"The {found} is another kind of file as well, and is refused. Export it anew, "
-                "as PNG, JPEG, WAV or OGG.",
-                param="messages",
-            )
+        refuse_disguised(found, data)
         return found
 
     def _store(self, tenant_id: UUID, kind: Kind, data: bytes, name: str) -> File:
@@ -117,6 +109,27 @@ class PartKeeper:
             )
 
 
+def refuse_other(kind: Kind, head: bytes, *, param: str = "messages") -> Kind:
+    """Return what begins like this: an image or a sound. Raises `InvalidInput`, also for one that
+    is not the kind that is wanted.
+    """
+    mime = sniff(head)
+    found: Kind = "image" if mime in IMAGES else "audio" if mime in SOUNDS else "file"
+    if found == "file" or kind not in (found, "file"):
+        raise _refused(kind, mime, param)
+    return found
+
+
+def refuse_disguised(kind: Kind, data: bytes, *, param: str = "messages") -> None:
+    """Raise `InvalidInput` for an image or a sound that is another kind of file as well."""
+    if is_disguised(data):
+        raise InvalidInput(
+            f"The {kind} is another kind of file as well, and is refused. Export it anew, as PNG, "
+            "JPEG, WAV or OGG.",
+            param=param,
+        )
+
+
 def _text(data: bytes, name: str) -> TextPart:
     """The text of a file, under its name. Both are the user's words."""
     text = storable(data.decode("utf-8", "replace"))
@@ -128,14 +141,14 @@ def _text(data: bytes, name: str) -> TextPart:
     return TextPart(text=f"{shown_name(name)}:\n{text}" if name else text)
 
 
-def _refused(kind: Kind, mime: str) -> InvalidInput:
+def _refused(kind: Kind, mime: str, param: str) -> InvalidInput:
     wanted = {
         "image": f"An image must be {_listed(IMAGES)}",
         "audio": f"A sound must be {_listed(SOUNDS)}",
         "file": "A file in a message must be text, an image or a sound",
     }
     return InvalidInput(
-        f"{wanted[kind]}; the content is {mime}, whatever it is called.", param="messages"
+        f"{wanted[kind]}; the content is {mime}, whatever it is called.", param=param
     )
 
 

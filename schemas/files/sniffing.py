@@ -61,6 +61,10 @@ def _is_text(head: bytes) -> bool:
     return not any(char < " " and char not in "\t\n\r\f\x1b" for char in text)
 
 
+#: Of the end of a file, where an archive may have its directory.
+TAIL_BYTES = 64 * 1024 + 22
+
+
 def is_disguised(data: bytes) -> bool:
     """Whether an image or a sound is another kind of file as well (a polyglot).
 
@@ -69,4 +73,4 @@ def is_disguised(data: bytes) -> bool:
     """
     start = data[:1024].lower()
     marks = (b"%pdf-", b"<html", b"<script", b"<!doctype", b"<?php", b"<svg")
-    return any(mark in start for mark in marks) or b"PK\x05\x06" in data[-(64 * 1024 + 22) :]
+    return any(mark in start for mark in marks) or b"PK\x05\x06" in data[-TAIL_BYTES:]

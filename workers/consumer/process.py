@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Event
+from typing import Protocol
 
 import structlog
 
@@ -17,6 +18,7 @@ from turnmill.workers.engines.base import Engine
 from turnmill.workers.engines.lazy import LazyEngine
 from turnmill.workers.engines.registry import create_engine, resolve_engine_name
 from turnmill.workers.media.opening import open_media
+from turnmill.workers.media.transcriptions import Stenographer
 from turnmill.workers.turn.answer import Worker
 from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
@@ -28,6 +30,13 @@ from turnmill.workers.upkeep.rescuer import Rescuer
 from turnmill.workers.upkeep.standby import warm_up
 
 log = structlog.get_logger()
+
+
+class _Part(Protocol):
+    """What runs beside the turns in threads of its own."""
+
+    def start(self) -> None: ...
+    def close(self) -> None: ...
 
 
 @contextmanager
@@ -75,7 +84,10 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
             leases.capabilities = able.model_copy(update={"documents": True})
         if settings.worker.mode == "standby":
             warm_up(engine)
-        for part in (leases, stream, availability, rescuer, pruner, eraser, indexer):
+        parts: list[_Part] = [leases, stream, availability, rescuer, pruner, eraser, indexer]
+        if media.transcriber is not None and not isinstance(engine, LazyEngine):
+            parts.append(Stenographer(media, media.transcriber, settings.worker.lease_s))
+        for part in parts:
             stack.callback(part.close)
             part.start()
         log.info("worker.started", engine=engine_name, model=model, device=engine_settings.device)

@@ -1,8 +1,16 @@
 """What a reader of sound or of images does."""
 
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from threading import Event, Lock
+from typing import NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+T = TypeVar("T")
+
+#: How often a thread that waits for a reader looks whether it was aborted, seconds.
+_LOOK_S = 0.2
 
 
 class Reading(BaseModel):
@@ -19,6 +27,26 @@ class Reading(BaseModel):
     language: str = ""
 
 
+class Segment(BaseModel):
+    """A piece of a transcript, as Whisper's models tell it; times in seconds from the beginning.
+
+    A transcriber leaves out what it does not know.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    start: float
+    end: float
+    text: str
+    id: int | None = None
+    seek: int | None = None
+    tokens: tuple[int, ...] | None = None
+    temperature: float | None = None
+    avg_logprob: float | None = None
+    compression_ratio: float | None = None
+    no_speech_prob: float | None = None
+
+
 class Transcript(BaseModel):
     """What somebody says in a sound."""
 
@@ -26,26 +54,64 @@ class Transcript(BaseModel):
     #: The probability that the words are right, as far as the reader can tell; 0 to 1.
     confidence: float
     language: str = ""
+    #: Of the sound, seconds; None: unknown.
+    duration_s: float | None = None
+    segments: tuple[Segment, ...] = ()
+
+
+class Hints(NamedTuple):
+    """What is known of a sound before it is heard."""
+
+    #: ISO 639-1, as `en`; None: to be detected.
+    language: str | None = None
+    #: Words that may occur in it, or what was said before it.
+    prompt: str | None = None
+
+
+class Interrupted(Exception):
+    """The reading was aborted: nobody waits for it any more."""
 
 
 class Transcriber(Protocol):
     """Turns speech into text. Threads share it; it may let one in at a time."""
 
-    def transcribe(self, sound: bytes, language: str | None) -> Transcript:
+    def transcribe(self, sound: bytes, hints: Hints, abort: Event) -> Transcript:
         """Transcribe a sound in one of the formats that messages may have.
 
         Raises:
             InvalidInput: it is damaged, too long, or no sound.
             TransientError: try again later.
+            Interrupted: `abort` was set.
         """
 
 
 class ImageReader(Protocol):
     """Reads the text of images. Threads share it; it may let one in at a time."""
 
-    def read(self, image: bytes) -> str:
+    def read(self, image: bytes, abort: Event) -> str:
         """Return the text of a PNG or JPEG, line by line; empty where there is none.
 
         Raises:
             InvalidInput: it cannot be decoded.
+            Interrupted: `abort` was set.
         """
+
+
+@contextmanager
+def taken(lock: Lock, abort: Event) -> Iterator[None]:
+    """Hold the lock during the block. Raises `Interrupted` if `abort` is set before it is free."""
+    while not lock.acquire(timeout=_LOOK_S):
+        if abort.is_set():
+            raise Interrupted
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def unless_aborted(pieces: Iterable[T], abort: Event) -> Iterator[T]:
+    """Yield the pieces; raise `Interrupted` before the next one once `abort` is set."""
+    for piece in pieces:
+        if abort.is_set():
+            raise Interrupted
+        yield piece

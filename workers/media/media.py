@@ -8,6 +8,7 @@ pinned before the reply begins: a later attempt continues the answer to the same
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from threading import Event
 from typing import NamedTuple
 from uuid import UUID
 
@@ -24,7 +25,7 @@ from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import MediaSettings
 from turnmill.schemas.store.history import PastTurn
 from turnmill.schemas.turns import Message, Reply, Role, Usage
-from turnmill.workers.media.base import ImageReader, Reading, Transcriber
+from turnmill.workers.media.base import Hints, ImageReader, Reading, Transcriber
 from turnmill.workers.turn.claim import Claim
 
 #: Images of a prompt, at most; the newest ones.
@@ -88,7 +89,8 @@ class Media:
         """Add what this worker reads for an engine that does not take it."""
         read = {"audio"} if self.transcriber else set()
         read |= {"image"} if self.image_reader else set()
-        return capabilities.model_copy(update={"accepts": capabilities.accepts | read})
+        changes = {"accepts": capabilities.accepts | read, "transcribes": bool(self.transcriber)}
+        return capabilities.model_copy(update=changes)
 
     def awaits(self, claim: Claim) -> bool:
         """Whether a file of the turn is still to be fetched from a channel."""
@@ -96,10 +98,11 @@ class Media:
                  if part.file_id]  # fmt: skip
         return bool(files) and bool(self.database.run(_OWED, (claim.tenant_id, files)))
 
-    def read(self, claim: Claim, taken: frozenset[str]) -> Claim:
+    def read(self, claim: Claim, taken: frozenset[str], abort: Event) -> Claim:
         """Put text in the place of parts that the engine does not take, the same at each attempt.
 
         Raises:
+            Interrupted: `abort` was set.
             InvalidInput: a sound or an image cannot be decoded.
             NotFound: a file was deleted before its turn was answered.
             TransientError: a reader, the storage or the database is unavailable.
@@ -109,7 +112,7 @@ class Media:
             return claim
         known = _known(self.database.fetch(_Row, _OF_TURN, (claim.turn_id,)))
         if not known:
-            known = {str(part.file_id): self._read(claim.tenant_id, part) for part in unread}
+            known = {str(part.file_id): self._read(claim.tenant_id, part, abort) for part in unread}
             self._pin(claim, list(known.values()))
         return replace(
             claim,
@@ -152,10 +155,10 @@ class Media:
             type="image", file_id=part.file_id, url=f"data:{file.mime};base64,{data}"
         )
 
-    def _read(self, tenant_id: UUID, part: MediaPart) -> Reading:
+    def _read(self, tenant_id: UUID, part: MediaPart, abort: Event) -> Reading:
         data = self.files.read(self.files.find(tenant_id, _id(part)))
         if part.type == "audio" and self.transcriber is not None:
-            heard = self.transcriber.transcribe(data, self.settings.language)
+            heard = self.transcriber.transcribe(data, Hints(self.settings.language), abort)
             return Reading(
                 file_id=str(part.file_id),
                 kind="audio",
@@ -163,7 +166,7 @@ class Media:
                 confidence=round(heard.confidence, 3),
                 language=heard.language,
             )
-        text = self.image_reader.read(data) if self.image_reader is not None else ""
+        text = self.image_reader.read(data, abort) if self.image_reader is not None else ""
         return Reading(file_id=str(part.file_id), kind="image", text=text[:MAX_MESSAGE_CHARS])
 
     def _pin(self, claim: Claim, readings: Sequence[Reading]) -> None:

@@ -1,4 +1,5 @@
-"""Decode what strangers recorded, in a process of its own with limits."""
+"""Decode what strangers recorded, in a process of its own: with limits on memory, CPU time and the
+wall clock, and without the environment's secrets."""
 
 import io
 import resource
@@ -6,14 +7,13 @@ from itertools import chain
 from typing import Any
 
 from turnmill.schemas.errors import InvalidInput, PermanentError
-from turnmill.schemas.process.isolated import isolated
+from turnmill.schemas.process.isolated import Limits, isolated
 
 #: What speech models listen to: mono, samples a second.
 SAMPLE_RATE = 16_000
 
-#: Of the process that decodes.
-_CPU_S = 60
-_MEMORY_BYTES = 2 * 1024**3
+#: Of the process that decodes. Five minutes of sound take it less than two seconds.
+LIMITS = Limits(memory_bytes=2 * 1024**3, cpu_s=60, wait_s=120.0)
 
 
 def decode(sound: bytes, max_s: float) -> bytes:
@@ -23,7 +23,7 @@ def decode(sound: bytes, max_s: float) -> bytes:
         InvalidInput: it is damaged, has no sound, or is longer than `max_s`.
     """
     try:
-        return isolated(_decode, sound, max_s)
+        return isolated(_decode, sound, max_s, limits=LIMITS)
     except InvalidInput:
         raise
     except PermanentError:
@@ -39,8 +39,8 @@ def damaged() -> InvalidInput:
 
 
 def _decode(sound: bytes, max_s: float) -> bytes:
-    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S, _CPU_S))
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    # Besides what `isolated` limits: FFmpeg maps memory of its own.
+    resource.setrlimit(resource.RLIMIT_AS, (LIMITS.memory_bytes, LIMITS.memory_bytes))
     # Imported here: only this process loads FFmpeg.
     import av
 

@@ -41,6 +41,7 @@ from turnmill.workers.context.consult import consult, decline
 from turnmill.workers.context.memory import recall
 from turnmill.workers.embedders.embedders import Embedders
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
+from turnmill.workers.media.base import Interrupted
 from turnmill.workers.media.media import Media
 from turnmill.workers.safety.engine import made_safe
 from turnmill.workers.safety.examiner import Blocked
@@ -209,7 +210,10 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
         claim = replace(claim, kept_text="", kept_tokens=0)
     if worker.media.awaits(claim):
         return Snoozed(FETCH_S, "its files are being fetched", counts=False)
-    claim = worker.media.read(claim, worker.engine.capabilities.accepts)
+    try:
+        claim = worker.media.read(claim, worker.engine.capabilities.accepts, attempt.abort)
+    except Interrupted:
+        return _aborted(worker, attempt)
     if claim.unclear:
         return worker.media.ask_to_repeat(claim)
     refuse_blocked(claim)  # before a server finds passages for it

@@ -8,8 +8,6 @@ searched by meaning, its passages have their vectors next.
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import structlog
 
@@ -39,6 +37,7 @@ from turnmill.workers.embedders.embedders import PAUSE_S, Embedders
 from turnmill.workers.embedders.filling import fill
 from turnmill.workers.readers.cutting import Read
 from turnmill.workers.readers.reading import forget_leftovers, read_isolated
+from turnmill.workers.upkeep.keeping import kept
 
 log = structlog.get_logger()
 
@@ -61,7 +60,7 @@ def index_next(database: Database, files: Files, lease_s: float) -> Task | None:
         _end(database, task, "no_result", f"Indexing ended {MAX_ATTEMPTS} times without a result.")
         return task
     try:
-        with _kept(database, task, lease_s):
+        with kept(lambda: renew(database, task, lease_s), lease_s):
             read = _read(database, files, task)
             passages = [each._asdict() for each in read.passages]
             is_mine = settle(database, task, read.title, passages, read.url)
@@ -104,28 +103,6 @@ def _end(database: Database, task: Task, code: str, message: str) -> None:
 
 def _of(task: Task) -> dict[str, object]:
     return {"document_id": task.document_id.hex, "attempt": task.attempt}
-
-
-@contextmanager
-def _kept(database: Database, task: Task, lease_s: float) -> Iterator[None]:
-    """Renew the lease during the block."""
-    done = threading.Event()
-
-    def renewing() -> None:
-        while not done.wait(lease_s / 3):
-            try:
-                if not renew(database, task, lease_s):
-                    return
-            except DatabaseUnavailable as error:
-                log.warning("document.lease_not_renewed", error=error.message, **_of(task))
-
-    thread = threading.Thread(target=renewing, name="document-lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 class Indexer:

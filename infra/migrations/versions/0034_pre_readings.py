@@ -1,6 +1,6 @@
-"""What was read of a turn's sounds and images
+"""What was read of a turn's sounds and images, and sounds that calls have transcribed
 
-A new table: processes of the previous release neither read nor write it. They leave turns with
+New tables: processes of the previous release neither read nor write them. They leave turns with
 images and sound to this release's workers, for they declare that they take text alone.
 """
 
@@ -26,7 +26,30 @@ def upgrade() -> None:
             server_default=sa.func.clock_timestamp(),
         ),
     )
+    op.create_table(
+        "transcriptions",
+        sa.Column(
+            "file_id",
+            sa.Uuid(),
+            sa.ForeignKey("files.id", ondelete="CASCADE"),
+            primary_key=True,
+        ),
+        sa.Column("language", sa.Text()),
+        sa.Column("prompt", sa.Text()),
+        sa.Column("due_at", sa.DateTime(timezone=True)),
+        sa.Column("attempt", sa.Integer(), nullable=False, server_default=sa.text("0")),
+        sa.Column("transcript", JSONB()),
+        sa.Column("error_code", sa.Text()),
+        sa.Column("error_message", sa.Text()),
+    )
+    op.create_index(
+        "ix_transcriptions_due_at",
+        "transcriptions",
+        ["due_at"],
+        postgresql_where=sa.text("due_at IS NOT NULL"),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("transcriptions")
     op.drop_table("turn_readings")

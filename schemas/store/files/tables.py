@@ -5,7 +5,18 @@ The row's transaction publishes or deletes the bytes before it commits. A proces
 between leaves bytes without a row, or a row without bytes; retention deletes either.
 """
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, Table, Text, Uuid, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 
 from turnmill.schemas.store.tables import metadata, time_column
@@ -46,4 +57,23 @@ turn_readings = Table(
     #: `Reading`s.
     Column("readings", JSONB, nullable=False),
     time_column("created_at", default_now=True),
+)
+
+#: Sounds that calls wait for to be transcribed. A row goes with its file, when the call has ended.
+transcriptions = Table(
+    "transcriptions",
+    metadata,
+    Column("file_id", Uuid, ForeignKey("files.id", ondelete="CASCADE"), primary_key=True),
+    #: What the call says of the sound (`Hints`).
+    Column("language", Text),
+    Column("prompt", Text),
+    #: When a worker may take it; while one transcribes it, the end of its lease. Null: it ended.
+    time_column("due_at"),
+    #: Counts claims; the number fences all that a worker writes.
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    #: A `Transcript`, or why there is none.
+    Column("transcript", JSONB),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    Index("ix_transcriptions_due_at", "due_at", postgresql_where=text("due_at IS NOT NULL")),
 )

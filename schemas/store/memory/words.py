@@ -117,6 +117,8 @@ HELD: dict[str, tuple[Held, ...]] = {
         ),
     ),
     "files": (Held(Of.FILE, "id"),),
+    # With their files, which no turn refers to: minutes later.
+    "transcriptions": (Held(Of.FILE, "file_id"),),
     "facts": (Held(Of.USER, "user_id"),),
     "users": (Held(Of.USER, "id"),),
 }

@@ -1,6 +1,7 @@
 """Images and voice on channels: noted by the webhook, fetched later, answered like text."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -30,7 +31,7 @@ from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.fetching import MAX_FETCHES, Fetcher
 from turnmill.workers.delivery.slack.adapter import SlackDelivery
 from turnmill.workers.delivery.telegram.adapter import TelegramDelivery
-from turnmill.workers.media.base import Transcript
+from turnmill.workers.media.base import Hints, Transcript
 from turnmill.workers.testing import InlineWorker
 
 AT_ONCE = Policies(quiet_s=0.0).over(CHANNEL_POLICIES)
@@ -40,11 +41,11 @@ SETTINGS = DeliverySettings(timeout_s=2, lease_s=4)
 class Readers:
     """Hears and reads the same of everything."""
 
-    def transcribe(self, sound: bytes, language: str | None) -> Transcript:
+    def transcribe(self, sound: bytes, hints: Hints, abort: threading.Event) -> Transcript:
         assert sound == tone()
         return Transcript(text="Where is my parcel?", confidence=0.9)
 
-    def read(self, image: bytes) -> str:
+    def read(self, image: bytes, abort: threading.Event) -> str:
         return "Order 4711"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from itertools import islice
+from threading import Event
 from typing import Any
 
 import openai
@@ -30,7 +31,7 @@ from turnmill.schemas.files.images import CleanImage
 from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.echo import EchoEngine
-from turnmill.workers.media.base import Transcript
+from turnmill.workers.media.base import Hints, Interrupted, Transcript
 from turnmill.workers.testing import InlineWorker
 
 TICKET = photographed("Order 4711", "The kettle leaks.")
@@ -43,11 +44,13 @@ class Heard:
         self.script: list[Any] = []
         self.sounds: list[bytes] = []
 
-    def transcribe(self, sound: bytes, language: str | None) -> Transcript:
+    def transcribe(self, sound: bytes, hints: Hints, abort: Event) -> Transcript:
         self.sounds.append(sound)
         heard = self.script.pop(0) if self.script else "Where is my parcel?"
         if isinstance(heard, Exception):
             raise heard
+        if callable(heard):
+            return heard(abort)
         return heard if isinstance(heard, Transcript) else Transcript(text=heard, confidence=0.9)
 
 
@@ -56,7 +59,7 @@ class Read:
 
     text = "Order 4711"
 
-    def read(self, image: bytes) -> str:
+    def read(self, image: bytes, abort: Event) -> str:
         Image.open(io.BytesIO(image)).load()
         return self.text
 
@@ -331,6 +334,21 @@ def test_a_second_attempt_reads_what_the_first_one_heard(listening: Site, heard:
 def test_a_transcriber_that_is_away_is_asked_again(listening: Site, heard: Heard) -> None:
     heard.script = [EngineUnavailable("away"), "Here I am."]
     assert ask(listening, audio_part(tone())) == "Here I am."
+
+
+def test_a_turn_whose_time_is_up_stops_its_transcriber(listening: Site, heard: Heard) -> None:
+    stopped = threading.Event()
+
+    def hear_until_aborted(abort: Event) -> Transcript:
+        assert abort.wait(20)
+        stopped.set()
+        raise Interrupted
+
+    heard.script = [hear_until_aborted]
+    with pytest.raises(openai.InternalServerError) as late:
+        ask(listening, audio_part(tone()), extra_headers={"X-Turnmill-Timeout": "1"})
+    assert late.value.code == "deadline_exceeded"
+    assert stopped.is_set()
 
 
 def test_a_sound_that_cannot_be_decoded_fails_its_turn_with_the_reason(

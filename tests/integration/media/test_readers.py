@@ -1,11 +1,16 @@
 """Transcribers and readers of images: the packaged models, and a server of OpenAI's protocol."""
 
 import json
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -21,10 +26,13 @@ from tests.integration.media.making import (
 )
 from turnmill.schemas.errors import EngineUnavailable, InvalidInput, SettingsError
 from turnmill.schemas.settings import MediaSettings
+from turnmill.workers.media import sound
+from turnmill.workers.media.base import Hints, Interrupted
 from turnmill.workers.media.registry import create_image_reader, create_transcriber
 from turnmill.workers.media.transcribers.openai_http import ServerTranscriber
 from turnmill.workers.testing import InlineWorker
 
+EN = Hints("en")
 TICKET = "Hello. My order number four seven one one has not arrived. Where is my parcel?"
 
 
@@ -48,6 +56,12 @@ def test_a_spoken_and_a_photographed_ticket_are_read_by_packaged_models(
             answer = site.openai.chat.completions.create(model=BOT, messages=[message])
             text = str(answer.choices[0].message.content)
             assert [word for word in words if word not in text] == [], text
+        file = ("ticket.wav", spoken(TICKET))
+        heard = site.openai.audio.transcriptions.create(
+            model="whisper-1", file=file, response_format="verbose_json"
+        )
+    assert "4711" in heard.text and heard.language == "en"
+    assert heard.segments and 4 < heard.segments[-1].end <= heard.duration + 1
     readings = site.database.run("SELECT readings FROM turn_readings ORDER BY created_at")
     assert readings[0].readings[0]["language"] == "en"
     assert readings[0].readings[0]["confidence"] > site.settings.media.min_confidence
@@ -57,16 +71,47 @@ def test_a_spoken_and_a_photographed_ticket_are_read_by_packaged_models(
 def test_packaged_models_say_nothing_of_silence_and_refuse_what_is_no_sound(models: Path) -> None:
     transcriber = create_transcriber(MediaSettings(max_audio_s=3), models)
     assert transcriber is not None
-    assert transcriber.transcribe(tone(1.0), "en").text == ""
+    assert transcriber.transcribe(tone(1.0), EN, Event()).text == ""
     with pytest.raises(InvalidInput, match="longer than 3 s"):
-        transcriber.transcribe(tone(4.0), "en")
+        transcriber.transcribe(tone(4.0), EN, Event())
     for damaged in (b"OggS" + bytes(100), tone()[:30], b"ID3" + bytes(1000)):
         with pytest.raises(InvalidInput, match="cannot be decoded"):
-            transcriber.transcribe(damaged, "en")
+            transcriber.transcribe(damaged, EN, Event())
     reader = create_image_reader(MediaSettings())
     assert reader is not None
     blank = photographed("")
-    assert reader.read(blank) == ""
+    assert reader.read(blank, Event()) == ""
+
+
+@pytest.mark.needs("media")
+def test_packaged_models_hear_that_nobody_waits_any_more(models: Path) -> None:
+    transcriber: Any = create_transcriber(MediaSettings(), models)
+    reader: Any = create_image_reader(MediaSettings())
+    abort = Event()
+    abort.set()
+    for each, read in (
+        (transcriber, lambda: transcriber.transcribe(spoken(TICKET), EN, abort)),
+        (reader, lambda: reader.read(photographed("Order 4711", "The kettle leaks."), abort)),
+    ):
+        with pytest.raises(Interrupted):
+            read()
+        with each._lock, pytest.raises(Interrupted):  # while another one is read
+            read()
+
+
+def test_a_decoder_is_bounded_by_the_clock_and_sees_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # In the place of what decodes, with its two arguments.
+    monkeypatch.setenv("TURNMILL_DATABASE__URL", "secret")
+    monkeypatch.setattr(sound, "_decode", os.getenv)
+    assert sound.decode("TURNMILL_DATABASE__URL", 3.0) == 3.0  # type: ignore[arg-type]
+    monkeypatch.setattr(sound, "_decode", signal.sigtimedwait)
+    monkeypatch.setattr(sound, "LIMITS", replace(sound.LIMITS, wait_s=1.0))
+    began_at = time.monotonic()
+    with pytest.raises(InvalidInput, match="cannot be decoded"):
+        sound.decode({signal.SIGUSR1}, 60.0)  # type: ignore[arg-type]
+    assert time.monotonic() - began_at < 20
 
 
 class Server(ThreadingHTTPServer):
@@ -131,7 +176,7 @@ def test_a_server_is_sent_the_sound_and_says_how_sure_it_is() -> None:
     }
     with listening() as server:
         server.answer = (200, said)
-        heard = transcriber_of(server).transcribe(tone(), "en")
+        heard = transcriber_of(server).transcribe(tone(), EN, Event())
         (path, key, body), *others = server.calls
     assert (heard.text, heard.language) == ("Where is my parcel?", "english")
     assert heard.confidence == pytest.approx((3 * 0.905 + 0.135) / 4, abs=0.01)
@@ -144,7 +189,7 @@ def test_a_server_that_says_only_the_text_is_believed_and_silence_is_not() -> No
         transcriber = transcriber_of(server)
         for text, confidence in (("yes", 1.0), ("", 0.0)):
             server.answer = (200, {"text": text})
-            assert transcriber.transcribe(tone(), None).confidence == confidence
+            assert transcriber.transcribe(tone(), Hints(), Event()).confidence == confidence
 
 
 @pytest.mark.parametrize(
@@ -165,9 +210,9 @@ def test_what_a_server_refuses_fails_and_what_it_cannot_do_now_is_tried_again(
         server.answer = answer
         transcriber = transcriber_of(server)
         with pytest.raises(error):
-            transcriber.transcribe(tone(), None)
+            transcriber.transcribe(tone(), Hints(), Event())
     with pytest.raises(EngineUnavailable):  # gone
-        transcriber.transcribe(tone(), None)
+        transcriber.transcribe(tone(), Hints(), Event())
 
 
 def test_a_transcriber_that_is_named_and_cannot_be_had_is_an_error_with_the_remedy(

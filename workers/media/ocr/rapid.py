@@ -5,10 +5,11 @@ https://github.com/RapidAI/RapidOCR
 
 import io
 from functools import partial
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from turnmill.schemas.errors import InvalidInput, SettingsError
+from turnmill.workers.media.base import taken
 
 #: Lines that are less certain are left out.
 _MIN_SCORE = 0.5
@@ -30,7 +31,7 @@ class RapidReader:
         #: Seconds to load: only where somebody sends an image.
         self._engine: Any = None
 
-    def read(self, image: bytes) -> str:
+    def read(self, image: bytes, abort: Event) -> str:
         """Read an image; see `ImageReader`."""
         import numpy as np
         from PIL import Image
@@ -39,7 +40,7 @@ class RapidReader:
             pixels = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))[:, :, ::-1]
         except OSError:
             raise InvalidInput("The image cannot be decoded.", param="messages") from None
-        with self._lock:
+        with taken(self._lock, abort):
             self._engine = self._engine or self._load()
             found = self._engine(pixels)
         lines = zip(found.txts or (), found.scores or (), strict=True)

@@ -4,12 +4,13 @@ https://platform.openai.com/docs/api-reference/audio/createTranscription
 """
 
 import math
+from threading import Event
 from typing import Any
 
 from turnmill.schemas.errors import EngineUnavailable, InvalidInput, SettingsError
 from turnmill.schemas.files.sniffing import sniff
 from turnmill.schemas.settings import MediaSettings
-from turnmill.workers.media.base import Transcript
+from turnmill.workers.media.base import Hints, Segment, Transcript
 
 _PATH = "/v1/audio/transcriptions"
 #: Servers take the format from the name.
@@ -50,12 +51,11 @@ class ServerTranscriber:
             timeout=_TIMEOUT_S,
         )
 
-    def transcribe(self, sound: bytes, language: str | None) -> Transcript:
-        """Transcribe a sound; see `Transcriber`."""
+    def transcribe(self, sound: bytes, hints: Hints, abort: Event) -> Transcript:
+        """Transcribe a sound; see `Transcriber`. A call that was sent is not broken off."""
         mime = sniff(sound[:64])
         fields = {"model": self._model, "response_format": "verbose_json"}
-        if language:
-            fields["language"] = language
+        fields |= {name: value for name, value in hints._asdict().items() if value}
         file = (f"sound.{_SUFFIXES.get(mime, 'wav')}", sound, mime)
         try:
             answer = self._http.post(_PATH, data=fields, files={"file": file})
@@ -75,10 +75,11 @@ class ServerTranscriber:
 def _read(body: dict[str, Any]) -> Transcript:
     """Confidence is the mean probability of a token, weighted by the segments' length."""
     text = str(body["text"]).strip()
+    segments = tuple(Segment.model_validate(each) for each in body.get("segments") or ())
     rated = [
-        (max(float(each["end"]) - float(each["start"]), 0.01), math.exp(each["avg_logprob"]))
-        for each in body.get("segments") or ()
-        if isinstance(each.get("avg_logprob"), int | float)
+        (max(each.end - each.start, 0.01), math.exp(each.avg_logprob))
+        for each in segments
+        if each.avg_logprob is not None
     ]
     confidence = _UNKNOWN_CONFIDENCE
     if rated:
@@ -87,4 +88,6 @@ def _read(body: dict[str, Any]) -> Transcript:
         text=text,
         confidence=min(max(confidence, 0.0), 1.0) if text else 0.0,
         language=str(body.get("language") or ""),
+        duration_s=body.get("duration"),
+        segments=segments,
     )

@@ -7,14 +7,14 @@ import math
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import MediaSettings
-from turnmill.workers.media.base import Transcript
+from turnmill.workers.media.base import Hints, Segment, Transcript, taken, unless_aborted
 from turnmill.workers.media.packaged import packaged_whisper
-from turnmill.workers.media.sound import decode
+from turnmill.workers.media.sound import SAMPLE_RATE, decode
 
 #: Segments that are this likely to be silence say nothing, whatever was written for them.
 _SILENCE = 0.6
@@ -50,25 +50,36 @@ class WhisperTranscriber:
         #: 150 MB, and seconds to load: only where somebody speaks.
         self._model: Any = None
 
-    def transcribe(self, sound: bytes, language: str | None) -> Transcript:
+    def transcribe(self, sound: bytes, hints: Hints, abort: Event) -> Transcript:
         """Transcribe a sound; see `Transcriber`."""
         import numpy as np
 
         samples = np.frombuffer(decode(sound, self._max_s), dtype=np.int16).astype(np.float32)
-        with self._lock:
+        with taken(self._lock, abort):
             self._model = self._model or self._load()
+            # Each segment is computed when it is asked for.
             segments, info = self._model.transcribe(
-                samples / 32768.0, language=language, beam_size=5, condition_on_previous_text=False
+                samples / 32768.0,
+                language=hints.language,
+                initial_prompt=hints.prompt,
+                beam_size=5,
+                condition_on_previous_text=False,
             )
-            return _joined(list(segments), info.language)
+            found = list(unless_aborted(segments, abort))
+        return _joined(found, info.language, len(samples) / SAMPLE_RATE)
 
 
-def _joined(segments: Iterable[Any], language: str) -> Transcript:
+def _joined(segments: Iterable[Any], language: str, duration_s: float) -> Transcript:
     """Confidence is the mean probability of a token, weighted by the segments' length."""
     said = [each for each in segments if each.no_speech_prob < _SILENCE and each.text.strip()]
     seconds = sum(each.end - each.start for each in said)
     if not said or seconds <= 0:
-        return Transcript(text="", confidence=0.0, language=language)
+        return Transcript(text="", confidence=0.0, language=language, duration_s=duration_s)
     mean = sum(math.exp(each.avg_logprob) * (each.end - each.start) for each in said) / seconds
-    text = " ".join(each.text.strip() for each in said)
-    return Transcript(text=text, confidence=min(mean, 1.0), language=language)
+    return Transcript(
+        text=" ".join(each.text.strip() for each in said),
+        confidence=min(mean, 1.0),
+        language=language,
+        duration_s=duration_s,
+        segments=tuple(Segment.model_validate(vars(each)) for each in said),
+    )

@@ -1,0 +1,1 @@
+"""`/v1/audio`: sounds that are no part of a message."""

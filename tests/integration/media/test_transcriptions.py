@@ -1,0 +1,224 @@
+"""`/v1/audio/transcriptions`, by the official client: a worker hears the sound, the call waits."""
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import openai
+import pytest
+
+from tests.integration.media.conftest import MakeSite, Site
+from tests.integration.media.making import tone
+from turnmill.producer.api.app import Server
+from turnmill.schemas.errors import EngineUnavailable, InvalidInput
+from turnmill.schemas.files.files import Purpose
+from turnmill.schemas.files.opening import open_files
+from turnmill.schemas.store.files.transcriptions import MAX_ATTEMPTS, claim, end, want
+from turnmill.workers.media.base import Hints, Interrupted, Segment, Transcript
+from turnmill.workers.testing import InlineWorker
+
+WORKER = {"concurrency": 4, "lease_s": 1.5}
+HEARD = Transcript(
+    text="Where is my parcel?",
+    confidence=0.9,
+    language="en",
+    duration_s=2.5,
+    segments=(Segment(start=0, end=2.5, text=" Where is my parcel?", avg_logprob=-0.1),),
+)
+
+
+class Ear:
+    """Hears what `script` says, one sound after the other; `None` goes on until it is aborted."""
+
+    def __init__(self) -> None:
+        self.script: list[Any] = []
+        self.hints: list[Hints] = []
+        self.aborted = threading.Event()
+
+    def transcribe(self, sound: bytes, hints: Hints, abort: threading.Event) -> Transcript:
+        assert sound == tone()
+        self.hints.append(hints)
+        heard = self.script.pop(0) if self.script else HEARD
+        if heard is None:
+            assert abort.wait(20)
+            self.aborted.set()
+            raise Interrupted
+        if isinstance(heard, Exception):
+            raise heard
+        assert isinstance(heard, Transcript)
+        return heard
+
+
+@pytest.fixture
+def ear(monkeypatch: pytest.MonkeyPatch) -> Ear:
+    ear = Ear()
+    monkeypatch.setattr("turnmill.workers.media.opening.create_transcriber", lambda *_: ear)
+    return ear
+
+
+@pytest.fixture
+def site(make_site: MakeSite, ear: Ear) -> Iterator[Site]:
+    site = make_site(worker=WORKER, media={"language": "de", "max_audio_bytes": 20_000})
+    with InlineWorker(site.settings):
+        yield site
+
+
+def transcribe(site: Site, sound: bytes = tone(), name: str = "ticket.wav", **more: Any) -> Any:
+    """Ask as a program does: by the official client."""
+    given = {"model": "whisper-1", "file": (name, sound), **more}
+    return site.openai.audio.transcriptions.create(**given)
+
+
+def left(site: Site) -> tuple[list[Any], list[Any], list[Any]]:
+    """What is kept of sounds and transcripts."""
+    rows = [site.database.run(f"SELECT * FROM {table}") for table in ("files", "transcriptions")]
+    return rows[0], rows[1], site.stored()
+
+
+def test_a_sound_is_transcribed_in_each_format_and_nothing_of_it_is_kept(site: Site) -> None:
+    assert transcribe(site).text == HEARD.text
+    assert transcribe(site, response_format="text") == f"{HEARD.text}\n"
+    verbose = transcribe(site, response_format="verbose_json", timestamp_granularities=["segment"])
+    assert (verbose.text, verbose.language, verbose.duration) == (HEARD.text, "en", 2.5)
+    (segment,) = verbose.segments
+    assert (segment.start, segment.end, segment.avg_logprob) == (0, 2.5, -0.1)
+    assert verbose.usage.seconds == 3
+    assert left(site) == ([], [], [])
+
+
+def test_language_and_prompt_reach_the_transcriber(site: Site, ear: Ear) -> None:
+    transcribe(site, language="zh", prompt="ACME, Turnmill", temperature=0)
+    transcribe(site)
+    assert ear.hints == [Hints("zh", "ACME, Turnmill"), Hints("de", None)]
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"response_format": "srt"}, "response_format"),
+        ({"stream": True}, "stream"),
+        ({"temperature": 0.4}, "temperature"),
+        ({"timestamp_granularities": ["word"]}, "timestamp_granularities[]"),
+        ({"include": ["logprobs"]}, "include[]"),
+        ({"language": "English"}, "language"),
+        ({"prompt": "x" * 2001}, "prompt"),
+        ({"sound": b"Where is my parcel?"}, "file"),
+        ({"sound": b""}, "file"),
+        ({"sound": tone() + b"PK\x05\x06" + bytes(18)}, "file"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(
+    site: Site, ear: Ear, given: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        transcribe(site, **given)
+    assert refused.value.param == field
+    assert ear.hints == []
+    assert left(site) == ([], [], [])
+
+
+def test_an_unknown_model_and_a_large_sound_are_refused(site: Site, ear: Ear) -> None:
+    with pytest.raises(openai.NotFoundError, match="whisper-1"):
+        transcribe(site, model="gpt-4o-transcribe")
+    with pytest.raises(openai.APIStatusError) as refused:
+        transcribe(site, tone(2.0))
+    assert (refused.value.status_code, refused.value.param) == (413, "file")
+    assert ear.hints == []
+
+
+def test_without_a_worker_that_transcribes_the_call_ends_at_once(make_site: MakeSite) -> None:
+    site = make_site(worker=WORKER)
+    with pytest.raises(openai.InternalServerError) as refused:
+        transcribe(site)
+    assert (refused.value.status_code, refused.value.code) == (503, "model_unavailable")
+    assert "docs/media.md" in str(refused.value)
+
+
+def test_what_a_transcriber_refuses_is_the_callers_and_what_it_cannot_do_now_is_tried_again(
+    site: Site, ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turnmill.workers.media.transcriptions.RETRY_S", 0.0)
+    ear.script = [InvalidInput("The sound is longer than 300 s.")]
+    with pytest.raises(openai.BadRequestError, match="longer than"):
+        transcribe(site)
+    ear.script = [EngineUnavailable("away"), EngineUnavailable("away")]
+    assert transcribe(site).text == HEARD.text
+    ear.script = [EngineUnavailable("away")] * MAX_ATTEMPTS
+    with pytest.raises(openai.InternalServerError) as refused:
+        transcribe(site)
+    assert (refused.value.status_code, refused.value.code) == (503, "engine_unavailable")
+    assert "away" not in str(refused.value)
+
+
+def test_a_sound_that_nobody_waits_for_is_given_up_between_two_segments(
+    make_site: MakeSite, ear: Ear
+) -> None:
+    site = make_site(worker=WORKER, api={"wait_s": 1.0})
+    ear.script = [None]
+    with InlineWorker(site.settings):
+        with pytest.raises(openai.InternalServerError) as refused:
+            transcribe(site)
+        assert (refused.value.status_code, refused.value.code) == (504, "wait_timeout")
+        assert left(site) == ([], [], [])
+        assert ear.aborted.wait(10)
+        assert transcribe(site).text == HEARD.text
+
+
+def test_what_a_dead_worker_had_is_transcribed_by_another_and_the_dead_one_changes_nothing(
+    make_site: MakeSite, ear: Ear, eventually: Callable[..., None]
+) -> None:
+    site = make_site(worker=WORKER)
+    with InlineWorker(site.settings):
+        eventually(lambda: site.database.run("SELECT 1 FROM worker_liveness"))
+    found: list[Any] = []
+    caller = threading.Thread(target=lambda: found.append(transcribe(site).text))
+    caller.start()
+    tasks: list[Any] = []
+    eventually(lambda: tasks.append(claim(site.database, 1.0)) or tasks[-1])
+    dead = tasks[-1]
+    with InlineWorker(site.settings):
+        eventually(lambda: ear.hints)
+        assert not end(site.database, dead, {"text": "stale"})
+        caller.join(20)
+    assert found == [HEARD.text]
+
+
+def test_a_stopping_server_tells_its_callers(
+    make_site: MakeSite, ear: Ear, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    servers: list[Server] = []
+    made = Server.__init__
+    monkeypatch.setattr(
+        Server, "__init__", lambda self, given: (servers.append(self), made(self, given))[0]
+    )
+    site = make_site(worker=WORKER)
+    ear.script = [None]
+    errors: list[Any] = []
+
+    def call() -> None:
+        try:
+            transcribe(site)
+        except openai.InternalServerError as error:
+            errors.append((error.status_code, error.code))
+
+    with InlineWorker(site.settings):
+        caller = threading.Thread(target=call)
+        caller.start()
+        eventually(lambda: ear.hints)
+        servers[0].should_exit = True
+        caller.join(20)
+    assert errors == [(503, "stopping")]
+
+
+def test_what_a_process_left_behind_goes_with_its_file(make_site: MakeSite) -> None:
+    site = make_site()
+    files = open_files(site.database, site.settings)
+    with site.storage.draft() as draft:
+        draft.write(tone())
+        given = {"tenant_id": site.tenant_id, "name": "ticket.wav", "purpose": Purpose.MESSAGE}
+        file = files.save(draft, expires_at=datetime.now(UTC) - timedelta(seconds=1), **given)
+    want(site.database, file.file_id, "en", "Alice")
+    assert len(left(site)[1]) == 1
+    assert site.prune()["files"] == 1
+    assert left(site) == ([], [], [])
