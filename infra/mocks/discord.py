@@ -71,10 +71,15 @@ def interaction(kind: int, data: Payload, *, user: Payload | None = None, **fiel
     }
 
 
-def command(name: str, text: str | None = None, **fields: Any) -> Payload:
+def command(
+    name: str, text: str | None = None, attachment: Payload | None = None, **fields: Any
+) -> Payload:
     """A written command."""
-    options = [] if text is None else [{"type": 3, "name": "text", "value": text}]
-    data = {"id": "1", "name": name, "type": 1, "options": options}
+    options: list[Payload] = [] if text is None else [{"type": 3, "name": "text", "value": text}]
+    data: Payload = {"id": "1", "name": name, "type": 1, "options": options}
+    if attachment is not None:
+        options.append({"type": 11, "name": "file", "value": attachment["id"]})
+        data["resolved"] = {"attachments": {attachment["id"]: attachment}}
     return interaction(2, data, **fields)
 
 
@@ -142,11 +147,22 @@ class DiscordAPI(MockAPI):
         self.public_key = ""
         #: Codes of the next refusals, by the name of a call.
         self.refusals: dict[str, list[int]] = {}
+        #: Attachments by their path.
+        self.files: dict[str, bytes] = {}
         self._by_nonce: dict[str, Posted] = {}
 
     @property
     def texts(self) -> list[str]:
         return [message.text for message in self.messages]
+
+    def attach(self, data: bytes, mime: str, *, good_s: float = 86_400) -> Payload:
+        """Keep what somebody sent, and return it as an attachment of a message."""
+        path = f"/attachments/{CHANNEL_ID}/{next(_numbers)}/file"
+        self.files[path] = data
+        until = f"{int(time.time() + good_s):x}"
+        query = f"ex={until}&is={int(time.time()):x}&hm={_signed(path, until)}"
+        described = {"filename": "file", "content_type": mime, "size": len(data)}
+        return {"id": path.split("/")[3], "url": f"{self.url}{path}?{query}", **described}
 
     def name(self, call: Call) -> str:
         """`original`, `edit`, `delete`, `followup`, `bot`, `commands` or `application`."""
@@ -160,6 +176,8 @@ class DiscordAPI(MockAPI):
                 return "followup"
             case "POST", ["channels", _, "messages"]:
                 return "bot"
+            case "GET", ["attachments", *_]:
+                return "attachment"
             case _, [*_, "commands"]:
                 return "commands"
         return "application"
@@ -171,6 +189,8 @@ class DiscordAPI(MockAPI):
 
     def answer(self, call: Call) -> Reply:
         name = self.name(call)
+        if name == "attachment":
+            return self._attachment(call)
         if not call.headers.get("user-agent", "").startswith("DiscordBot ("):
             return _refuse(403, 40333)
         if not self._limited or name in ("application", "commands"):
@@ -186,6 +206,15 @@ class DiscordAPI(MockAPI):
         reply = self._answer(name, call)
         limit = {"X-RateLimit-Limit": str(BUCKET), "X-RateLimit-Remaining": str(left - 1)}
         return replace(reply, headers={**limit, "X-RateLimit-Reset-After": f"{ends_at - now:.3f}"})
+
+    def _attachment(self, call: Call) -> Reply:
+        """The CDN, whose addresses are signed until a time. It is another host: a token there would
+        be given away."""
+        until = call.query.get("ex", "0")
+        is_signed = call.query.get("hm") == _signed(call.path, until)
+        if not is_signed or int(until, 16) < time.time() or "authorization" in call.headers:
+            return Reply(404, b"This content is no longer available.")
+        return Reply(200, self.files[call.path])
 
     def _answer(self, name: str, call: Call) -> Reply:
         if self.refusals.get(name):
@@ -263,6 +292,10 @@ class DiscordAPI(MockAPI):
             self.endpoint = call.given["interactions_endpoint_url"]
         about = {"id": APPLICATION_ID, "name": "Turnmill", "verify_key": self.public_key}
         return Reply(200, {**about, "interactions_endpoint_url": self.endpoint})
+
+
+def _signed(path: str, until: str) -> str:
+    return hashlib.sha256(f"{path} {until} {BOT_TOKEN}".encode()).hexdigest()
 
 
 def _refuse(status: int, code: int) -> Reply:

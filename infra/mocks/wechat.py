@@ -10,6 +10,7 @@ from typing import Any
 
 from turnmill.infra.mocks.sending import Signed
 from turnmill.infra.mocks.serving import Call, MockAPI, Reply
+from turnmill.infra.mocks.wecom.api import media
 from turnmill.infra.mocks.wecom.messages import XML, Fields, encode, query
 from turnmill.schemas.channels.wechat import Sealer
 
@@ -52,6 +53,8 @@ class WeChatAPI(MockAPI):
         #: What people see: to whom, and the text.
         self.messages: list[tuple[str, str]] = []
         self.tokens: set[str] = set()
+        #: What people sent, by its `media_id`.
+        self.files: dict[str, bytes] = {}
         #: How many messages each person may still get.
         self.quota = {USER: MAX_MESSAGES}
         #: Who sees "typing".
@@ -69,7 +72,9 @@ class WeChatAPI(MockAPI):
         self.quota[user] = MAX_MESSAGES
 
     def name(self, call: Call) -> str:
-        """`stable_token`, `send`, `typing`, `getkflist`."""
+        """`stable_token`, `send`, `typing`, `getkflist`, `media`."""
+        if call.path.endswith("/media/get"):
+            return "media"
         return call.path.rpartition("/")[2]
 
     def limited(self, retry_after_s: float) -> Reply:
@@ -87,6 +92,8 @@ class WeChatAPI(MockAPI):
             return _code(48001)
         if b"\\u" in call.body:
             return _code(40033)
+        if name == "media":
+            return media(self.files.get(call.query.get("media_id", "")))
         if name == "getkflist":
             return Reply(200, {"kf_list": []})
         return _code(self._type(given) if name == "typing" else self._send(given))

@@ -1,6 +1,7 @@
 """WhatsApp's Cloud API: what it sends, and the calls that it takes."""
 
 import json
+import secrets
 import time
 from itertools import count
 from typing import Any
@@ -16,6 +17,9 @@ Payload = dict[str, Any]
 TOKEN = "EAAmock"  # noqa: S105 - of this mock only
 NUMBER, USER = "106540352242922", "16505551234"
 MAX_TEXT, MAX_WITH_BUTTONS, MAX_TITLE = 4096, 1024, 20
+#: How long the address of a file is good, seconds.
+ADDRESS_S = 300.0
+_LOOKASIDE = "/whatsapp_business/attachments/"
 
 _numbers = count(int(time.time()))
 
@@ -56,6 +60,12 @@ class WhatsAppAPI(MockAPI):
         #: Texts and the values of their buttons.
         self.messages: list[tuple[str, list[str]]] = []
         self.typing: list[str] = []
+        #: What users sent, by its id.
+        self.files: dict[str, bytes] = {}
+        #: Where they are, as somebody says who is not Meta.
+        self.lookaside_url: str | None = None
+        #: Addresses of files by their key: the file and when it is good no more (`time.monotonic`).
+        self.addresses: dict[str, tuple[str, float]] = {}
         #: A code that every message is refused with.
         self.error: int | None = None
 
@@ -64,6 +74,10 @@ class WhatsAppAPI(MockAPI):
         return [text for text, _ in self.messages]
 
     def name(self, call: Call) -> str:
+        if call.path == _LOOKASIDE:
+            return "download"
+        if call.verb == "GET" and call.path.rpartition("/")[2] != NUMBER:
+            return "media"
         return "typing" if "typing_indicator" in call.given else "messages"
 
     def limited(self, retry_after_s: float) -> Reply:
@@ -74,6 +88,10 @@ class WhatsAppAPI(MockAPI):
             return _refuse(401, 190)
         if call.path.endswith(f"/{NUMBER}") and call.verb == "GET":
             return Reply(200, {"display_phone_number": "+1 555", "verified_name": "ACME"})
+        if self.name(call) == "media":
+            return self._media(call)
+        if self.name(call) == "download":
+            return self._download(call)
         if not call.path.endswith(f"/{NUMBER}/messages"):
             return _refuse(400, 100)
         if self.error is not None:
@@ -82,6 +100,25 @@ class WhatsAppAPI(MockAPI):
             self.typing.append(call.given["message_id"])
             return Reply(200, {"success": True})
         return self._message(call.given)
+
+    def _media(self, call: Call) -> Reply:
+        media = call.path.rpartition("/")[2]
+        if media not in self.files or call.query.get("phone_number_id") != NUMBER:
+            return _refuse(400, 100)
+        key = secrets.token_hex(8)
+        self.addresses[key] = media, time.monotonic() + ADDRESS_S
+        host = self.lookaside_url or self.url
+        found = {"url": f"{host}{_LOOKASIDE}?mid={media}&hash={key}", "id": media}
+        size = str(len(self.files[media]))
+        return Reply(200, {"messaging_product": "whatsapp", "file_size": size, **found})
+
+    def _download(self, call: Call) -> Reply:
+        media, until = self.addresses.get(call.query.get("hash", ""), ("", 0.0))
+        is_good = media == call.query.get("mid") and time.monotonic() < until
+        # Meta answers clients without a name with an error page.
+        if not is_good or not call.headers.get("user-agent"):
+            return Reply(404)
+        return Reply(200, self.files[media], {"Content-Type": "application/octet-stream"})
 
     def _message(self, given: Payload) -> Reply:
         buttons: list[Payload] = []

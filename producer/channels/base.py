@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from turnmill.producer.converse import Received
-from turnmill.schemas.channels.events import MAX_TEXT, Event
+from turnmill.schemas.channels.events import (
+    MAX_FILES,
+    MAX_REF_CHARS,
+    MAX_TEXT,
+    Event,
+    RemoteFile,
+)
 from turnmill.schemas.content import MAX_PARTS, Content, TextPart, storable
 from turnmill.schemas.errors import InvalidInput
 
@@ -117,6 +123,20 @@ def storable_json(value: Any) -> Any:
         case list():
             return [storable_json(each) for each in value]
     return value
+
+
+def remote_files(found: Iterable[tuple[str, str, str]]) -> tuple[RemoteFile, ...]:
+    """The images and sounds among files of a message: each by its media type, what its platform
+    calls it, and its name. What has no readable type or reference is left out.
+    """
+    files = []
+    for mime, ref, name in found:
+        kind = mime.partition("/")[0]
+        if kind in ("image", "audio") and 0 < len(ref) <= MAX_REF_CHARS:
+            files.append(
+                RemoteFile(kind="image" if kind == "image" else "audio", ref=ref, name=name)
+            )
+    return tuple(files[:MAX_FILES])
 
 
 def content_of(text: str, files: Iterable[tuple[str | None, str | None]]) -> Content:

@@ -16,6 +16,7 @@ from turnmill.producer.channels.base import (
     Request,
     content_of,
     read_json,
+    remote_files,
 )
 from turnmill.producer.converse import Received
 from turnmill.schemas.channels.buttons import read_button
@@ -39,6 +40,8 @@ class _Text(_Payload):
 
 
 class _Media(_Payload):
+    #: The delivery process fetches it by this, within 30 days.
+    id: str = ""
     caption: str = ""
     filename: str | None = None
     mime_type: str | None = None
@@ -153,7 +156,15 @@ class WhatsAppChannel:
         text = message.text.body or next((file.caption for _, file in files), "")
         named = [(file.filename or name, file.mime_type) for name, file in files]
         content = content_of(text.strip(), named)
-        return UserMessage(**common, content=content)
+        # Stickers are no pictures of anything, and nothing reads videos.
+        readable = [file for name, file in files if name in ("image", "document", "audio")]
+        return UserMessage(
+            **common,
+            content=content,
+            files=remote_files(
+                (file.mime_type or "", file.id, file.filename or "") for file in readable
+            ),
+        )
 
 
 def _tables(value: Any, *names: str) -> list[dict[str, Any]]:

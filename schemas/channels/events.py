@@ -86,6 +86,10 @@ class _Event(BaseModel):
     answering: Answering | None = None
 
 
+#: Of what a platform calls a file: an id, or an address.
+MAX_REF_CHARS = 2_000
+
+
 class RemoteFile(BaseModel):
     """An image or a sound that the platform has. The delivery process fetches it, with the
     channel's credentials and never while the platform waits for an answer."""
@@ -94,7 +98,7 @@ class RemoteFile(BaseModel):
 
     kind: Literal["image", "audio"]
     #: What the platform calls it: an id, or an address of its own.
-    ref: Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+    ref: Annotated[str, StringConstraints(min_length=1, max_length=MAX_REF_CHARS)]
     name: str = ""
 
 

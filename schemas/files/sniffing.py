@@ -12,6 +12,8 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (8, b"WEBP", "image/webp"),
     (8, b"WAVE", "audio/wav"),
     (0, b"OggS", "audio/ogg"),
+    # Voices of WeCom and WeChat.
+    (0, b"#!AMR", "audio/amr"),
     (0, b"fLaC", "audio/flac"),
     (0, b"ID3", "audio/mpeg"),
     (0, b"\x1aE\xdf\xa3", "audio/webm"),
@@ -33,7 +35,15 @@ _BINARY = "application/octet-stream"
 #: Images and sounds that a message may have.
 IMAGES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 SOUNDS = frozenset(
-    {"audio/wav", "audio/ogg", "audio/flac", "audio/mpeg", "audio/webm", "audio/mp4"}
+    {
+        "audio/wav",
+        "audio/ogg",
+        "audio/flac",
+        "audio/mpeg",
+        "audio/webm",
+        "audio/mp4",
+        "audio/amr",
+    }
 )
 
 

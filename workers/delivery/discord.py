@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from turnmill.schemas.channels.buttons import Button
 from turnmill.schemas.channels.deliveries import DeliveryKind
@@ -21,6 +22,7 @@ from turnmill.schemas.channels.sections.discord import DiscordSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.base import MAX_PAUSE_S, MIN_PAUSE_S, Job, Memory, pause_s
+from turnmill.workers.delivery.calls.downloads import download, refuse_foreign
 from turnmill.workers.delivery.calls.rest import Reply, call
 from turnmill.workers.delivery.parts import PartsDelivery
 from turnmill.workers.delivery.texts.dialects import Dialect, translate
@@ -30,6 +32,8 @@ MAX_TEXT = 2000
 #: A webhook takes five calls in two seconds.
 WRITE_EVERY_S = 1.5
 
+#: Where attachments are.
+_CDN_HOSTS = ("cdn.discordapp.com", "media.discordapp.net")
 #: The token is used no more so long before it ends, seconds: our clock may be another.
 _MARGIN_S = 30.0
 _RETRY_AFTER_S = 5.0
@@ -137,6 +141,11 @@ class DiscordDelivery(PartsDelivery):
                 # Discord restricts who calls again: this attempt does not.
                 job.target["expires_at"] = "0"
             raise
+
+    def fetch(self, ref: str, max_bytes: int) -> bytes:
+        """Fetch an attachment by its signed address, which needs no token and gets none."""
+        refuse_foreign(ref, *_CDN_HOSTS, urlsplit(self._url).netloc.lower())
+        return download("Discord", ref, {"User-Agent": USER_AGENT}, self._timeout_s, max_bytes)
 
     def _by_bot(self, job: Job, given: dict[str, Any]) -> dict[str, Any]:
         self.refuse_paused(_BOT)

@@ -4,7 +4,8 @@ The webhook only notes what a message came with. This process has the channel's 
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -28,6 +29,8 @@ EVERY_S = 0.3
 #: A fetch that did not end by then is begun again by anybody.
 LEASE_S = 60.0
 MAX_FETCHES = 5
+#: Files that are fetched at the same time, each of another channel.
+MAX_AT_ONCE = 8
 
 _TAKE = """
 UPDATE files SET fetches = fetches + 1,
@@ -56,12 +59,18 @@ class _Owed(NamedTuple):
     fetches: int
 
     @property
+    def channel(self) -> str:
+        return str(self.source["channel"])
+
+    @property
     def kind(self) -> Literal["image", "audio"]:
         return "image" if self.source["kind"] == "image" else "audio"
 
 
 class Fetcher:
-    """The thread that fetches."""
+    """A few threads that fetch, for each channel one file at a time: a platform that is slow holds
+    up its own files alone.
+    """
 
     def __init__(
         self, database: Database, parts: PartKeeper, channels: Mapping[str, Delivery]
@@ -71,38 +80,49 @@ class Fetcher:
         self._channels = {
             name: each for name, each in channels.items() if isinstance(each, FetchesFiles)
         }
+        #: Channels a file of which is being fetched. The looking thread alone adds to it.
+        self._busy: set[str] = set()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="fetcher", daemon=True)
+        #: Set when a channel is free again.
+        self._freed = threading.Event()
+        self._threads = ThreadPoolExecutor(MAX_AT_ONCE, thread_name_prefix="fetch")
+        self._looking = threading.Thread(target=self._look, name="fetcher", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        if self._channels:
+            self._looking.start()
 
     def close(self) -> None:
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
+        self._freed.set()
+        if self._looking.is_alive():
+            self._looking.join(timeout=5)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def fetch_next(self) -> bool:
         """Fetch the file that waits longest; False: none does. Raises `DatabaseUnavailable`."""
-        given = {"lease_s": LEASE_S, "channels": list(self._channels)}
+        owed = self._take(self._channels)
+        if owed is not None:
+            self._fetch(owed)
+        return owed is not None
+
+    def _take(self, channels: Iterable[str]) -> _Owed | None:
+        given = {"lease_s": LEASE_S, "channels": list(channels)}
         rows = self._database.fetch(_Owed, _TAKE, given)
-        if not rows:
-            return False
-        owed = rows[0]
+        return rows[0] if rows else None
+
+    def _fetch(self, owed: _Owed) -> None:
         if owed.fetches > MAX_FETCHES:
             # Each try ended without a word: with the process, perhaps.
             self._give_up(owed, PermanentError("No try ended."))
-            return True
+            return
         try:
-            data = self._channels[owed.source["channel"]].fetch(
-                owed.source["ref"], self._parts.max_bytes
-            )
+            data = self._channels[owed.channel].fetch(owed.source["ref"], self._parts.max_bytes)
             self._parts.fill(owed.tenant_id, owed.id, owed.kind, owed.name, data)
         except (ChannelUnavailable, StorageUnavailable) as error:
             self._again(owed, error)
         except PermanentError as error:
             self._give_up(owed, error)
-        return True
 
     def _again(self, owed: _Owed, error: TransientError) -> None:
         if owed.fetches >= MAX_FETCHES:
@@ -115,19 +135,41 @@ class Fetcher:
         log.warning(
             "file.not_fetched",
             file_id=owed.id.hex,
-            channel=owed.source["channel"],
+            channel=owed.channel,
             error=error.code,
             tries=owed.fetches,
         )
         self._database.run(_GIVE_UP, (owed.id,))
 
-    def _run(self) -> None:
-        while not self._stopping.wait(EVERY_S):
+    def _look(self) -> None:
+        while not self._stopping.is_set():
             try:
-                while self._channels and not self._stopping.is_set() and self.fetch_next():
-                    pass
+                self._begin_all()
             except DatabaseUnavailable as error:
                 log.warning("fetcher.stalled", error=error.message)
             except Exception:
-                # The turns of all other files wait for this thread too.
+                # The turns of all files wait for this thread.
                 log.exception("fetcher.failed")
+            self._freed.wait(EVERY_S)
+            self._freed.clear()
+
+    def _begin_all(self) -> None:
+        """Begin to fetch a file of each channel that has one and is free."""
+        while not self._stopping.is_set() and len(self._busy) < MAX_AT_ONCE:
+            owed = self._take(self._channels.keys() - self._busy)
+            if owed is None:
+                return
+            self._busy.add(owed.channel)
+            self._threads.submit(self._work, owed)
+
+    def _work(self, owed: _Owed) -> None:
+        try:
+            self._fetch(owed)
+        except DatabaseUnavailable as error:
+            log.warning("fetcher.stalled", error=error.message)
+        except Exception:
+            # The next try is that of the lease's end.
+            log.exception("fetcher.failed", channel=owed.channel)
+        finally:
+            self._busy.discard(owed.channel)
+            self._freed.set()

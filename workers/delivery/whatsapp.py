@@ -7,6 +7,7 @@ a message in six seconds, and short bursts (131056).
 """
 
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 from turnmill.schemas.channels.buttons import Button
 from turnmill.schemas.channels.sections.base import ChannelSection
@@ -14,11 +15,14 @@ from turnmill.schemas.channels.sections.whatsapp import WhatsAppSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.base import Job
+from turnmill.workers.delivery.calls.downloads import download, refuse_foreign, too_large
 from turnmill.workers.delivery.calls.rest import Reply, call
 from turnmill.workers.delivery.parts import PartsDelivery
 from turnmill.workers.delivery.texts.dialects import Dialect, translate
 
 MAX_TEXT, MAX_WITH_BUTTONS = 4096, 1024
+#: Where Meta keeps what users send. It gets the token.
+_MEDIA_HOST = "lookaside.fbsbx.com"
 
 #: Limits, and how long each is waited for, seconds.
 _LIMITS = {4: 60.0, 80007: 60.0, 130429: 5.0, 131048: 60.0, 131056: 6.0}
@@ -51,7 +55,8 @@ class WhatsAppDelivery(PartsDelivery):
         super().__init__()
         token = section.access_token.read().get_secret_value()
         self._headers = {"Authorization": f"Bearer {token}"}
-        self._url = f"{section.api_url.rstrip('/')}/{section.phone_number_id}/messages"
+        self._api_url, self._number = section.api_url.rstrip("/"), section.phone_number_id
+        self._url = f"{self._api_url}/{self._number}/messages"
         self._timeout_s = settings.timeout_s
 
     def measure(self, text: str) -> int:
@@ -75,6 +80,22 @@ class WhatsAppDelivery(PartsDelivery):
     def show_typing(self, job: Job) -> None:
         if message := job.target.get("message"):
             self._call(status="read", message_id=message, typing_indicator={"type": "text"})
+
+    def fetch(self, ref: str, max_bytes: int) -> bytes:
+        """Fetch a file by its id: first its address, which is good for five minutes.
+
+        https://developers.facebook.com/docs/whatsapp/cloud-api/reference/media
+        """
+        url = f"{self._api_url}/{quote(ref, safe='')}?phone_number_id={self._number}"
+        reply = call("WhatsApp", "GET", url, None, self._headers, self._timeout_s)
+        if not reply.is_good:
+            raise _error(reply)
+        size = str(reply.data.get("file_size", ""))
+        if size.isdecimal() and int(size) > max_bytes:
+            raise too_large(max_bytes)
+        found = str(reply.data.get("url", ""))
+        refuse_foreign(found, _MEDIA_HOST, urlsplit(self._api_url).netloc.lower())
+        return download("WhatsApp", found, self._headers, self._timeout_s, max_bytes)
 
     def _call(self, **fields: Any) -> dict[str, Any]:
         given = {"messaging_product": "whatsapp", **fields}

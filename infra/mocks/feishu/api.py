@@ -14,6 +14,8 @@ from turnmill.infra.mocks.serving import Call, MockAPI, Reply
 APP_ID, APP_SECRET = "cli_turnmill", "made-up-app-secret"
 #: Bytes of a request with a card, and tables in it.
 MAX_CARD, MAX_TABLES = 30 * 1024, 5
+#: Bytes of a file that is handed out.
+MAX_RESOURCE = 100 * 1024 * 1024
 _TOKEN_PATH = "/open-apis/auth/v3/tenant_access_token/internal"  # noqa: S105
 _MESSAGES = "/open-apis/im/v1/messages/"
 
@@ -50,6 +52,8 @@ class FeishuAPI(MockAPI):
         self.token_s = 7200
         #: Codes of the next refusals, by the name of a call.
         self.refusals: dict[str, list[int]] = {}
+        #: What users sent, by the message's id, the key, and `image` or `file`.
+        self.files: dict[tuple[str, str, str], bytes] = {}
         self._by_uuid: dict[str, Posted] = {}
 
     @property
@@ -57,9 +61,11 @@ class FeishuAPI(MockAPI):
         return [message.text for message in self.messages]
 
     def name(self, call: Call) -> str:
-        """`token`, `reply`, `update`, `bot`."""
+        """`token`, `reply`, `update`, `resource`, `bot`."""
         if call.path == _TOKEN_PATH:
             return "token"
+        if call.path.startswith(_MESSAGES) and "/resources/" in call.path:
+            return "resource"
         if call.path.startswith(_MESSAGES):
             return "reply" if call.path.endswith("/reply") else "update"
         return call.path.rpartition("/")[0].rpartition("/")[0].rpartition("/")[2]
@@ -77,9 +83,20 @@ class FeishuAPI(MockAPI):
                 return Reply(200, {"code": 0, "msg": "ok", **self._new_token(call.given)})
             if call.headers.get("authorization", "").removeprefix("Bearer ") not in self.tokens:
                 raise Refusal(99991663)
+            if name == "resource":
+                return self._resource(call)
             return Reply(200, {"code": 0, "msg": "success", **self._answer(name, call)})
         except Refusal as refusal:
             return Reply(refusal.status, {"code": refusal.code, "msg": "refused"})
+
+    def _resource(self, call: Call) -> Reply:
+        message_id, _, key = call.path.removeprefix(_MESSAGES).partition("/resources/")
+        data = self.files.get((message_id, key, call.query.get("type", "")))
+        if data is None:
+            raise Refusal(234003)
+        if len(data) > MAX_RESOURCE:
+            raise Refusal(234037)
+        return Reply(200, data, {"Content-Type": "application/octet-stream"})
 
     def _new_token(self, given: dict[str, Any]) -> dict[str, Any]:
         if given != {"app_id": APP_ID, "app_secret": APP_SECRET}:

@@ -10,6 +10,8 @@ from turnmill.infra.mocks.serving import Call, MockAPI, Reply
 CORP_ID, SECRET, AGENT_ID = "wwturnmill", "made-up-app-secret", 1000002
 #: Bytes of a text.
 MAX_TEXT = 2048
+#: Bytes of a file that is handed out at once.
+MAX_MEDIA = 20 * 1024 * 1024
 #: Messages to one person; what is more is taken, and nobody sees it.
 MAX_A_MINUTE = 30
 
@@ -24,6 +26,8 @@ class WeComAPI(MockAPI):
         self.unlicensed: set[str] = set()
         #: Codes of the next refusals, by the name of a call.
         self.refusals: dict[str, list[int]] = {}
+        #: What people sent, by its `media_id`; WeCom keeps it for three days.
+        self.files: dict[str, bytes] = {}
         self._seen: dict[str, float] = {}
         self._sent: list[tuple[str, float]] = []
 
@@ -32,7 +36,9 @@ class WeComAPI(MockAPI):
         return [text for _, text in self.messages]
 
     def name(self, call: Call) -> str:
-        """`gettoken`, `send`, `get`."""
+        """`gettoken`, `send`, `get`, `media`."""
+        if call.path.endswith("/media/get"):
+            return "media"
         return call.path.rpartition("/")[2]
 
     def limited(self, retry_after_s: float) -> Reply:
@@ -46,6 +52,8 @@ class WeComAPI(MockAPI):
             return self._token(call.query)
         if call.query.get("access_token") not in self.tokens:
             return _code(40014)
+        if name == "media":
+            return media(self.files.get(call.query.get("media_id", "")))
         if name == "get":
             return Reply(200, {"errcode": 0, "name": "Turnmill", "agentid": AGENT_ID})
         return self._send(call.given)
@@ -82,6 +90,18 @@ class WeComAPI(MockAPI):
         now = time.monotonic()
         self._sent.append((user, now))
         return sum(to == user and at > now - 60 for to, at in self._sent) > MAX_A_MINUTE
+
+
+def media(data: bytes | None) -> Reply:
+    """What WeCom and WeChat answer who asks for a file: the reason, with 200, where there is none.
+
+    https://developer.work.weixin.qq.com/document/path/90254
+    """
+    if data is None:
+        return _code(40007)
+    if len(data) > MAX_MEDIA:
+        return _code(830002)
+    return Reply(200, data, {"Content-Type": "application/octet-stream"})
 
 
 def _code(code: int) -> Reply:

@@ -13,7 +13,15 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 from pydantic import ValidationError
 
-from turnmill.producer.channels.base import JSON, Answer, Parsed, Request, content_of, read_json
+from turnmill.producer.channels.base import (
+    JSON,
+    Answer,
+    Parsed,
+    Request,
+    content_of,
+    read_json,
+    remote_files,
+)
 from turnmill.producer.channels.discord.payloads import (
     ONE_CONVERSATION,
     CommandType,
@@ -138,19 +146,22 @@ class DiscordChannel:
             return Command(event_id=interaction.id, address=address, author=sender.id, name=name)
         if data.name.lower() != ASK:
             return "unknown"
-        content = content_of(data.text.strip(), ())
+        text, attached = data.text, tuple(data.resolved.attachments.values())
         if data.type == CommandType.MESSAGE:
             message = data.resolved.messages.get(data.target_id)
             if message is None:
                 return "unknown"
-            files = [(each.filename, each.content_type) for each in message.attachments]
-            text = self._mention.sub("", message.content).strip()
-            content = content_of(text, files)
+            text, attached = self._mention.sub("", message.content), message.attachments
         return UserMessage(
             event_id=interaction.id,
             address=address,
             author=sender.id,
-            content=content,
+            content=content_of(
+                text.strip(), [(each.filename, each.content_type) for each in attached]
+            ),
+            files=remote_files(
+                (each.content_type or "", each.url, each.filename or "") for each in attached
+            ),
             is_awaited=True,
         )
 

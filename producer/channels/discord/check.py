@@ -9,7 +9,7 @@ from turnmill.producer.doctor.findings import Finding, broken, ok, warning
 from turnmill.schemas.channels.discord import USER_AGENT
 from turnmill.schemas.channels.sections.discord import DiscordSection
 
-_TEXT_OPTION = 3
+_TEXT_OPTION, _ATTACHMENT_OPTION = 3, 11
 _REGISTER = "turnmill channels check NAME --url URL --register"
 
 _COMMANDS: list[dict[str, Any]] = [
@@ -22,7 +22,12 @@ _COMMANDS: list[dict[str, Any]] = [
                 "name": "text",
                 "description": "Your question",
                 "required": True,
-            }
+            },
+            {
+                "type": _ATTACHMENT_OPTION,
+                "name": "file",
+                "description": "A picture or a voice message",
+            },
         ],
     },
     {"name": "stop", "description": "End the current reply"},

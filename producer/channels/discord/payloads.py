@@ -48,6 +48,8 @@ class Option(_Payload):
 
 
 class Attachment(_Payload):
+    #: Signed, and good for a day: https://docs.discord.com/developers/reference#signed-attachment-cdn-urls
+    url: str = ""
     filename: str | None = None
     content_type: str | None = None
 
@@ -66,6 +68,7 @@ class Message(_Payload):
 
 class Resolved(_Payload):
     messages: dict[str, Message] = Field(default_factory=dict, max_length=25)
+    attachments: dict[str, Attachment] = Field(default_factory=dict, max_length=25)
 
 
 class Data(_Payload):

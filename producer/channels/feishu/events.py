@@ -7,7 +7,7 @@ from turnmill.producer.channels.feishu.payloads import (
     Message,
     MessageReceived,
 )
-from turnmill.producer.channels.feishu.texts import text_of
+from turnmill.producer.channels.feishu.texts import files_of, text_of
 from turnmill.schemas.channels.buttons import read_button
 from turnmill.schemas.channels.events import Address, Event, UserMessage
 
@@ -45,6 +45,7 @@ def _message(channel: str, bot: str | None, received: MessageReceived) -> Event 
         address=Address(channel=channel, thread=thread, target=target),
         author=author or "",
         content=text_of(message, mentions),
+        files=files_of(message),
         begins=is_direct or bool(mentions),
     )
 

@@ -1,15 +1,17 @@
-"""The plain text of Feishu's messages.
+"""The plain text of Feishu's messages, and what came with them.
 
 https://open.feishu.cn/document/uAjLw4CM/ukTMukTMukTM/reference/im-v1/message/events/message_content
 """
 
 import json
+import mimetypes
 import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from turnmill.producer.channels.base import storable_json
+from turnmill.producer.channels.base import remote_files, storable_json
 from turnmill.producer.channels.feishu.payloads import Mention, Message
+from turnmill.schemas.channels.events import RemoteFile
 
 
 def text_of(message: Message, of_bot: Collection[Mention]) -> str:
@@ -17,12 +19,7 @@ def text_of(message: Message, of_bot: Collection[Mention]) -> str:
 
     Messages of other types than text and rich text have none.
     """
-    try:
-        content = storable_json(json.loads(message.content))
-    except (ValueError, RecursionError):
-        return ""
-    if not isinstance(content, dict):
-        return ""
+    content = _content(message)
     match message.message_type:
         case "text":
             text = str(content.get("text", ""))
@@ -31,6 +28,47 @@ def text_of(message: Message, of_bot: Collection[Mention]) -> str:
         case _:
             return ""
     return _name(text, message.mentions, of_bot).strip()
+
+
+def files_of(message: Message) -> tuple[RemoteFile, ...]:
+    """The images and sounds of a message. Files tell their type by their name alone."""
+    content = _content(message)
+    found: list[tuple[str, str, str]] = []
+    match message.message_type:
+        case "image":
+            found = [("image/", _ref(message, content.get("image_key"), "image"), "")]
+        case "audio":
+            found = [("audio/", _ref(message, content.get("file_key"), "file"), "")]
+        case "file":
+            name = str(content.get("file_name", ""))
+            mime = mimetypes.guess_type(name)[0] or ""
+            found = [(mime, _ref(message, content.get("file_key"), "file"), name)]
+        case "post":
+            lines = content.get("content")
+            pieces = [
+                piece
+                for line in (lines if isinstance(lines, list) else ())
+                for piece in (line if isinstance(line, list) else ())
+                if isinstance(piece, dict) and piece.get("tag") == "img"
+            ]
+            found = [
+                ("image/", _ref(message, each.get("image_key"), "image"), "") for each in pieces
+            ]
+    return remote_files(found)
+
+
+def _ref(message: Message, key: Any, kind: str) -> str:
+    """What the delivery process fetches a resource by; empty where it has no key."""
+    is_key = isinstance(key, str) and key and "/" not in key
+    return f"{message.message_id}/{key}/{kind}" if is_key else ""
+
+
+def _content(message: Message) -> dict[str, Any]:
+    try:
+        content = storable_json(json.loads(message.content))
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _name(text: str, mentions: Iterable[Mention], of_bot: Collection[Mention]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from turnmill.producer.channels.base import content_of
+from turnmill.producer.channels.base import content_of, remote_files
 from turnmill.producer.channels.slack.mrkdwn import plain_text
 from turnmill.producer.channels.slack.payloads import (
     Action,
@@ -14,12 +14,10 @@ from turnmill.producer.channels.slack.payloads import (
     SlashCommand,
 )
 from turnmill.schemas.channels.events import (
-    MAX_FILES,
     Address,
     Command,
     Event,
     Rating,
-    RemoteFile,
     UserMessage,
 )
 from turnmill.schemas.channels.policies import CommandName
@@ -71,11 +69,10 @@ def _message(channel: str, callback: EventCallback, message: MessageEvent) -> Ev
             plain_text(message.text or "", callback.bot_user),
             ((file.name, file.mimetype) for file in message.files),
         ),
-        files=tuple(
-            RemoteFile(kind=file.kind, ref=file.url_private_download, name=file.name or "")
+        files=remote_files(
+            (file.mimetype or "", file.url_private_download or "", file.name or "")
             for file in message.files
-            if file.kind and file.url_private_download
-        )[:MAX_FILES],
+        ),
         begins=is_mention or is_direct,
     )
 

@@ -1,6 +1,6 @@
 """The parts that we read of what Slack sends. What Slack adds is ignored."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -35,16 +35,6 @@ class File(_Payload):
     name: str | None = None
     mimetype: str | None = None
     url_private_download: str | None = None
-
-    @property
-    def kind(self) -> Literal["image", "audio"] | None:
-        """What its reader would be; None: there is none."""
-        match (self.mimetype or "").partition("/")[0]:
-            case "image":
-                return "image"
-            case "audio":
-                return "audio"
-        return None
 
 
 class MessageEvent(_Payload):

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
-from turnmill.workers.delivery.calls.posting import request
+from turnmill.workers.delivery.calls.posting import Answer, request
+from turnmill.workers.delivery.calls.rest import AGENT
 
 
 def download(
@@ -16,18 +17,37 @@ def download(
         ChannelUnavailable: again later.
         DeliveryRefused: it is not there, or larger.
     """
-    answer = request("GET", url, b"", headers, timeout_s, max_body=max_bytes + 1)
-    if answer.status == 429 or answer.status >= 500:
-        raise ChannelUnavailable(
-            f"{platform} answered {answer.status}.", retry_after_s=answer.retry_after_s
-        )
+    answer = received(platform, url, headers, timeout_s, max_bytes)
     if answer.status != 200:
         raise DeliveryRefused(
             f"{platform} has no such file ({answer.status}).", reason=f"http_{answer.status}"
         )
-    if len(answer.body) > max_bytes:
-        raise DeliveryRefused(f"The file has more than {max_bytes:,} bytes.", reason="too_large")
     return answer.body
+
+
+def received(
+    platform: str, url: str, headers: Mapping[str, str], timeout_s: float, max_bytes: int
+) -> Answer:
+    """Return what a platform answers, be it a file or the reason why there is none.
+
+    Raises:
+        ChannelUnavailable: again later.
+        DeliveryRefused: it is larger.
+    """
+    sent = {"User-Agent": AGENT, **headers}
+    answer = request("GET", url, b"", sent, timeout_s, max_body=max_bytes + 1)
+    if answer.status == 429 or answer.status >= 500:
+        raise ChannelUnavailable(
+            f"{platform} answered {answer.status}.", retry_after_s=answer.retry_after_s
+        )
+    if len(answer.body) > max_bytes:
+        raise too_large(max_bytes)
+    return answer
+
+
+def too_large(max_bytes: int) -> DeliveryRefused:
+    """Build the error for a file that has more bytes than may be fetched."""
+    return DeliveryRefused(f"The file has more than {max_bytes:,} bytes.", reason="too_large")
 
 
 def refuse_foreign(url: str, *hosts: str) -> None:

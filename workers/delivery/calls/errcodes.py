@@ -6,7 +6,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
-from turnmill.workers.delivery.calls.rest import call
+from turnmill.workers.delivery.calls.downloads import received
+from turnmill.workers.delivery.calls.posting import Answer
+from turnmill.workers.delivery.calls.rest import call, read_body
 from turnmill.workers.delivery.calls.tokens import Token
 
 #: "The system is busy".
@@ -64,6 +66,25 @@ class TokenCalls:
             answer = self._call("POST", method, {"access_token": self._token.get()}, given)
         return self._judged(method, answer)
 
+    def fetch(self, method: str, query: Mapping[str, str], max_bytes: int) -> bytes:
+        """Fetch a file with the application's token: it comes as it is, and a refusal as JSON with
+        the same status. Raises as `post`."""
+        token = self._token.get()
+        answer = self._receive(method, {**query, "access_token": token}, max_bytes)
+        if _code(answer) in self._codes.bad_token:
+            self._token.forget(token)
+            given = {**query, "access_token": self._token.get()}
+            answer = self._receive(method, given, max_bytes)
+        if _code(answer) is not None:
+            self._judged(method, read_body(answer.body))
+        elif answer.status != 200:
+            raise ChannelUnavailable(f"{self._codes.platform} answered {answer.status}.")
+        return answer.body
+
+    def _receive(self, method: str, query: Mapping[str, str], max_bytes: int) -> Answer:
+        url = f"{self._url}/{method}?{urlencode(query)}"
+        return received(self._codes.platform, url, {}, self._timeout_s, max_bytes)
+
     def refused(self, method: str, code: int) -> DeliveryRefused:
         codes = self._codes
         advice = codes.advice.get(code, f"See {codes.others}.")
@@ -101,3 +122,9 @@ class TokenCalls:
 
     def _limit(self, retry_after_s: float) -> ChannelUnavailable:
         return ChannelUnavailable(f"{self._codes.platform}'s limit", retry_after_s=retry_after_s)
+
+
+def _code(answer: Answer) -> int | None:
+    """The code of an answer that is no file. No image and no sound begins with a brace."""
+    code = read_body(answer.body).get("errcode") if answer.body[:1] == b"{" else None
+    return code if isinstance(code, int) else None

@@ -8,7 +8,7 @@ from typing import Any
 from turnmill.schemas.errors import ChannelUnavailable
 from turnmill.workers.delivery.calls.posting import MAX_BODY, request
 
-_AGENT = "turnmill"
+AGENT = "turnmill"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +44,16 @@ def call(
     """
     # WeChat refuses or shows escapes (40033), and most texts are shorter without them.
     body = b"" if given is None else json.dumps(given, ensure_ascii=False).encode()
-    sent = {"Content-Type": "application/json", "User-Agent": _AGENT, **headers}
+    sent = {"Content-Type": "application/json", "User-Agent": AGENT, **headers}
     answer = request(method, url, body, sent, timeout_s, max_body=max_body)
-    reply = Reply(answer.status, _read(answer.body), answer.retry_after_s, answer.headers)
+    reply = Reply(answer.status, read_body(answer.body), answer.retry_after_s, answer.headers)
     if answer.status >= 500:
         raise ChannelUnavailable(f"{platform} answered {answer.status}.", is_doubtful=True)
     return reply
 
 
-def _read(body: bytes) -> dict[str, Any]:
+def read_body(body: bytes) -> dict[str, Any]:
+    """Read a JSON object; an empty one stands for what is none."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):

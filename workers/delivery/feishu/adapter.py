@@ -6,6 +6,7 @@ and not documented): https://open.feishu.cn/document/server-docs/im-v1/message/r
 """
 
 from typing import Any
+from urllib.parse import quote
 
 from turnmill.schemas.channels.buttons import Button
 from turnmill.schemas.channels.sections.base import ChannelSection
@@ -55,6 +56,12 @@ class FeishuDelivery(PartsDelivery):
 
     def edit(self, job: Job, message: str, part: str, buttons: tuple[Button, ...]) -> None:
         self._send_card("PATCH", f"im/v1/messages/{message}", {}, job, part, buttons)
+
+    def fetch(self, ref: str, max_bytes: int) -> bytes:
+        """https://open.feishu.cn/document/uAjLw4CM/ukTMukTMukTM/reference/im-v1/message-resource/get"""
+        message, key, kind = (quote(part, safe="") for part in ref.split("/"))
+        path = f"im/v1/messages/{message}/resources/{key}?type={kind}"
+        return self._calls.fetch(path, max_bytes)
 
     def show_typing(self, job: Job) -> None:
         """Feishu has no such sign."""

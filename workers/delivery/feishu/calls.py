@@ -8,7 +8,9 @@ from typing import Any
 
 from turnmill.schemas.channels.sections.feishu import FeishuSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
-from turnmill.workers.delivery.calls.rest import Reply, call
+from turnmill.workers.delivery.calls.downloads import received
+from turnmill.workers.delivery.calls.posting import Answer
+from turnmill.workers.delivery.calls.rest import Reply, call, read_body
 from turnmill.workers.delivery.calls.tokens import Token
 
 #: `tenant_access_token` is wrong or has ended.
@@ -29,6 +31,9 @@ _ADVICE = {
     230013: "The user is outside of the app's availability. Widen it, and publish a new version.",
     230018: "The group forbids the bot to speak. Change its settings.",
     230027: "Add the scope im:message:send_as_bot to the app, and publish a new version.",
+    234004: "The bot is not in the chat that the file is in. Add it.",
+    234009: "Add the scope im:message:readonly to the app, and publish a new version.",
+    234037: "Feishu hands out no files above 100 MB.",
     231003: "The message that it answers is gone. Drop the delivery.",
 }
 
@@ -60,6 +65,22 @@ class Calls:
             reply = self._send(method, path, given, self._token.get())
         data = _judged(path, reply).get("data")
         return data if isinstance(data, dict) else {}
+
+    def fetch(self, path: str, max_bytes: int) -> bytes:
+        """Fetch a file with the app's token. Raises as `call` does."""
+        token = self._token.get()
+        answer = self._receive(path, token, max_bytes)
+        if answer.status != 200 and read_body(answer.body).get("code") in _BAD_TOKEN:
+            self._token.forget(token)
+            answer = self._receive(path, self._token.get(), max_bytes)
+        if answer.status != 200:
+            data = read_body(answer.body)
+            _judged(path, Reply(answer.status, data, answer.retry_after_s, answer.headers))
+        return answer.body
+
+    def _receive(self, path: str, token: str, max_bytes: int) -> Answer:
+        url, headers = f"{self._url}/open-apis/{path}", {"Authorization": f"Bearer {token}"}
+        return received("Feishu", url, headers, self._timeout_s, max_bytes)
 
     def _fetch_token(self) -> tuple[str, float]:
         path = "auth/v3/tenant_access_token/internal"

@@ -62,6 +62,10 @@ class WeChatDelivery(PartsDelivery):
     def edit(self, job: Job, message: str, part: str, buttons: tuple[Button, ...]) -> None:
         raise DeliveryRefused("WeChat edits no messages.", reason="no_edits")
 
+    def fetch(self, ref: str, max_bytes: int) -> bytes:
+        """https://developers.weixin.qq.com/doc/service/api/material/temporary/api_getmedia"""
+        return self._calls.fetch("media/get", {"media_id": ref}, max_bytes)
+
     def show_typing(self, job: Job) -> None:
         """Show the sign, unless it has a limit: the reply is not to wait for that."""
         with suppress(ChannelUnavailable):

@@ -16,6 +16,7 @@ _CODES = Codes(
     limits={45009: 600.0, 45011: 60.0},
     advice={
         40001: _SECRET,
+        40007: "The file is gone: WeChat keeps it for three days.",
         40013: _SECRET,
         40125: _SECRET,
         40164: "Add this host's address to the account's IP whitelist.",

@@ -70,6 +70,10 @@ class WeComDelivery(PartsDelivery):
     def edit(self, job: Job, message: str, part: str, buttons: tuple[Button, ...]) -> None:
         raise DeliveryRefused("WeCom edits no messages.", reason="no_edits")
 
+    def fetch(self, ref: str, max_bytes: int) -> bytes:
+        """https://developer.work.weixin.qq.com/document/path/90254"""
+        return self._calls.fetch("media/get", {"media_id": ref}, max_bytes)
+
     def show_typing(self, job: Job) -> None:
         """WeCom has no such sign."""
 

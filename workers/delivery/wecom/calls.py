@@ -17,6 +17,7 @@ _CODES = Codes(
     advice={
         40001: "Compare the secret with the application's page in the console.",
         40013: "Compare corp_id with My Enterprise in the console.",
+        40007: "The file is gone: WeCom keeps it for three days.",
         40056: "Compare agent_id with the application's page in the console.",
         48002: "The application may not send messages. Check its permissions in the console.",
         60020: "Add this host's address to the application's trusted IP addresses.",

@@ -21,6 +21,7 @@ _SUFFIXES = {
     "audio/mpeg": "mp3",
     "audio/webm": "webm",
     "audio/mp4": "m4a",
+    "audio/amr": "amr",
 }
 #: Of a server that does not say how sure it is.
 _UNKNOWN_CONFIDENCE = 1.0

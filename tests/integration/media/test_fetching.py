@@ -1,0 +1,331 @@
+"""What users send on WhatsApp, Discord, Feishu, WeCom and WeChat, fetched as each platform wants.
+
+Each mock refuses what its platform refuses: a wrong token, an address that has expired, a key of
+another kind, a client without a name.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from tests.integration.media.conftest import BOT, Site
+from tests.integration.media.making import photographed, tone
+from turnmill.infra.mocks import discord, wechat, whatsapp
+from turnmill.infra.mocks.discord import DiscordAPI
+from turnmill.infra.mocks.feishu.api import APP_ID as FEISHU_APP
+from turnmill.infra.mocks.feishu.api import APP_SECRET as FEISHU_SECRET
+from turnmill.infra.mocks.feishu.api import FeishuAPI
+from turnmill.infra.mocks.feishu.events import sign as sign_feishu
+from turnmill.infra.mocks.feishu.payloads import Tenant
+from turnmill.infra.mocks.sending import Signed
+from turnmill.infra.mocks.serving import MockAPI
+from turnmill.infra.mocks.wechat import WeChatAPI
+from turnmill.infra.mocks.wecom import api as wecom
+from turnmill.infra.mocks.wecom import messages as wecom_messages
+from turnmill.infra.mocks.wecom.api import WeComAPI
+from turnmill.infra.mocks.whatsapp import WhatsAppAPI
+from turnmill.producer.channels.base import Request
+from turnmill.producer.channels.registry import CHANNELS
+from turnmill.producer.converse import Kind, receive
+from turnmill.schemas.channels.events import UserMessage
+from turnmill.schemas.channels.loading import load_class
+from turnmill.schemas.channels.policies import CHANNEL_POLICIES, Policies
+from turnmill.schemas.channels.sections.discord import DiscordSection
+from turnmill.schemas.channels.sections.feishu import FeishuSection
+from turnmill.schemas.channels.sections.wechat import WeChatSection
+from turnmill.schemas.channels.sections.wecom import WeComSection
+from turnmill.schemas.channels.sections.whatsapp import WhatsAppSection
+from turnmill.schemas.channels.wechat import Sealer
+from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
+from turnmill.schemas.files.opening import open_parts
+from turnmill.schemas.settings import DeliverySettings
+from turnmill.workers.delivery.fetching import Fetcher
+from turnmill.workers.delivery.registry import create_delivery
+from turnmill.workers.media.base import Hints, Transcript
+from turnmill.workers.testing import InlineWorker
+
+SETTINGS = DeliverySettings(timeout_s=5, lease_s=20)
+AT_ONCE = Policies(quiet_s=0.0).over(CHANNEL_POLICIES)
+KEY, TOKEN = "a" * 43, "made-up-token"
+PHOTO = photographed("Order 4711")
+
+
+class Readers:
+    def transcribe(self, sound: bytes, hints: Hints, abort: threading.Event) -> Transcript:
+        assert sound == tone()
+        return Transcript(text="Where is my parcel?", confidence=0.9)
+
+    def read(self, image: bytes, abort: threading.Event) -> str:
+        return "Order 4711"
+
+
+@dataclass
+class Platform:
+    """A channel, its mock, and what the mock's users do."""
+
+    section: Any
+    api: Any
+    #: Keep a file, and build the request that tells of it: its kind, its bytes.
+    send: Callable[[str, bytes], Signed]
+    #: Forget the file that was sent last, as the platform does in time.
+    expire: Callable[[], None]
+
+    @property
+    def parsed(self) -> Callable[[Signed], UserMessage]:
+        channel = load_class(CHANNELS, "line", self.section)("line", self.section)
+
+        def parse(signed: Signed) -> UserMessage:
+            headers = {name.lower(): value for name, value in signed.headers.items()}
+            request = Request("POST", headers, signed.body, time.time(), signed.query)
+            channel.verify(request)
+            (event,) = channel.parse(request).events
+            assert isinstance(event, UserMessage)
+            return event
+
+        return parse
+
+
+#: What the sections name; undone after each test.
+_environment = pytest.MonkeyPatch()
+
+
+def secret(name: str, value: str) -> dict[str, str]:
+    _environment.setenv(f"FETCHING_{name}", value)
+    return {"env": f"FETCHING_{name}"}
+
+
+def whatsapp_platform(api: WhatsAppAPI) -> Platform:
+    section = WhatsAppSection.model_validate(
+        {
+            "kind": "whatsapp", "bot": BOT, "phone_number_id": whatsapp.NUMBER,
+            "app_secret": secret("A", "s"), "verify_token": secret("B", "v"),
+            "access_token": secret("C", whatsapp.TOKEN), "api_url": api.url,
+        }
+    )  # fmt: skip
+
+    def send(kind: str, data: bytes) -> Signed:
+        api.files["media1"] = data
+        mime = "image/png" if kind == "image" else "audio/ogg; codecs=opus"
+        given = {"type": kind, kind: {"id": "media1", "mime_type": mime, "sha256": "x"}}
+        batch = whatsapp.batch(whatsapp.change(messages=[whatsapp.message(None, **given)]))
+        return whatsapp.sign("s", whatsapp.encode(batch))
+
+    return Platform(section, api, send, api.files.clear)
+
+
+def discord_platform(api: DiscordAPI) -> Platform:
+    section = DiscordSection.model_validate(
+        {
+            "kind": "discord", "bot": BOT, "application_id": discord.APPLICATION_ID,
+            "public_key": discord.public_key("s"), "bot_token": secret("D", discord.BOT_TOKEN),
+            "api_url": api.url,
+        }
+    )  # fmt: skip
+    good_s = [86_400.0]
+
+    def send(kind: str, data: bytes) -> Signed:
+        mime = "image/png" if kind == "image" else "audio/ogg"
+        attached = api.attach(data, mime, good_s=good_s[0])
+        if kind == "image":
+            payload = discord.command("ask", "Look", attachment=attached)
+        else:
+            payload = discord.about_message("", [attached])
+        return discord.sign("s", discord.encode(payload))
+
+    return Platform(section, api, send, lambda: good_s.__setitem__(0, -1.0))
+
+
+def feishu_platform(api: FeishuAPI) -> Platform:
+    section = FeishuSection.model_validate(
+        {
+            "kind": "feishu", "bot": BOT, "app_id": FEISHU_APP,
+            "app_secret": secret("E", FEISHU_SECRET), "encrypt_key": secret("F", "k"),
+            "api_url": api.url,
+        }
+    )  # fmt: skip
+    tenant = Tenant()
+
+    def send(kind: str, data: bytes) -> Signed:
+        said = {"image_key": "img_1"} if kind == "image" else {"file_key": "f_1", "duration": 1}
+        payload = tenant.message(said, kind)
+        message_id = payload["event"]["message"]["message_id"]
+        key = ("img_1", "image") if kind == "image" else ("f_1", "file")
+        api.files[(message_id, *key)] = data
+        return sign_feishu("k", json.dumps(payload).encode())
+
+    return Platform(section, api, send, api.files.clear)
+
+
+def sealed_platform(api: Any, section: Any, app_id: str, made: Any) -> Platform:
+    sealer = Sealer(SecretStr(TOKEN), SecretStr(KEY), app_id)
+
+    def send(kind: str, data: bytes) -> Signed:
+        api.files["m1"] = data
+        if kind == "image":
+            fields = made.message("", MsgType="image", MediaId="m1", PicUrl="http://wx.qlogo.cn/1")
+        else:
+            fields = made.message("", MsgType="voice", MediaId="m1", Format="amr")
+        del fields["Content"]
+        signed: Signed = made.sign(sealer, wecom_messages.encode(fields))
+        return signed
+
+    return Platform(section, api, send, api.files.clear)
+
+
+def wecom_platform(api: WeComAPI) -> Platform:
+    section = WeComSection.model_validate(
+        {
+            "kind": "wecom", "bot": BOT, "corp_id": wecom.CORP_ID, "agent_id": wecom.AGENT_ID,
+            "secret": secret("G", wecom.SECRET), "token": secret("H", TOKEN),
+            "encoding_aes_key": secret("I", KEY), "api_url": api.url,
+        }
+    )  # fmt: skip
+    return sealed_platform(api, section, wecom.CORP_ID, wecom_messages)
+
+
+def wechat_platform(api: WeChatAPI) -> Platform:
+    section = WeChatSection.model_validate(
+        {
+            "kind": "wechat", "bot": BOT, "app_id": wechat.APP_ID,
+            "app_secret": secret("J", wechat.APP_SECRET), "token": secret("K", TOKEN),
+            "encoding_aes_key": secret("L", KEY), "api_url": api.url,
+        }
+    )  # fmt: skip
+    return sealed_platform(api, section, wechat.APP_ID, wechat)
+
+
+PLATFORMS: dict[str, tuple[type[MockAPI], Callable[[Any], Platform]]] = {
+    "whatsapp": (WhatsAppAPI, whatsapp_platform),
+    "discord": (DiscordAPI, discord_platform),
+    "feishu": (FeishuAPI, feishu_platform),
+    "wecom": (WeComAPI, wecom_platform),
+    "wechat": (WeChatAPI, wechat_platform),
+}
+
+
+@pytest.fixture(params=list(PLATFORMS))
+def platform(request: pytest.FixtureRequest) -> Iterator[Platform]:
+    api_class, make = PLATFORMS[request.param]
+    with api_class() as api:
+        yield make(api)
+
+
+@pytest.fixture(autouse=True)
+def readers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("create_transcriber", "create_image_reader"):
+        monkeypatch.setattr(f"turnmill.workers.media.opening.{name}", lambda *_: Readers())
+    yield
+    _environment.undo()
+
+
+def fetcher_of(site: Site, **sections: Any) -> Fetcher:
+    parts = open_parts(site.database, site.settings)
+    channels = {name: create_delivery(name, each, SETTINGS) for name, each in sections.items()}
+    return Fetcher(site.database, parts, channels)
+
+
+def test_voice_and_images_are_fetched_and_answered(
+    platform: Platform, site: Site, eventually: Callable[..., None]
+) -> None:
+    fetcher = fetcher_of(site, line=platform.section)
+    with ExitStack() as stack:
+        stack.enter_context(InlineWorker(site.settings))
+        for kind, data, words in (
+            ("audio", tone(), "Where is my parcel?"),
+            ("image", PHOTO, "Order 4711"),
+        ):
+            event = platform.parsed(platform.send(kind, data))
+            assert [file.kind for file in event.files] == [kind]
+            place = event.address.model_copy(update={"thread": kind})
+            event = event.model_copy(update={"address": place})
+            calls = len(platform.api.calls)
+            got = receive(site.database, "line", site.tenant_id, BOT, AT_ONCE, event)
+            assert got.kind is Kind.ACCEPTED
+            assert len(platform.api.calls) == calls  # nothing while the platform waits
+            assert fetcher.fetch_next()
+
+            def answered(words: str = words) -> bool:
+                rows = site.database.run("SELECT content FROM replies")
+                return any(words in row.content for row in rows)
+
+            eventually(answered)
+
+
+def test_what_is_gone_too_large_or_slow_is_told_apart(platform: Platform) -> None:
+    delivery: Any = create_delivery("line", platform.section, SETTINGS)
+    (file,) = platform.parsed(platform.send("image", PHOTO)).files
+    assert delivery.fetch(file.ref, len(PHOTO)) == PHOTO
+    with pytest.raises(DeliveryRefused) as refused:
+        delivery.fetch(file.ref, len(PHOTO) - 1)
+    assert refused.value.reason == "too_large"
+    for name in ("media", "download", "attachment", "resource"):
+        platform.api.order(name, "429")
+    with pytest.raises(ChannelUnavailable):
+        delivery.fetch(file.ref, len(PHOTO))
+    for orders in platform.api._orders.values():
+        orders.clear()
+    platform.expire()
+    (gone,) = platform.parsed(platform.send("image", PHOTO)).files
+    platform.expire()
+    with pytest.raises(DeliveryRefused):
+        delivery.fetch(gone.ref, len(PHOTO))
+
+
+@pytest.mark.parametrize("platform", ["feishu", "wecom", "wechat"], indirect=True)
+def test_a_token_that_ended_early_is_fetched_anew(platform: Platform) -> None:
+    delivery: Any = create_delivery("line", platform.section, SETTINGS)
+    (file,) = platform.parsed(platform.send("audio", tone())).files
+    assert delivery.fetch(file.ref, 100_000) == tone()
+    platform.api.tokens.clear()
+    assert delivery.fetch(file.ref, 100_000) == tone()
+
+
+@pytest.mark.parametrize("platform", ["whatsapp", "discord"], indirect=True)
+def test_nothing_is_fetched_from_another_host_than_the_platforms(platform: Platform) -> None:
+    delivery: Any = create_delivery("line", platform.section, SETTINGS)
+    (file,) = platform.parsed(platform.send("audio", tone())).files
+    platform.api.lookaside_url = "https://lookaside.fbsbx.com.a.example"
+    ref = file.ref.replace(platform.api.url, "https://cdn.discordapp.com.a.example")
+    with pytest.raises(DeliveryRefused, match="not on the platform"):
+        delivery.fetch(ref, 100_000)
+
+
+def test_a_slow_platform_holds_up_its_own_files_alone(
+    site: Site, eventually: Callable[..., None]
+) -> None:
+    with WhatsAppAPI() as slow_api, WeComAPI() as quick_api:
+        slow, quick = whatsapp_platform(slow_api), wecom_platform(quick_api)
+        held = slow_api.order("media", "before")
+        fetcher = fetcher_of(site, slow=slow.section, quick=quick.section)
+        with InlineWorker(site.settings):
+            for name, each in (("slow", slow), ("quick", quick)):
+                for number in range(2):
+                    event = each.parsed(each.send("audio", tone()))
+                    place = {"channel": name, "thread": f"{name}{number}"}
+                    changed = {"address": event.address.model_copy(update=place)}
+                    changed["event_id"] = f"{event.event_id}{number}"
+                    event = event.model_copy(update=changed)
+                    receive(site.database, name, site.tenant_id, BOT, AT_ONCE, event)
+
+            def fetched() -> int:
+                rows = site.database.run("SELECT 1 FROM files WHERE source IS NULL")
+                return len(rows)
+
+            fetcher.start()
+            try:
+                assert held.reached.wait(10)
+                eventually(lambda: fetched() == 2)
+                # One file of a channel at a time: the other one waits with it.
+                assert slow_api.count("media") == 0
+                held.go.set()
+                eventually(lambda: fetched() == 4)
+            finally:
+                held.go.set()
+                fetcher.close()
