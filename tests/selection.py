@@ -62,7 +62,10 @@ def environments() -> dict[str, bool]:
         "browser": find_spec("playwright") is not None and shutil.which("chromium") is not None,
         "trl": find_spec("trl") is not None,
         "media": all(
-            map(find_spec, ("rapidocr", "faster_whisper", "espeakng_loader", _SPEECH_MODEL))
+            map(
+                find_spec,
+                ("rapidocr", "faster_whisper", "espeakng_loader", "hibari", _SPEECH_MODEL),
+            )
         ),
         "clients": CLIENTS.exists(),
         # A share of the CPU time that the demo gets, for many minutes.

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.parser import BytesParser
+from email.policy import default
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
@@ -165,6 +167,10 @@ class _Handler(BaseHTTPRequestHandler):
         query = dict(parse_qsl(parts.query))
         if headers.get("content-type", "").startswith(FORM):
             given: dict[str, Any] = dict(parse_qsl(body.decode(), keep_blank_values=True))
+        elif headers.get("content-type", "").startswith("multipart/form-data"):
+            given = _form(headers["content-type"], body)
+        elif headers.get("content-type", "").startswith("application/octet-stream"):
+            given = {}
         else:
             given = json.loads(body or b"{}")
         reply = self.server.take(Call(self.command, parts.path, given, headers, query, body))
@@ -185,3 +191,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Silent."""
+
+
+def _form(content_type: str, body: bytes) -> dict[str, Any]:
+    """The parts of a form: texts, and files as bytes."""
+    head = f"Content-Type: {content_type}\r\n\r\n".encode()
+    message = BytesParser(policy=default).parsebytes(head + body)
+    found: dict[str, Any] = {}
+    for part in message.iter_parts():
+        data = part.get_payload(decode=True)
+        assert isinstance(data, bytes)
+        name = part.get_param("name", header="content-disposition")
+        found[str(name)] = data if part.get_filename() else data.decode()
+    return found

@@ -32,6 +32,13 @@ class CommandName(StrEnum):
     RESUME = "resume"  # the bot answers again
 
 
+class VoiceReplies(StrEnum):
+    """Which replies are spoken on channels that take sound. Their text is sent in any case."""
+
+    OFF = "off"
+    TO_VOICE = "to_voice"  # replies to voice messages
+
+
 _STORABLE = AfterValidator(refuse_nul)
 
 Word = Annotated[
@@ -99,6 +106,8 @@ class Policies(BaseModel):
     cites: bool = True
     #: Whether the cited ones stand below them on channels.
     shows_sources: bool = True
+    #: Whether replies are spoken on channels besides.
+    voice_replies: VoiceReplies = VoiceReplies.OFF
     texts: Texts = Texts()
     #: Of the bot alone: a conversation's own counts for nothing.
     safety: Safety = NO_SAFETY

@@ -48,3 +48,6 @@ class MediaSettings(Section):
     #: What reads the text of images for models that do not see: `rapidocr` (extra `ocr`), `off`.
     #: `auto` is `rapidocr` where it is installed.
     ocr: Literal["auto", "rapidocr", "off"] = "auto"
+    #: What speaks replies, where a bot's policy `voice_replies` asks for it: `hibari` (extra
+    #: `speech`, English), `off`. `auto` is `hibari` where it is installed.
+    synthesizer: Literal["auto", "hibari", "off"] = "auto"

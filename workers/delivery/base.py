@@ -41,6 +41,8 @@ class Job:
     #: The passages that the reply could cite, and what of the text lists the cited ones below it.
     sources: tuple[ReplySource, ...] = ()
     below: str = ""
+    #: The reply is spoken besides, where the channel takes sound.
+    is_spoken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,19 @@ class FetchesFiles(Protocol):
         Raises:
             ChannelUnavailable: again later.
             DeliveryRefused: never; it is gone, too large, or at a foreign address.
+        """
+
+
+@runtime_checkable
+class Speaks(Protocol):
+    """A channel that takes voice messages."""
+
+    def say(self, job: Job, sound: bytes) -> str:
+        """Send Opus in OGG as a voice message to a job's place; return the message's id.
+
+        Raises:
+            ChannelUnavailable: again later; `is_doubtful` when it may have arrived.
+            DeliveryRefused: never.
         """
 
 

@@ -9,7 +9,7 @@ import structlog
 from psycopg.types.json import Jsonb
 
 from turnmill.schemas.channels.deliveries import DeliveryKind
-from turnmill.schemas.channels.policies import Policies
+from turnmill.schemas.channels.policies import Policies, VoiceReplies
 from turnmill.schemas.citations.sources import read_sources
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.channels.sending import (
@@ -165,7 +165,9 @@ def _reply(job: Job, row: Any) -> Job:
     if has_ended or (row.is_handed_off and not is_begun):
         return replace(job, text=None)
     if row.reply and row.reply.strip():
-        return _with_sources(replace(job, text=row.reply, is_reply=True), row)
+        is_spoken = row.was_spoken and _policies(row).voice_replies is VoiceReplies.TO_VOICE
+        job = replace(job, text=row.reply, is_reply=True, is_spoken=is_spoken)
+        return _with_sources(job, row)
     texts = _policies(row).texts
     is_late = row.turn_error == "deadline_exceeded"
     return replace(job, text=texts.expired if is_late else texts.failed)

@@ -34,6 +34,8 @@ from turnmill.workers.delivery.progress import Progress
 from turnmill.workers.delivery.registry import create_delivery
 from turnmill.workers.delivery.send import Sender
 from turnmill.workers.delivery.sweep import Sweeper
+from turnmill.workers.delivery.voice import Speaker
+from turnmill.workers.media.registry import create_synthesizer
 from turnmill.workers.turn.backoff import backoff_s
 from turnmill.workers.vendor.celery import running_count
 
@@ -83,6 +85,7 @@ class DeliveryWorker:
             channels,
             max_attempts=delivery.max_attempts,
             give_up=self.give_up,
+            speaker=Speaker(create_synthesizer(settings.media)),
         )
         self.sweeper = Sweeper(self.holder)
         self.fetcher = Fetcher(self.database, open_parts(self.database, settings), channels)

@@ -30,6 +30,7 @@ from turnmill.workers.delivery.claims import (
     postpone_held,
 )
 from turnmill.workers.delivery.metrics import ATTEMPT_S, DELIVERIES_ENDED
+from turnmill.workers.delivery.voice import Speaker
 from turnmill.workers.turn.backoff import backoff_s
 
 log = structlog.get_logger()
@@ -75,12 +76,14 @@ class Sender:
         *,
         max_attempts: int,
         give_up: threading.Event,
+        speaker: Speaker | None = None,
     ) -> None:
         """`give_up` ends the waiting for Postgres; the lease will expire."""
         self._holder = holder
         self._deliveries = deliveries
         self._max_attempts = max_attempts
         self._give_up = give_up
+        self._speaker = speaker or Speaker(None)
 
     def send(self, channel: str, delivery_id: UUID) -> bool:
         """Send a delivery that a hint names; False if there was nothing to win.
@@ -119,7 +122,10 @@ class Sender:
             return _Ended(DeliveryState.FAILED, "attempts_used_up", message)
         try:
             with guarded(memory.hold):
-                is_sent = self._deliveries[claim.channel].send(claim.job, memory)
+                delivery = self._deliveries[claim.channel]
+                is_sent = delivery.send(claim.job, memory)
+                if is_sent:
+                    self._speaker.speak(delivery, claim.job, memory)
         except LeaseLost:
             return None
         except DeliveryRefused as error:

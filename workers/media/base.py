@@ -97,6 +97,16 @@ class ImageReader(Protocol):
         """
 
 
+class Synthesizer(Protocol):
+    """Turns text into speech. Threads share it; it may let one in at a time."""
+
+    def speak(self, text: str) -> bytes | None:
+        """Speak a plain text: Opus in OGG, mono, which every platform takes as a voice message.
+
+        None: it is in no language that this voice speaks.
+        """
+
+
 @contextmanager
 def taken(lock: Lock, abort: Event) -> Iterator[None]:
     """Hold the lock during the block. Raises `Interrupted` if `abort` is set before it is free."""

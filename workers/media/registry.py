@@ -6,7 +6,7 @@ from pathlib import Path
 import structlog
 
 from turnmill.schemas.settings import MediaSettings
-from turnmill.workers.media.base import ImageReader, Transcriber
+from turnmill.workers.media.base import ImageReader, Synthesizer, Transcriber
 from turnmill.workers.media.packaged import packaged_whisper
 
 log = structlog.get_logger()
@@ -44,3 +44,17 @@ def create_image_reader(settings: MediaSettings) -> ImageReader | None:
     from turnmill.workers.media.ocr.rapid import RapidReader
 
     return RapidReader()
+
+
+def create_synthesizer(settings: MediaSettings) -> Synthesizer | None:
+    """Make the synthesizer that the settings name, or find one; None: there is none.
+
+    Raises:
+        SettingsError: the one that is named cannot be had.
+    """
+    name = settings.synthesizer
+    if name == "off" or (name == "auto" and not (find_spec("hibari") and find_spec("av"))):
+        return None
+    from turnmill.workers.media.synthesizers.hibari import HibariSynthesizer
+
+    return HibariSynthesizer()

@@ -43,13 +43,15 @@ SELECT claimed.*, t.state AS turn_state, t.error_code AS turn_error, t.model, t.
     t.started_at IS NOT NULL AS has_started, r.content AS reply, shown.text AS shown,
     c.handed_off_at IS NOT NULL AS is_handed_off, c.handed_off_because AS because,
     b.policies AS bot_policies, c.policies AS conversation_policies,
-    s.sources, s.shown AS sources_shown, s.first_number
+    s.sources, s.shown AS sources_shown, s.first_number,
+    heard.readings @> '[{"kind": "audio"}]' AS was_spoken
 FROM claimed
 LEFT JOIN conversations c ON c.id = claimed.conversation_id
 LEFT JOIN bots b ON b.id = c.bot_id
 LEFT JOIN turns t ON t.id = claimed.turn_id
 LEFT JOIN replies r ON r.turn_id = claimed.turn_id
 LEFT JOIN turn_sources s ON s.turn_id = claimed.turn_id
+LEFT JOIN turn_readings heard ON heard.turn_id = claimed.turn_id
 LEFT JOIN LATERAL (
     SELECT string_agg(text, '' ORDER BY position) AS text FROM chunks
     WHERE turn_id = claimed.turn_id

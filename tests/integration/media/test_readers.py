@@ -28,7 +28,11 @@ from turnmill.schemas.errors import EngineUnavailable, InvalidInput, SettingsErr
 from turnmill.schemas.settings import MediaSettings
 from turnmill.workers.media import sound
 from turnmill.workers.media.base import Hints, Interrupted
-from turnmill.workers.media.registry import create_image_reader, create_transcriber
+from turnmill.workers.media.registry import (
+    create_image_reader,
+    create_synthesizer,
+    create_transcriber,
+)
 from turnmill.workers.media.transcribers.openai_http import ServerTranscriber
 from turnmill.workers.testing import InlineWorker
 
@@ -81,6 +85,20 @@ def test_packaged_models_say_nothing_of_silence_and_refuse_what_is_no_sound(mode
     assert reader is not None
     blank = photographed("")
     assert reader.read(blank, Event()) == ""
+
+
+@pytest.mark.needs("media")
+def test_what_the_packaged_voice_says_is_understood(models: Path) -> None:
+    voice: Any = create_synthesizer(MediaSettings())
+    transcriber: Any = create_transcriber(MediaSettings(), models)
+    spoken_reply = voice.speak("Your parcel 4711 comes today. Thank you for waiting.")
+    assert spoken_reply.startswith(b"OggS") and b"OpusHead" in spoken_reply[:100]
+    heard = transcriber.transcribe(spoken_reply, Hints(), Event())
+    words = ("parcel", "today", "waiting")
+    assert [word for word in words if word not in heard.text] == [], heard.text
+    assert 2 < heard.duration_s < 10
+    assert voice.speak("Your parcel 4711 comes today. Thank you for waiting.") == spoken_reply
+    assert [voice.speak(text) for text in ("您的包裹今天到。", "4711", "")] == [None] * 3
 
 
 @pytest.mark.needs("media")

@@ -1,12 +1,13 @@
 """Calls to platforms whose APIs take and give JSON."""
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from turnmill.schemas.errors import ChannelUnavailable
-from turnmill.workers.delivery.calls.posting import MAX_BODY, request
+from turnmill.workers.delivery.calls.posting import MAX_BODY, Answer, request
 
 AGENT = "turnmill"
 
@@ -45,7 +46,37 @@ def call(
     # WeChat refuses or shows escapes (40033), and most texts are shorter without them.
     body = b"" if given is None else json.dumps(given, ensure_ascii=False).encode()
     sent = {"Content-Type": "application/json", "User-Agent": AGENT, **headers}
-    answer = request(method, url, body, sent, timeout_s, max_body=max_body)
+    return _judged(platform, request(method, url, body, sent, timeout_s, max_body=max_body))
+
+
+def send_form(
+    platform: str,
+    url: str,
+    fields: Mapping[str, str],
+    file: tuple[str, str, str, bytes],
+    headers: Mapping[str, str],
+    timeout_s: float,
+) -> Reply:
+    """Call a method that takes a file: its field, its name, its media type, its bytes. Raises as
+    `call` does.
+
+    https://datatracker.ietf.org/doc/html/rfc7578; the fields are ours, and have no quotes.
+    """
+    boundary = secrets.token_hex(16)
+    head = f"--{boundary}\r\nContent-Disposition: form-data; name="
+    parts = [f'{head}"{name}"\r\n\r\n{value}\r\n'.encode() for name, value in fields.items()]
+    field, name, mime, data = file
+    parts += [
+        f'{head}"{field}"; filename="{name}"\r\nContent-Type: {mime}\r\n\r\n'.encode(),
+        data,
+        f"\r\n--{boundary}--\r\n".encode(),
+    ]
+    kind = f"multipart/form-data; boundary={boundary}"
+    sent = {"Content-Type": kind, "User-Agent": AGENT, **headers}
+    return _judged(platform, request("POST", url, b"".join(parts), sent, timeout_s))
+
+
+def _judged(platform: str, answer: Answer) -> Reply:
     reply = Reply(answer.status, read_body(answer.body), answer.retry_after_s, answer.headers)
     if answer.status >= 500:
         raise ChannelUnavailable(f"{platform} answered {answer.status}.", is_doubtful=True)

@@ -17,7 +17,7 @@ from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.base import Job, Memory, pause_s
 from turnmill.workers.delivery.calls.downloads import download
-from turnmill.workers.delivery.calls.rest import Reply, call
+from turnmill.workers.delivery.calls.rest import Reply, call, send_form
 from turnmill.workers.delivery.parts import PartsDelivery
 from turnmill.workers.delivery.telegram.html import to_html
 
@@ -43,6 +43,7 @@ _ADVICE = {
     "user is deactivated": "The account is gone. Drop the delivery.",
     "chat not found": "The chat is gone, or the bot was never in it. Drop the delivery.",
     "not enough rights": "The group does not let the bot write. Change its permissions.",
+    "voice_messages_forbidden": "The user takes no voice messages, by their privacy settings.",
     "topic_closed": "The topic is closed. Open it, or drop the delivery.",
     "thread not found": "The topic is gone. Drop the delivery.",
 }
@@ -126,6 +127,17 @@ class TelegramDelivery(PartsDelivery):
         except DeliveryRefused as error:
             if error.reason != _UNCHANGED:
                 raise
+
+    def say(self, job: Job, sound: bytes) -> str:
+        """https://core.telegram.org/bots/api#sendvoice"""
+        fields = {"chat_id": job.target["chat"]}
+        if "topic" in job.target:
+            fields["message_thread_id"] = job.target["topic"]
+        file = ("voice", "reply.ogg", "audio/ogg", sound)
+        reply = send_form("Telegram", f"{self._url}/sendVoice", fields, file, {}, self._timeout_s)
+        if not reply.is_good or not reply.data.get("ok"):
+            raise _error("sendVoice", reply)
+        return str((reply.data.get("result") or {}).get("message_id", ""))
 
     def show_typing(self, job: Job) -> None:
         self._call(job, "sendChatAction", action="typing")
