@@ -37,7 +37,7 @@ class Segment(BaseModel):
 
     start: float
     end: float
-    text: str
+    text: str = ""
     id: int | None = None
     seek: int | None = None
     tokens: tuple[int, ...] | None = None

@@ -37,7 +37,9 @@ def encode(samples: bytes, rate: int) -> bytes:
     import numpy as np
 
     written = io.BytesIO()
-    with av.open(written, mode="w", format="ogg") as container:
+    # Without it, the numbers of streams are random: the same samples are the same sound.
+    exact = {"fflags": "+bitexact"}
+    with av.open(written, mode="w", format="ogg", options=exact) as container:
         stream = container.add_stream("libopus", rate=48_000, layout="mono")
         stream.bit_rate = 24_000
         frame = av.AudioFrame.from_ndarray(
