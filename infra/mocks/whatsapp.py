@@ -60,6 +60,9 @@ class WhatsAppAPI(MockAPI):
         #: Texts and the values of their buttons.
         self.messages: list[tuple[str, list[str]]] = []
         self.typing: list[str] = []
+        #: What the bot uploaded, by its id, and what it sent of that as voice messages.
+        self.uploads: dict[str, bytes] = {}
+        self.voices: list[bytes] = []
         #: What users sent, by its id.
         self.files: dict[str, bytes] = {}
         #: Where they are, as somebody says who is not Meta.
@@ -76,6 +79,8 @@ class WhatsAppAPI(MockAPI):
     def name(self, call: Call) -> str:
         if call.path == _LOOKASIDE:
             return "download"
+        if call.path.endswith(f"/{NUMBER}/media"):
+            return "upload"
         if call.verb == "GET" and call.path.rpartition("/")[2] != NUMBER:
             return "media"
         return "typing" if "typing_indicator" in call.given else "messages"
@@ -92,6 +97,8 @@ class WhatsAppAPI(MockAPI):
             return self._media(call)
         if self.name(call) == "download":
             return self._download(call)
+        if self.name(call) == "upload":
+            return self._upload(call.given)
         if not call.path.endswith(f"/{NUMBER}/messages"):
             return _refuse(400, 100)
         if self.error is not None:
@@ -112,6 +119,21 @@ class WhatsAppAPI(MockAPI):
         size = str(len(self.files[media]))
         return Reply(200, {"messaging_product": "whatsapp", "file_size": size, **found})
 
+    def _upload(self, given: Payload) -> Reply:
+        is_sound = given.get("type") == "audio/ogg; codecs=opus" and b"OpusHead" in given["file"]
+        if given.get("messaging_product") != "whatsapp" or not is_sound:
+            return _refuse(400, 100)
+        number = f"upload{len(self.uploads)}"
+        self.uploads[number] = given["file"]
+        return Reply(200, {"id": number})
+
+    def _voice(self, given: Payload) -> Reply:
+        sound = self.uploads.get(given["audio"]["id"])
+        if sound is None or given["audio"].get("voice") is not True or given["to"] != USER:
+            return _refuse(400, 100)
+        self.voices.append(sound)
+        return Reply(200, {"messages": [{"id": f"wamid.{next(_numbers)}"}]})
+
     def _download(self, call: Call) -> Reply:
         media, until = self.addresses.get(call.query.get("hash", ""), ("", 0.0))
         is_good = media == call.query.get("mid") and time.monotonic() < until
@@ -121,6 +143,8 @@ class WhatsAppAPI(MockAPI):
         return Reply(200, self.files[media], {"Content-Type": "application/octet-stream"})
 
     def _message(self, given: Payload) -> Reply:
+        if given["type"] == "audio":
+            return self._voice(given)
         buttons: list[Payload] = []
         if given["type"] == "interactive":
             text = given["interactive"]["body"]["text"]

@@ -16,11 +16,13 @@ from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.base import Job
 from turnmill.workers.delivery.calls.downloads import download, refuse_foreign, too_large
-from turnmill.workers.delivery.calls.rest import Reply, call
+from turnmill.workers.delivery.calls.rest import Reply, call, send_form
 from turnmill.workers.delivery.parts import PartsDelivery
 from turnmill.workers.delivery.texts.dialects import Dialect, translate
 
 MAX_TEXT, MAX_WITH_BUTTONS = 4096, 1024
+#: Of voice messages.
+_OPUS = "audio/ogg; codecs=opus"
 #: Where Meta keeps what users send. It gets the token.
 _MEDIA_HOST = "lookaside.fbsbx.com"
 
@@ -80,6 +82,21 @@ class WhatsAppDelivery(PartsDelivery):
     def show_typing(self, job: Job) -> None:
         if message := job.target.get("message"):
             self._call(status="read", message_id=message, typing_indicator={"type": "text"})
+
+    def say(self, job: Job, sound: bytes) -> str:
+        """Upload a sound, which nobody sees, and send it as a voice message.
+
+        https://developers.facebook.com/docs/whatsapp/cloud-api/messages/audio-messages
+        """
+        url = f"{self._api_url}/{self._number}/media"
+        fields = {"messaging_product": "whatsapp", "type": _OPUS}
+        file = ("file", "reply.ogg", _OPUS, sound)
+        reply = send_form("WhatsApp", url, fields, file, self._headers, self._timeout_s)
+        if not reply.is_good:
+            raise _error(reply)
+        audio = {"id": str(reply.data.get("id", "")), "voice": True}
+        place = {"recipient_type": "individual", "to": job.target["to"]}
+        return str(self._call(**place, type="audio", audio=audio)["messages"][0]["id"])
 
     def fetch(self, ref: str, max_bytes: int) -> bytes:
         """Fetch a file by its id: first its address, which is good for five minutes.

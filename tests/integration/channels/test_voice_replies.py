@@ -10,9 +10,12 @@ from psycopg.types.json import Jsonb
 from tests.adapting import Killed, Notes, Reply
 from tests.delivering import Asked
 from tests.integration.channels.platforms.test_sources import save
+from turnmill.infra.mocks import whatsapp
 from turnmill.infra.mocks.telegram.api import TOKEN, TelegramAPI
+from turnmill.infra.mocks.whatsapp import WhatsAppAPI
 from turnmill.schemas.channels.sections.base import SecretReference
 from turnmill.schemas.channels.sections.telegram import TelegramSection
+from turnmill.schemas.channels.sections.whatsapp import WhatsAppSection
 from turnmill.schemas.errors import ChannelUnavailable
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import DeliverySettings
@@ -20,6 +23,7 @@ from turnmill.workers.delivery.base import Job
 from turnmill.workers.delivery.claims import Holder, claim_delivery
 from turnmill.workers.delivery.telegram.adapter import TelegramDelivery
 from turnmill.workers.delivery.voice import MAX_SPOKEN, MAX_TRIES, Speaker, spoken_text
+from turnmill.workers.delivery.whatsapp import WhatsAppDelivery
 
 USER = 4711
 SOUND = b"OggS" + bytes(24) + b"OpusHead"
@@ -125,6 +129,29 @@ def test_a_limit_is_waited_for_and_a_refusal_fails_nothing(api: TelegramAPI, rep
     api.chat_error, reply.notes = "Bad Request: VOICE_MESSAGES_FORBIDDEN", Notes()
     speaker.speak(reply.delivery, reply.job, reply.notes)
     assert len(api.voices) == 1
+
+
+def test_a_reply_is_spoken_on_whatsapp_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", whatsapp.TOKEN)
+    secret = SecretReference(env="TOKEN")
+    with WhatsAppAPI() as api:
+        section = WhatsAppSection(
+            kind="whatsapp", bot="bot", phone_number_id=whatsapp.NUMBER, app_secret=secret,
+            verify_token=secret, access_token=secret, api_url=api.url,
+        )  # fmt: skip
+        delivery = WhatsAppDelivery("wa", section, DeliverySettings(timeout_s=1, lease_s=2))
+        reply = Reply(delivery, to=whatsapp.USER)
+        reply.job = replace(reply.job, text="It comes today.", is_spoken=True)
+        assert delivery.send(reply.job, reply.notes)
+        for _ in range(2):
+            Speaker(Voice()).speak(delivery, reply.job, reply.notes)
+        assert (api.texts, api.voices) == (["It comes today."], [SOUND])
+        api.order("upload", "429")
+        reply.notes = Notes()
+        with pytest.raises(ChannelUnavailable):
+            Speaker(Voice()).speak(delivery, reply.job, reply.notes)
+        Speaker(Voice()).speak(delivery, reply.job, reply.notes)
+        assert api.voices == [SOUND, SOUND]
 
 
 def delivered(channels: Any, kind: str) -> Job:

@@ -67,6 +67,21 @@ def spoken(text: str, voice: str = "en-us") -> bytes:
     return _wav(bytes(samples), rate)
 
 
+def as_amr(sound: bytes) -> bytes:
+    """The sound as WeCom and WeChat record it. Needs the package `av`."""
+    import av
+
+    written = io.BytesIO()
+    with av.open(io.BytesIO(sound)) as source, av.open(written, "w", format="amr") as target:
+        stream = target.add_stream("libopencore_amrnb", rate=8_000, layout="mono")
+        resampler = av.AudioResampler(format="s16", layout="mono", rate=8_000, frame_size=160)
+        for frame in (*source.decode(audio=0), None):
+            for piece in resampler.resample(frame):
+                target.mux(stream.encode(piece))
+        target.mux(stream.encode(None))
+    return written.getvalue()
+
+
 def _wav(samples: bytes, rate: int) -> bytes:
     written = io.BytesIO()
     with wave.open(written, "wb") as file:

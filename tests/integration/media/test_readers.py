@@ -17,6 +17,7 @@ import pytest
 
 from tests.integration.media.conftest import BOT, MakeSite
 from tests.integration.media.making import (
+    as_amr,
     audio_part,
     image_part,
     photographed,
@@ -25,6 +26,7 @@ from tests.integration.media.making import (
     tone,
 )
 from turnmill.schemas.errors import EngineUnavailable, InvalidInput, SettingsError
+from turnmill.schemas.files.sniffing import sniff
 from turnmill.schemas.settings import MediaSettings
 from turnmill.workers.media import sound
 from turnmill.workers.media.base import Hints, Interrupted
@@ -85,6 +87,15 @@ def test_packaged_models_say_nothing_of_silence_and_refuse_what_is_no_sound(mode
     assert reader is not None
     blank = photographed("")
     assert reader.read(blank, Event()) == ""
+
+
+@pytest.mark.needs("media")
+def test_a_voice_message_of_wecom_is_understood(models: Path) -> None:
+    voice = as_amr(spoken(TICKET))
+    assert sniff(voice) == "audio/amr"
+    transcriber: Any = create_transcriber(MediaSettings(), models)
+    heard = transcriber.transcribe(voice, EN, Event())
+    assert "parcel" in heard.text and 4 < heard.duration_s < 10
 
 
 @pytest.mark.needs("media")
