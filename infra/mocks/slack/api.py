@@ -43,6 +43,10 @@ class SlackAPI(MockAPI):
         self.token_error: str | None = None
         #: What people uploaded, by name; only whoever has the token is given it.
         self.files: dict[str, bytes] = {}
+        #: Files of the app, by id: their length, and their bytes once they are there.
+        self.uploads: dict[str, tuple[int, bytes]] = {}
+        #: Those that people see: channel, thread and bytes.
+        self.shared: list[tuple[str, str | None, bytes]] = []
         #: Told of every change that people would see.
         self.on_change: Callable[[], None] = lambda: None
         self._response_urls: dict[str, tuple[str, float]] = {}
@@ -70,7 +74,7 @@ class SlackAPI(MockAPI):
 
     def name(self, call: Call) -> str:
         kind, _, name = call.path.lstrip("/").partition("/")
-        return RESPONSE if kind == "response" else name
+        return {"response": RESPONSE, "upload": "upload"}.get(kind, name)
 
     def limited(self, retry_after_s: float) -> Reply:
         data = {"ok": False, "error": "ratelimited"}
@@ -85,6 +89,8 @@ class SlackAPI(MockAPI):
             found = self.files.get(name) if _bearer(call) in self.tokens else None
             # Slack shows a page to log in at, with status 200.
             return Reply(200, found or b"<!DOCTYPE html><title>Slack</title>")
+        if name == "upload":
+            return self._upload(call)
         if name == RESPONSE:
             return self._respond(call.path.rpartition("/")[2], given)
         token = str(given.pop("token", "")) or _bearer(call)
@@ -93,7 +99,11 @@ class SlackAPI(MockAPI):
             self._check_token(token)
             if (wait_s := self.limits.retry_after_s(name, channel)) is not None:
                 return self.limited(wait_s)
-            known = self.methods.by_name.get(name)
+            uploading = {
+                "files.getUploadURLExternal": self._upload_url,
+                "files.completeUploadExternal": self._share,
+            }
+            known = (self.methods.by_name | uploading).get(name)
             if known is None:
                 raise Refusal("unknown_method")
             body = {"ok": True, **known(given)}
@@ -101,6 +111,34 @@ class SlackAPI(MockAPI):
             return self.refused(str(refusal))
         self.on_change()
         return Reply(200, body, {"x-oauth-scopes": self.scopes})
+
+    def _upload_url(self, given: dict[str, Any]) -> dict[str, Any]:
+        """https://docs.slack.dev/reference/methods/files.getUploadURLExternal"""
+        if "files:write" not in self.scopes.split(","):
+            raise Refusal("missing_scope")
+        if not given.get("filename") or int(given.get("length") or 0) <= 0:
+            raise Refusal("invalid_arguments")
+        file_id = new_id("F")
+        self.uploads[file_id] = int(given["length"]), b""
+        return {"upload_url": f"{super().url}/upload/v1/{file_id}", "file_id": file_id}
+
+    def _upload(self, call: Call) -> Reply:
+        file_id = call.path.rpartition("/")[2]
+        length, _ = self.uploads.get(file_id, (-1, b""))
+        # A token there is a token too many.
+        if length != len(call.body) or _bearer(call):
+            return Reply(400)
+        self.uploads[file_id] = length, call.body
+        return Reply(200, b"OK")
+
+    def _share(self, given: dict[str, Any]) -> dict[str, Any]:
+        """https://docs.slack.dev/reference/methods/files.completeUploadExternal"""
+        for file in given["files"]:
+            length, data = self.uploads.get(file["id"], (0, b""))
+            if not data or length != len(data):
+                raise Refusal("file_not_found")
+            self.shared.append((given["channel_id"], given.get("thread_ts"), data))
+        return {"files": given["files"]}
 
     def _respond(self, name: str, given: dict[str, Any]) -> Reply:
         """Take a message for a response URL."""

@@ -11,9 +11,12 @@ from tests.adapting import Killed, Notes, Reply
 from tests.delivering import Asked
 from tests.integration.channels.platforms.test_sources import save
 from turnmill.infra.mocks import whatsapp
+from turnmill.infra.mocks.slack.api import TOKEN as SLACK_TOKEN
+from turnmill.infra.mocks.slack.api import SlackAPI
 from turnmill.infra.mocks.telegram.api import TOKEN, TelegramAPI
 from turnmill.infra.mocks.whatsapp import WhatsAppAPI
 from turnmill.schemas.channels.sections.base import SecretReference
+from turnmill.schemas.channels.sections.slack import SlackSection
 from turnmill.schemas.channels.sections.telegram import TelegramSection
 from turnmill.schemas.channels.sections.whatsapp import WhatsAppSection
 from turnmill.schemas.errors import ChannelUnavailable
@@ -21,6 +24,7 @@ from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.base import Job
 from turnmill.workers.delivery.claims import Holder, claim_delivery
+from turnmill.workers.delivery.slack.adapter import SlackDelivery
 from turnmill.workers.delivery.telegram.adapter import TelegramDelivery
 from turnmill.workers.delivery.voice import MAX_SPOKEN, MAX_TRIES, Speaker, spoken_text
 from turnmill.workers.delivery.whatsapp import WhatsAppDelivery
@@ -152,6 +156,33 @@ def test_a_reply_is_spoken_on_whatsapp_too(monkeypatch: pytest.MonkeyPatch) -> N
             Speaker(Voice()).speak(delivery, reply.job, reply.notes)
         Speaker(Voice()).speak(delivery, reply.job, reply.notes)
         assert api.voices == [SOUND, SOUND]
+
+
+def test_a_reply_is_spoken_in_a_thread_of_slack_with_the_scope_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TOKEN", SLACK_TOKEN)
+    secret = SecretReference(env="TOKEN")
+    with SlackAPI() as api:
+        section = SlackSection(
+            kind="slack", bot="bot", bot_token=secret, signing_secret=secret, api_url=api.url
+        )
+        delivery = SlackDelivery("desk", section, DeliverySettings(timeout_s=1, lease_s=2))
+        thread = {"team": "T1", "channel": "C1", "user": "U1", "thread_ts": "1.1"}
+        reply = Reply(delivery, **thread)
+        reply.job = replace(reply.job, text="It comes today.", is_spoken=True)
+        assert delivery.send(reply.job, reply.notes)
+        Speaker(Voice()).speak(delivery, reply.job, reply.notes)  # without the scope
+        assert api.shared == []
+        api.scopes += ",files:write"
+        command = replace(reply.job, target=thread | {"response_url": "https://hooks.slack.com/1"})
+        Speaker(Voice()).speak(delivery, command, Notes())
+        assert api.shared == []
+        reply.notes = Notes()
+        for _ in range(2):
+            Speaker(Voice()).speak(delivery, reply.job, reply.notes)
+        assert api.shared == [("C1", "1.1", SOUND)]
+        assert len(api.texts) == 1
 
 
 def delivered(channels: Any, kind: str) -> Job:

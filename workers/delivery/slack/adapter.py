@@ -26,6 +26,7 @@ from turnmill.workers.delivery.slack.blocks import MAX_SECTION, buttons, metadat
 from turnmill.workers.delivery.slack.calls import Calls
 from turnmill.workers.delivery.slack.mrkdwn import to_mrkdwn
 from turnmill.workers.delivery.slack.sent import find_parts, find_stream
+from turnmill.workers.delivery.slack.speech import say
 from turnmill.workers.delivery.slack.waiting import status_of
 from turnmill.workers.delivery.texts.markdown import closing, cut, open_fence, split
 
@@ -78,6 +79,9 @@ class SlackDelivery:
         https://docs.slack.dev/reference/objects/file-object#authentication
         """
         return self._calls.download(ref, max_bytes)
+
+    def say(self, job: Job, sound: bytes) -> str:
+        return say(self._calls, job, sound)
 
     def send(self, job: Job, memory: Memory) -> bool:
         if _is_command(job):
