@@ -89,7 +89,7 @@ test-litert: $(STAMPS)/dev $(STAMPS)/litert $(STAMPS)/tensorflow ## Test the exp
 	$(BIN)/python -m pytest tests/integration/compression/test_litert.py $(ARGS)
 
 test-media: $(STAMPS)/dev $(STAMPS)/media ## Test speech and the text of images with packaged models (500 MB)
-	$(BIN)/python -m pytest tests/integration/media/test_readers.py tests/integration/channels/test_voice_replies.py $(ARGS)
+	$(BIN)/python -m pytest tests/integration/media/test_readers.py tests/integration/channels/platforms/test_voice_replies.py $(ARGS)
 
 test-trl: $(STAMPS)/dev $(STAMPS)/trl ## Test on-policy distillation with trl (100 MB)
 	$(BIN)/python -m pytest tests/integration/compression/test_on_policy.py $(ARGS)
