@@ -16,6 +16,7 @@ transformers = pytest.importorskip("transformers", reason="pip install 'turnmill
 slots = import_module("turnmill.workers.engines.torch.slots")
 cpu_attention = import_module("turnmill.workers.engines.torch.cpu_attention")
 cpu_linear = import_module("turnmill.workers.engines.torch.cpu_linear")
+memory = import_module("turnmill.workers.engines.torch.memory")
 sampling = import_module("turnmill.workers.engines.torch.sampling")
 
 SIZES = {
@@ -176,7 +177,7 @@ def test_when_memory_runs_out_the_newest_turn_waits_for_the_others() -> None:
 def test_after_memory_ran_out_the_batch_grows_back_step_by_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(slots, "QUIET_STEPS", 4)
+    monkeypatch.setattr(memory, "QUIET_STEPS", 4)
     model = FailingModel(make_model("llama"))
     failures = [torch.OutOfMemoryError(), torch.OutOfMemoryError()]
     sizes = [0]

@@ -13,8 +13,6 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
-
 import torch
 from turnmill.schemas.errors import EngineBrokeOff, EngineFailure
 from turnmill.schemas.turns import FinishReason
@@ -22,20 +20,15 @@ from turnmill.workers.engines.local.ranking import RANK, Line, Ranked, may_repla
 from turnmill.workers.engines.local.scheduling import PREFILL_TOKENS, Generation, Token
 from turnmill.workers.engines.torch.grammars import Grammars, Matcher
 from turnmill.workers.engines.torch.kv_rows import KVRows, Masks, forward
+from turnmill.workers.engines.torch.memory import Places, is_out_of_memory
 from turnmill.workers.engines.torch.prefixes import MIN_TOKENS, PrefixStore, shared_length
 from turnmill.workers.engines.torch.sampling import create_generator, next_tokens
-
-log = structlog.get_logger(__name__)
 
 #: Tokens that a turn can surely generate once it has joined.
 HEADROOM = 32
 
 #: How long a step waits for a format where no turn runs.
 COMPILING_S = 0.02
-
-#: Steps without want of memory before one more turn may run at once, as many again for each time
-#: that memory ran out: who shares the device may have left, or may be there to stay.
-QUIET_STEPS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +89,7 @@ class SlotBatch:
         self._joining: Slot | None = None
         #: Prompt tokens that may be computed before the running turns get their next token.
         self._prefill_budget = limits.prefill_tokens
-        #: Turns at once; less than the limits allow after memory has run out.
-        self._max_slots = limits.max_slots
-        #: Times that memory has run out.
-        self._shortages = 0
-        self._quiet_steps = 0
+        self._places = Places(limits.max_slots)
 
     @property
     def is_busy(self) -> bool:
@@ -138,7 +127,7 @@ class SlotBatch:
             if self._prefill_budget <= 0 or not self._prefill():
                 self._decode()
                 self._prefill_budget = self._limits.prefill_tokens
-            self._grow_back()
+            self._places.grow_back()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -254,7 +243,7 @@ class SlotBatch:
         """With tokens to come for each: rows are as wide as the longest one."""
         width = max(self._width(), len(slot.tokens)) + HEADROOM
         rows = len(self._slots) + 1
-        if rows > self._max_slots:
+        if rows > self._places.count:
             return False
         # Alone, a turn always fits: the context window is no larger than the cache.
         return rows == 1 or rows * width <= self._limits.max_cached_tokens
@@ -367,8 +356,6 @@ class SlotBatch:
 
     def _make_do_with_less(self, error: Exception) -> None:
         """Memory ran out: run fewer turns at once from now on, and drop all cached prefixes."""
-        self._shortages += 1
-        self._quiet_steps = 0
         self._store.shrink_to(0)
         newest = max(self._slots, key=RANK)
         if len(self._slots) == 1:
@@ -378,30 +365,5 @@ class SlotBatch:
             )
         else:
             self._pause(newest, remembers=False)
-            self._max_slots = len(self._slots)
-        log.warning(
-            "engine.out_of_memory",
-            times=self._shortages,
-            turns_at_once=self._max_slots,
-            error=str(error),
-        )
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    def _grow_back(self) -> None:
-        """One more turn at once after some quiet steps, up to the limit."""
-        self._quiet_steps += 1
-        if (
-            self._max_slots < self._limits.max_slots
-            and self._quiet_steps >= QUIET_STEPS * self._shortages
-        ):
-            self._max_slots += 1
-            self._quiet_steps = 0
-            log.info("engine.grown_back", turns_at_once=self._max_slots)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """On a CPU torch raises a plain RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+            self._places.count = len(self._slots)
+        self._places.note_shortage(error)
