@@ -1,5 +1,6 @@
-"""The README's map shows the folders as they are, and none is too full to be read at a glance."""
+"""The README's map shows the folders as they are; all of it is small enough to be read."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -7,6 +8,10 @@ ROOT = Path(__file__).parents[2]
 TOP = ("schemas", "producer", "workers", "compression", "infra", "tests")
 #: More files than this are hard to tell apart.
 MOST_FILES = 15
+#: Lines of a file and of a function of what ships.
+MOST_LINES, MOST_FUNCTION_LINES = 400, 80
+#: Migrations are written once, and never read as a whole.
+MIGRATIONS = "infra/migrations/versions/"
 #: Why a folder may have more.
 REASONS = {
     "infra/migrations/versions": "one file a migration, in their order",
@@ -50,3 +55,25 @@ def test_no_folder_has_more_files_than_can_be_told_apart() -> None:
         for folder in folders()
     }
     assert {name: n for name, n in counts.items() if n > MOST_FILES and name not in REASONS} == {}
+
+
+def shipped() -> list[Path]:
+    """The files of what ships, but for migrations."""
+    found = [path for folder in folders() for path in folder.glob("*.py")]
+    names = [(path, str(path.relative_to(ROOT))) for path in found]
+    return [path for path, name in names if not name.startswith(("tests/", MIGRATIONS))]
+
+
+def test_no_file_that_ships_is_too_long() -> None:
+    counts = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in shipped()}
+    assert {name: n for name, n in counts.items() if n > MOST_LINES} == {}
+
+
+def test_no_function_that_ships_is_too_long() -> None:
+    functions = [
+        (f"{path.relative_to(ROOT)}:{node.name}", (node.end_lineno or 0) - node.lineno + 1)
+        for path in shipped()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert {name: n for name, n in functions if n > MOST_FUNCTION_LINES} == {}
