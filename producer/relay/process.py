@@ -23,7 +23,6 @@ from turnmill.schemas.errors import BrokerUnavailable, DatabaseOutdated, Databas
 from turnmill.schemas.observability.telemetry import DATABASE_RECONNECTS, STUCK_AFTER_S, Health
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.links import PLAN_ONCE, Stop
-from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.routes import DELIVERY_LANE, OUTBOX_CHANNEL
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.fleet.release import UPGRADE_POLL_S, refuse_older_database
@@ -96,7 +95,7 @@ class Relay:
 
     def _relay_while_connected(self) -> None:
         with self._database.connect() as connection:
-            refuse_older_database(lambda query: connection.execute(query).fetchall())
+            refuse_older_database(connection.fetch)
             connection.execute(f"LISTEN {OUTBOX_CHANNEL}")
             self._unready_because = None
             while not self._stopping.is_set():
@@ -108,7 +107,7 @@ class Relay:
                     continue
                 self._free.put(publisher)
                 # On the connection that listens: open at our end only, it would hear nothing.
-                (due,) = fetch(connection.cursor(), NextHint, NEXT, {"lanes": _LANES})
+                (due,) = connection.fetch(NextHint, NEXT, {"lanes": _LANES})
                 IS_FULL.set(due.is_owed)
                 pause_s = WINDOW_POLL_S if due.is_owed else self._settings.relay.sweep_s
                 next_in_s = math.inf if due.next_in_s is None else due.next_in_s

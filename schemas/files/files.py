@@ -11,6 +11,7 @@ from turnmill.schemas.files.sniffing import sniff
 from turnmill.schemas.files.storage import Draft, Key, Storage
 from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.store.knowledge.passages import delete_documents_of_file
 
 _COLUMNS = (
@@ -85,6 +86,25 @@ class File(NamedTuple):
         return show_id(Prefix.FILE, self.file_id)
 
 
+class _Inserted(NamedTuple):
+    """A row of `_INSERT`: the file's columns, and the deployment that has it."""
+
+    file_id: UUID
+    tenant_id: UUID
+    name: str
+    purpose: str
+    size: int
+    sha256: bytes
+    mime: str
+    created_at: datetime
+    expires_at: datetime | None
+    owner: str
+
+    @property
+    def file(self) -> File:
+        return File._make(self[:-1])
+
+
 class Files:
     """The files of all tenants."""
 
@@ -120,7 +140,9 @@ class Files:
             if is_owed and cursor.execute(_OWED, key).fetchone() is None:
                 raise unknown_file(key.file_id)
             # The row first, whose lock keeps a deletion of the same content apart.
-            row = cursor.execute(
+            rows = fetch(
+                cursor,
+                _Inserted,
                 _INSERT,
                 {
                     "id": key.file_id,
@@ -133,12 +155,12 @@ class Files:
                     "expires_at": expires_at,
                     "max": self._max_tenant_bytes,
                 },
-            ).fetchone()
-            if row is None:
+            )
+            if not rows:
                 raise StorageFull
             draft.publish(key)
-            self._storage.claim(row.owner)
-        return File(*row[:-1])
+            self._storage.claim(rows[0].owner)
+        return rows[0].file
 
     def find(self, tenant_id: UUID, file_id: UUID) -> File:
         """Raises `NotFound`, for files of other tenants too."""

@@ -93,8 +93,8 @@ class Database:
                 _wake(cursor)
 
     def run(self, statement: str, params: Params | None = None) -> list[Any]:
-        """Run a statement in its own transaction and one round trip. Its rows, if it has any, are
-        named tuples that no type checker knows. Raises `DatabaseUnavailable`.
+        """Run a statement in its own transaction and one round trip. Its rows, if it has any, tell
+        how many there are; `fetch` gives those that are read. Raises `DatabaseUnavailable`.
         """
         return self._run(statement, params, namedtuple_row)
 
@@ -128,7 +128,7 @@ class Database:
         except psycopg.OperationalError as error:
             raise self._unavailable(error) from error
 
-    async def connect_async(self) -> psycopg.AsyncConnection[Any]:
+    async def connect_async(self) -> psycopg.AsyncConnection[object]:
         """Like `connect`, for an event loop; in autocommit."""
         try:
             return await AsyncLink.open(
@@ -144,7 +144,7 @@ class Database:
         self._engine.dispose()
 
     @contextmanager
-    def _driver(self) -> Iterator[psycopg.Connection[Any]]:
+    def _driver(self) -> Iterator[psycopg.Connection[object]]:
         """A pooled psycopg connection, dropped with all of the pool when it breaks."""
         proxy = self._checkout()
         try:
@@ -169,7 +169,7 @@ class Database:
             raise self._unavailable(error) from error
 
     def _open_pooled(
-        self, dialect: object, record: object, arguments: list[Any], options: dict[str, Any]
+        self, dialect: object, record: object, arguments: list[object], options: dict[str, Any]
     ) -> Link:
         return Link.open(
             self._settings.url.get_secret_value(),
@@ -185,7 +185,7 @@ class Database:
 
 
 @contextmanager
-def _autocommit(driver: psycopg.Connection[Any]) -> Iterator[None]:
+def _autocommit(driver: psycopg.Connection[object]) -> Iterator[None]:
     driver.autocommit = True
     try:
         yield
@@ -194,10 +194,10 @@ def _autocommit(driver: psycopg.Connection[Any]) -> Iterator[None]:
             driver.autocommit = False
 
 
-class _TransactionCursor(psycopg.Cursor[Any]):
+class _TransactionCursor(psycopg.Cursor[object]):
     """Named tuples, and the channels to notify after the commit."""
 
-    def __init__(self, driver: psycopg.Connection[Any]) -> None:
+    def __init__(self, driver: psycopg.Connection[object]) -> None:
         super().__init__(driver, row_factory=namedtuple_row)
         self.wakes: set[str] = set()
 

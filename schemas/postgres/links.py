@@ -15,8 +15,9 @@ import weakref
 from typing import Any, Self
 
 import psycopg
-from psycopg.abc import PQGen
+from psycopg.abc import Params, PQGen
 
+from turnmill.schemas.postgres.rows import RowT, rows_of
 from turnmill.schemas.postgres.vendor import ResultT, within
 
 #: A peer that vanished without a word is noticed after about 11 seconds.
@@ -65,7 +66,7 @@ class Stop(threading.Event):
             os.write(self._writer, b"!")
 
 
-class Link(psycopg.Connection[Any]):
+class Link(psycopg.Connection[object]):
     """Raises `psycopg.OperationalError`, and is closed, after `answer_timeout_s` of silence."""
 
     answer_timeout_s = 10.0
@@ -100,6 +101,11 @@ class Link(psycopg.Connection[Any]):
             raise
         return link
 
+    def fetch(self, kind: type[RowT], statement: str, params: Params | None = None) -> list[RowT]:
+        """Run a statement, and return its rows. Raises `psycopg.Error`."""
+        with self.cursor(row_factory=rows_of(kind)) as cursor:
+            return cursor.execute(statement, params).fetchall()
+
     def wait(self, gen: PQGen[ResultT], *args: Any, **kwargs: Any) -> ResultT:
         return super().wait(within(self.answer_timeout_s, gen, self.pgconn.finish), *args, **kwargs)
 
@@ -124,7 +130,7 @@ class Link(psycopg.Connection[Any]):
         return [each.payload for each in self.notifies(timeout=0)]
 
 
-class AsyncLink(psycopg.AsyncConnection[Any]):
+class AsyncLink(psycopg.AsyncConnection[object]):
     """Like `Link`, for an event loop; in autocommit."""
 
     answer_timeout_s = 10.0

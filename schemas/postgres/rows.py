@@ -7,6 +7,7 @@ That is checked once a result and not once a row, so a typed row costs what psyc
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
 
 import sqlalchemy as sa
 from psycopg import Cursor
@@ -14,6 +15,18 @@ from psycopg.abc import Params
 from psycopg.rows import RowMaker, no_result
 
 RowT = TypeVar("RowT", bound=NamedTuple)
+
+
+class Id(NamedTuple):
+    """A row of which only the id counts."""
+
+    id: UUID
+
+
+class Count(NamedTuple):
+    """The row of a statement that counts."""
+
+    n: int
 
 
 def rows_of(kind: type[RowT]) -> Callable[[Any], RowMaker[RowT]]:
@@ -34,7 +47,7 @@ def rows_of(kind: type[RowT]) -> Callable[[Any], RowMaker[RowT]]:
 
 
 def fetch(
-    cursor: Cursor[Any], kind: type[RowT], statement: str, params: Params | None = None
+    cursor: Cursor[object], kind: type[RowT], statement: str, params: Params | None = None
 ) -> list[RowT]:
     """Run a statement in the cursor's transaction, and return its rows."""
     with cursor.connection.cursor(row_factory=rows_of(kind)) as own:

@@ -7,6 +7,7 @@ Otherwise a system would start and look healthy, and then fail its calls or be s
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import uuid4
 
 from turnmill.schemas.errors import DatabaseUnavailable, SettingsError
@@ -18,6 +19,15 @@ OLDEST_VERSION = 15
 #: A notification takes a millisecond; so much more is no slowness. A process that starts waits
 #: longer for it: the machine may be starting everything else.
 _NOTIFIED_WITHIN_S, _STARTED_WITHIN_S = 3.0, 15.0
+
+
+class _Server(NamedTuple):
+    version: int
+    encoding: str
+    ctype: str
+    name: str
+    isolation: str
+
 
 #: The isolation is what our own sessions set, or the server's default where a pooler is between.
 _SERVER = """
@@ -52,7 +62,7 @@ def examine_server(
     database: Database, notified_within_s: float = _NOTIFIED_WITHIN_S
 ) -> Iterator[Unsuitable]:
     """What keeps this database from working. Raises `DatabaseUnavailable`."""
-    row = database.run(_SERVER)[0]
+    row = database.fetch(_Server, _SERVER)[0]
     anew = (
         f"CREATE DATABASE {row.name} TEMPLATE template0 ENCODING 'UTF8' LC_CTYPE 'C.UTF-8' "
         "LC_COLLATE 'C.UTF-8'; move the data, if there is any, with pg_dump and pg_restore"

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
 import structlog
@@ -19,6 +19,7 @@ from turnmill.schemas.errors import DatabaseOutdated, DatabaseUnavailable
 from turnmill.schemas.observability.telemetry import DATABASE_RECONNECTS
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.links import Link, Stop
+from turnmill.schemas.postgres.rows import Id
 from turnmill.schemas.routes import ABORT_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.store.claim import ABANDON
@@ -50,6 +51,17 @@ FROM kept WHERE t.id = kept.id
 RETURNING t.id
 """
 
+
+class _LockKey(NamedTuple):
+    """A row of `_REGISTER` and `_NEW_LOCK_KEY`."""
+
+    lock_key: int
+
+
+class _IsHeld(NamedTuple):
+    is_held: bool
+
+
 _REGISTER = """
 INSERT INTO worker_liveness
     (id, host, pid, model, engine, lanes, slots, is_consuming, own_lanes,
@@ -60,12 +72,18 @@ ON CONFLICT (id) DO UPDATE SET seen_at = clock_timestamp(), is_consuming = EXCLU
 RETURNING lock_key
 """
 
-_LOCK = "SELECT pg_try_advisory_lock(%s, %s)"
+_LOCK = "SELECT pg_try_advisory_lock(%s, %s) AS is_held"
 
 #: The lock of a row that was deleted says nothing about the row that replaces it.
 _UNLOCK = "SELECT pg_advisory_unlock_all()"
 
 _NEW_LOCK_KEY = "UPDATE worker_liveness SET lock_key = DEFAULT WHERE id = %s RETURNING lock_key"
+
+
+class _Seen(NamedTuple):
+    now_s: float
+    is_drain_asked: bool
+
 
 _SEEN = """
 UPDATE worker_liveness
@@ -140,8 +158,8 @@ class Heartbeat:
                 log.warning("leases.disconnected", error=type(error).__name__)
                 self._stopping.wait(TICK_S)
 
-    def _register(self, connection: psycopg.Connection[Any]) -> None:
-        refuse_older_database(lambda query: connection.execute(query).fetchall())
+    def _register(self, connection: Link) -> None:
+        refuse_older_database(connection.fetch)
         identity = (
             self._leases.worker_id,
             socket.gethostname(),
@@ -156,8 +174,7 @@ class Heartbeat:
             RELEASE,
             self._declared(),
         )
-        row = connection.execute(_REGISTER, identity).fetchone()
-        assert row is not None
+        (row,) = connection.fetch(_LockKey, _REGISTER, identity)
         connection.execute(f"LISTEN {ABORT_CHANNEL}")
         connection.execute(_UNLOCK)
         self._lock_key: int | None = row.lock_key
@@ -174,7 +191,7 @@ class Heartbeat:
             else Jsonb(self._leases.capabilities.model_dump(mode="json"))
         )
 
-    def _try_lock(self, connection: psycopg.Connection[Any]) -> None:
+    def _try_lock(self, connection: Link) -> None:
         """Take the lock of this worker's row, or give the row another key for the next try.
 
         Another backend may hold the lock: this worker's own connection that was cut and that the
@@ -183,13 +200,13 @@ class Heartbeat:
         """
         if self._lock_key is None:
             return
-        cursor = connection.execute(_LOCK, (LIVENESS_LOCK_CLASS, self._lock_key))
-        if cursor.fetchone()[0]:  # type: ignore[index]
+        (lock,) = connection.fetch(_IsHeld, _LOCK, (LIVENESS_LOCK_CLASS, self._lock_key))
+        if lock.is_held:
             self._lock_key = None
-        elif row := connection.execute(_NEW_LOCK_KEY, (self._leases.worker_id,)).fetchone():
-            self._lock_key = row.lock_key
+        elif rows := connection.fetch(_LockKey, _NEW_LOCK_KEY, (self._leases.worker_id,)):
+            self._lock_key = rows[0].lock_key
 
-    def _say_seen(self, connection: psycopg.Connection[Any]) -> bool:
+    def _say_seen(self, connection: Link) -> bool:
         """False if this worker's row is gone."""
         leases, asked_at = self._leases, time.monotonic()
         state = (
@@ -198,9 +215,10 @@ class Heartbeat:
             Jsonb(leases.ended.lately()),
             leases.draining.is_set(),
         )
-        row = connection.execute(_SEEN, (*state, leases.worker_id)).fetchone()
-        if row is None:
+        rows = connection.fetch(_Seen, _SEEN, (*state, leases.worker_id))
+        if not rows:
             return False
+        (row,) = rows
         if step_s := leases.clock.observe(row.now_s, asked_at):
             self._on_step(step_s)
         if row.is_drain_asked and not leases.draining.is_set():
@@ -214,7 +232,7 @@ class Heartbeat:
         self._renewed_at = float("-inf")
         self._reconnected_at = time.monotonic()
 
-    def _take_over(self, connection: psycopg.Connection[Any]) -> None:
+    def _take_over(self, connection: Link) -> None:
         """If this is a standby and nobody else is left; not while all come back from an outage."""
         if (
             self._leases.stands_by
@@ -266,16 +284,14 @@ class Heartbeat:
                 connection.execute(ABANDON, attempt.claim.fence)
                 self._leases.on_hang()
 
-    def _renew(self, connection: psycopg.Connection[Any]) -> None:
+    def _renew(self, connection: Link) -> None:
         asked = self._leases.kept
         if not asked:
             return
         keys = [(attempt.claim.turn_id, attempt.claim.attempt) for attempt in asked]
         ids, numbers = (list(column) for column in zip(*keys, strict=True))
-        cursor = connection.execute(
-            _RENEW, (ids, numbers, self._leases.worker_id, self._settings.lease_s)
-        )
-        kept = {row.id for row in cursor}
+        held = (ids, numbers, self._leases.worker_id, self._settings.lease_s)
+        kept = {row.id for row in connection.fetch(Id, _RENEW, held)}
         for attempt in asked:
             # A turn that settled meanwhile is not kept either; stopping it does nothing.
             if attempt.claim.turn_id not in kept:

@@ -1,7 +1,8 @@
 """What workers do for batches: merge the rows that count turns, and finish sweeps."""
 
 from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.store.batches.moves import FORGET_MOVES, MERGE, UNMERGED
+from turnmill.schemas.postgres.rows import Id
+from turnmill.schemas.store.batches.moves import FORGET_MOVES, MERGE, UNMERGED, Unmerged
 from turnmill.schemas.store.batches.sweep import UNFINISHED, sweep_page
 
 #: Pages of one round: it lasts a second at most.
@@ -14,7 +15,7 @@ def merge_batch_moves(database: Database) -> int:
     Two processes that merge at once do no harm: the one that comes second finds nothing left.
     Raises `DatabaseUnavailable`.
     """
-    busy = [row.batch_id for row in database.run(UNMERGED)]
+    busy = [row.batch_id for row in database.fetch(Unmerged, UNMERGED)]
     for batch_id in busy:
         database.run(MERGE, {"batch": batch_id})
     return len(busy)
@@ -30,7 +31,7 @@ def finish_sweeps(database: Database) -> None:
 
     A command that is still at it loses nothing by the help. Raises `DatabaseUnavailable`.
     """
-    for row in database.run(UNFINISHED):
+    for row in database.fetch(Id, UNFINISHED):
         for _ in range(_PAGES):
             if sweep_page(database, row.id) is None:
                 break

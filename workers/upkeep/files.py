@@ -8,6 +8,7 @@ another folder than the API, or none, would take all files for lost.
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
@@ -15,6 +16,7 @@ import structlog
 from turnmill.schemas.errors import StorageUnavailable
 from turnmill.schemas.files.storage import Key, Storage
 from turnmill.schemas.postgres.links import Link
+from turnmill.schemas.postgres.rows import Id
 from turnmill.schemas.store.knowledge.passages import delete_documents_of_file
 from turnmill.workers.upkeep.months import Pause
 
@@ -26,6 +28,20 @@ PAGE_FILES = 250
 ORPHAN_AGE_S = 3600.0
 #: Between two pages.
 _PAUSE_S = 0.05
+
+
+class _File(NamedTuple):
+    """A row of `_EXPIRED` and `_PAGE`."""
+
+    id: UUID
+    tenant_id: UUID
+
+
+class _Owner(NamedTuple):
+    """The deployment."""
+
+    id: str
+
 
 _EXPIRED = """
 SELECT id, tenant_id FROM files
@@ -62,8 +78,8 @@ class FileSweep:
         try:
             for key in self._pages(_EXPIRED):
                 self._delete(key, is_lost=False)
-            owner = self._link.execute("SELECT id FROM deployment").fetchone()
-            if owner is not None and self._storage.belongs_to(owner.id):
+            owners = self._link.fetch(_Owner, "SELECT id FROM deployment")
+            if owners and self._storage.belongs_to(owners[0].id):
                 for key in self._pages(_PAGE):
                     if not self._storage.has(key):
                         self._delete(key, is_lost=True)
@@ -86,7 +102,7 @@ class FileSweep:
     def _delete_bytes_without_row(self) -> None:
         keys = self._storage.keys(ORPHAN_AGE_S)
         while page := {key.file_id: key for key in islice(keys, PAGE_FILES)}:
-            known = {row.id for row in self._link.execute(_KNOWN, (list(page),))}
+            known = {row.id for row in self._link.fetch(Id, _KNOWN, (list(page),))}
             for file_id in page.keys() - known:
                 self._counts["files (bytes alone)"] += 1
                 if not self._is_dry:
@@ -96,7 +112,7 @@ class FileSweep:
 
     def _pages(self, statement: str) -> Iterator[Key]:
         after = UUID(int=0)
-        while rows := self._link.execute(statement, (after, PAGE_FILES)).fetchall():
+        while rows := self._link.fetch(_File, statement, (after, PAGE_FILES)):
             yield from (Key(row.tenant_id, row.id) for row in rows)
             after = rows[-1].id
             if len(rows) < PAGE_FILES or self._pause(_PAUSE_S):

@@ -1,11 +1,10 @@
 """Liveness: which worker processes live, which of them consume, and when a standby takes over."""
 
-from typing import Any
 from uuid import UUID
 
-import psycopg
 from psycopg.sql import SQL
 
+from turnmill.schemas.postgres.links import Link
 from turnmill.schemas.store.fleet.liveness import HELD_LOCKS, seen_within
 from turnmill.schemas.store.tables import TAKEOVER_LOCK_CLASS
 
@@ -35,7 +34,7 @@ WHERE me.id = {{worker_id}} AND EXISTS (
 """
 
 
-def take_over(connection: psycopg.Connection[Any], worker_id: UUID, *, lease_s: float) -> bool:
+def take_over(connection: Link, worker_id: UUID, *, lease_s: float) -> bool:
     """Make a registered standby a consumer if one of its lanes has no other; of many, one wins."""
     silence_s = max(lease_s, GRACE_S)
     statements = SQL(_TAKE_OVER).format(worker_id=worker_id, silence_s=silence_s)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -33,6 +34,12 @@ _TRY_EVERY_S = 0.02
 #: What may be done under the lock, at most.
 _HOLD_MS = 250
 
+
+class _Listed(NamedTuple):
+    name: str
+    bounds: str
+
+
 _LIST = """
 SELECT c.relname AS name, pg_get_expr(c.relpartbound, c.oid) AS bounds
 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
@@ -40,6 +47,13 @@ WHERE i.inhparent = %s::regclass ORDER BY 1
 """
 
 _BOUNDS = re.compile(r"FROM \('?(\S+?)'?\) TO \('?(\S+?)'?\)")
+
+
+class _IsNeeded(NamedTuple):
+    """A row of `_ATTEMPTS_NEEDED` and `_REPLIES_NEEDED`."""
+
+    is_needed: bool
+
 
 #: The rescuer asks after the attempt of a running turn, and a queued one may run at any moment.
 _ATTEMPTS_NEEDED = """
@@ -141,14 +155,14 @@ def _came_early(link: Link, table: str, low: UUID, high: UUID) -> bool:
 
 def _is_needed(link: Link, table: str, partition: Partition) -> bool:
     span = {"low": partition.low, "high": partition.high}
-    row = link.execute(_NEEDED[table], span).fetchone()
-    return row is None or bool(row.is_needed)
+    (row,) = link.fetch(_IsNeeded, _NEEDED[table], span)
+    return row.is_needed
 
 
 def _partitions(link: Link, table: str) -> list[Partition]:
     """Those with bounds; the default partition has none."""
     found = []
-    for row in link.execute(_LIST, (table,)):
+    for row in link.fetch(_Listed, _LIST, (table,)):
         if match := _BOUNDS.search(row.bounds):
             low, high = (_bound(text) for text in match.groups())
             found.append(Partition(row.name, low, high))

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
+from typing import NamedTuple
 
 import psycopg
 import structlog
@@ -30,6 +31,13 @@ FIRST_AFTER_S = 10.0
 
 #: To look through a batch of millions takes longer than an answer usually may.
 _ANSWER_TIMEOUT_S = 120.0
+
+
+class _Session(NamedTuple):
+    name: str
+    patience: str
+    is_mine: bool
+
 
 #: Nothing here should ever wait for a lock. If it does, it gives way.
 _SESSION = f"""
@@ -64,8 +72,8 @@ def prune(
         link.answer_timeout_s = _ANSWER_TIMEOUT_S
         on_link(link)
         try:
-            row = link.execute(_SESSION).fetchone()
-            if row is None or not row.is_mine:
+            (session,) = link.fetch(_Session, _SESSION)
+            if not session.is_mine:
                 return None
             current = Round(link, retention, pause, on_progress, is_dry=is_dry)
             current.run()

@@ -15,6 +15,7 @@ import structlog
 
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import Id
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.settings import WorkerSettings
 from turnmill.schemas.store.requeue import REQUEUE_WEIGHED
@@ -160,7 +161,7 @@ def sweep(database: Database, settings: WorkerSettings, *, latest_s: float = flo
 def _requeue_lost(database: Database, params: dict[str, object]) -> list[_Lost]:
     return isolated(
         lambda ids: database.fetch(_Lost, _REQUEUE_LOST, params | {"turns": ids}),
-        [row.id for row in database.run(_LOST, params)],
+        [row.id for row in database.fetch(Id, _LOST, params)],
     )
 
 

@@ -8,16 +8,18 @@ over, so no statement here waits for anybody.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
+from psycopg.abc import Params
 
 from turnmill.schemas.ids import first_id
 from turnmill.schemas.postgres.links import Link
+from turnmill.schemas.postgres.rows import Id
 from turnmill.schemas.settings import RetentionSettings
 from turnmill.schemas.store.partitions import PARTITIONED
 from turnmill.schemas.turns import OPEN_STATES, TurnState
@@ -43,6 +45,19 @@ EVENTS_DAYS = 30
 
 _ENDED = [state.value for state in TurnState if state not in OPEN_STATES]
 _AGED = [state for state in _ENDED if state != TurnState.PARKED]
+
+
+class _Now(NamedTuple):
+    at: datetime
+
+
+class _Page(NamedTuple):
+    """A row of the statements that page: `last` is where the next page begins."""
+
+    id: UUID
+    last: UUID | int
+    is_due: bool
+
 
 #: By the key: what is kept, like an open turn, is passed once in a round.
 _AGED_PAGE = """
@@ -91,6 +106,12 @@ SELECT batch_id AS id FROM named
 WHERE batch_id IS NOT NULL AND NOT EXISTS (SELECT FROM batches WHERE id = batch_id)
 """
 
+
+class _Locked(NamedTuple):
+    id: UUID
+    conversation_id: UUID
+
+
 #: States again: a parked turn may just have been queued anew.
 _LOCK_TURNS = """
 SELECT id, conversation_id FROM turns WHERE id = ANY(%s) AND state = ANY(%s)
@@ -105,7 +126,8 @@ summaries WHERE conversation_id IN (
 
 #: One that is just receiving an event is passed over.
 _LOCK_THREADS = """
-SELECT conversation_id FROM channel_threads WHERE conversation_id = ANY(%s) FOR UPDATE SKIP LOCKED
+SELECT conversation_id AS id FROM channel_threads
+WHERE conversation_id = ANY(%s) FOR UPDATE SKIP LOCKED
 """
 
 _THREADS = """
@@ -140,6 +162,13 @@ AND NOT EXISTS (SELECT FROM turns WHERE conversation_id = c.id)
 """
 
 
+class _Span(NamedTuple):
+    """What is older than a retention: times and ids before these."""
+
+    before: datetime
+    end: UUID
+
+
 class Round:
     """One round. Whoever runs it holds the pruner's lock."""
 
@@ -158,7 +187,8 @@ class Round:
         self._pause = pause
         self._on_progress = on_progress
         self._is_dry = is_dry
-        self._there: datetime = link.execute("SELECT clock_timestamp()").fetchone()[0]  # type: ignore[index]
+        (now,) = link.fetch(_Now, "SELECT clock_timestamp() AS at")
+        self._there = now.at
         # A clock that is ahead would delete what is young: of two, the one that is behind counts.
         self._now = min(self._there, steady_now())
         if (ahead := self._there - self._now) > _TOLERATED:
@@ -187,36 +217,36 @@ class Round:
 
     def _prune_turns(self, page: str, days: int | None, states: list[str]) -> None:
         if days is not None:
-            for ids in self._pages(page, {"states": states, **self._span(days)}):
+            for ids in self._pages(page, {"states": states, **self._span(days)._asdict()}):
                 self._remove_each(ids, states)
 
     def _prune_batches(self, days: int | None) -> None:
         if days is None:
             return
-        before = self._span(days)["before"]
+        before = self._span(days).before
         gone = []
-        for batch in self._link.execute(_OLD_BATCHES, (before,)).fetchall():
+        for batch in self._link.fetch(Id, _OLD_BATCHES, (before,)):
             if self._remove("batches", _ENDED_BATCH, {"batch": batch.id, "before": before}):
                 gone.append(batch)
         # Read anew: a round before this one may have been ended between a batch and its turns.
-        for batch in gone if self._is_dry else self._link.execute(_GONE_BATCHES).fetchall():
+        for batch in gone if self._is_dry else self._link.fetch(Id, _GONE_BATCHES):
             for ids in self._pages(_BATCH_PAGE, {"batch": batch.id}, after=0):
                 self._remove_each(ids, _ENDED)
 
     def _prune_deliveries(self, days: int | None) -> None:
         if days is not None:
-            for ids in self._pages(_DELIVERY_PAGE, self._span(days)):
+            for ids in self._pages(_DELIVERY_PAGE, self._span(days)._asdict()):
                 self._remove("deliveries", "deliveries WHERE id = ANY(%s)", (ids,))
 
     def _prune_idle_threads(self, days: int | None) -> None:
         if days is not None:
-            for ids in self._pages(_IDLE_THREAD_PAGE, self._span(days)):
+            for ids in self._pages(_IDLE_THREAD_PAGE, self._span(days)._asdict()):
                 with self._transaction():
                     self._remove_conversations(ids)
                     self._remove_threads(ids)
 
     def _prune_events(self) -> None:
-        before = self._span(EVENTS_DAYS)["before"]
+        before = self._span(EVENTS_DAYS).before
         size = None if self._is_dry else PAGE_TURNS
         while True:
             started_at = time.monotonic()
@@ -228,7 +258,9 @@ class Round:
     def _prune_stray_attempts(self, days: int | None) -> None:
         if days is not None:
             open_states = [state.value for state in OPEN_STATES]
-            for ids in self._pages(_STRAY_PAGE, {"open": open_states, **self._span(days)}):
+            for ids in self._pages(
+                _STRAY_PAGE, {"open": open_states, **self._span(days)._asdict()}
+            ):
                 # Not the one that runs: its turn may just have been taken up again.
                 which = "attempts_default WHERE turn_id = ANY(%s) AND ended_at IS NOT NULL"
                 self._remove("attempts", which, (ids,))
@@ -236,23 +268,23 @@ class Round:
     def _drop_months(self, table: str, days: int | None) -> None:
         if days is None:
             return
-        for partition in expired(self._link, table, self._span(days)["end"]):
+        for partition in expired(self._link, table, self._span(days).end):
             if not self._is_dry and not drop(self._link, table, partition, self._pause):
                 return
             self.counts[partition.name] += 1
 
-    def _span(self, days: int) -> dict[str, Any]:
+    def _span(self, days: int) -> _Span:
         before = self._now - timedelta(days=days)
-        return {"before": before, "end": first_id(before)}
+        return _Span(before, first_id(before))
 
     def _pages(
-        self, page: str, params: dict[str, Any], after: UUID | int = UUID(int=0)
+        self, page: str, params: Mapping[str, object], after: UUID | int = UUID(int=0)
     ) -> Iterator[list[UUID]]:
         """What is due, page by page, with a pause after each; ends when it is time to stop."""
         while True:
             started_at = time.monotonic()
             given = {**params, "after": after, "size": PAGE_TURNS}
-            rows = self._link.execute(page, given).fetchall()
+            rows = self._link.fetch(_Page, page, given)
             if due := [row.id for row in rows if row.is_due]:
                 yield due
                 self._on_progress(self.counts)
@@ -266,7 +298,7 @@ class Round:
 
     def _remove_turns(self, ids: list[UUID], states: list[str]) -> list[UUID]:
         with self._transaction():
-            rows = self._link.execute(_LOCK_TURNS, (ids, states)).fetchall()
+            rows = self._link.fetch(_Locked, _LOCK_TURNS, (ids, states))
             gone = [row.id for row in rows]
             for table in (
                 "chunks",
@@ -302,16 +334,16 @@ class Round:
         conversation while it adds a turn, which an older snapshot would not show.
         """
         locked = f"SELECT id FROM {_EMPTY} ORDER BY id FOR UPDATE SKIP LOCKED"
-        empty = [row.id for row in self._link.execute(locked, (ids,))]
+        empty = [row.id for row in self._link.fetch(Id, locked, (ids,))]
         self._remove("conversations", _EMPTY, (empty,))
         self._remove_threads(empty)
 
     def _remove_threads(self, ids: list[UUID]) -> None:
         """Locked and looked at again, like conversations: an event may have brought a turn."""
-        locked = [row.conversation_id for row in self._link.execute(_LOCK_THREADS, (ids,))]
+        locked = [row.id for row in self._link.fetch(Id, _LOCK_THREADS, (ids,))]
         self._remove("channel_threads", _THREADS, (locked,))
 
-    def _remove(self, table: str, which: str, params: Any) -> int:
+    def _remove(self, table: str, which: str, params: Params) -> int:
         verb = "SELECT FROM" if self._is_dry else "DELETE FROM"
         count = self._link.execute(f"{verb} {which}", params).rowcount
         self.counts[table] += count

@@ -55,7 +55,7 @@ async def get_metrics(
 
 def _look(database: Database) -> None:
     try:
-        refuse_older_database(database.run)
+        refuse_older_database(database.fetch)
     except DatabaseOutdated as error:
         # Not what callers read of a database that is away: this says what to do.
         raise TransientError(error.message) from None

@@ -86,6 +86,10 @@ class EndedRow(NamedTuple):
     ended_count: int | None
 
 
+class Unmerged(NamedTuple):
+    batch_id: UUID
+
+
 #: Batches whose moves are worth merging.
 UNMERGED = """
 SELECT batch_id FROM batch_moves WHERE NOT is_merged

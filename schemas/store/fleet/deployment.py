@@ -1,6 +1,6 @@
 """The deployment: all processes that share one database, and what their queues are named after."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from turnmill.schemas.postgres.database import Database
 
@@ -8,8 +8,7 @@ from turnmill.schemas.postgres.database import Database
 DEPLOYMENT_ID = "coalesce((SELECT min(id) FROM deployment), 'none')"
 
 
-@dataclass(frozen=True, slots=True)
-class Deployment:
+class Deployment(NamedTuple):
     """What a process must know to name the queues that it consumes."""
 
     id: str
@@ -19,8 +18,9 @@ class Deployment:
 
 def read_deployment(database: Database) -> Deployment:
     """Read the deployment that the database belongs to. Raises `DatabaseUnavailable`."""
-    (row,) = database.run(
+    (deployment,) = database.fetch(
+        Deployment,
         f"SELECT {DEPLOYMENT_ID} AS id, "
-        "coalesce((SELECT bool_or(has_old_queues) FROM deployment), false) AS has_old_queues"
+        "coalesce((SELECT bool_or(has_old_queues) FROM deployment), false) AS has_old_queues",
     )
-    return Deployment(row.id, row.has_old_queues)
+    return deployment

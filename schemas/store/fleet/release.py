@@ -1,12 +1,12 @@
 """Which release runs, and whether the database is as new as it needs."""
 
-from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import structlog
 
 from turnmill.schemas.errors import DatabaseOutdated
+from turnmill.schemas.postgres.rows import RowT
 
 log = structlog.get_logger()
 
@@ -19,13 +19,27 @@ UPGRADE_POLL_S = 1.0
 NEEDED_REVISION = "0037"
 
 
-def refuse_older_database(query: Callable[[str], Sequence[Any]]) -> None:
+class _IsThere(NamedTuple):
+    is_there: bool
+
+
+class _Revision(NamedTuple):
+    version_num: str
+
+
+class Fetch(Protocol):
+    """Runs a statement on the database and returns its rows: `Database.fetch`, `Link.fetch`."""
+
+    def __call__(self, kind: type[RowT], statement: str, /) -> list[RowT]: ...
+
+
+def refuse_older_database(fetch: Fetch) -> None:
     """Raise `DatabaseOutdated` if a migration that this release needs has not run yet.
 
-    `query` runs a statement on the database and returns its rows. Expand/contract migrations keep
-    the previous release working, so a newer database is only logged.
+    Expand/contract migrations keep the previous release working, so a newer database is only
+    logged.
     """
-    revision = _revision(query)
+    revision = _revision(fetch)
     if revision is None:
         raise DatabaseOutdated("The database has no tables yet. Create them: turnmill db upgrade")
     if revision < NEEDED_REVISION:
@@ -37,8 +51,9 @@ def refuse_older_database(query: Callable[[str], Sequence[Any]]) -> None:
         log.warning("database.newer", revision=revision, known=NEEDED_REVISION, release=RELEASE)
 
 
-def _revision(query: Callable[[str], Sequence[Any]]) -> str | None:
-    if not query("SELECT to_regclass('alembic_version') IS NOT NULL AS is_there")[0].is_there:
+def _revision(fetch: Fetch) -> str | None:
+    (table,) = fetch(_IsThere, "SELECT to_regclass('alembic_version') IS NOT NULL AS is_there")
+    if not table.is_there:
         return None
-    rows = query("SELECT version_num FROM alembic_version")
+    rows = fetch(_Revision, "SELECT version_num FROM alembic_version")
     return rows[0].version_num if rows else None
