@@ -8,7 +8,6 @@ of it is written together with the delivery that will bring the reply back.
 import json
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
@@ -35,6 +34,7 @@ from turnmill.schemas.content import text_of
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, new_id, parse_id
 from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.postgres.rows import Id, fetch
 from turnmill.schemas.store import hand_off as store
 from turnmill.schemas.store.channels.deliveries import AWAITED, INSERT_PENDING, advance_deliveries
 from turnmill.schemas.store.channels.threads import (
@@ -48,6 +48,10 @@ from turnmill.schemas.store.channels.threads import (
     SET_AUTHOR,
     TAKE_EVENT,
     TAKE_THREAD,
+    FoundEvent,
+    NamedThread,
+    TakenThread,
+    Target,
 )
 from turnmill.schemas.turns import AcceptedTurn, Message, Role, TurnRequest
 
@@ -109,8 +113,8 @@ def receive(
     """
     with database.cursor() as cursor:
         if cursor.execute(TAKE_EVENT, (channel, event.event_id)).fetchone() is None:
-            found = cursor.execute(FIND_EVENT, (channel, event.event_id)).fetchone()
-            return Received(Kind.DUPLICATE, *(found or ()))
+            found = fetch(cursor, FoundEvent, FIND_EVENT, (channel, event.event_id))
+            return Received(Kind.DUPLICATE, *(found[0] if found else ()))
         received = _take(cursor, tenant_id, bot, defaults, event)
         cursor.execute(
             NOTE_EVENT,
@@ -169,9 +173,9 @@ def _past_target(cursor: Cursor, event: Event) -> dict[str, str] | None:
     """The target of the thread's last event, where it matters; None: there is no such thread."""
     if event.begins and event.answering is None:
         return {}
-    found = (event.address.channel, event.address.thread)
-    row = cursor.execute(FIND_THREAD, found).fetchone()
-    return None if row is None else dict(row.target)
+    thread = (event.address.channel, event.address.thread)
+    found = fetch(cursor, Target, FIND_THREAD, thread)
+    return found[0].target if found else None
 
 
 def _placed(cursor: Cursor, tenant_id: UUID, event: Command) -> Command:
@@ -185,11 +189,11 @@ def _placed(cursor: Cursor, tenant_id: UUID, event: Command) -> Command:
     if turn_id is None and conversation_id is None:
         return event
     named = {"turn": turn_id, "conversation": conversation_id}
-    found = cursor.execute(
-        FIND_NAMED_THREAD, {"channel": address.channel, "tenant": tenant_id, **named}
-    ).fetchone()
-    if found is None or found.thread == address.thread:
+    asked = {"channel": address.channel, "tenant": tenant_id, **named}
+    rows = fetch(cursor, NamedThread, FIND_NAMED_THREAD, asked)
+    if not rows or rows[0].thread == address.thread:
         return event
+    found = rows[0]
     changes = {"thread": found.thread, "target": found.target | address.target}
     moved = address.model_copy(update=changes)
     return event.model_copy(update={"address": moved, "author": found.author})
@@ -210,11 +214,11 @@ def _take_thread(
 
     One that was another tenant's or bot's does not fit: the channel was configured anew.
     """
-    params = _thread_params(tenant_id, event)
-    found = cursor.execute(TAKE_THREAD, params).fetchone()
-    assert found is not None
+    new = new_id()
+    params = _thread_params(tenant_id, event, new)
+    (found,) = fetch(cursor, TakenThread, TAKE_THREAD, params)
     author = found.author
-    is_new = found.conversation_id == params["new"]
+    is_new = found.conversation_id == new
     standing = None if is_new else lock_standing(cursor, found.conversation_id)
     if standing is None:
         standing = begin(cursor, tenant_id, bot, found.conversation_id)
@@ -226,17 +230,17 @@ def _take_thread(
 
 def _renew(cursor: Cursor, tenant_id: UUID, bot: str, event: Event) -> Standing:
     """Give the thread, which is locked, a fresh conversation."""
-    params = _thread_params(tenant_id, event)
-    cursor.execute(RENEW_THREAD, params)
-    return begin(cursor, tenant_id, bot, params["new"])
+    new = new_id()
+    cursor.execute(RENEW_THREAD, _thread_params(tenant_id, event, new))
+    return begin(cursor, tenant_id, bot, new)
 
 
-def _thread_params(tenant_id: UUID, event: Event) -> dict[str, Any]:
+def _thread_params(tenant_id: UUID, event: Event, new: UUID) -> dict[str, object]:
     return {
         "channel": event.address.channel,
         "thread": event.address.thread,
         "tenant": tenant_id,
-        "new": new_id(),
+        "new": new,
         "author": event.author,
         "target": Jsonb(event.address.target),
     }
@@ -353,8 +357,8 @@ def _rated_turn(cursor: Cursor, event: Rating) -> UUID | None:
     if event.turn_id is not None:
         return _read_id(Prefix.TURN, event.turn_id)
     found = (event.address.channel, event.message_id)
-    row = cursor.execute(FIND_DELIVERED, found).fetchone()
-    return None if row is None else row.turn_id
+    rows = fetch(cursor, Id, FIND_DELIVERED, found)
+    return rows[0].id if rows else None
 
 
 def _reset(cursor: Cursor, thread: _Thread, event: UserMessage | Command) -> Received:

@@ -7,12 +7,19 @@ generation and settling code.
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import NamedTuple
+from uuid import UUID
 
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.postgres.clock import IS_DUE
 from turnmill.schemas.settings import Settings
 from turnmill.workers.consumer.process import running_worker
 from turnmill.workers.turn.answer import answer_turn
+
+
+class _Due(NamedTuple):
+    turn_id: UUID
+
 
 _DUE = f"""
 UPDATE outbox SET published_at = clock_timestamp()
@@ -51,16 +58,18 @@ class InlineWorker:
         lanes = [lane.value for lane in self._settings.worker.lanes]
         while not self._stopping.wait(POLL_S):
             try:
-                rows = self.worker.database.run(_DUE, (self._settings.engine.model_name, lanes))
+                rows = self.worker.database.fetch(
+                    _Due, _DUE, (self._settings.engine.model_name, lanes)
+                )
             except DatabaseUnavailable:
                 continue
             for row in rows:
                 self._pool.submit(self._answer, row.turn_id)
 
-    def _answer(self, turn_id: object) -> None:
+    def _answer(self, turn_id: UUID) -> None:
         while not self._stopping.is_set():
             try:
-                answer_turn(self.worker, turn_id)  # type: ignore[arg-type]
+                answer_turn(self.worker, turn_id)
                 return
             except DatabaseUnavailable:
                 self._stopping.wait(POLL_S)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -11,6 +11,7 @@ from turnmill.schemas.channels.deliveries import DeliveryKind, DeliveryState
 from turnmill.schemas.errors import NotFound
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import Id, fetch
 from turnmill.schemas.store.advance import lock_conversations
 from turnmill.schemas.store.channels.deliveries import advance_deliveries
 from turnmill.schemas.store.channels.sending import DROP_UNSENT, RETRY_FAILED
@@ -19,6 +20,24 @@ _COLUMNS = """
 id, conversation_id, turn_id, channel, kind, state, attempt, failures, error_code, error_message,
     created_at, settled_at
 """
+
+
+class _Row(NamedTuple):
+    """The columns of `_COLUMNS`."""
+
+    id: UUID
+    conversation_id: UUID
+    turn_id: UUID | None
+    channel: str
+    kind: str
+    state: str
+    attempt: int
+    failures: int
+    error_code: str | None
+    error_message: str | None
+    created_at: datetime
+    settled_at: datetime | None
+
 
 _LIST = f"""
 SELECT {_COLUMNS} FROM deliveries
@@ -36,7 +55,7 @@ ORDER BY ordinal
 """
 
 _CONVERSATIONS = """
-SELECT DISTINCT conversation_id FROM deliveries WHERE id = ANY(%s) AND tenant_id = %s
+SELECT DISTINCT conversation_id AS id FROM deliveries WHERE id = ANY(%s) AND tenant_id = %s
 """
 
 
@@ -77,14 +96,14 @@ def list_deliveries(
 ) -> DeliveryPage:
     """One page of a tenant's deliveries, the latest first."""
     params = {"tenant": tenant_id, "channel": channel, "state": state, "after": after}
-    rows = database.run(_LIST, params | {"limit": limit + 1})
+    rows = database.fetch(_Row, _LIST, params | {"limit": limit + 1})
     shown = [_view(row) for row in rows[:limit]]
     return DeliveryPage(deliveries=shown, next=shown[-1].id if len(rows) > limit else None)
 
 
 def read_delivery(database: Database, tenant_id: UUID, delivery_id: UUID) -> DeliveryView:
     """Raises `NotFound`: the tenant has no such delivery."""
-    rows = database.run(_SHOW, (delivery_id, tenant_id))
+    rows = database.fetch(_Row, _SHOW, (delivery_id, tenant_id))
     if not rows:
         raise NotFound("There is no such delivery.")
     return _view(rows[0])
@@ -92,7 +111,7 @@ def read_delivery(database: Database, tenant_id: UUID, delivery_id: UUID) -> Del
 
 def find_failed(database: Database, tenant_id: UUID, channel: str | None = None) -> list[UUID]:
     """The failed deliveries of a tenant, and of one channel if given, the oldest first."""
-    return [row.id for row in database.run(_FAILED, (tenant_id, channel, channel))]
+    return [row.id for row in database.fetch(Id, _FAILED, (tenant_id, channel, channel))]
 
 
 def retry_deliveries(database: Database, tenant_id: UUID, ids: Sequence[UUID]) -> list[UUID]:
@@ -108,25 +127,25 @@ def drop_deliveries(database: Database, tenant_id: UUID, ids: Sequence[UUID]) ->
 def _change(database: Database, tenant_id: UUID, ids: Sequence[UUID], statement: str) -> list[UUID]:
     """Raises `NotFound` if the tenant has none of them."""
     with database.cursor() as cursor:
-        found = cursor.execute(_CONVERSATIONS, (list(ids), tenant_id)).fetchall()
+        found = fetch(cursor, Id, _CONVERSATIONS, (list(ids), tenant_id))
         if ids and not found:
             raise NotFound("There is no such delivery.")
-        conversation_ids = [row.conversation_id for row in found]
+        conversation_ids = [row.id for row in found]
         lock_conversations(cursor, conversation_ids)
-        changed = cursor.execute(statement, {"deliveries": list(ids), "tenant": tenant_id})
-        changed_ids = [row.id for row in changed.fetchall()]
+        params = {"deliveries": list(ids), "tenant": tenant_id}
+        changed_ids = [row.id for row in fetch(cursor, Id, statement, params)]
         advance_deliveries(cursor, conversation_ids)
     return changed_ids
 
 
-def _view(row: Any) -> DeliveryView:
+def _view(row: _Row) -> DeliveryView:
     return DeliveryView(
         id=show_id(Prefix.DELIVERY, row.id),
         conversation_id=show_id(Prefix.CONVERSATION, row.conversation_id),
         turn_id=None if row.turn_id is None else show_id(Prefix.TURN, row.turn_id),
         channel=row.channel,
-        kind=row.kind,
-        state=row.state,
+        kind=DeliveryKind(row.kind),
+        state=DeliveryState(row.state),
         attempts=row.attempt,
         failures=row.failures,
         error_code=row.error_code,

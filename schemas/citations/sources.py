@@ -1,7 +1,6 @@
 """The passages that a turn was shown, and which of them its reply cites."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -72,7 +71,7 @@ class ReplySource(BaseModel):
 
 
 def read_sources(
-    text: str, pinned: Sequence[Any] | None, shown: int | None, first_number: int | None
+    text: str, pinned: Sequence[object] | None, shown: int | None, first_number: int | None
 ) -> tuple[tuple[ReplySource, ...], tuple[Citation, ...]]:
     """The sources of a reply, and where it cites them.
 

@@ -1,10 +1,26 @@
 """Collect: a message joins the last turn of its conversation, which no worker has begun."""
 
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
 from turnmill.schemas.postgres.clock import MAX_DELAY_S
 from turnmill.schemas.store.changes import literals
 from turnmill.schemas.turns import TurnState
 
 _UNBEGUN = literals({TurnState.WAITING, TurnState.QUEUED})
+
+
+class Unbegun(NamedTuple):
+    """The last turn of a conversation, while no attempt at it has begun."""
+
+    id: UUID
+    seq: int
+    state: str
+    input: list[dict[str, object]]
+    params: dict[str, object]
+    deadline_at: datetime | None
+
 
 #: Lock the turn. A claim that is just being made is waited for, and then there is no such turn;
 #: a claim that comes later passes over the locked turn, whose hint is published anew.

@@ -2,12 +2,18 @@
 
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from turnmill.schemas.citations.markers import ALL, CitationReader, find_citations
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.turns import Role
 from turnmill.workers.engines.base import Chunk
 from turnmill.workers.turn.claim import Claim
+
+
+class _Pinned(NamedTuple):
+    shown: int
+
 
 #: The first attempt's prompt decides: a later one continues a reply that may cite all of it.
 _PIN = """
@@ -33,7 +39,7 @@ def pin_shown(database: Database, claim: Claim, document_count: int) -> Claim:
     first = len(claim.documents) + 1
     shown = max(0, document_count - len(claim.documents))
     values = {"shown": shown, "first": first if claim.is_to_cite else None}
-    rows = database.run(_PIN, claim.owned | values)
+    rows = database.fetch(_Pinned, _PIN, claim.owned | values)
     if rows:
         shown = rows[0].shown
     return replace(claim, citable=range(first, first + shown) if claim.is_to_cite else None)

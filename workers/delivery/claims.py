@@ -18,6 +18,7 @@ from turnmill.schemas.store.channels.sending import (
     IS_HELD,
     KEEP,
     POSTPONE_HELD,
+    Details,
 )
 from turnmill.schemas.turns import TurnState
 from turnmill.workers.delivery.base import Job, LeaseLost
@@ -58,7 +59,7 @@ class DeliveryClaim:
     asked_at: float
 
     @property
-    def fence(self) -> dict[str, Any]:
+    def fence(self) -> dict[str, object]:
         return {
             "delivery": self.job.delivery_id,
             "attempt": self.attempt,
@@ -101,7 +102,7 @@ def claim_delivery(holder: Holder, channel: str, delivery_id: UUID) -> DeliveryC
     """
     params = {"delivery": delivery_id, "channel": channel, "worker": holder.worker_id}
     asked_at = time.monotonic()
-    rows = holder.database.run(CLAIM_DELIVERY, params | {"lease_s": holder.lease_s})
+    rows = holder.database.fetch(Details, CLAIM_DELIVERY, params | {"lease_s": holder.lease_s})
     return _claim(rows[0], asked_at) if rows else None
 
 
@@ -121,11 +122,11 @@ def claim_progress(holder: Holder, channel: str, limit: int) -> list[DeliveryCla
     """Win pending deliveries whose progress is due. Raises `DatabaseUnavailable`."""
     params = {"channel": channel, "worker": holder.worker_id, "lease_s": holder.lease_s}
     asked_at = time.monotonic()
-    rows = holder.database.run(CLAIM_PROGRESS, params | {"limit": limit})
+    rows = holder.database.fetch(Details, CLAIM_PROGRESS, params | {"limit": limit})
     return [_claim(row, asked_at) for row in rows]
 
 
-def _claim(row: Any, asked_at: float) -> DeliveryClaim:
+def _claim(row: Details, asked_at: float) -> DeliveryClaim:
     job = Job(
         delivery_id=row.id,
         kind=DeliveryKind(row.kind),
@@ -155,7 +156,7 @@ def _claim(row: Any, asked_at: float) -> DeliveryClaim:
     )
 
 
-def _reply(job: Job, row: Any) -> Job:
+def _reply(job: Job, row: Details) -> Job:
     """The reply of a turn, or the bot's own word about why there is none.
 
     While a person answers, only a reply that was begun is completed. A status is no beginning.
@@ -167,21 +168,21 @@ def _reply(job: Job, row: Any) -> Job:
     if row.reply and row.reply.strip():
         is_spoken = row.was_spoken and _policies(row).voice_replies is VoiceReplies.TO_VOICE
         job = replace(job, text=row.reply, is_reply=True, is_spoken=is_spoken)
-        return _with_sources(job, row)
+        return _with_sources(job, row.reply, row)
     texts = _policies(row).texts
     is_late = row.turn_error == "deadline_exceeded"
     return replace(job, text=texts.expired if is_late else texts.failed)
 
 
-def _with_sources(job: Job, row: Any) -> Job:
+def _with_sources(job: Job, reply: str, row: Details) -> Job:
     """The reply with the sources that it cites below it, if its bot shows them."""
-    sources, _ = read_sources(row.reply, row.sources, row.sources_shown, row.first_number)
+    sources, _ = read_sources(reply, row.sources, row.sources_shown, row.first_number)
     policies = _policies(row)
     if not sources or not policies.shows_sources:
         return replace(job, sources=sources)
-    below = sources_below(row.reply, sources, policies.texts.sources)
-    return replace(job, text=f"{row.reply}{below}", sources=sources, below=below)
+    below = sources_below(reply, sources, policies.texts.sources)
+    return replace(job, text=f"{reply}{below}", sources=sources, below=below)
 
 
-def _policies(row: Any) -> Policies:
+def _policies(row: Details) -> Policies:
     return Policies.of(row.conversation_policies).over(Policies.of(row.bot_policies))

@@ -7,14 +7,13 @@ import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import structlog
 from psycopg.types.json import Jsonb
 
 from turnmill.schemas.errors import ChannelUnavailable, DatabaseUnavailable, DeliveryRefused
 from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.store.channels.progress import ESTIMATE, PLACE
+from turnmill.schemas.store.channels.progress import ESTIMATE, PLACE, Pace, Place
 from turnmill.schemas.store.channels.sending import RELEASE
 from turnmill.schemas.turns import TurnState
 from turnmill.workers.delivery.base import Delivery, LeaseLost, Look
@@ -133,19 +132,19 @@ class Paces:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._known: dict[tuple[str, str], tuple[float, Any]] = {}
+        self._known: dict[tuple[str, str], tuple[float, Pace]] = {}
 
     def place(self, claim: DeliveryClaim) -> tuple[int, float | None]:
         """Turns before this one, and the seconds until it begins; None: nothing to go by."""
-        (row,) = self._database.run(PLACE, {"turn": claim.job.turn_id})
+        (row,) = self._database.fetch(Place, PLACE, {"turn": claim.job.turn_id})
         pace = self._pace(claim.model or "", claim.lane or "")
         if not pace.slots or pace.turn_s is None:
             return row.place, None
         return row.place, math.ceil((row.place + 1) / pace.slots) * pace.turn_s
 
-    def _pace(self, model: str, lane: str) -> Any:
-        known_at, pace = self._known.get((model, lane), (-math.inf, None))
-        if time.monotonic() - known_at > PACE_S:
-            (pace,) = self._database.run(ESTIMATE, {"model": model, "lane": lane})
-            self._known[model, lane] = (time.monotonic(), pace)
-        return pace
+    def _pace(self, model: str, lane: str) -> Pace:
+        known = self._known.get((model, lane))
+        if known is None or time.monotonic() - known[0] > PACE_S:
+            (pace,) = self._database.fetch(Pace, ESTIMATE, {"model": model, "lane": lane})
+            known = self._known[model, lane] = (time.monotonic(), pace)
+        return known[1]

@@ -7,7 +7,6 @@ the next delivery of the conversation becomes due.
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 import structlog
@@ -167,7 +166,7 @@ class Sender:
                     return False
 
     def _write(self, claim: DeliveryClaim, memory: Remembered, outcome: _Ended | _Again) -> bool:
-        params: dict[str, Any] = claim.fence | {
+        params: dict[str, object] = claim.fence | {
             "progress": Jsonb(memory.value),
             "code": outcome.code,
             "message": outcome.message,

@@ -7,6 +7,7 @@ from uuid import UUID
 import structlog
 
 from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.postgres.rows import Id
 from turnmill.schemas.store.advance import lock_conversations
 from turnmill.schemas.store.channels.deliveries import advance_deliveries
 from turnmill.schemas.store.channels.sending import (
@@ -28,9 +29,9 @@ def sweep(holder: Holder) -> int:
 
     Raises `DatabaseUnavailable`.
     """
-    lost = holder.database.run(LOST_DELIVERIES)
-    forgotten = holder.database.run(FORGOTTEN_DELIVERIES)
-    ids = sorted({row.conversation_id for row in (*lost, *forgotten)})
+    lost = holder.database.fetch(Id, LOST_DELIVERIES)
+    forgotten = holder.database.fetch(Id, FORGOTTEN_DELIVERIES)
+    ids = sorted({row.id for row in (*lost, *forgotten)})
     if ids:
         _advance(holder, ids)
     return len(ids)

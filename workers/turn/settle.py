@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
@@ -27,6 +27,7 @@ from turnmill.schemas.outcomes import (
 )
 from turnmill.schemas.postgres.clock import MAX_DELAY_S
 from turnmill.schemas.postgres.database import DATA_ERRORS, Cursor, Database
+from turnmill.schemas.postgres.rows import rows_of
 from turnmill.schemas.routes import TURN_CHANNEL
 from turnmill.schemas.store.advance import advance, lock_conversations, lock_turns
 from turnmill.schemas.store.claim import ABANDON
@@ -43,10 +44,21 @@ log = structlog.get_logger()
 #: Ends after which a person may be wanted.
 _FAILURES = frozenset({TurnState.FAILED, TurnState.PARKED})
 
+
+class _OutcomeRow(NamedTuple):
+    outcome: str | None
+
+
 _OUTCOME = "SELECT outcome FROM attempts WHERE turn_id = %s AND number = %s"
 
 #: Those that an attempt's worker writes. Others cancel it, interrupt it, or find it lost.
 _OWN_OUTCOMES = frozenset({"answered", "failed", "snoozed", "handed_back"})
+
+
+class _Ended(NamedTuple):
+    """A row of `END`."""
+
+    turn_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +80,8 @@ class Ending:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    logprobs: list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, object]] | None = None
+    logprobs: list[dict[str, object]] | None = None
     #: As `Answered` has it; no column.
     hand_off_because: str | None = None
 
@@ -85,19 +97,19 @@ def end_turns(database: Database, endings: Sequence[Ending]) -> list[bool]:
     with database.cursor(pipeline=True) as cursor:
         lock_conversations(cursor, conversation_ids)
         lock_turns(cursor, [ending.turn_id for ending in endings])
-        ended = cursor.connection.cursor()
+        ended = cursor.connection.cursor(row_factory=rows_of(_Ended))
         ended.execute(END, (rows, TURN_CHANNEL))
         failures = [ending for ending in endings if ending.state in _FAILURES]
         declined = [ending for ending in endings if ending.hand_off_because is not None]
         # To read the rows here takes a second round trip.
-        ended_ids = {row[0] for row in ended} if failures or declined else set()
+        ended_ids = {row.turn_id for row in ended} if failures or declined else set()
         if failures:
             _hand_off_failures(cursor, failures, ended_ids)
         for ending in declined:
             if ending.turn_id in ended_ids:
                 _hand_off_declined(cursor, ending)
         advance(cursor, conversation_ids)
-    ended_ids |= {row[0] for row in ended}
+    ended_ids |= {row.turn_id for row in ended}
     return [ending.turn_id in ended_ids for ending in endings]
 
 
@@ -192,7 +204,7 @@ class Settler:
 
     def _is_ours(self, claim: Claim) -> bool:
         """Whether an earlier commit, whose answer was lost, did go through."""
-        rows = self._database.run(_OUTCOME, (claim.turn_id, claim.attempt))
+        rows = self._database.fetch(_OutcomeRow, _OUTCOME, (claim.turn_id, claim.attempt))
         return bool(rows) and rows[0].outcome in _OWN_OUTCOMES
 
 

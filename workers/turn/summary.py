@@ -11,6 +11,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import structlog
 
@@ -33,6 +34,12 @@ _ASK = (
     "it, if there are any, belong to it. Keep names, numbers, dates, decisions, what I asked for "
     "and what is still open. Write the summary only, in the language that we speak."
 )
+
+
+class _Kept(NamedTuple):
+    seq: int
+    content: str
+
 
 _READ = "SELECT seq, content FROM summaries WHERE conversation_id = %s AND seq < %s"
 
@@ -71,8 +78,8 @@ class Summarizer:
     def read(self) -> Summary:
         """Raises `DatabaseUnavailable`."""
         claim = self.attempt.claim
-        rows = self.database.run(_READ, (claim.conversation_id, claim.seq))
-        return Summary(rows[0].seq, rows[0].content) if rows else Summary()
+        rows = self.database.fetch(_Kept, _READ, (claim.conversation_id, claim.seq))
+        return Summary(*rows[0]) if rows else Summary()
 
     def extend(self, draft: Draft) -> Summary | None:
         """A summary that tells of the draft's oldest turns too, and is kept; None if that failed.

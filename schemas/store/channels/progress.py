@@ -1,6 +1,13 @@
 """Where a queued turn stands, for people who wait for it."""
 
+from typing import NamedTuple
+
 from turnmill.schemas.turns import TurnState
+
+
+class Place(NamedTuple):
+    place: int
+
 
 #: Turns of the same model and lane that are taken before this one, 999 at most.
 PLACE = """
@@ -12,6 +19,12 @@ SELECT count(*)::int AS place FROM (
     WHERE mine.turn_id = %(turn)s LIMIT 999
 ) AS earlier
 """
+
+
+class Pace(NamedTuple):
+    slots: int
+    turn_s: float | None
+
 
 #: How many turns a model answers at once, and how long the last ones took, seconds.
 ESTIMATE = f"""

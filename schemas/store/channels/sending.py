@@ -5,6 +5,9 @@ back says that its holder died between a call to the platform and the commit: wh
 in doubt, and the next attempt finds out.
 """
 
+from typing import Any, NamedTuple
+from uuid import UUID
+
 from turnmill.schemas.channels.deliveries import MAX_LEASE_S, DeliveryState
 from turnmill.schemas.postgres.clock import IS_DUE
 from turnmill.schemas.routes import DELIVERY_LANE, OUTBOX_CHANNEL
@@ -37,10 +40,45 @@ attempt = d.attempt + 1, worker_id = %(worker)s,
     leased_until = clock_timestamp() + make_interval(secs => %(lease_s)s)
 """
 
+
+class Details(NamedTuple):
+    """A delivery with its turn: a row of `CLAIM_DELIVERY` and `CLAIM_PROGRESS`."""
+
+    id: UUID
+    kind: str
+    turn_id: UUID | None
+    conversation_id: UUID
+    channel: str
+    target: dict[str, str]
+    content: str | None
+    attempt: int
+    failures: int
+    progress: dict[str, Any]
+    worker_id: UUID
+    is_doubtful: bool
+    turn_state: str | None
+    turn_error: str | None
+    model: str | None
+    lane: str | None
+    reply: str | None
+    shown: str | None
+    is_handed_off: bool
+    because: str | None
+    bot_policies: dict[str, object] | None
+    conversation_policies: dict[str, object] | None
+    sources: list[object] | None
+    sources_shown: int | None
+    first_number: int | None
+    #: Whether the turn was a sound.
+    was_spoken: bool | None
+
+
 #: What an attempt must know of the row `claimed` and of its turn.
 _DETAILS = """
-SELECT claimed.*, t.state AS turn_state, t.error_code AS turn_error, t.model, t.lane,
-    t.started_at IS NOT NULL AS has_started, r.content AS reply, shown.text AS shown,
+SELECT claimed.id, claimed.kind, claimed.turn_id, claimed.conversation_id, claimed.channel,
+    claimed.target, claimed.content, claimed.attempt, claimed.failures, claimed.progress,
+    claimed.worker_id, claimed.is_doubtful, t.state AS turn_state, t.error_code AS turn_error,
+    t.model, t.lane, r.content AS reply, shown.text AS shown,
     c.handed_off_at IS NOT NULL AS is_handed_off, c.handed_off_because AS because,
     b.policies AS bot_policies, c.policies AS conversation_policies,
     s.sources, s.shown AS sources_shown, s.first_number,
@@ -155,7 +193,7 @@ SELECT id, pg_notify('{OUTBOX_CHANNEL}', '') FROM again
 
 #: Conversations with a delivery whose worker died.
 LOST_DELIVERIES = f"""
-SELECT DISTINCT conversation_id FROM deliveries WHERE {_SENDING} AND {_IS_FREE} LIMIT 100
+SELECT DISTINCT conversation_id AS id FROM deliveries WHERE {_SENDING} AND {_IS_FREE} LIMIT 100
 """
 
 #: The lease stays, ended: what the dead worker's last call did is in doubt.
@@ -167,7 +205,7 @@ WHERE conversation_id = ANY(%(conversations)s) AND {_AGAIN.guard} AND {_IS_FREE}
 #: Conversations whose deliveries an older release's worker, or a hand, left behind: pending though
 #: the turn has ended, or first in the queue and without a hint.
 FORGOTTEN_DELIVERIES = f"""
-SELECT DISTINCT conversation_id FROM deliveries d WHERE state IN ({UNSENT}) AND (
+SELECT DISTINCT conversation_id AS id FROM deliveries d WHERE state IN ({UNSENT}) AND (
     {_PENDING} AND NOT EXISTS (
         SELECT 1 FROM turns t WHERE t.id = d.turn_id AND t.state IN ({OPEN}))
     OR {_QUEUED} AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.turn_id = d.id)

@@ -1,10 +1,19 @@
 """Events and threads of platforms: what was received, and which conversation it belongs to."""
 
+from typing import NamedTuple
+from uuid import UUID
+
 #: No row: the event was received before. One that is just being received elsewhere is waited for.
 TAKE_EVENT = """
 INSERT INTO channel_events (channel, event_id) VALUES (%s, %s) ON CONFLICT DO NOTHING
 RETURNING event_id
 """
+
+
+class FoundEvent(NamedTuple):
+    conversation_id: UUID | None
+    turn_id: UUID | None
+
 
 FIND_EVENT = """
 SELECT conversation_id, turn_id FROM channel_events WHERE channel = %s AND event_id = %s
@@ -18,7 +27,19 @@ WHERE channel = %(channel)s AND event_id = %(event)s
 #: Events of one thread follow one another, from before its row is there.
 LOCK_THREAD = "SELECT pg_advisory_xact_lock(hashtextextended(%s || '/' || %s, 0))"
 
+
+class Target(NamedTuple):
+    target: dict[str, str]
+
+
 FIND_THREAD = "SELECT target FROM channel_threads WHERE channel = %s AND thread = %s"
+
+
+class NamedThread(NamedTuple):
+    thread: str
+    author: str
+    target: dict[str, str]
+
 
 #: The thread of a conversation, or of a turn's; none where it was reset, and has another one.
 FIND_NAMED_THREAD = """
@@ -28,6 +49,12 @@ WHERE channel = %(channel)s AND tenant_id = %(tenant)s AND conversation_id = coa
     (SELECT conversation_id FROM turns WHERE id = %(turn)s AND tenant_id = %(tenant)s))
 LIMIT 1
 """
+
+
+class TakenThread(NamedTuple):
+    conversation_id: UUID
+    author: str
+
 
 #: The row stays locked until the transaction ends: two events of a new thread begin one
 #: conversation. Whoever locks a thread and its conversation locks the thread first.
@@ -40,7 +67,7 @@ RETURNING conversation_id, author
 
 #: The turn of whose reply a message of the platform is a part: `ix_deliveries_parts`.
 FIND_DELIVERED = """
-SELECT turn_id FROM deliveries
+SELECT turn_id AS id FROM deliveries
 WHERE channel = %s AND jsonb_path_query_array(progress, '$."parts".*') ? %s
   AND turn_id IS NOT NULL LIMIT 1
 """
