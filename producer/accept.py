@@ -9,7 +9,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -23,6 +24,7 @@ from turnmill.schemas.formats.checking import check_format
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.joining import all_asked
 from turnmill.schemas.postgres.database import Cursor, Database, notify_after_commit
+from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.safety.messages import without_personal
 from turnmill.schemas.safety.policy import Safety
@@ -44,15 +46,50 @@ MAX_RACES = 10
 #: Parameters that fingerprints of the first release do not have.
 _LATER_PARAMS = ("top_k", "min_p", "repetition_penalty", "template_kwargs")
 
+#: What tells requests apart: tenant and idempotency key, or the id of the turn to be.
+_Key = tuple[UUID, str] | UUID
+
+
+class _Bot(NamedTuple):
+    tenant_id: UUID
+    name: str
+    id: UUID
+    version: int
+    model: str
+    params: dict[str, object]
+    safety: dict[str, object] | None
+
+
 _BOTS = """
 SELECT tenant_id, name, id, version, model, params, policies -> 'safety' AS safety FROM bots
 WHERE (tenant_id, name) IN (SELECT * FROM unnest(%s::uuid[], %s::text[])) AND deleted_at IS NULL
 """
 
+
+class _Seen(NamedTuple):
+    tenant_id: UUID
+    idempotency_key: str
+    fingerprint: bytes | None
+    id: UUID
+    conversation_id: UUID
+    seq: int
+    state: str
+
+
 _SEEN = """
 SELECT tenant_id, idempotency_key, fingerprint, id, conversation_id, seq, state FROM turns
 WHERE (tenant_id, idempotency_key) IN (SELECT * FROM unnest(%s::uuid[], %s::text[]))
 """
+
+
+class _Numbered(NamedTuple):
+    id: UUID
+    tenant_id: UUID
+    bot_id: UUID
+    next_seq: int
+    answered_seq: int
+    handed_off_at: datetime | None
+
 
 #: Takes the numbers of the new turns. The rows are locked in the order of their ids, so that
 #: two accepts of the same conversations cannot wait for each other.
@@ -134,7 +171,7 @@ def as_stored(cursor: Cursor, request: TurnRequest) -> TurnRequest:
     return _prepare(cursor, [request])[0].request
 
 
-def asked_params(cursor: Cursor, request: TurnRequest) -> dict[str, Any]:
+def asked_params(cursor: Cursor, request: TurnRequest) -> dict[str, object]:
     """Return the parameters of a request as its turn would store them. Raises `UnknownBot`."""
     return _stored(_prepare(cursor, [request])[0].params)
 
@@ -156,7 +193,7 @@ def accept_in(
     entries = _prepare(cursor, requests)
     refuse_unknown_files(cursor, requests)
     seen = _find_seen(cursor, entries)
-    fresh: dict[Any, _Entry] = {}
+    fresh: dict[_Key, _Entry] = {}
     for entry in entries:
         key = _key(entry.request) or entry.turn_id
         if key in seen:
@@ -177,7 +214,7 @@ def _prepare(cursor: Cursor, requests: Sequence[TurnRequest]) -> list[_Entry]:
     # No bot has a name that PostgreSQL cannot store, nor can it be asked for one.
     named = {(each.tenant_id, each.bot) for each in requests if "\0" not in each.bot}
     asked = ([tenant for tenant, _ in named], [name for _, name in named])
-    bots = {(bot.tenant_id, bot.name): bot for bot in cursor.execute(_BOTS, asked)}
+    bots = {(bot.tenant_id, bot.name): bot for bot in fetch(cursor, _Bot, _BOTS, asked)}
     entries = []
     for request in requests:
         bot = bots.get((request.tenant_id, request.bot))
@@ -221,12 +258,12 @@ def _formatted(params: GenerationParams) -> GenerationParams:
     return params.model_copy(update={"stop": ()})
 
 
-def _find_seen(cursor: Cursor, entries: Iterable[_Entry]) -> dict[Any, Any]:
+def _find_seen(cursor: Cursor, entries: Iterable[_Entry]) -> dict[_Key, _Seen]:
     keys = [key for entry in entries if (key := _key(entry.request))]
     if not keys:
         return {}
-    cursor.execute(_SEEN, tuple(list(column) for column in zip(*keys, strict=True)))
-    return {(row.tenant_id, row.idempotency_key): row for row in cursor}
+    asked = tuple(list(column) for column in zip(*keys, strict=True))
+    return {(row.tenant_id, row.idempotency_key): row for row in fetch(cursor, _Seen, _SEEN, asked)}
 
 
 def _insert(cursor: Cursor, entries: list[_Entry], delay_s: float) -> list[AcceptedTurn]:
@@ -271,17 +308,14 @@ def _take_numbers(cursor: Cursor, entries: list[_Entry]) -> dict[UUID, tuple[int
     """
     counts = Counter(entry.conversation_id for entry in entries)
     owners = {e.conversation_id: (e.request.tenant_id, e.bot_id) for e in entries}
-    cursor.execute(
-        _TAKE_NUMBERS,
-        (
-            list(counts),
-            [owners[conversation][0] for conversation in counts],
-            [owners[conversation][1] for conversation in counts],
-            list(counts.values()),
-        ),
+    taken = (
+        list(counts),
+        [owners[conversation][0] for conversation in counts],
+        [owners[conversation][1] for conversation in counts],
+        list(counts.values()),
     )
     numbers: dict[UUID, tuple[int | None, int]] = {}
-    for row in cursor:
+    for row in fetch(cursor, _Numbered, _TAKE_NUMBERS, taken):
         tenant_id, bot_id = owners[row.id]
         if row.tenant_id != tenant_id:
             raise NotFound("There is no such conversation.", param="conversation")
@@ -292,7 +326,7 @@ def _take_numbers(cursor: Cursor, entries: list[_Entry]) -> dict[UUID, tuple[int
     return numbers
 
 
-def _columns(entries: list[_Entry], accepted: list[AcceptedTurn]) -> tuple[list[Any], ...]:
+def _columns(entries: list[_Entry], accepted: list[AcceptedTurn]) -> tuple[list[object], ...]:
     rows = (
         (
             entry.turn_id,
@@ -319,7 +353,7 @@ def _columns(entries: list[_Entry], accepted: list[AcceptedTurn]) -> tuple[list[
     return tuple(list(column) for column in zip(*rows, strict=True))
 
 
-def _stored(params: GenerationParams) -> dict[str, Any]:
+def _stored(params: GenerationParams) -> dict[str, object]:
     """Without the fields that nobody set: the previous release's workers may not know them."""
     return params.model_dump(mode="json", exclude_none=True)
 
@@ -351,11 +385,11 @@ def _check_same_request(entry: _Entry, fingerprint: bytes | None) -> None:
         )
 
 
-def _duplicate(row: Any) -> AcceptedTurn:
+def _duplicate(row: _Seen) -> AcceptedTurn:
     return AcceptedTurn(
         turn_id=row.id,
         conversation_id=row.conversation_id,
         seq=row.seq,
-        state=row.state,
+        state=TurnState(row.state),
         is_duplicate=True,
     )

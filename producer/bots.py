@@ -5,18 +5,19 @@ A change says what is to be different, and null takes a parameter back to its de
 https://www.rfc-editor.org/rfc/rfc7396 (JSON Merge Patch)
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 import sqlalchemy as sa
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from turnmill.producer.tenants import MAX_NAME, Bot, bot_of
+from turnmill.producer.tenants import BOTS, MAX_NAME, Bot, BotRow
 from turnmill.schemas.content import refuse_nul
 from turnmill.schemas.errors import UnknownBot
 from turnmill.schemas.formats.checking import check_format
 from turnmill.schemas.openai.formats import AskedFormat
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import typed
 from turnmill.schemas.store.tables import bots
 from turnmill.schemas.turns import GenerationParams, SamplingParams, Stop
 
@@ -65,7 +66,7 @@ class BotChange(BaseModel):
 def read_bot(database: Database, tenant_id: UUID, name: str) -> Bot:
     """Read one bot. Raises `UnknownBot`."""
     with database.begin() as connection:
-        return bot_of(_row(connection, tenant_id, name))
+        return _row(connection, tenant_id, name).bot
 
 
 def change_bot(database: Database, tenant_id: UUID, name: str, change: BotChange) -> Bot:
@@ -87,7 +88,7 @@ def change_bot(database: Database, tenant_id: UUID, name: str, change: BotChange
             .where(bots.c.id == row.id, changed)
             .values(**values, version=bots.c.version + 1)
         )
-        return bot_of(_row(connection, tenant_id, name))
+        return _row(connection, tenant_id, name).bot
 
 
 def delete_bot(database: Database, tenant_id: UUID, name: str) -> None:
@@ -107,11 +108,9 @@ def delete_bot(database: Database, tenant_id: UUID, name: str) -> None:
 
 def _row(
     connection: sa.Connection, tenant_id: UUID, name: str, *, is_locked: bool = False
-) -> sa.Row[*tuple[Any, ...]]:
-    query = sa.select(bots).where(
-        bots.c.tenant_id == tenant_id, bots.c.name == name, bots.c.deleted_at.is_(None)
-    )
-    row = connection.execute(query.with_for_update() if is_locked else query).one_or_none()
-    if row is None:
+) -> BotRow:
+    query = BOTS.where(bots.c.tenant_id == tenant_id, bots.c.name == name)
+    found = typed(BotRow, connection.execute(query.with_for_update() if is_locked else query))
+    if not found:
         raise UnknownBot(f"There is no bot '{name[:200]}'.", param="name")
-    return row
+    return found[0]

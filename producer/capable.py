@@ -1,12 +1,19 @@
 """Refuse, before it is accepted, a turn that no live worker of its model can answer."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from turnmill.schemas.capabilities import PLAIN, Capabilities, Need, needs_of
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.postgres.database import Cursor
+from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.store.fleet.liveness import HELD_LOCKS
 from turnmill.schemas.turns import GenerationParams, TurnRequest
+
+
+class _Declared(NamedTuple):
+    capabilities: dict[str, object] | None
+
 
 #: What the model's live workers declare; what its last ones did, where none lives: they are being
 #: restarted. Releases before this column declare nothing.
@@ -29,9 +36,14 @@ _REMEDIES = {
 
 def taken_kinds(cursor: Cursor, model: str, lane: str) -> set[str]:
     """Return the kinds of parts that some live worker of the model takes."""
-    rows = cursor.execute(_DECLARED, (model, lane)).fetchall()
-    declared = [Capabilities.model_validate(row[0]) for row in rows if row[0] is not None]
-    return {kind for each in declared for kind in each.accepts}
+    return {kind for each in _declared(cursor, model, lane) for kind in each.accepts}
+
+
+def _declared(cursor: Cursor, model: str, lane: str) -> list[Capabilities]:
+    return [
+        PLAIN if row.capabilities is None else Capabilities.model_validate(row.capabilities)
+        for row in fetch(cursor, _Declared, _DECLARED, (model, lane))
+    ]
 
 
 def refuse_impossible(
@@ -46,10 +58,7 @@ def refuse_impossible(
         if needs := needs_of(request.messages, params):
             key = (model, request.lane)
             if key not in declared:
-                declared[key] = [
-                    PLAIN if row[0] is None else Capabilities.model_validate(row[0])
-                    for row in cursor.execute(_DECLARED, key)
-                ]
+                declared[key] = _declared(cursor, *key)
             _refuse_unless_one_can(needs, declared[key], model)
 
 

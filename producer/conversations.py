@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
@@ -11,7 +11,21 @@ from turnmill.schemas.channels.policies import Policies
 from turnmill.schemas.errors import NotFound, UnknownBot
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.store.channels.deliveries import INSERT_NOTICE, advance_deliveries
+
+
+class _Row(NamedTuple):
+    """What `_LOCK` and `_BEGIN` read of a conversation and its bot."""
+
+    id: UUID
+    tenant_id: UUID
+    next_seq: int
+    handed_off_at: datetime | None
+    policies: dict[str, object] | None
+    bot: str
+    bot_policies: dict[str, object] | None
+
 
 _LOCK = """
 SELECT c.id, c.tenant_id, c.next_seq, c.handed_off_at, c.policies, b.name AS bot,
@@ -56,7 +70,7 @@ class Standing:
     is_handed_off: bool
 
     @classmethod
-    def of(cls, row: Any) -> "Standing":
+    def of(cls, row: _Row) -> "Standing":
         return cls(
             row.id,
             row.tenant_id,
@@ -69,34 +83,33 @@ class Standing:
 
 def lock_standing(cursor: Cursor, conversation_id: UUID) -> Standing | None:
     """Lock a conversation; None if there is none. Whoever accepts or ends a turn locks it too."""
-    row = cursor.execute(_LOCK, (conversation_id,)).fetchone()
-    return None if row is None else Standing.of(row)
+    rows = fetch(cursor, _Row, _LOCK, (conversation_id,))
+    return Standing.of(rows[0]) if rows else None
 
 
 def begin(cursor: Cursor, tenant_id: UUID, bot: str, conversation_id: UUID) -> Standing:
     """Begin a conversation and lock it. Raises `UnknownBot`."""
-    row = cursor.execute(_BEGIN, (conversation_id, tenant_id, bot)).fetchone()
-    standing = lock_standing(cursor, conversation_id) if row is None else Standing.of(row)
+    rows = fetch(cursor, _Row, _BEGIN, (conversation_id, tenant_id, bot))
+    standing = Standing.of(rows[0]) if rows else lock_standing(cursor, conversation_id)
     if standing is None:
         raise UnknownBot(f"There is no bot or model '{bot}'.", param="model")
     return standing
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """Who answers a conversation, and the policies of its own."""
 
     handed_off_at: datetime | None
     handed_off_because: str | None
-    policies: dict[str, Any] | None
+    policies: dict[str, object] | None
 
 
 def read_state(database: Database, tenant_id: UUID, conversation_id: UUID) -> State:
     """Raises `NotFound`."""
-    rows = database.run(_STATE, (conversation_id, tenant_id))
+    rows = database.fetch(State, _STATE, (conversation_id, tenant_id))
     if not rows:
         raise NotFound("There is no such conversation.")
-    return State(*rows[0])
+    return rows[0]
 
 
 def set_policies(

@@ -5,13 +5,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import IO, Any, Literal
+from typing import IO, Literal, NamedTuple
 from uuid import UUID
 
 from turnmill.producer.batches.outputs.table import defused
 from turnmill.schemas.errors import NotFound
 from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.postgres.rows import fetch
 
 #: The source of ratings that come by calls.
 API = "api"
@@ -20,6 +21,12 @@ API = "api"
 _PAGE = 1000
 
 Score = Literal[-1, 0, 1]
+
+
+class _Rated(NamedTuple):
+    turn_id: UUID
+    conversation_id: UUID
+
 
 #: One who rates again changes the rating; 0 takes it back.
 _RATE = """
@@ -50,6 +57,21 @@ WITH turn AS (
 )
 SELECT id AS turn_id, conversation_id FROM turn
 """
+
+
+class _Row(NamedTuple):
+    id: UUID
+    turn_id: UUID
+    conversation_id: UUID
+    bot: str
+    bot_version: int | None
+    model: str
+    source: str
+    author: str
+    score: int
+    comment: str | None
+    created_at: datetime
+
 
 _EXPORT = """
 SELECT r.id, r.turn_id, r.conversation_id, b.name AS bot, t.bot_version, t.model, r.source,
@@ -84,8 +106,7 @@ class Rating:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
+class Tally(NamedTuple):
     """How often the replies of one version of a bot were found good and bad."""
 
     bot: str
@@ -132,8 +153,8 @@ def rate_in(
         "score": score,
         "comment": comment,
     }
-    row = cursor.execute(_RATE, params).fetchone()
-    return None if row is None else row.conversation_id
+    rows = fetch(cursor, _Rated, _RATE, params)
+    return rows[0].conversation_id if rows else None
 
 
 def read_ratings(
@@ -141,7 +162,7 @@ def read_ratings(
 ) -> Iterator[Rating]:
     """Yield the tenant's ratings, page by page, the first given first."""
     after = UUID(int=0)
-    while rows := database.run(_EXPORT, (tenant_id, after, since, since, _PAGE)):
+    while rows := database.fetch(_Row, _EXPORT, (tenant_id, after, since, since, _PAGE)):
         yield from map(_rating, rows)
         after = rows[-1].id
 
@@ -150,7 +171,7 @@ def tally_ratings(
     database: Database, tenant_id: UUID, since: datetime | None = None
 ) -> list[Tally]:
     """Count the tenant's ratings by bot, version and model."""
-    return [Tally(*row) for row in database.run(_SUMMARY, (tenant_id, since, since))]
+    return database.fetch(Tally, _SUMMARY, (tenant_id, since, since))
 
 
 def write_jsonl(ratings: Iterator[Rating], file: IO[str]) -> None:
@@ -166,11 +187,11 @@ def write_csv(ratings: Iterator[Rating], file: IO[str]) -> None:
         writer.writerow(map(defused, _plain(rating).values()))
 
 
-def _plain(rating: Rating) -> dict[str, Any]:
+def _plain(rating: Rating) -> dict[str, object]:
     return {**asdict(rating), "created_at": rating.created_at.isoformat(timespec="milliseconds")}
 
 
-def _rating(row: Any) -> Rating:
+def _rating(row: _Row) -> Rating:
     return Rating(
         show_id(Prefix.TURN, row.turn_id),
         show_id(Prefix.CONVERSATION, row.conversation_id),

@@ -2,9 +2,19 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
 
 from turnmill.schemas.ids import time_of
 from turnmill.schemas.postgres.database import Database
+
+
+class _Size(NamedTuple):
+    name: str
+    parts: int
+    rows: int
+    bytes: int
+
 
 #: Rows as PostgreSQL's statistics have them: to count them all would take minutes.
 _SIZES = """
@@ -16,6 +26,11 @@ LEFT JOIN pg_class whole ON whole.oid = i.inhparent
 WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace
 GROUP BY 1 ORDER BY bytes DESC
 """
+
+
+class _Key(NamedTuple):
+    key: UUID
+
 
 #: Their keys begin with the time.
 _KEYS = {"turns": "id", "attempts": "turn_id", "replies": "turn_id", "batches": "id"}
@@ -37,8 +52,7 @@ class TableSize:
 def table_sizes(database: Database) -> list[TableSize]:
     """The tables, the largest first. Raises `DatabaseUnavailable`."""
     return [
-        TableSize(row.name, row.parts, row.rows, row.bytes, _oldest_at(database, row.name))
-        for row in database.run(_SIZES)
+        TableSize(*row, _oldest_at(database, row.name)) for row in database.fetch(_Size, _SIZES)
     ]
 
 
@@ -46,5 +60,5 @@ def _oldest_at(database: Database, table: str) -> datetime | None:
     key = _KEYS.get(table)
     if key is None:
         return None
-    rows = database.run(f"SELECT {key} AS key FROM {table} ORDER BY {key} LIMIT 1")
+    rows = database.fetch(_Key, f"SELECT {key} AS key FROM {table} ORDER BY {key} LIMIT 1")
     return time_of(rows[0].key) if rows else None

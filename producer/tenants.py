@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -16,6 +16,7 @@ from turnmill.schemas.channels.policies import Policies
 from turnmill.schemas.errors import Conflict, InvalidInput, NotAuthenticated, NotFound
 from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import typed
 from turnmill.schemas.settings import DEFAULT_TENANT, Settings
 from turnmill.schemas.store.tables import api_keys, bots, conversations, tenants
 from turnmill.schemas.tenants import DEFAULT_SCOPES, Caller, Scope
@@ -30,8 +31,7 @@ WRONG_KEY = "The API key is wrong or revoked. Create one: turnmill keys create N
 _SMALL_MODEL_PARAMS = GenerationParams(temperature=0.2, top_p=0.9, max_tokens=256)
 
 
-@dataclass(frozen=True, slots=True)
-class Tenant:
+class Tenant(NamedTuple):
     name: str
     key_count: int
     bot_count: int
@@ -64,6 +64,37 @@ class Bot:
     #: Counts its changes; each turn keeps the one that it was accepted for.
     version: int
     policies: Policies
+
+
+class BotRow(NamedTuple):
+    """A row of `BOTS`."""
+
+    id: UUID
+    name: str
+    model: str
+    instructions: str
+    params: dict[str, object]
+    ignores_tools: bool
+    created_at: datetime
+    version: int
+    policies: dict[str, object] | None
+
+    @property
+    def bot(self) -> Bot:
+        return Bot(
+            self.name,
+            self.model,
+            self.instructions,
+            GenerationParams.model_validate(self.params),
+            self.ignores_tools,
+            self.created_at,
+            self.version,
+            Policies.of(self.policies),
+        )
+
+
+#: Bots that are not deleted.
+BOTS = sa.select(*(bots.c[name] for name in BotRow._fields)).where(bots.c.deleted_at.is_(None))
 
 
 def ensure_defaults(database: Database, settings: Settings) -> UUID:
@@ -129,10 +160,14 @@ def list_tenants(database: Database) -> list[Tenant]:
         .scalar_subquery()
     )
     query = sa.select(
-        tenants.c.name, key_count, bot_count, tenants.c.allows_training, tenants.c.created_at
+        tenants.c.name,
+        key_count.label("key_count"),
+        bot_count.label("bot_count"),
+        tenants.c.allows_training,
+        tenants.c.created_at,
     )
     with database.begin() as connection:
-        return [Tenant(*row) for row in connection.execute(query.order_by(tenants.c.name))]
+        return typed(Tenant, connection.execute(query.order_by(tenants.c.name)))
 
 
 def set_training(database: Database, name: str, *, is_allowed: bool) -> None:
@@ -193,7 +228,7 @@ def save_bot(
     """
     if not name.strip() or len(name) > MAX_NAME:
         raise InvalidInput(f"A bot's name has 1 to {MAX_NAME} characters.", param="name")
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "model": model,
         "instructions": instructions,
         "params": params.model_dump(mode="json", exclude_defaults=True),
@@ -215,31 +250,33 @@ def save_bot(
 
 
 def list_bots(database: Database, tenant_id: UUID) -> list[Bot]:
-    here = (bots.c.tenant_id == tenant_id) & bots.c.deleted_at.is_(None)
-    query = sa.select(bots).where(here).order_by(bots.c.name)
+    query = BOTS.where(bots.c.tenant_id == tenant_id).order_by(bots.c.name)
     with database.begin() as connection:
-        return [bot_of(row) for row in connection.execute(query)]
-
-
-def bot_of(row: sa.Row[*tuple[Any, ...]]) -> Bot:
-    """Read a row of `bots`."""
-    return Bot(
-        row.name,
-        row.model,
-        row.instructions,
-        GenerationParams.model_validate(row.params),
-        row.ignores_tools,
-        row.created_at,
-        row.version,
-        Policies.of(row.policies),
-    )
+        return [row.bot for row in typed(BotRow, connection.execute(query))]
 
 
 def ignores_tools(database: Database, tenant_id: UUID, name: str) -> bool:
     """Whether the bot with this name is there and set to ignore tools."""
-    query = "SELECT ignores_tools FROM bots WHERE tenant_id = %s AND name = %s"
-    rows = database.run(query, (tenant_id, name))
-    return bool(rows and rows[0].ignores_tools)
+    query = "SELECT 1 FROM bots WHERE tenant_id = %s AND name = %s AND ignores_tools"
+    return bool(database.run(query, (tenant_id, name)))
+
+
+class _KeyRow(NamedTuple):
+    """A row of `api_keys`."""
+
+    id: UUID
+    name: str
+    hint: str
+    scopes: list[str]
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class _Owner(NamedTuple):
+    """Whose an API key is."""
+
+    tenant_id: UUID
+    scopes: list[str]
 
 
 def create_key(
@@ -265,12 +302,15 @@ def create_key(
 
 
 def list_keys(database: Database, tenant_id: UUID) -> list[APIKey]:
-    query = sa.select(api_keys).where(api_keys.c.tenant_id == tenant_id)
+    query = sa.select(*(api_keys.c[name] for name in _KeyRow._fields)).where(
+        api_keys.c.tenant_id == tenant_id
+    )
     with database.begin() as connection:
-        return [
-            APIKey(row.id, row.name, row.hint, tuple(row.scopes), row.created_at, row.revoked_at)
-            for row in connection.execute(query.order_by(api_keys.c.created_at))
-        ]
+        rows = typed(_KeyRow, connection.execute(query.order_by(api_keys.c.created_at)))
+    return [
+        APIKey(row.id, row.name, row.hint, tuple(row.scopes), row.created_at, row.revoked_at)
+        for row in rows
+    ]
 
 
 def revoke_key(database: Database, tenant_id: UUID, key_id: UUID) -> None:
@@ -291,10 +331,10 @@ def authenticate(database: Database, secret: str) -> Caller:
         api_keys.c.digest == _digest(secret), api_keys.c.revoked_at.is_(None)
     )
     with database.begin() as connection:
-        row = connection.execute(query).one_or_none()
-    if row is None:
+        found = typed(_Owner, connection.execute(query))
+    if not found:
         raise NotAuthenticated(WRONG_KEY)
-    return Caller(row.tenant_id, frozenset(row.scopes))
+    return Caller(found[0].tenant_id, frozenset(found[0].scopes))
 
 
 def _digest(secret: str) -> bytes:

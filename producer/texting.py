@@ -5,7 +5,6 @@ The one place for channels and the API, inside the transaction that accepts the 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
@@ -18,9 +17,10 @@ from turnmill.schemas.content import MAX_MESSAGE_CHARS
 from turnmill.schemas.errors import ConversationBusy
 from turnmill.schemas.joining import joined
 from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.store.changes import OPEN
-from turnmill.schemas.store.collect import COLLECT, FIND_UNBEGUN
-from turnmill.schemas.turns import MAX_MESSAGES, AcceptedTurn, Message, TurnRequest
+from turnmill.schemas.store.collect import COLLECT, FIND_UNBEGUN, Unbegun
+from turnmill.schemas.turns import MAX_MESSAGES, AcceptedTurn, Message, TurnRequest, TurnState
 
 _HAS_OPEN = f"""
 SELECT 1 FROM conversations c JOIN turns t ON t.conversation_id = c.id AND t.seq > c.answered_seq
@@ -139,9 +139,10 @@ def _collect(
         "last": standing.last_seq,
         "author": request.author,
     }
-    turn = cursor.execute(FIND_UNBEGUN, params).fetchone()
-    if turn is None or not _asks_alike(cursor, request, turn):
+    found = fetch(cursor, Unbegun, FIND_UNBEGUN, params)
+    if not found or not _asks_alike(cursor, request, found[0]):
         return None
+    turn = found[0]
     asked = as_stored(cursor, request).messages
     said = joined((*map(Message.model_validate, turn.input), *asked))
     if len(said) > MAX_MESSAGES or sum(len(each.text) for each in said) > MAX_MESSAGE_CHARS:
@@ -152,11 +153,11 @@ def _collect(
         turn_id=turn.id,
         conversation_id=standing.conversation_id,
         seq=turn.seq,
-        state=turn.state,
+        state=TurnState(turn.state),
     )
 
 
-def _asks_alike(cursor: Cursor, request: TurnRequest, turn: Any) -> bool:
+def _asks_alike(cursor: Cursor, request: TurnRequest, turn: Unbegun) -> bool:
     if request.timeout_s is not None or turn.deadline_at is not None:
         return False
-    return bool(asked_params(cursor, request) == turn.params)
+    return asked_params(cursor, request) == turn.params

@@ -1,6 +1,7 @@
 """Say at once that nobody serves a bot's model, instead of letting its caller wait for nothing."""
 
 import time
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
@@ -14,6 +15,12 @@ TRUST_S = 2.0
 #: Bots remembered, at most.
 MAX_BOTS = 4096
 
+
+class _Unserved(NamedTuple):
+    model: str
+    has_others: bool
+
+
 #: Workers keep their row for an hour after they died. One that loads its engine has none yet.
 _UNSERVED = f"""
 WITH worker AS (
@@ -24,6 +31,11 @@ SELECT b.model, EXISTS (SELECT FROM worker WHERE is_alive) AS has_others
 FROM bots b WHERE b.tenant_id = %(tenant)s AND b.name = %(bot)s AND b.deleted_at IS NULL
   AND NOT EXISTS (SELECT FROM worker w WHERE w.model = b.model AND (w.is_alive OR w.is_recent))
 """
+
+
+class _Served(NamedTuple):
+    model: str
+
 
 _SERVED = f"SELECT DISTINCT model FROM worker_liveness WHERE lock_key IN ({HELD_LOCKS}) ORDER BY 1"
 
@@ -53,7 +65,7 @@ class ServedModels:
         if now < self._served_until.get(key, 0.0):
             return
         params = {"tenant": tenant_id, "bot": bot, "grace_s": self._grace_s}
-        rows = database.run(_UNSERVED, params)
+        rows = database.fetch(_Unserved, _UNSERVED, params)
         if rows and (rows[0].has_others or now - self._since > self._grace_s):
             log.warning("call.model_unserved", model=rows[0].model)
             raise ModelUnavailable(
@@ -67,4 +79,4 @@ class ServedModels:
 
 def served_models(database: Database) -> list[str]:
     """Name the models that live workers serve."""
-    return [row.model for row in database.run(_SERVED)]
+    return [row.model for row in database.fetch(_Served, _SERVED)]

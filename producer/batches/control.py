@@ -6,6 +6,7 @@ batch from then on. Then a sweep goes through the turns; it may be ended, for wo
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -27,10 +28,20 @@ from turnmill.schemas.turns import TurnState
 #: What `retry` takes up again.
 FAILED = frozenset({TurnState.FAILED, TurnState.PARKED})
 
+
+class _IsCancelled(NamedTuple):
+    is_cancelled: bool
+
+
 _CANCELLED = "SELECT cancelled_at IS NOT NULL AS is_cancelled FROM batches WHERE id = %s"
 
 #: Rows looked through in one piece of a retry.
 PAGE_ROWS = 2000
+
+
+class _Now(NamedTuple):
+    at: datetime
+
 
 _NOW = "SELECT clock_timestamp() AS at"
 
@@ -127,7 +138,7 @@ def retry(database: Database, batch: Batch, on_swept: OnSwept = lambda row: None
     """
     refuse_cancelled(database, batch)
     done, after = Retried(), 0
-    (now,) = database.run(_NOW)
+    (now,) = database.fetch(_Now, _NOW)
     while True:
         page = {"batch": batch.batch_id, "after": after, "size": PAGE_ROWS, "before": now.at}
         ((last_row, failed),) = database.fetch(_FailedPage, _FIND_FAILED, page)
@@ -142,7 +153,7 @@ def retry(database: Database, batch: Batch, on_swept: OnSwept = lambda row: None
 
 def refuse_cancelled(database: Database, batch: Batch) -> None:
     """Raise `BatchCancelled` if it was, and `NotFound` if it is gone."""
-    found = database.run(_CANCELLED, (batch.batch_id,))
+    found = database.fetch(_IsCancelled, _CANCELLED, (batch.batch_id,))
     if not found:
         raise NotFound("There is no such batch.")
     if found[0].is_cancelled:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from turnmill.producer.doctor import clock, vacuum
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, ok, warning
@@ -20,11 +21,25 @@ _DURABILITY = {
     "synchronous_commit": "a crash may forget turns that were accepted and replies that were shown",
 }
 
+
+class _Room(NamedTuple):
+    allowed: int
+    taken: int
+
+
 _ROOM = """
 SELECT current_setting('max_connections')::int
          - current_setting('superuser_reserved_connections')::int AS allowed,
        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')::int AS taken
 """
+
+
+class _Standbys(NamedTuple):
+    names: str
+    me: str
+    may_look: bool
+    standbys: int
+
 
 _STANDBYS = """
 SELECT current_setting('synchronous_standby_names') AS names,
@@ -32,6 +47,18 @@ SELECT current_setting('synchronous_standby_names') AS names,
        pg_has_role('pg_monitor', 'USAGE') OR pg_has_role('pg_read_all_stats', 'USAGE') AS may_look,
        (SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')) AS standbys
 """
+
+
+class _Found(NamedTuple):
+    found: bool
+
+
+class _Value(NamedTuple):
+    value: str
+
+
+class _Now(NamedTuple):
+    now: float
 
 
 @dataclass(frozen=True)
@@ -44,16 +71,16 @@ class Target:
     @property
     def has_tables(self) -> bool:
         statement = "SELECT to_regclass('outbox') IS NOT NULL AS found"
-        return bool(self.database.run(statement)[0].found)
+        return self.database.fetch(_Found, statement)[0].found
 
 
 def _reached(target: Target) -> Iterator[Finding]:
     try:
-        row = target.database.run("SELECT version() AS version")[0]
+        row = target.database.fetch(_Value, "SELECT version() AS value")[0]
     except DatabaseUnavailable as error:
         yield broken(error.message, "Does it run, and does TURNMILL_DATABASE__URL lead to it?")
     else:
-        yield ok(" ".join(row.version.split()[:2]))
+        yield ok(" ".join(row.value.split()[:2]))
 
 
 def _suitable(target: Target) -> Iterator[Finding]:
@@ -66,7 +93,7 @@ def _pooler(target: Target) -> Iterator[Finding]:
     if not target.settings.database.is_pooled:
         return
     statement = "SELECT current_setting('idle_in_transaction_session_timeout') AS value"
-    if target.database.run(statement)[0].value == "0":
+    if target.database.fetch(_Value, statement)[0].value == "0":
         yield warning(
             "transactions of a process that is paused keep their locks for ever",
             "ALTER DATABASE … SET idle_in_transaction_session_timeout = '10s', or PgBouncer's "
@@ -76,11 +103,11 @@ def _pooler(target: Target) -> Iterator[Finding]:
 
 def _tables(target: Target) -> Iterator[Finding]:
     exists = "SELECT to_regclass('alembic_version') IS NOT NULL AS found"
-    if not target.database.run(exists)[0].found:
+    if not target.database.fetch(_Found, exists)[0].found:
         yield broken("missing", "turnmill db upgrade")
         return
-    rows = target.database.run("SELECT version_num FROM alembic_version")
-    found = rows[0].version_num if rows else "none"
+    rows = target.database.fetch(_Value, "SELECT version_num AS value FROM alembic_version")
+    found = rows[0].value if rows else "none"
     if target.revision is not None and found < target.revision:
         yield broken(f"version {found}, but this code needs {target.revision}",
                      "turnmill db upgrade")  # fmt: skip
@@ -91,7 +118,7 @@ def _tables(target: Target) -> Iterator[Finding]:
 
 def _durability(target: Target) -> Iterator[Finding]:
     for name, harm in _DURABILITY.items():
-        row = target.database.run("SELECT current_setting(%s) AS value", (name,))[0]
+        row = target.database.fetch(_Value, "SELECT current_setting(%s) AS value", (name,))[0]
         if row.value == "off":
             fix = f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf();"
             yield broken(f"{name} is off: {harm}", f"{fix} (or where else it is set)")
@@ -101,7 +128,7 @@ def _standby(target: Target) -> Iterator[Finding]:
     wanted = target.settings.database
     if not wanted.has_several_hosts and not wanted.require_standby:
         return
-    row = target.database.run(_STANDBYS)[0]
+    row = target.database.fetch(_Standbys, _STANDBYS)[0]
     if not row.names:
         yield broken(
             "no synchronous standby: a failover forgets turns that were accepted",
@@ -117,7 +144,7 @@ def _standby(target: Target) -> Iterator[Finding]:
 
 
 def _connections(target: Target) -> Iterator[Finding]:
-    row = target.database.run(_ROOM)[0]
+    row = target.database.fetch(_Room, _ROOM)[0]
     process = target.settings.database.pool_size + _BESIDE_POOL
     if 3 * process > row.allowed:
         yield warning(
@@ -134,7 +161,7 @@ def _connections(target: Target) -> Iterator[Finding]:
 def _clock(target: Target) -> Iterator[Finding]:
     def read_s() -> float:
         statement = "SELECT extract(epoch FROM clock_timestamp())::float AS now"
-        return float(target.database.run(statement)[0].now)
+        return target.database.fetch(_Now, statement)[0].now
 
     return clock.compare("PostgreSQL", read_s)
 

@@ -8,6 +8,7 @@ https://www.postgresql.org/docs/current/routine-vacuuming.html
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from turnmill.producer.doctor.findings import Finding, broken, note, warning
 from turnmill.schemas.postgres.database import Database
@@ -18,6 +19,16 @@ HELD_S = 300.0
 #: Dead rows of a table that are told, where they are also more than a fifth of its rows:
 #: autovacuum begins at 1,000 to 5,000 in the queue's tables.
 DEAD_ROWS = 50_000
+
+
+class _Session(NamedTuple):
+    pid: int
+    application: str
+    user_name: str
+    host: str
+    state: str
+    age_s: float
+
 
 _SESSIONS = """
 SELECT pid, coalesce(nullif(application_name, ''), 'unnamed') AS application, usename AS user_name,
@@ -31,6 +42,13 @@ WHERE datname = current_database() AND pid <> pg_backend_pid()
 ORDER BY xact_start
 """
 
+
+class _Slot(NamedTuple):
+    slot_name: str
+    holds_rows: bool
+    wal: str | None
+
+
 #: A slot's `catalog_xmin` holds the catalogs alone, but its WAL fills the disk all the same.
 _SLOTS = """
 SELECT slot_name, xmin IS NOT NULL AS holds_rows,
@@ -41,6 +59,14 @@ WHERE NOT active AND (xmin IS NOT NULL OR restart_lsn IS NOT NULL)
 ORDER BY 1
 """
 
+
+class _Prepared(NamedTuple):
+    gid: str
+    quoted: str
+    owner: str
+    age_s: float
+
+
 _PREPARED = """
 SELECT gid, quote_literal(gid) AS quoted, owner,
     extract(epoch FROM clock_timestamp() - prepared)::float AS age_s
@@ -49,6 +75,15 @@ WHERE database = current_database()
   AND prepared < clock_timestamp() - make_interval(secs => %s)
 ORDER BY prepared
 """
+
+
+class _DeadRows(NamedTuple):
+    name: str
+    quoted: str
+    dead: int
+    live: int
+    vacuumed: str
+
 
 _DEAD = """
 SELECT relname AS name, quote_ident(relname) AS quoted, n_dead_tup AS dead, n_live_tup AS live,
@@ -59,10 +94,21 @@ WHERE schemaname = current_schema() AND n_dead_tup > %s AND n_dead_tup > n_live_
 ORDER BY n_dead_tup DESC LIMIT 5
 """
 
+
+class _Hidden(NamedTuple):
+    sessions: int
+    me: str
+
+
 _HIDDEN = """
 SELECT count(*) AS sessions, quote_ident(current_user) AS me FROM pg_stat_activity
 WHERE datname = current_database() AND query = '<insufficient privilege>'
 """
+
+
+class _Off(NamedTuple):
+    name: str
+
 
 _IS_OFF = """
 SELECT name FROM pg_settings WHERE name IN ('autovacuum', 'track_counts') AND setting = 'off'
@@ -71,14 +117,14 @@ SELECT name FROM pg_settings WHERE name IN ('autovacuum', 'track_counts') AND se
 
 def check_horizon(database: Database) -> Iterator[Finding]:
     """Find sessions, slots and prepared transactions that keep dead rows from being removed."""
-    for session in database.run(_SESSIONS, (HELD_S,)):
+    for session in database.fetch(_Session, _SESSIONS, (HELD_S,)):
         yield warning(
             f"process {session.pid} ({session.application}, user {session.user_name}, "
             f"{session.host}) has had a transaction open for {_show_age(session.age_s)} "
             f"({session.state}): no row that died since can be removed",
             f"SELECT pg_terminate_backend({session.pid});",
         )
-    for slot in database.run(_SLOTS):
+    for slot in database.fetch(_Slot, _SLOTS):
         held = "dead rows and " if slot.holds_rows else ""
         yield warning(
             f"nobody reads the replication slot '{slot.slot_name}': "
@@ -86,14 +132,14 @@ def check_horizon(database: Database) -> Iterator[Finding]:
             "start its reader again, or, if it will not come back: "
             f"SELECT pg_drop_replication_slot('{slot.slot_name}');",
         )
-    for prepared in database.run(_PREPARED, (HELD_S,)):
+    for prepared in database.fetch(_Prepared, _PREPARED, (HELD_S,)):
         yield warning(
             f"the transaction '{prepared.gid}' of {prepared.owner} was prepared "
             f"{_show_age(prepared.age_s)} ago and has not ended: no row that died since can be "
             "removed",
             f"COMMIT PREPARED or ROLLBACK PREPARED {prepared.quoted};",
         )
-    hidden = database.run(_HIDDEN)[0]
+    hidden = database.fetch(_Hidden, _HIDDEN)[0]
     if hidden.sessions:
         yield note(
             f"{hidden.sessions} sessions of other users may not be looked at",
@@ -103,12 +149,12 @@ def check_horizon(database: Database) -> Iterator[Finding]:
 
 def check_dead_rows(database: Database) -> Iterator[Finding]:
     """Find tables with many dead rows, and an autovacuum that is off."""
-    for setting in database.run(_IS_OFF):
+    for setting in database.fetch(_Off, _IS_OFF):
         yield broken(
             f"{setting.name} is off: dead rows are never removed",
             f"ALTER SYSTEM SET {setting.name} = on; SELECT pg_reload_conf();",
         )
-    for table in database.run(_DEAD, (DEAD_ROWS,)):
+    for table in database.fetch(_DeadRows, _DEAD, (DEAD_ROWS,)):
         yield warning(
             f"{table.name} has {table.dead:,} dead rows beside {table.live:,} "
             f"(last vacuum: {table.vacuumed})",

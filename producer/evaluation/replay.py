@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.producer.batches.backlog import NumberedRow
@@ -49,6 +49,11 @@ WHERE t.tenant_id = %(tenant)s AND b.name = %(bot)s AND t.state = '{TurnState.CO
 ORDER BY t.id DESC LIMIT {_MOST}
 """
 
+
+class _Version(NamedTuple):
+    version: int
+
+
 _VERSION = """
 SELECT version FROM bots WHERE tenant_id = %s AND name = %s AND deleted_at IS NULL
 """
@@ -61,8 +66,8 @@ class _TurnRow(NamedTuple):
     conversation_id: UUID
     seq: int
     #: `Message`s as JSON.
-    input: list[Any]
-    params: dict[str, Any]
+    input: list[object]
+    params: dict[str, object]
     content: str
 
 
@@ -134,10 +139,10 @@ def ask(label: str, bot: str, run: str, questions: Sequence[Question]) -> Asked:
 
 def version_of(database: Database, tenant_id: UUID, bot: str) -> int:
     """Return how often a bot was changed, and once more. Raises `NotFound`."""
-    rows = database.run(_VERSION, (tenant_id, bot))
+    rows = database.fetch(_Version, _VERSION, (tenant_id, bot))
     if not rows:
         raise NotFound(f"There is no bot '{bot[:100]}'. List them with 'turnmill bots list'.")
-    return int(rows[0].version)
+    return rows[0].version
 
 
 def read_outcomes(database: Database, batch: Batch) -> dict[str, Outcome]:

@@ -17,6 +17,7 @@ from turnmill.schemas.citations.addresses import check_base, joined_address
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import Id, fetch
 from turnmill.schemas.safety.invisible import visible
 from turnmill.schemas.store.knowledge import passages
 from turnmill.schemas.store.knowledge.formats import MAX_BYTES, SUFFIXES, format_of
@@ -91,7 +92,8 @@ def sync(
     files = list(find_files(source))
     origin = str(source.resolve())
     with database.cursor() as cursor:
-        [(collection_id,)] = cursor.execute(_COLLECTION, (new_id(), tenant_id, collection))
+        (row,) = fetch(cursor, Id, _COLLECTION, (new_id(), tenant_id, collection))
+    collection_id = row.id
     rows = database.fetch(_Known, _KNOWN, (collection_id, origin))
     known = {row.uri: row for row in rows}
     for uri, path in files:
@@ -125,7 +127,7 @@ def follow(database: Database, synced: Sequence[Synced]) -> Iterator[Synced | No
 def delete_documents(database: Database, collection_id: UUID, uris: list[str]) -> int:
     """Delete documents with their passages, whatever their origin; return how many there were."""
     with database.cursor() as cursor:
-        found = [row.id for row in cursor.execute(_OF_URIS, (collection_id, uris))]
+        found = [row.id for row in fetch(cursor, Id, _OF_URIS, (collection_id, uris))]
         return passages.delete_documents(cursor, collection_id, found)
 
 

@@ -1,5 +1,6 @@
 """Images and sounds that came with a message of a channel: owed to its turn, and fetched later."""
 
+from typing import NamedTuple
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
@@ -10,7 +11,13 @@ from turnmill.schemas.content import MAX_PARTS, MediaPart, parts_of
 from turnmill.schemas.files.files import Purpose, shown_name
 from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.postgres.database import Cursor
+from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.turns import Lane
+
+
+class _Model(NamedTuple):
+    model: str
+
 
 _MODEL = "SELECT model FROM bots WHERE tenant_id = %s AND name = %s AND deleted_at IS NULL"
 
@@ -29,8 +36,8 @@ def attach(cursor: Cursor, tenant_id: UUID, bot: str, event: UserMessage) -> Use
     """
     if not event.files:
         return event
-    model = cursor.execute(_MODEL, (tenant_id, bot)).fetchone()
-    taken = set() if model is None else taken_kinds(cursor, model.model, Lane.INTERACTIVE)
+    found = fetch(cursor, _Model, _MODEL, (tenant_id, bot))
+    taken = taken_kinds(cursor, found[0].model, Lane.INTERACTIVE) if found else set()
     wanted = [file for file in event.files if file.kind in taken]
     if not wanted:
         return event

@@ -1,6 +1,7 @@
 """Refuse turns that refer to files which their tenant does not have."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.schemas.content import MediaPart
@@ -8,7 +9,15 @@ from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.files.files import Purpose, unknown_file
 from turnmill.schemas.ids import Prefix, parse_id
 from turnmill.schemas.postgres.database import Cursor
+from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.turns import TurnRequest
+
+
+class _Known(NamedTuple):
+    tenant_id: UUID
+    id: UUID
+    purpose: str
+
 
 _KNOWN = """
 SELECT tenant_id, id, purpose FROM files
@@ -27,7 +36,8 @@ def refuse_unknown_files(cursor: Cursor, requests: Iterable[TurnRequest]) -> Non
     if not asked:
         return
     columns = ([tenant for tenant, _ in asked], [id for _, id in asked])
-    known = {(row.tenant_id, row.id): row.purpose for row in cursor.execute(_KNOWN, columns)}
+    rows = fetch(cursor, _Known, _KNOWN, columns)
+    known = {(row.tenant_id, row.id): row.purpose for row in rows}
     for tenant_id, file_id in asked:
         purpose = known.get((tenant_id, file_id))
         if purpose is None:

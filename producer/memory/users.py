@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
@@ -12,6 +11,7 @@ from psycopg.types.json import Jsonb
 from turnmill.schemas.errors import InvalidInput, NotFound
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.postgres.rows import Id, fetch
 from turnmill.schemas.store.memory.remembered import Source
 
 #: Of one user: facts in force, those proposed as many again, and preferences.
@@ -49,8 +49,13 @@ WHERE u.tenant_id = %(tenant)s AND u.key = %(user)s AND (%(earlier)s OR f.supers
 ORDER BY f.key, f.source = 'proposed', f.created_at DESC, f.id DESC
 """
 
+
+class _Count(NamedTuple):
+    facts: int
+
+
 _COUNT = """
-SELECT count(*)::int AS count FROM facts
+SELECT count(*)::int AS facts FROM facts
 WHERE user_id = %(user)s AND key <> %(key)s AND superseded_by IS NULL
   AND (source = 'proposed') = %(is_proposed)s
 """
@@ -79,6 +84,12 @@ WHERE u.id = f.user_id AND u.tenant_id = %(tenant)s AND u.key = %(user)s AND f.k
 RETURNING f.id
 """
 
+
+class _Proposal(NamedTuple):
+    value: str
+    turn_id: UUID | None
+
+
 _TAKE_PROPOSAL = """
 DELETE FROM facts f USING users u
 WHERE u.id = f.user_id AND u.tenant_id = %(tenant)s AND u.key = %(user)s AND f.key = %(key)s
@@ -101,8 +112,7 @@ WHERE id = %(user)s
 _SET_PREFERENCES = "UPDATE users SET preferences = %(preferences)s WHERE id = %(user)s"
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(NamedTuple):
     """A user as a tenant knows them."""
 
     key: str
@@ -132,16 +142,16 @@ def list_users(
 ) -> list[User]:
     """A page of the users of whom anything is kept, by key."""
     params = {"tenant": tenant_id, "key": None, "after": after, "limit": limit}
-    return [User(*row) for row in database.run(_USERS, params)]
+    return database.fetch(User, _USERS, params)
 
 
 def read_user(database: Database, tenant_id: UUID, key: str) -> User:
     """Raises `NotFound`: nothing is kept of such a user."""
     params = {"tenant": tenant_id, "key": key, "after": "", "limit": 1}
-    rows = [] if "\0" in key else database.run(_USERS, params)
+    rows = [] if "\0" in key else database.fetch(User, _USERS, params)
     if not rows:
         raise NotFound("Nothing is remembered of this user.", param="user")
-    return User(*rows[0])
+    return rows[0]
 
 
 def list_facts(
@@ -183,7 +193,7 @@ def remember_in(
     Raises:
         InvalidInput: a name or the value is too long or empty, or the user has too many facts.
     """
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "key": _named(fact, "fact"),
         "value": _valued(value),
         "source": source,
@@ -191,8 +201,8 @@ def remember_in(
     user_id = _ensure(cursor, tenant_id, key)
     values |= {"id": new_id(), "user": user_id, "turn": turn_id}
     values |= {"is_proposed": source == "proposed"}
-    count = cursor.execute(_COUNT, values).fetchone()
-    if count is not None and count.count >= MAX_FACTS:
+    (count,) = fetch(cursor, _Count, _COUNT, values)
+    if count.facts >= MAX_FACTS:
         raise InvalidInput(
             f"{MAX_FACTS} facts of this user are remembered already. Forget one first.",
             param="fact",
@@ -218,8 +228,8 @@ def answer_proposal_in(
 ) -> bool:
     """See `answer_proposal`; False: no such fact is proposed."""
     params = {"tenant": tenant_id, "user": key, "key": fact}
-    proposed = cursor.execute(_TAKE_PROPOSAL, params).fetchone()
-    if proposed is None:
+    taken = fetch(cursor, _Proposal, _TAKE_PROPOSAL, params)
+    if not taken:
         return False
     if is_right:
         remember_in(
@@ -227,9 +237,9 @@ def answer_proposal_in(
             tenant_id,
             key,
             fact,
-            proposed.value,
+            taken[0].value,
             source="confirmed",
-            turn_id=proposed.turn_id,
+            turn_id=taken[0].turn_id,
         )
     return True
 
@@ -285,7 +295,7 @@ def set_preferences(
         cursor.execute(_SET_PREFERENCES, {"user": user_id, "preferences": Jsonb(kept)})
 
 
-def export(database: Database, tenant_id: UUID, key: str) -> dict[str, Any]:
+def export(database: Database, tenant_id: UUID, key: str) -> dict[str, object]:
     """All that is remembered of a user, earlier values too, as JSON. Raises `NotFound`."""
     user = read_user(database, tenant_id, key)
     facts = list_facts(database, tenant_id, key, with_earlier=True)
@@ -303,10 +313,8 @@ def _ensure(cursor: Cursor, tenant_id: UUID, key: str) -> UUID:
     """Find or make the user, whose row stays locked until the transaction ends."""
     check_key(key)
     params = {"id": new_id(), "tenant": tenant_id, "key": key}
-    row = cursor.execute(_ENSURE, params).fetchone()
-    assert row is not None
-    user_id: UUID = row.id
-    return user_id
+    (user,) = fetch(cursor, Id, _ENSURE, params)
+    return user.id
 
 
 def check_key(key: str) -> None:

@@ -5,6 +5,7 @@ does not fit is an ordinary message: "forget the order" is for the model, unless
 name or value.
 """
 
+from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.producer.conversations import Standing
@@ -22,6 +23,13 @@ from turnmill.schemas.channels.policies import Policies, Texts, plain
 from turnmill.schemas.content import text_of
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.postgres.database import Cursor
+from turnmill.schemas.postgres.rows import fetch
+
+
+class _Fact(NamedTuple):
+    key: str
+    value: str
+
 
 _FACTS = f"""
 SELECT f.key, f.value FROM facts f JOIN users u ON u.id = f.user_id
@@ -29,6 +37,11 @@ WHERE u.tenant_id = %s AND u.key = %s AND f.superseded_by IS NULL
   AND (f.source = 'proposed') = %s
 ORDER BY f.key LIMIT {MAX_FACTS}
 """
+
+
+class _Preferences(NamedTuple):
+    preferences: dict[str, str]
+
 
 _PREFERENCES = "SELECT preferences FROM users WHERE tenant_id = %s AND key = %s"
 
@@ -70,8 +83,8 @@ class _Person:
         self._who = (tenant_id, key)
 
     def known(self, texts: Texts) -> str:
-        found = self._cursor.execute(_PREFERENCES, self._who).fetchone()
-        lines = sorted(f"{k}: {v}" for k, v in (found.preferences if found else {}).items())
+        users = fetch(self._cursor, _Preferences, _PREFERENCES, self._who)
+        lines = sorted(f"{k}: {v}" for user in users for k, v in user.preferences.items())
         lines += [f"{key}: {value}" for key, value in self._facts().items()]
         said = [texts.known, *lines] if lines else [texts.nothing_known]
         if proposed := self._facts(is_proposed=True):
@@ -111,7 +124,7 @@ class _Person:
 
     def _facts(self, *, is_proposed: bool = False) -> dict[str, str]:
         params = (*self._who, is_proposed)
-        return {row.key: row.value for row in self._cursor.execute(_FACTS, params)}
+        return {row.key: row.value for row in fetch(self._cursor, _Fact, _FACTS, params)}
 
 
 def _next_note(known: dict[str, str]) -> str:

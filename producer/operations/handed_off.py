@@ -2,7 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -17,6 +17,17 @@ PLACE_PATTERN = r"^conv_[0-9a-f]{32}(\.[0-9]{1,17})?$"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
+
+class _Row(NamedTuple):
+    id: UUID
+    bot: str
+    handed_off_at: datetime
+    handed_off_because: str
+    turn_count: int
+    channel: str | None
+    thread: str | None
+
+
 #: Those that wait longest first.
 _LIST = """
 SELECT c.id, b.name AS bot, c.handed_off_at, c.handed_off_because, c.next_seq - 1 AS turn_count,
@@ -29,6 +40,11 @@ WHERE c.tenant_id = %(tenant)s AND c.handed_off_at IS NOT NULL
   AND (%(at)s::timestamptz IS NULL OR (c.handed_off_at, c.id) > (%(at)s, %(after)s::uuid))
 ORDER BY c.handed_off_at, c.id LIMIT %(limit)s
 """
+
+
+class _Since(NamedTuple):
+    handed_off_at: datetime | None
+
 
 _SINCE = "SELECT handed_off_at FROM conversations WHERE id = %s AND tenant_id = %s"
 
@@ -87,7 +103,7 @@ def list_handed_off(
     """
     at = None if after is None else after.handed_off_at or _since(database, tenant_id, after)
     params = {"tenant": tenant_id, "at": at, "after": after and after[0], "limit": limit + 1}
-    rows = database.run(_LIST, params)
+    rows = database.fetch(_Row, _LIST, params)
     following = None
     if len(rows) > limit:
         last = rows[limit - 1]
@@ -96,18 +112,18 @@ def list_handed_off(
 
 
 def _since(database: Database, tenant_id: UUID, after: Place) -> datetime:
-    rows = database.run(_SINCE, (after.conversation_id, tenant_id))
-    if not rows or rows[0].handed_off_at is None:
+    rows = database.fetch(_Since, _SINCE, (after.conversation_id, tenant_id))
+    since = rows[0].handed_off_at if rows else None
+    if since is None:
         raise InvalidInput(
             "The conversation of 'after' is not handed off any more, so nobody knows which follow. "
             "Send the 'next' of the page before, or leave 'after' out to begin again.",
             param="after",
         )
-    since: datetime = rows[0].handed_off_at
     return since
 
 
-def _shown(row: Any) -> HandedOff:
+def _shown(row: _Row) -> HandedOff:
     return HandedOff(
         conversation_id=show_id(Prefix.CONVERSATION, row.id),
         bot=row.bot,

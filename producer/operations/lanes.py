@@ -1,5 +1,7 @@
 """Pause and resume lanes."""
 
+from typing import NamedTuple
+
 import structlog
 
 from turnmill.producer.operations.remedies import model_option
@@ -15,6 +17,11 @@ from turnmill.schemas.store.fleet.lanes import (
 from turnmill.schemas.turns import Lane
 
 log = structlog.get_logger()
+
+
+class _Model(NamedTuple):
+    model: str
+
 
 #: Models that a pause can be for: a bot's, a worker's, or one that turns still wait for.
 _MODELS = """
@@ -64,7 +71,7 @@ def resume_command(pause: Pause) -> str:
 
 
 def _require_model(database: Database, model: str) -> None:
-    known = [row.model for row in database.run(_MODELS)]
+    known = [row.model for row in database.fetch(_Model, _MODELS)]
     if model not in known:
         raise NotFound(
             f"No bot, worker or turn uses the model '{model[:200]}'. Used: "

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from psycopg.abc import Params
+from psycopg.rows import scalar_row
 
 from turnmill.schemas.postgres.clock import IS_DUE
 from turnmill.schemas.postgres.database import Cursor, Database
@@ -67,6 +68,12 @@ ORDER BY pair.model, pair.lane
 _UNPUBLISHED = (
     "SELECT FROM outbox WHERE model = %(model)s AND lane = %(lane)s AND published_at IS NULL"
 )
+
+
+class _Model(NamedTuple):
+    model: str
+
+
 _WAITING = f"SELECT model FROM turns WHERE state = '{TurnState.WAITING}' AND lane = %(lane)s"
 
 #: Rows that wait for their time are few: the time is at most half a minute away.
@@ -217,9 +224,8 @@ def _add_waiting(
 ) -> None:
     """Count a lane's turns that wait, model by model; of more than `COUNTED` these are a sample."""
     params = {"lane": lane.value}
-    sample = Counter(
-        row.model for row in cursor.execute(f"{_WAITING} LIMIT {COUNTED}", params).fetchall()
-    )
+    waiting = fetch(cursor, _Model, f"{_WAITING} LIMIT {COUNTED}", params)
+    sample = Counter(row.model for row in waiting)
     is_counted = sample.total() < COUNTED
     factor = 1.0 if is_counted else max(_estimate(cursor, _WAITING, params) / COUNTED, 1.0)
     for model, count in sample.items():
@@ -229,6 +235,6 @@ def _add_waiting(
 
 def _estimate(cursor: Cursor, rows: str, params: Params | None) -> int:
     """What the planner thinks of the number of rows."""
-    cursor.execute(f"EXPLAIN (FORMAT JSON) {rows}", params)
-    (plan,) = cursor.fetchall()
-    return int(plan[0][0]["Plan"]["Plan Rows"])
+    with cursor.connection.cursor(row_factory=scalar_row) as own:
+        ((explained,),) = own.execute(f"EXPLAIN (FORMAT JSON) {rows}", params)
+    return int(explained["Plan"]["Plan Rows"])

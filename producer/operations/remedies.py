@@ -5,11 +5,18 @@ knows stands in capitals: NAME, WEIGHTS, FILE.
 """
 
 import shlex
+from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.schemas.postgres.database import Cursor
+from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.settings import DEFAULT_TENANT, Settings
 from turnmill.schemas.turns import Lane
+
+
+class _Tenant(NamedTuple):
+    name: str
+
 
 _TENANT = "SELECT name FROM tenants WHERE id = %s"
 
@@ -21,8 +28,8 @@ def tenant_option(name: str, default: str = DEFAULT_TENANT) -> str:
 
 def option_of_tenant(cursor: Cursor, tenant_id: UUID) -> str:
     """The option for a tenant that is known by its id."""
-    cursor.execute(_TENANT, (tenant_id,))
-    return "".join(tenant_option(row.name) for row in cursor.fetchall())
+    rows = fetch(cursor, _Tenant, _TENANT, (tenant_id,))
+    return "".join(tenant_option(row.name) for row in rows)
 
 
 def model_option(model: str) -> str:

@@ -5,7 +5,7 @@ Of all tenants, unless one is named. What was asked and answered is not read.
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -222,7 +222,7 @@ def _range(prefix: Prefix, text: str) -> tuple[UUID, UUID] | None:
 
 
 def _conditions(wanted: TurnFilter) -> list[sa.ColumnElement[bool]]:
-    columns: dict[str, sa.ColumnElement[Any]] = {
+    columns = {
         "tenant": tenants.c.name,
         "lane": turns.c.lane,
         "model": turns.c.model,

@@ -1,7 +1,7 @@
 """Parked turns: which there are, why, and everything about one of them."""
 
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -58,8 +58,8 @@ class _ParkedRow(NamedTuple):
     lane: str
     attempt: int
     crashes: int
-    error_code: str | None
-    error_message: str | None
+    error_code: str
+    error_message: str
     accepted_at: datetime
     settled_at: datetime
     bot: str
@@ -81,6 +81,16 @@ class _AttemptRow(NamedTuple):
     pid: int | None
 
 
+class _ErrorRow(NamedTuple):
+    """A row of `_count_errors`."""
+
+    error_code: str
+    error_message: str
+    n: int
+    #: Of all errors, the same in each row.
+    total: int
+
+
 def list_parked(
     database: Database,
     tenant_id: UUID,
@@ -96,13 +106,13 @@ def list_parked(
         page = page.where(turns.c.id < after)
     with database.begin() as connection:
         rows = typed(_ParkedRow, connection.execute(page))
-        errors = connection.execute(_count_errors(conditions)).all()
-    shown = [ParkedTurn(**_fields(row)) for row in rows[:limit]]
+        errors = typed(_ErrorRow, connection.execute(_count_errors(conditions)))
+    shown = [_shown(row) for row in rows[:limit]]
     return ParkedPage(
         total=errors[0].total if errors else 0,
         errors=[
-            ErrorCount(error_code=code, error_message=message, count=count)
-            for code, message, count, _ in errors
+            ErrorCount(error_code=row.error_code, error_message=row.error_message, count=row.n)
+            for row in errors
         ],
         turns=shown,
         next=shown[-1].turn_id if len(rows) > limit else None,
@@ -142,7 +152,7 @@ def read_parked(database: Database, tenant_id: UUID, turn_id: UUID) -> ParkedDet
         raise NotParked(f"The turn is not parked: it is {turn.state}.")
     (change,) = foresee(database, tenant_id, [turn_id])
     return ParkedDetails(
-        **_fields(rows[0]),
+        **dict(_shown(rows[0])),
         conversation_turns=rows[0].next_seq - 1,
         messages=turn.messages,
         history=[_past_attempt(attempt) for attempt in history],
@@ -168,7 +178,7 @@ def _conditions(tenant_id: UUID, wanted: ParkedFilter) -> list[sa.ColumnElement[
     return conditions
 
 
-def _count_errors(conditions: list[sa.ColumnElement[bool]]) -> sa.Select[*tuple[Any, ...]]:
+def _count_errors(conditions: list[sa.ColumnElement[bool]]) -> sa.Executable:
     count = sa.func.count()
     kind = (turns.c.error_code, turns.c.error_message)
     return (
@@ -181,22 +191,21 @@ def _count_errors(conditions: list[sa.ColumnElement[bool]]) -> sa.Select[*tuple[
     )
 
 
-def _fields(row: _ParkedRow) -> dict[str, Any]:
-    """What a listed turn and a shown one have in common."""
-    return {
-        "turn_id": show_id(Prefix.TURN, row.id),
-        "conversation_id": show_id(Prefix.CONVERSATION, row.conversation_id),
-        "seq": row.seq,
-        "bot": row.bot,
-        "model": row.model,
-        "lane": row.lane,
-        "attempts": row.attempt,
-        "crashes": row.crashes,
-        "error_code": row.error_code,
-        "error_message": row.error_message,
-        "accepted_at": row.accepted_at,
-        "parked_at": row.settled_at,
-    }
+def _shown(row: _ParkedRow) -> ParkedTurn:
+    return ParkedTurn(
+        turn_id=show_id(Prefix.TURN, row.id),
+        conversation_id=show_id(Prefix.CONVERSATION, row.conversation_id),
+        seq=row.seq,
+        bot=row.bot,
+        model=row.model,
+        lane=Lane(row.lane),
+        attempts=row.attempt,
+        crashes=row.crashes,
+        error_code=row.error_code,
+        error_message=row.error_message,
+        accepted_at=row.accepted_at,
+        parked_at=row.settled_at,
+    )
 
 
 def _past_attempt(row: _AttemptRow) -> PastAttempt:

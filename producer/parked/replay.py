@@ -24,7 +24,7 @@ from turnmill.schemas.errors import (
 )
 from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.postgres.database import Cursor, Database
-from turnmill.schemas.postgres.rows import fetch
+from turnmill.schemas.postgres.rows import Id, fetch
 from turnmill.schemas.store.advance import advance, lock_conversations, lock_turns
 from turnmill.schemas.store.channels.deliveries import RENEW_DELIVERIES
 from turnmill.schemas.store.replay import DROP, REPLAY
@@ -162,7 +162,7 @@ def drop(
     for _, chunk in _chunks(_find(database, tenant_id, turn_ids)):
         with database.cursor() as cursor:
             lock_turns(cursor, chunk)
-            dropped = {row.id for row in cursor.execute(DROP, (chunk,))}
+            dropped = {row.id for row in fetch(cursor, Id, DROP, (chunk,))}
             changes += [
                 _change(row, None if row.id in dropped else _not_parked(row))
                 for row in fetch(cursor, _Stands, _STATES, (chunk,))
@@ -208,7 +208,7 @@ def _replay(
     refused = [change for change in changes if change.refusal is not None]
     ready_ids = [change.turn_id for change in changes if change.refusal is None]
     # A claim passes over a turn that is locked, and then its hint is gone: no more than must be.
-    due_ids = [row.id for row in cursor.execute(_DUE, (ready_ids,))]
+    due_ids = [row.id for row in fetch(cursor, Id, _DUE, (ready_ids,))]
     lock_turns(cursor, [*ready_ids, *due_ids])
     # Until now a due turn could be claimed, and a parked one dropped.
     changes = _foresee(cursor, ready_ids, states)

@@ -2,7 +2,8 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
@@ -11,12 +12,38 @@ from turnmill.producer.studies.model import Candidate, Kind, Study, check_dimens
 from turnmill.schemas.errors import Conflict, InvalidInput
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import fetch
 
 #: Characters of a study's name.
 MAX_NAME = 100
 
 #: Twice is shown what stands in the first part of the order, so that some items lie in between.
 _REPEATED_FROM = 0.6
+
+
+class StudyRow(NamedTuple):
+    """A row of `studies`."""
+
+    study_id: UUID
+    name: str
+    kind: Kind
+    dimensions: list[str]
+    seed: int
+    created_at: datetime
+    closed_at: datetime | None
+
+    @property
+    def study(self) -> Study:
+        return Study(
+            self.study_id,
+            self.name,
+            self.kind,
+            tuple(self.dimensions),
+            self.seed,
+            self.created_at,
+            self.closed_at,
+        )
+
 
 _INSERT_STUDY = """
 INSERT INTO studies (id, tenant_id, name, kind, dimensions, seed) VALUES (%s, %s, %s, %s, %s, %s)
@@ -75,21 +102,13 @@ def create_study(
     placed = place(kind, candidates, plan)
     with database.cursor() as cursor:
         values = (new_id(), tenant_id, name, kind, rated, plan.seed)
-        row = cursor.execute(_INSERT_STUDY, values).fetchone()
-        if row is None:
+        created = fetch(cursor, StudyRow, _INSERT_STUDY, values)
+        if not created:
             raise Conflict(f"There is a study '{name}' already.", param="name")
-        study = to_study(row)
+        study = created[0].study
         rows = [_columns(study, at, each) for at, each in enumerate(placed, start=1)]
         cursor.executemany(_INSERT_ITEM, rows)
     return study
-
-
-def to_study(row: Any) -> Study:
-    """Read a row of `studies`."""
-    return Study(
-        row.study_id, row.name, row.kind, tuple(row.dimensions), row.seed, row.created_at,
-        row.closed_at,
-    )  # fmt: skip
 
 
 def place(kind: Kind, candidates: Sequence[Candidate], plan: Plan) -> list[_Placed]:
@@ -112,7 +131,7 @@ def place(kind: Kind, candidates: Sequence[Candidate], plan: Plan) -> list[_Plac
     return [*early, *late]
 
 
-def _columns(study: Study, position: int, item: _Placed) -> tuple[Any, ...]:
+def _columns(study: Study, position: int, item: _Placed) -> tuple[object, ...]:
     a, b = item.candidate.a, item.candidate.b
     is_pair = study.kind == "pairwise"
     left, right = (a, b) if item.left_is_a or not is_pair else (b, a)

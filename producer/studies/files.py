@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from uuid import UUID
 
 from turnmill.producer.batches.outputs.place import replaced
@@ -21,6 +21,12 @@ from turnmill.schemas.records.table import read_table
 
 _COLUMNS = tuple(GivenRating.__dataclass_fields__)
 _NEEDED = ("item_id", "rater", "dimension", "value")
+
+
+class _Item(NamedTuple):
+    id: UUID
+    left_is_a: bool | None
+
 
 _ITEMS = "SELECT id, left_is_a FROM study_items WHERE study_id = %s"
 
@@ -69,7 +75,7 @@ def import_ratings(database: Database, study: Study, path: Path) -> int:
         InvalidInput: a row names an item, dimension or value that the study does not have, or an
             item lacks a dimension.
     """
-    items = {row.id: row.left_is_a for row in database.run(_ITEMS, (study.study_id,))}
+    items = {row.id: row.left_is_a for row in database.fetch(_Item, _ITEMS, (study.study_id,))}
     found: dict[tuple[UUID, str], _Imported] = {}
     for line, cells in read_table(path, _NEEDED):
         try:

@@ -1,10 +1,10 @@
 """Studies that there are, and their end."""
 
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
-from turnmill.producer.studies.creation import to_study
+from turnmill.producer.studies.creation import StudyRow
 from turnmill.producer.studies.model import Study
 from turnmill.schemas.errors import NotFound
 from turnmill.schemas.postgres.database import Database
@@ -35,8 +35,7 @@ FROM study_items WHERE study_id = %(study)s
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(NamedTuple):
     """How far a study is: items, those that come again, ratings wanted, and ratings done."""
 
     items: int
@@ -45,8 +44,7 @@ class Counts:
     done: int
 
 
-@dataclass(frozen=True, slots=True)
-class RaterProgress:
+class RaterProgress(NamedTuple):
     name: str
     expires_at: datetime | None
     done: int
@@ -57,15 +55,15 @@ class RaterProgress:
 
 def list_studies(database: Database, tenant_id: UUID) -> list[Study]:
     """Return the tenant's studies, the newest first."""
-    return [to_study(row) for row in database.run(_LIST, (tenant_id,))]
+    return [row.study for row in database.fetch(StudyRow, _LIST, (tenant_id,))]
 
 
 def find_study(database: Database, tenant_id: UUID, name: str) -> Study:
     """Return the study of this name. Raises `NotFound`."""
-    rows = database.run(_FIND, (tenant_id, name))
+    rows = database.fetch(StudyRow, _FIND, (tenant_id, name))
     if not rows:
         raise NotFound(f"There is no study '{name[:80]}'. List them with 'turnmill studies list'.")
-    return to_study(rows[0])
+    return rows[0].study
 
 
 def close_study(database: Database, study: Study) -> None:
@@ -80,10 +78,10 @@ def delete_study(database: Database, study: Study) -> None:
 
 def count_study(database: Database, study: Study) -> Counts:
     """Count the items and ratings of a study."""
-    (row,) = database.run(_COUNTS, {"study": study.study_id})
-    return Counts(*row)
+    (counts,) = database.fetch(Counts, _COUNTS, {"study": study.study_id})
+    return counts
 
 
 def list_raters(database: Database, study: Study) -> list[RaterProgress]:
     """Return the raters by name, and how far each is."""
-    return [RaterProgress(*row) for row in database.run(_RATERS, (study.study_id,))]
+    return database.fetch(RaterProgress, _RATERS, (study.study_id,))

@@ -3,13 +3,16 @@
 import hashlib
 import re
 import secrets
+from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
-from turnmill.producer.studies.creation import to_study
-from turnmill.producer.studies.model import Rater, Study
+from turnmill.producer.studies.creation import StudyRow
+from turnmill.producer.studies.model import Kind, Rater, Study
 from turnmill.schemas.errors import InvalidInput, NotFound
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.postgres.rows import Id, fetch
 
 MAX_NAME = 100
 
@@ -29,9 +32,22 @@ ON CONFLICT (study_id, name) DO UPDATE SET name = excluded.name
 RETURNING id
 """
 
+
+class _RaterRow(NamedTuple):
+    study_id: UUID
+    name: str
+    kind: Kind
+    dimensions: list[str]
+    seed: int
+    created_at: datetime
+    closed_at: datetime | None
+    rater_id: UUID
+    rater: str
+
+
 _FIND = """
-SELECT r.id AS rater_id, r.name AS rater, s.id AS study_id, s.name, s.kind, s.dimensions, s.seed,
-    s.created_at, s.closed_at
+SELECT s.id AS study_id, s.name, s.kind, s.dimensions, s.seed, s.created_at, s.closed_at,
+    r.id AS rater_id, r.name AS rater
 FROM study_raters r JOIN studies s ON s.id = r.study_id
 WHERE r.digest = %s AND r.expires_at > clock_timestamp()
 """
@@ -54,17 +70,17 @@ def invite(database: Database, study: Study, name: str, days: int) -> str:
 def ensure_rater(cursor: Cursor, study_id: UUID, name: str) -> UUID:
     """Return the id of the study's rater of this name, who may be new. Raises `InvalidInput`."""
     _check_name(name)
-    (found,) = cursor.execute(_ENSURE, (new_id(), study_id, name))
-    rater_id: UUID = found.id
-    return rater_id
+    (found,) = fetch(cursor, Id, _ENSURE, (new_id(), study_id, name))
+    return found.id
 
 
 def find_rater(database: Database, secret: str) -> Rater:
     """Return whose link this is. Raises `NotFound`."""
-    rows = database.run(_FIND, (_digest(secret),)) if SECRET.fullmatch(secret) else []
+    rows = database.fetch(_RaterRow, _FIND, (_digest(secret),)) if SECRET.fullmatch(secret) else []
     if not rows:
         raise NotFound("The link is wrong or has expired.")
-    return Rater(rows[0].rater_id, rows[0].rater, to_study(rows[0]))
+    *study, rater_id, rater = rows[0]
+    return Rater(rater_id, rater, StudyRow._make(study).study)
 
 
 def _check_name(name: str) -> None:

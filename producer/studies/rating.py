@@ -4,18 +4,25 @@ The page in the browser and the terminal both work through these calls. All of a
 serialized by a lock on its row: raters take seconds for an item, and a call takes milliseconds.
 """
 
-from typing import Any
+from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.producer.studies.model import Item, Rater, Standing, check_values
 from turnmill.schemas.errors import Conflict
 from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.turns import Message
 
 #: So long an item that was shown to one rater is shown to no other in its place.
 LEASE_S = 1800
 
 MAX_COMMENT_CHARS = 2000
+
+
+class _Study(NamedTuple):
+    closed_at: datetime | None
+
 
 _LOCK = "SELECT closed_at FROM studies WHERE id = %s FOR UPDATE"
 
@@ -33,6 +40,14 @@ WHERE i.study_id = %(study)s AND mine.completed_at IS NULL
          AND first.rater_id = %(rater)s AND first.completed_at IS NOT NULL))
 """
 
+
+class _Next(NamedTuple):
+    id: UUID
+    prompt: list[object]
+    left_text: str
+    right_text: str | None
+
+
 _NEXT = f"""
 SELECT i.id, i.prompt, i.left_text, i.right_text {_AVAILABLE}
 ORDER BY mine.item_id IS NULL, i.position LIMIT 1
@@ -43,6 +58,12 @@ INSERT INTO study_assignments (item_id, rater_id, leased_until)
 VALUES (%s, %s, clock_timestamp() + interval '{LEASE_S} s')
 ON CONFLICT (item_id, rater_id) DO UPDATE SET leased_until = excluded.leased_until
 """
+
+
+class _Standing(NamedTuple):
+    done: int
+    left: int
+
 
 _STANDING = f"""
 SELECT (SELECT count(*) FROM study_assignments a JOIN study_items own ON own.id = a.item_id
@@ -64,6 +85,11 @@ _RATE = """
 INSERT INTO study_ratings (item_id, rater_id, dimension, value)
 SELECT %(item)s, %(rater)s, * FROM unnest(%(dimensions)s::text[], %(values)s::smallint[])
 """
+
+
+class _Reopened(NamedTuple):
+    item_id: UUID
+
 
 _REOPEN = f"""
 UPDATE study_assignments SET completed_at = NULL, seconds = NULL,
@@ -87,9 +113,10 @@ def next_item(database: Database, rater: Rater) -> Item | None:
     with database.cursor() as cursor:
         if _is_closed(cursor, rater):
             return None
-        row = cursor.execute(_NEXT, _params(rater)).fetchone()
-        if row is None:
+        found = fetch(cursor, _Next, _NEXT, _params(rater))
+        if not found:
             return None
+        (row,) = found
         cursor.execute(_LEASE, (row.id, rater.rater_id))
     prompt = tuple(map(Message.model_validate, row.prompt))
     return Item(row.id, prompt, row.left_text, row.right_text)
@@ -123,10 +150,10 @@ def undo(database: Database, rater: Rater) -> bool:
     with database.cursor() as cursor:
         if _is_closed(cursor, rater):
             return False
-        row = cursor.execute(_REOPEN, (rater.rater_id,)).fetchone()
-        if row is None:
+        reopened = fetch(cursor, _Reopened, _REOPEN, (rater.rater_id,))
+        if not reopened:
             return False
-        params = {"item": row.item_id, "rater": rater.rater_id}
+        params = {"item": reopened[0].item_id, "rater": rater.rater_id}
         cursor.execute(_TAKE_BACK, params)
         cursor.execute(_LET_OTHERS_GO, params)
     return True
@@ -134,15 +161,15 @@ def undo(database: Database, rater: Rater) -> bool:
 
 def standing(database: Database, rater: Rater) -> Standing:
     """Count what the rater has done, and what is left to do now."""
-    (row,) = database.run(_STANDING, _params(rater))
+    (row,) = database.fetch(_Standing, _STANDING, _params(rater))
     return Standing(row.done, row.left)
 
 
 def _is_closed(cursor: Cursor, rater: Rater) -> bool:
     """Lock the study, and tell whether it is closed, or deleted."""
-    row = cursor.execute(_LOCK, (rater.study.study_id,)).fetchone()
-    return row is None or row.closed_at is not None
+    found = fetch(cursor, _Study, _LOCK, (rater.study.study_id,))
+    return not found or found[0].closed_at is not None
 
 
-def _params(rater: Rater) -> dict[str, Any]:
+def _params(rater: Rater) -> dict[str, UUID]:
     return {"rater": rater.rater_id, "study": rater.study.study_id}

@@ -10,17 +10,18 @@ hundred thousand, whatever else the tables hold.
 
 from collections import Counter as Counts
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from turnmill.producer.affinity import WARMTH, ids_since
+from turnmill.producer.affinity import WARMTH, Warmth, ids_since
 from turnmill.producer.operations.queue import COUNTED, Hints, count_open, read_hints
 from turnmill.schemas.channels.deliveries import DeliveryState
 from turnmill.schemas.observability.telemetry import BUCKETS_S
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.routes import PAUSED_LANE
 from turnmill.schemas.store.changes import UNSENT
 from turnmill.schemas.store.fleet.liveness import HELD_LOCKS
@@ -29,32 +30,69 @@ from turnmill.schemas.turns import Lane
 #: How far back the figures of affinity look, seconds.
 AFFINITY_S = 60
 
+
+class _Running(NamedTuple):
+    lane: str
+    age_s: float
+
+
 #: Workers have so many slots, and no more turns run.
 _RUNNING = """
 SELECT lane, extract(epoch FROM clock_timestamp() - min(accepted_at))::float AS age_s
 FROM turns WHERE state = 'running' GROUP BY lane
 """
 
-_PAUSES = "SELECT lane, count(*) AS count FROM lane_pauses GROUP BY lane"
+
+class _Pauses(NamedTuple):
+    lane: str
+    pauses: int
+
+
+_PAUSES = "SELECT lane, count(*) AS pauses FROM lane_pauses GROUP BY lane"
+
+
+class _Parked(NamedTuple):
+    turns: int
+
 
 _PARKED = f"""
-SELECT count(*) AS count FROM (SELECT FROM turns WHERE state = 'parked' LIMIT {COUNTED}) AS turn
+SELECT count(*) AS turns FROM (SELECT FROM turns WHERE state = 'parked' LIMIT {COUNTED}) AS turn
 """
 
+
+class _HandedOff(NamedTuple):
+    conversations: int
+    age_s: float | None
+
+
 _HANDED_OFF = f"""
-SELECT count(*) AS count,
+SELECT count(*) AS conversations,
     extract(epoch FROM clock_timestamp() - min(handed_off_at))::float AS age_s
 FROM (SELECT handed_off_at FROM conversations WHERE handed_off_at IS NOT NULL
       ORDER BY handed_off_at LIMIT {COUNTED}) AS first
 """
 
+
+class _Deliveries(NamedTuple):
+    channel: str
+    state: str
+    deliveries: int
+
+
 _DELIVERIES = f"""
-SELECT channel, state, count(*) AS count FROM (
+SELECT channel, state, count(*) AS deliveries FROM (
     (SELECT channel, state FROM deliveries WHERE state IN ({UNSENT}) LIMIT {COUNTED})
     UNION ALL
     (SELECT channel, state FROM deliveries WHERE state = '{DeliveryState.FAILED}' LIMIT {COUNTED})
 ) AS delivery GROUP BY channel, state
 """
+
+
+class _Workers(NamedTuple):
+    live: int
+    consuming: int
+    away: int
+
 
 _WORKERS = f"""
 SELECT count(*) AS live, count(*) FILTER (WHERE is_consuming) AS consuming,
@@ -132,13 +170,13 @@ class TurnGauges(Collector):
         with self._database.cursor() as cursor:
             hints = read_hints(cursor)
             open_turns = count_open(cursor, hints)
-            running = cursor.execute(_RUNNING).fetchall()
-            pauses = cursor.execute(_PAUSES).fetchall()
-            parked = cursor.execute(_PARKED).fetchall()[0].count
-            handed_off = cursor.execute(_HANDED_OFF).fetchall()[0]
-            workers = cursor.execute(_WORKERS).fetchall()[0]
-            deliveries = cursor.execute(_DELIVERIES).fetchall()
-            warmth = cursor.execute(WARMTH, (ids_since(AFFINITY_S),)).fetchall()[0]
+            running = fetch(cursor, _Running, _RUNNING)
+            pauses = fetch(cursor, _Pauses, _PAUSES)
+            (parked,) = fetch(cursor, _Parked, _PARKED)
+            (handed_off,) = fetch(cursor, _HandedOff, _HANDED_OFF)
+            (workers,) = fetch(cursor, _Workers, _WORKERS)
+            deliveries = fetch(cursor, _Deliveries, _DELIVERIES)
+            (warmth,) = fetch(cursor, Warmth, WARMTH, (ids_since(AFFINITY_S),))
         counts: Counts[tuple[str, str]] = Counts()
         oldest = {lane.value: 0.0 for lane in Lane} | {row.lane: row.age_s for row in running}
         for (_, lane), found in open_turns.items():
@@ -164,7 +202,7 @@ class TurnGauges(Collector):
             "turnmill_deliveries_count",
             "Deliveries that are not sent yet, or have failed.",
             ("channel", "state"),
-            {(row.channel, row.state): row.count for row in deliveries},
+            {(row.channel, row.state): row.deliveries for row in deliveries},
         )
         yield _labelled(
             "turnmill_turns_oldest_open_age_seconds",
@@ -182,13 +220,13 @@ class TurnGauges(Collector):
             "turnmill_lane_pauses_count",
             "Pauses of the lane, of one model or of all, that an operator has not ended.",
             ("lane",),
-            {(lane,): 0 for lane in Lane} | {(row.lane,): row.count for row in pauses},
+            {(lane,): 0 for lane in Lane} | {(row.lane,): row.pauses for row in pauses},
         )
-        yield from _plain(owed, workers, parked, handed_off, warmth)
+        yield from _plain(owed, workers, parked.turns, handed_off, warmth)
 
 
 def _plain(
-    owed: Sequence[Hints], workers: Any, parked: int, handed_off: Any, warmth: Any
+    owed: Sequence[Hints], workers: _Workers, parked: int, handed_off: _HandedOff, warmth: Warmth
 ) -> Iterator[Metric]:
     """The gauges without labels."""
     for name, text, value in (
@@ -213,7 +251,7 @@ def _plain(
         (
             "conversations_handed_off_count",
             "Conversations that people answer.",
-            handed_off.count,
+            handed_off.conversations,
         ),
         (
             "conversations_handed_off_age_seconds",

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import NamedTuple
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -14,7 +15,18 @@ from turnmill.schemas.channels.sections.base import ChannelSection
 from turnmill.schemas.errors import TransientError
 from turnmill.schemas.turns import TurnState
 
+
+class _Found(NamedTuple):
+    turn_id: UUID | None
+    conversation_id: UUID | None
+
+
 _FOUND = "SELECT turn_id, conversation_id FROM channel_events WHERE channel = %s AND event_id = %s"
+
+
+class _Notice(NamedTuple):
+    content: str
+
 
 #: What the bot itself said in the conversation, newest first.
 _NOTICE = """
@@ -30,6 +42,12 @@ WITH dropped AS (
 )
 DELETE FROM outbox WHERE turn_id IN (SELECT id FROM dropped) RETURNING turn_id
 """
+
+
+class _Delivery(NamedTuple):
+    state: str
+    error_message: str | None
+
 
 _DELIVERY = "SELECT state, error_message FROM deliveries WHERE turn_id = %s"
 
@@ -69,7 +87,7 @@ def simulate_event(
     if not sent.is_accepted:
         raise TransientError(_refusal(url, sent.status, sent.body))
     console.print(f"[dim]Accepted in {1000 * sent.duration_s:.0f} ms.[/]")
-    rows = system.database.run(_FOUND, (name, event.event_id))
+    rows = system.database.fetch(_Found, _FOUND, (name, event.event_id))
     if not rows or rows[0].conversation_id is None:
         console.print("It became nothing that is answered.")
         return False
@@ -82,7 +100,7 @@ def _show(
     if _is_made_up(section):
         system.database.run(_DROP, (conversation_id,))
     if turn_id is None:
-        for row in system.database.run(_NOTICE, (conversation_id,)):
+        for row in system.database.fetch(_Notice, _NOTICE, (conversation_id,)):
             console.print(plain(row.content))
         return True
     is_answered = asyncio.run(print_reply(system, turn_id, console)).state is TurnState.COMPLETED
@@ -94,7 +112,7 @@ def _show(
 def _show_delivery(system: System, turn_id: UUID) -> None:
     """Wait until the platform, or what stands in for it, has the reply."""
     deadline = time.monotonic() + DELIVERY_S
-    rows = system.database.run(_DELIVERY, (turn_id,))
+    rows = system.database.fetch(_Delivery, _DELIVERY, (turn_id,))
     while rows and DeliveryState(rows[0].state) in OPEN_DELIVERIES:
         if time.monotonic() > deadline:
             console.print(
@@ -102,7 +120,7 @@ def _show_delivery(system: System, turn_id: UUID) -> None:
             )
             return
         time.sleep(LOOK_EVERY_S)
-        rows = system.database.run(_DELIVERY, (turn_id,))
+        rows = system.database.fetch(_Delivery, _DELIVERY, (turn_id,))
     for row in rows:
         console.print(f"[dim]Delivery: {row.state}.[/]", plain(row.error_message or ""))
 
