@@ -3,7 +3,8 @@
 import shlex
 from collections.abc import Iterable
 from itertools import groupby
-from typing import Any
+from typing import NamedTuple
+from uuid import UUID
 
 from turnmill.compression.texts import Conversation
 from turnmill.schemas.errors import InvalidInput, NotFound
@@ -16,7 +17,20 @@ from turnmill.schemas.turns import Message
 #: Conversations of one tenant, at most: the newest.
 MOST = 5000
 
+
+class _Tenant(NamedTuple):
+    id: UUID
+    allows_training: bool
+
+
 _TENANT = "SELECT id, allows_training FROM tenants WHERE name = %s"
+
+
+class _Answered(NamedTuple):
+    conversation_id: UUID
+    input: list[object]
+    content: str
+
 
 #: Ids of conversations begin with the time, so that the largest are the newest.
 _ANSWERED = f"""
@@ -40,7 +54,7 @@ def tenant_conversations(database: Database, tenant: str, most: int = MOST) -> l
         NotFound: there is no such tenant.
         InvalidInput: it has not agreed, or no answered conversation is left.
     """
-    rows = database.run(_TENANT, (tenant,))
+    rows = database.fetch(_Tenant, _TENANT, (tenant,))
     if not rows:
         raise NotFound(f"There is no tenant '{tenant}'. See: turnmill tenants list")
     if not rows[0].allows_training:
@@ -49,7 +63,7 @@ def tenant_conversations(database: Database, tenant: str, most: int = MOST) -> l
             f"has: turnmill tenants training {shlex.quote(tenant)} --allow",
             param="tenant",
         )
-    turns = database.run(_ANSWERED, (rows[0].id, most))
+    turns = database.fetch(_Answered, _ANSWERED, (rows[0].id, most))
     if not turns:
         raise InvalidInput(
             f"The tenant '{tenant}' has no answered conversation that may train models.",
@@ -61,7 +75,7 @@ def tenant_conversations(database: Database, tenant: str, most: int = MOST) -> l
     ]
 
 
-def _messages(turns: Iterable[Any]) -> Iterable[dict[str, str]]:
+def _messages(turns: Iterable[_Answered]) -> Iterable[dict[str, str]]:
     for turn in turns:
         for message in map(Message.model_validate, turn.input):
             yield {"role": message.role.value, "content": mask_broadly(message.text)}

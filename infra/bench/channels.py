@@ -16,6 +16,7 @@ from http.client import HTTPConnection, HTTPException
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import psutil
 from rich.console import Console
@@ -50,6 +51,15 @@ bot = "echo"
 signing_secret = { file = "secret" }
 bot_token = { file = "secret" }
 """
+
+
+class _Result(NamedTuple):
+    turns: int
+    completed: int
+    texts: int
+    replies: int
+    answers: int
+
 
 #: Turns, those that were answered, and those that were answered by one attempt alone.
 _RESULT = """
@@ -199,10 +209,9 @@ def _answer_all(settings: Settings, events: int) -> list[str]:
         with turnmill(settings, "worker", ready="worker.consuming"):
             wait_for(lambda: _is_all_answered(database), 600, every_s=0.1)
         elapsed_s = time.perf_counter() - started_at
-        (row,) = database.run(_RESULT)
-    counts = (row.turns, row.completed, row.texts, row.replies, row.answers)
-    if set(counts) != {events}:
-        raise RuntimeError(f"{events} events became {counts} (turns, completed, texts, replies)")
+        (row,) = database.fetch(_Result, _RESULT)
+    if set(row) != {events}:
+        raise RuntimeError(f"{events} events became {row}")
     return [
         f"{events:,} events, one in {DOUBLED} sent twice: {row.turns:,} turns, each answered once, "
         f"the last {elapsed_s:.0f} s after the broker was back."

@@ -26,6 +26,7 @@ from turnmill.producer.follow import Follower
 from turnmill.producer.relay.publisher import Publisher
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import Count
 from turnmill.schemas.settings import EngineSettings, Settings
 from turnmill.schemas.store.fleet.deployment import read_deployment
 from turnmill.schemas.turns import DEFAULT_PARAMS, Lane, Message, Role, TurnRequest
@@ -158,11 +159,12 @@ def _turn_rate(settings: Settings, count: int) -> float:
 
 
 def _open_count(database: Database) -> int:
-    rows = database.run(
+    rows = database.fetch(
+        Count,
         "SELECT (SELECT count(*) FROM outbox)"
-        " + (SELECT count(*) FROM turns WHERE state = 'running') AS n"
+        " + (SELECT count(*) FROM turns WHERE state = 'running') AS n",
     )
-    return int(rows[0].n)
+    return rows[0].n
 
 
 def _system_latencies(settings: Settings, count: int) -> list[float]:

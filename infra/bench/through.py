@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.infra.bench.measure import PROBES, Answer, Run, wait_until_full
@@ -16,19 +18,41 @@ from turnmill.producer.follow import Follower
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import Count
 from turnmill.schemas.settings import EngineSettings, Settings
 from turnmill.schemas.turns import Lane, Turn, TurnRequest
 
 _OPEN = "SELECT count(*) AS n FROM turns WHERE settled_at IS NULL"
-_TOOK = "SELECT extract(epoch FROM max(settled_at) - %s) AS took_s FROM turns"
+
+
+class _Took(NamedTuple):
+    took_s: float
+
+
+_TOOK = "SELECT extract(epoch FROM max(settled_at) - %s)::float AS took_s FROM turns"
+
+
+class _Now(NamedTuple):
+    at: datetime
+
+
 _ANSWERED = """
 SELECT count(*) AS n FROM turns t
 WHERE state = 'running' AND EXISTS (SELECT FROM chunks c WHERE c.turn_id = t.id)
 """
+
+
+class _Usage(NamedTuple):
+    chats: int
+    tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+
+
 _USAGE = """
-SELECT count(*) AS chats, coalesce(sum(completion_tokens), 0) AS tokens,
-       coalesce(sum(prompt_tokens), 0) AS prompt_tokens,
-       coalesce(sum(cached_tokens), 0) AS cached_tokens
+SELECT count(*) AS chats, coalesce(sum(completion_tokens), 0)::bigint AS tokens,
+       coalesce(sum(prompt_tokens), 0)::bigint AS prompt_tokens,
+       coalesce(sum(cached_tokens), 0)::bigint AS cached_tokens
 FROM replies
 """
 
@@ -70,14 +94,14 @@ def system(engine: EngineSettings, broker: str) -> Iterator[System]:
 def at_once(target: System, chats: Sequence[Chat], warm_up: Sequence[Chat]) -> Run:
     """All chats at once; from the first accept to the last settled reply."""
     _answer_all(target, warm_up)
-    before = target.database.run(_USAGE)[0]
+    before = target.database.fetch(_Usage, _USAGE)[0]
     took_s = _answer_all(target, chats)
-    after = target.database.run(_USAGE)[0]
+    after = target.database.fetch(_Usage, _USAGE)[0]
     return Run(
-        tokens=int(after.tokens - before.tokens),
-        prompt_tokens=int(after.prompt_tokens - before.prompt_tokens),
-        cached_tokens=int(after.cached_tokens - before.cached_tokens),
-        chats=int(after.chats - before.chats),
+        tokens=after.tokens - before.tokens,
+        prompt_tokens=after.prompt_tokens - before.prompt_tokens,
+        cached_tokens=after.cached_tokens - before.cached_tokens,
+        chats=after.chats - before.chats,
         took_s=took_s,
     )
 
@@ -135,16 +159,16 @@ def _answer_all(target: System, chats: Sequence[Chat]) -> float:
     """Seconds until the last of them was settled, by PostgreSQL's clock: it is asked seldom
     whether that was so, because asking costs what is measured.
     """
-    started_at = target.database.run("SELECT clock_timestamp() AS at")[0].at
+    started_at = target.database.fetch(_Now, "SELECT clock_timestamp() AS at")[0].at
     accept_many(target.database, [target.request(chat) for chat in chats])
     wait_for(lambda: _open_count(target) == 0, 900, every_s=0.5)
-    return float(target.database.run(_TOOK, (started_at,))[0].took_s)
+    return target.database.fetch(_Took, _TOOK, (started_at,))[0].took_s
 
 
 def _open_count(target: System) -> int:
-    return int(target.database.run(_OPEN)[0].n)
+    return target.database.fetch(Count, _OPEN)[0].n
 
 
 def _answered_count(target: System) -> int:
     """Turns whose reply has begun and not ended."""
-    return int(target.database.run(_ANSWERED)[0].n)
+    return target.database.fetch(Count, _ANSWERED)[0].n

@@ -25,6 +25,7 @@ from turnmill.infra.migrations import upgrade
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import Count
 from turnmill.schemas.settings import DatabaseSettings, EngineSettings, SecretUrl, Settings
 
 #: A neighbour's turns, conversations and rate are this part of ours.
@@ -122,6 +123,6 @@ class Neighbour:
 
     def _open_count(self) -> int:
         try:
-            return int(self._database.run(_OPEN, (self._model,))[0].n)
+            return self._database.fetch(Count, _OPEN, (self._model,))[0].n
         except DatabaseUnavailable:
             return -1

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.schemas.postgres.database import Database
@@ -28,8 +29,7 @@ WHERE t.tenant_id = %s AND t.model = %s ORDER BY a.turn_id, a.number
 """
 
 
-@dataclass(frozen=True, slots=True)
-class TurnRow:
+class TurnRow(NamedTuple):
     turn_id: str
     #: The client's; of a turn that came through a channel: its first event's, without Slack's `Ev`.
     key: str | None
@@ -46,8 +46,7 @@ class TurnRow:
     token_count: int
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRow:
+class AttemptRow(NamedTuple):
     turn_id: str
     number: int
     worker_id: str
@@ -68,8 +67,8 @@ class Observed:
 
 def observe(database: Database, tenant_id: UUID, model: str) -> Observed:
     """Read everything a run left behind. Raises `DatabaseUnavailable`."""
-    turns = [TurnRow(*row) for row in database.run(_TURNS, (tenant_id, model))]
+    turns = database.fetch(TurnRow, _TURNS, (tenant_id, model))
     attempts: defaultdict[str, list[AttemptRow]] = defaultdict(list)
-    for row in database.run(_ATTEMPTS, (tenant_id, model)):
-        attempts[row.turn_id].append(AttemptRow(*row))
+    for row in database.fetch(AttemptRow, _ATTEMPTS, (tenant_id, model)):
+        attempts[row.turn_id].append(row)
     return Observed(turns, dict(attempts))

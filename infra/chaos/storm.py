@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -28,6 +29,7 @@ from turnmill.infra.chaos.turns import TurnSubmitter
 from turnmill.producer.tenants import create_key, ensure_defaults
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import Count
 from turnmill.schemas.settings import DatabaseSettings, EngineSettings, SecretUrl, Settings
 
 log = structlog.get_logger()
@@ -44,6 +46,11 @@ _UNSENT = """
 SELECT count(*) AS n FROM deliveries
 WHERE channel = ANY(%(channels)s) AND state IN ('pending', 'queued', 'sending')
 """
+
+
+class _WorkerId(NamedTuple):
+    id: str
+
 
 _WORKER = """
 SELECT id::text AS id FROM worker_liveness WHERE pid = %s ORDER BY started_at DESC LIMIT 1
@@ -183,7 +190,7 @@ class _Watch:
     def _run(self) -> None:
         while not self._stopping.wait(_POLL_S):
             try:
-                self.open_count = int(self._database.run(self._query, self._params)[0].n)
+                self.open_count = self._database.fetch(Count, self._query, self._params)[0].n
             except DatabaseUnavailable:
                 continue
 
@@ -279,7 +286,7 @@ class _Run:
     def _worker_ids(self, pid: int | None) -> tuple[str, ...]:
         """What the process called itself; its row outlives it by an hour."""
         try:
-            rows = [] if pid is None else self._database.run(_WORKER, (pid,))
+            rows = [] if pid is None else self._database.fetch(_WorkerId, _WORKER, (pid,))
         except DatabaseUnavailable:
             return ()
         return tuple(row.id for row in rows)

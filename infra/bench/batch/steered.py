@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
+from typing import NamedTuple
 from uuid import UUID
 
 from rich.console import Console
@@ -30,12 +32,22 @@ from turnmill.schemas.settings import DatabaseSettings, Settings
 #: How long the batch runs between two decisions, seconds.
 RUN_S = 30.0
 
+
+class _Starts(NamedTuple):
+    last_s: float
+    first_s: float
+
+
 _LAST_START = """
 SELECT coalesce(extract(epoch FROM max(started_at) - %(since)s), 0)::float AS last_s,
     coalesce(extract(epoch FROM min(started_at) FILTER (WHERE started_at > %(since)s)
         - %(since)s), 'NaN')::float AS first_s
 FROM turns WHERE batch_id = %(batch)s AND started_at > %(since)s - interval '1 minute'
 """
+
+
+class _Now(NamedTuple):
+    at: datetime
 
 
 @dataclass(slots=True)
@@ -88,7 +100,7 @@ class Watched:
 
     def time_decision(self, decide: Callable[[Database, Batch], bool]) -> tuple[float, float]:
         """Decide; seconds until the command returned, and until the last turn that started."""
-        (began,) = self.database.run("SELECT clock_timestamp() AS at")
+        (began,) = self.database.fetch(_Now, "SELECT clock_timestamp() AS at")
         started_at = time.monotonic()
         decide(self.database, self.batch)
         took_s = time.monotonic() - started_at
@@ -96,15 +108,17 @@ class Watched:
 
     def time_resumption(self) -> tuple[float, float]:
         """Resume; seconds until the command returned, and until the first turn started."""
-        (began,) = self.database.run("SELECT clock_timestamp() AS at")
+        (began,) = self.database.fetch(_Now, "SELECT clock_timestamp() AS at")
         started_at = time.monotonic()
         resume(self.database, self.batch)
         took_s = time.monotonic() - started_at
         wait_for(lambda: self._starts(began.at)[1] > 0, 60, every_s=0.1)
         return took_s, self._starts(began.at)[1]
 
-    def _starts(self, since: object) -> tuple[float, float]:
-        (row,) = self.database.run(_LAST_START, {"since": since, "batch": self.batch.batch_id})
+    def _starts(self, since: datetime) -> tuple[float, float]:
+        (row,) = self.database.fetch(
+            _Starts, _LAST_START, {"since": since, "batch": self.batch.batch_id}
+        )
         return max(0.0, row.last_s), row.first_s
 
 
