@@ -6,7 +6,7 @@ passes can be stored, and the acceptance that follows fails for no reason of the
 
 import json
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 from uuid import UUID
 
 from pydantic import (
@@ -38,7 +38,7 @@ from turnmill.schemas.turns import (
 MAX_ROW_ID_CHARS = 200
 
 
-def _parse_json(value: Any) -> Any:
+def _parse_json(value: object) -> object:
     """CSV has no lists and objects: a cell holds them as JSON."""
     if not isinstance(value, str):
         return value
@@ -48,7 +48,7 @@ def _parse_json(value: Any) -> Any:
         raise PydanticCustomError("not_json", "in CSV must be written as JSON") from None
 
 
-def _parse_stop(value: Any) -> Any:
+def _parse_stop(value: object) -> object:
     """A list, or one string: `[END]` is one that only looks like a list."""
     if not isinstance(value, str):
         return value
@@ -91,7 +91,7 @@ class BacklogRow(SamplingParams):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_no_truth_value(cls, value: Any) -> Any:
+    def _is_no_truth_value(cls, value: object) -> object:
         """No column holds one; Python would count it as 0 or 1."""
         if isinstance(value, bool):
             raise PydanticCustomError("truth_value", "must not be true or false")

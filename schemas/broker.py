@@ -23,10 +23,10 @@ DELIVERY_LIMIT = 100
 OWN_QUEUE_EXPIRES_S = 60
 
 
-def celery_settings(broker: BrokerSettings) -> dict[str, Any]:
+def celery_settings(broker: BrokerSettings) -> dict[str, object]:
     """Celery's configuration, as far as both sides share it. Raises `SettingsError`."""
     refuse_foreign_settings()
-    shared: dict[str, Any] = {
+    shared: dict[str, object] = {
         "broker_url": broker.url.get_secret_value(),
         "broker_connection_timeout": 3,
         "broker_connection_retry_on_startup": True,
@@ -57,7 +57,7 @@ def celery_settings(broker: BrokerSettings) -> dict[str, Any]:
     }
 
 
-def _sentinel_options(broker: BrokerSettings) -> dict[str, Any]:
+def _sentinel_options(broker: BrokerSettings) -> dict[str, object]:
     if not broker.is_sentinel:
         return {}
     options: dict[str, Any] = {"master_name": broker.sentinel_primary}
@@ -116,7 +116,7 @@ def own_lanes(settings: Settings) -> list[Lane]:
     return [lane for lane in settings.worker.lanes if lane in settings.affinity.warm_lanes]
 
 
-def _quorum(broker: BrokerSettings, name: str, more: dict[str, Any] | None = None) -> Queue:
+def _quorum(broker: BrokerSettings, name: str, more: dict[str, object] | None = None) -> Queue:
     arguments = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT, **(more or {})}
     return Queue(name, routing_key=name, queue_arguments=arguments if broker.is_amqp else None)
 

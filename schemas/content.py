@@ -5,7 +5,7 @@ turn's row stays small, and whoever reads it decides what to fetch.
 """
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -102,7 +102,7 @@ _PARTS: TypeAdapter[tuple[TextPart | MediaPart, ...]] = TypeAdapter(
 )
 
 
-def read_content(value: Any) -> str | tuple[TextPart | MediaPart, ...]:
+def read_content(value: object) -> str | tuple[TextPart | MediaPart, ...]:
     """Validate text or parts. By hand, for a union's mistakes would name its branches."""
     if isinstance(value, list | tuple):
         return _read_parts(value)
@@ -116,7 +116,7 @@ def read_content(value: Any) -> str | tuple[TextPart | MediaPart, ...]:
     return refuse_nul(value)
 
 
-def _read_parts(value: Any) -> tuple[TextPart | MediaPart, ...]:
+def _read_parts(value: object) -> tuple[TextPart | MediaPart, ...]:
     try:
         parts = _PARTS.validate_python(value)
     except ValidationError:

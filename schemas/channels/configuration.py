@@ -99,7 +99,7 @@ def _reason(error: OSError | UnicodeDecodeError) -> str:
     return "it is not UTF-8"
 
 
-def _validate(path: Path, text: str, content: dict[str, Any]) -> Configuration:
+def _validate(path: Path, text: str, content: dict[str, object]) -> Configuration:
     mistakes: list[tuple[KeyPath, str]] = []
     channels = content.get("channels")
     if isinstance(channels, dict):
@@ -119,7 +119,7 @@ def _validate(path: Path, text: str, content: dict[str, Any]) -> Configuration:
 
 
 def _channels(
-    channels: dict[str, Any], folder: Path, mistakes: list[tuple[KeyPath, str]]
+    channels: dict[str, object], folder: Path, mistakes: list[tuple[KeyPath, str]]
 ) -> Iterator[tuple[str, ChannelSection]]:
     """Validate each channel as its kind; the mistakes are added to those given."""
     for name, section in channels.items():
@@ -169,7 +169,7 @@ def _fields(model: Any, loc: KeyPath) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def _models(annotation: object) -> Iterator[type[BaseModel]]:
     """The models in a type: `Policies`, `SecretReference | None`, `dict[str, BotSection]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -81,7 +81,7 @@ class MemoryPolicy(BaseModel):
     )
 
     @classmethod
-    def of(cls, stored: Mapping[str, Any]) -> "MemoryPolicy":
+    def of(cls, stored: Mapping[str, object]) -> "MemoryPolicy":
         """Read what is kept. A newer release may have written what this one cannot read: then
         nobody is remembered.
         """

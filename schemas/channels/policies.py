@@ -122,7 +122,7 @@ class Policies(BaseModel):
         return defaults.model_copy(update=given)
 
     @property
-    def stored(self) -> dict[str, Any]:
+    def stored(self) -> dict[str, object]:
         """What is kept of them: what was given, for the rest is left to the defaults."""
         return self.model_dump(mode="json", exclude_unset=True)
 

@@ -18,7 +18,7 @@ class TOMLLines:
         lines = text.splitlines(keepends=True)
         #: What each beginning of the file holds that is a whole file itself, with the number of
         #: the line that its last statement begins in.
-        self._beginnings: list[tuple[int, dict[str, Any]]] = []
+        self._beginnings: list[tuple[int, dict[str, object]]] = []
         start = 1
         for end in range(1, len(lines) + 1):
             try:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
@@ -43,7 +43,7 @@ class UnknownPolicy(BaseModel):
     handed_off: _Text | None = None
 
     @classmethod
-    def of(cls, stored: Mapping[str, Any]) -> Self:
+    def of(cls, stored: Mapping[str, object]) -> Self:
         """Read what is stored, without what a newer release may have written."""
         known = {name: value for name, value in stored.items() if name in cls.model_fields}
         try:

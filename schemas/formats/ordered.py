@@ -6,7 +6,7 @@ one is kept as text.
 """
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
 
@@ -16,13 +16,13 @@ def _read(value: object) -> object:
     return json.loads(value) if isinstance(value, str) else value
 
 
-def _write(value: dict[str, Any] | None) -> str | None:
+def _write(value: dict[str, object] | None) -> str | None:
     return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
 #: A JSON Schema. As JSON it is a text; both the text and the object are read.
 OrderedSchema = Annotated[
-    dict[str, Any],
-    BeforeValidator(_read, json_schema_input_type=dict[str, Any]),
+    dict[str, object],
+    BeforeValidator(_read, json_schema_input_type=dict[str, object]),
     PlainSerializer(_write, return_type=str, when_used="json"),
 ]

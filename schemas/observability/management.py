@@ -3,7 +3,6 @@
 import base64
 import http.client
 import json
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from turnmill.schemas.errors import BrokerUnavailable
@@ -20,7 +19,9 @@ class Refused(Exception):
         self.status = status
 
 
-def manage(url: str, method: str, path: str, body: object = None, *, timeout_s: float = 5.0) -> Any:
+def manage(
+    url: str, method: str, path: str, body: object = None, *, timeout_s: float = 5.0
+) -> object:
     """Call the API once; the JSON of the answer, None if it has no body.
 
     Args:

@@ -1,7 +1,6 @@
 """Masking: text without the passwords of the URLs in it."""
 
 import re
-from typing import Any
 
 MASK = "***"
 
@@ -23,7 +22,7 @@ def masked_urls(urls: str) -> str:
     return ";".join(masked(_LOGIN.sub(f"{MASK}@", url)) for url in urls.split(";"))
 
 
-def masked_within(value: Any) -> Any:
+def masked_within(value: object) -> object:
     """As `masked`, for strings within lists, tuples and dicts too; other values stay."""
     match value:
         case str():

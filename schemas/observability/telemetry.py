@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
-from typing import Any
 
 import structlog
 from prometheus_client import (
@@ -132,7 +131,7 @@ class _Server(socketserver.ThreadingTCPServer):
         self.address_family = family
         super().__init__(bound, _Handler)  # type: ignore[arg-type]
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away is nobody's trouble."""
 
 

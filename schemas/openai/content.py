@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     ValidationError,
@@ -96,7 +96,7 @@ def _stored(kind: Kind, file_id: str) -> MediaPart:
 Content = Annotated[
     str | tuple[Part | InlinePart, ...],
     WrapValidator(
-        lambda value, _: _read_content(value), json_schema_input_type=str | list[dict[str, Any]]
+        lambda value, _: _read_content(value), json_schema_input_type=str | list[dict[str, object]]
     ),
 ]
 

@@ -1,6 +1,6 @@
 """Types of the fields of requests: what clients send, read as what it means."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import (
     BaseModel,
@@ -43,13 +43,13 @@ class Unless:
         self._harmless = (None, *harmless)
 
     def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
+        self, source: object, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
         return core_schema.no_info_before_validator_function(self._refuse, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         return {"enum": [*self._harmless]}
 
     def _refuse(self, value: object) -> object:
@@ -85,7 +85,7 @@ class Body(BaseModel):
         return body
 
     @classmethod
-    def _is_open(cls, body: dict[str, Any]) -> bool:
+    def _is_open(cls, body: dict[str, object]) -> bool:
         return False
 
 

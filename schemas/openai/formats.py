@@ -5,7 +5,7 @@ https://docs.vllm.ai/en/latest/features/structured_outputs.html
 """
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -13,7 +13,7 @@ from turnmill.schemas.content import refuse_nul
 from turnmill.schemas.formats.response import MAX_CHOICES, ResponseFormat
 from turnmill.schemas.openai.fields import Body
 
-Schema = dict[str, Any]
+Schema = dict[str, object]
 Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_CHOICES)]
 
 
@@ -57,7 +57,7 @@ class StructuredOutputs(Body):
     choice: Choices | None = None
     json_: Schema | str | None = Field(default=None, alias="json")
     json_object: bool | None = None
-    disable_any_whitespace: Any = None
+    disable_any_whitespace: object = None
 
     def read(self) -> ResponseFormat | None:
         if self.choice:

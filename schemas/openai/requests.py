@@ -73,15 +73,15 @@ class ChatMessage(Body):
     )
 
     # These say nothing to the model.
-    id: Any = None
+    id: object = None
     name: Any = None
-    cache_control: Any = None
-    annotations: Any = None
-    refusal: Annotated[Any, Unless("")] = None
+    cache_control: object = None
+    annotations: object = None
+    refusal: Annotated[object, Unless("")] = None
     tool_calls: list[ChatToolCall] | None = Field(default=None, max_length=MAX_TOOL_CALLS)
     tool_call_id: Name | None = None
-    function_call: Annotated[Any, Unless()] = None
-    audio: Annotated[Any, Unless()] = None
+    function_call: Annotated[object, Unless()] = None
+    audio: Annotated[object, Unless()] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -94,7 +94,7 @@ class ChatMessage(Body):
         return body
 
     @classmethod
-    def _is_open(cls, body: dict[str, Any]) -> bool:
+    def _is_open(cls, body: dict[str, object]) -> bool:
         return body.get("role") == "assistant"
 
     def message(self, keep: Keep | None = None) -> Message:
@@ -114,8 +114,8 @@ class ChatMessage(Body):
 
 class StreamOptions(Body):
     include_usage: bool = Field(default=False, description="End with a chunk that has the usage.")
-    include_obfuscation: Any = None
-    continuous_usage_stats: Any = None
+    include_obfuscation: object = None
+    continuous_usage_stats: object = None
 
 
 class ChatCompletionRequest(Body):
@@ -156,19 +156,19 @@ class ChatCompletionRequest(Body):
     )
 
     # Who asks, where the bot remembers its users: the newer name and the older one.
-    safety_identifier: Any = None
-    user: Any = None
+    safety_identifier: object = None
+    user: object = None
 
     # Accepted; the reply does not depend on them.
-    metadata: Any = None
-    store: Any = None
-    service_tier: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
-    prediction: Any = None
-    reasoning_effort: Any = None
-    verbosity: Any = None
+    metadata: object = None
+    store: object = None
+    service_tier: object = None
+    prompt_cache_key: object = None
+    prompt_cache_options: object = None
+    prompt_cache_retention: object = None
+    prediction: object = None
+    reasoning_effort: object = None
+    verbosity: object = None
 
     # Refused by accept, unless a live worker's engine can do it (`schemas/capabilities.py`), ...
     logprobs: bool | None = None
@@ -179,51 +179,51 @@ class ChatCompletionRequest(Body):
     #: Not OpenAI's, but vLLM's, by its names of today and of before.
     structured_outputs: StructuredOutputs | None = None
     guided_choice: Choices | None = None
-    guided_json: dict[str, Any] | str | None = None
+    guided_json: dict[str, object] | str | None = None
     #: Not OpenAI's, but that of chat templates with passages, and of vLLM.
     documents: list[ChatDocument] | None = Field(default=None, max_length=MAX_DOCUMENTS)
     # ... or unless the bot ignores them, or `tool_choice` is "none": they are read by `params`.
-    tools: Any = None
-    tool_choice: Annotated[Any, BeforeValidator(_check_choice)] = None
+    tools: object = None
+    tool_choice: Annotated[object, BeforeValidator(_check_choice)] = None
     parallel_tool_calls: bool | None = None
-    functions: Any = None
+    functions: object = None
 
     # Refused, unless they ask for what Turnmill does anyway.
-    n: Annotated[Any, Unless(1)] = None
-    function_call: Annotated[Any, Unless("none", "auto")] = None
-    logit_bias: Annotated[Any, Unless({})] = None
-    modalities: Annotated[Any, Unless(["text"], [])] = None
-    audio: Annotated[Any, Unless()] = None
-    moderation: Annotated[Any, Unless()] = None
-    web_search_options: Annotated[Any, Unless()] = None
+    n: Annotated[object, Unless(1)] = None
+    function_call: Annotated[object, Unless("none", "auto")] = None
+    logit_bias: Annotated[object, Unless({})] = None
+    modalities: Annotated[object, Unless(["text"], [])] = None
+    audio: Annotated[object, Unless()] = None
+    moderation: Annotated[object, Unless()] = None
+    web_search_options: Annotated[object, Unless()] = None
 
     # The same; not OpenAI's, but sent to vLLM, SGLang, TGI and llama.cpp with every call.
-    add_generation_prompt: Annotated[Any, Unless(True)] = None
-    add_special_tokens: Annotated[Any, Unless(False)] = None
-    bad_words: Annotated[Any, Unless([])] = None
-    best_of: Annotated[Any, Unless(1)] = None
-    chat_template: Annotated[Any, Unless()] = None
-    continue_final_message: Annotated[Any, Unless(False)] = None
-    early_stopping: Annotated[Any, Unless(False)] = None
-    echo: Annotated[Any, Unless(False)] = None
-    guided_grammar: Annotated[Any, Unless("")] = None
-    guided_regex: Annotated[Any, Unless("")] = None
-    ignore_eos: Annotated[Any, Unless(False)] = None
-    include_stop_str_in_output: Annotated[Any, Unless(False)] = None
-    length_penalty: Annotated[Any, Unless(1)] = None
-    logits_processors: Annotated[Any, Unless([])] = None
-    min_tokens: Annotated[Any, Unless(0)] = None
-    mirostat: Annotated[Any, Unless(0)] = None
-    priority: Annotated[Any, Unless(0)] = None
-    prompt_logprobs: Annotated[Any, Unless(0)] = None
-    skip_special_tokens: Annotated[Any, Unless(True)] = None
-    spaces_between_special_tokens: Annotated[Any, Unless(True)] = None
-    stop_token_ids: Annotated[Any, Unless([])] = None
-    tfs_z: Annotated[Any, Unless(1)] = None
-    top_a: Annotated[Any, Unless(0)] = None
-    truncate_prompt_tokens: Annotated[Any, Unless()] = None
-    typical_p: Annotated[Any, Unless(1)] = None
-    use_beam_search: Annotated[Any, Unless(False)] = None
+    add_generation_prompt: Annotated[object, Unless(True)] = None
+    add_special_tokens: Annotated[object, Unless(False)] = None
+    bad_words: Annotated[object, Unless([])] = None
+    best_of: Annotated[object, Unless(1)] = None
+    chat_template: Annotated[object, Unless()] = None
+    continue_final_message: Annotated[object, Unless(False)] = None
+    early_stopping: Annotated[object, Unless(False)] = None
+    echo: Annotated[object, Unless(False)] = None
+    guided_grammar: Annotated[object, Unless("")] = None
+    guided_regex: Annotated[object, Unless("")] = None
+    ignore_eos: Annotated[object, Unless(False)] = None
+    include_stop_str_in_output: Annotated[object, Unless(False)] = None
+    length_penalty: Annotated[object, Unless(1)] = None
+    logits_processors: Annotated[object, Unless([])] = None
+    min_tokens: Annotated[object, Unless(0)] = None
+    mirostat: Annotated[object, Unless(0)] = None
+    priority: Annotated[object, Unless(0)] = None
+    prompt_logprobs: Annotated[object, Unless(0)] = None
+    skip_special_tokens: Annotated[object, Unless(True)] = None
+    spaces_between_special_tokens: Annotated[object, Unless(True)] = None
+    stop_token_ids: Annotated[object, Unless([])] = None
+    tfs_z: Annotated[object, Unless(1)] = None
+    top_a: Annotated[object, Unless(0)] = None
+    truncate_prompt_tokens: Annotated[object, Unless()] = None
+    typical_p: Annotated[object, Unless(1)] = None
+    use_beam_search: Annotated[object, Unless(False)] = None
 
     @property
     def asked_by(self) -> str | None:

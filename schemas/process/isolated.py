@@ -44,7 +44,7 @@ class Limits:
 
 def isolated(
     work: Callable[..., Result],
-    *arguments: Any,
+    *arguments: object,
     limits: Limits | None = None,
     folder: Path | None = None,
 ) -> Result:

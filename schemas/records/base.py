@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.records.columns import Columns
@@ -28,7 +27,7 @@ class Problem:
 
 Report = Callable[[Problem], None]
 #: Line number and cells, by column.
-Record = tuple[int, dict[str, Any]]
+Record = tuple[int, dict[str, object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ class Reading:
         self.titles[name] = ""
         return name
 
-    def note_columns(self, cells: dict[str, Any]) -> None:
+    def note_columns(self, cells: dict[str, object]) -> None:
         """Remember the columns of a row, in formats without a header.
 
         Raises:
@@ -97,6 +96,6 @@ class Reading:
 Reader = Callable[[Reading], Iterator[Record]]
 
 
-def without_nan(value: Any) -> Any:
+def without_nan(value: object) -> object:
     """What data frames write for an absent cell is None."""
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -61,7 +61,7 @@ class Template:
     def names(self) -> list[str]:
         return [name.strip() for name in _PLACE.findall(self.text) if name.strip()]
 
-    def render(self, cells: Mapping[str, Any]) -> str | None:
+    def render(self, cells: Mapping[str, object]) -> str | None:
         """The prompt of a row. None where no column of the template is given."""
         if all(is_absent(cells.get(name)) for name in self.names):
             return None
@@ -69,7 +69,7 @@ class Template:
         return _PLACE.sub(lambda place: _fill(place, cells), text)
 
 
-def _fill(place: re.Match[str], cells: Mapping[str, Any]) -> str:
+def _fill(place: re.Match[str], cells: Mapping[str, object]) -> str:
     if place[1] is None:
         return place[0][0]
     value = cells.get(place[1].strip())
@@ -106,7 +106,7 @@ class Columns:
         templated = self.template.names if self.template else ()
         return name in self.sources.values() or name in templated
 
-    def pick(self, cells: Mapping[str, Any], *, is_sheet: bool = False) -> dict[str, Any]:
+    def pick(self, cells: Mapping[str, object], *, is_sheet: bool = False) -> dict[str, object]:
         """The cells of a row under our names. Misspelled columns come along, to be refused.
 
         In a sheet a text of digits is a number, and a date is no text.
@@ -122,7 +122,7 @@ class Columns:
             given |= {name: cells[name] for name in cells if self.seems_meant(name, cells)}
         return {name: value for name, value in given.items() if value is not None}
 
-    def seems_meant(self, name: str, names: Mapping[str, Any] | Sequence[str]) -> bool:
+    def seems_meant(self, name: str, names: Mapping[str, object] | Sequence[str]) -> bool:
         """Whether an unknown column is a column of ours, misspelled, rather than the file's own."""
         if name in COLUMNS or name in self.ignored or self.is_named:
             return False
@@ -192,14 +192,14 @@ def describe_unknown(name: str) -> str:
     return f"is not a column. Did you mean '{meant}'?{option} To carry it along: --ignore {name!r}"
 
 
-def is_absent(value: Any) -> bool:
+def is_absent(value: object) -> bool:
     """Whether a cell is empty, by what spreadsheets and data frames write for that."""
     if isinstance(value, str):
         return value in _ABSENT_TEXTS
     return value is None or (isinstance(value, float) and value != value)
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """A cell as text: dates as ISO 8601, whole numbers without a point, lists as JSON."""
     if isinstance(value, str):
         return value

@@ -91,7 +91,7 @@ def _sheet(book: Any, reading: Reading) -> Any:
     return sheets[name]
 
 
-def _titles(cells: tuple[Any, ...]) -> list[str]:
+def _titles(cells: tuple[object, ...]) -> list[str]:
     """The header without the empty cells at its end."""
     width = max(n for n, cell in enumerate(cells, start=1) if cell is not None)
     return ["" if cell is None else str(cell) for cell in cells[:width]]

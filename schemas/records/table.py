@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.records.base import Problem, Reading
@@ -24,7 +23,7 @@ class Table(Columns):
                 yield name, f"there is no such column. There are {', '.join(names)[:500]}"
 
 
-def read_table(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_table(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, object]]]:
     """Yield the line and the cells of each row, without absent cells.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -103,7 +103,7 @@ class Safety(BaseModel):
         return {name: Action(action) for name, action in found.items() if action != "allow"}
 
     @classmethod
-    def of(cls, stored: Mapping[str, Any] | None) -> Self:
+    def of(cls, stored: Mapping[str, object] | None) -> Self:
         """Read what is stored, without what a newer release may have written."""
         known = cls.model_fields
         return cls.model_validate({n: v for n, v in (stored or {}).items() if n in known})

@@ -128,7 +128,7 @@ class _Environment(EnvSettingsSource):
     def _load_env_vars(self) -> Mapping[str, str | None]:
         return {name.lower(): value for name, value in without_strangers(os.environ).items()}
 
-    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: object) -> object:
         try:
             return super().decode_complex_value(field_name, field, value)
         except ValueError:
@@ -138,10 +138,10 @@ class _Environment(EnvSettingsSource):
 class StackFileSource(PydanticBaseSettingsSource):
     """Where a running embedded stack listens, so that `turnmill ask` needs no configuration."""
 
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+    def get_field_value(self, field: object, field_name: str) -> tuple[object, str, bool]:
         return None, field_name, False
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> dict[str, object]:
         data = self.current_state.get("data") or default_data_dir()
         path = Path(data) / STACK_FILE
         try:

@@ -1,7 +1,7 @@
 """What all sections of the settings have in common."""
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import (
     AfterValidator,
@@ -30,7 +30,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+    def __repr_args__(self) -> Iterator[tuple[str | None, object]]:
         """Mask URLs in settings that are no URLs, too."""
         for name, value in super().__repr_args__():
             yield name, masked_within(value)

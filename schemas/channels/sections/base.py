@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -46,7 +46,7 @@ class SecretReference(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_secrets(cls, value: Any) -> Any:
+    def _refuse_secrets(cls, value: object) -> object:
         if isinstance(value, str):
             raise ValueError(f"is a secret, which does not belong into this file: {_FORM}")
         return value

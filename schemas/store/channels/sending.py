@@ -5,7 +5,7 @@ back says that its holder died between a call to the platform and the commit: wh
 in doubt, and the next attempt finds out.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.schemas.channels.deliveries import MAX_LEASE_S, DeliveryState
@@ -53,7 +53,7 @@ class Details(NamedTuple):
     content: str | None
     attempt: int
     failures: int
-    progress: dict[str, Any]
+    progress: dict[str, object]
     worker_id: UUID
     is_doubtful: bool
     turn_state: str | None
