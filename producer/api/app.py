@@ -13,7 +13,6 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from types import FrameType
-from typing import Any
 
 import structlog
 import uvicorn
@@ -222,7 +221,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         log.info("api.stopped")
 
-    def _note_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def _note_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """Without files or memory asyncio reports each connection of the backlog, every second."""
         error = context.get("exception")
         if isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES:
@@ -241,7 +240,7 @@ def _describe(app: FastAPI) -> None:
     it never answers."""
     generate = app.openapi
 
-    def openapi() -> dict[str, Any]:
+    def openapi() -> dict[str, object]:
         if app.openapi_schema is not None:
             return app.openapi_schema
         schema = generate()

@@ -1,7 +1,6 @@
 """What a client says about a call beside its body, and how much body it may send."""
 
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 from fastapi import Request
@@ -23,7 +22,7 @@ MAX_IDEMPOTENCY_KEY = 255
 MAX_TIMEOUT_S = 7 * 24 * 3600
 
 
-def _describe(name: str, meaning: str, **schema: Any) -> dict[str, Any]:
+def _describe(name: str, meaning: str, **schema: object) -> dict[str, object]:
     return {"name": name, "in": "header", "description": meaning, "schema": schema}
 
 

@@ -73,7 +73,7 @@ class Backlog:
         yield from _instructed(_in_order(rows, self.disordered) if self.disordered else rows)
         self._check_unchanged()
 
-    def records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def records(self) -> Iterator[tuple[int, dict[str, object]]]:
         """Every row's number and cells as the file has them, in the order of the file.
 
         Raises:
@@ -84,7 +84,7 @@ class Backlog:
             yield number, cells
         self._check_unchanged()
 
-    def id_of(self, number: int, cells: Mapping[str, Any]) -> str:
+    def id_of(self, number: int, cells: Mapping[str, object]) -> str:
         """The id of a row: its own, or its number."""
         given = self.columns.pick(cells, is_sheet=format_of(self.path) == ".xlsx")
         return str(_KEY.validate_python(given.get("id", str(number))))

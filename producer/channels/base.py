@@ -102,7 +102,7 @@ class Channel(Protocol):
         """Answer a request whose events are committed."""
 
 
-def read_json(body: bytes | str) -> dict[str, Any]:
+def read_json(body: bytes | str) -> dict[str, object]:
     """Read a JSON object with strings that PostgreSQL can store. Raises `InvalidInput`."""
     try:
         payload = storable_json(json.loads(body))

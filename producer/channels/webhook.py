@@ -108,7 +108,7 @@ class WebhookChannel:
     def acknowledge(self, parsed: Parsed, received: Sequence[Received]) -> Answer:
         """Say what became of the event, and under which ids."""
         (found,) = received
-        shown: dict[str, Any] = {"outcome": found.kind}
+        shown: dict[str, object] = {"outcome": found.kind}
         if found.conversation_id is not None:
             shown["conversation_id"] = show_id(Prefix.CONVERSATION, found.conversation_id)
         if found.turn_id is not None:
@@ -136,7 +136,7 @@ class WebhookChannel:
                 )
 
 
-def _read(payload: dict[str, Any]) -> _Message | _Command | _Rating:
+def _read(payload: dict[str, object]) -> _Message | _Command | _Rating:
     """Read a body, whose author is somebody who can mend it. Raises `InvalidInput`."""
     try:
         return _BODY.validate_python(payload)

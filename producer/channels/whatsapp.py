@@ -111,7 +111,7 @@ class WhatsAppChannel:
     def acknowledge(self, parsed: Parsed, received: Sequence[Received]) -> Answer:
         return parsed.answer
 
-    def _read(self, payload: dict[str, Any]) -> Iterator[Event | str]:
+    def _read(self, payload: dict[str, object]) -> Iterator[Event | str]:
         """Read a batch; a word instead of an event says why there is none."""
         for change in _tables(payload, "entry", "changes"):
             value = change.get("value")
@@ -129,7 +129,7 @@ class WhatsAppChannel:
                     self._message, _tables(value, "messages") if number == self._number else ()
                 )
 
-    def _message(self, given: dict[str, Any]) -> Event | str:
+    def _message(self, given: dict[str, object]) -> Event | str:
         try:
             message = _Message.model_validate(given)
             return self._event(message)
@@ -167,7 +167,7 @@ class WhatsAppChannel:
         )
 
 
-def _tables(value: Any, *names: str) -> list[dict[str, Any]]:
+def _tables(value: object, *names: str) -> list[dict[str, object]]:
     """The tables in lists within lists; what is of another shape is left out."""
     found = [value] if isinstance(value, dict) else []
     for name in names:

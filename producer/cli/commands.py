@@ -57,7 +57,7 @@ COMMANDS = {
 STARTING = frozenset(("bench", "chaos", "demo", "up"))
 
 
-class _Commands(Mapping[str, Any]):
+class _Commands(Mapping[str, object]):
     """The commands by name, each imported when it is looked up."""
 
     def __getitem__(self, name: str) -> Any:

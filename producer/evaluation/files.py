@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from turnmill.producer.evaluation.said import Said
 from turnmill.schemas.errors import InvalidInput
@@ -50,11 +49,11 @@ def read_references(path: Path) -> dict[str, str]:
     }
 
 
-def _is_cut(reason: Any) -> bool | None:
+def _is_cut(reason: object) -> bool | None:
     return None if reason is None else reason == "length"
 
 
-def _time(path: Path, line: int, value: Any) -> datetime | None:
+def _time(path: Path, line: int, value: object) -> datetime | None:
     if value is None:
         return None
     try:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 from uuid import UUID
 
 from turnmill.producer.batches.outputs.place import replaced
@@ -104,7 +104,7 @@ class _Imported:
     values: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, cells: dict[str, Any]) -> "_Imported":
+    def of(cls, cells: dict[str, object]) -> "_Imported":
         """Raises `ValueError`."""
         seconds, comment = cells.get("seconds"), cells.get("comment")
         return cls(
@@ -113,7 +113,7 @@ class _Imported:
         )
 
 
-def _text(cell: Any) -> str:
+def _text(cell: object) -> str:
     """Read a text without the apostrophe that an export puts before what looks like a formula."""
     text = text_of(cell)
     return text[1:] if text.startswith("'") and is_formula(text[1:]) else text
@@ -130,11 +130,11 @@ def _store(cursor: Cursor, study: Study, found: dict[tuple[UUID, str], _Imported
             cursor.execute(_RATE, {**own, "dimension": dimension, "value": value})
 
 
-def _plain(rating: GivenRating) -> dict[str, Any]:
+def _plain(rating: GivenRating) -> dict[str, object]:
     return {**asdict(rating), "rated_at": rating.rated_at.isoformat(timespec="milliseconds")}
 
 
-def _score(study: Study, rating: GivenRating) -> dict[str, Any]:
+def _score(study: Study, rating: GivenRating) -> dict[str, object]:
     """A score as Langfuse's public API takes it: https://api.reference.langfuse.com"""
     is_pair = study.kind == "pairwise"
     return {
@@ -148,12 +148,12 @@ def _score(study: Study, rating: GivenRating) -> dict[str, Any]:
     }
 
 
-def _write_jsonl(file: IO[str], rows: Iterable[dict[str, Any]]) -> None:
+def _write_jsonl(file: IO[str], rows: Iterable[dict[str, object]]) -> None:
     for row in rows:
         file.write(one_line(json.dumps(row, ensure_ascii=False)) + "\n")
 
 
-def _write_csv(file: IO[str], rows: Iterable[dict[str, Any]]) -> None:
+def _write_csv(file: IO[str], rows: Iterable[dict[str, object]]) -> None:
     """Write RFC 4180. A text that a spreadsheet would compute begins with an apostrophe."""
     writer = csv.writer(file)
     writer.writerow(_COLUMNS)
@@ -161,7 +161,7 @@ def _write_csv(file: IO[str], rows: Iterable[dict[str, Any]]) -> None:
         writer.writerow([defused(row[name]) for name in _COLUMNS])
 
 
-_WRITERS: dict[str, Callable[[IO[str], Iterable[dict[str, Any]]], None]] = {
+_WRITERS: dict[str, Callable[[IO[str], Iterable[dict[str, object]]], None]] = {
     ".csv": _write_csv,
     ".jsonl": _write_jsonl,
 }

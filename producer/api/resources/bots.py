@@ -1,7 +1,7 @@
 """`/bots`: the tenant's bots, as whoever runs them sees and changes them."""
 
 from datetime import datetime
-from typing import Any, Self
+from typing import Self
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -25,9 +25,9 @@ class BotBody(BaseModel):
     version: int
     model: str
     instructions: str
-    params: dict[str, Any]
+    params: dict[str, object]
     ignores_tools: bool
-    policies: dict[str, Any]
+    policies: dict[str, object]
     created_at: datetime
 
     @classmethod

@@ -1,7 +1,7 @@
 """`/conversations`: what was said, policies, and the people who answer instead of the bot."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
@@ -41,7 +41,7 @@ class ConversationBody(BaseModel):
     handed_off_at: datetime | None
     handed_off_because: str | None
     #: Its own, over its bot's; null without any.
-    policies: dict[str, Any] | None
+    policies: dict[str, object] | None
     turns: list[TurnBody]
     #: What to send as `after` for the next page, and as `before` for the one before; null: none.
     next: str | None = None

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fastapi import FastAPI
 
@@ -63,6 +63,6 @@ class ProbedAPI:
         services: Services = self._app.state.services
         return services
 
-    def _ask(self, question: Coroutine[Any, Any, T]) -> T:
+    def _ask(self, question: Coroutine[object, object, T]) -> T:
         assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(question, self._loop).result(READY_TIMEOUT_S + 1)

@@ -6,7 +6,7 @@ A user's key has two parts: `api:4711` is who calls name in `safety_identifier` 
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
@@ -166,7 +166,9 @@ async def put_preferences(
 
 
 @router.get("/users/{user:path}/export")
-async def export_user(user: UserKey, services: ServicesOf, tenant_id: TenantOf) -> dict[str, Any]:
+async def export_user(
+    user: UserKey, services: ServicesOf, tenant_id: TenantOf
+) -> dict[str, object]:
     """All that is remembered of a user, earlier values too."""
     return await services.call(users.export, services.database, tenant_id, user)
 

@@ -3,7 +3,6 @@
 import math
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
-from typing import Any
 
 from turnmill.producer.batches.outputs.table import Table, is_formula
 from turnmill.schemas.errors import InvalidInput
@@ -38,7 +37,7 @@ def check_rows(total: int, path: Path) -> None:
         )
 
 
-def _is_cell(value: Any) -> bool:
+def _is_cell(value: object) -> bool:
     """Whether a cell can hold the value as it is: no text, and nothing that would be rounded."""
     if isinstance(value, float):
         return math.isfinite(value)
@@ -49,7 +48,7 @@ def _is_cell(value: Any) -> bool:
     return value is None or isinstance(value, date | timedelta)
 
 
-def _cell(sheet: Any, value: Any, *, is_raw: bool) -> Any:
+def _cell(sheet: object, value: object, *, is_raw: bool) -> object:
     from openpyxl.cell import WriteOnlyCell
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 

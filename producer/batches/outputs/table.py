@@ -21,7 +21,7 @@ _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
 _NUMBER = re.compile(r"[+-]?[\d.,\u00a0 ]*\d%?")
 
 #: The cells of a row by the file's column names, and its result.
-Row = tuple[Mapping[str, Any], BatchResult]
+Row = tuple[Mapping[str, object], BatchResult]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Table:
 
     def values(self, result: BatchResult) -> dict[str, Any]:
         """The fields of a result, and the columns of its reply."""
-        shaped: dict[str, Any] = {}
+        shaped: dict[str, object] = {}
         if self.shape:
             result, shaped = self.shape.read(result)
         return result.model_dump(mode="json") | shaped
@@ -73,12 +73,12 @@ def is_formula(text: str) -> bool:
     return text.startswith(_FORMULA_STARTS) and not _NUMBER.fullmatch(text)
 
 
-def flat(value: Any) -> str:
+def flat(value: object) -> str:
     """A cell of a text table."""
     return "" if value is None else text_of(value)
 
 
-def defused(value: Any) -> str:
+def defused(value: object) -> str:
     """A cell of a text table, behind an apostrophe where a spreadsheet would compute it."""
     text = flat(value)
     return f"'{text}" if isinstance(value, str) and is_formula(text) else text

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 from turnmill.producer.batches.outputs.table import Row, Table, defused, flat
 from turnmill.schemas.json_lines import one_line
@@ -24,7 +24,7 @@ def write_json_lines(path: Path, table: Table) -> None:
             file.write(one_line(text) + "\n")
 
 
-def _json_object(row: Row, table: Table, names: dict[str, str]) -> dict[str, Any]:
+def _json_object(row: Row, table: Table, names: dict[str, str]) -> dict[str, object]:
     cells, result = row
     values = table.values(result)
     # Programs find a row by its id, whether its line names one or not.

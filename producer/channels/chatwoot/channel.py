@@ -5,7 +5,6 @@ that is pending, so that people answer it.
 """
 
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pydantic import ValidationError
@@ -77,7 +76,7 @@ class ChatwootChannel:
     def acknowledge(self, parsed: Parsed, received: Sequence[Received]) -> Answer:
         return parsed.answer
 
-    def _read(self, payload: dict[str, Any]) -> Event | str:
+    def _read(self, payload: dict[str, object]) -> Event | str:
         """Read an event. Raises pydantic's `ValidationError`."""
         match payload.get("event"):
             case "message_created":

@@ -6,7 +6,6 @@ https://open.feishu.cn/document/ukTMukTMukTM/uUTNz4SN1MjL1UzM
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -74,7 +73,7 @@ class FeishuChannel:
     def acknowledge(self, parsed: Parsed, received: Sequence[Received]) -> Answer:
         return parsed.answer
 
-    def _open(self, body: bytes) -> dict[str, Any]:
+    def _open(self, body: bytes) -> dict[str, object]:
         """Decrypt and read a body. Raises `InvalidInput`."""
         sealed = read_json(body).get("encrypt")
         if not isinstance(sealed, str):

@@ -19,7 +19,7 @@ class Callback(_Payload):
     """An event of schema 2.0, or a callback of a card, which has the same form."""
 
     header: Header
-    event: dict[str, Any]
+    event: dict[str, object]
 
 
 class UserIds(_Payload):

@@ -7,7 +7,6 @@ import json
 import mimetypes
 import re
 from collections.abc import Collection, Iterable
-from typing import Any
 
 from turnmill.producer.channels.base import remote_files, storable_json
 from turnmill.producer.channels.feishu.payloads import Mention, Message
@@ -82,7 +81,7 @@ def _name(text: str, mentions: Iterable[Mention], of_bot: Collection[Mention]) -
     return text
 
 
-def _post(content: dict[str, Any]) -> str:
+def _post(content: dict[str, object]) -> str:
     """Rich text: a title, and lines of pieces; which language it is in does not matter here."""
     lines = content.get("content")
     if not isinstance(lines, list):
@@ -92,7 +91,7 @@ def _post(content: dict[str, Any]) -> str:
     return "\n".join([title, *shown] if title else shown)
 
 
-def _piece(piece: Any) -> str:
+def _piece(piece: object) -> str:
     if not isinstance(piece, dict):
         return ""
     match piece.get("tag"):

@@ -63,7 +63,7 @@ class SlackChannel:
             return self.parse_interaction(read_json(form["payload"]))
         return self.parse_command(form)
 
-    def parse_callback(self, payload: dict[str, Any]) -> Parsed:
+    def parse_callback(self, payload: dict[str, object]) -> Parsed:
         """Read the body of the Events API, which is the same in socket mode."""
         if payload.get("type") == "url_verification":
             answer = json.dumps({"challenge": str(payload.get("challenge", ""))[:1000]})
@@ -81,7 +81,7 @@ class SlackChannel:
             return Parsed(parsed.events, answer=Answer(shown.encode(), JSON))
         return parsed
 
-    def parse_interaction(self, payload: dict[str, Any]) -> Parsed:
+    def parse_interaction(self, payload: dict[str, object]) -> Parsed:
         """Read what came of buttons; dialogs and shortcuts are not ours."""
         if payload.get("type") != "block_actions":
             return Parsed()

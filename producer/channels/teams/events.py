@@ -73,7 +73,7 @@ def _feedback(channel: str, activity: Activity) -> Event | str:
     return _rating(channel, activity, score, _comment(given.get("feedback")))
 
 
-def _comment(feedback: Any) -> str | None:
+def _comment(feedback: object) -> str | None:
     """What was written into the form, a string of JSON."""
     try:
         found = json.loads(feedback) if isinstance(feedback, str) else feedback

@@ -14,7 +14,7 @@ ShortId = Annotated[str, StringConstraints(min_length=1, max_length=60)]
 LongId = Annotated[str, StringConstraints(min_length=1, max_length=190)]
 
 
-def _some(value: Any) -> Any:
+def _some(value: object) -> object:
     return value[:MAX_ITEMS] if isinstance(value, list) else value or ()
 
 

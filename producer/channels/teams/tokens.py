@@ -73,11 +73,11 @@ class Token:
     """A token whose signature is good."""
 
     def __init__(
-        self, claims: dict[str, Any], endorsements: frozenset[str], services: Services
+        self, claims: dict[str, object], endorsements: frozenset[str], services: Services
     ) -> None:
         self._claims, self._endorsements, self._services = claims, endorsements, services
 
-    def check(self, activity: dict[str, Any]) -> None:
+    def check(self, activity: dict[str, object]) -> None:
         """Check that an activity is what the token is for, and answered where Microsoft is.
 
         Raises `BadSignature`.

@@ -191,7 +191,7 @@ class _Stage:
     def _thread(self) -> dict[str, str]:
         return {} if self.view.root is None else {"thread_ts": self.view.root[1]}
 
-    def _send_callback(self, event: dict[str, Any]) -> None:
+    def _send_callback(self, event: dict[str, object]) -> None:
         from turnmill.infra.mocks.slack.events import sign_callback
 
         self._send(sign_callback(self.secret, self.api.board.workspace.callback(event)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -124,7 +124,7 @@ def chats(
     _write(output, chats_of(asked, results))
 
 
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def _write(path: Path, rows: Iterable[dict[str, object]]) -> None:
     import json
 
     lines = [one_line(json.dumps(row, ensure_ascii=False)) for row in rows]
