@@ -46,7 +46,7 @@ log = structlog.get_logger()
 
 #: No ETA, countdown, autoretry, time limits, result backend or beat: retry times and
 #: deadlines live in Postgres, and the threads pool could not enforce limits anyway.
-WORKER_SETTINGS: dict[str, Any] = {
+WORKER_SETTINGS: dict[str, object] = {
     "task_acks_late": True,
     "task_acks_on_failure": True,
     "task_reject_on_worker_lost": True,
@@ -89,7 +89,7 @@ class HintConsumer(Consumer):  # type: ignore[misc]
     all queues; there `PlacesByLane` chooses the queues.
     """
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
+    def __init__(self, *args: object, **settings: object) -> None:
         super().__init__(*args, **settings)
         self.connection_errors: Any = (
             *self.conninfo.connection_errors,
@@ -122,7 +122,7 @@ class HintConsumer(Consumer):  # type: ignore[misc]
         self._is_stopping = True
         self.task_consumer.cancel()
 
-    def loop_args(self) -> Any:
+    def loop_args(self) -> object:
         channel = self.task_consumer.channel
         derive_message_class(channel, checked)
         self.guard_reads(channel)
@@ -154,7 +154,7 @@ class HintConsumer(Consumer):  # type: ignore[misc]
         except self.connection_errors as error:
             log.warning("hints.unacknowledged", error=type(error).__name__)
 
-    def ensure_connected(self, conn: Any) -> Any:
+    def ensure_connected(self, conn: object) -> object:
         connect_patiently(conn, self._note_loop, RECONNECT_S)
         return super().ensure_connected(conn)
 
@@ -162,10 +162,10 @@ class HintConsumer(Consumer):  # type: ignore[misc]
         if leases := self.app.leases:
             leases.looped_at = time.monotonic()
 
-    def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
+    def create_task_handler(self, *args: object, **options: object) -> Callable[[object], None]:
         handle = super().create_task_handler(*args, **options)
 
-        def on_message(message: Any) -> None:
+        def on_message(message: object) -> None:
             try:
                 read_hint(message, self.app.hint_task)
             except NotAHint as error:
@@ -177,15 +177,15 @@ class HintConsumer(Consumer):  # type: ignore[misc]
 
         return on_message
 
-    def on_decode_error(self, message: Any, exc: Exception) -> None:
+    def on_decode_error(self, message: object, exc: Exception) -> None:
         """What kombu could not even build a message of; Celery's own would log its body."""
         self._drop(message, exc.reason if isinstance(exc, NotAHint) else "unreadable")
 
-    def guard_reads(self, channel: Any) -> None:
+    def guard_reads(self, channel: object) -> None:
         """Let no message end the loop that reads it from Redis, be it no JSON or no message."""
         wrap_readers(channel, lambda read, kind: partial(self._read, read, kind))
 
-    def _read(self, read: Callable[[], Any], kind: str) -> Any:
+    def _read(self, read: Callable[[], object], kind: str) -> object:
         foreign = (NotAHint, ValueError, RecursionError)
         if kind == "LISTEN":
             foreign = (*foreign, TypeError, LookupError, AttributeError)  # type: ignore[assignment]
@@ -272,7 +272,7 @@ class PlacesByLane:
     kombu asks it as its `QueueOrder`.
     """
 
-    def __init__(self, qos: Any, places: int, lane_of: Callable[[str], str] = lane_of) -> None:
+    def __init__(self, qos: object, places: int, lane_of: Callable[[str], str] = lane_of) -> None:
         """`lane_of` tells which queues share their places."""
         self._qos = qos
         self._places = places
@@ -323,7 +323,7 @@ def create_app(settings: Settings, deployment: Deployment, leases: Leases | None
 
 
 def create_delivery_app(
-    settings: Settings, deployment: Deployment, channels: Sequence[str], consuming: Any
+    settings: Settings, deployment: Deployment, channels: Sequence[str], consuming: object
 ) -> Celery:
     """The app of a delivery worker: one queue a channel, each with places of its own.
 

@@ -5,7 +5,6 @@ import signal
 import socket
 import time
 from dataclasses import replace
-from typing import Any
 
 import structlog
 from celery import Celery
@@ -45,7 +44,7 @@ def run_worker(settings: Settings) -> int:
         register_tasks(app, replace(worker, watcher=events), rescuer)
         drain = Drain(worker, settings.worker.drain_s)
 
-        def on_ready(sender: Any, **_: Any) -> None:
+        def on_ready(sender: object, **_: object) -> None:
             drain.consuming(sender)
             log.info("worker.consuming", lanes=[str(lane) for lane in settings.worker.lanes])
 

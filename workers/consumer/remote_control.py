@@ -49,7 +49,7 @@ SHOWN_OF_BROKER = frozenset(
 class LookingControl(Control):  # type: ignore[misc]
     """Celery's control step with handlers that change nothing."""
 
-    def __init__(self, consumer: Any, **options: Any) -> None:
+    def __init__(self, consumer: object, **options: object) -> None:
         super().__init__(consumer, **options)
         replace_commands(self, _harmless)
         after_start(self, lambda consumer, channel: consumer.guard_reads(channel))
@@ -62,9 +62,9 @@ def _harmless(name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _without_secrets(
-    stats: Callable[..., dict[str, Any]],
-) -> Callable[..., dict[str, Any]]:
-    def show(state: Any, **options: Any) -> dict[str, Any]:
+    stats: Callable[..., dict[str, object]],
+) -> Callable[..., dict[str, object]]:
+    def show(state: object, **options: object) -> dict[str, object]:
         shown = stats(state, **options)
         broker = shown.get("broker")
         if isinstance(broker, dict):
@@ -74,8 +74,8 @@ def _without_secrets(
     return show
 
 
-def _refusal(name: str) -> Callable[..., Any]:
-    def refuse(state: Any, **_: Any) -> dict[str, str]:
+def _refusal(name: str) -> Callable[..., object]:
+    def refuse(state: object, **_: object) -> dict[str, str]:
         log.warning("control.refused", command=name)
         return {"error": f"Turnmill's workers do not obey '{name}'."}
 

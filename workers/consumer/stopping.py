@@ -29,7 +29,7 @@ class Stopping(ABC):
     def run(self) -> None:
         """Let the work end, then Celery's loop."""
 
-    def consuming(self, consumer: Any) -> None:
+    def consuming(self, consumer: object) -> None:
         """Celery has (re)connected and consumes; our handlers replace the ones it installed."""
         self._consumer = consumer
         self.listen()

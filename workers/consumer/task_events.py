@@ -8,7 +8,7 @@ Nobody is told anything until Flower asks for events.
 """
 
 import re
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import UUID
 
 import structlog
@@ -96,7 +96,7 @@ class TaskEvents:
         else:
             self._send(kind, claim, exception=error or outcome, runtime=duration_s)
 
-    def _send(self, kind: str, claim: Claimed, **fields: Any) -> None:
+    def _send(self, kind: str, claim: Claimed, **fields: object) -> None:
         """Send an event, if anybody asked for events. No turn fails because this does."""
         try:
             if dispatcher := self._app.consumer and self._app.consumer.event_dispatcher:

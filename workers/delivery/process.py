@@ -120,7 +120,7 @@ def run_delivery_worker(settings: Settings) -> int:
         _register(app, worker)
         drain = _Drain(worker, settings.delivery.drain_s)
 
-        def on_ready(sender: Any, **_: Any) -> None:
+        def on_ready(sender: object, **_: object) -> None:
             drain.consuming(sender)
             log.info("deliver.consuming", channels=names)
 

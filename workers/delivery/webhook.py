@@ -7,7 +7,6 @@ import json
 import time
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any
 
 from standardwebhooks import Webhook
 
@@ -70,7 +69,7 @@ class WebhookDelivery:
         }
 
 
-def _data(job: Job) -> dict[str, Any]:
+def _data(job: Job) -> dict[str, object]:
     """The body's data: the same at each attempt."""
     return {
         "id": show_id(Prefix.DELIVERY, job.delivery_id),

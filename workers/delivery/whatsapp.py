@@ -122,7 +122,7 @@ class WhatsAppDelivery(PartsDelivery):
         return reply.data
 
 
-def _with_buttons(text: str, buttons: tuple[Button, ...]) -> dict[str, Any]:
+def _with_buttons(text: str, buttons: tuple[Button, ...]) -> dict[str, object]:
     rows = [{"type": "reply", "reply": {"id": b.value, "title": b.label}} for b in buttons]
     return {"type": "button", "body": {"text": text}, "action": {"buttons": rows}}
 

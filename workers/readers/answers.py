@@ -1,7 +1,6 @@
 """Tables of questions and answers: a row is one passage, and may have an address of its own."""
 
 from pathlib import Path
-from typing import Any
 
 from turnmill.schemas.citations.addresses import MAX_URL_CHARS, address_of
 from turnmill.schemas.errors import InvalidInput
@@ -17,7 +16,7 @@ def read(path: Path) -> Document:
     return Document(path.stem, tuple(sections))
 
 
-def _section(path: Path, line: int, row: dict[str, Any]) -> Section:
+def _section(path: Path, line: int, row: dict[str, object]) -> Section:
     question, answer = text_of(row.get("question", "")), text_of(row["answer"])
     given = text_of(row.get("url", "")).strip()
     url = address_of(given)

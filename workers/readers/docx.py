@@ -2,7 +2,6 @@
 
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import mammoth
 
@@ -47,6 +46,6 @@ def _check_size(path: Path) -> None:
         )
 
 
-def _no_image(image: Any) -> list[Any]:
+def _no_image(image: object) -> list[object]:
     """Pictures are not read, and would be held in memory as text."""
     return []

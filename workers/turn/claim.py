@@ -1,7 +1,7 @@
 """A claim: a turn as the attempt that won it sees it."""
 
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -69,7 +69,7 @@ class Claim:
         return self.turn_id, self.attempt, self.worker_id
 
     @property
-    def owned(self) -> dict[str, Any]:
+    def owned(self) -> dict[str, object]:
         """The fence as named parameters of a statement."""
         return {"turn": self.turn_id, "attempt": self.attempt, "worker": self.worker_id}
 

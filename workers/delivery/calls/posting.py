@@ -162,7 +162,7 @@ class _Bounded:
         while rest:
             rest = rest[self.in_time().send(rest) :]
 
-    def makefile(self, *_: Any) -> io.BufferedReader:
+    def makefile(self, *_: object) -> io.BufferedReader:
         return io.BufferedReader(_Received(self))
 
     def close(self) -> None:
@@ -183,7 +183,7 @@ class _Received(io.RawIOBase):
 class _Connection(http.client.HTTPConnection):
     """Over a socket that is connected; `Host` names the port where it is not the scheme's own."""
 
-    def __init__(self, host: str, port: int, sock: Any, *, is_tls: bool) -> None:
+    def __init__(self, host: str, port: int, sock: object, *, is_tls: bool) -> None:
         super().__init__(host, port)
         self.default_port = 443 if is_tls else 80
         self.sock = sock

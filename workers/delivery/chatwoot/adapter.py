@@ -131,6 +131,6 @@ def _messages(shown: Any) -> list[Any]:
     return shown if isinstance(shown, list) else []
 
 
-def _mark_of(message: Any) -> str | None:
+def _mark_of(message: object) -> str | None:
     attributes = message.get("content_attributes") if isinstance(message, dict) else None
     return attributes.get(_MARK) if isinstance(attributes, dict) else None

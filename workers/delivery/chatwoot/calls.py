@@ -52,7 +52,7 @@ class Calls:
         return _judged(reply)
 
 
-def _judged(reply: Reply) -> dict[str, Any]:
+def _judged(reply: Reply) -> dict[str, object]:
     if reply.is_good:
         return reply.data
     if reply.status == 429:

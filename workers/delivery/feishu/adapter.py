@@ -83,7 +83,7 @@ class FeishuDelivery(PartsDelivery):
         job: Job,
         part: str,
         buttons: tuple[Button, ...],
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         thread = job.target["thread"]
         try:
             content = card(part, buttons, thread)

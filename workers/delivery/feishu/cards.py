@@ -53,15 +53,15 @@ def to_markdown(text: str) -> str:
     return "\n".join(lines)
 
 
-def _markdown(text: str) -> dict[str, Any]:
+def _markdown(text: str) -> dict[str, object]:
     return {"tag": "markdown", "content": to_markdown(text)}
 
 
-def _plain(text: str) -> dict[str, Any]:
+def _plain(text: str) -> dict[str, object]:
     return {"tag": "div", "text": {"tag": "plain_text", "content": text}}
 
 
-def _button(button: Button, thread: str) -> dict[str, Any]:
+def _button(button: Button, thread: str) -> dict[str, object]:
     label = _LABELS.get(button.value, button.label)
     value = {"turnmill": button.value, "thread": thread}
     return {
@@ -71,5 +71,5 @@ def _button(button: Button, thread: str) -> dict[str, Any]:
     }
 
 
-def _column(element: dict[str, Any]) -> dict[str, Any]:
+def _column(element: dict[str, object]) -> dict[str, object]:
     return {"tag": "column", "width": "auto", "elements": [element]}

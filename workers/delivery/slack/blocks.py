@@ -7,7 +7,7 @@ from turnmill.schemas.channels.deliveries import DeliveryKind
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.workers.delivery.base import Job
 
-Blocks = list[dict[str, Any]]
+Blocks = list[dict[str, object]]
 
 #: Of a section's text; a message without blocks could be longer.
 MAX_SECTION = 3000
@@ -55,7 +55,7 @@ def buttons(job: Job) -> Blocks:
     ]
 
 
-def _action(block_id: str, action_id: str, text: str) -> dict[str, Any]:
+def _action(block_id: str, action_id: str, text: str) -> dict[str, object]:
     button = {"type": "button", "action_id": action_id, "text": _plain(text)}
     return {"type": "actions", "block_id": block_id, "elements": [button]}
 

@@ -67,14 +67,16 @@ class TeamsDelivery(PartsDelivery):
         self._calls.call("POST", job.target, "", _activity(job, "typing"))
 
 
-def _activity(job: Job, kind: str) -> dict[str, Any]:
+def _activity(job: Job, kind: str) -> dict[str, object]:
     given: dict[str, Any] = {"type": kind, "conversation": {"id": job.target["conversation"]}}
     if bot := job.target.get("bot"):
         given["from"] = {"id": bot}
     return given
 
 
-def _message(job: Job, part: str, buttons: tuple[Button, ...], *, is_first: bool) -> dict[str, Any]:
+def _message(
+    job: Job, part: str, buttons: tuple[Button, ...], *, is_first: bool
+) -> dict[str, object]:
     """A message with what may stand under it.
 
     The thumbs are Teams' own, and stand under the first message, by which a judgement is found.
@@ -99,7 +101,7 @@ _AI_LABEL = {
 }
 
 
-def _card(buttons: list[Button], thread: str) -> dict[str, Any]:
+def _card(buttons: list[Button], thread: str) -> dict[str, object]:
     """https://learn.microsoft.com/microsoftteams/platform/task-modules-and-cards/cards/cards-actions"""
     actions = [
         {

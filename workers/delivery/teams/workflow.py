@@ -111,7 +111,7 @@ def _parted(text: str) -> list[str]:
     return translate(text, _DIALECT).split(_MARK)
 
 
-def _element(part: str, *, is_code: bool) -> dict[str, Any] | None:
+def _element(part: str, *, is_code: bool) -> dict[str, object] | None:
     part = part.strip("\n")
     if is_code:
         return {"type": "CodeBlock", "codeSnippet": part, "language": "PlainText"}

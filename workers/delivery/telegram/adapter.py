@@ -142,7 +142,7 @@ class TelegramDelivery(PartsDelivery):
     def show_typing(self, job: Job) -> None:
         self._call(job, "sendChatAction", action="typing")
 
-    def _formatted(self, job: Job, method: str, part: str, **fields: Any) -> dict[str, Any]:
+    def _formatted(self, job: Job, method: str, part: str, **fields: object) -> dict[str, object]:
         """Call with formatted text, or with the plain one if Telegram cannot read its marks."""
         try:
             return self._call(job, method, text=to_html(part), parse_mode="HTML", **fields)
@@ -152,7 +152,7 @@ class TelegramDelivery(PartsDelivery):
             return self._call(job, method, text=part, **fields)
 
     def _call(self, job: Job, method: str, **fields: Any) -> dict[str, Any]:
-        place: dict[str, Any] = {"chat_id": int(job.target["chat"])}
+        place: dict[str, object] = {"chat_id": int(job.target["chat"])}
         if "topic" in job.target and method != "editMessageText":
             place["message_thread_id"] = int(job.target["topic"])
         given = place | fields
@@ -167,7 +167,7 @@ def _is_private(job: Job) -> bool:
     return job.target.get("type") == "private"
 
 
-def _keyboard(buttons: tuple[Button, ...]) -> dict[str, Any]:
+def _keyboard(buttons: tuple[Button, ...]) -> dict[str, object]:
     """https://core.telegram.org/bots/api#inlinekeyboardmarkup"""
     if not buttons:
         return {}

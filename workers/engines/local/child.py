@@ -191,7 +191,7 @@ class ChildScheduler:
                 start_new_session=True,
             )
 
-    def _take(self, message: Any) -> None:
+    def _take(self, message: object) -> None:
         match message:
             case _News():
                 self._pass_on(message)

@@ -5,7 +5,7 @@ The `owned_by` of a model in `/v1/models` tells which server answers.
 
 import json
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from turnmill.schemas.capabilities import ALL_FORMATS
 from turnmill.schemas.formats.response import ResponseFormat
@@ -101,11 +101,11 @@ class Habits:
         return self
 
 
-def format_fields(format: ResponseFormat) -> dict[str, Any]:
+def format_fields(format: ResponseFormat) -> dict[str, object]:
     """The fields of a body that ask for a format; a choice is asked for as vLLM has it."""
     if format.type == "choice":
         return {"structured_outputs": {"choice": list(format.choices)}}
-    asked: dict[str, Any] = {"type": format.type}
+    asked: dict[str, object] = {"type": format.type}
     if format.type == "json_schema":
         asked["json_schema"] = {
             "name": format.name or "reply",

@@ -6,7 +6,6 @@ an `EngineFailure` or an `EngineUnavailable`.
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
 import httpx
 
@@ -75,7 +74,7 @@ def translated(status: int, text: str) -> TurnmillError:
     return _refused(error)
 
 
-def in_stream(error: Any) -> TurnmillError:
+def in_stream(error: object) -> TurnmillError:
     """What an `error` within a stream of status 200 means."""
     code = error.get("code") if isinstance(error, dict) else None
     kind = error.get("type") if isinstance(error, dict) else None
@@ -96,7 +95,7 @@ def without_prompt(error: TurnmillError, texts: Iterable[str]) -> TurnmillError:
     return error
 
 
-def _refused(error: Any) -> TurnmillError:
+def _refused(error: object) -> TurnmillError:
     said = _said(error)
     lowered = said.lower()
     if _is_filtered(error):
@@ -108,7 +107,7 @@ def _refused(error: Any) -> TurnmillError:
     return EngineFailure(f"The server refuses the turn: {said}")
 
 
-def _error_of(text: str) -> Any:
+def _error_of(text: str) -> object:
     """The error in a body, in whichever of the usual forms; the text, if it has none."""
     try:
         body = json.loads(text)
@@ -117,13 +116,13 @@ def _error_of(text: str) -> Any:
         return text
 
 
-def _said(error: Any) -> str:
+def _said(error: object) -> str:
     if isinstance(error, dict):
         error = error.get("message", error.get("detail", json.dumps(error)))
     return str(error)[:MAX_SAID]
 
 
-def _is_filtered(error: Any) -> bool:
+def _is_filtered(error: object) -> bool:
     if not isinstance(error, dict):
         return False
     inner = error.get("innererror")

@@ -239,7 +239,7 @@ def new_tokens(handle: Any) -> Iterator[Token]:
             yield from (Token(token, reason) for token in ids[-1:])
 
 
-def tensor(ids: list[int]) -> Any:
+def tensor(ids: list[int]) -> object:
     import numpy
 
     import openvino

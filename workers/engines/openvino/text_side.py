@@ -29,7 +29,7 @@ def load_text(settings: EngineSettings) -> TextSide:
     )
 
 
-def _joint(tokenizer: Any) -> str:
+def _joint(tokenizer: object) -> str:
     """As `joint_for`, of a tokenizer that does not show its normalizer."""
     is_dropped = _encode(tokenizer, f"a{WORD_JOINER}b") == _encode(tokenizer, "ab")
     return " " if is_dropped else WORD_JOINER

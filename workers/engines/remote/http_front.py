@@ -86,7 +86,7 @@ class HTTPFront:
         self._thread = Thread(target=self._run, name="http-front", daemon=True)
         self._thread.start()
 
-    def get(self, path: str) -> Any:
+    def get(self, path: str) -> object:
         """The JSON at a path, asked for with little patience. Errors as `stream`."""
         return self._submit(self._whole("GET", path, None)).result()
 
@@ -121,7 +121,7 @@ class HTTPFront:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
-    def _submit(self, work: Coroutine[Any, Any, ResultT]) -> Future[ResultT]:
+    def _submit(self, work: Coroutine[object, object, ResultT]) -> Future[ResultT]:
         with self._lock:
             if not self._is_closed:
                 return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -160,7 +160,7 @@ class HTTPFront:
         finally:
             self._calls.discard(call)
 
-    async def _whole(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    async def _whole(self, method: str, path: str, body: dict[str, object] | None) -> object:
         answer, text = None, ""
         try:
             with self._running(_Call(), SHORT_S) as scope:
@@ -206,7 +206,7 @@ class HTTPFront:
 
     @asynccontextmanager
     async def _asked(
-        self, method: str, path: str, body: dict[str, Any] | None
+        self, method: str, path: str, body: dict[str, object] | None
     ) -> AsyncIterator[httpx.Response]:
         """The answer, its body still to come.
 
