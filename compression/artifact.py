@@ -43,7 +43,7 @@ class Manifest(_Part):
     version: Literal[1] = 1
     name: str
     base: BaseModelRecord
-    recipe: dict[str, Any]
+    recipe: dict[str, object]
     #: Of the windows that calibrated and trained.
     data_sha256: str
     #: How the linear layers are saved: `dense`, `int8`, `int4`, `w8a8`, `bnb-int8`, `bnb-nf4`.
@@ -51,7 +51,7 @@ class Manifest(_Part):
     versions: dict[str, str]
     steps: tuple[StepRecord, ...] = ()
     #: What the evaluation measured; None if it was left out.
-    report: dict[str, Any] | None = None
+    report: dict[str, object] | None = None
     #: A sentence for each limit of the recipe that the artifact misses.
     misses: tuple[str, ...] = ()
     #: SHA-256 of every file, by its path inside the folder.

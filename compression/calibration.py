@@ -8,7 +8,6 @@ errors of earlier ones. One decoder layer's activations are in memory at a time.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +125,7 @@ class _Call:
     """One batch on its way through the layers: its hidden states, and the other arguments."""
 
     states: Tensor
-    arguments: dict[str, Any]
+    arguments: dict[str, object]
 
     def run(self, layer: nn.Module) -> Tensor:
         result = layer(self.states, **self.arguments)
@@ -142,7 +141,7 @@ def _first_call(model: nn.Module, layer: nn.Module, ids: Tensor) -> _Call:
     """Run the model up to its first decoder layer and return the arguments of that layer."""
     call: _Call | None = None
 
-    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def stop(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         nonlocal call
         rest = dict(kwargs)
         states = args[0] if args else rest.pop("hidden_states")

@@ -59,7 +59,7 @@ def save_model(state: State, folder: Path) -> None:
     state.tokenizer.save_pretrained(folder)
 
 
-def save_state(state: State, told: Mapping[str, Any], folder: Path) -> None:
+def save_state(state: State, told: Mapping[str, object], folder: Path) -> None:
     """Save what the next step works on, and what this step tells the report."""
     from safetensors.torch import save_file
 
@@ -71,7 +71,7 @@ def save_state(state: State, told: Mapping[str, Any], folder: Path) -> None:
     (folder / _STATE).write_text(json.dumps(content))
 
 
-def told_by(folder: Path) -> dict[str, Any]:
+def told_by(folder: Path) -> dict[str, object]:
     """Return what the step that left this folder told the report."""
     told: dict[str, Any] = json.loads((folder / _STATE).read_text())["told"]
     return told

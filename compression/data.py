@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from turnmill.compression.texts import Conversation
 from turnmill.schemas.errors import InvalidInput
@@ -59,7 +58,7 @@ def _chats(path: Path, text: str) -> Iterator[Conversation]:
                 raise InvalidInput(f"{path}, line {number}: {error}.", param="data") from error
 
 
-def _chat(row: Any) -> Conversation:
+def _chat(row: object) -> Conversation:
     if not isinstance(row, dict):
         raise ValueError("expected one JSON object a line")
     if "messages" in row:
@@ -78,7 +77,7 @@ def _chat(row: Any) -> Conversation:
     return Conversation(_digest(repr(checked)) if given is None else str(given), checked)
 
 
-def _message(message: Any) -> dict[str, str]:
+def _message(message: object) -> dict[str, str]:
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
         raise ValueError(f"a message needs a 'role' of {', '.join(sorted(ROLES))}")
     if not isinstance(message.get("content"), str):

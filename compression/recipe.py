@@ -61,7 +61,7 @@ class Recipe:
     seed: int = 1
     dtype: Dtype = "bfloat16"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the recipe with every default filled in, as `parse_recipe` takes it."""
         return {
             "name": self.name,
@@ -82,7 +82,7 @@ class _File(Options):
     seed: int = 1
     dtype: Dtype = "bfloat16"
     windows: Windows = Windows()
-    step: list[dict[str, Any]] = Field(min_length=1)
+    step: list[dict[str, object]] = Field(min_length=1)
     limits: Limits = Limits()
 
 
@@ -119,7 +119,7 @@ def recipe_of_flags(
     return parse_recipe(content, source="the flags")
 
 
-def parse_recipe(content: Mapping[str, Any], *, source: str = "the recipe") -> Recipe:
+def parse_recipe(content: Mapping[str, object], *, source: str = "the recipe") -> Recipe:
     """Check a recipe's keys and values, those of each step by the step's own options."""
     file = _validated(_File, content, source, "")
     steps = tuple(
@@ -140,7 +140,7 @@ def _check_exports_last(steps: Sequence[StepSpec], source: str) -> None:
         )
 
 
-def _parse_step(content: Mapping[str, Any], source: str, where: str) -> StepSpec:
+def _parse_step(content: Mapping[str, object], source: str, where: str) -> StepSpec:
     others = dict(content)
     kind = others.pop("kind", None)
     if not isinstance(kind, str):
@@ -149,7 +149,9 @@ def _parse_step(content: Mapping[str, Any], source: str, where: str) -> StepSpec
     return StepSpec(kind, _validated(options, others, source, f"{where}({kind}) "))
 
 
-def _validated(model: type[ModelT], content: Mapping[str, Any], source: str, where: str) -> ModelT:
+def _validated(
+    model: type[ModelT], content: Mapping[str, object], source: str, where: str
+) -> ModelT:
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -171,7 +173,7 @@ def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[Bas
     return model
 
 
-def _step_of_flag(flag: str) -> dict[str, Any]:
+def _step_of_flag(flag: str) -> dict[str, object]:
     """`kind:key=value,…`, where values may be TOML lists."""
     kind, _, options = flag.partition(":")
     try:
@@ -180,8 +182,8 @@ def _step_of_flag(flag: str) -> dict[str, Any]:
         return {"kind": kind, **_pairs(options.split(","), "--step")}
 
 
-def _pairs(flags: Sequence[str], flag: str) -> dict[str, Any]:
-    pairs: dict[str, Any] = {}
+def _pairs(flags: Sequence[str], flag: str) -> dict[str, object]:
+    pairs: dict[str, object] = {}
     for each in flags:
         key, separator, value = each.partition("=")
         if not separator:

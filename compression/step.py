@@ -110,7 +110,7 @@ class Step(Protocol):
 
     options: type[Options]
 
-    def __call__(self, state: State, options: Any, progress: Progress) -> Mapping[str, Any]:
+    def __call__(self, state: State, options: object, progress: Progress) -> Mapping[str, object]:
         """Change the state; return what the report says of the step, as JSON values."""
 
 

@@ -35,7 +35,7 @@ class Finetune:
 
     def __call__(
         self, state: State, options: TrainingOptions, progress: Progress
-    ) -> Mapping[str, Any]:
+    ) -> Mapping[str, object]:
         windows = rows_of_length(state.texts.train, options.length)
         done = train(
             state.model,

@@ -14,7 +14,7 @@ from turnmill.compression.texts import Conversation, part_of
 from turnmill.schemas.errors import InvalidInput
 
 
-def backlog_of(conversations: Iterable[Conversation]) -> Iterator[dict[str, Any]]:
+def backlog_of(conversations: Iterable[Conversation]) -> Iterator[dict[str, object]]:
     """Yield a backlog's rows: each training conversation up to its last user message.
 
     Conversations that are calibrated or judged on are left out: no student may learn them.
@@ -27,7 +27,7 @@ def backlog_of(conversations: Iterable[Conversation]) -> Iterator[dict[str, Any]
             yield {"id": each.id, "messages": messages}
 
 
-def chats_of(backlog: Path, results: Path) -> Iterator[dict[str, Any]]:
+def chats_of(backlog: Path, results: Path) -> Iterator[dict[str, object]]:
     """Yield chats, as `--data` reads them, of a backlog and the results of its batch.
 
     Rows that are not answered are left out. A chat has its row's id, and so falls into the part
@@ -51,7 +51,7 @@ def chats_of(backlog: Path, results: Path) -> Iterator[dict[str, Any]]:
         yield {"id": str(result["id"]), "messages": [*_messages(row), reply]}
 
 
-def _id_of(row: Mapping[str, Any], number: int) -> str:
+def _id_of(row: Mapping[str, object], number: int) -> str:
     return str(row.get("id") or number)
 
 
@@ -63,7 +63,7 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
     return [*system, *given]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -99,7 +99,7 @@ def quantization_of(path: Path) -> str | None:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config: dict[str, object] = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidInput(
             f"{path} holds no model: expected a folder with a config.json, or a .gguf file."

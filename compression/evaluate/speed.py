@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
@@ -91,7 +91,7 @@ def _in_a_process(path: Path, dtype: Dtype) -> Speed:
     return Speed.model_validate_json(done.stdout.strip().splitlines()[-1])
 
 
-def _measure(path: Path, dtype: Dtype) -> dict[str, Any]:
+def _measure(path: Path, dtype: Dtype) -> dict[str, object]:
     """Load and run the model in this process."""
     import resource
 

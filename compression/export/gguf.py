@@ -38,7 +38,7 @@ EXACT: dict[str, Weights] = {"int8": "q8_0", "int4": "q4_0", "w8a8": "q8_0"}
 _F32, _F16 = 0, 1
 
 
-def export(state: State, folder: Path, weights: str, progress: Progress) -> Mapping[str, Any]:
+def export(state: State, folder: Path, weights: str, progress: Progress) -> Mapping[str, object]:
     """Write `model-….gguf` into the folder and return how many matrices kept their integers.
 
     Raises:

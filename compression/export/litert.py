@@ -12,7 +12,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy
 import torch
@@ -28,7 +28,7 @@ Weights = Literal["float16", "int8"]
 LIMITS: dict[Weights, float] = {"float16": 1e-3, "int8": 0.2}
 
 
-def export(state: State, folder: Path, weights: str, progress: Progress) -> Mapping[str, Any]:
+def export(state: State, folder: Path, weights: str, progress: Progress) -> Mapping[str, object]:
     """Write `model-float16.tflite` or `model-int8.tflite` into the folder.
 
     Returns the file's name and how far its answers are from the model's.
@@ -78,7 +78,7 @@ def convert(model: nn.Module, target: Path, weights: Weights) -> None:
         whole.unlink(missing_ok=True)
 
 
-def float16_recipe() -> list[dict[str, Any]]:
+def float16_recipe() -> list[dict[str, object]]:
     """Every weight to float16; the arithmetic stays in float32."""
     return [
         {

@@ -7,7 +7,6 @@ export to GGUF, which the default engine turns into a graph with a cache.
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ from turnmill.schemas.errors import EngineFailure, InvalidInput
 LIMIT = 1e-3
 
 
-def export(state: State, folder: Path, weights: str, progress: Progress) -> Mapping[str, Any]:
+def export(state: State, folder: Path, weights: str, progress: Progress) -> Mapping[str, object]:
     """Write `openvino/model.xml` and `model.bin` into the folder, run them and compare.
 
     The graph takes int64 token ids [1, window] and returns logits [1, window, vocabulary].

@@ -27,7 +27,7 @@ class Export:
 
     def __call__(
         self, state: State, options: ExportOptions, progress: Progress
-    ) -> Mapping[str, Any]:
+    ) -> Mapping[str, object]:
         module, _, function = EXPORTERS[options.to].partition(":")
         folder = state.folder / "files"
         folder.mkdir(exist_ok=True)

@@ -155,7 +155,7 @@ class Entry:
 
     value: Any
     type: Any
-    item_type: Any = None
+    item_type: object = None
 
 
 @dataclass(frozen=True, slots=True)

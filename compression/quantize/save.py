@@ -58,7 +58,7 @@ def save_compressed_tensors(
 
 def quantization_config(
     model: nn.Module, packed: Mapping[str, PackedWeight], *, int8_activations: bool
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return what config.json says of the integers, as compressed-tensors reads it."""
     grids = {weight.grid for weight in packed.values()}
     if len(grids) != 1:
@@ -86,7 +86,7 @@ def quantization_config(
     }
 
 
-def _weights(grid: Grid) -> dict[str, Any]:
+def _weights(grid: Grid) -> dict[str, object]:
     group = grid.group if isinstance(grid.group, int) else None
     return {
         "num_bits": grid.bits,

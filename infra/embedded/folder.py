@@ -167,7 +167,7 @@ class DataFolder:
             return content.get(name)
 
     @contextmanager
-    def _updating(self, file: str) -> Iterator[dict[str, Any]]:
+    def _updating(self, file: str) -> Iterator[dict[str, object]]:
         """The file's content to read and change; one process at a time."""
         with self._explained(), (self.path / ".files.lock").open("w") as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)

@@ -173,9 +173,9 @@ class Stack:
         return self._environment.get(name) or self.folder.secret("flower")
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What `stack.json` tells other commands; the environment still has the last word."""
-        settings: dict[str, Any] = {
+        settings: dict[str, object] = {
             "api": {"port": self._ports["api"].port},
             "flower": {"port": self._ports["flower"].port, "password": self.flower_password},
         }

@@ -61,7 +61,7 @@ class MockAPI(ABC):
 
     def __init__(self, port: int = 0) -> None:
         #: The names and bodies of all calls, in their order.
-        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.calls: list[tuple[str, dict[str, object]]] = []
         self._orders: dict[str, list[Order]] = defaultdict(list)
         self._closing = threading.Event()
         self._server = _Server(self.call, port)
@@ -152,7 +152,7 @@ class _Server(ThreadingHTTPServer):
         self.take = take
         super().__init__(("127.0.0.1", port), _Handler)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away is nobody's trouble."""
 
 

@@ -98,7 +98,7 @@ class WeChatAPI(MockAPI):
             return Reply(200, {"kf_list": []})
         return _code(self._type(given) if name == "typing" else self._send(given))
 
-    def _token(self, given: dict[str, Any]) -> Reply:
+    def _token(self, given: dict[str, object]) -> Reply:
         """The same token for all who ask, until it ends."""
         app = {"grant_type": "client_credential", "appid": APP_ID, "secret": APP_SECRET}
         if given != app:

@@ -5,14 +5,14 @@ Ratios are to bfloat16 of the same checkpoint, on dialogue and on prose that no 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from turnmill.compression.recipe import Recipe, parse_recipe
 
 #: Held-out text is measured in 2 × 16 windows: a row takes half a minute.
 WINDOWS = {"length": 256, "calibration": 64, "train": 2048, "heldout": 16, "prose": 16}
 
-Step = Mapping[str, Any]
+Step = Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Entry:
         )
 
 
-def _quantize(method: str, bits: int = 4, **options: Any) -> Step:
+def _quantize(method: str, bits: int = 4, **options: object) -> Step:
     return {"kind": "quantize", "method": method, "bits": bits, **options}
 
 
-def _prune(method: str, **options: Any) -> Step:
+def _prune(method: str, **options: object) -> Step:
     return {"kind": "prune", "method": method, **options}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from importlib import import_module
-from typing import Any, Literal
+from typing import Literal
 
 #: The exit status of a process that has reached its point.
 CRASHED = 70
@@ -54,7 +54,7 @@ def arm(point: Point, at_call: int) -> None:
     module_name, _, path = point.step.partition(":")
     *owners, name = path.split(".")
     owner = reduce(getattr, owners, import_module(module_name))
-    step: Callable[..., Any] = getattr(owner, name)
+    step: Callable[..., object] = getattr(owner, name)
     lock = threading.Lock()
     left = at_call
 
@@ -65,7 +65,7 @@ def arm(point: Point, at_call: int) -> None:
             if left == 0:
                 os._exit(CRASHED)
 
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: object, **kwargs: object) -> object:
         if point.when == "before":
             count()
         result = step(*args, **kwargs)

@@ -13,7 +13,7 @@ import struct
 import threading
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, Self
+from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
 LOOPBACK = "127.0.0.1"
@@ -113,7 +113,7 @@ class Proxy:
         self._loop.close()
         self._listener.close()
 
-    def _do(self, action: Coroutine[Any, Any, None]) -> None:
+    def _do(self, action: Coroutine[object, object, None]) -> None:
         asyncio.run_coroutine_threadsafe(action, self._loop).result(_ACTION_TIMEOUT_S)
 
     async def _fall_silent(self) -> None:

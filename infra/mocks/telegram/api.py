@@ -39,7 +39,7 @@ class TelegramAPI(MockAPI):
         #: By chat: the text and when it was set.
         self.previews: dict[int, tuple[str, float]] = {}
         self.typing: list[int] = []
-        self.webhook: dict[str, Any] = {}
+        self.webhook: dict[str, object] = {}
         #: Why a chat takes nothing: `Forbidden: bot was blocked by the user`.
         self.chat_error: str | None = None
         #: What users sent, by `file_id`.
@@ -85,15 +85,15 @@ class TelegramAPI(MockAPI):
 
     # Methods by their own names, with the fields that we may send.
 
-    def _getMe(self) -> dict[str, Any]:
+    def _getMe(self) -> dict[str, object]:
         return {"id": 123456789, "is_bot": True, "first_name": "ACME", "username": "acme_bot"}
 
-    def _getFile(self, file_id: str) -> dict[str, Any]:
+    def _getFile(self, file_id: str) -> dict[str, object]:
         if file_id not in self.files:
             raise _Refusal("Bad Request: invalid file_id")
         return {"file_id": file_id, "file_path": f"files/{file_id}"}
 
-    def _getWebhookInfo(self) -> dict[str, Any]:
+    def _getWebhookInfo(self) -> dict[str, object]:
         return {"url": "", "pending_update_count": 0, **self.webhook}
 
     def _setWebhook(self, url: str, secret_token: str, allowed_updates: list[str]) -> bool:
@@ -117,7 +117,7 @@ class TelegramAPI(MockAPI):
         text: str,
         parse_mode: str | None = None,
         message_thread_id: int | None = None,
-    ) -> Any:
+    ) -> object:
         self._check(chat_id)
         if not self.has_previews or chat_id < 0 or draft_id == 0:
             raise _Refusal("Bad Request: TEXTDRAFT_PEER_INVALID")
@@ -163,8 +163,8 @@ class TelegramAPI(MockAPI):
         message_id: int,
         text: str,
         parse_mode: str | None = None,
-        reply_markup: dict[str, Any] | None = None,
-    ) -> Any:
+        reply_markup: dict[str, object] | None = None,
+    ) -> object:
         self._check(chat_id)
         found = [each for each in self.messages if each.message_id == message_id]
         if not found:
@@ -233,7 +233,7 @@ class _Reader(HTMLParser):
         self.opened: list[str] = []
         self.found: list[str] = []
 
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
+    def handle_starttag(self, tag: str, attrs: object) -> None:
         if tag not in _TAGS:
             raise _Refusal(f'Bad Request: can\'t parse entities: Unsupported start tag "{tag}"')
         self.opened.append(tag)

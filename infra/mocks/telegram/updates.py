@@ -8,7 +8,7 @@ from typing import Any
 
 from turnmill.infra.mocks.sending import JSON, Signed
 
-Payload = dict[str, Any]
+Payload = dict[str, object]
 
 _numbers = count(int(time.time()))
 
@@ -31,7 +31,7 @@ class Messenger:
     user: int = 4711
     group: int = -1001234
 
-    def update(self, update_id: int | None = None, **content: Any) -> Payload:
+    def update(self, update_id: int | None = None, **content: object) -> Payload:
         return {"update_id": next(_numbers) if update_id is None else update_id, **content}
 
     def message(self, text: str, chat: int | None = None, **fields: Any) -> Payload:

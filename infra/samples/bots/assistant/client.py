@@ -23,7 +23,7 @@ CHANGING = ("add_event", "book_table")
 MAX_ROUNDS = 6
 TIMEOUT_S = 10
 
-Confirm = Callable[[str, dict[str, Any]], bool]
+Confirm = Callable[[str, dict[str, object]], bool]
 
 
 class Assistant:

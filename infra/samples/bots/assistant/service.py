@@ -24,7 +24,7 @@ class Diary:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.events: list[dict[str, Any]] = []
+        self.events: list[dict[str, object]] = []
         self.bookings: list[dict[str, Any]] = []
 
     def list_events(self, day: str) -> Any:
@@ -40,7 +40,7 @@ class Diary:
             self.events.append({"day": day, "time": time, "minutes": minutes, "title": title})
         return self.events[-1]
 
-    def find_table(self, day: str, time: str, people: int) -> Any:
+    def find_table(self, day: str, time: str, people: int) -> object:
         _minute_of(time)
         taken = self._taken(day, time)
         return [
@@ -49,7 +49,7 @@ class Diary:
             if seats >= people and table not in taken
         ]
 
-    def book_table(self, table: int, day: str, time: str, name: str) -> Any:
+    def book_table(self, table: int, day: str, time: str, name: str) -> object:
         _minute_of(time)
         with self._lock:
             if table not in TABLES:
@@ -95,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
         except (TypeError, ValueError):
             self._answer(409, {"error": f"The arguments do not fit '{name[:50]}'."})
 
-    def _answer(self, status: int, value: Any) -> None:
+    def _answer(self, status: int, value: object) -> None:
         content = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -103,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, *_: object) -> None:
         """Say nothing."""
 
 
