@@ -28,7 +28,7 @@ class AskedFormat(Body):
     """`response_format`."""
 
     @classmethod
-    def of(cls, format: ResponseFormat) -> dict[str, Any]:
+    def of(cls, format: ResponseFormat) -> dict[str, object]:
         """A format as a client would ask for it."""
         if format.type != "json_schema":
             return {"type": format.type}

@@ -166,7 +166,7 @@ def _reply(job: Job, row: Details) -> Job:
     if has_ended or (row.is_handed_off and not is_begun):
         return replace(job, text=None)
     if row.reply and row.reply.strip():
-        is_spoken = row.was_spoken and _policies(row).voice_replies is VoiceReplies.TO_VOICE
+        is_spoken = bool(row.was_spoken) and (_policies(row).voice_replies is VoiceReplies.TO_VOICE)
         job = replace(job, text=row.reply, is_reply=True, is_spoken=is_spoken)
         return _with_sources(job, row.reply, row)
     texts = _policies(row).texts

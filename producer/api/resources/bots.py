@@ -45,7 +45,7 @@ class BotBody(BaseModel):
         )
 
 
-def _shown(params: GenerationParams) -> dict[str, Any]:
+def _shown(params: GenerationParams) -> dict[str, object]:
     """The parameters that are set, as a change has them."""
     shown = params.model_dump(mode="json", exclude_defaults=True)
     if params.response_format is not None:

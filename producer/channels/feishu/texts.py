@@ -56,13 +56,13 @@ def files_of(message: Message) -> tuple[RemoteFile, ...]:
     return remote_files(found)
 
 
-def _ref(message: Message, key: Any, kind: str) -> str:
+def _ref(message: Message, key: object, kind: str) -> str:
     """What the delivery process fetches a resource by; empty where it has no key."""
     is_key = isinstance(key, str) and key and "/" not in key
     return f"{message.message_id}/{key}/{kind}" if is_key else ""
 
 
-def _content(message: Message) -> dict[str, Any]:
+def _content(message: Message) -> dict[str, object]:
     try:
         content = storable_json(json.loads(message.content))
     except (ValueError, RecursionError):

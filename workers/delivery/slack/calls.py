@@ -82,9 +82,10 @@ class Calls:
         answer = request("POST", url, data, headers, self._timeout_s)
         if answer.status != 200:
             raise ChannelUnavailable(f"Slack took no file: {answer.status}.")
-        shared = {"channel_id": channel} | ({"thread_ts": thread} if thread else {})
-        files = [{"id": file_id, "title": name}]
-        self.call("files.completeUploadExternal", channel, files=files, **shared)
+        shared: dict[str, Any] = {"channel_id": channel, "files": [{"id": file_id, "title": name}]}
+        if thread:
+            shared["thread_ts"] = thread
+        self.call("files.completeUploadExternal", channel, **shared)
         return file_id
 
     def call(
