@@ -25,6 +25,7 @@ class Prefix(StrEnum):
     FILE = "file"
     DOCUMENT = "doc"
     VECTOR_STORE = "vs"
+    FILE_BATCH = "vsfb"
 
 
 #: Digits of an id that may stand for all of it.

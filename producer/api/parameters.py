@@ -13,7 +13,7 @@ def id_schema(*prefixes: Prefix) -> dict[str, Any]:
     return {"type": "string", "pattern": f"^{prefix}_[0-9a-f]{{32}}$"}
 
 
-#: `turn_…`, `conv_…`, `dlv_…` and `vs_…`; anything else is 400.
+#: `turn_…`, `conv_…`, `dlv_…`, `vs_…` and `vsfb_…`; anything else is 400.
 TurnId = Annotated[
     UUID,
     PlainValidator(lambda text: parse_id(Prefix.TURN, text)),
@@ -33,6 +33,11 @@ VectorStoreId = Annotated[
     UUID,
     PlainValidator(lambda text: parse_id(Prefix.VECTOR_STORE, text)),
     WithJsonSchema(id_schema(Prefix.VECTOR_STORE)),
+]
+FileBatchId = Annotated[
+    UUID,
+    PlainValidator(lambda text: parse_id(Prefix.FILE_BATCH, text)),
+    WithJsonSchema(id_schema(Prefix.FILE_BATCH)),
 ]
 #: As it is written: files of vector stores have ids of either kind.
 FileId = Annotated[str, WithJsonSchema(id_schema(Prefix.FILE))]

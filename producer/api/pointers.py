@@ -17,7 +17,7 @@ _POINTERS = {
     "api": f"Turnmill does not speak Ollama's API. Use OpenAI's: POST {_CHAT}.",
     "files": "Turnmill answers POST and GET /v1/files, and GET and DELETE /v1/files/{file_id}.",
     "vector_stores": "Turnmill answers POST and GET /v1/vector_stores, and what is below "
-    "/v1/vector_stores/{vector_store_id}: files and search.",
+    "/v1/vector_stores/{vector_store_id}: files, file_batches and search.",
     "batches": "Turnmill takes batches from the command line: turnmill batch run FILE.",
     "audio": "Turnmill answers POST /v1/audio/transcriptions.",
     **dict.fromkeys(

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from turnmill.producer.api.served import ServedModels
 from turnmill.producer.api.watch import Interrupt, Watch
 from turnmill.producer.follow import Follower
+from turnmill.schemas.embedders.embedders import Embedders
 from turnmill.schemas.errors import TransientError
 from turnmill.schemas.files.files import Files
 from turnmill.schemas.files.opening import open_storage
@@ -35,6 +36,9 @@ LOOKOUT_SIZE = 2
 MAX_LOOKOUT_CALLS = 256
 #: Calls with images, sound or files that are read or wait for it: their bodies stay in memory.
 MAX_MEDIA_CALLS = 16
+#: Threads and connections of searches in collections, and searches that may wait for them.
+SEARCH_SIZE = 2
+MAX_SEARCHES = 64
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,6 +56,7 @@ class Services:
     #: One thread: an image takes seconds, and hundreds of megabytes, while it is decoded.
     media: "Queue"
     lookout: "Lookout"
+    searches: "Searches"
     served: ServedModels
     storage: Storage
     files: Files
@@ -152,6 +157,28 @@ class Lookout:
         self.database.close()
 
 
+class Searches:
+    """Threads, connections and embedders for searches of collections, which take longer than what
+    accepts turns. An embedder is loaded by the first search that needs it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        own = settings.database.model_copy(update={"pool_size": SEARCH_SIZE})
+        self._database = Database(own)
+        self._embedders = Embedders(settings.embedder)
+        refusal = "The server has too many searches to do. Try again shortly."
+        self._queue = Queue(SEARCH_SIZE, "search", MAX_SEARCHES, refusal)
+
+    async def call(self, function: Callable[[Database, Embedders], T]) -> T:
+        """Run a use case. Raises `TransientError` when too many wait already."""
+        return await self._queue.call(partial(function, self._database, self._embedders))
+
+    def close(self) -> None:
+        self._queue.close()
+        self._embedders.close()
+        self._database.close()
+
+
 async def _run(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call)
 
@@ -169,6 +196,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
     refusal = "The server has too many images and files to read. Try again shortly."
     media = Queue(1, "media", MAX_MEDIA_CALLS, refusal)
     lookout = Lookout(settings.database)
+    searches = Searches(settings)
     try:
         async with Follower(database) as follower:
             served = ServedModels(settings.api.model_grace_s)
@@ -182,6 +210,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
                 parser,
                 media,
                 lookout,
+                searches,
                 served,
                 storage,
                 files,
@@ -192,6 +221,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
             pool.shutdown(wait=False, cancel_futures=True)
         media.close()
         lookout.close()
+        searches.close()
         database.close()
 
 

@@ -56,7 +56,7 @@ def _vectors(target: Target) -> Iterator[Finding]:
         if find_spec(library) is None:
             yield note(
                 f"'{each.name}' has vectors of {each.embedder}, which is not installed here: "
-                "workers of this installation search it by words alone",
+                "workers and the API of this installation search it by words alone",
                 "pip install 'turnmill[embeddings]'",
             )
         elif not each.has_pgvector and find_spec("numpy") is None:

@@ -1,6 +1,6 @@
 """Collections and documents by their ids, for the API: OpenAI's vector stores and their files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, TypeVar
 from uuid import UUID
@@ -12,11 +12,12 @@ from turnmill.producer.knowledge.sync import digest_of
 from turnmill.schemas.errors import InvalidInput, NotFound
 from turnmill.schemas.files.files import File, unknown_file
 from turnmill.schemas.ids import Prefix, new_id, show_id
-from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.database import Cursor, Database
 from turnmill.schemas.store.knowledge import passages
 from turnmill.schemas.store.knowledge.formats import MAX_BYTES, SUFFIXES, format_of
 from turnmill.schemas.store.knowledge.indexing import Wanted, queue
 from turnmill.schemas.store.knowledge.search import Passage, search
+from turnmill.schemas.store.knowledge.spaces import Asked
 
 _STORES = """
 SELECT c.id, c.name, c.metadata, c.created_at, n.*
@@ -53,6 +54,12 @@ WHERE id = %s AND tenant_id = %s RETURNING id
 _KEEP_FILE = "SELECT FROM files WHERE id = %s AND tenant_id = %s FOR KEY SHARE"
 
 _DESCRIBE = "UPDATE documents SET attributes = %s WHERE id = %s"
+
+_OF_BATCH = (
+    " AND d.id = ANY(ARRAY(SELECT unnest(documents) FROM file_batches WHERE id = %(batch)s))"
+)
+
+_CONTENTS = "SELECT content FROM passages WHERE document_id = %s ORDER BY position"
 
 _OF_DOCUMENTS = "SELECT id, file_id, attributes FROM documents WHERE id = ANY(%s)"
 
@@ -99,6 +106,12 @@ class Hit(NamedTuple):
     shown_id: str
     attributes: dict[str, Any]
     passage: Passage
+    #: What the order is by, from 0 to 1 within one search.
+    score: float
+
+
+class _Content(NamedTuple):
+    content: str
 
 
 class _OfDocument(NamedTuple):
@@ -115,6 +128,9 @@ class Span(NamedTuple):
     after: UUID | None = None
     before: UUID | None = None
 
+
+#: As `Embedders.ask`.
+Ask = Callable[[Database, UUID, str, str], Asked | None]
 
 Row = TypeVar("Row", Store, StoreFile)
 
@@ -196,18 +212,39 @@ def add_file(
         InvalidInput: there is no reader for it, or it is too large.
         NotFound: there is no such collection, or the file was deleted meanwhile.
     """
-    require_readable(file)
-    store = find_store(database, tenant_id, store_id)
-    wanted = Wanted(
-        store.id, file.shown_id, file.name, digest_of(file.sha256), file.file_id, attributes
-    )
+    find_store(database, tenant_id, store_id)
     with database.cursor() as cursor:
+        [document_id] = add_files(cursor, tenant_id, store_id, [(file, attributes)])
+    return document_id
+
+
+def add_files(
+    cursor: Cursor,
+    tenant_id: UUID,
+    store_id: UUID,
+    files: Sequence[tuple[File, dict[str, Any] | None]],
+) -> list[UUID]:
+    """Queue documents of files with their attributes; return the documents. The tenant has the
+    collection.
+
+    Raises:
+        InvalidInput: there is no reader for one of them, or it is too large.
+        NotFound: the collection or one of the files was deleted meanwhile.
+    """
+    for file, _ in files:
+        require_readable(file)
+    documents = []
+    # In one order, whoever adds the same files at the same time.
+    for file, attributes in sorted(files, key=lambda each: each[0].file_id):
         if cursor.execute(_KEEP_FILE, (file.file_id, tenant_id)).fetchone() is None:
             raise unknown_file(file.file_id)
+        digest = digest_of(file.sha256)
+        wanted = Wanted(store_id, file.shown_id, file.name, digest, file.file_id, attributes)
         try:
-            return queue(cursor, wanted, None)
+            documents.append(queue(cursor, wanted, None))
         except psycopg.errors.ForeignKeyViolation:
             raise _unknown(store_id) from None
+    return documents
 
 
 def find_file(database: Database, tenant_id: UUID, store_id: UUID, id_: UUID) -> StoreFile:
@@ -223,18 +260,26 @@ def find_file(database: Database, tenant_id: UUID, store_id: UUID, id_: UUID) ->
 
 
 def list_files(
-    database: Database, tenant_id: UUID, store_id: UUID, span: Span, state: str | None
+    database: Database,
+    tenant_id: UUID,
+    store_id: UUID,
+    span: Span,
+    state: str | None,
+    batch_id: UUID | None = None,
 ) -> tuple[list[StoreFile], bool]:
-    """A page, and whether there are more behind it. `state`: one of OpenAI's words."""
+    """A page, and whether there are more behind it. `state`: one of OpenAI's words. `batch_id`: of
+    this file batch alone.
+    """
     find_store(database, tenant_id, store_id)
-    asked = {"tenant": tenant_id, "store": store_id, "is": state}
+    asked = {"tenant": tenant_id, "store": store_id, "is": state, "batch": batch_id}
+    which = (_IS if state else "") + (_OF_BATCH if batch_id else "")
     # A page goes on behind a file's id, and its place is that of its document.
     after, before = (
         each and find_file(database, tenant_id, store_id, each).id
         for each in (span.after, span.before)
     )
     place = span._replace(after=after, before=before)
-    return _page(database, StoreFile, _FILES + (_IS if state else ""), "d.id", asked, place)
+    return _page(database, StoreFile, _FILES + which, "d.id", asked, place)
 
 
 def describe_file(
@@ -253,17 +298,32 @@ def remove_file(database: Database, tenant_id: UUID, store_id: UUID, id_: UUID) 
         passages.delete_documents(cursor, store_id, [found.id])
 
 
+def read_passages(database: Database, tenant_id: UUID, store_id: UUID, id_: UUID) -> list[str]:
+    """The passages of a document, in its order. Raises `NotFound`."""
+    found = find_file(database, tenant_id, store_id, id_)
+    return [row.content for row in database.fetch(_Content, _CONTENTS, (found.id,))]
+
+
 def search_store(
-    database: Database, tenant_id: UUID, store_id: UUID, question: str, limit: int
+    database: Database, tenant_id: UUID, store_id: UUID, question: str, limit: int, ask: Ask
 ) -> list[Hit]:
-    """The best passages of a collection, the best first. Raises `NotFound`."""
+    """The best passages of a collection, the best first, as a bot's turn finds them. Raises
+    `NotFound`.
+    """
     store = find_store(database, tenant_id, store_id)
-    found = search(database, tenant_id, store.name, question, limit)
+    asked = ask(database, tenant_id, store.name, question)
+    found = search(database, tenant_id, store.name, question, limit, asked)
+    best = max((each.score for each in found), default=0.0) or 1.0
     ids = list({each.document_id for each in found})
     known = {each.id: each for each in database.fetch(_OfDocument, _OF_DOCUMENTS, (ids,))}
     # What was deleted meanwhile is not shown.
     return [
-        Hit(shown_document(owner.id, owner.file_id), owner.attributes, passage)
+        Hit(
+            shown_document(owner.id, owner.file_id),
+            owner.attributes,
+            passage,
+            passage.score / best if passage.fused is None else passage.fused,
+        )
         for passage in found
         if (owner := known.get(passage.document_id))
     ]

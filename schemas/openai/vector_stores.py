@@ -1,13 +1,14 @@
 """Vector stores, their files and their search in OpenAI's shapes: collections and documents."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from turnmill.schemas.content import refuse_nul
 
 MAX_RESULTS = 50
+MAX_BATCH_FILES = 2000
 
 
 def _refuse(why: str) -> BeforeValidator:
@@ -46,6 +47,23 @@ def _few(pairs: dict[str, Any] | None) -> dict[str, Any] | None:
         if isinstance(text, str):
             refuse_nul(text)
     return pairs
+
+
+def _own_ranking(value: Any) -> None:
+    """Refuse `ranking_options`, unless they say what happens anyway."""
+    options = {} if value is None else value
+    is_own = (
+        isinstance(options, dict)
+        and set(options) <= {"ranker", "score_threshold"}
+        and options.get("ranker") in (None, "auto", "none")
+        and options.get("score_threshold") in (None, 0)
+    )
+    if not is_own:
+        raise PydanticCustomError(
+            "unsupported",
+            "is not supported: there is one ranker, 'auto', and scores are comparable within one "
+            "search only, so that a 'score_threshold' has no meaning. Leave them out.",
+        )
 
 
 Text = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(refuse_nul)]
@@ -93,6 +111,31 @@ class StoreFileChange(_Body):
     attributes: Attributes
 
 
+class FileBatchBody(_Body):
+    """Files that the collection is to have."""
+
+    file_ids: Annotated[list[str], Field(min_length=1, max_length=MAX_BATCH_FILES)] | None = None
+    files: (
+        Annotated[list[StoreFileBody], Field(min_length=1, max_length=MAX_BATCH_FILES)] | None
+    ) = None
+    #: Of those in `file_ids`.
+    attributes: Attributes | None = None
+    chunking_strategy: OwnChunking = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.file_ids is None) == (self.files is None):
+            raise PydanticCustomError("one_of", "Send either 'file_ids' or 'files'.")
+        return self
+
+    @property
+    def wanted(self) -> dict[str, dict[str, Any] | None]:
+        """Files, each once, and their attributes."""
+        if self.files is not None:
+            return {each.file_id: each.attributes for each in self.files}
+        return dict.fromkeys(self.file_ids or (), self.attributes)
+
+
 class SearchBody(_Body):
     """A question."""
 
@@ -105,9 +148,7 @@ class SearchBody(_Body):
     max_num_results: Annotated[int, Field(ge=1, le=MAX_RESULTS)] = 10
     rewrite_query: Annotated[Any, _only(False, "questions are searched for as they are.")] = None
     filters: Annotated[None, _refuse("make a vector store for each part of your documents.")] = None
-    ranking_options: Annotated[
-        None, _refuse("scores are comparable within one search only. Leave it out.")
-    ] = None
+    ranking_options: Annotated[None, BeforeValidator(_own_ranking)] = None
 
     @property
     def queries(self) -> list[str]:
@@ -118,7 +159,7 @@ class FileCounts(BaseModel):
     in_progress: int
     completed: int
     failed: int
-    cancelled: Literal[0] = 0
+    cancelled: int = 0
     total: int
 
 
@@ -156,6 +197,15 @@ class VectorStoreFile(BaseModel):
     filename: str
 
 
+class VectorStoreFileBatch(BaseModel):
+    id: str
+    object: Literal["vector_store.files_batch"] = "vector_store.files_batch"
+    created_at: int
+    vector_store_id: str
+    status: Literal["in_progress", "completed", "cancelled"]
+    file_counts: FileCounts
+
+
 class Page(BaseModel):
     object: Literal["list"] = "list"
     first_id: str | None
@@ -186,6 +236,15 @@ class DeletedVectorStoreFile(BaseModel):
 class Content(BaseModel):
     type: Literal["text"] = "text"
     text: str
+
+
+class ContentPage(BaseModel):
+    """The passages of a file."""
+
+    object: Literal["vector_store.file_content.page"] = "vector_store.file_content.page"
+    data: list[Content]
+    has_more: Literal[False] = False
+    next_page: None = None
 
 
 class SearchResult(BaseModel):

@@ -8,12 +8,12 @@ from typing import Protocol
 import structlog
 
 from turnmill.schemas.broker import own_lanes
+from turnmill.schemas.embedders.embedders import Embedders
 from turnmill.schemas.files.opening import open_files, open_storage
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import EngineSettings, Settings
 from turnmill.schemas.turns import Lane
 from turnmill.workers.consumer.availability import Availability
-from turnmill.workers.embedders.embedders import Embedders
 from turnmill.workers.engines.base import Engine
 from turnmill.workers.engines.lazy import LazyEngine
 from turnmill.workers.engines.registry import create_engine, resolve_engine_name

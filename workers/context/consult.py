@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 
 from turnmill.schemas.channels.unknown import UnknownPolicy
 from turnmill.schemas.citations.sources import Source
+from turnmill.schemas.embedders.embedders import Embedders
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered
 from turnmill.schemas.postgres.database import Database
@@ -35,7 +36,6 @@ from turnmill.workers.context.ladder import (
     resolved,
     said,
 )
-from turnmill.workers.embedders.embedders import Embedders
 from turnmill.workers.turn.claim import Claim
 
 log = structlog.get_logger()

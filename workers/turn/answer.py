@@ -11,6 +11,7 @@ from uuid import UUID
 import structlog
 
 from turnmill.schemas.capabilities import needs_of
+from turnmill.schemas.embedders.embedders import Embedders
 from turnmill.schemas.errors import (
     ContextOverflow,
     DatabaseUnavailable,
@@ -39,7 +40,6 @@ from turnmill.workers.consumer.metrics import QUEUED_S, Pace, count_outcome, out
 from turnmill.workers.context.citations import check_citations, pin_shown
 from turnmill.workers.context.consult import consult, decline
 from turnmill.workers.context.memory import recall
-from turnmill.workers.embedders.embedders import Embedders
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.media.base import Interrupted
 from turnmill.workers.media.media import Media

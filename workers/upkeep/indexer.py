@@ -11,6 +11,8 @@ import time
 
 import structlog
 
+from turnmill.schemas.embedders.embedders import PAUSE_S, Embedders
+from turnmill.schemas.embedders.filling import fill
 from turnmill.schemas.errors import (
     DatabaseUnavailable,
     InvalidInput,
@@ -33,8 +35,6 @@ from turnmill.schemas.store.knowledge.indexing import (
     try_again,
 )
 from turnmill.schemas.store.knowledge.spaces import space_of
-from turnmill.workers.embedders.embedders import PAUSE_S, Embedders
-from turnmill.workers.embedders.filling import fill
 from turnmill.workers.readers.cutting import Read
 from turnmill.workers.readers.reading import forget_leftovers, read_isolated
 from turnmill.workers.upkeep.keeping import kept

@@ -13,13 +13,13 @@ from turnmill.infra.bench.knowledge.made import Language, make_collection
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.migrations import upgrade
 from turnmill.producer.tenants import ensure_defaults
+from turnmill.schemas.embedders.embedders import Embedders
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.store.knowledge.dense import nearest
 from turnmill.schemas.store.knowledge.search import CANDIDATES, search
 from turnmill.schemas.store.knowledge.spaces import Asked
 from turnmill.schemas.store.knowledge.words import rank_words
-from turnmill.workers.embedders.embedders import Embedders
 
 #: Passages that a turn's search returns.
 LIMIT = 10

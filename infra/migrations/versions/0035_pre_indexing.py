@@ -1,12 +1,12 @@
 """Indexing: documents have states, and content that waits
 
-Columns with defaults and a new table: processes of the previous release write documents that are
+Columns with defaults and new tables: processes of the previous release write documents that are
 ready, with their passages.
 """
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 revision = "0035"
 down_revision = "0034"
@@ -40,9 +40,23 @@ def upgrade() -> None:
         ),
         sa.Column("content", sa.LargeBinary(), nullable=False),
     )
+    op.create_table(
+        "file_batches",
+        sa.Column("id", sa.Uuid(), primary_key=True),
+        sa.Column(
+            "collection_id",
+            sa.Uuid(),
+            sa.ForeignKey("collections.id", ondelete="CASCADE"),
+            nullable=False,
+        ),
+        sa.Column("documents", ARRAY(sa.Uuid()), nullable=False),
+        sa.Column("cancelled_at", sa.DateTime(timezone=True)),
+    )
+    op.create_index("ix_file_batches_collection_id", "file_batches", ["collection_id"])
 
 
 def downgrade() -> None:
+    op.drop_table("file_batches")
     op.drop_table("document_contents")
     for name in _INDEXES.values():
         op.drop_index(name, "documents")

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from functools import partial
 
 from turnmill.producer.cli.context import System
+from turnmill.schemas.embedders.embedders import Embedders
 from turnmill.schemas.store.knowledge.spaces import Asked
-from turnmill.workers.embedders.embedders import Embedders
 
 
 @contextmanager

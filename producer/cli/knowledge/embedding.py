@@ -11,6 +11,9 @@ from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.progress import showing_bars
 from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.knowledge.lookup import find_collection
+from turnmill.schemas.embedders.base import Embedder
+from turnmill.schemas.embedders.embedders import Embedders
+from turnmill.schemas.embedders.filling import fill
 from turnmill.schemas.errors import TurnmillError
 from turnmill.schemas.store.knowledge.spaces import (
     Space,
@@ -21,9 +24,6 @@ from turnmill.schemas.store.knowledge.spaces import (
     save_space,
     switch,
 )
-from turnmill.workers.embedders.base import Embedder
-from turnmill.workers.embedders.embedders import Embedders
-from turnmill.workers.embedders.filling import fill
 
 console = make_console()
 

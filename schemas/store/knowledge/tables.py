@@ -91,6 +91,19 @@ document_contents = Table(
     Column("content", LargeBinary, nullable=False),
 )
 
+#: Documents that the API added together.
+file_batches = Table(
+    "file_batches",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("collection_id", ForeignKey("collections.id", ondelete="CASCADE"), nullable=False),
+    #: Their ids; those of deleted ones stay.
+    Column("documents", ARRAY(Uuid), nullable=False),
+    #: When those that nobody had read yet were taken out.
+    time_column("cancelled_at"),
+    Index("ix_file_batches_collection_id", "collection_id"),
+)
+
 passages = Table(
     "passages",
     metadata,

@@ -10,9 +10,9 @@ from math import sqrt
 from threading import Thread
 from typing import Any
 
+from turnmill.schemas.embedders.base import Identity
 from turnmill.schemas.settings import EmbedderSettings
 from turnmill.schemas.store.knowledge.spaces import Vector
-from turnmill.workers.embedders.base import Identity
 
 DIMS = 64
 
@@ -32,6 +32,7 @@ def hashed(text: str, synonyms: dict[str, str] | None = None) -> list[float]:
 class Hashed:
     """Knows that a kettle is a boiler, which no word says."""
 
+    is_remote = False
     version = "1"
     synonyms: dict[str, str]
 

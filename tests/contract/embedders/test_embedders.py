@@ -8,12 +8,12 @@ import pytest
 
 from tests.contract.embedders.stand_in import EmbeddingServer
 from tests.requirements import require_installed
+from turnmill.schemas.embedders.base import Embedder
+from turnmill.schemas.embedders.registry import EMBEDDERS, create_embedder
 from turnmill.schemas.errors import SettingsError, TransientError
 from turnmill.schemas.settings import EmbedderSettings
 from turnmill.schemas.settings.engine import EMBEDDER_LIBRARIES
 from turnmill.schemas.store.knowledge.spaces import MAX_DIMS, Vector
-from turnmill.workers.embedders.base import Embedder
-from turnmill.workers.embedders.registry import EMBEDDERS, create_embedder
 
 #: Near, and far: in English and in Chinese.
 ALIKE = [

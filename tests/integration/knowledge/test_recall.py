@@ -15,10 +15,10 @@ from turnmill.producer.knowledge.calibration.questions import Labelled
 from turnmill.producer.knowledge.calibration.run import by_words
 from turnmill.producer.knowledge.evaluation import Found, evaluate
 from turnmill.producer.knowledge.lookup import find_collection
+from turnmill.schemas.embedders.embedders import Embedders
+from turnmill.schemas.embedders.filling import fill
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.store.knowledge.spaces import adopt_pgvector, save_space, switch
-from turnmill.workers.embedders.embedders import Embedders
-from turnmill.workers.embedders.filling import fill
 
 FAQ = Path(__file__).parent / "faq"
 

@@ -17,6 +17,12 @@ from turnmill.producer.cli.context import System
 from turnmill.producer.cli.knowledge.embedding import embed_new
 from turnmill.producer.knowledge.lookup import find_collection, list_progress
 from turnmill.producer.tenants import create_tenant
+from turnmill.schemas.embedders import embedders as loading
+from turnmill.schemas.embedders import filling
+from turnmill.schemas.embedders.base import Embedder
+from turnmill.schemas.embedders.embedders import SEARCHES, Embedders
+from turnmill.schemas.embedders.filling import fill
+from turnmill.schemas.embedders.registry import EMBEDDERS
 from turnmill.schemas.errors import SettingsError, TransientError
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings.engine import EMBEDDER_LIBRARIES
@@ -35,12 +41,6 @@ from turnmill.schemas.store.knowledge.spaces import (
     save_space,
     switch,
 )
-from turnmill.workers.embedders import embedders as loading
-from turnmill.workers.embedders import filling
-from turnmill.workers.embedders.base import Embedder
-from turnmill.workers.embedders.embedders import SEARCHES, Embedders
-from turnmill.workers.embedders.filling import fill
-from turnmill.workers.embedders.registry import EMBEDDERS
 from turnmill.workers.upkeep.indexer import Indexer
 
 #: Random questions of two tenants.
@@ -224,7 +224,7 @@ def test_an_embedder_that_fails_is_left_alone_for_a_while(
             assert find(shop, embedders, "My kettle leaks")[0].cosine is None
         assert len(asked) == 1
         assert count("words_failing") == before + 3
-    monkeypatch.setattr("turnmill.workers.embedders.embedders.PAUSE_S", 0.0)
+    monkeypatch.setattr("turnmill.schemas.embedders.embedders.PAUSE_S", 0.0)
     embedders._failed.clear()
     assert find(shop, embedders, "My kettle leaks")[0].cosine is not None
 

@@ -14,9 +14,11 @@ import pytest
 from turnmill.producer.api.app import Server
 from turnmill.producer.tenants import create_key, create_tenant, ensure_defaults
 from turnmill.schemas.files.local import LocalStorage
+from turnmill.schemas.files.opening import open_files
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.tenants import Scope
+from turnmill.workers.upkeep.indexer import Indexer
 from turnmill.workers.upkeep.pruner import prune
 
 BOT = "echo"
@@ -97,3 +99,12 @@ def make_site(
 @pytest.fixture
 def site(make_site: MakeSite) -> Site:
     return make_site()
+
+
+@pytest.fixture
+def indexed(site: Site) -> Iterator[Site]:
+    """A site whose documents a worker reads."""
+    indexer = Indexer(site.database, open_files(site.database, site.settings), lease_s=15.0)
+    indexer.start()
+    yield site
+    indexer.close()

@@ -1,7 +1,7 @@
 """Vector stores through OpenAI's own client: files become documents, and are gone for good."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -10,20 +10,9 @@ import pytest
 
 from tests.integration.media.conftest import Site
 from tests.unit.workers.readers.files import ENCRYPTED, pdf
-from turnmill.schemas.files.opening import open_files
-from turnmill.workers.upkeep.indexer import Indexer
 
 RETURNS = b"# Returns\n\nA kettle that leaks may be sent back within 30 days."
 KNIVES = b"# Knives\n\nKnives cannot be returned once their sleeve is open."
-
-
-@pytest.fixture
-def indexed(site: Site) -> Iterator[Site]:
-    """A site whose documents a worker reads."""
-    indexer = Indexer(site.database, open_files(site.database, site.settings), lease_s=15.0)
-    indexer.start()
-    yield site
-    indexer.close()
 
 
 def counts(site: Site) -> list[int]:
@@ -44,8 +33,10 @@ def test_a_file_is_uploaded_read_found_and_deleted_for_good(indexed: Site) -> No
     assert (added.status, added.last_error, added.vector_store_id) == ("completed", None, store.id)
     [found] = client.vector_stores.search(store.id, query="My kettle leaks").data
     assert (found.file_id, found.filename) == (added.id, "returns.md")
-    assert found.attributes == {"year": 2026.0}
+    assert (found.attributes, found.score) == ({"year": 2026.0}, 1)
     assert "30 days" in found.content[0].text
+    [passage] = client.vector_stores.files.content(added.id, vector_store_id=store.id)
+    assert (passage.type, passage.text) == ("text", found.content[0].text)
     assert client.vector_stores.retrieve(store.id).file_counts.completed == 1
     assert client.vector_stores.retrieve(store.id).usage_bytes == len(RETURNS)
     client.files.delete(added.id)
@@ -142,6 +133,8 @@ def test_other_tenants_do_not_find_it(indexed: Site) -> None:
         lambda: theirs.vector_stores.files.list(store.id),
         lambda: theirs.vector_stores.files.retrieve(added.id, vector_store_id=store.id),
         lambda: theirs.vector_stores.files.retrieve(added.id, vector_store_id=own.id),
+        lambda: theirs.vector_stores.files.content(added.id, vector_store_id=store.id),
+        lambda: theirs.vector_stores.files.content(added.id, vector_store_id=own.id),
         lambda: theirs.vector_stores.files.delete(added.id, vector_store_id=store.id),
         lambda: theirs.vector_stores.files.create(own.id, file_id=added.id),
         lambda: theirs.vector_stores.create(name="y", file_ids=[added.id]),

@@ -14,11 +14,11 @@ from turnmill.producer.doctor import Finding, Level, diagnose
 from turnmill.producer.memory.forgetting import forget_user
 from turnmill.producer.operations import lanes
 from turnmill.producer.tenants import create_tenant
+from turnmill.schemas.embedders.registry import EMBEDDERS
 from turnmill.schemas.files.opening import open_files
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings.engine import EMBEDDER_LIBRARIES
 from turnmill.schemas.turns import Lane
-from turnmill.workers.embedders.registry import EMBEDDERS
 from turnmill.workers.upkeep.indexer import Indexer
 
 #: Its name is no folder's or file's, and needs quoting in a shell.

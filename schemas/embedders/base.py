@@ -42,6 +42,9 @@ class Embedder(Protocol):
     Its vectors have the length 1. Errors are `TransientError`s, or `PermanentError`s of ours.
     """
 
+    #: Whether the texts leave this machine.
+    is_remote: bool
+
     def __init__(self, settings: EmbedderSettings) -> None: ...
 
     @property

@@ -1,0 +1,120 @@
+"""Many files go into a vector store together, through OpenAI's own client."""
+
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import pytest
+
+from tests.integration.media.conftest import Site
+from turnmill.schemas.files.opening import open_files
+from turnmill.workers.upkeep.indexer import index_next
+
+KETTLES = b"# Returns\n\nA kettle that leaks may be sent back within 30 days."
+KNIVES = b"# Knives\n\nKnives cannot be returned once their sleeve is open."
+
+
+def counts(batch: Any) -> tuple[str, int, int, int, int, int]:
+    n = batch.file_counts
+    return batch.status, n.in_progress, n.completed, n.failed, n.cancelled, n.total
+
+
+def test_files_are_uploaded_and_read_together(indexed: Site) -> None:
+    client = indexed.openai
+    store = client.vector_stores.create(name="shop")
+    known = indexed.upload(b"# Lamps\n\nLamps are repaired at the lamp desk.", "lamps.md")
+    batch = client.vector_stores.file_batches.upload_and_poll(
+        store.id, files=[("kettles.md", KETTLES), ("broken.pdf", b"%PDF-1.7")], file_ids=[known.id]
+    )
+    assert batch.id.startswith("vsfb_")
+    assert batch.vector_store_id == store.id
+    assert counts(batch) == ("completed", 0, 2, 1, 0, 3)
+    listed = client.vector_stores.file_batches.list_files(batch.id, vector_store_id=store.id)
+    assert {each.filename for each in listed} == {"kettles.md", "broken.pdf", "lamps.md"}  # type: ignore[attr-defined]
+    failed = client.vector_stores.file_batches.list_files(
+        batch.id, vector_store_id=store.id, filter="failed"
+    )
+    assert [each.status for each in failed] == ["failed"]
+    assert client.vector_stores.search(store.id, query="lamp desk").data[0].file_id == known.id
+    client.files.delete(known.id)
+    again = client.vector_stores.file_batches.retrieve(batch.id, vector_store_id=store.id)
+    assert counts(again) == ("completed", 0, 1, 1, 0, 2)
+
+
+def test_pages_of_a_batch_have_its_files_alone(indexed: Site) -> None:
+    batches = indexed.openai.vector_stores.file_batches
+    store = indexed.openai.vector_stores.create(name="shop")
+    files = [indexed.upload(KETTLES, f"{number}.md").id for number in range(5)]
+    other = indexed.upload(KNIVES, "knives.md")
+    batches.create_and_poll(store.id, file_ids=[other.id])
+    batch = batches.create_and_poll(
+        store.id,
+        files=[{"file_id": each, "attributes": {"n": at}} for at, each in enumerate(files)],
+    )
+    listed = batches.list_files(batch.id, vector_store_id=store.id, limit=2, order="asc")
+    assert [(each.id, each.attributes) for each in listed] == [
+        (each, {"n": at}) for at, each in enumerate(files)
+    ]
+
+
+def test_a_batch_with_a_file_that_nobody_reads_adds_nothing(indexed: Site) -> None:
+    client = indexed.openai
+    store = client.vector_stores.create(name="shop")
+    fine, program = indexed.upload(KETTLES, "a.md"), indexed.upload(b"MZ", "program.exe")
+    gone = indexed.upload(KNIVES, "gone.md")
+    client.files.delete(gone.id)
+    with pytest.raises(openai.BadRequestError, match=r"no reader for 'program\.exe'"):
+        client.vector_stores.file_batches.create(store.id, file_ids=[fine.id, program.id])
+    with pytest.raises(openai.NotFoundError, match=gone.id):
+        client.vector_stores.file_batches.create(store.id, file_ids=[fine.id, gone.id])
+    for fields in ({}, {"file_ids": [fine.id], "files": [{"file_id": fine.id}]}):
+        with pytest.raises(openai.BadRequestError, match="either 'file_ids' or 'files'"):
+            client.vector_stores.file_batches.create(store.id, **fields)
+    assert list(client.vector_stores.files.list(store.id)) == []
+
+
+def test_what_nobody_has_read_yet_is_cancelled(site: Site) -> None:
+    """No worker runs: the test reads one document as a worker does."""
+    client = site.openai
+    store = client.vector_stores.create(name="shop")
+    files = [site.upload(KETTLES, f"{number}.md").id for number in range(3)]
+    place = {"vector_store_id": store.id}
+    batch = client.vector_stores.file_batches.create(store.id, file_ids=files)
+    assert counts(batch) == ("in_progress", 3, 0, 0, 0, 3)
+    assert index_next(site.database, open_files(site.database, site.settings), lease_s=15.0)
+    cancelled = client.vector_stores.file_batches.cancel(batch.id, **place)
+    assert counts(cancelled) == ("cancelled", 0, 1, 0, 2, 3)
+    assert len(client.vector_stores.files.list(store.id).data) == 1
+    assert [each.id for each in client.files.list(order="asc")] == files
+    # One that is through is not cancelled, nor is what is read again.
+    done = client.vector_stores.file_batches.create(store.id, file_ids=files[:1])
+    assert counts(client.vector_stores.file_batches.cancel(done.id, **place))[0] == "in_progress"
+    assert client.vector_stores.search(store.id, query="kettle").data
+
+
+def test_other_tenants_do_not_find_a_batch(site: Site) -> None:
+    batches = site.openai.vector_stores.file_batches
+    store = site.openai.vector_stores.create(name="shop")
+    file = site.upload(KETTLES, "a.md")
+    batch = batches.create(store.id, file_ids=[file.id])
+    theirs = site.client("other")
+    own = theirs.vector_stores.create(name="shop")
+    foreign = theirs.vector_stores.file_batches
+    calls: list[Callable[[], Any]] = [
+        lambda: foreign.create(own.id, file_ids=[file.id]),
+        lambda: foreign.create(store.id, file_ids=[file.id]),
+        *(
+            call
+            for place in (store.id, own.id)
+            for call in (
+                lambda place=place: foreign.retrieve(batch.id, vector_store_id=place),
+                lambda place=place: foreign.cancel(batch.id, vector_store_id=place),
+                lambda place=place: foreign.list_files(batch.id, vector_store_id=place),
+            )
+        ),
+    ]
+    for call in calls:
+        with pytest.raises(openai.NotFoundError):
+            call()
+    assert counts(batches.retrieve(batch.id, vector_store_id=store.id))[0] == "in_progress"
+    theirs.close()
