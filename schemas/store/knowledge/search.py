@@ -100,7 +100,7 @@ def _search(
     if unranked:
         rest = rank_words(database, tenant_id, collection, question, most, among=unranked)
         words |= {each.id: each for each in rest}
-    fused = fuse({each.id: each.score for each in words.values()}, cosines, weight)
+    fused = fuse(words, cosines, weight)
     best = sorted(fused, key=lambda each: (-fused[each], each))[:limit]
     return _passages(database, tenant_id, collection, best, words, cosines, fused)
 
