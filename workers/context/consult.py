@@ -7,6 +7,7 @@ gate said of it, before a reply begins.
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 from uuid import UUID
 
@@ -36,6 +37,7 @@ from turnmill.workers.context.ladder import (
     resolved,
     said,
 )
+from turnmill.workers.safety.sifting import for_server
 from turnmill.workers.turn.claim import Claim
 
 log = structlog.get_logger()
@@ -138,7 +140,8 @@ def _ask(database: Database, claim: Claim, collection: str, embedders: Embedders
     question = question_of(claim.messages)
     last = last_missed(database, claim.conversation_id, claim.seq) if policy.steps else None
     wanted = resolved(question, last)
-    asked = embedders.ask(database, claim.tenant_id, collection, wanted)
+    hide = partial(for_server, claim.safety, claim.turn_id)
+    asked = embedders.ask(database, claim.tenant_id, collection, wanted, hide)
     found = _search(database, claim.tenant_id, collection, wanted, asked)
     verdict = _verdict(policy, question, found, last)
     consulted = Consulted(tuple(map(_source, _kept(verdict, found.passages))), verdict)

@@ -22,6 +22,8 @@ from turnmill.schemas.files.files import Files
 from turnmill.schemas.ids import Prefix, parse_id
 from turnmill.schemas.outcomes import Answered
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.safety.findings import masked
+from turnmill.schemas.safety.personal import find_personal
 from turnmill.schemas.settings import MediaSettings
 from turnmill.schemas.store.history import PastTurn
 from turnmill.schemas.turns import Message, Reply, Role, Usage
@@ -105,6 +107,7 @@ class Media:
             Interrupted: `abort` was set.
             InvalidInput: a sound or an image cannot be decoded.
             NotFound: a file was deleted before its turn was answered.
+            SettingsError: the bot wants what is read masked, and the extra `personal` is missing.
             TransientError: a reader, the storage or the database is unavailable.
         """
         unread = dict.fromkeys(part for part in _unread(claim.messages, taken) if part.file_id)
@@ -112,7 +115,10 @@ class Media:
             return claim
         known = _known(self.database.fetch(_Row, _OF_TURN, (claim.turn_id,)))
         if not known:
-            known = {str(part.file_id): self._read(claim.tenant_id, part, abort) for part in unread}
+            known = {
+                str(part.file_id): _storable(claim, self._read(claim.tenant_id, part, abort))
+                for part in unread
+            }
             self._pin(claim, list(known.values()))
         return replace(
             claim,
@@ -188,6 +194,14 @@ class Media:
             and (not each.text or each.confidence < self.settings.min_confidence)
             for each in readings
         )
+
+
+def _storable(claim: Claim, reading: Reading) -> Reading:
+    """What was read, as the bot's policy wants it stored: as the words of its message."""
+    if claim.safety.stored == "plain":
+        return reading
+    found = find_personal(reading.text, claim.safety.regions)
+    return reading.model_copy(update={"text": masked(reading.text, found)})
 
 
 def recalled(

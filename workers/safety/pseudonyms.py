@@ -5,13 +5,13 @@ the same ones.
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 
 from turnmill.schemas.safety.findings import Finding
 from turnmill.schemas.safety.messages import with_text
+from turnmill.schemas.safety.names import Names
 from turnmill.schemas.safety.personal import find_personal
 from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.engines.base import Chunk, Engine, Prompt, ToolCallPiece
@@ -20,8 +20,7 @@ from turnmill.workers.safety.guard import Guard
 from turnmill.workers.safety.wrapped import REMEMBERED_TEXTS, WrappedEngine
 from turnmill.workers.turn.abort import Abort
 
-_NAME = re.compile(r"<[A-Z]+(?:_[A-Z]+)*_\d+>")
-#: What may become one: shorter than the longest name.
+#: What may become a pseudonym: shorter than the longest name.
 _BEGUN = re.compile(r"<[A-Z_]{0,20}\d{0,6}$")
 
 
@@ -34,20 +33,16 @@ class Pseudonyms:
         Raises:
             SettingsError: the extra `personal` is not installed.
         """
-        self._find = find
-        self._names: dict[tuple[str, str], str] = {}
-        self._values: dict[str, str] = {}
-        self._counts: Counter[str] = Counter()
-        #: Names that a text has already stand for themselves.
-        self._taken = {name for text in _texts(prompt) for name in _NAME.findall(text)}
+        self._names = Names(find, _texts(prompt))
         self.prompt = self._hidden(prompt)
 
     def _hidden(self, prompt: Prompt) -> Prompt:
+        hide = self._names.hide
         messages = tuple(
-            with_text(each, self._hide).model_copy(
+            with_text(each, hide).model_copy(
                 update={
                     "tool_calls": tuple(
-                        call.model_copy(update={"arguments": self._hide(call.arguments)})
+                        call.model_copy(update={"arguments": hide(call.arguments)})
                         for call in each.tool_calls
                     )
                 }
@@ -55,43 +50,24 @@ class Pseudonyms:
             for each in prompt.messages
         )
         tools = tuple(
-            each.model_copy(
-                update={"description": each.description and self._hide(each.description)}
-            )
+            each.model_copy(update={"description": each.description and hide(each.description)})
             for each in prompt.tools
         )
-        kwargs = change_texts(dict(prompt.template_kwargs), self._hide)
+        kwargs = change_texts(dict(prompt.template_kwargs), hide)
         return replace(
             prompt,
             messages=messages,
             tools=tools,
             template_kwargs=kwargs,
-            prefix=self._hide(prompt.prefix),
+            prefix=hide(prompt.prefix),
         )
-
-    def _hide(self, text: str) -> str:
-        pieces, done = [], 0
-        for found in self._find(text):
-            value = text[found.start : found.end]
-            pieces += [text[done : found.start], self._name(found.category, value)]
-            done = found.end
-        return "".join([*pieces, text[done:]])
-
-    def _name(self, category: str, value: str) -> str:
-        while (category, value) not in self._names:
-            self._counts[category] += 1
-            name = f"<{category.upper()}_{self._counts[category]}>"
-            if name not in self._taken:
-                self._names[category, value] = name
-                self._values[name] = value
-        return self._names[category, value]
 
     def open_at(self, text: str) -> int:
         begun = _BEGUN.search(text, max(0, len(text) - 30))
         return begun.start() if begun else len(text)
 
     def rewrite(self, text: str, before: str = "") -> str:
-        return _NAME.sub(lambda found: self._values.get(found[0], found[0]), text)
+        return self._names.reveal(text)
 
 
 class PseudonymousEngine(WrappedEngine):

@@ -1,8 +1,12 @@
 """Checks of what a turn brings, before its prompt is made."""
 
 from dataclasses import replace
+from functools import partial
+from uuid import UUID
 
-from turnmill.schemas.safety.policy import Action, Stage
+from turnmill.schemas.safety.names import Names
+from turnmill.schemas.safety.personal import find_personal
+from turnmill.schemas.safety.policy import Action, Safety, Stage
 from turnmill.schemas.turns import Role
 from turnmill.workers.safety.examiner import Blocked, Examiner
 from turnmill.workers.turn.claim import Claim
@@ -44,3 +48,18 @@ def sift(claim: Claim, examiner: Examiner) -> Claim:
         for each in claim.sources
     )
     return replace(claim, documents=tuple(documents), sources=tuple(sources))
+
+
+def for_server(safety: Safety, turn_id: UUID, question: str) -> str:
+    """Return a question as a server may read it, which makes a vector of it: without what the
+    policy keeps from models.
+
+    Raises:
+        SettingsError: the extra `personal` is not installed.
+    """
+    if safety.actions(Stage.INPUT):
+        examiner = Examiner(safety, turn_id)
+        question = examiner.examine(question, Stage.INPUT, is_counted=False).text
+    if safety.remote == "pseudonyms":
+        question = Names(partial(find_personal, regions=safety.regions)).hide(question)
+    return question

@@ -10,8 +10,10 @@ from turnmill.schemas.store.knowledge.spaces import Asked
 
 
 @contextmanager
-def asking(system: System, collection: str) -> Iterator[Callable[[str], Asked | None]]:
-    """Turn questions to a collection into vectors; None where it is searched by words alone."""
+def asking(system: System, collection: str) -> Iterator[Callable[..., Asked | None]]:
+    """Turn questions to a collection into vectors; None where it is searched by words alone. Takes
+    what `Embedders.ask` does from the question on.
+    """
     embedders = Embedders(system.settings.embedder)
     try:
         yield partial(embedders.ask, system.database, system.tenant_id, collection)

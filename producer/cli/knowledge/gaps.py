@@ -14,9 +14,10 @@ from turnmill.producer.cli.knowledge.embedding import embed_new
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.knowledge.gaps.closing import answer_gap, dismiss_gaps
-from turnmill.producer.knowledge.gaps.listing import list_groups
+from turnmill.producer.knowledge.gaps.listing import Gap, list_groups, safety_of
 from turnmill.schemas.ids import Prefix, parse_id, show_id
 from turnmill.schemas.store.knowledge.spaces import Asked
+from turnmill.workers.safety.sifting import for_server
 
 app = typer.Typer(help="Questions that your collections did not answer.", no_args_is_help=True)
 console = make_console()
@@ -97,10 +98,19 @@ def answer(
 
 
 @contextmanager
-def _embedded(system: System, collection: str) -> Iterator[Callable[[str], Asked | None]]:
+def _embedded(system: System, collection: str) -> Iterator[Callable[[Gap], Asked | None]]:
+    """Ask users' questions as turns do: a server reads no more of them."""
     embed_new(system, collection)
     with asking(system, collection) as ask:
-        yield ask
+
+        def ask_gap(gap: Gap) -> Asked | None:
+            def hide(question: str) -> str:
+                safety = safety_of(system.database, system.tenant_id, gap)
+                return for_server(safety, gap.turn_id, question)
+
+            return ask(gap.question, hide)
+
+        yield ask_gap
 
 
 @app.command()

@@ -17,8 +17,8 @@ from turnmill.schemas.store.knowledge.spaces import Asked
 
 MAX_ANSWER_CHARS = 4000
 
-#: Turns a question into its vector; None: it is searched by words alone.
-Ask = Callable[[str], Asked | None]
+#: Turns a gap's question into its vector; None: it is searched for by words alone.
+Ask = Callable[[Gap], Asked | None]
 #: Makes a collection's missing vectors, and gives what asks it.
 Asking = Callable[[str], AbstractContextManager[Ask]]
 
@@ -30,7 +30,7 @@ RETURNING id
 
 
 def by_words(collection: str) -> AbstractContextManager[Ask]:
-    return nullcontext(lambda question: None)
+    return nullcontext(lambda gap: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def dismiss_gaps(database: Database, tenant_id: UUID, gap_id: UUID) -> int:
 
 def passes(database: Database, tenant_id: UUID, gap: Gap, document_id: UUID, ask: Ask) -> bool:
     """Whether the question passes the gate, and its turn would be shown this document."""
-    found = search(database, tenant_id, gap.collection, gap.question, DEPTH, ask(gap.question))
+    found = search(database, tenant_id, gap.collection, gap.question, DEPTH, ask(gap))
     _, gate = read_gate(database, tenant_id, gap.collection)
     is_shown = any(each.document_id == document_id for each in shown(found, passed=True))
     return is_shown and judge(gate, gap.question, found).zone is Zone.KNOWN

@@ -10,6 +10,7 @@ from turnmill.producer.knowledge.gaps.grouping import NEAR, Weigh, group, simila
 from turnmill.schemas.errors import NotFound
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.safety.policy import Safety
 from turnmill.schemas.store.knowledge.lexemes import lexemes
 
 #: Of a collection, the latest: so many are grouped at a time.
@@ -33,6 +34,12 @@ WHERE g.tenant_id = %s AND g.id = %s
 
 _FREQUENCIES = """
 SELECT lexeme, df FROM collection_terms WHERE collection_id = %s AND lexeme = ANY(%s)
+"""
+
+
+_SAFETY = """
+SELECT b.policies -> 'safety' AS safety FROM turns t JOIN bots b ON b.id = t.bot_id
+WHERE t.tenant_id = %s AND t.id = %s
 """
 
 
@@ -94,6 +101,18 @@ def near_gaps(database: Database, tenant_id: UUID, gap: Gap) -> list[Gap]:
     return [gap] + [
         each for each in others if similarity(own, lexemes(each.question), weigh) >= NEAR
     ]
+
+
+def safety_of(database: Database, tenant_id: UUID, gap: Gap) -> Safety:
+    """Read what the bot's policy keeps from models. Raises `NotFound`: the turn was deleted."""
+    rows = database.fetch(_SafetyRow, _SAFETY, (tenant_id, gap.turn_id))
+    if not rows:
+        raise NotFound("The question's turn was deleted.")
+    return Safety.of(rows[0].safety)
+
+
+class _SafetyRow(NamedTuple):
+    safety: dict[str, object] | None
 
 
 class _Frequency(NamedTuple):

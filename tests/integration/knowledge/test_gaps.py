@@ -10,7 +10,7 @@ from tests.integration.knowledge.conftest import Library, Reading
 from tests.integration.knowledge.test_ladder import FAQ, FOREIGN, KNOWN, Shop
 from turnmill.producer.handoff import hand_off
 from turnmill.producer.knowledge.gaps.closing import answer_gap, dismiss_gaps
-from turnmill.producer.knowledge.gaps.listing import list_groups
+from turnmill.producer.knowledge.gaps.listing import Gap, list_groups
 from turnmill.producer.ratings import rate
 from turnmill.producer.tenants import create_tenant
 from turnmill.schemas.errors import InvalidInput, NotFound
@@ -86,11 +86,11 @@ def test_gaps_are_asked_again_as_turns_ask(shop: Shop) -> None:
     asked: list[tuple[str, int]] = []
 
     @contextmanager
-    def asking(collection: str) -> Iterator[Callable[[str], None]]:
+    def asking(collection: str) -> Iterator[Callable[[Gap], None]]:
         there = len(shop.library.search("olive wood pawns", collection))
 
-        def ask(question: str) -> None:
-            asked.append((question, there))
+        def ask(gap: Gap) -> None:
+            asked.append((gap.question, there))
 
         yield ask
 

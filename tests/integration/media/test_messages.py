@@ -321,6 +321,18 @@ def test_a_bot_asks_in_its_own_words(listening: Site, heard: Heard) -> None:
     assert ask(listening, audio_part(tone())) == "Noch einmal, bitte."
 
 
+def test_what_is_read_is_stored_masked_where_messages_are(listening: Site, heard: Heard) -> None:
+    pytest.importorskip("phonenumbers", reason="pip install 'turnmill[personal]'")
+    policies = Policies.model_validate({"safety": {"stored": "masked"}})
+    save_bot(
+        listening.database, listening.tenant_id, BOT, BOT, "", GenerationParams(), policies=policies
+    )
+    heard.script = ["Call me at +49 30 123456, please!"]
+    assert ask(listening, audio_part(tone())) == "Call me at <phone>, please!"
+    (row,) = listening.database.run("SELECT readings FROM turn_readings")
+    assert row.readings[0]["text"] == "Call me at <phone>, please!"
+
+
 def test_a_second_attempt_reads_what_the_first_one_heard(listening: Site, heard: Heard) -> None:
     heard.script = ["first [[unavailable]]", "second"]
     with pytest.raises(openai.OpenAIError):
