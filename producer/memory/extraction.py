@@ -71,8 +71,14 @@ _PARAMS = GenerationParams(
     ),
 )
 
+#: `shows_more`: a server may read more of the bot's conversations by its reader than by itself.
 _POLICIES = """
-SELECT id, name, policies -> 'memory' AS memory FROM bots
+SELECT id, name, policies -> 'memory' AS memory,
+    policies #>> '{safety,remote}' = 'pseudonyms' AND EXISTS (
+        SELECT FROM bots r WHERE r.tenant_id = bots.tenant_id AND r.deleted_at IS NULL
+            AND r.name = bots.policies #>> '{memory,extract_with}'
+            AND r.policies #>> '{safety,remote}' IS DISTINCT FROM 'pseudonyms') AS shows_more
+FROM bots
 WHERE tenant_id = %s AND deleted_at IS NULL AND policies -> 'memory' ? 'extract_with'
 """
 
@@ -174,7 +180,8 @@ def propose(database: Database, tenant_id: UUID, now: datetime) -> Round:
 
     Raises:
         UnknownBot: a policy names a bot that there is not.
-        InvalidInput: no live worker can keep to a schema.
+        InvalidInput: no live worker can keep to a schema; or a bot has pseudonyms and its reader
+            has none.
     """
     taken = [_take(database, tenant_id, *row) for row in database.run(_ENDED, (tenant_id,))]
     reading = sum(
@@ -185,12 +192,23 @@ def propose(database: Database, tenant_id: UUID, now: datetime) -> Round:
 
 
 def _read(
-    database: Database, tenant_id: UUID, now: datetime, bot_id: UUID, bot: str, stored: Any
+    database: Database,
+    tenant_id: UUID,
+    now: datetime,
+    bot_id: UUID,
+    bot: str,
+    stored: Any,
+    shows_more: bool | None,
 ) -> int:
     """Let the idle conversations of a bot be read; return their number."""
     policy = MemoryPolicy.of(stored)
     if not policy.on or policy.extract_with is None:
         return 0
+    if shows_more:
+        raise InvalidInput(
+            f"'{bot}' has safety.remote=pseudonyms, and '{policy.extract_with}', which is to read "
+            "its conversations, has not. Give both the same."
+        )
     idle = {"tenant": tenant_id, "bot": bot_id, "basis": policy.basis, "idle_s": policy.idle_s}
     rows = [
         Row(id=row.last_id.hex, messages=_messages(_said(database, row.last_id)), asked=_PARAMS)

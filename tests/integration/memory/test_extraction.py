@@ -13,7 +13,7 @@ from turnmill.producer.memory import users
 from turnmill.producer.memory.extraction import PROMPT, Round, propose
 from turnmill.producer.memory.forgetting import forget_user
 from turnmill.producer.tenants import save_bot
-from turnmill.schemas.errors import NotFound
+from turnmill.schemas.errors import InvalidInput, NotFound
 from turnmill.schemas.files.opening import open_storage
 from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.engines.base import Chunk, Prompt
@@ -142,6 +142,23 @@ def test_nobody_else_is_read(reading: Any, engine: Reader, reason: str) -> None:
         let_remember(reading)
     talk(reading, "I live in Bremen.", user=user)
     assert read(reading) == (0, 0, 0)
+
+
+def test_a_reader_that_hides_less_from_servers_than_its_bot_reads_nothing(
+    reading: Any, engine: Reader
+) -> None:
+    place = (reading.database, reading.tenant_id)
+    let_remember(reading, extract_with="reader", idle_s=0)
+    hide = """UPDATE bots SET policies = coalesce(policies, '{}')
+        || '{"safety": {"remote": "pseudonyms"}}' WHERE name = %s RETURNING id"""
+    bot = reading.settings.engine.model_name
+    assert reading.database.run(hide, (bot,))
+    talk(reading, "I live in Bremen.")
+    with pytest.raises(InvalidInput, match=f"'{bot}' has safety.remote=pseudonyms, and 'reader'"):
+        propose(*place, datetime.now(UTC))
+    assert reading.database.run("SELECT 1 FROM turns WHERE batch_id IS NOT NULL") == []
+    assert reading.database.run(hide, ("reader",))
+    assert read(reading).reading == 1
 
 
 def test_a_consent_that_is_taken_back_meanwhile_counts(reading: Any, engine: Reader) -> None:
