@@ -1430,6 +1430,11 @@ SCOPES = {
     "GET /v1/vector_stores/{vector_store}/files/{file}": Scope.ADMIN,
     "POST /v1/vector_stores/{vector_store}/files/{file}": Scope.ADMIN,
     "DELETE /v1/vector_stores/{vector_store}/files/{file}": Scope.ADMIN,
+    "GET /v1/vector_stores/{vector_store}/files/{file}/content": Scope.ADMIN,
+    "POST /v1/vector_stores/{vector_store}/file_batches": Scope.ADMIN,
+    "GET /v1/vector_stores/{vector_store}/file_batches/{batch}": Scope.ADMIN,
+    "POST /v1/vector_stores/{vector_store}/file_batches/{batch}/cancel": Scope.ADMIN,
+    "GET /v1/vector_stores/{vector_store}/file_batches/{batch}/files": Scope.ADMIN,
     "GET /users": Scope.TURNS,
     "GET /users/{user}": Scope.TURNS,
     "PATCH /users/{user}": Scope.TURNS,
@@ -1457,6 +1462,7 @@ def test_a_key_reaches_only_what_its_scopes_name(api: API, call: str) -> None:
         "turn": f"turn_{NOBODYS}",
         "conversation": f"conv_{NOBODYS}",
         "vector_store": f"vs_{NOBODYS}",
+        "batch": f"vsfb_{NOBODYS}",
     }
     path = path.format(
         **ids, delivery=f"dlv_{NOBODYS}", file=f"file_{NOBODYS}", user="u", fact="f", name="nobodys"
