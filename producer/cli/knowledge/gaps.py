@@ -17,7 +17,6 @@ from turnmill.producer.knowledge.gaps.closing import answer_gap, dismiss_gaps
 from turnmill.producer.knowledge.gaps.listing import Gap, list_groups, safety_of
 from turnmill.schemas.ids import Prefix, parse_id, show_id
 from turnmill.schemas.store.knowledge.spaces import Asked
-from turnmill.workers.safety.sifting import for_server
 
 app = typer.Typer(help="Questions that your collections did not answer.", no_args_is_help=True)
 console = make_console()
@@ -100,6 +99,8 @@ def answer(
 @contextmanager
 def _embedded(system: System, collection: str) -> Iterator[Callable[[Gap], Asked | None]]:
     """Ask users' questions as turns do: a server reads no more of them."""
+    from turnmill.workers.safety.sifting import for_server
+
     embed_new(system, collection)
     with asking(system, collection) as ask:
 
