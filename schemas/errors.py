@@ -10,6 +10,7 @@
     │   │   ├── EngineBrokeOff      it failed in the middle of the turn, and still serves others
     │   │   ├── EngineDied          its worker has to be started again
     │   │   └── Unanswered          a server of the engine said nothing in time
+    │   ├── SearchUnavailable       the search server does not answer, or not with results
     │   ├── StorageUnavailable      the bytes of files cannot be read or written
     │   ├── ChannelUnavailable      the platform does not take the message right now
     │   ├── ConversationBusy        an earlier message is answered; the policy is to reject another
@@ -117,6 +118,22 @@ class EngineDied(EngineUnavailable):
 
 class Unanswered(EngineUnavailable):
     """A server said nothing in time; it may only have more to do than it can."""
+
+
+class SearchUnavailable(TransientError):
+    """The search server does not answer, or not with results."""
+
+    code = "search_unavailable"
+    is_public = False
+
+    def __init__(
+        self, message: str, remedy: str = "", *, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        #: What the operator can do.
+        self.remedy = remedy
+        #: What the server asks for, seconds.
+        self.retry_after_s = retry_after_s
 
 
 class StorageUnavailable(TransientError):

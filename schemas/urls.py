@@ -104,6 +104,23 @@ def _refuse_odd_hosts(hosts: str) -> None:
             raise ValueError(f"has a host or port that cannot be read; write host:port, {_ENCODED}")
 
 
+def check_server_url(url: str) -> str:
+    """Accept the address of an HTTP server, perhaps with a login and a path."""
+    try:
+        parts = urlsplit(url.strip())
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname)
+        _ = parts.port
+    except ValueError:
+        is_web = False
+    if not is_web:
+        raise ValueError(
+            f"must be an address of http:// or https://, as in http://localhost:8080, {_ENCODED}"
+        )
+    if parts.query or parts.fragment:
+        raise ValueError("has a '?' or '#' in it; write the address alone")
+    return url.strip()
+
+
 def check_origin(origin: str) -> str:
     """Accept an origin as browsers send it, or `*`: https://www.rfc-editor.org/rfc/rfc6454"""
     if "@" in origin:

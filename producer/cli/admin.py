@@ -32,8 +32,9 @@ def doctor(
     from turnmill.infra.migrations import head_revision
     from turnmill.producer.cli.views.doctor_view import show_findings, to_json
     from turnmill.producer.doctor import Level, diagnose
+    from turnmill.workers.search.registry import try_search
 
-    findings = diagnose(head_revision())
+    findings = diagnose(head_revision(), try_search)
     if as_json:
         typer.echo(to_json(findings))
     else:

@@ -28,10 +28,11 @@ from turnmill.schemas.store.fleet.deployment import read_deployment
 __all__ = ["Finding", "Level", "diagnose"]
 
 
-def diagnose(revision: str | None = None) -> list[Finding]:
+def diagnose(revision: str | None = None, search: database.Search | None = None) -> list[Finding]:
     """All findings, in the order in which one would mend them.
 
-    `revision` is the version of the tables that this code was written for.
+    `revision` is the version of the tables that this code was written for; `search` searches the
+    web as workers do.
     """
     findings = list(examine(installation.BEFORE_SETTINGS, None))
     try:
@@ -41,7 +42,8 @@ def diagnose(revision: str | None = None) -> list[Finding]:
     findings += examine(installation.CHECKS, None)
     findings += examine(configuration.CHECKS, settings)
     if _is_configured(settings):
-        findings += [*_database(settings, revision), *_broker(settings, *_served(settings))]
+        findings += _database(settings, revision, search)
+        findings += _broker(settings, *_served(settings))
     else:
         found = note(
             f"none configured, and no embedded stack runs from {settings.data}",
@@ -55,14 +57,16 @@ def _is_configured(settings: Settings) -> bool:
     return settings.database != type(settings.database)() or (settings.data / STACK_FILE).exists()
 
 
-def _database(settings: Settings, revision: str | None) -> Iterator[Finding]:
+def _database(
+    settings: Settings, revision: str | None, search: database.Search | None
+) -> Iterator[Finding]:
     try:
         opened = Database(settings.database)
     except SettingsError as error:
         yield broken(error.message).of("database")
         return
     try:
-        target = database.Target(settings, opened, revision)
+        target = database.Target(settings, opened, revision, search)
         found = list(examine(database.REACHED, target))
         yield from found
         if all(finding.level is Level.OK for finding in found):

@@ -1,6 +1,6 @@
 """PostgreSQL: reachable, migrated, keeping what it confirms, with room for us."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from turnmill.producer.doctor.findings import Check, Finding, broken, note, ok, 
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.suitability import examine_server
-from turnmill.schemas.settings import Settings
+from turnmill.schemas.settings import SearchSettings, Settings
 
 #: Connections of a process beside its pool: one that listens, and one that holds a worker's lock or
 #: two for the API's probes and unknown keys.
@@ -61,12 +61,19 @@ class _Now(NamedTuple):
     now: float
 
 
+#: Searches for something that any server finds; returns how many pages it found. Raises
+#: `SearchUnavailable`, `SettingsError`.
+Search = Callable[[SearchSettings], int]
+
+
 @dataclass(frozen=True)
 class Target:
     settings: Settings
     database: Database
     #: The version of the tables this code was written for.
     revision: str | None
+    #: Searches the web as workers do; None: nobody is asked.
+    search: Search | None = None
 
     @property
     def has_tables(self) -> bool:

@@ -1,13 +1,14 @@
-"""What bots know, and whether they can tell that they do not."""
+"""What bots know, whether they can tell that they do not, and whether they can search then."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import NamedTuple
 
 from turnmill.producer.doctor.database import Target
-from turnmill.producer.doctor.findings import Check, Finding, note
+from turnmill.producer.doctor.findings import Check, Finding, note, warning
 from turnmill.producer.knowledge.lookup import list_collections
 from turnmill.producer.operations.remedies import tenant_option
+from turnmill.schemas.errors import SearchUnavailable
 from turnmill.schemas.settings.engine import EMBEDDER_LIBRARIES
 from turnmill.schemas.store.knowledge.dense import MAX_KEPT_BYTES
 from turnmill.schemas.store.knowledge.spaces import HAS_PGVECTOR
@@ -22,6 +23,19 @@ SELECT c.name, t.name AS tenant, s.embedder, {HAS_PGVECTOR}, (
 FROM collections c JOIN spaces s ON s.id = c.space_id JOIN tenants t ON t.id = c.tenant_id
 ORDER BY t.name, c.name
 """
+
+
+#: Bots that search the web where their collection does not answer.
+_SEARCHING = """
+SELECT name FROM bots
+WHERE deleted_at IS NULL AND policies ->> 'knowledge' IS NOT NULL
+  AND policies -> 'unknown' -> 'steps' @> '"search"'
+ORDER BY name LIMIT 5
+"""
+
+
+class _Bot(NamedTuple):
+    name: str
 
 
 class _Space(NamedTuple):
@@ -79,4 +93,31 @@ def _vectors(target: Target) -> Iterator[Finding]:
             )
 
 
-CHECKS: dict[str, Check[Target]] = {"knowledge": _gates, "vectors": _vectors}
+def _search(target: Target) -> Iterator[Finding]:
+    bots = [row.name for row in target.database.fetch(_Bot, _SEARCHING)]
+    if not bots:
+        return
+    step = f"the step 'search' of {', '.join(bots)} is passed over"
+    if target.settings.search.url is None:
+        yield note(
+            f"workers with these settings know no search server: {step}",
+            "set TURNMILL_SEARCH__URL where workers run",
+        )
+    elif target.search is not None:
+        try:
+            count = target.search(target.settings.search)
+        except SearchUnavailable as error:
+            yield warning(f"{error.message} Until that is mended, {step}", error.remedy)
+        else:
+            if not count:
+                yield warning(
+                    f"the search server finds nothing, even about Wikipedia: {step}",
+                    "look at its page /stats: do its engines answer?",
+                )
+
+
+CHECKS: dict[str, Check[Target]] = {
+    "knowledge": _gates,
+    "vectors": _vectors,
+    "search": _search,
+}

@@ -14,9 +14,11 @@ _KANA = re.compile(r"[\u3040-\u30ff]")
 
 
 class Step(StrEnum):
-    """One rung of the ladder; a reply by none of them costs a token."""
+    """One rung of the ladder. All but `SEARCH` reply without the model."""
 
     CLARIFY = "clarify"  # ask which of the nearest passages was meant; passed over without any
+    #: Search the web, and let the model answer from what is found; passed over if nothing is.
+    SEARCH = "search"
     UNCERTAIN = "uncertain"  # say so, and ask for what is missing
     HAND_OFF = "hand_off"  # a person is to answer
 
@@ -58,7 +60,7 @@ class UnknownPolicy(BaseModel):
         return self.model_copy(update={"steps": tuple(dict.fromkeys(steps))})
 
     def text(self, step: Step, question: str) -> str:
-        """What the bot says at a step."""
+        """What the bot says at a step; at `SEARCH` its model speaks."""
         own = {
             Step.CLARIFY: self.clarify,
             Step.UNCERTAIN: self.uncertain,

@@ -16,8 +16,9 @@ class Source(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    document_id: str
-    version: int
+    #: None: it is of no document, but of a page that a search of the web found at `url`.
+    document_id: str | None = None
+    version: int | None = None
     uri: str
     title: str
     content: str
@@ -37,13 +38,14 @@ class ReplySource(BaseModel):
 
     #: Its number in the prompt, which the reply cites it by.
     index: int
-    document_id: str
+    #: Null: the passage is of a page of the web, and not of a document.
+    document_id: str | None
     uri: str
     #: Where people find the document; null: nowhere.
     url: str | None
     title: str
-    #: Of the document, when the turn was shown the passage.
-    version: int
+    #: Of the document, when the turn was shown the passage; null without one.
+    version: int | None
     cited: bool
     #: How the passage begins.
     snippet: str

@@ -9,7 +9,12 @@ from turnmill.schemas.settings.api import APISettings
 from turnmill.schemas.settings.broker import BrokerSettings
 from turnmill.schemas.settings.database import DatabaseSettings
 from turnmill.schemas.settings.delivery import DeliverySettings
-from turnmill.schemas.settings.engine import DEFAULT_MODEL, EmbedderSettings, EngineSettings
+from turnmill.schemas.settings.engine import (
+    DEFAULT_MODEL,
+    EmbedderSettings,
+    EngineSettings,
+    SearchSettings,
+)
 from turnmill.schemas.settings.flower import FlowerSettings
 from turnmill.schemas.settings.load import (
     CONFIG_FILE,
@@ -41,6 +46,7 @@ __all__ = [
     "LogSettings",
     "MediaSettings",
     "RetentionSettings",
+    "SearchSettings",
     "SecretUrl",
     "Section",
     "Settings",

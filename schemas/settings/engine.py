@@ -1,4 +1,4 @@
-"""Which engine answers with which model, and what makes vectors of texts."""
+"""Which engine answers with which model, what makes vectors of texts, what searches the web."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +9,8 @@ from pydantic import (
     StringConstraints,
 )
 
-from turnmill.schemas.settings.section import SecretUrl, Section
+from turnmill.schemas.settings.section import SecretUrl, Section, checked_url
+from turnmill.schemas.urls import check_server_url
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -113,3 +114,28 @@ class EmbedderSettings(Section):
     question_prefix: str = ""
     #: What its model wants before passages.
     passage_prefix: str = ""
+
+
+_EngineName = Annotated[
+    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^,\x00-\x1f]+$")
+]
+
+
+class SearchSettings(Section):
+    #: What bots search the web with whose policy `unknown.steps` has the step `search`.
+    name: str = "searxng"
+    #: The server's address, as in `http://localhost:8080`. It is sent questions of users. Left out,
+    #: nothing is searched, and the step is passed over.
+    url: Annotated[SecretUrl, checked_url(check_server_url)] | None = None
+    #: Language of the results: `en`, `zh-CN`, `all`; the server's own choice when left out.
+    language: (
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{2,8}){0,2}$")] | None
+    ) = None
+    #: The search engines that the server asks; its own choice when left out.
+    engines: tuple[_EngineName, ...] = ()
+    #: What is left out of the results: 0 nothing, 1 the explicit, 2 all that may be.
+    safesearch: int = Field(default=1, ge=0, le=2)
+    #: Pages that a turn is shown, at most.
+    results: int = Field(default=5, ge=1, le=10)
+    #: Seconds in which the server must have answered; after that the bot takes its next step.
+    timeout_s: float = Field(default=4.0, gt=0, le=30)

@@ -30,7 +30,7 @@ from turnmill.schemas.settings.api import APISettings
 from turnmill.schemas.settings.broker import BrokerSettings
 from turnmill.schemas.settings.database import DatabaseSettings
 from turnmill.schemas.settings.delivery import DeliverySettings
-from turnmill.schemas.settings.engine import EmbedderSettings, EngineSettings
+from turnmill.schemas.settings.engine import EmbedderSettings, EngineSettings, SearchSettings
 from turnmill.schemas.settings.flower import FlowerSettings
 from turnmill.schemas.settings.log import LogSettings
 from turnmill.schemas.settings.media import FilesSettings, MediaSettings
@@ -80,6 +80,7 @@ class Settings(BaseSettings):
     media: MediaSettings = MediaSettings()
     engine: EngineSettings = EngineSettings()
     embedder: EmbedderSettings = EmbedderSettings()
+    search: SearchSettings = SearchSettings()
     api: APISettings = APISettings()
     flower: FlowerSettings = FlowerSettings()
     metrics: MetricsSettings = MetricsSettings()

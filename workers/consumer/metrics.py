@@ -36,7 +36,8 @@ FORMATS = counter(
 VERDICTS = counter(
     "knowledge_verdicts",
     "Questions that a bot's collection was asked, by what became of them: answered, chat (it asks "
-    "nothing), unanswered (the model replied on its own), clarify, uncertain, handed_off.",
+    "nothing), unanswered (the model replied on its own), searched (from pages of the web), "
+    "clarify, uncertain, handed_off.",
     "verdict",
 )
 QUEUED_S = histogram("turn_queue_seconds", "From due to claimed, back-off not included.", "lane")

@@ -19,6 +19,7 @@ from turnmill.workers.engines.lazy import LazyEngine
 from turnmill.workers.engines.registry import create_engine, resolve_engine_name
 from turnmill.workers.media.opening import open_media
 from turnmill.workers.media.transcriptions import Stenographer
+from turnmill.workers.search.searches import Searches
 from turnmill.workers.turn.answer import Worker
 from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
@@ -44,7 +45,7 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
     """A worker with its engine started and its threads running, ready to answer turns.
 
     Raises:
-        SettingsError: there is no such engine or model.
+        SettingsError: there is no such engine, model or search connector.
     """
     engine_settings = settings.engine.model_copy(update={"models_dir": settings.models_dir})
     engine_name = resolve_engine_name(engine_settings)
@@ -64,6 +65,7 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
     pruner = Pruner(database, settings.retention, open_storage(settings))
     eraser = Eraser(database, open_storage(settings), settings.ledger_path)
     embedders = Embedders(settings.embedder)
+    searches = Searches(settings.search)
     indexer = Indexer(database, open_files(database, settings), settings.worker.lease_s, embedders)
     give_up = Event()
     settler = Settler(database, max_attempts=settings.worker.max_attempts, give_up=give_up)
@@ -73,6 +75,7 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
     worker = Worker(
         *(database, engine, leases, stream, settler, availability, give_up, media, *shares),
         embedders=embedders,
+        searches=searches,
     )
     with ExitStack() as stack:
         stack.callback(database.close)

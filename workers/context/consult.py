@@ -1,4 +1,4 @@
-"""Ask a bot's collection: the passages that a turn is shown, or what the bot says without them.
+"""Ask a bot's collection: the passages that a turn is shown, or what the bot does without them.
 
 A later attempt continues the text of an earlier one. With other passages it would continue an
 answer whose sources it does not have. So the first attempt commits what it found, and what the
@@ -32,12 +32,13 @@ from turnmill.workers.context.ladder import (
     MAX_QUESTION_CHARS,
     Missed,
     last_missed,
-    next_verdict,
+    next_verdicts,
     read_policy,
     resolved,
     said,
 )
 from turnmill.workers.safety.sifting import for_server
+from turnmill.workers.search.searches import Searches
 from turnmill.workers.turn.claim import Claim
 
 log = structlog.get_logger()
@@ -75,7 +76,8 @@ SELECT turn_id FROM pinned
 class Consulted:
     """What a collection was asked, and what came of it."""
 
-    #: The passages that were found near; the model is shown them, or the user their titles.
+    #: The passages that were found near, or pages of the web; the model is shown them, or the user
+    #: their titles.
     sources: tuple[Source, ...] = ()
     #: None: the bot has no collection, or an older release asked it.
     verdict: Verdict | None = None
@@ -97,15 +99,18 @@ class _Found(NamedTuple):
     judged: Judged
 
 
-def consult(database: Database, claim: Claim, embedders: Embedders) -> Consulted:
-    """Ask the bot's collection; the same for each of the turn's attempts.
+def consult(
+    database: Database, claim: Claim, embedders: Embedders, searches: Searches
+) -> Consulted:
+    """Ask the bot's collection, and the web where its policy says so and the collection does not
+    know; the same for each of the turn's attempts.
 
     Raises:
         DatabaseUnavailable: it does not answer.
     """
     if claim.knowledge is None:
         return Consulted()
-    return _pinned(database, claim) or _ask(database, claim, claim.knowledge, embedders)
+    return _pinned(database, claim) or _ask(database, claim, claim.knowledge, embedders, searches)
 
 
 def decline(database: Database, claim: Claim, consulted: Consulted) -> Answered | None:
@@ -135,7 +140,9 @@ def _pinned(database: Database, claim: Claim) -> Consulted | None:
     return Consulted(sources, Verdict.read(row.verdict))
 
 
-def _ask(database: Database, claim: Claim, collection: str, embedders: Embedders) -> Consulted:
+def _ask(
+    database: Database, claim: Claim, collection: str, embedders: Embedders, searches: Searches
+) -> Consulted:
     policy = read_policy(database, claim)
     question = question_of(claim.messages)
     last = last_missed(database, claim.conversation_id, claim.seq) if policy.steps else None
@@ -143,14 +150,18 @@ def _ask(database: Database, claim: Claim, collection: str, embedders: Embedders
     hide = partial(for_server, claim.safety, claim.turn_id)
     asked = embedders.ask(database, claim.tenant_id, collection, wanted, hide)
     found = _search(database, claim.tenant_id, collection, wanted, asked)
-    verdict = _verdict(policy, question, found, last)
-    consulted = Consulted(tuple(map(_source, _kept(verdict, found.passages))), verdict)
+    verdict, *later = _verdicts(policy, question, found, last)
+    pages: tuple[Source, ...] = ()
+    if verdict is Verdict.SEARCHED and not (pages := searches.find(claim, wanted)):
+        verdict = later[0]
+    sources = pages or tuple(map(_source, _kept(verdict, found.passages)))
+    consulted = Consulted(sources, verdict)
     if not _pin(database, claim, consulted, wanted, found):
         # An earlier attempt, whose commit came late, has pinned something; or this one is over.
         return _pinned(database, claim) or consulted
     VERDICTS.labels(verdict).inc()
     log.log(
-        logging.INFO if verdict.is_reply else logging.DEBUG,
+        logging.INFO if verdict.is_reply or pages else logging.DEBUG,
         "knowledge.asked",
         turn_id=claim.turn_id.hex,
         verdict=verdict,
@@ -167,15 +178,18 @@ def _search(
     return _Found(collection_id, passages, judge(gate, question, passages))
 
 
-def _verdict(policy: UnknownPolicy, question: str, found: _Found, last: Missed | None) -> Verdict:
+def _verdicts(
+    policy: UnknownPolicy, question: str, found: _Found, last: Missed | None
+) -> list[Verdict]:
+    """What becomes of the question; behind a search, what does if that finds nothing."""
     zone = found.judged.zone
     if zone is Zone.KNOWN:
-        return Verdict.ANSWERED
+        return [Verdict.ANSWERED]
     if last is None and _asks_nothing(question):
-        return Verdict.CHAT
+        return [Verdict.CHAT]
     if not policy.steps:
-        return Verdict.UNANSWERED
-    return next_verdict(policy.steps, last, may_clarify=zone is Zone.UNSURE)
+        return [Verdict.UNANSWERED]
+    return next_verdicts(policy.steps, last, may_clarify=zone is Zone.UNSURE)
 
 
 def _kept(verdict: Verdict, passages: list[Passage]) -> list[Passage]:

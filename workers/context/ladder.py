@@ -33,6 +33,7 @@ FROM bots b JOIN conversations c ON c.bot_id = b.id WHERE c.id = %s
 """
 
 _STEPS = {
+    Verdict.SEARCHED: Step.SEARCH,
     Verdict.CLARIFY: Step.CLARIFY,
     Verdict.UNCERTAIN: Step.UNCERTAIN,
     Verdict.HANDED_OFF: Step.HAND_OFF,
@@ -87,7 +88,7 @@ def last_missed(database: Database, conversation_id: UUID, seq: int) -> Missed |
         return None
     verdict = Verdict.read(rows[0].verdict)
     step = None if verdict is None else _STEPS.get(verdict)
-    if step is None or step is Step.HAND_OFF:
+    if step is None or step in (Step.SEARCH, Step.HAND_OFF):
         return None
     asked = rows[0].asked[-MAX_QUESTION_CHARS:] if isinstance(rows[0].asked, str) else ""
     titles = [str(source.get("title", "")) for source in rows[0].sources or ()]
@@ -104,14 +105,18 @@ def resolved(said: str, last: Missed | None) -> str:
     return f"{last.question}\n{said}"
 
 
-def next_verdict(steps: Sequence[Step], last: Missed | None, *, may_clarify: bool) -> Verdict:
-    """The step after the one that was taken last, or the last one again."""
+def next_verdicts(
+    steps: Sequence[Step], last: Missed | None, *, may_clarify: bool
+) -> list[Verdict]:
+    """The steps after the one that was taken last, and the last one again: the first that can be
+    taken is. A search that came before is tried once more, for the question is another one.
+    """
     begin = steps.index(last.step) + 1 if last is not None and last.step in steps else 0
     left = [step for step in steps[begin:] if may_clarify or step is not Step.CLARIFY]
-    if left:
-        return _VERDICTS[left[0]]
-    repeated = [step for step in steps if step is not Step.CLARIFY]
-    return _VERDICTS[repeated[-1] if repeated else Step.UNCERTAIN]
+    if Step.SEARCH in steps[:begin]:
+        left.insert(0, Step.SEARCH)
+    said = [step for step in steps if step not in (Step.CLARIFY, Step.SEARCH)]
+    return [_VERDICTS[step] for step in (*left, said[-1] if said else Step.UNCERTAIN)]
 
 
 def choices(titles: Sequence[str]) -> tuple[str, ...]:

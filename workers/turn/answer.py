@@ -33,7 +33,7 @@ from turnmill.schemas.outcomes import (
     Snoozed,
 )
 from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.settings import EmbedderSettings
+from turnmill.schemas.settings import EmbedderSettings, SearchSettings
 from turnmill.schemas.turns import Reply, Usage
 from turnmill.workers.consumer.availability import Availability
 from turnmill.workers.consumer.metrics import QUEUED_S, Pace, count_outcome, outcome_name
@@ -46,6 +46,7 @@ from turnmill.workers.media.media import Media
 from turnmill.workers.safety.engine import made_safe
 from turnmill.workers.safety.examiner import Blocked
 from turnmill.workers.safety.sifting import refuse_blocked
+from turnmill.workers.search.searches import Searches
 from turnmill.workers.turn.abort import Abort
 from turnmill.workers.turn.attempt import AbortReason, Attempt
 from turnmill.workers.turn.backoff import backoff_s
@@ -101,6 +102,7 @@ class Worker:
     documents_share: float = 0.5
     watcher: Watcher = field(default_factory=Nobody)
     embedders: Embedders = field(default_factory=lambda: Embedders(EmbedderSettings()))
+    searches: Searches = field(default_factory=lambda: Searches(SearchSettings()))
 
 
 def answer_turn(worker: Worker, turn_id: UUID) -> bool:
@@ -217,7 +219,7 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
     if claim.unclear:
         return worker.media.ask_to_repeat(claim)
     refuse_blocked(claim)  # before a server finds passages for it
-    consulted = consult(worker.database, claim, worker.embedders)
+    consulted = consult(worker.database, claim, worker.embedders, worker.searches)
     if (declined := decline(worker.database, claim, consulted)) is not None:
         return declined
     claim = replace(claim, sources=consulted.sources)

@@ -78,5 +78,6 @@ def _table(turn: Turn, why: "Why | None") -> Table:
             table.add_row("[dim]knowledge[/]", turn.reply.verdict)
         for source in turn.reply.sources:
             name = "cited" if source.cited else "shown"
-            table.add_row(f"[dim]{name}[/]", plain(f"{source.line}, version {source.version}"))
+            version = f", version {source.version}" if source.version else ""
+            table.add_row(f"[dim]{name}[/]", plain(source.line + version))
     return table

@@ -9,6 +9,7 @@ class Verdict(StrEnum):
     ANSWERED = "answered"  # the model was shown passages that answer it
     CHAT = "chat"  # a few words that ask nothing: the model answered
     UNANSWERED = "unanswered"  # nothing passed the gate; the bot has no ladder: the model answered
+    SEARCHED = "searched"  # the model was shown pages that a search of the web found
     CLARIFY = "clarify"  # the bot asked which of the nearest passages was meant
     UNCERTAIN = "uncertain"  # the bot said that it is not sure
     HANDED_OFF = "handed_off"  # a person is to answer

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.integration.knowledge.conftest import Library, Reading
+from turnmill.infra.mocks.searxng import Page, SearXNG
 from turnmill.producer.accept import accept
 from turnmill.producer.tenants import save_bot
 from turnmill.producer.turns import read_turn
@@ -58,6 +59,36 @@ def test_a_killed_worker_leaves_its_sources_to_the_next_one(
     assert reply is not None
     assert "30 days" in reply.content
     assert "60 days" not in reply.content
+
+
+def test_a_worker_killed_after_a_search_leaves_its_pages_to_the_next_one(
+    system: Any, shop: Library, eventually: Callable[..., None]
+) -> None:
+    """The web has changed by then, and nobody looks again."""
+    bot = system.settings.engine.model_name
+    policies = Policies(knowledge="shop", unknown=UnknownPolicy(steps=(Step.SEARCH,)))
+    save_bot(system.database, system.tenant_id, bot, bot, "", GenerationParams(), policies=policies)
+    system.start("relay")
+    page = Page("https://cup.example/1954", "1954 World Cup", "Germany beat Hungary in Bern.")
+    with SearXNG(page) as web:
+        searching = {"TURNMILL_SEARCH__URL": web.url}
+        slow = {"TURNMILL_ENGINE__ECHO_TOKEN_S": "0.2"}
+        doomed = system.start_worker(**searching, **slow)
+        turn = accept(system.database, system.request("Who won the world cup in 1954?"))
+        eventually(lambda: system.database.run("SELECT 1 FROM chunks"))
+        before = pinned(system)
+        doomed.kill()
+        web.pages = [Page("https://other.example/", "World cup 1954", "Hungary beat Germany.")]
+        system.start_worker(**searching)
+        system.wait_until_settled()
+        assert web.count("search") == 1
+    assert pinned(system) == before
+    assert before[0].verdict == "searched"
+    ended = read_turn(system.database, system.tenant_id, turn.turn_id)
+    assert (ended.attempt, ended.reply is not None) == (2, True)
+    assert ended.reply is not None
+    assert "Germany beat Hungary" in ended.reply.content
+    assert [(each.url, each.cited) for each in ended.reply.sources] == [(page.url, True)]
 
 
 def test_a_reply_without_the_model_is_the_same_after_a_death(

@@ -76,10 +76,15 @@ def save(system: Any) -> Callable[..., None]:
     """Save the bot with this section `safety` and other policies."""
 
     def save_it(
-        *, knowledge: str | None = None, memory: dict[str, Any] | None = None, **safety: Any
+        *,
+        knowledge: str | None = None,
+        memory: dict[str, Any] | None = None,
+        unknown: dict[str, Any] | None = None,
+        **safety: Any,
     ) -> None:
         given: dict[str, Any] = {"safety": Safety.model_validate(safety)} if safety else {}
         given |= {"memory": memory} if memory else {}
+        given |= {"unknown": unknown} if unknown else {}
         policies = Policies.model_validate({"knowledge": knowledge, **given})
         bot = system.settings.engine.model_name
         save_bot(

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from turnmill.producer.cli.channels.policies import read_policies
 from turnmill.schemas.channels.policies import CommandName, DoubleTexting, Policies
+from turnmill.schemas.channels.unknown import Step
 from turnmill.schemas.errors import InvalidInput
 
 
@@ -64,12 +65,17 @@ def test_a_message_is_a_command_if_it_is_nothing_but_its_word(
 
 def test_the_command_line_reads_policies() -> None:
     given = ["double_texting=interrupt", "quiet_s=0.5", "stop_words=stop,halt", "texts.stopped=a=b"]
-    given += ["safety.links=none", "safety.hosts=Shop.Example,*.shöp.example:443"]
+    given += [
+        "unknown.steps=search,uncertain",
+        "safety.links=none",
+        "safety.hosts=Shop.Example,*.shöp.example:443",
+    ]
     policies = read_policies(given)
     assert policies.double_texting is DoubleTexting.INTERRUPT
     assert policies.quiet_s == 0.5
     assert policies.stop_words == ("stop", "halt")
     assert policies.texts.stopped == "a=b"
+    assert policies.unknown.steps == (Step.SEARCH, Step.UNCERTAIN)
     assert policies.safety.links == "none"
     assert policies.safety.hosts == ("shop.example", "*.xn--shp-tna.example")
     assert Policies.of(policies.stored | {"safety": {"later": 1, "links": "none"}}).safety.links

@@ -10,6 +10,7 @@ from turnmill.schemas.channels.sections.base import SecretReference
 from turnmill.schemas.channels.sections.registry import SECTIONS
 from turnmill.schemas.channels.sections.slack import SlackSection
 from turnmill.schemas.channels.toml_lines import TOMLLines
+from turnmill.schemas.channels.unknown import Step
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import load_settings
 
@@ -71,6 +72,13 @@ def test_a_bot_s_replies_are_held_to_a_schema_in_a_file_beside_this_one(file: Pa
     with pytest.raises(SettingsError, match="cannot be read"):
         load_configuration(file)
     assert "Did you mean schema?" in refusal_of(file, '[bots.triage]\nschemas = "triage.json"')
+
+
+def test_a_bots_ladder_is_a_table_of_its_policies(file: Path) -> None:
+    table = '[bots.support.policies.unknown]\nsteps = ["clarify", "search", "uncertain"]\n'
+    file.write_text(GOOD + table)
+    policies = load_configuration(file).bots["support"].policies
+    assert policies.unknown.steps == (Step.CLARIFY, Step.SEARCH, Step.UNCERTAIN)
 
 
 def test_without_a_file_there_are_no_channels() -> None:

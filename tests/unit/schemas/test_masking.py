@@ -86,7 +86,7 @@ def url_settings() -> list[tuple[str, str]]:
 
 
 def test_settings_that_are_urls_are_found() -> None:
-    assert len(url_settings()) == 8
+    assert len(url_settings()) == 9
 
 
 @pytest.mark.parametrize(("section", "name"), url_settings())

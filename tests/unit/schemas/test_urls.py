@@ -92,3 +92,21 @@ def assert_refused(variable: str, named: str, **settings: object) -> None:
     lines = refused.value.message.splitlines()
     assert [line for line in lines if line.startswith(f"  {variable}: ") and named in line]
     assert SECRET not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost:8080", "https://u:p%40@search.example/path/", "http://[::1]:8080"]
+)
+def test_the_address_of_a_search_server_is_taken(url: str) -> None:
+    taken = load_settings(search={"url": f" {url} "}).search.url
+    assert taken is not None
+    assert taken.get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost:8080", "ftp://h", "http://", "http://h:port", "http://[::1", "http://h/?q=", "http://h/#a"],
+)  # fmt: skip
+def test_what_is_no_address_of_a_server_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match="TURNMILL_SEARCH__URL"):
+        load_settings(search={"url": url})

@@ -110,7 +110,7 @@ def _address(host: str, port: int, *, is_tls: bool) -> tuple[str, int]:
     if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
     if (why := why_refused(ip, is_tls=is_tls)) is not None:
-        raise DeliveryRefused(f"Webhooks are not sent to {host}: {why}.", reason="address_refused")
+        raise DeliveryRefused(f"Nothing is sent to {host}: {why}.", reason="address_refused")
     return str(ip), port
 
 
