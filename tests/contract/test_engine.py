@@ -112,6 +112,15 @@ def test_a_penalty_on_repetition_changes_what_is_repeated(engine: Engine) -> Non
     assert (penalized == text_of(reply(engine, prompt))) is is_fake
 
 
+@pytest.mark.parametrize("name", ["frequency_penalty", "presence_penalty"])
+def test_a_penalty_on_what_was_said_changes_the_reply(engine: Engine, name: str) -> None:
+    if name not in engine.capabilities.penalties:
+        pytest.skip("accept refuses it")
+    prompt = ask("Repeat: one two one two one two one two one two one two")
+    said = {text_of(reply(engine, prompt, max_tokens=32, **{name: value})) for value in (0, 2, -2)}
+    assert len(said) > 1
+
+
 def test_sampling_parameters_that_change_nothing_are_taken(engine: Engine) -> None:
     neutral = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
     assert text_of(reply(engine, ask(STORY), **neutral)) == text_of(reply(engine, ask(STORY)))

@@ -15,9 +15,8 @@ OBJECT = ResponseFormat(type="json_object")
 CHOICE = ResponseFormat(type="choice", choices=("yes", "no"))
 
 
-def test_vllm_gets_a_plain_schema_and_writes_it_without_white_space() -> None:
+def test_vllm_gets_a_plain_schema() -> None:
     fields = structured_fields(AS_SCHEMA)
-    assert fields["disable_any_whitespace"] is True
     assert [*fields["json"]["properties"]] == ["b", "a"]
     assert fields["json"]["additionalProperties"] is False
     assert structured_fields(OBJECT)["json"]["type"] == "object"

@@ -62,6 +62,7 @@ class BatchingEngine:
             continues_formats=facts.continues_formats,
             tools=bool(template.tool_format),
             tool_choice=bool(template.tool_format) and "json_schema" in facts.formats,
+            penalties=facts.penalties,
         )
 
     @property

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Protocol
 
+from turnmill.schemas.capabilities import PLAIN
 from turnmill.schemas.errors import TurnmillError
 from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.turns import FinishReason, GenerationParams, Lane
@@ -63,6 +64,7 @@ class Facts:
     #: As `Capabilities`.
     formats: frozenset[str] = frozenset({"text"})
     continues_formats: bool = False
+    penalties: frozenset[str] = PLAIN.penalties
 
 
 class Scheduler(Protocol):

@@ -14,22 +14,9 @@ from llguidance import LLMatcher
 
 import torch
 from turnmill.schemas.errors import EngineFailure
-from turnmill.schemas.formats.patterns import (
-    Chars,
-    Node,
-    Options,
-    Repeat,
-    Sequence_,
-    parse_pattern,
-)
-from turnmill.schemas.formats.plain import Schema
-from turnmill.schemas.formats.reading import plain_schema
 from turnmill.schemas.formats.response import ResponseFormat
-from turnmill.workers.engines.text.call_form import MOST_CALLS, CallForm
-
-#: Small models fill a reply with white space.
-_COMPACT = {"whitespace_flexible": False}
-_GUIDED = {"x-guidance": _COMPACT}
+from turnmill.workers.engines.local.guidance import COMPACT, calls_grammar, guidance_schema
+from turnmill.workers.engines.text.call_form import CallForm
 
 
 class Matcher:
@@ -82,61 +69,8 @@ class Grammars:
 def grammar_of(held_to: ResponseFormat | CallForm) -> str:
     """The grammar of a checked format, or of calls, as llguidance reads it."""
     if isinstance(held_to, CallForm):
-        return str(LLMatcher.grammar_from_lark(_of_calls(held_to)))
-    format = held_to
-    if format.type == "choice":
-        texts = (json.dumps(choice, ensure_ascii=False) for choice in format.choices)
+        return str(LLMatcher.grammar_from_lark(calls_grammar(held_to)))
+    if held_to.type == "choice":
+        texts = (json.dumps(choice, ensure_ascii=False) for choice in held_to.choices)
         return str(LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}"))
-    text = format.schema_text if format.type == "json_schema" else '{"type": "object"}'
-    schema = _with_expressions(plain_schema(text or "{}"))
-    return str(LLMatcher.grammar_from_json_schema(schema, defaults=_COMPACT))
-
-
-def _of_calls(form: CallForm) -> str:
-    """https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md"""
-    lines, end = [], json.dumps(form.end)
-    for rule, calls in (("first", form.first), ("next", form.calls)):
-        options = []
-        for number, (before, format) in enumerate(calls):
-            options.append(f"{json.dumps(before, ensure_ascii=False)} arguments_{number} {end}")
-            if rule == "first":
-                schema = _with_expressions(plain_schema(format.schema_text or "{}"))
-                lines.append(f"arguments_{number}: %json {json.dumps(_GUIDED | schema)}")
-        lines.append(f"{rule}: {' | '.join(options)}")
-    start = "start: first"
-    if form.between is not None:
-        start += f" ({json.dumps(form.between)} next){{0,{MOST_CALLS - 1}}}"
-    if form.after:
-        start += f" {json.dumps(form.after)}"
-    return "\n".join([start, *lines])
-
-
-def _with_expressions(plain: Any) -> Any:
-    """The schema, with its patterns as Rust's regular expressions."""
-    if isinstance(plain, list):
-        return [_with_expressions(each) for each in plain]
-    if not isinstance(plain, dict):
-        return plain
-    schema: Schema = {
-        name: each if name == "enum" and isinstance(each, list) else _with_expressions(each)
-        for name, each in plain.items()
-    }
-    if plain.get("type") == "string" and isinstance(plain.get("pattern"), str):
-        schema["pattern"] = f"^(?:{_expression(parse_pattern(plain['pattern']))})$"
-    return schema
-
-
-def _expression(node: Node) -> str:
-    match node:
-        case Chars(ranges):
-            return f"[{''.join(f'{_point(low)}-{_point(high)}' for low, high in ranges)}]"
-        case Sequence_(parts):
-            return "".join(map(_expression, parts))
-        case Options(options):
-            return f"(?:{'|'.join(map(_expression, options))})"
-        case Repeat(part, least, most):
-            return f"(?:{_expression(part)}){{{least},{'' if most is None else most}}}"
-
-
-def _point(point: int) -> str:
-    return f"\\u{{{point:x}}}"
+    return str(LLMatcher.grammar_from_json_schema(guidance_schema(held_to), defaults=COMPACT))

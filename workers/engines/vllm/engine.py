@@ -22,9 +22,11 @@ from turnmill.workers.engines.local.batching import BatchingEngine
 from turnmill.workers.engines.local.checkpoint import load_text
 from turnmill.workers.engines.local.scheduling import CPU_PREFILL_TOKENS, PREFILL_TOKENS
 from turnmill.workers.engines.models import prepare_model
+from turnmill.workers.engines.vllm.formats import STRUCTURED_OUTPUTS
 from turnmill.workers.engines.vllm.front import VLLMFront
 from turnmill.workers.vendor.torch import computes_in_bfloat16
 from vllm import AsyncEngineArgs
+from vllm.config import StructuredOutputsConfig
 from vllm.platforms import current_platform
 
 #: With fewer CPUs than this, none is kept free of the model.
@@ -72,6 +74,7 @@ def _arguments(path: str, settings: EngineSettings) -> AsyncEngineArgs:
         kv_cache_memory_bytes=int(settings.kv_cache_gib * 2**30),
         enable_prefix_caching=settings.prefix_cache,
         scheduling_policy="priority",
+        structured_outputs_config=StructuredOutputsConfig(**STRUCTURED_OUTPUTS),
         **(_cpu_arguments() if on_cpu else _gpu_arguments(prefill_tokens)),
         disable_log_stats=True,
     )

@@ -5,16 +5,20 @@ https://docs.vllm.ai/en/latest/features/structured_outputs.html
 
 from typing import Any
 
-from turnmill.schemas.formats.reading import plain_schema
 from turnmill.schemas.formats.response import ResponseFormat
+from turnmill.workers.engines.local.guidance import calls_grammar, guidance_schema
+from turnmill.workers.engines.text.call_form import CallForm
+
+#: The arguments of `StructuredOutputsConfig`. vLLM 0.32 reads white space from here only, and takes
+#: every turn to the backend of the first one; XGrammar 0.2.8, its own choice, ignores `multipleOf`
+#: and lengths beside a pattern, and writes spaces after commas.
+STRUCTURED_OUTPUTS: dict[str, Any] = {"backend": "guidance", "disable_any_whitespace": True}
 
 
-def structured_fields(format: ResponseFormat) -> dict[str, Any]:
-    """The arguments of `StructuredOutputsParams` for a checked format.
-
-    Always compact: small models fill a reply with white space.
-    """
-    if format.type == "choice":
-        return {"choice": list(format.choices)}
-    text = format.schema_text if format.type == "json_schema" else '{"type": "object"}'
-    return {"json": plain_schema(text or "{}"), "disable_any_whitespace": True}
+def structured_fields(held_to: ResponseFormat | CallForm) -> dict[str, Any]:
+    """The arguments of `StructuredOutputsParams` for a checked format, or for calls."""
+    if isinstance(held_to, CallForm):
+        return {"grammar": calls_grammar(held_to)}
+    if held_to.type == "choice":
+        return {"choice": list(held_to.choices)}
+    return {"json": guidance_schema(held_to)}

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from threading import Lock, Thread
 from typing import Any
 
+import llguidance.hf
 import structlog
 
 from turnmill.schemas.capabilities import ALL_FORMATS
@@ -47,6 +48,9 @@ LAST = 1
 
 #: One slot in so many is kept free of the batch lane.
 RESERVED_SHARE = 8
+
+#: As `Capabilities.penalties`.
+PENALTIES = frozenset({"repetition_penalty", "frequency_penalty", "presence_penalty"})
 
 #: How often a look tells whether vLLM is still alive.
 LOOK_S = 0.1
@@ -85,7 +89,8 @@ class VLLMFront:
             vocabulary_size=config.get_vocab_size(),
             device=current_platform.device_type,
             dtype=str(config.dtype).removeprefix("torch."),
-            formats=ALL_FORMATS,
+            formats=_formats(self._llm.renderer.tokenizer),
+            penalties=PENALTIES,
         )
 
     @property
@@ -98,10 +103,12 @@ class VLLMFront:
             raise self._refusal()
 
     def submit(self, generation: Generation) -> None:
+        # Here, on the turn's own thread: a large schema takes a while to read.
+        sampling = _sampling(generation)
         with self._lock:
             if self._refusal:
                 raise EngineAway
-            self._loop.call_soon_threadsafe(self._begin, generation)
+            self._loop.call_soon_threadsafe(self._begin, generation, sampling)
 
     def give_up(self, generation: Generation) -> None:
         with suppress(RuntimeError):  # its loop is closed already
@@ -152,23 +159,23 @@ class VLLMFront:
             generation.events.put(refusal())
             task.cancel()
 
-    def _begin(self, generation: Generation) -> None:
+    def _begin(self, generation: Generation, sampling: SamplingParams) -> None:
         if self._refusal:
             generation.events.put(EngineAway())
             return
-        task = self._loop.create_task(self._generate(generation))
+        task = self._loop.create_task(self._generate(generation, sampling))
         self._tasks[generation] = task
         task.add_done_callback(lambda _: self._tasks.pop(generation, None))
 
-    async def _generate(self, generation: Generation) -> None:
+    async def _generate(self, generation: Generation, sampling: SamplingParams) -> None:
         end: TurnmillError | None = None
         try:
             async with AsyncExitStack() as stack:
                 if generation.lane is not Lane.INTERACTIVE:
                     await stack.enter_async_context(self._batch_room)
-                await self._pass_on(generation)
+                await self._pass_on(generation, sampling)
         except VLLMClientError as error:
-            end = EngineFailure(f"The engine refuses the turn: {error}")
+            end = _refused(error)
         except EngineDeadError:
             end = EngineDied()
         except TurnmillError as error:
@@ -178,13 +185,13 @@ class VLLMFront:
         finally:
             generation.events.put(end)
 
-    async def _pass_on(self, generation: Generation) -> None:
+    async def _pass_on(self, generation: Generation, sampling: SamplingParams) -> None:
         inputs = tokens_input(generation.prompt_ids)
         if generation.namespace:
             inputs["cache_salt"] = generation.namespace
         outputs = self._llm.generate(
             inputs,
-            _sampling(generation),
+            sampling,
             f"turn-{next(self._ids)}",
             priority=PRIORITIES.get(generation.lane, LAST),
         )
@@ -197,26 +204,32 @@ class VLLMFront:
 
 def _sampling(generation: Generation) -> SamplingParams:
     params = generation.params
-    return SamplingParams(
-        temperature=params.temperature or 0.0,
-        top_p=params.top_p or 1.0,
-        top_k=params.top_k or 0,
-        min_p=params.min_p or 0.0,
-        repetition_penalty=params.repetition_penalty or 1.0,
-        seed=params.seed,
-        structured_outputs=_structured(generation.held_to),
-        max_tokens=generation.limit,
-        # Tokens become text on the thread that waits for them.
-        detokenize=False,
-        output_kind=RequestOutputKind.DELTA,
-    )
+    try:
+        return SamplingParams(
+            temperature=params.temperature or 0.0,
+            top_p=params.top_p or 1.0,
+            top_k=params.top_k or 0,
+            min_p=params.min_p or 0.0,
+            repetition_penalty=params.repetition_penalty or 1.0,
+            frequency_penalty=params.frequency_penalty or 0.0,
+            presence_penalty=params.presence_penalty or 0.0,
+            seed=params.seed,
+            structured_outputs=_structured(generation.held_to),
+            max_tokens=generation.limit,
+            # Tokens become text on the thread that waits for them.
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+    except VLLMClientError as error:
+        raise _refused(error) from error
+
+
+def _refused(error: VLLMClientError) -> EngineFailure:
+    return EngineFailure(f"The engine refuses the turn: {error}")
 
 
 def _structured(held_to: ResponseFormat | CallForm | None) -> StructuredOutputsParams | None:
-    """None for a call, which has its beginning from the prompt, and is validated."""
-    if not isinstance(held_to, ResponseFormat):
-        return None
-    return StructuredOutputsParams(**structured_fields(held_to))
+    return None if held_to is None else StructuredOutputsParams(**structured_fields(held_to))
 
 
 def _new_tokens(output: Any) -> Iterator[Token]:
@@ -228,3 +241,13 @@ def _new_tokens(output: Any) -> Iterator[Token]:
     ids = completion.token_ids
     yield from (Token(token) for token in ids[:-1])
     yield from (Token(token, reason) for token in ids[-1:])
+
+
+def _formats(tokenizer: Any) -> frozenset[str]:
+    """What a reply may be made to be: text alone where llguidance cannot read the vocabulary."""
+    try:
+        llguidance.hf.from_tokenizer(tokenizer)
+    except ValueError as error:
+        log.warning("engine.no_formats", reason=str(error))
+        return frozenset({"text"})
+    return ALL_FORMATS
