@@ -121,6 +121,19 @@ def test_a_penalty_on_what_was_said_changes_the_reply(engine: Engine, name: str)
     assert len(said) > 1
 
 
+def test_log_probabilities_tell_the_tokens_of_the_reply(engine: Engine) -> None:
+    if not engine.capabilities.logprobs:
+        pytest.skip("accept refuses it")
+    chunks = reply(engine, ask(STORY), logprobs=2)
+    told = [token for chunk in chunks for token in chunk.logprobs]
+    assert "".join(token.text for token in told) == text_of(chunks)
+    assert len(told) == token_count(chunks)
+    for token in told:
+        (best, highest), (_, second) = token.top
+        assert (best, highest) == (token.text, token.logprob), "it is greedy"
+        assert 0 >= highest >= second
+
+
 def test_sampling_parameters_that_change_nothing_are_taken(engine: Engine) -> None:
     neutral = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
     assert text_of(reply(engine, ask(STORY), **neutral)) == text_of(reply(engine, ask(STORY)))

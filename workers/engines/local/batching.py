@@ -16,6 +16,7 @@ from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.local.scheduling import Facts, Generation, Scheduler, Token
+from turnmill.workers.engines.local.telling import Telling
 from turnmill.workers.engines.text.chat_template import ChatTemplate
 from turnmill.workers.engines.text.pieces import by_pieces
 from turnmill.workers.engines.text.stops import Detokenizer, StopFilter
@@ -62,6 +63,7 @@ class BatchingEngine:
             continues_formats=facts.continues_formats,
             tools=bool(template.tool_format),
             tool_choice=bool(template.tool_format) and "json_schema" in facts.formats,
+            logprobs=facts.logprobs,
             penalties=facts.penalties,
         )
 
@@ -122,7 +124,8 @@ class BatchingEngine:
         stops = StopFilter(params.stop, prompt.prefix)
         try:
             with abort.telling(lambda: generation.events.put(None)):
-                chunks = _read_chunks(generation, abort, detokenizer, stops)
+                tokens = Telling(_tokens(generation, abort), model.text.decode, generation)
+                chunks = _read_chunks(generation, tokens, detokenizer, stops)
                 yield from tools.read(chunks) if tools else chunks
         finally:
             model.scheduler.give_up(generation)
@@ -195,10 +198,12 @@ def _encode(model: _Model, prompt: Prompt, begun: str = "") -> list[int]:
 
 
 def _read_chunks(
-    generation: Generation, abort: Abort, detokenizer: Detokenizer, stops: StopFilter
+    generation: Generation, tokens: Telling, detokenizer: Detokenizer, stops: StopFilter
 ) -> Iterator[Chunk]:
     """The generation's tokens as text, until it ends or is aborted."""
-    for chunk in to_chunks(_tokens(generation, abort), detokenizer, stops):
+    for chunk in to_chunks(tokens, detokenizer, stops):
+        if told := tokens.told():
+            chunk = replace(chunk, logprobs=told)
         if chunk.finish_reason:
             chunk = replace(
                 chunk,

@@ -25,6 +25,9 @@ class Token:
     id: int
     #: "stop": this is the model's end token, which has no text.
     finish_reason: FinishReason | None = None
+    #: Where the turn asks for them: its natural log-probability, then those of the likeliest
+    #: tokens, each with its token.
+    logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(eq=False, slots=True)
@@ -64,6 +67,7 @@ class Facts:
     #: As `Capabilities`.
     formats: frozenset[str] = frozenset({"text"})
     continues_formats: bool = False
+    logprobs: bool = False
     penalties: frozenset[str] = PLAIN.penalties
 
 

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import replace
 from threading import Lock, Thread
 from typing import Any
 
@@ -90,6 +91,7 @@ class VLLMFront:
             device=current_platform.device_type,
             dtype=str(config.dtype).removeprefix("torch."),
             formats=_formats(self._llm.renderer.tokenizer),
+            logprobs=True,
             penalties=PENALTIES,
         )
 
@@ -214,6 +216,7 @@ def _sampling(generation: Generation) -> SamplingParams:
             frequency_penalty=params.frequency_penalty or 0.0,
             presence_penalty=params.presence_penalty or 0.0,
             seed=params.seed,
+            logprobs=params.logprobs,
             structured_outputs=_structured(generation.held_to),
             max_tokens=generation.limit,
             # Tokens become text on the thread that waits for them.
@@ -238,9 +241,22 @@ def _new_tokens(output: Any) -> Iterator[Token]:
     reason = completion.finish_reason
     if reason not in (None, "stop", "length"):
         raise EngineBrokeOff(f"vLLM gave the turn up: {reason}")
-    ids = completion.token_ids
-    yield from (Token(token) for token in ids[:-1])
-    yield from (Token(token, reason) for token in ids[-1:])
+    likely = completion.logprobs or itertools.repeat({})
+    tokens = [
+        Token(id, logprobs=_logprobs(id, each))
+        for id, each in zip(completion.token_ids, likely, strict=False)
+    ]
+    yield from tokens[:-1]
+    yield from (replace(token, finish_reason=reason) for token in tokens[-1:])
+
+
+def _logprobs(token: int, likely: Mapping[int, Any]) -> tuple[tuple[int, float], ...]:
+    """As `Token.logprobs`."""
+    if not likely:
+        return ()
+    by_rank = sorted(likely.items(), key=lambda each: each[1].rank)
+    top = ((id, each.logprob) for id, each in by_rank)
+    return ((token, likely[token].logprob), *top)
 
 
 def _formats(tokenizer: Any) -> frozenset[str]:
