@@ -116,8 +116,8 @@ def test_a_penalty_on_repetition_changes_what_is_repeated(engine: Engine) -> Non
 def test_a_penalty_on_what_was_said_changes_the_reply(engine: Engine, name: str) -> None:
     if name not in engine.capabilities.penalties:
         pytest.skip("accept refuses it")
-    prompt = ask("Repeat: one two one two one two one two one two one two")
-    said = {text_of(reply(engine, prompt, max_tokens=32, **{name: value})) for value in (0, 2, -2)}
+    values = (0, 2, -2)
+    said = {text_of(reply(engine, ask(STORY), max_tokens=32, **{name: each})) for each in values}
     assert len(said) > 1
 
 
