@@ -20,6 +20,8 @@ from turnmill.workers.turn.abort import Abort
 #: Of each schema; `make test-formats` asks for more.
 REPLIES = int(os.environ.get("FORMAT_REPLIES", "1"))
 
+HOLDING = ("openvino", "transformers", "vllm")
+
 #: Arguments are an object, and those of the other schemas are lists, or may nest without end.
 TOOLS = tuple(
     Tool(name=name, description=f"Notes the {name}.", parameters=SCHEMAS[name])
@@ -43,7 +45,7 @@ def calling(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 pytestmark = pytest.mark.parametrize(
     "make_engine",
-    [pytest.param(name, marks=pytest.mark.needs(name)) for name in ("openvino", "transformers")],
+    [pytest.param(name, marks=pytest.mark.needs(name)) for name in HOLDING],
     indirect=True,
     scope="session",
 )

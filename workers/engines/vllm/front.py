@@ -179,6 +179,7 @@ class VLLMFront:
         except VLLMClientError as error:
             end = _refused(error)
         except EngineDeadError:
+            self._look()  # at once: whoever hears of it may ask the next turn
             end = EngineDied()
         except TurnmillError as error:
             end = error
