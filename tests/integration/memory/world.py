@@ -49,6 +49,8 @@ _MADE = (
     "INSERT INTO turn_readings (turn_id, readings) SELECT id, jsonb_build_array(jsonb_build_object("
     "'file_id', '', 'kind', 'audio', 'text', %(word)s::text)) "
     f"FROM ({_TURNS}) t ON CONFLICT DO NOTHING RETURNING turn_id",
+    "INSERT INTO transcriptions (file_id, prompt) SELECT id, %(word)s FROM files "
+    "WHERE name LIKE %(like)s RETURNING file_id",
     "WITH c AS (INSERT INTO collections (id, tenant_id, name) SELECT gen_random_uuid(), id, 'shop' "
     "FROM tenants ON CONFLICT (tenant_id, name) DO UPDATE SET name = excluded.name "
     "RETURNING id, tenant_id) "
