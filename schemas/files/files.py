@@ -13,6 +13,7 @@ from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.store.knowledge.passages import delete_documents_of_file
+from turnmill.schemas.store.memory.orphans import KEEP_FILE
 
 _COLUMNS = (
     "id AS file_id, tenant_id, name, purpose, bytes AS size, sha256, mime, created_at, expires_at"
@@ -137,6 +138,8 @@ class Files:
         """
         key = Key(tenant_id, file_id or new_id())
         with self._database.cursor() as cursor:
+            if file_id is not None and not is_owed:
+                cursor.execute(KEEP_FILE, key)
             if is_owed and cursor.execute(_OWED, key).fetchone() is None:
                 raise unknown_file(key.file_id)
             # The row first, whose lock keeps a deletion of the same content apart.
@@ -171,10 +174,12 @@ class Files:
 
     def prolong(self, tenant_id: UUID, file_id: UUID, expires_at: datetime) -> File:
         """Let a file live until then at least. Raises `NotFound`."""
-        rows = self._database.fetch(File, _PROLONG, (expires_at, tenant_id, file_id))
-        if not rows:
+        with self._database.cursor() as cursor:
+            cursor.execute(KEEP_FILE, (tenant_id, file_id))
+            row = cursor.execute(_PROLONG, (expires_at, tenant_id, file_id)).fetchone()
+        if row is None:
             raise unknown_file(file_id)
-        return rows[0]
+        return File(*row)
 
     def open(self, file: File) -> BinaryIO:
         """Open the content of a file. Raises `NotFound` and `StorageUnavailable`."""

@@ -42,6 +42,10 @@ WHERE t.id = ANY(%(said)s) ORDER BY 1
 ON CONFLICT (tenant_id, file_id) DO UPDATE SET searched_to = e.searched_to
 """
 
+#: Somebody stores the same content again, and names it in a turn that is not accepted yet. Whoever
+#: locks a file, too, does so afterwards, as a search does.
+KEEP_FILE = "DELETE FROM erased_files WHERE tenant_id = %s AND file_id = %s"
+
 #: Whoever notes one of them waits, until it is known whether the note stays.
 _NOTED = f"""
 SELECT e.file_id, e.searched_to, f.created_at

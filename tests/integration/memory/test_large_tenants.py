@@ -180,6 +180,29 @@ def test_a_file_that_somebody_sends_during_the_search_stays(
     assert files_of(world) == {file.file_id}
 
 
+def test_a_file_that_somebody_stores_during_the_search_stays_for_their_turn(
+    world: World, short_slices: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = world.upload(WORD)
+    send(world, WORD, file)
+    send(world, OTHERS, world.upload(OTHERS))
+
+    def search(*where: Any) -> Counter[str]:
+        for step, _ in enumerate(orphans.search(*where)):
+            if step == 0:
+                tomorrow = datetime.now(UTC) + timedelta(days=1)
+                world.files.prolong(world.tenant_id, file.file_id, tomorrow)
+        return Counter(steps=step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("turnmill.workers.upkeep.erasures.delete_orphans", search)
+        forget(world, WORD)
+    assert file.file_id in files_of(world)
+    send(world, OTHERS, file)
+    forget(world, OTHERS)
+    assert files_of(world) == set()
+
+
 def test_a_search_that_is_interrupted_resumes(
     world: World, short_slices: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
