@@ -74,7 +74,8 @@ class DeliveryWorker:
     def __init__(self, settings: Settings, channels: dict[str, Delivery]) -> None:
         delivery = settings.delivery
         threads = delivery.concurrency * len(channels)
-        size = min(settings.database.pool_size, 2 * threads + 2)
+        # For each channel besides: a file that is fetched.
+        size = min(settings.database.pool_size, 2 * threads + len(channels) + 2)
         self.database = Database(settings.database.model_copy(update={"pool_size": size}))
         self.holder = Holder(self.database, new_id(), delivery.lease_s)
         self.channels = list(channels)

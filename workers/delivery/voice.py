@@ -39,6 +39,7 @@ class Speaker:
         #: Made sounds by their text, the oldest first.
         self._made: OrderedDict[str, bytes | None] = OrderedDict()
         self._lock = Lock()
+        self._has_warned = False
 
     def speak(self, delivery: Delivery, job: Job, memory: Memory) -> None:
         """Speak a reply whose text was sent.
@@ -67,14 +68,27 @@ class Speaker:
 
     def _sound(self, text: str) -> bytes | None:
         """The sound of a text, made once; None: it is not spoken."""
-        if self._synthesizer is None or not 0 < len(text) <= MAX_SPOKEN:
+        if not 0 < len(text) <= MAX_SPOKEN:
             return None
         with self._lock:
             if text not in self._made:
-                self._made[text] = self._synthesizer.speak(text)
+                self._made[text] = self._make(text)
                 while len(self._made) > _KEPT:
                     self._made.popitem(last=False)
             return self._made[text]
+
+    def _make(self, text: str) -> bytes | None:
+        if self._synthesizer is None:
+            if not self._has_warned:
+                log.warning("voice.unavailable", remedy="pip install 'turnmill[speech]'")
+            self._has_warned = True
+            return None
+        try:
+            return self._synthesizer.speak(text)
+        except Exception as error:
+            # Whatever its libraries raise, which may quote the text: that was sent.
+            log.error("voice.not_made", error=type(error).__name__)
+            return None
 
     def _after(
         self, error: ChannelUnavailable | DeliveryRefused, tries: int, job: Job, memory: Memory

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from psycopg.types.json import Jsonb
+from structlog.testing import capture_logs
 
 from tests.adapting import Killed, Notes, Reply
 from tests.delivering import Asked
@@ -85,6 +86,20 @@ def test_what_is_not_asked_for_or_cannot_be_spoken_is_only_read(
     Speaker(None).speak(reply.delivery, job, Notes())
     assert api.voices == []
     assert voice.texts == ["订单"]
+
+
+def test_a_voice_that_breaks_fails_no_delivery(api: TelegramAPI, reply: Reply) -> None:
+    class Broken:
+        def speak(self, text: str) -> bytes | None:
+            raise RuntimeError(text)
+
+    with capture_logs() as logs:
+        Speaker(Broken()).speak(reply.delivery, reply.job, reply.notes)
+        for _ in range(2):
+            Speaker(None).speak(reply.delivery, reply.job, Notes())
+    assert api.voices == []
+    assert [log["event"] for log in logs] == ["voice.not_made", *["voice.unavailable"] * 2]
+    assert "today" not in str(logs)
 
 
 def test_code_addresses_and_sources_are_not_spoken(reply: Reply) -> None:
