@@ -170,6 +170,15 @@ def test_without_a_server_in_the_settings_the_step_is_passed_over(shop: Shop) ->
     assert shop.verdicts() == [Verdict.UNCERTAIN]
 
 
+def test_a_bot_without_a_document_searches_for_all(shop: Shop) -> None:
+    shop.save_bot("search", "uncertain", knowledge="nothing")
+    with shop.running():
+        shop.ask(FOREIGN)
+        shop.ask("Thanks!")
+    assert shop.verdicts() == [Verdict.SEARCHED, Verdict.CHAT]
+    assert shop.web.count("search") == 1
+
+
 def test_a_second_attempt_has_the_pages_of_the_first(shop: Shop) -> None:
     def change_and_fail() -> None:
         shop.web.pages = [Page("https://other.example/", "World cup 1954", "Hungary won.")]
