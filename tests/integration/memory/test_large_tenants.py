@@ -18,7 +18,7 @@ from turnmill.producer.accept import accept
 from turnmill.producer.memory.forgetting import forget_user
 from turnmill.schemas.content import MediaPart
 from turnmill.schemas.errors import StorageUnavailable
-from turnmill.schemas.files.files import File
+from turnmill.schemas.files.files import File, Purpose
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.store.memory import erasing, orphans
 from turnmill.schemas.store.memory.erasures import Erasure, key_hash
@@ -159,7 +159,7 @@ def test_a_file_of_two_users_goes_with_the_last_of_them(world: World, short_slic
     forget(world, OTHERS)
     assert files_of(world) == set()
     assert world.files_with("shared") == []
-    assert world.database.run("SELECT FROM erased_files") == []
+    assert world.database.run("SELECT file_id FROM erased_files") == []
 
 
 def test_a_file_that_somebody_sends_during_the_search_stays(
@@ -201,6 +201,21 @@ def test_a_file_that_somebody_stores_during_the_search_stays_for_their_turn(
     send(world, OTHERS, file)
     forget(world, OTHERS)
     assert files_of(world) == set()
+
+
+@pytest.mark.parametrize("is_owed", [True, False])
+def test_only_who_sends_a_file_keeps_it_not_who_fetches_it(world: World, is_owed: bool) -> None:
+    file = world.upload(WORD)
+    world.database.run("UPDATE files SET source = '{}' RETURNING id")
+    note = "INSERT INTO erased_files (tenant_id, file_id) VALUES (%s, %s)"
+    world.database.run(note, (world.tenant_id, file.file_id))
+    with world.storage.draft() as draft:
+        draft.write(b"its bytes")
+        world.files.save(
+            draft, tenant_id=world.tenant_id, name="x", purpose=Purpose.MESSAGE,
+            file_id=file.file_id, is_owed=is_owed,
+        )  # fmt: skip
+    assert bool(world.database.run("SELECT file_id FROM erased_files")) is is_owed
 
 
 def test_a_search_that_is_interrupted_resumes(
