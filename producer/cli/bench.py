@@ -1,5 +1,6 @@
 """`turnmill bench`: what engines, the system and compression do on this machine."""
 
+import os
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,17 +92,19 @@ def knowledge(
     """Measure what searching a collection adds to a turn.
 
     Passages of made words, as frequent as words are (Zipf's law), with random vectors of 384
-    numbers, in a PostgreSQL that is started for the run and stopped after it.
+    numbers, in a PostgreSQL that is started for the run and stopped after it. CPU is the time that
+    PostgreSQL computes, which other programs on the machine change less; load is theirs.
 
     Example: turnmill bench knowledge --passages 10000 --passages 100000
     """
     with needing("embedded,embeddings"):
         from turnmill.infra.bench.knowledge.run import run_knowledge
-    table = Table("passages", "search", "p50 ms", "p95 ms", box=None)
+    table = Table("passages", "search", "p50 ms", "p95 ms", "CPU ms", "load", box=None)
     sizes = sorted(passages or [10_000])
     for each in run_knowledge(sizes, questions, seed, arrays, console.print):
-        console.print(f"{each.passages:,} {each.method}: {each.p50:.1f} ms, {each.p95:.1f} ms")
-        table.add_row(f"{each.passages:,}", each.method, f"{each.p50:.1f}", f"{each.p95:.1f}")
+        figures = [f"{figure:.1f}" for figure in (each.p50, each.p95, each.cpu, os.getloadavg()[0])]
+        console.print(f"{each.passages:,} {each.method}: {figures[0]} ms, {figures[2]} ms CPU")
+        table.add_row(f"{each.passages:,}", each.method, *figures)
     console.print(table)
 
 

