@@ -16,6 +16,9 @@ from turnmill.schemas.turns import GenerationParams, Message, Role
 #: What a reply may be made to be.
 ALL_FORMATS = frozenset({"text", "json_object", "json_schema", "choice"})
 
+#: What may be held against tokens that were said already.
+ALL_PENALTIES = frozenset({"repetition_penalty", "frequency_penalty", "presence_penalty"})
+
 
 class Capabilities(BaseModel):
     """What an engine can do. The default is what every engine of every release can.
@@ -39,6 +42,8 @@ class Capabilities(BaseModel):
     tool_choice: bool = False
     #: It tells the log-probabilities of its tokens.
     logprobs: bool = False
+    #: It makes tokens likelier or less likely, by their ids.
+    logit_bias: bool = False
     #: Its worker puts passages into the prompt of one turn, whatever the engine.
     documents: bool = False
     #: Its worker transcribes sounds that are no part of a message.
@@ -107,6 +112,8 @@ def _of_params(params: GenerationParams) -> Iterator[Need]:
         yield Need("response_format", "formats", params.response_format.type)
     if params.logprobs is not None:
         yield Need("logprobs", "logprobs")
+    if params.logit_bias:
+        yield Need("logit_bias", "logit_bias")
     if params.documents:
         yield Need("documents", "documents")
     for name in ("frequency_penalty", "presence_penalty"):

@@ -3,7 +3,9 @@
 import os
 import time
 from importlib.util import find_spec
+from os import getloadavg
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import typer
@@ -75,6 +77,42 @@ def engine(
     show(results, console)
     plot(results, folder / "rates.png")
     console.print(f"Figures and plot: {folder}")
+
+
+@app.command()
+def formats(
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--engine", help="An engine's name (repeatable). Default: the configured."),
+    ] = None,
+    chats: Annotated[int, typer.Option(min=1, help="Chats asked at once.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Of pairs, each in turn first.")] = 5,
+    seed: Annotated[int, typer.Option(help="Another seed, other chats and schemas.")] = 1,
+) -> None:
+    """Measure what it costs that replies are held to a JSON Schema.
+
+    Tokens per second with a format and without one, in pairs, and the time to the first token
+    without one, at the first use of a schema, and at the second. Medians.
+
+    Example: turnmill bench formats --engine openvino --engine transformers
+    """
+    with needing(_EXTRAS):
+        from turnmill.infra.bench.formats.run import run_formats
+    titles = ("tokens/s", "with a format", "kept", "first token ms", "first use", "second use")
+    table = Table("engine", *titles, box=None)
+    for settings in _engines(name or []):
+        found = run_formats(settings, chats, rounds, seed)
+        times = (found.none_s, found.first_s, found.second_s)
+        table.add_row(
+            settings.name,
+            f"{median(found.free):.1f}",
+            f"{median(found.held):.1f}",
+            f"{found.kept:.0%}",
+            *(f"{1000 * median(each):.0f}" for each in times),
+        )
+    console.print(table)
+    loads = ", ".join(f"{each:.1f}" for each in getloadavg())
+    console.print(f"{chats} chats at once, {rounds} rounds. Load averages at the end: {loads}.")
 
 
 @app.command()

@@ -32,7 +32,9 @@ from turnmill.schemas.openai.fields import Body, Tokens, Unless, as_integer, as_
 from turnmill.schemas.openai.formats import AskedFormat, Choices, StructuredOutputs
 from turnmill.schemas.openai.tools import ChatToolCall, read_tools
 from turnmill.schemas.turns import (
+    MAX_BIASES,
     MAX_MESSAGES,
+    Bias,
     GenerationParams,
     Message,
     Role,
@@ -175,6 +177,11 @@ class ChatCompletionRequest(Body):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Bias] | None = Field(
+        default=None,
+        max_length=MAX_BIASES,
+        description="-100 to 100, by the id of a token in the model's own vocabulary.",
+    )
     response_format: AskedFormat | None = None
     #: Not OpenAI's, but vLLM's, by its names of today and of before.
     structured_outputs: StructuredOutputs | None = None
@@ -191,7 +198,6 @@ class ChatCompletionRequest(Body):
     # Refused, unless they ask for what Turnmill does anyway.
     n: Annotated[object, Unless(1)] = None
     function_call: Annotated[object, Unless("none", "auto")] = None
-    logit_bias: Annotated[object, Unless({})] = None
     modalities: Annotated[object, Unless(["text"], [])] = None
     audio: Annotated[object, Unless()] = None
     moderation: Annotated[object, Unless()] = None
@@ -327,6 +333,7 @@ class ChatCompletionRequest(Body):
             seed=self.seed,
             frequency_penalty=self.frequency_penalty or None,
             presence_penalty=self.presence_penalty or None,
+            logit_bias={int(id): bias for id, bias in (self.logit_bias or {}).items()} or None,
             response_format=self.wanted_format,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             **given,

@@ -275,7 +275,9 @@ def _reply(
 def _continues(engine: Engine, claim: Claim) -> bool:
     """Whether the engine resumes this turn's reply after the text of an earlier attempt."""
     can = engine.capabilities
-    if claim.params.logprobs is not None:  # an earlier attempt's are not kept
+    # Log-probabilities of an earlier attempt are not kept, nor do engines know which of the
+    # prompt's tokens penalties are for.
+    if claim.params.logprobs is not None or claim.params.penalizes_replies:
         return False
     return can.continues and (claim.params.response_format is None or can.continues_formats)
 

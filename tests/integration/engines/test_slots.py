@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import structlog
 
-from turnmill.schemas.errors import EngineBrokeOff, EngineFailure, TurnmillError
+from turnmill.schemas.errors import EngineBrokeOff, EngineFailure, InvalidInput, TurnmillError
 from turnmill.schemas.turns import GenerationParams, Lane
 from turnmill.workers.engines.local.scheduling import Generation, Token
 
@@ -420,6 +420,67 @@ def test_a_penalty_on_repetition_equals_that_of_plain_generate() -> None:
     expected = [plain(model, ids, repetition_penalty=1.3) for ids in PROMPTS]
     assert [tokens_of(turn) for turn in turns] == expected
     assert expected != [plain(model, ids) for ids in PROMPTS]
+
+
+def greedily(model: Any, ids: list[int], presence: float, frequency: float) -> list[int]:
+    """The reply by OpenAI's formula: mu[j] - c[j] * frequency - (c[j] > 0) * presence."""
+    said: list[int] = []
+    with torch.inference_mode():
+        while len(said) < 12 and 2 not in said:
+            scores = model(torch.tensor([[*ids, *said]])).logits[0, -1]
+            counts = torch.bincount(torch.tensor(said, dtype=torch.long), minlength=97)
+            scores = scores - counts * frequency - (counts > 0) * presence
+            said.append(int(scores.argmax()))
+    return said
+
+
+def test_what_a_reply_says_again_is_penalized_as_openai_has_it() -> None:
+    model = make_model("llama")
+    for presence, frequency in ((1.5, 0.0), (0.0, 0.02), (0.03, -0.02)):
+        more = {"presence_penalty": presence, "frequency_penalty": frequency}
+        turns = [generation(ids, GREEDY.model_copy(update=more)) for ids in PROMPTS]
+        run(make_batch(model, frozenset({2}), 4, 10_000), turns)
+        expected = [greedily(model, ids, presence, frequency) for ids in PROMPTS]
+        assert [tokens_of(turn) for turn in turns] == expected
+        assert expected != [plain(model, ids) for ids in PROMPTS]
+
+
+def test_tokens_are_made_likelier_and_banned_by_their_ids() -> None:
+    model = make_model("llama")
+    first = plain(model, PROMPTS[0])[0]
+    more = {"temperature": 1.0, "logit_bias": {41: 100.0}}
+    forced = generation(PROMPTS[0], GREEDY.model_copy(update=more))
+    banned = generation(PROMPTS[0], GREEDY.model_copy(update={"logit_bias": {first: -100.0}}))
+    neighbour = generation(PROMPTS[0])
+    batch = make_batch(model, frozenset({2}), 4, 10_000)
+    run(batch, [forced, banned, neighbour])
+    assert set(tokens_of(forced)) == {41}
+    assert first not in tokens_of(banned)
+    assert tokens_of(neighbour) == plain(model, PROMPTS[0])
+    with pytest.raises(InvalidInput, match="97 tokens"):
+        batch.admit(generation([3], GREEDY.model_copy(update={"logit_bias": {97: 1.0}})))
+
+
+def test_log_probabilities_are_those_of_the_model_whatever_is_drawn() -> None:
+    model = make_model("llama")
+    params = GREEDY.model_copy(update={"logprobs": 3, "temperature": 2.0, "logit_bias": {41: 5.0}})
+    turn, silent = generation(PROMPTS[1], params), generation(PROMPTS[1])
+    run(make_batch(model, frozenset({2}), 4, 10_000), [turn, silent])
+    said: list[int] = []
+    for token in events_of(turn):
+        assert isinstance(token, Token)
+        (own, logprob), *top = token.logprobs
+        assert own == token.id
+        with torch.inference_mode():
+            scores = model(torch.tensor([[*PROMPTS[1], *said]])).logits[0, -1]
+        expected = torch.log_softmax(scores, dim=-1)
+        assert logprob == pytest.approx(float(expected[token.id]), abs=1e-4)
+        assert [id for id, _ in top] == expected.topk(3).indices.tolist()
+        assert [each for _, each in top] == pytest.approx(
+            expected.topk(3).values.tolist(), abs=1e-4
+        )
+        said.append(token.id)
+    assert all(isinstance(each, Token) and each.logprobs == () for each in events_of(silent))
 
 
 @pytest.mark.parametrize("is_running", [False, True])

@@ -162,7 +162,6 @@ def test_a_format_of_text_takes_back_the_bot_s() -> None:
         ("min_tokens", 5),
         ("stop_token_ids", [2]),
         ("guided_regex", "a+"),
-        ("logit_bias", {"1": 1}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "alloy"}),
         ("web_search_options", {}),
@@ -332,6 +331,7 @@ def test_parts_keep_their_order_and_plain_text_stays_plain() -> None:
         ({"logprobs": True, "top_logprobs": 3}, "logprobs"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"frequency_penalty": -0.5}, "frequency_penalty"),
+        ({"logit_bias": {"50": -100}}, "logit_bias"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
@@ -350,6 +350,13 @@ def test_what_not_every_engine_can_do_is_a_need_with_the_field_s_name(
     body = parse(**fields)
     needs = needs_of(body.turn_messages(), body.params())
     assert ", ".join(each.field for each in needs) == need
+
+
+@pytest.mark.parametrize(
+    "bias", [{"x": 1}, {"5": 101}, {"-1": 1}, {str(n): 1 for n in range(2000)}]
+)
+def test_a_bias_is_for_a_token_and_within_its_bounds(bias: dict[str, float]) -> None:
+    assert (refusal(logit_bias=bias).param or "").startswith("logit_bias")
 
 
 def test_a_tool_s_call_and_result_are_fields_of_their_messages() -> None:

@@ -64,6 +64,7 @@ class BatchingEngine:
             tools=bool(template.tool_format),
             tool_choice=bool(template.tool_format) and "json_schema" in facts.formats,
             logprobs=facts.logprobs,
+            logit_bias=facts.logit_bias,
             penalties=facts.penalties,
         )
 

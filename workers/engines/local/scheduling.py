@@ -68,6 +68,7 @@ class Facts:
     formats: frozenset[str] = frozenset({"text"})
     continues_formats: bool = False
     logprobs: bool = False
+    logit_bias: bool = False
     penalties: frozenset[str] = PLAIN.penalties
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from turnmill.schemas.capabilities import Capabilities
+from turnmill.schemas.capabilities import ALL_PENALTIES, Capabilities
 from turnmill.schemas.content import MediaPart, parts_of
 from turnmill.schemas.errors import (
     ContextOverflow,
@@ -55,9 +55,6 @@ TEMPLATE_TOKENS = 64
 #: About what models that see spend on an image of the size that is stored; none says it before.
 IMAGE_TOKENS = 1024
 
-#: All are OpenAI's but the first, which has other names elsewhere.
-PENALTIES = frozenset({"repetition_penalty", "frequency_penalty", "presence_penalty"})
-
 #: Breaks the usual marks of roles, calls and control tokens.
 break_marks = breaker()
 
@@ -85,7 +82,7 @@ class OpenAIEngine(RemoteEngine):
             tool_choice=self._settings.remote_tools,
             logprobs=True,
             remote=True,
-            penalties=PENALTIES,
+            penalties=ALL_PENALTIES,
             accepts=frozenset({"text", "image"} if self._settings.remote_images else {"text"}),
         )
 
@@ -229,7 +226,7 @@ class OpenAIServer:
         values: dict[str, Any] = params.sampling
         if self._dialect.has_own_defaults:
             values = params.model_dump(include={*NEUTRAL}, exclude_none=True)
-        for name in PENALTIES - {"repetition_penalty"}:
+        for name in ALL_PENALTIES - {"repetition_penalty"}:
             if given := getattr(params, name):
                 values[name] = given
         if penalty := values.pop("repetition_penalty", None):

@@ -176,8 +176,11 @@ class OpenVINOBatch:
         return not (request.is_in_prompt and self._namespaces)
 
     def _may_pause(self, request: Request) -> bool:
-        """A grammar begins at the first new token: a reply with a format runs to its end."""
-        return self._may_leave(request) and request.generation.held_to is None
+        """A grammar begins at the first new token, and penalties are for tokens since then: such
+        a reply runs to its end.
+        """
+        wants_all = request.generation.held_to or request.generation.params.penalizes_replies
+        return self._may_leave(request) and not wants_all
 
     def _let_go(self, request: Request) -> None:
         """Cancel a turn that is unwanted if its prompt has come to its end."""
@@ -217,6 +220,8 @@ class OpenVINOBatch:
         if generation.held_to is not None:
             grammar = grammar_of(generation.held_to)
             config.structured_output_config = openvino_genai.StructuredOutputConfig(grammar=grammar)
+        config.frequency_penalty = params.frequency_penalty or 0.0
+        config.presence_penalty = params.presence_penalty or 0.0
         config.repetition_penalty = params.repetition_penalty or 1.0
         config.eos_token_id = self._defaults.eos_token_id
         config.stop_token_ids = self._defaults.stop_token_ids

@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from turnmill.schemas.capabilities import ALL_FORMATS
+from turnmill.schemas.capabilities import ALL_FORMATS, ALL_PENALTIES
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.engines.local.scheduling import CPU_PREFILL_TOKENS, Batch, Facts
 from turnmill.workers.engines.openvino.batch import OpenVINOBatch, new_tokens, tensor
@@ -41,6 +41,7 @@ def load_batch(settings: EngineSettings) -> tuple[Batch, Facts]:
         vocabulary_size=vocabulary_size,
         dtype=settings.dtype,
         formats=ALL_FORMATS,
+        penalties=ALL_PENALTIES,
     )
     namespaces = Namespaces(rows) if settings.prefix_cache else None
     blocks = block_record(path, settings)

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 import torch
-from turnmill.schemas.capabilities import ALL_FORMATS
+from turnmill.schemas.capabilities import ALL_FORMATS, ALL_PENALTIES
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.engines.local.scheduling import PREFILL_TOKENS, Batch, Facts
@@ -53,6 +53,7 @@ def load_batch(settings: EngineSettings) -> tuple[Batch, Facts]:
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
     )
+    facts = replace(facts, logprobs=True, logit_bias=True, penalties=ALL_PENALTIES)
     tokenizer = HFTokenizer(path)
     end_tokens = _end_tokens(model, tokenizer)
     grammars = _grammars(tokenizer, facts, end_tokens)

@@ -22,7 +22,13 @@ from turnmill.workers.engines.torch.grammars import Grammars, Matcher
 from turnmill.workers.engines.torch.kv_rows import KVRows, Masks, forward
 from turnmill.workers.engines.torch.memory import Places, is_out_of_memory
 from turnmill.workers.engines.torch.prefixes import MIN_TOKENS, PrefixStore, shared_length
-from turnmill.workers.engines.torch.sampling import create_generator, next_tokens
+from turnmill.workers.engines.torch.sampling import (
+    Context,
+    check_biases,
+    create_generator,
+    log_probabilities,
+    next_tokens,
+)
 
 #: Tokens that a turn can surely generate once it has joined.
 HEADROOM = 32
@@ -110,6 +116,7 @@ class SlotBatch:
         return self._store.column_count + len(self._slots) * self._width()
 
     def admit(self, generation: Generation) -> None:
+        check_biases(generation.params, self._model.config.get_text_config().vocab_size)
         generator = create_generator(generation.params, self._model.device)
         slot = Slot(generation, self._waiting.next_order(), generator)
         if generation.held_to is not None and self._grammars:
@@ -328,9 +335,11 @@ class SlotBatch:
         params = [slot.generation.params for slot in slots]
         generators = [slot.generator for slot in slots]
         matchers = [slot.matcher for slot in slots]
-        contexts = [slot.tokens for slot in slots]
+        contexts = [Context(slot.tokens, len(slot.generation.prompt_ids)) for slot in slots]
+        # Of the model itself, whatever the turn does to its scores.
+        told = log_probabilities(logits, params)
         tokens = next_tokens(logits, params, generators, contexts, matchers)
-        for slot, token in zip(slots, tokens, strict=True):
+        for row, (slot, token) in enumerate(zip(slots, tokens, strict=True)):
             slot.tokens.append(token)
             reason: FinishReason | None = None
             if token in self._end_tokens:
@@ -338,7 +347,8 @@ class SlotBatch:
             elif len(slot.tokens) == len(slot.generation.prompt_ids) + slot.generation.limit:
                 reason = "length"
             slot.is_finished = reason is not None
-            slot.generation.events.put(Token(token, reason))
+            logprobs = told[row].of(token) if row in told else ()
+            slot.generation.events.put(Token(token, reason, logprobs))
         self._leave_finished()
 
     # Memory

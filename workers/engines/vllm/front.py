@@ -17,7 +17,7 @@ from typing import Any
 import llguidance.hf
 import structlog
 
-from turnmill.schemas.capabilities import ALL_FORMATS
+from turnmill.schemas.capabilities import ALL_FORMATS, ALL_PENALTIES
 from turnmill.schemas.errors import (
     EngineAway,
     EngineBrokeOff,
@@ -49,9 +49,6 @@ LAST = 1
 
 #: One slot in so many is kept free of the batch lane.
 RESERVED_SHARE = 8
-
-#: As `Capabilities.penalties`.
-PENALTIES = frozenset({"repetition_penalty", "frequency_penalty", "presence_penalty"})
 
 #: How often a look tells whether vLLM is still alive.
 LOOK_S = 0.1
@@ -92,7 +89,7 @@ class VLLMFront:
             dtype=str(config.dtype).removeprefix("torch."),
             formats=_formats(self._llm.renderer.tokenizer),
             logprobs=True,
-            penalties=PENALTIES,
+            penalties=ALL_PENALTIES,
         )
 
     @property

@@ -1,0 +1,1 @@
+"""What it costs that a reply is held to a format."""
