@@ -26,6 +26,8 @@ MAX_MESSAGE_CHARS = 400_000
 MAX_PARTS = 128
 MAX_TOOL_CALLS = 128
 MAX_DOCUMENTS = 64
+#: Tokens that a turn makes likelier or less likely.
+MAX_BIASES = 1024
 MAX_URL_CHARS = 8_192
 #: Of the names and ids that others make up: of tools, calls and files.
 MAX_NAME_CHARS = 256
@@ -168,6 +170,11 @@ class ToolCall(_Value):
     name: Name
     #: JSON as the model wrote it, which need not be valid.
     arguments: Text = ""
+
+
+Bias = Annotated[float, Field(ge=-100, le=100)]
+#: By the ids of tokens.
+Biases = Annotated[dict[Annotated[int, Field(ge=0, lt=2**31)], Bias], Field(max_length=MAX_BIASES)]
 
 
 class TokenLogprob(_Value):

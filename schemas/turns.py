@@ -21,6 +21,7 @@ from turnmill.schemas.citations.sources import ReplySource
 from turnmill.schemas.content import (
     MAX_DOCUMENTS,
     MAX_TOOL_CALLS,
+    Biases,
     Content,
     Document,
     Name,
@@ -40,8 +41,6 @@ FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
 MAX_MESSAGES = 512
 MAX_TOOLS = 128
-#: Tokens that a turn makes likelier or less likely.
-MAX_BIASES = 1024
 
 
 class TurnState(StrEnum):
@@ -208,9 +207,6 @@ class Tool(BaseModel):
     strict: bool | None = None
 
 
-Bias = Annotated[float, Field(ge=-100, le=100)]
-
-
 class SamplingParams(BaseModel):
     """How to sample a reply. What is left out is taken from the bot, then from `DEFAULT_PARAMS`."""
 
@@ -259,9 +255,7 @@ class GenerationParams(SamplingParams):
     #: ... or because they do.
     presence_penalty: float | None = Field(default=None, ge=-2, le=2, exclude_if=_is_empty)
     #: Added to the scores of tokens, by their ids in the model's vocabulary.
-    logit_bias: dict[Annotated[int, Field(ge=0, lt=2**31)], Bias] | None = Field(
-        default=None, max_length=MAX_BIASES, exclude_if=_is_empty
-    )
+    logit_bias: Biases | None = Field(default=None, exclude_if=_is_empty)
     response_format: ResponseFormat | None = Field(default=None, exclude_if=_is_empty)
     #: The model may ask for these to be called.
     tools: tuple[Tool, ...] = Field(default=(), max_length=MAX_TOOLS, exclude_if=_is_empty)

@@ -16,8 +16,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from turnmill.schemas.content import (
+    MAX_BIASES,
     MAX_DOCUMENTS,
     MAX_TOOL_CALLS,
+    Bias,
     InlinePart,
     MediaPart,
     Name,
@@ -32,9 +34,7 @@ from turnmill.schemas.openai.fields import Body, Tokens, Unless, as_integer, as_
 from turnmill.schemas.openai.formats import AskedFormat, Choices, StructuredOutputs
 from turnmill.schemas.openai.tools import ChatToolCall, read_tools
 from turnmill.schemas.turns import (
-    MAX_BIASES,
     MAX_MESSAGES,
-    Bias,
     GenerationParams,
     Message,
     Role,
