@@ -6,7 +6,7 @@ passes can be stored, and the acceptance that follows fails for no reason of the
 
 import json
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
 from pydantic import (
@@ -36,6 +36,10 @@ from turnmill.schemas.turns import (
 
 #: Leaves room for the batch's id before it in an idempotency key.
 MAX_ROW_ID_CHARS = 200
+
+#: In which order a judge reads the two replies to a turn: it is asked once in each.
+Order = Literal["ab", "ba"]
+ORDERS: tuple[Order, Order] = ("ab", "ba")
 
 
 def _parse_json(value: object) -> object:
@@ -131,6 +135,19 @@ def row_key(batch_id: UUID, row_id: str) -> str:
 def row_id_of(key: str) -> str:
     """The id of the row that an idempotency key was made for."""
     return key.partition(":")[2]
+
+
+def copy_id(turn_id: UUID, order: Order | None = None) -> str:
+    """Name the row that asks a stored turn again, has it read, or, in an order, has it judged."""
+    return turn_id.hex if order is None else f"{turn_id.hex}:{order}"
+
+
+def copy_ids(turn_id: UUID) -> list[str]:
+    """Return every id that a row made of a stored turn can have: whoever erases it looks for all.
+
+    A batch with a purpose (`store/batches/purpose.py`) has no rows of other names.
+    """
+    return [copy_id(turn_id), *(copy_id(turn_id, order) for order in ORDERS)]
 
 
 class Batch(BaseModel):

@@ -6,7 +6,6 @@ exchange of the seats counts as a tie, and the report tells how often that was s
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,6 +13,7 @@ from turnmill.producer.evaluation.gate import Sample
 from turnmill.producer.evaluation.outcomes import Outcome, Pair
 from turnmill.producer.evaluation.replay import Asked, Row
 from turnmill.producer.evaluation.traits import length_of
+from turnmill.schemas.batches import ORDERS, Order, copy_id
 from turnmill.schemas.turns import GenerationParams, Message, Role
 
 #: Part of every report: another prompt is another judge.
@@ -25,9 +25,6 @@ Answer with exactly one word: first, second, or tie."""
 
 #: Greedy, and no longer than the word.
 _PARAMS = GenerationParams(temperature=0.0, max_tokens=16)
-
-Order = Literal["ab", "ba"]
-_ORDERS: tuple[Order, Order] = ("ab", "ba")
 
 _WORD = re.compile(r"\b(first|second|tie)\b", re.IGNORECASE)
 
@@ -60,10 +57,10 @@ class Judged(BaseModel):
 def ask_judge(bot: str, run: str, pairs: Sequence[Pair]) -> Asked:
     """Make the judge's questions: two for each pair that can be compared."""
     rows = [
-        Row(id=f"{pair.question.turn_id.hex}:{order}", messages=_messages(pair, order),
+        Row(id=copy_id(pair.question.turn_id, order), messages=_messages(pair, order),
             asked=_PARAMS)
         for pair in comparable(pairs)
-        for order in _ORDERS
+        for order in ORDERS
     ]  # fmt: skip
     return Asked(f"judge: {bot}", bot, run, rows)
 
@@ -119,7 +116,7 @@ def _score(scores: tuple[float | None, float | None]) -> float:
 
 def _scores(pair: Pair, said: Mapping[str, Outcome]) -> tuple[float | None, float | None]:
     first, second = (
-        _read(said.get(f"{pair.question.turn_id.hex}:{order}"), order) for order in _ORDERS
+        _read(said.get(copy_id(pair.question.turn_id, order)), order) for order in ORDERS
     )
     return first, second
 

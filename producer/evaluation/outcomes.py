@@ -8,6 +8,7 @@ from uuid import UUID
 from turnmill.compression.evaluate.chrf import similarity
 from turnmill.producer.evaluation.gate import Sample
 from turnmill.producer.evaluation.traits import is_refusal, length_of, repeated_share
+from turnmill.schemas.batches import copy_id
 from turnmill.schemas.formats.checking import find_fault
 from turnmill.schemas.turns import GenerationParams, Message
 
@@ -47,9 +48,10 @@ def pair_up(
 ) -> list[Pair]:
     """Put both outcomes beside each question."""
     lost = Outcome(None, "lost")
+    named = {copy_id(each.turn_id): each for each in questions}
     return [
-        Pair(each, baseline.get(each.turn_id.hex, lost), candidate.get(each.turn_id.hex, lost))
-        for each in questions
+        Pair(each, baseline.get(name, lost), candidate.get(name, lost))
+        for name, each in named.items()
     ]
 
 

@@ -18,7 +18,7 @@ from uuid import UUID
 from turnmill.producer.batches.backlog import NumberedRow
 from turnmill.producer.batches.results import results
 from turnmill.producer.evaluation.outcomes import Outcome, Question
-from turnmill.schemas.batches import BacklogRow, Batch
+from turnmill.schemas.batches import BacklogRow, Batch, copy_id
 from turnmill.schemas.errors import NotFound
 from turnmill.schemas.ids import first_id
 from turnmill.schemas.postgres.database import Database
@@ -132,7 +132,8 @@ def draw_questions(
 def ask(label: str, bot: str, run: str, questions: Sequence[Question]) -> Asked:
     """Make rows of the questions for a bot."""
     rows = [
-        Row(id=each.turn_id.hex, messages=each.messages, asked=each.asked) for each in questions
+        Row(id=copy_id(each.turn_id), messages=each.messages, asked=each.asked)
+        for each in questions
     ]
     return Asked(f"replay {label}: {bot}", bot, run, rows)
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from turnmill.producer.batches.submission import submit
 from turnmill.producer.evaluation.replay import Asked, Row
 from turnmill.producer.memory.users import MAX_NAME, MAX_VALUE, list_facts, remember
-from turnmill.schemas.batches import row_id_of
+from turnmill.schemas.batches import copy_id, row_id_of
 from turnmill.schemas.channels.memory import MemoryPolicy
 from turnmill.schemas.content import text_of
 from turnmill.schemas.errors import InvalidInput
@@ -211,7 +211,9 @@ def _read(
         )
     idle = {"tenant": tenant_id, "bot": bot_id, "basis": policy.basis, "idle_s": policy.idle_s}
     rows = [
-        Row(id=row.last_id.hex, messages=_messages(_said(database, row.last_id)), asked=_PARAMS)
+        Row(
+            id=copy_id(row.last_id), messages=_messages(_said(database, row.last_id)), asked=_PARAMS
+        )
         for row in database.run(_IDLE, idle)
     ]
     if rows:

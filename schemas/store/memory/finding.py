@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
+from turnmill.schemas.batches import copy_ids
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.memory.erasures import Erasure, key_hash
 
@@ -99,7 +100,7 @@ WHERE tenant_id = %s AND key_hash = %s AND at = %s AND done_at IS NULL RETURNING
 #: Batches that answered stored turns again, and those that judges or readers were asked in.
 _MEASURING = "SELECT id FROM batches WHERE tenant_id = %s AND purpose IS NOT NULL ORDER BY id"
 
-#: The rows of such batches are named after the turns (`evaluation/replay.py`). One look-up each:
+#: The rows of such batches are named after the turns (`copy_ids`). One look-up each:
 #: without LIMIT, PostgreSQL may read all turns for many of them.
 _COPIES = """
 SELECT t.id, t.conversation_id, t.state
@@ -177,7 +178,7 @@ def find_copies(database: Database, tenant_id: UUID, turn_ids: Sequence[UUID]) -
     """Return the turns of batches that repeat one of these turns."""
     measuring = [row.id for row in database.run(_MEASURING, (tenant_id,))]
     found: list[Copy] = []
-    for names in _slices([each.hex for each in turn_ids], ROWS):
+    for names in _slices([name for each in turn_ids for name in copy_ids(each)], ROWS):
         for some in _slices(measuring, max(1, _LOOK_UPS // len(names))):
             params = {"tenant": tenant_id, "batches": some, "names": names}
             found += database.fetch(Copy, _COPIES, params)

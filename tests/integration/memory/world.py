@@ -14,6 +14,8 @@ from tests.unit.schemas.memory.test_words import tables
 from turnmill.producer.accept import accept
 from turnmill.producer.batches.submission import submit
 from turnmill.producer.converse import Received, receive
+from turnmill.producer.evaluation.judge import ask_judge
+from turnmill.producer.evaluation.outcomes import Outcome, Pair
 from turnmill.producer.evaluation.replay import ask, draw_questions
 from turnmill.producer.handoff import answer, hand_off
 from turnmill.producer.memory import users
@@ -154,11 +156,12 @@ class World:
         )
 
     def measure(self) -> None:
-        """Let bots answer again what was said, and people judge it."""
+        """Let bots answer again what was said, and a model and people judge it."""
         between = (LONG_AGO, datetime.now(UTC))
         drawn = draw_questions(self.database, self.tenant_id, self.bot, 50, between, 1)
-        asked = ask("x", self.bot, "1", drawn)
-        submit(self.database, self.tenant_id, self.bot, asked, purpose=MEASURING)
+        pairs = [Pair(each, Outcome(each.reply, None), Outcome("Another.", None)) for each in drawn]
+        for asked in (ask("x", self.bot, "1", drawn), ask_judge(self.bot, "1", pairs)):
+            submit(self.database, self.tenant_id, self.bot, asked, purpose=MEASURING)
         self.settle()
         found = stored_candidates(self.database, self.tenant_id, self.bot, 50, LONG_AGO, 1)
         create_study(self.database, self.tenant_id, "study", "likert", found)
