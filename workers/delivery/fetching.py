@@ -26,8 +26,9 @@ log = structlog.get_logger()
 
 #: Pause between two looks, seconds.
 EVERY_S = 0.3
-#: A fetch that did not end by then is begun again by anybody.
-LEASE_S = 60.0
+#: A fetch that did not end by then is begun again by anybody: twice `DOWNLOAD_S`, for what is asked
+#: before the download.
+LEASE_S = 120.0
 MAX_FETCHES = 5
 #: Files that are fetched at the same time, each of another channel.
 MAX_AT_ONCE = 8

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
+from turnmill.workers.delivery.calls.downloads import DOWNLOAD_S, download
 from turnmill.workers.delivery.calls.posting import guarded, post, request, why_refused
+from turnmill.workers.delivery.fetching import LEASE_S
 
 
 @pytest.mark.parametrize(
@@ -55,8 +57,9 @@ def test_a_receiver_that_is_away_is_tried_again_without_doubt() -> None:
 class Peer:
     """A server of one connection, which says what it is told to, a byte at a time."""
 
-    def __init__(self, answer: bytes, pause_s: float) -> None:
+    def __init__(self, answer: bytes, pause_s: float, end: bytes) -> None:
         self.got = b""
+        self._end = end
         self.is_closed = threading.Event()
         self._answer, self._pause_s = answer, pause_s
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -65,7 +68,7 @@ class Peer:
 
     def _serve(self) -> None:
         with self._listener, self._listener.accept()[0] as link, suppress(OSError):
-            while not self.got.endswith(b"{}") and (more := link.recv(4096)):
+            while not self.got.endswith(self._end) and (more := link.recv(4096)):
                 self.got += more
             for byte in self._answer if self.got else b"":
                 link.sendall(bytes([byte]))
@@ -77,8 +80,10 @@ class Peer:
 def make_peer() -> Iterator[Callable[..., Peer]]:
     peers: list[Peer] = []
 
-    def make(answer: bytes = b"HTTP/1.1 204 No Content\r\n\r\n", pause_s: float = 0.0) -> Peer:
-        peers.append(Peer(answer, pause_s))
+    def make(
+        answer: bytes = b"HTTP/1.1 204 No Content\r\n\r\n", pause_s: float = 0.0, end: bytes = b"{}"
+    ) -> Peer:
+        peers.append(Peer(answer, pause_s, end))
         return peers[-1]
 
     yield make
@@ -132,3 +137,45 @@ def test_an_answer_is_read_up_to_its_bound(make_peer: Callable[..., Peer]) -> No
     answer = b"HTTP/1.1 200 OK\r\nRetry-After: 2\r\n\r\n" + b"x" * 50
     got = request("POST", make_peer(answer).url, b"{}", {"A": "b"}, 5.0, max_body=20)
     assert (got.status, got.retry_after_s, got.body) == (200, 2.0, b"x" * 20)
+
+
+GET = b"\r\n\r\n"
+SIZED = b"HTTP/1.1 200 OK\r\nContent-Length: 60\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "cut", [SIZED, SIZED + b"x" * 59, CHUNKED + b"3c\r\n" + b"x" * 59, CHUNKED + b"1\r\nx\r\n"]
+)
+def test_the_beginning_of_a_file_is_no_file(make_peer: Callable[..., Peer], cut: bytes) -> None:
+    with pytest.raises(ChannelUnavailable):
+        download("X", make_peer(cut, end=GET).url, {}, 5.0, 100)
+
+
+@pytest.mark.parametrize(
+    "whole", [SIZED + b"x" * 60, CHUNKED + b"3c\r\n" + b"x" * 60 + b"\r\n0\r\n\r\n"]
+)
+@pytest.mark.parametrize("max_bytes", [60, 61])
+def test_a_whole_file_is_one_though_its_size_is_the_bound(
+    make_peer: Callable[..., Peer], whole: bytes, max_bytes: int
+) -> None:
+    assert download("X", make_peer(whole, end=GET).url, {}, 5.0, max_bytes) == b"x" * 60
+
+
+def test_a_file_beyond_the_bound_is_too_large_and_not_cut(make_peer: Callable[..., Peer]) -> None:
+    with pytest.raises(DeliveryRefused) as refused:
+        download("X", make_peer(SIZED + b"x" * 60, end=GET).url, {}, 5.0, 59)
+    assert refused.value.reason == "too_large"
+
+
+def test_a_file_may_take_longer_than_a_call_while_its_bytes_come(
+    make_peer: Callable[..., Peer],
+) -> None:
+    peer = make_peer(SIZED + b"x" * 60, pause_s=0.02, end=GET)  # 2 s
+    assert download("X", peer.url, {}, 0.5, 100) == b"x" * 60
+    silent, began_at = make_peer(SIZED, pause_s=3.0, end=GET), time.monotonic()
+    with pytest.raises(ChannelUnavailable):
+        download("X", silent.url, {}, 0.5, 100)
+    assert time.monotonic() - began_at < 3
+    # One that ends at its deadline still has the lease, whatever was asked before it.
+    assert LEASE_S >= 2 * DOWNLOAD_S

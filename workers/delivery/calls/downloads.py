@@ -7,6 +7,10 @@ from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.workers.delivery.calls.posting import Answer, request
 from turnmill.workers.delivery.calls.rest import AGENT
 
+#: How long a file may take once its host is connected, seconds: the 25 MiB of the largest sound at
+#: 3.5 Mbit/s. A host that is silent is given up after `timeout_s`, as at other calls.
+DOWNLOAD_S = 60.0
+
 
 def download(
     platform: str, url: str, headers: Mapping[str, str], timeout_s: float, max_bytes: int
@@ -35,13 +39,17 @@ def received(
         DeliveryRefused: it is larger.
     """
     sent = {"User-Agent": AGENT, **headers}
-    answer = request("GET", url, b"", sent, timeout_s, max_body=max_bytes + 1)
+    answer = request(
+        "GET", url, b"", sent, timeout_s, max_body=max_bytes + 1, within_s=DOWNLOAD_S
+    )
     if answer.status == 429 or answer.status >= 500:
         raise ChannelUnavailable(
             f"{platform} answered {answer.status}.", retry_after_s=answer.retry_after_s
         )
     if len(answer.body) > max_bytes:
         raise too_large(max_bytes)
+    if not answer.is_whole:
+        raise ChannelUnavailable(f"{platform} ended the file early.")
     return answer
 
 

@@ -40,6 +40,8 @@ class Answer:
     body: bytes = b""
     #: Their names in lower case.
     headers: Mapping[str, str] = field(default_factory=dict)
+    #: False: the peer ended the body before the length that it had announced.
+    is_whole: bool = True
 
 
 @contextmanager
@@ -68,8 +70,11 @@ def request(
     timeout_s: float,
     *,
     max_body: int = MAX_BODY,
+    within_s: float | None = None,
 ) -> Answer:
     """Send one request, and take at most `timeout_s` for it once the peer is connected.
+
+    With `within_s`, it may take that long in all, and the peer may be silent for `timeout_s`.
 
     Errors name the host alone: a path can hold a secret.
 
@@ -89,18 +94,22 @@ def request(
         with _connected(host, address, timeout_s, is_tls=is_tls) as sock:
             if (check := _GUARD.get()) is not None:
                 check()
-            connection = _Connection(host, address[1], _Bounded(sock, timeout_s), is_tls=is_tls)
+            bounded = _Bounded(sock, timeout_s, timeout_s if within_s is None else within_s)
+            connection = _Connection(host, address[1], bounded, is_tls=is_tls)
             is_sent = True
             connection.request(method, path, body, dict(headers))
             response = connection.getresponse()
             content = response.read(max_body)
+            # `read` with a bound raises for no body that ends early, unless it is chunked; what is
+            # left of its length it keeps.
+            is_whole = len(content) == max_body or not response.length
     except (OSError, http.client.HTTPException) as error:
         raise ChannelUnavailable(
             f"{host} does not answer: {type(error).__name__}.", is_doubtful=is_sent
         ) from None
     after_s = _seconds(response.getheader("Retry-After"))
     named = {name.lower(): value for name, value in response.getheaders()}
-    return Answer(response.status, after_s, content, named)
+    return Answer(response.status, after_s, content, named, is_whole)
 
 
 def _address(host: str, port: int, *, is_tls: bool) -> tuple[str, int]:
@@ -145,16 +154,17 @@ def _connected(
 class _Bounded:
     """What `http.client` uses of a socket, until a deadline. Who connected it closes it."""
 
-    def __init__(self, sock: socket.socket, timeout_s: float) -> None:
+    def __init__(self, sock: socket.socket, silent_s: float, within_s: float) -> None:
         self._sock = sock
-        self._until = time.monotonic() + timeout_s
+        self._silent_s = silent_s
+        self._until = time.monotonic() + within_s
 
     def in_time(self) -> socket.socket:
         """The socket, ready for one system call. Raises `TimeoutError`."""
         left_s = self._until - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
-        self._sock.settimeout(left_s)
+        self._sock.settimeout(min(left_s, self._silent_s))
         return self._sock
 
     def sendall(self, data: bytes) -> None:
