@@ -86,7 +86,7 @@ class DeliveryWorker:
             channels,
             max_attempts=delivery.max_attempts,
             give_up=self.give_up,
-            speaker=Speaker(create_synthesizer(settings.media)),
+            speaker=Speaker(create_synthesizer(settings.media), delivery.lease_s),
         )
         self.sweeper = Sweeper(self.holder)
         self.fetcher = Fetcher(self.database, open_parts(self.database, settings), channels)

@@ -82,7 +82,7 @@ class Sender:
         self._deliveries = deliveries
         self._max_attempts = max_attempts
         self._give_up = give_up
-        self._speaker = speaker or Speaker(None)
+        self._speaker = speaker or Speaker(None, holder.lease_s)
 
     def send(self, channel: str, delivery_id: UUID) -> bool:
         """Send a delivery that a hint names; False if there was nothing to win.

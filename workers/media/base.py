@@ -100,10 +100,13 @@ class ImageReader(Protocol):
 class Synthesizer(Protocol):
     """Turns text into speech. Threads share it; it may let one in at a time."""
 
-    def speak(self, text: str) -> bytes | None:
+    def speak(self, text: str, until: float) -> bytes | None:
         """Speak a plain text: Opus in OGG, mono, which every platform takes as a voice message.
 
         None: it is in no language that this voice speaks.
+
+        Raises:
+            Interrupted: it was not spoken by `until` (`time.monotonic`), or one sentence later.
         """
 
 

@@ -102,14 +102,17 @@ def test_a_voice_message_of_wecom_is_understood(models: Path) -> None:
 def test_what_the_packaged_voice_says_is_understood(models: Path) -> None:
     voice: Any = create_synthesizer(MediaSettings())
     transcriber: Any = create_transcriber(MediaSettings(), models)
-    spoken_reply = voice.speak("Your parcel 4711 comes today. Thank you for waiting.")
+    said, until = "Your parcel 4711 comes today. Thank you for waiting.", time.monotonic() + 120
+    spoken_reply = voice.speak(said, until)
     assert spoken_reply.startswith(b"OggS") and b"OpusHead" in spoken_reply[:100]
     heard = transcriber.transcribe(spoken_reply, Hints(), Event())
     words = ("parcel", "today", "waiting")
     assert [word for word in words if word not in heard.text] == [], heard.text
     assert 2 < heard.duration_s < 10
-    assert voice.speak("Your parcel 4711 comes today. Thank you for waiting.") == spoken_reply
-    assert [voice.speak(text) for text in ("您的包裹今天到。", "4711", "")] == [None] * 3
+    assert voice.speak(said, until) == spoken_reply
+    assert [voice.speak(text, until) for text in ("您的包裹今天到。", "4711", "")] == [None] * 3
+    with pytest.raises(Interrupted):
+        voice.speak(said, time.monotonic())
 
 
 @pytest.mark.needs("media")

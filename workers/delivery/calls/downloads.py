@@ -39,9 +39,7 @@ def received(
         DeliveryRefused: it is larger.
     """
     sent = {"User-Agent": AGENT, **headers}
-    answer = request(
-        "GET", url, b"", sent, timeout_s, max_body=max_bytes + 1, within_s=DOWNLOAD_S
-    )
+    answer = request("GET", url, b"", sent, timeout_s, max_body=max_bytes + 1, within_s=DOWNLOAD_S)
     if answer.status == 429 or answer.status >= 500:
         raise ChannelUnavailable(
             f"{platform} answered {answer.status}.", retry_after_s=answer.retry_after_s

@@ -3,11 +3,13 @@
 https://github.com/MMWilliams/hibari, Apache-2.0. A minute of speech takes a second of one core.
 """
 
+import time
 import unicodedata
 from threading import Lock
 from typing import Any
 
 from turnmill.schemas.errors import SettingsError
+from turnmill.workers.media.base import Interrupted
 from turnmill.workers.media.sound import encode
 
 _RATE = 24_000
@@ -31,7 +33,7 @@ class HibariSynthesizer:
         #: A second to load: only where somebody is spoken to.
         self._voice: Any = None
 
-    def speak(self, text: str) -> bytes | None:
+    def speak(self, text: str, until: float) -> bytes | None:
         """Speak a text; see `Synthesizer`. The same text is the same sound."""
         if not _is_latin(text):
             return None
@@ -39,8 +41,15 @@ class HibariSynthesizer:
 
         with self._lock:
             self._voice = self._voice or self._load()
-            samples = self._voice(text, seed=0)
-        return encode((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes(), _RATE)
+            sentences = []
+            for sentence in self._voice.stream(text, seed=0):
+                if time.monotonic() > until:
+                    raise Interrupted
+                sentences.append(sentence)
+        if not sentences:
+            return None
+        samples = np.clip(np.concatenate(sentences), -1, 1)
+        return encode((samples * 32767).astype("<i2").tobytes(), _RATE)
 
 
 def _is_latin(text: str) -> bool:

@@ -1,7 +1,10 @@
 """A bot that answers voice by voice: the text in any case, and a sound beside it, at most once."""
 
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import pytest
@@ -20,17 +23,18 @@ from turnmill.schemas.channels.sections.base import SecretReference
 from turnmill.schemas.channels.sections.slack import SlackSection
 from turnmill.schemas.channels.sections.telegram import TelegramSection
 from turnmill.schemas.channels.sections.whatsapp import WhatsAppSection
-from turnmill.schemas.errors import ChannelUnavailable
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.base import Job
 from turnmill.workers.delivery.claims import Holder, claim_delivery
 from turnmill.workers.delivery.slack.adapter import SlackDelivery
 from turnmill.workers.delivery.telegram.adapter import TelegramDelivery
-from turnmill.workers.delivery.voice import MAX_SPOKEN, MAX_TRIES, Speaker, spoken_text
+from turnmill.workers.delivery.voice import MAX_SPOKEN, Speaker, spoken_text
 from turnmill.workers.delivery.whatsapp import WhatsAppDelivery
+from turnmill.workers.media.base import Interrupted
 
 USER = 4711
+LEASE_S = 30.0
 SOUND = b"OggS" + bytes(24) + b"OpusHead"
 
 
@@ -40,7 +44,7 @@ class Voice:
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def speak(self, text: str) -> bytes | None:
+    def speak(self, text: str, until: float) -> bytes | None:
         self.texts.append(text)
         return None if "订单" in text else SOUND
 
@@ -66,7 +70,7 @@ def reply(api: TelegramAPI, monkeypatch: pytest.MonkeyPatch) -> Reply:
 
 def test_a_reply_is_spoken_once_its_text_is_there(api: TelegramAPI, reply: Reply) -> None:
     voice = Voice()
-    speaker = Speaker(voice)
+    speaker = Speaker(voice, LEASE_S)
     for _ in range(2):
         assert reply.delivery.send(reply.job, reply.notes)
         speaker.speak(reply.delivery, reply.job, reply.notes)
@@ -82,23 +86,28 @@ def test_what_is_not_asked_for_or_cannot_be_spoken_is_only_read(
     voice, job = Voice(), reply.job
     silent = replace(job, is_spoken=False)
     for each in (silent, replace(job, text="订单"), replace(job, text="a " * MAX_SPOKEN)):
-        Speaker(voice).speak(reply.delivery, each, Notes())
-    Speaker(None).speak(reply.delivery, job, Notes())
+        Speaker(voice, LEASE_S).speak(reply.delivery, each, Notes())
+    Speaker(None, LEASE_S).speak(reply.delivery, job, Notes())
     assert api.voices == []
     assert voice.texts == ["订单"]
 
 
 def test_a_voice_that_breaks_fails_no_delivery(api: TelegramAPI, reply: Reply) -> None:
     class Broken:
-        def speak(self, text: str) -> bytes | None:
+        def speak(self, text: str, until: float) -> bytes | None:
             raise RuntimeError(text)
 
     with capture_logs() as logs:
-        Speaker(Broken()).speak(reply.delivery, reply.job, reply.notes)
+        Speaker(Broken(), LEASE_S).speak(reply.delivery, reply.job, reply.notes)
+        mute = Speaker(None, LEASE_S)
         for _ in range(2):
-            Speaker(None).speak(reply.delivery, reply.job, Notes())
+            mute.speak(reply.delivery, reply.job, Notes())
     assert api.voices == []
-    assert [log["event"] for log in logs] == ["voice.not_made", *["voice.unavailable"] * 2]
+    assert [log["event"] for log in logs] == [
+        "voice.not_made",
+        "voice.skipped",
+        "voice.unavailable",
+    ]
     assert "today" not in str(logs)
 
 
@@ -113,7 +122,7 @@ def test_code_addresses_and_sources_are_not_spoken(reply: Reply) -> None:
 def test_a_voice_in_doubt_is_not_sent_again(api: TelegramAPI, reply: Reply, moment: str) -> None:
     api.order("sendVoice", moment)
     for _ in range(2):
-        Speaker(Voice()).speak(reply.delivery, reply.job, reply.notes)
+        Speaker(Voice(), LEASE_S).speak(reply.delivery, reply.job, reply.notes)
     assert api.count("sendVoice") == 1
 
 
@@ -122,31 +131,57 @@ def test_a_worker_that_dies_of_a_voice_leaves_it_to_nobody(api: TelegramAPI, rep
         reply.notes, before = Notes(), len(api.voices)
         reply.notes.dies_after = dies_after
         with pytest.raises(Killed):
-            Speaker(Voice()).speak(reply.delivery, reply.job, reply.notes)
+            Speaker(Voice(), LEASE_S).speak(reply.delivery, reply.job, reply.notes)
         assert len(api.voices) - before == sent
         reply.notes.dies_after = None
-        Speaker(Voice()).speak(reply.delivery, reply.job, reply.notes)
+        Speaker(Voice(), LEASE_S).speak(reply.delivery, reply.job, reply.notes)
         assert len(api.voices) - before == 1
 
 
-def test_a_limit_is_waited_for_and_a_refusal_fails_nothing(api: TelegramAPI, reply: Reply) -> None:
-    voice = Voice()
-    speaker = Speaker(voice)
+def test_a_limit_or_a_refusal_leaves_the_voice_out_and_delays_nothing(
+    api: TelegramAPI, reply: Reply
+) -> None:
+    speaker = Speaker(Voice(), LEASE_S)
     api.order("sendVoice", "429", retry_after_s=3)
-    with pytest.raises(ChannelUnavailable) as limited:
-        speaker.speak(reply.delivery, reply.job, reply.notes)
-    assert limited.value.retry_after_s == 3
-    speaker.speak(reply.delivery, reply.job, reply.notes)
-    assert len(api.voices) == 1
-    assert voice.texts == ["It comes today."]  # made once
-    api.order("sendVoice", "429", times=MAX_TRIES)
-    reply.notes = Notes()
-    for _ in range(MAX_TRIES - 1):
-        with pytest.raises(ChannelUnavailable):
-            speaker.speak(reply.delivery, reply.job, reply.notes)
-    speaker.speak(reply.delivery, reply.job, reply.notes)
-    api.chat_error, reply.notes = "Bad Request: VOICE_MESSAGES_FORBIDDEN", Notes()
-    speaker.speak(reply.delivery, reply.job, reply.notes)
+    for error in ("", "Bad Request: VOICE_MESSAGES_FORBIDDEN"):
+        reply.notes = Notes()
+        with capture_logs() as logs:
+            for _ in range(2):
+                speaker.speak(reply.delivery, reply.job, reply.notes)
+        assert [log["event"] for log in logs] == ["voice.skipped"]
+        assert logs[0]["result"] == ("not_sent" if error else "limited")
+        api.chat_error = "Bad Request: VOICE_MESSAGES_FORBIDDEN"
+    assert (api.count("sendVoice"), api.voices) == (2, [])
+
+
+def test_a_voice_that_is_late_or_waits_for_another_is_left_out(
+    api: TelegramAPI, reply: Reply
+) -> None:
+    class Slow:
+        """Speaks until it is told to end, or its time is up."""
+
+        def __init__(self) -> None:
+            self.has_begun, self.end = Event(), Event()
+
+        def speak(self, text: str, until: float) -> bytes | None:
+            self.has_begun.set()
+            if not self.end.wait(until - time.monotonic()):
+                raise Interrupted
+            return SOUND
+
+    speaker = Speaker(Slow(), 1.0)
+    with capture_logs() as logs:
+        speaker.speak(reply.delivery, reply.job, Notes())
+    assert (logs[0]["result"], api.voices) == ("late", [])
+    speaker = Speaker(slow := Slow(), 60.0)
+    with ThreadPoolExecutor(1) as pool, capture_logs() as logs:
+        first = pool.submit(speaker.speak, reply.delivery, reply.job, Notes())
+        assert slow.has_begun.wait(10)
+        speaker._wait_s = 0.2
+        speaker.speak(reply.delivery, reply.job, Notes())
+        slow.end.set()
+        first.result(10)
+    assert [log["result"] for log in logs] == ["busy"]
     assert len(api.voices) == 1
 
 
@@ -163,14 +198,12 @@ def test_a_reply_is_spoken_on_whatsapp_too(monkeypatch: pytest.MonkeyPatch) -> N
         reply.job = replace(reply.job, text="It comes today.", is_spoken=True)
         assert delivery.send(reply.job, reply.notes)
         for _ in range(2):
-            Speaker(Voice()).speak(delivery, reply.job, reply.notes)
+            Speaker(Voice(), LEASE_S).speak(delivery, reply.job, reply.notes)
         assert (api.texts, api.voices) == (["It comes today."], [SOUND])
         api.order("upload", "429")
         reply.notes = Notes()
-        with pytest.raises(ChannelUnavailable):
-            Speaker(Voice()).speak(delivery, reply.job, reply.notes)
-        Speaker(Voice()).speak(delivery, reply.job, reply.notes)
-        assert api.voices == [SOUND, SOUND]
+        Speaker(Voice(), LEASE_S).speak(delivery, reply.job, reply.notes)
+        assert api.voices == [SOUND]
 
 
 def test_a_reply_is_spoken_in_a_thread_of_slack_with_the_scope_for_it(
@@ -187,15 +220,15 @@ def test_a_reply_is_spoken_in_a_thread_of_slack_with_the_scope_for_it(
         reply = Reply(delivery, **thread)
         reply.job = replace(reply.job, text="It comes today.", is_spoken=True)
         assert delivery.send(reply.job, reply.notes)
-        Speaker(Voice()).speak(delivery, reply.job, reply.notes)  # without the scope
+        Speaker(Voice(), LEASE_S).speak(delivery, reply.job, reply.notes)  # without the scope
         assert api.shared == []
         api.scopes += ",files:write"
         command = replace(reply.job, target=thread | {"response_url": "https://hooks.slack.com/1"})
-        Speaker(Voice()).speak(delivery, command, Notes())
+        Speaker(Voice(), LEASE_S).speak(delivery, command, Notes())
         assert api.shared == []
         reply.notes = Notes()
         for _ in range(2):
-            Speaker(Voice()).speak(delivery, reply.job, reply.notes)
+            Speaker(Voice(), LEASE_S).speak(delivery, reply.job, reply.notes)
         assert api.shared == [("C1", "1.1", SOUND)]
         assert len(api.texts) == 1
 
