@@ -103,13 +103,15 @@ def formats(
     for settings in _engines(name or []):
         found = run_formats(settings, chats, rounds, seed)
         times = (found.none_s, found.first_s, found.second_s)
-        table.add_row(
+        row = (
             settings.name,
             f"{median(found.free):.1f}",
             f"{median(found.held):.1f}",
             f"{found.kept:.0%}",
             *(f"{1000 * median(each):.0f}" for each in times),
         )
+        console.print("  ".join(row))  # a run that is stopped has what it measured
+        table.add_row(*row)
     console.print(table)
     loads = ", ".join(f"{each:.1f}" for each in getloadavg())
     console.print(f"{chats} chats at once, {rounds} rounds. Load averages at the end: {loads}.")
