@@ -118,17 +118,20 @@ class NotMet:
 
 def judged(reply: Reply, params: GenerationParams) -> NotMet | None:
     """None where the reply has the form that its turn asks for, or is cut, as with OpenAI."""
-    demands = bool(demanded_tools(params))
+    demanded = {tool.name for tool in demanded_tools(params)}
     if reply.finish_reason not in ("stop", "tool_calls"):
-        if demands or params.response_format is not None:
+        if demanded or params.response_format is not None:
             FORMATS.labels("cut").inc()
         return None
-    if reply.finish_reason == "tool_calls":
+    if demanded and reply.finish_reason != "tool_calls":
+        field, reason = "tool_choice", "it calls no tool"
+    elif demanded and any(call.name not in demanded for call in reply.tool_calls):
+        # Servers are not bound by what is passed on to them.
+        field, reason = "tool_choice", "it calls another tool than the one that is to be called"
+    elif reply.finish_reason == "tool_calls":
         if not any(is_held_to(call.name, params) for call in reply.tool_calls):
             return None
         field, reason = "tools", find_call_fault(reply.tool_calls, params)
-    elif demands:
-        field, reason = "tool_choice", "it calls no tool"
     elif params.response_format is not None:
         field, reason = "response_format", find_fault(params.response_format, reply.content)
     else:

@@ -49,11 +49,14 @@ TOOL = Tool(
 
 
 class Scripted(EchoEngine):
-    """Calls the tool `note` with these arguments, one after the other; None: it does not."""
+    """Calls a tool, `note`, with these arguments, one after the other; None: it does not."""
 
-    def __init__(self, *arguments: str | None, can: Capabilities | None = None) -> None:
+    def __init__(
+        self, *arguments: str | None, can: Capabilities | None = None, tool: str = "note"
+    ) -> None:
         super().__init__(EngineSettings())
         self._arguments = iter(arguments)
+        self._tool = tool
         self._can = can or super().capabilities
         self.prompts: list[Prompt] = []
 
@@ -68,7 +71,7 @@ class Scripted(EchoEngine):
             yield Chunk("Certainly!", 1)
             yield Chunk("", 0, "stop", 3)
         else:
-            call = ToolCallPiece(0, f"call_{len(self.prompts)}", "note", arguments)
+            call = ToolCallPiece(0, f"call_{len(self.prompts)}", self._tool, arguments)
             yield Chunk("", 1, "tool_calls", 3, tool_calls=(call,))
 
 
@@ -210,6 +213,21 @@ def test_a_call_that_is_demanded_and_not_made_fails_by_its_name(
     reply = answered(system, GenerationParams(tools=(TOOL,))).reply
     assert reply is not None, "whose calls nobody demanded"
     assert json.loads(reply.tool_calls[0].arguments) == {"urgency": "seven"}
+
+
+def test_a_call_of_another_tool_is_not_the_one_that_is_demanded(
+    system: Any, use: Callable[[Scripted], Scripted]
+) -> None:
+    offered = (TOOL, Tool(name="other"))
+    engine = use(Scripted("{}", "{}", tool="other"))
+    turn = answered(system, GenerationParams(tools=offered, tool_choice="note"))
+    assert (turn.state, turn.error_code) == ("failed", "format_not_met")
+    assert "'tool_choice'" in (turn.error_message or "")
+    assert len(engine.prompts) == 2
+    use(Scripted("{}", tool="other"))
+    reply = answered(system, GenerationParams(tools=offered, tool_choice="required")).reply
+    assert reply is not None, "any tool will do"
+    assert [call.name for call in reply.tool_calls] == ["other"]
 
 
 def test_a_choice_that_no_live_worker_can_make_is_refused_by_its_field(
