@@ -8,7 +8,7 @@ from typing import Any
 
 from turnmill.producer.doctor.findings import Finding, Level, broken, ok
 from turnmill.producer.operations.remedies import tenant_option
-from turnmill.producer.tenants import find_tenant, list_bots
+from turnmill.producer.tenants import Bot, find_tenant, list_bots
 from turnmill.schemas.channels.configuration import load_configuration
 from turnmill.schemas.channels.sections.base import ChannelSection, SecretReference
 from turnmill.schemas.errors import SettingsError, TurnmillError
@@ -29,6 +29,9 @@ PLATFORM_CHECKS = {
     "whatsapp": "turnmill.producer.channels.whatsapp_check:check_whatsapp",
 }
 
+#: kind → "module:function" that asks the platform whether a bot's policies can be kept there.
+POLICY_CHECKS = {"slack": "turnmill.producer.channels.slack.check:check_policies"}
+
 #: kind → "module:function" that tells the platform where to send its events. On others a person
 #: pastes the address.
 REGISTRATIONS = {
@@ -45,10 +48,14 @@ def check_channel(database: Database, section: ChannelSection) -> Iterator[Findi
     """
     secrets = list(_secrets(section))
     yield from secrets
-    yield _bot(database, section).of("bot")
+    yield (bot := _bot(database, section)).of("bot")
     if section.kind in PLATFORM_CHECKS and not any(each.fix for each in secrets):
         ask = _load(PLATFORM_CHECKS[section.kind])
         yield from (finding.of(section.kind) for finding in ask(section))
+        if section.kind in POLICY_CHECKS and bot.level is Level.OK:
+            ask = _load(POLICY_CHECKS[section.kind])
+            policies = _bots(database, section)[section.bot].policies
+            yield from (finding.of(section.kind) for finding in ask(section, policies))
 
 
 def check_secrets(settings: Settings) -> Iterator[Finding]:
@@ -108,12 +115,17 @@ def _secrets(section: ChannelSection) -> Iterator[Finding]:
                 yield broken(error.message, "Set it for every process of Turnmill.").of(field)
 
 
+def _bots(database: Database, section: ChannelSection) -> dict[str, Bot]:
+    """The bots of the channel's tenant by their names. Raises `TurnmillError`."""
+    return {bot.name: bot for bot in list_bots(database, find_tenant(database, section.tenant))}
+
+
 def _bot(database: Database, section: ChannelSection) -> Finding:
     try:
-        bots = list_bots(database, find_tenant(database, section.tenant))
+        bots = _bots(database, section)
     except TurnmillError as error:
         return broken(error.message)
-    if section.bot in {bot.name for bot in bots}:
+    if section.bot in bots:
         return ok(f"{section.bot}, of the tenant {section.tenant}")
     return broken(
         f"the tenant {section.tenant} has no bot '{section.bot}'",

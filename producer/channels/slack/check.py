@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError, SlackClientError
+from slack_sdk.web import SlackResponse
 
-from turnmill.producer.channels.slack.scopes import BOT_SCOPES
-from turnmill.producer.doctor.findings import Finding, broken, note, ok
+from turnmill.producer.channels.slack.scopes import BOT_SCOPES, VOICE_SCOPE
+from turnmill.producer.doctor.findings import Finding, broken, note, ok, warning
+from turnmill.schemas.channels.policies import Policies, VoiceReplies
 from turnmill.schemas.channels.sections.base import SecretReference
 from turnmill.schemas.channels.sections.slack import SlackSection
 
@@ -15,6 +17,9 @@ TIMEOUT_S = 10
 _TOKENS = (
     "Copy the token again: https://api.slack.com/apps, OAuth & Permissions for xoxb-…, "
     "Basic Information for xapp-…"
+)
+_ADD_SCOPES = (
+    "Add what is missing under OAuth & Permissions, then reinstall the app and copy the new token."
 )
 
 
@@ -32,19 +37,43 @@ def check_slack(section: SlackSection) -> Iterator[Finding]:
         yield broken(f"auth.test: {_reason(error)}", _TOKENS)
         return
     yield ok(f"the bot is @{answer['user']} ({answer['user_id']}) in {answer['team']}")
-    headers = {name.lower(): value for name, value in answer.headers.items()}
-    yield _scopes(headers.get("x-oauth-scopes", ""))
+    yield _scopes(_scopes_of(answer))
     if section.app_token is not None:
         yield _socket_mode(client, section.app_token)
 
 
-def _scopes(header: str) -> Finding:
-    has = {scope.strip() for scope in header.split(",")}
+def check_policies(section: SlackSection, policies: Policies) -> Iterator[Finding]:
+    """Look whether the bot's token has what the bot's policies need; `check_slack` comes first.
+
+    Raises:
+        SettingsError: the token is missing.
+    """
+    if policies.voice_replies is VoiceReplies.OFF:
+        return
+    token = section.bot_token.read().get_secret_value()
+    try:
+        has = _scopes_of(WebClient(token, base_url=section.api_url, timeout=TIMEOUT_S).auth_test())
+    except (SlackApiError, SlackClientError, OSError):
+        return  # `check_slack` has told.
+    if VOICE_SCOPE not in has:
+        yield warning(
+            f"the bot answers voice by voice, and its token lacks the scope for it: {VOICE_SCOPE}. "
+            "Its replies are sent as text alone",
+            _ADD_SCOPES,
+        )
+
+
+def _scopes_of(answer: SlackResponse) -> set[str]:
+    headers = {name.lower(): value for name, value in answer.headers.items()}
+    return {scope.strip() for scope in headers.get("x-oauth-scopes", "").split(",")}
+
+
+def _scopes(has: set[str]) -> Finding:
     if missing := [scope for scope in BOT_SCOPES if scope not in has]:
         wanted = ", ".join(f"{scope} ({BOT_SCOPES[scope]})" for scope in missing)
         return broken(
             f"the bot's token lacks scopes: {wanted}",
-            "Add them under OAuth & Permissions, then reinstall the app and copy the new token.",
+            _ADD_SCOPES,
         )
     return ok(f"the bot's token has all {len(BOT_SCOPES)} scopes")
 

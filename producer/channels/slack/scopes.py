@@ -13,6 +13,8 @@ BOT_SCOPES = {
     "mpim:history": "to read group messages",
     "reactions:read": "to count thumbs as ratings",
 }
+#: What only apps need whose bot has the policy `voice_replies`.
+VOICE_SCOPE = "files:write"
 
 #: Events that the bot subscribes to. https://docs.slack.dev/reference/events
 BOT_EVENTS = (

@@ -308,6 +308,20 @@ def test_missing_scopes_are_named_with_what_they_are_for(
     assert "chat:write (" not in said
 
 
+def test_the_scope_for_voice_is_missed_where_the_bot_speaks(
+    turnmill: Turnmill, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turnmill("channels", "apply")
+    assert "files:write" not in turnmill("channels", "check", "acme-slack")[1]
+    policy = '[bots.support.policies]\n        voice_replies = "to_voice"'
+    file.write_text(file.read_text().replace("[bots.support.policies]", policy))
+    turnmill("channels", "apply")
+    status, said = turnmill("channels", "check", "acme-slack")
+    assert (status, "files:write" in said) == (0, True)
+    monkeypatch.setattr(FakeSlack, "scopes", f"{FakeSlack.scopes},files:write")
+    assert "files:write" not in turnmill("channels", "check", "acme-slack")[1]
+
+
 @pytest.mark.parametrize("name", ["acme-slack", "desk", "chat", "lark", "team", "hook"])
 def test_a_simulated_event_is_answered_and_its_thread_continued(
     turnmill: Turnmill, api: Settings, name: str, monkeypatch: pytest.MonkeyPatch
