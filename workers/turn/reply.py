@@ -123,6 +123,7 @@ def judged(reply: Reply, params: GenerationParams) -> NotMet | None:
         if demanded or params.response_format is not None:
             FORMATS.labels("cut").inc()
         return None
+    reason: str | None
     if demanded and reply.finish_reason != "tool_calls":
         field, reason = "tool_choice", "it calls no tool"
     elif demanded and any(call.name not in demanded for call in reply.tool_calls):
