@@ -106,7 +106,12 @@ HELD: dict[str, tuple[Held, ...]] = {
                 "user_key": "NULL",
             },
         ),
-        Held(Of.ANSWERED, "id", {"error_message": "NULL"}),
+        # Never null where it was not: the turn of another user stays parked, and is listed.
+        Held(
+            Of.ANSWERED,
+            "id",
+            {"error_message": "CASE WHEN error_message IS NOT NULL THEN 'Erased.' END"},
+        ),
     ),
     "channel_threads": (Held(Of.OWN_CONVERSATION, "conversation_id"),),
     "conversations": (

@@ -204,6 +204,37 @@ def test_what_is_left_of_erased_turns_can_be_looked_at(world: World, turnmill: A
     assert world.database.run("SELECT FROM turns WHERE state IN ('queued', 'waiting')") == []
 
 
+def test_a_parked_turn_of_another_user_stays_listed(
+    world: World, turnmill: Any, serve_api: Any
+) -> None:
+    first = world.call(WORD, f"A {WORD}!")
+    request = world.system.request(
+        "And then?", user_key=f"api:{OTHERS}", conversation_id=first.conversation_id
+    )
+    parked = accept(world.database, request).turn_id
+    world.end(parked, TurnState.PARKED)
+    world.database.run(
+        "UPDATE turns SET error_code = 'engine_error', error_message = %s WHERE id = %s "
+        "RETURNING id",
+        (f"No {WORD} here.", parked),
+    )
+    world.forget(WORD)
+    assert world.tables_with(WORD) == set()
+    name = show_id(Prefix.TURN, parked)
+    for words in (("parked", "list"), ("parked", "show", name), ("turn", "show", name)):
+        status, said = turnmill(*words)
+        assert (words, status, "Erased." in said) == (words, 0, True), said
+        assert name in said
+    admin = create_key(world.database, world.tenant_id, "admin", [Scope.ADMIN])
+    headers = {"Authorization": f"Bearer {admin}"}
+    with serve_api(world.settings) as url, httpx.Client(base_url=url, headers=headers) as client:
+        page, turn = (client.get(path).json() for path in ("/parked", f"/parked/{name}"))
+    assert page["errors"] == [
+        {"error_code": "engine_error", "error_message": "Erased.", "count": 1}
+    ]
+    assert [each["turn_id"] for each in page["turns"]] == [turn["turn_id"]] == [name]
+
+
 def test_what_still_is_being_sent_is_named(
     world: World, turnmill: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
