@@ -5,10 +5,12 @@ outside the database (`ledger.py`). A job that ends half-way resumes: what is er
 again.
 """
 
+import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -36,6 +38,9 @@ log = structlog.get_logger()
 #: How often a worker looks for erasures, and compares the list with its copy, seconds.
 LOOK_EVERY_S, MERGE_EVERY_S = 5.0, 600.0
 
+#: So long a round searches for the files of a tenant, seconds: the next users are not kept waiting.
+SEARCH_S = 30.0
+
 #: So long is waited for what others were promised in the user's conversations.
 PATIENCE = timedelta(hours=1)
 
@@ -56,12 +61,40 @@ def erase(
     erasure: Erasure,
     on_progress: Callable[[Counter[str]], None] = lambda counts: None,
 ) -> Erased:
-    """Erase what a user said until the erasure, as far as nothing of it is open. Without the user's
-    key (`find_keys`) nothing is known of the user.
+    """Erase what a user said until the erasure, as far as nothing of it is open, and the files.
 
     Raises:
         DatabaseUnavailable, StorageUnavailable: what was erased until then stays so.
     """
+    erased = _erase_said(database, erasure, on_progress)
+    _erase_files(database, storage, [erased])
+    return erased
+
+
+def erase_all(database: Database, storage: Storage, *, search_s: float = math.inf) -> list[Erased]:
+    """Do what is not done of all erasures. Files are searched for last, once for each tenant, at
+    most `search_s` long. Raises as `erase`, once all were tried.
+    """
+    erased: list[Erased] = []
+    failed: list[Exception] = []
+    for each in find_keys(database, list_erasures(database, is_open=True)):
+        with _kept(failed):
+            erased.append(_erase_said(database, each))
+    for tenant_id in {each.erasure.tenant_id for each in erased}:
+        mine = [each for each in erased if each.erasure.tenant_id == tenant_id]
+        with _kept(failed):
+            _erase_files(database, storage, mine, search_s)
+    if failed:
+        raise failed[0]
+    return erased
+
+
+def _erase_said(
+    database: Database,
+    erasure: Erasure,
+    on_progress: Callable[[Counter[str]], None] = lambda counts: None,
+) -> Erased:
+    """Erase all but files. Without the user's key (`find_keys`) nothing is known of the user."""
     counts: Counter[str] = Counter()
     waiting: set[UUID] = set()
     if erasure.key is not None:
@@ -70,32 +103,41 @@ def erase(
         for conversation_id in chain(
             find_conversations(database, person), find_late(database, person, waiting)
         ):
-            erased = erase_conversation(database, person, conversation_id, waits=waits)
-            if erased is None:
+            changed = erase_conversation(database, person, conversation_id, waits=waits)
+            if changed is None:
                 waiting.add(conversation_id)
-            counts += erased or Counter()
+            counts += changed or Counter()
             on_progress(counts)
         counts += erase_person(database, person)
-    counts += delete_orphans(database, storage, erasure.tenant_id)
-    if not waiting:
-        finish_erasure(database, erasure)
-        log.info("user.erased", key_hash=erasure.key_hash.hex()[:12], **counts)
-    return Erased(erasure, counts, len(waiting))
-
-
-def erase_all(database: Database, storage: Storage) -> list[Erased]:
-    """Do what is not done of all erasures. Raises as `erase`, once all were tried."""
-    erased: list[Erased] = []
-    failed: list[Exception] = []
-    for each in find_keys(database, list_erasures(database, is_open=True)):
-        try:
-            erased.append(erase(database, storage, each))
-        except Exception as error:
-            log.warning("erasure.failed", error=type(error).__name__)
-            failed.append(error)
-    if failed:
-        raise failed[0]
+    erased = Erased(erasure, counts, len(waiting))
+    _finish(database, erased)
     return erased
+
+
+def _erase_files(
+    database: Database, storage: Storage, erased: Sequence[Erased], within_s: float = math.inf
+) -> None:
+    """Delete files that users of one tenant sent, and finish the erasures that waited for it."""
+    counts = erased[0].counts
+    counts += delete_orphans(database, storage, erased[0].erasure.tenant_id, within_s=within_s)
+    for each in erased:
+        _finish(database, each)
+
+
+def _finish(database: Database, erased: Erased) -> None:
+    if not erased.waiting and finish_erasure(database, erased.erasure):
+        key_hash = erased.erasure.key_hash.hex()[:12]
+        log.info("user.erased", key_hash=key_hash, **erased.counts)
+
+
+@contextmanager
+def _kept(failed: list[Exception]) -> Iterator[None]:
+    """Keep an error until all others were tried."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("erasure.failed", error=type(error).__name__)
+        failed.append(error)
 
 
 class Eraser:
@@ -134,7 +176,7 @@ class Eraser:
         pending = list_erasures(self._database, is_open=True)
         if pending or time.monotonic() - self._merged_at >= MERGE_EVERY_S:
             self._merge()
-        for each in erase_all(self._database, self._storage):
+        for each in erase_all(self._database, self._storage, search_s=SEARCH_S):
             if each.waiting:
                 log.info("user.erasure_waits", conversations=each.waiting)
 

@@ -45,6 +45,7 @@ def upgrade() -> None:
         sa.Column("at", sa.DateTime(timezone=True), nullable=False, server_default=now),
         sa.Column("key", sa.Text()),
         sa.Column("done_at", sa.DateTime(timezone=True)),
+        sa.Column("has_files", sa.Boolean(), nullable=False, server_default=sa.false()),
     )
     op.create_index(
         "ix_erasures_open", "erasures", ["at"], postgresql_where=sa.text("done_at IS NULL")

@@ -64,6 +64,10 @@ SELECT 1 FROM deliveries
 WHERE conversation_id = ANY(%(conversations)s) AND state IN ({UNSENT}) LIMIT 1
 """
 
+#: First of all, as whoever forgets a user once more locks the erasure before conversations.
+_LOCK_ERASURE = "SELECT 1 FROM erasures WHERE tenant_id = %s AND key_hash = %s FOR UPDATE"
+_HAS_FILES = "UPDATE erasures SET has_files = true WHERE tenant_id = %s AND key_hash = %s"
+
 _GIVE_UP = change(TurnState.PARKED, to=TurnState.FAILED)
 
 #: Nobody can replay what is not there any more.
@@ -173,6 +177,7 @@ def _is_quiet(cursor: Cursor, reach: _Reach, *, waits: bool) -> bool:
 def _lock(cursor: Cursor, person: Person, conversation_id: UUID, copies: Sequence[Copy]) -> _Reach:
     """Lock a conversation with its copies, and read what is to be erased."""
     conversations = [conversation_id, *(each.conversation_id for each in copies)]
+    cursor.execute(_LOCK_ERASURE, (person.tenant_id, person.erasure.key_hash))
     lock_conversations(cursor, sorted(set(conversations)))
     params = {**person.params, "conversation": conversation_id}
     turns = cursor.execute(_TURNS, params).fetchall()
@@ -200,7 +205,8 @@ def _erase(cursor: Cursor, person: Person, reach: _Reach) -> Counter[str]:
     items = [row.id for row in cursor.execute(_ITEMS, {"tenant": person.tenant_id, "names": names})]
     ids = {**reach._asdict(), "items": items, "tenant": person.tenant_id}
     counts: Counter[str] = Counter()
-    cursor.execute(NOTE_FILES, ids)
+    if cursor.execute(NOTE_FILES, ids).rowcount:
+        cursor.execute(_HAS_FILES, (person.tenant_id, person.erasure.key_hash))
     cursor.execute(_END_PARKED, ids)
     for table, statement in statements():
         counts[table] += cursor.execute(statement, ids).rowcount

@@ -2,10 +2,14 @@
 
 Whoever erases turns notes their files in the same transaction. What is left of the turns is then
 searched, slice by slice in the order of their ids, from the time when the file was stored. Each
-slice is a transaction that locks nothing but the notes, and notes how far the search is. The last
-one also locks the files, and looks again at the turns of the last minute.
+slice is a transaction that locks nothing but the notes, and notes how far the search is. A pause as
+long follows. The last one also locks the files, and looks again at the turns of the last minute.
+
+No index leads to the turns of one tenant: those of all tenants since then are passed over. Only the
+tenant's own are read beyond their row.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +26,8 @@ MOST_FILES, FIRST_ROWS, MOST_ROWS = 500, 500, 5_000
 
 #: A slice is made as large as can be read in this time, seconds.
 SLICE_S = 0.05
+#: The pause after a slice is as long as the slice took, and no longer than this.
+MOST_PAUSE_S = 1.0
 
 #: Ids of turns are made before their transactions commit, by clocks that differ.
 LATE = timedelta(minutes=1)
@@ -93,13 +99,23 @@ class _Slice(NamedTuple):
     rows: int
 
 
-def delete_orphans(database: Database, storage: Storage, tenant_id: UUID) -> Counter[str]:
+def delete_orphans(
+    database: Database, storage: Storage, tenant_id: UUID, *, within_s: float = math.inf
+) -> Counter[str]:
     """Delete the files of erased turns that no turn refers to, rows and bytes, and count them.
+
+    What is not searched after `within_s` is left to the next call.
 
     Raises:
         DatabaseUnavailable, StorageUnavailable: what was searched need not be searched again.
     """
-    return Counter(files=sum(search(database, storage, tenant_id)))
+    ends = time.monotonic() + within_s
+    counts: Counter[str] = Counter()
+    for deleted in search(database, storage, tenant_id):
+        counts["files"] += deleted
+        if time.monotonic() >= ends:
+            break
+    return counts
 
 
 def search(database: Database, storage: Storage, tenant_id: UUID) -> Iterator[int]:
@@ -117,6 +133,7 @@ def search(database: Database, storage: Storage, tenant_id: UUID) -> Iterator[in
         took_s = max(time.monotonic() - began, 0.001)
         rows = max(1, min(MOST_ROWS, 2 * rows, int(rows * SLICE_S / took_s)))
         yield deleted
+        time.sleep(min(took_s, MOST_PAUSE_S))
 
 
 def _step(cursor: Cursor, storage: Storage, tenant_id: UUID, rows: int) -> int | None:

@@ -86,6 +86,8 @@ erasures = Table(
     #: The user's key, until all is erased.
     Column("key", Text),
     time_column("done_at"),
+    #: It is not done while files of the tenant are searched for: some may be the user's.
+    Column("has_files", Boolean, nullable=False, server_default=text("false")),
     Index("ix_erasures_open", "at", postgresql_where=text("done_at IS NULL")),
 )
 

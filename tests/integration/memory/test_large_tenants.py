@@ -1,5 +1,7 @@
 """Users are forgotten in large tenants: in slices, by indexes, and while others write."""
 
+import json
+import random
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -21,10 +23,11 @@ from turnmill.schemas.errors import StorageUnavailable
 from turnmill.schemas.files.files import File, Purpose
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.store.memory import erasing, orphans
-from turnmill.schemas.store.memory.erasures import Erasure, key_hash
+from turnmill.schemas.store.memory.erasures import Erasure, key_hash, list_erasures
 from turnmill.schemas.store.memory.finding import ROWS, find_keys
 from turnmill.schemas.store.tables import turns
 from turnmill.schemas.turns import Message, Role, TurnState
+from turnmill.workers.upkeep.erasures import erase_all
 
 WORD, OTHERS = "quetzalcoatlus", "archaeopteryx"
 
@@ -187,7 +190,7 @@ def test_a_file_that_somebody_stores_during_the_search_stays_for_their_turn(
     send(world, WORD, file)
     send(world, OTHERS, world.upload(OTHERS))
 
-    def search(*where: Any) -> Counter[str]:
+    def search(*where: Any, **_: Any) -> Counter[str]:
         for step, _ in enumerate(orphans.search(*where)):
             if step == 0:
                 tomorrow = datetime.now(UTC) + timedelta(days=1)
@@ -243,6 +246,68 @@ def test_a_search_that_is_interrupted_resumes(
     assert files_of(world) == set()
     # Seven turns, the end, and what is looked at once more.
     assert seen == {2: 4, 1: 5}
+
+
+def test_a_search_for_files_keeps_no_user_without_files_waiting(
+    world: World, short_slices: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for word in (WORD, "pteranodon"):
+        send(world, word, world.upload(word))
+    world.end(
+        accept(world.database, world.system.request("Hi", user_key=f"api:{OTHERS}")).turn_id,
+        TurnState.FAILED,
+    )
+    for word in (WORD, "pteranodon", OTHERS):
+        forget_user(world.database, world.tenant_id, f"api:{word}")
+    searches: list[UUID] = []
+
+    def search(database: Any, storage: Any, tenant_id: UUID, **within: Any) -> Counter[str]:
+        searches.append(tenant_id)
+        return orphans.delete_orphans(database, storage, tenant_id, **within)
+
+    monkeypatch.setattr("turnmill.workers.upkeep.erasures.delete_orphans", search)
+    erase_all(world.database, world.storage, search_s=0)
+    # One slice: one turn of three.
+    assert len(files_of(world)) == 2
+    waiting = {each.key for each in list_erasures(world.database, is_open=True)}
+    assert waiting == {f"api:{WORD}", "api:pteranodon"}
+    assert searches == [world.tenant_id]
+    world.erase()
+    assert (files_of(world), list_erasures(world.database, is_open=True)) == (set(), [])
+    assert searches == [world.tenant_id] * 2
+
+
+def test_a_search_rests_after_each_slice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    send(world, WORD, world.upload(WORD))
+    pauses: list[float] = []
+    monkeypatch.setattr(orphans.time, "sleep", pauses.append)
+    forget(world, WORD)
+    assert len(pauses) == 1
+    assert 0 < pauses[0] <= orphans.MOST_PAUSE_S
+
+
+def test_what_other_tenants_said_is_not_read_in_a_search(world: World, database_url: str) -> None:
+    send(world, WORD, world.upload(WORD))
+    large = [
+        {"role": "user", "content": [{"type": "text", "text": random.randbytes(20_000).hex()}]}
+    ]
+    added = (
+        "INSERT INTO turns (id, tenant_id, conversation_id, seq, bot_id, model, lane, state, "
+        "input, params) VALUES (%s, %s, gen_random_uuid(), 1, gen_random_uuid(), 'm', "
+        "'interactive', 'completed', %s, '{}')"
+    )
+    read = {}
+    with psycopg.connect(database_url, autocommit=True) as link:
+        for name, tenant_id in (("others", new_id()), ("own", world.tenant_id)):
+            for _ in range(20):
+                link.execute(added, (new_id(), tenant_id, json.dumps(large)))
+            slice_ = orphans._Slice(world.tenant_id, [new_id()], UUID(int=0), 100)
+            explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {orphans._SLICE}"
+            row = link.execute(explain, slice_._asdict()).fetchone()  # type: ignore[call-overload]
+            plan = row[0][0]["Plan"]
+            read[name] = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+    # A text of 40,000 characters has at least five blocks beside its row.
+    assert read["others"] < 50 < 100 < read["own"], read
 
 
 def test_a_long_conversation_is_erased_in_parts_and_found_until_the_last(
