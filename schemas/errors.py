@@ -13,6 +13,7 @@
     │   ├── SearchUnavailable       the search server does not answer, or not with results
     │   ├── StorageUnavailable      the bytes of files cannot be read or written
     │   ├── ChannelUnavailable      the platform does not take the message right now
+    │   ├── TooManyWaiting          the tenant has as many sounds waiting as it may
     │   ├── ConversationBusy        an earlier message is answered; the policy is to reject another
     │   └── LaterTurnRunning        the parked turn cannot be replayed right now
     └── PermanentError              trying again cannot help
@@ -163,6 +164,12 @@ class LaterTurnRunning(TransientError):
     """A later turn of the conversation is being answered."""
 
     code = "later_turn_running"
+
+
+class TooManyWaiting(TransientError):
+    """The tenant has as many sounds waiting as it may. Send this one again shortly."""
+
+    code = "rate_limit_exceeded"
 
 
 class ConversationBusy(TransientError):

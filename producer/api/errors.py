@@ -55,6 +55,7 @@ STATUSES: dict[str, tuple[int, str]] = {
     "body_too_large": (413, "invalid_request_error"),
     "unsupported_encoding": (415, "invalid_request_error"),
     "unsupported_media_type": (415, "invalid_request_error"),
+    "rate_limit_exceeded": (429, "rate_limit_error"),
     "unavailable": (503, "server_error"),
     "database_unavailable": (503, "server_error"),
     "broker_unavailable": (503, "server_error"),
@@ -118,7 +119,7 @@ class Problem:
         if self.status == HTTPStatus.CONFLICT:
             # OpenAI's clients take any 409 for a lock that will be free soon.
             response.headers["x-should-retry"] = "false"
-        if self.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        if self.status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
             response.headers["Retry-After"] = str(RETRY_AFTER_S)
         if self.turn_id is not None:
             response.headers["Location"] = f"/turns/{show_id(Prefix.TURN, self.turn_id)}"

@@ -25,6 +25,9 @@ class MediaSettings(Section):
     max_image_pixels: int = Field(default=25_000_000, ge=1)
     #: Bytes of a sound in a message, at most.
     max_audio_bytes: int = Field(default=25 * 1024 * 1024, ge=1024)
+    #: Sounds of a tenant that `/v1/audio/transcriptions` has waiting or in work, at most; one more
+    #: is answered 429.
+    max_waiting_sounds: int = Field(default=32, ge=1)
     #: Seconds of sound that are transcribed; longer ones are refused.
     max_audio_s: float = Field(default=300.0, gt=0)
     #: What transcribes sound: `whisper` (extra `voice`), `openai_http` (a server with OpenAI's

@@ -89,7 +89,8 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
             warm_up(engine)
         parts: list[_Part] = [leases, stream, availability, rescuer, pruner, eraser, indexer]
         if media.transcriber is not None and not isinstance(engine, LazyEngine):
-            parts.append(Stenographer(media, media.transcriber, settings.worker.lease_s))
+            lease_s = settings.worker.lease_s
+            parts.append(Stenographer(media, media.transcriber, lease_s, leases.draining))
         for part in parts:
             stack.callback(part.close)
             part.start()

@@ -3,14 +3,18 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from threading import Event, Lock
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Annotated, NamedTuple, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 T = TypeVar("T")
 
 #: How often a thread that waits for a reader looks whether it was aborted, seconds.
 _LOOK_S = 0.2
+
+
+#: A text that PostgreSQL can store.
+Words = Annotated[str, AfterValidator(lambda text: text.replace("\0", ""))]
 
 
 class Reading(BaseModel):
@@ -33,11 +37,11 @@ class Segment(BaseModel):
     A transcriber leaves out what it does not know.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     start: float
     end: float
-    text: str = ""
+    text: Words = ""
     id: int | None = None
     seek: int | None = None
     tokens: tuple[int, ...] | None = None
@@ -50,10 +54,12 @@ class Segment(BaseModel):
 class Transcript(BaseModel):
     """What somebody says in a sound."""
 
-    text: str
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    text: Words
     #: The probability that the words are right, as far as the reader can tell; 0 to 1.
     confidence: float
-    language: str = ""
+    language: Words = ""
     #: Of the sound, seconds; None: unknown.
     duration_s: float | None = None
     segments: tuple[Segment, ...] = ()
@@ -79,7 +85,8 @@ class Transcriber(Protocol):
         """Transcribe a sound in one of the formats that messages may have.
 
         Raises:
-            InvalidInput: it is damaged, too long, or no sound.
+            InvalidInput: it is damaged, too long, or no sound; or (`param` is `language`) the
+                transcriber does not know the language of the hints.
             TransientError: try again later.
             Interrupted: `abort` was set.
         """

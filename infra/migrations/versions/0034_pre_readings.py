@@ -37,10 +37,18 @@ def upgrade() -> None:
         sa.Column("language", sa.Text()),
         sa.Column("prompt", sa.Text()),
         sa.Column("due_at", sa.DateTime(timezone=True)),
+        sa.Column(
+            "wanted_until",
+            sa.DateTime(timezone=True),
+            nullable=False,
+            server_default=sa.func.clock_timestamp(),
+        ),
         sa.Column("attempt", sa.Integer(), nullable=False, server_default=sa.text("0")),
+        sa.Column("tries", sa.Integer(), nullable=False, server_default=sa.text("0")),
         sa.Column("transcript", JSONB()),
         sa.Column("error_code", sa.Text()),
         sa.Column("error_message", sa.Text()),
+        sa.Column("error_param", sa.Text()),
     )
     op.create_index(
         "ix_transcriptions_due_at",

@@ -69,11 +69,17 @@ transcriptions = Table(
     Column("prompt", Text),
     #: When a worker may take it; while one transcribes it, the end of its lease. Null: it ended.
     time_column("due_at"),
-    #: Counts claims; the number fences all that a worker writes.
+    #: When its call stops waiting.
+    time_column("wanted_until", default_now=True),
+    #: Counts claims and hand-backs; the number fences all that a worker writes.
     Column("attempt", Integer, nullable=False, server_default=text("0")),
-    #: A `Transcript`, or why there is none.
+    #: Claims that were not handed back: their workers died, but for the one that transcribes now.
+    Column("tries", Integer, nullable=False, server_default=text("0")),
+    #: A `Transcript`, or why there is none; while it waits for another attempt, why it does.
     Column("transcript", JSONB),
     Column("error_code", Text),
     Column("error_message", Text),
+    #: The field of the call at fault.
+    Column("error_param", Text),
     Index("ix_transcriptions_due_at", "due_at", postgresql_where=text("due_at IS NOT NULL")),
 )

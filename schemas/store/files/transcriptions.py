@@ -4,52 +4,78 @@ Each claim counts `attempt` up. A worker that was paused, or whose lease has exp
 number, and changes nothing any more. The row goes with its file.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
+from turnmill.schemas.errors import TooManyWaiting
+from turnmill.schemas.files.files import File
+from turnmill.schemas.postgres.clock import within
 from turnmill.schemas.postgres.database import Database, notify
 from turnmill.schemas.routes import TURN_CHANNEL
-from turnmill.schemas.store.fleet.liveness import HELD_LOCKS, seen_within
+from turnmill.schemas.store.fleet.liveness import HELD_LOCKS
 
 #: Attempts whose worker died, before a transcription fails.
 MAX_ATTEMPTS = 3
 
+#: Calls of a tenant are counted one after the other.
+_LOCK_TENANT = "SELECT FROM tenants WHERE id = %s FOR NO KEY UPDATE"
+
 _WANT = """
-INSERT INTO transcriptions (file_id, language, prompt, due_at)
-VALUES (%s, %s, %s, clock_timestamp())
+INSERT INTO transcriptions (file_id, language, prompt, due_at, wanted_until)
+SELECT %(file)s, %(language)s, %(prompt)s, now_at, now_at + make_interval(secs => %(wait_s)s)
+FROM clock_timestamp() AS now_at
+WHERE (
+    SELECT count(*) FROM transcriptions t JOIN files f ON f.id = t.file_id
+    WHERE f.tenant_id = %(tenant)s AND t.due_at IS NOT NULL AND t.wanted_until > now_at
+) < %(most)s
+RETURNING file_id
 """
 
 _CLAIM = """
-UPDATE transcriptions t SET attempt = t.attempt + 1,
+UPDATE transcriptions t SET attempt = t.attempt + 1, tries = t.tries + 1,
+    error_code = NULL, error_message = NULL,
     due_at = clock_timestamp() + make_interval(secs => %s)
 FROM files f
 WHERE f.id = t.file_id AND t.file_id = (
-    SELECT file_id FROM transcriptions WHERE due_at <= clock_timestamp()
-    ORDER BY due_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
-RETURNING t.file_id, f.tenant_id, t.language, t.prompt, t.attempt
+    SELECT due.file_id FROM transcriptions due JOIN files sound ON sound.id = due.file_id
+    WHERE due.due_at <= clock_timestamp() AND due.wanted_until > clock_timestamp()
+    ORDER BY array_position(%s::uuid[], sound.tenant_id) NULLS FIRST, due.due_at
+    LIMIT 1 FOR NO KEY UPDATE OF due SKIP LOCKED)
+RETURNING t.file_id, f.tenant_id, t.language, t.prompt, t.attempt, t.tries
 """
 
-#: As long as the claim counts, with the next time that the row is due.
-_DUE_IN = """
+#: As long as the claim counts.
+_RENEW = """
 UPDATE transcriptions SET due_at = clock_timestamp() + make_interval(secs => %s)
 WHERE file_id = %s AND attempt = %s AND due_at IS NOT NULL RETURNING file_id
 """
 
+#: Its attempt is over, whatever the thread does that was at it.
+_HAND_BACK = """
+UPDATE transcriptions SET attempt = attempt + 1, tries = tries - 1,
+    due_at = clock_timestamp() + make_interval(secs => %s), error_code = %s, error_message = %s
+WHERE file_id = %s AND attempt = %s AND due_at IS NOT NULL RETURNING file_id
+"""
+
 _END = """
-UPDATE transcriptions SET due_at = NULL, transcript = %s, error_code = %s, error_message = %s
+UPDATE transcriptions
+SET due_at = NULL, transcript = %s, error_code = %s, error_message = %s, error_param = %s
 WHERE file_id = %s AND attempt = %s AND due_at IS NOT NULL RETURNING file_id
 """
 
 _ENDED = """
-SELECT transcript, error_code, error_message FROM transcriptions
-WHERE file_id = %s AND due_at IS NULL
+SELECT transcript, error_code, error_message, error_param FROM transcriptions
+WHERE file_id = %s AND (due_at IS NULL OR (%s AND error_code IS NOT NULL))
 """
 
+#: A worker that drains takes no sound any more: it counts as one last seen when it began to.
 _CAN = f"""
 SELECT 1 FROM worker_liveness WHERE (capabilities ->> 'transcribes')::boolean
-  AND (lock_key IN ({HELD_LOCKS}) OR {seen_within("%(grace_s)s")}) LIMIT 1
+  AND ((draining_since IS NULL AND lock_key IN ({HELD_LOCKS}))
+    OR {within("coalesce(draining_since, seen_at)", "%(grace_s)s")}) LIMIT 1
 """
 
 
@@ -61,6 +87,8 @@ class Task(NamedTuple):
     language: str | None
     prompt: str | None
     attempt: int
+    #: This claim, and those before it whose workers died.
+    tries: int
 
 
 class Ended(NamedTuple):
@@ -69,33 +97,79 @@ class Ended(NamedTuple):
     transcript: dict[str, Any] | None
     error_code: str | None
     error_message: str | None
+    error_param: str | None
 
 
 def can_transcribe(database: Database, grace_s: float) -> bool:
-    """Whether a live worker transcribes, or one that was seen in the last `grace_s` seconds."""
+    """Whether a live worker takes sounds, or one did in the last `grace_s` seconds."""
     return bool(database.run(_CAN, {"grace_s": grace_s}))
 
 
-def want(database: Database, file_id: UUID, language: str | None, prompt: str | None) -> None:
-    """Ask for the transcription of a stored file."""
-    database.run(_WANT, (file_id, language, prompt))
+def want(
+    database: Database,
+    file: File,
+    language: str | None,
+    prompt: str | None,
+    *,
+    wait_s: float,
+    max_waiting: int,
+) -> None:
+    """Ask for the transcription of a stored file, for `wait_s` seconds.
+
+    Raises:
+        TooManyWaiting: `max_waiting` sounds of the tenant have not ended.
+    """
+    given = {
+        "file": file.file_id,
+        "tenant": file.tenant_id,
+        "language": language,
+        "prompt": prompt,
+        "wait_s": wait_s,
+        "most": max_waiting,
+    }
+    with database.cursor() as cursor:
+        cursor.execute(_LOCK_TENANT, (file.tenant_id,))
+        if cursor.execute(_WANT, given).fetchone() is None:
+            raise TooManyWaiting(
+                f"{max_waiting} sounds of this tenant wait already. Send this one again when one "
+                "of them has ended; TURNMILL_MEDIA__MAX_WAITING_SOUNDS allows more.",
+                param="file",
+            )
 
 
-def ended(database: Database, file_id: UUID) -> Ended | None:
-    """Return what a transcription ended in; None: it has not."""
-    found = database.fetch(Ended, _ENDED, (file_id,))
+def ended(database: Database, file_id: UUID, *, or_delayed: bool = False) -> Ended | None:
+    """Return what a transcription ended in; None: it has not. `or_delayed`: or the error that it
+    waits after for another attempt.
+    """
+    found = database.fetch(Ended, _ENDED, (file_id, or_delayed))
     return found[0] if found else None
 
 
-def claim(database: Database, lease_s: float) -> Task | None:
-    """Take the transcription that has waited longest. None: nothing is due."""
-    found = database.fetch(Task, _CLAIM, (lease_s,))
+def claim(database: Database, lease_s: float, served: Sequence[UUID] = ()) -> Task | None:
+    """Take the transcription that has waited longest, of the tenant that is next. None: nothing is
+    due. `served`: the tenants that had their turn, the last one last; others come before them.
+    """
+    found = database.fetch(Task, _CLAIM, (lease_s, list(served)))
     return found[0] if found else None
 
 
-def due_in(database: Database, task: Task, wait_s: float) -> bool:
-    """Renew the lease, or give the task back for later. False: it is no longer this worker's."""
-    return bool(database.run(_DUE_IN, (wait_s, task.file_id, task.attempt)))
+def renew(database: Database, task: Task, lease_s: float) -> bool:
+    """Renew the lease. False: the task is no longer this worker's."""
+    return bool(database.run(_RENEW, (lease_s, task.file_id, task.attempt)))
+
+
+def hand_back(
+    database: Database,
+    task: Task,
+    wait_s: float = 0.0,
+    *,
+    code: str | None = None,
+    message: str | None = None,
+) -> None:
+    """Give the task back for another attempt in `wait_s` seconds; this one does not count. `code`
+    and `message`: the error that the attempt ended in, if it was not interrupted.
+    """
+    database.run(_HAND_BACK, (wait_s, code, message, task.file_id, task.attempt))
 
 
 def end(
@@ -105,13 +179,14 @@ def end(
     *,
     code: str | None = None,
     message: str | None = None,
+    param: str | None = None,
 ) -> bool:
     """End it with a transcript or an error, and wake the call that waits. False: it is no longer
     this worker's, and nothing has changed.
     """
     result = None if transcript is None else Jsonb(transcript)
     with database.cursor() as cursor:
-        params = (result, code, message, task.file_id, task.attempt)
+        params = (result, code, message, param, task.file_id, task.attempt)
         if cursor.execute(_END, params).fetchone() is None:
             return False
         notify(cursor, TURN_CHANNEL, task.file_id.hex)

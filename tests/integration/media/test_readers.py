@@ -36,6 +36,7 @@ from turnmill.workers.media.registry import (
     create_transcriber,
 )
 from turnmill.workers.media.transcribers.openai_http import ServerTranscriber
+from turnmill.workers.media.transcribers.whisper import languages_of
 from turnmill.workers.testing import InlineWorker
 
 EN = Hints("en")
@@ -87,6 +88,28 @@ def test_packaged_models_say_nothing_of_silence_and_refuse_what_is_no_sound(mode
     assert reader is not None
     blank = photographed("")
     assert reader.read(blank, Event()) == ""
+
+
+@pytest.mark.needs("media")
+def test_languages_that_the_packaged_model_does_not_know_are_refused_by_name(models: Path) -> None:
+    transcriber: Any = create_transcriber(MediaSettings(), models)
+    for language in ("nb", "fil", "yue"):
+        with pytest.raises(InvalidInput, match=language) as refused:
+            transcriber.transcribe(tone(), Hints(language), Event())
+        assert refused.value.param == "language"
+        with pytest.raises(SettingsError, match=r"TURNMILL_MEDIA__LANGUAGE.* zh"):
+            create_transcriber(MediaSettings(language=language), models)
+    assert transcriber._model is None  # none of them loaded it
+    assert transcriber.transcribe(tone(), Hints("no"), Event()).language == "no"
+
+
+def test_a_models_vocabulary_tells_its_languages(tmp_path: Path) -> None:
+    assert languages_of(tmp_path) == frozenset()
+    tokens = ["<|startoftranscript|>", "<|en|>", "<|yue|>", *map(str, range(51_862))]
+    (tmp_path / "vocabulary.txt").write_text("\n".join(tokens[:-1]))
+    assert languages_of(tmp_path) == {"en"}
+    (tmp_path / "vocabulary.json").write_text(json.dumps(tokens))
+    assert languages_of(tmp_path) == {"en", "yue"}
 
 
 @pytest.mark.needs("media")
@@ -219,9 +242,11 @@ def test_a_server_is_sent_the_sound_and_says_how_sure_it_is() -> None:
 def test_a_server_that_says_only_the_text_is_believed_and_silence_is_not() -> None:
     with listening() as server:
         transcriber = transcriber_of(server)
-        for text, confidence in (("yes", 1.0), ("", 0.0)):
+        for text, confidence in (("yes\0", 1.0), ("", 0.0)):
             server.answer = (200, {"text": text})
-            assert transcriber.transcribe(tone(), Hints(), Event()).confidence == confidence
+            heard = transcriber.transcribe(tone(), Hints(), Event())
+            assert heard.confidence == confidence
+            assert "\0" not in heard.text  # PostgreSQL stores none
 
 
 @pytest.mark.parametrize(
@@ -233,6 +258,11 @@ def test_a_server_that_says_only_the_text_is_believed_and_silence_is_not() -> No
         ((429, {}), EngineUnavailable),
         ((200, []), EngineUnavailable),
         ((200, {"text": "x", "segments": [3]}), EngineUnavailable),
+        ((200, {"text": "x", "duration": float("nan")}), EngineUnavailable),
+        (
+            (200, {"text": "x", "segments": [{"start": 0, "end": 1, "avg_logprob": 1e9}]}),
+            EngineUnavailable,
+        ),
     ],
 )
 def test_what_a_server_refuses_fails_and_what_it_cannot_do_now_is_tried_again(

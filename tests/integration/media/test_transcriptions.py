@@ -2,20 +2,31 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import openai
 import pytest
+import structlog
 
 from tests.integration.media.conftest import MakeSite, Site
 from tests.integration.media.making import tone
 from turnmill.producer.api.app import Server
+from turnmill.producer.tenants import create_tenant
 from turnmill.schemas.errors import EngineUnavailable, InvalidInput
 from turnmill.schemas.files.files import Purpose
 from turnmill.schemas.files.opening import open_files
-from turnmill.schemas.store.files.transcriptions import MAX_ATTEMPTS, claim, end, want
+from turnmill.schemas.store.files.transcriptions import (
+    MAX_ATTEMPTS,
+    can_transcribe,
+    claim,
+    end,
+    want,
+)
 from turnmill.workers.media.base import Hints, Interrupted, Segment, Transcript
+from turnmill.workers.media.opening import open_media
+from turnmill.workers.media.transcriptions import Stenographer
 from turnmill.workers.testing import InlineWorker
 
 WORKER = {"concurrency": 4, "lease_s": 1.5}
@@ -142,13 +153,147 @@ def test_what_a_transcriber_refuses_is_the_callers_and_what_it_cannot_do_now_is_
     ear.script = [InvalidInput("The sound is longer than 300 s.")]
     with pytest.raises(openai.BadRequestError, match="longer than"):
         transcribe(site)
-    ear.script = [EngineUnavailable("away"), EngineUnavailable("away")]
+    ear.script = [EngineUnavailable("away")] * (MAX_ATTEMPTS + 2)
     assert transcribe(site).text == HEARD.text
-    ear.script = [EngineUnavailable("away")] * MAX_ATTEMPTS
-    with pytest.raises(openai.InternalServerError) as refused:
+    ear.script = [InvalidInput("The speech model does not know 'nb'.", param="language")]
+    with pytest.raises(openai.BadRequestError) as unknown:
+        transcribe(site, language="nb")
+    assert unknown.value.param == "language"
+
+
+def test_a_transcriber_that_stays_away_is_named_and_the_call_may_be_repeated(
+    make_site: MakeSite, ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turnmill.workers.media.transcriptions.RETRY_S", 20.0)
+    site = make_site(worker=WORKER, api={"wait_s": 2.0})
+    ear.script = [EngineUnavailable("away")]
+    with InlineWorker(site.settings), pytest.raises(openai.InternalServerError) as refused:
         transcribe(site)
     assert (refused.value.status_code, refused.value.code) == (503, "engine_unavailable")
+    assert refused.value.response.headers["x-should-retry"] == "true"
     assert "away" not in str(refused.value)
+    assert left(site) == ([], [], [])
+
+
+def test_what_breaks_at_a_sound_ends_its_call_and_is_logged_without_its_words(
+    site: Site, ear: Ear
+) -> None:
+    ear.script = [ValueError("my secret words")]
+    with structlog.testing.capture_logs() as logs, pytest.raises(openai.APIStatusError) as broken:
+        transcribe(site)
+    assert (broken.value.status_code, broken.value.code) == (500, "internal_error")
+    assert broken.value.response.headers["x-should-retry"] == "false"
+    assert len(ear.hints) == 1
+    (told,) = [each for each in logs if each["event"] == "transcription.broken"]
+    assert told["error"] == "ValueError" and "secret" not in str(logs)
+
+
+class Deaf(Ear):
+    """Hears nothing of an abort, as a transcriber in the middle of a segment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = threading.Event()
+
+    def transcribe(self, sound: bytes, hints: Hints, abort: threading.Event) -> Transcript:
+        self.hints.append(hints)
+        assert self.free.wait(30)
+        raise SystemExit  # with its process
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_stopping_workers_use_up_no_attempt_and_others_begin_at_once(
+    make_site: MakeSite,
+    ear: Ear,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[..., None],
+) -> None:
+    site = make_site(worker={**WORKER, "lease_s": 60.0})
+    ear.script = [None] * (MAX_ATTEMPTS + 1)
+    found: list[Any] = []
+    caller = threading.Thread(target=lambda: found.append(transcribe(site).text))
+    for count in range(1, MAX_ATTEMPTS + 2):
+        with InlineWorker(site.settings):
+            if count == 1:
+                caller.start()
+            eventually(lambda count=count: len(ear.hints) == count)
+    deaf = Deaf()
+    with monkeypatch.context() as patch:
+        patch.setattr("turnmill.workers.media.opening.create_transcriber", lambda *_: deaf)
+        with InlineWorker(site.settings):
+            eventually(lambda: deaf.hints)
+    with InlineWorker(site.settings):
+        caller.join(20)
+        deaf.free.set()
+    assert found == [HEARD.text]
+
+
+def test_a_draining_worker_takes_no_sound_and_does_not_count(
+    make_site: MakeSite, ear: Ear, eventually: Callable[..., None]
+) -> None:
+    site = make_site(worker=WORKER, api={"model_grace_s": 0.0})
+    ear.script = [HEARD]
+    with InlineWorker(site.settings) as running:
+        assert transcribe(site).text == HEARD.text
+        running.worker.leases.stop_consuming()
+        eventually(lambda: "stenographer" not in [each.name for each in threading.enumerate()])
+        eventually(lambda: not can_transcribe(site.database, 0.0))
+        assert can_transcribe(site.database, 60.0)
+        with pytest.raises(openai.InternalServerError) as refused:
+            transcribe(site)
+    assert refused.value.code == "model_unavailable"
+
+
+def stored(site: Site, tenant_id: Any) -> Any:
+    """A sound of a tenant."""
+    given = {"tenant_id": tenant_id, "name": "ticket.wav", "purpose": Purpose.MESSAGE}
+    with site.storage.draft() as draft:
+        draft.write(tone())
+        return open_files(site.database, site.settings).save(draft, **given)
+
+
+def test_tenants_take_turns(make_site: MakeSite, ear: Ear) -> None:
+    site = make_site()
+    tenants = [site.tenant_id] * 3 + [create_tenant(site.database, "other", site.settings)]
+    for number, tenant_id in enumerate(tenants):
+        file = stored(site, tenant_id)
+        want(site.database, file, None, str(number), wait_s=60.0, max_waiting=9)
+    media = open_media(site.database, site.settings)
+    stenographer = Stenographer(media, ear, 60.0, threading.Event())
+    assert [stenographer.transcribe_next() for _ in range(5)] == [True] * 4 + [False]
+    assert [each.prompt for each in ear.hints] == ["0", "3", "1", "2"]
+
+
+def test_a_tenants_sounds_that_wait_are_bounded_and_delay_no_other_tenants(
+    make_site: MakeSite, ear: Ear, eventually: Callable[..., None]
+) -> None:
+    site = make_site(worker=WORKER, media={"max_waiting_sounds": 1}, api={"wait_s": 5.0})
+    ear.script = [None]
+
+    def first() -> None:
+        with suppress(openai.InternalServerError):
+            transcribe(site)
+
+    caller = threading.Thread(target=first)
+    with InlineWorker(site.settings):
+        caller.start()
+        eventually(lambda: ear.hints)
+        with pytest.raises(openai.RateLimitError, match="MAX_WAITING_SOUNDS") as refused:
+            transcribe(site)
+        assert refused.value.code == "rate_limit_exceeded"
+        assert int(refused.value.response.headers["Retry-After"]) > 0
+        other = stored(site, create_tenant(site.database, "other", site.settings))
+        want(site.database, other, None, None, wait_s=60.0, max_waiting=1)
+        caller.join(20)
+        assert transcribe(site).text == HEARD.text
+
+
+def test_nobody_transcribes_what_no_call_waits_for(make_site: MakeSite) -> None:
+    site = make_site()
+    want(site.database, stored(site, site.tenant_id), None, None, wait_s=-1.0, max_waiting=1)
+    assert claim(site.database, 1.0) is None
+    want(site.database, stored(site, site.tenant_id), None, None, wait_s=60.0, max_waiting=1)
+    assert claim(site.database, 1.0) is not None
 
 
 def test_a_sound_that_nobody_waits_for_is_given_up_between_two_segments(
@@ -218,7 +363,7 @@ def test_what_a_process_left_behind_goes_with_its_file(make_site: MakeSite) -> N
         draft.write(tone())
         given = {"tenant_id": site.tenant_id, "name": "ticket.wav", "purpose": Purpose.MESSAGE}
         file = files.save(draft, expires_at=datetime.now(UTC) - timedelta(seconds=1), **given)
-    want(site.database, file.file_id, "en", "Alice")
+    want(site.database, file, "en", "Alice", wait_s=60.0, max_waiting=1)
     assert len(left(site)[1]) == 1
     assert site.prune()["files"] == 1
     assert left(site) == ([], [], [])

@@ -63,13 +63,16 @@ class ServerTranscriber:
         except self._errors as error:
             raise EngineUnavailable(f"The transcriber: {type(error).__name__}") from None
         if answer.status_code in (400, 413, 415, 422):
-            raise InvalidInput("The sound cannot be transcribed: its server refuses it.",
-                               param="messages")  # fmt: skip
+            refused = f"it, or the language '{hints.language}'" if hints.language else "it"
+            raise InvalidInput(
+                f"The sound cannot be transcribed: the transcriber's server refuses {refused}.",
+                param="messages",
+            )
         if answer.status_code != 200:
             raise EngineUnavailable(f"The transcriber answers {answer.status_code}.")
         try:
             return _read(answer.json())
-        except (ValueError, TypeError, AttributeError, KeyError):
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
             raise EngineUnavailable("The answer of the transcriber cannot be read.") from None
 
 

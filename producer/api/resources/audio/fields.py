@@ -1,5 +1,6 @@
 """The fields of a transcription's form: each is honoured, or refused by its name."""
 
+import re
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -12,6 +13,8 @@ Format = Literal["json", "text", "verbose_json"]
 WHISPER = "whisper-1"
 #: Whisper reads the last 224 tokens of a prompt.
 MAX_PROMPT_CHARS = 2_000
+#: ISO 639-1 and 639-3. Whether the transcriber knows the language is the worker's to say.
+LANGUAGE = "[a-z]{2,3}"
 
 #: Values that change nothing, by the field.
 _HARMLESS = {
@@ -29,7 +32,7 @@ FORM = {
     "properties": {
         "file": {"type": "string", "format": "binary"},
         "model": {"type": "string", "enum": [WHISPER]},
-        "language": {"type": "string", "pattern": "^[a-z]{2,3}$"},
+        "language": {"type": "string", "pattern": f"^{LANGUAGE}$"},
         "prompt": {"type": "string", "maxLength": MAX_PROMPT_CHARS},
         "response_format": {"type": "string", "enum": ["json", "text", "verbose_json"]},
     },
@@ -61,8 +64,12 @@ def read_fields(fields: Iterable[tuple[str, str]], models: Iterable[str]) -> Ask
         given[name] = value
     _check_model(given.get("model"), models)
     language, prompt = given.get("language") or None, given.get("prompt") or None
-    if language and not (language.isascii() and language.islower() and 2 <= len(language) <= 3):
-        raise InvalidInput("'language' must be an ISO 639-1 code, as 'en'.", param="language")
+    if language and not re.fullmatch(LANGUAGE, language):
+        raise InvalidInput(
+            "'language' must be an ISO 639 code of two or three lowercase letters, as 'en' or "
+            "'yue'. Leave it out to have the language detected.",
+            param="language",
+        )
     if prompt and (len(prompt) > MAX_PROMPT_CHARS or "\0" in prompt):
         raise InvalidInput(
             f"'prompt' takes {MAX_PROMPT_CHARS} characters, none of them NUL.", param="prompt"

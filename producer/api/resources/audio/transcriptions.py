@@ -11,8 +11,10 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
@@ -64,6 +66,7 @@ async def create_transcription(
     `prompt` helps with names that occur in the sound. `verbose_json` has the segments, as far as
     the workers' transcriber tells them.
     """
+    media = services.settings.media
     until = asyncio.get_running_loop().time() + services.settings.api.wait_s
     grace_s = services.settings.api.model_grace_s
     if not await services.call(can_transcribe, services.database, grace_s):
@@ -72,14 +75,15 @@ async def create_transcription(
             "(docs/media.md)."
         )
     async with _stored(request, services, tenant_id) as (file, asked):
-        where = services.database, file.file_id
-        await services.call(want, *where, asked.language, asked.prompt)
+        asking = partial(
+            want, wait_s=services.settings.api.wait_s, max_waiting=media.max_waiting_sounds
+        )
+        await services.call(asking, services.database, file, asked.language, asked.prompt)
         end = await _wait(request, services, file.file_id, until)
     if isinstance(end, Problem):
         return end.response()
     if end.transcript is None:
-        code, message = end.error_code or "internal_error", end.error_message or ""
-        return Problem(code, message, param="file", headers={"x-should-retry": "false"}).response()
+        return _problem(end).response()
     return _answer(end.transcript, asked.format)
 
 
@@ -159,8 +163,30 @@ async def _wait(
                 if await request.is_disconnected():
                     raise ClientDisconnect
                 if loop.time() > until:
-                    wait_s = services.settings.api.wait_s
-                    return _again("wait_timeout", f"No transcript within {wait_s:g} s.")
+                    return await _too_late(services, file_id)
+
+
+async def _too_late(services: Services, file_id: UUID) -> Ended | Problem:
+    """What a call ends in that has waited as long as it may."""
+    with suppress(DatabaseUnavailable):
+        last = partial(ended, or_delayed=True)
+        if (end := await services.call(last, services.database, file_id)) is not None:
+            return end
+    return _again(
+        "wait_timeout",
+        f"No worker finished the transcript within {services.settings.api.wait_s:g} s. Send the "
+        "sound again, or a shorter one. Whoever runs this service can start more workers that "
+        "transcribe (docs/media.md).",
+    )
+
+
+def _problem(end: Ended) -> Problem:
+    """Nothing is left of the call: repeating it is safe, and helps where a part was away."""
+    problem = Problem(
+        end.error_code or "internal_error", end.error_message or "", end.error_param or "file"
+    )
+    may_help = problem.status == HTTPStatus.SERVICE_UNAVAILABLE
+    return replace(problem, headers={"x-should-retry": "true" if may_help else "false"})
 
 
 def _again(code: str, message: str) -> Problem:
