@@ -13,6 +13,7 @@ import pytest
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.workers.delivery.calls.downloads import DOWNLOAD_S, download
 from turnmill.workers.delivery.calls.posting import guarded, post, request, why_refused
+from turnmill.workers.delivery.calls.rest import call
 from turnmill.workers.delivery.fetching import LEASE_S
 
 
@@ -179,3 +180,15 @@ def test_a_file_may_take_longer_than_a_call_while_its_bytes_come(
     assert time.monotonic() - began_at < 3
     # One that ends at its deadline still has the lease, whatever was asked before it.
     assert LEASE_S >= 2 * DOWNLOAD_S
+
+
+def test_the_beginning_of_a_list_of_messages_is_no_empty_list(
+    make_peer: Callable[..., Peer],
+) -> None:
+    for method, is_read in (("GET", True), ("POST", False)):
+        peer = make_peer(SIZED + b'{"payload": [', end=GET if is_read else b"{}")
+        if is_read:
+            with pytest.raises(ChannelUnavailable):
+                call("X", method, peer.url, None, {}, 5.0)
+        else:
+            assert call("X", method, peer.url, {}, {}, 5.0).is_good

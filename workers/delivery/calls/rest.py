@@ -46,7 +46,12 @@ def call(
     # WeChat refuses or shows escapes (40033), and most texts are shorter without them.
     body = b"" if given is None else json.dumps(given, ensure_ascii=False).encode()
     sent = {"Content-Type": "application/json", "User-Agent": AGENT, **headers}
-    return _judged(platform, request(method, url, body, sent, timeout_s, max_body=max_body))
+    answer = request(method, url, body, sent, timeout_s, max_body=max_body)
+    if method == "GET" and not answer.is_whole:
+        # What cannot be read would stand for nothing: no message of ours, say. What a call did that
+        # changes something is told by its status.
+        raise ChannelUnavailable(f"{platform} ended its answer early.")
+    return _judged(platform, answer)
 
 
 def send_form(
