@@ -219,7 +219,11 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
     if claim.unclear:
         return worker.media.ask_to_repeat(claim)
     refuse_blocked(claim)  # before a server finds passages for it
+    if attempt.abort.is_set():
+        return _aborted(worker, attempt)
     consulted = consult(worker.database, claim, worker.embedders, worker.searches)
+    if attempt.abort.is_set():  # the servers that it asks have seconds
+        return _aborted(worker, attempt)
     if (declined := decline(worker.database, claim, consulted)) is not None:
         return declined
     claim = replace(claim, sources=consulted.sources)

@@ -124,14 +124,102 @@ def test_nothing_is_sent_where_the_delivery_is_another_attempts(
 def test_a_process_that_was_paused_before_the_first_byte_sends_nothing(
     make_peer: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    times = iter([0.0, 7.0])
-    clock = SimpleNamespace(monotonic=lambda: next(times))
+    now = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now)
+
+    def pause() -> None:
+        nonlocal now
+        now = 7.0
+
     peer = make_peer()
-    with monkeypatch.context() as patch, pytest.raises(ChannelUnavailable):
+    with monkeypatch.context() as patch, pytest.raises(ChannelUnavailable) as caught:
         patch.setattr("turnmill.workers.delivery.calls.posting.time", clock)
-        post(peer.url, b"{}", {}, 5.0)
+        with guarded(pause):
+            post(peer.url, b"{}", {}, 5.0)
+    assert not caught.value.is_doubtful
     assert peer.is_closed.wait(5)
     assert peer.got == b""
+
+
+def resolving(patch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Let every name have these addresses, and addresses themselves."""
+    look_up = socket.getaddrinfo
+
+    def found(host: str, port: int, *rest: int, **named: int) -> list[object]:
+        hosts = addresses if host == "shop.test" else [host]
+        return [row for each in hosts for row in look_up(each, port, *rest, **named)]
+
+    patch.setattr("socket.getaddrinfo", found)
+
+
+@pytest.mark.parametrize("first", ["::1", "127.0.0.2", "169.254.169.254"])
+def test_a_host_answers_at_any_of_its_allowed_addresses(
+    make_peer: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    peer = make_peer()
+    resolving(monkeypatch, first, "127.0.0.1")
+    url = peer.url.replace("127.0.0.1", "shop.test")
+    assert post(url, b"{}", {}, 5.0).status == 204
+    assert b"Host: shop.test:" in peer.got
+
+
+def test_a_silent_address_leaves_time_for_the_next_one(
+    make_peer: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = make_peer()
+    port = int(peer.url.rsplit(":", 1)[1].partition("/")[0])
+    with socket.socket() as full, socket.socket() as waiting:
+        full.bind(("127.0.0.2", port))
+        full.listen(0)
+        waiting.connect(("127.0.0.2", port))  # the next one is left without an answer
+        resolving(monkeypatch, "127.0.0.2", "127.0.0.1")
+        url = peer.url.replace("127.0.0.1", "shop.test")
+        assert post(url, b"{}", {}, 2.0).status == 204
+
+
+def test_a_resolver_that_is_silent_takes_no_longer_than_the_request_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: over.wait(30) and [])
+    began_at = time.monotonic()
+    with pytest.raises(ChannelUnavailable) as caught:
+        post("https://shop.test/", b"{}", {}, 0.3)
+    over.set()
+    assert (caught.value.is_doubtful, time.monotonic() - began_at < 5) == (False, True)
+
+
+def test_a_handshake_takes_no_longer_than_the_request_may(
+    make_peer: Callable[..., Peer],
+) -> None:
+    # A record of TLS that is announced and comes a byte at a time.
+    peer = make_peer(b"\x16\x03\x03\x01\x00" + b"\x02" * 200, 0.02, end=b"")
+    began_at = time.monotonic()
+    with pytest.raises(ChannelUnavailable) as caught:
+        post(peer.url.replace("http:", "https:"), b"{}", {}, 0.5)
+    assert (caught.value.is_doubtful, time.monotonic() - began_at < 3) == (False, True)
+
+
+def test_the_time_of_a_request_includes_its_lookup(
+    make_peer: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_up = socket.getaddrinfo
+    peer = make_peer(pause_s=0.5)
+
+    def late(*args: object, **named: object) -> object:
+        time.sleep(0.6)
+        return look_up(*args, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("socket.getaddrinfo", late)
+    began_at = time.monotonic()
+    with pytest.raises(ChannelUnavailable):
+        post(peer.url, b"{}", {}, 1.0)
+    assert time.monotonic() - began_at < 1.5
+
+
+def test_a_name_that_is_none_is_not_found() -> None:
+    with pytest.raises(ChannelUnavailable):
+        post("http://a..b/", b"{}", {}, 1.0)
 
 
 def test_an_answer_is_read_up_to_its_bound(make_peer: Callable[..., Peer]) -> None:

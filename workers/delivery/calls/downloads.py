@@ -7,8 +7,8 @@ from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.workers.delivery.calls.posting import Answer, request
 from turnmill.workers.delivery.calls.rest import AGENT
 
-#: How long a file may take once its host is connected, seconds: the 25 MiB of the largest sound at
-#: 3.5 Mbit/s. A host that is silent is given up after `timeout_s`, as at other calls.
+#: How long a file may take from the lookup of its host on, seconds: the 25 MiB of the largest sound
+#: at 3.5 Mbit/s. A host that is silent is given up after `timeout_s`, as at other calls.
 DOWNLOAD_S = 60.0
 
 

@@ -1,11 +1,12 @@
 """Send requests to an address of somebody else's, and to no other.
 
-The address is looked up once, judged, and connected to: a name that resolves to another address a
-moment later (DNS rebinding) gains nothing. Redirects are not followed.
+A name is looked up once. Each of its addresses is judged, and the allowed ones are tried in order:
+a name that resolves to another address a moment later (DNS rebinding) gains nothing. Redirects are
+not followed.
 
-A request has one deadline for all that is sent and received, so that no platform holds it up by
-answering one byte at a time. It is counted from the last moment before the first byte, and looked
-at again at every system call: a process that was paused meanwhile sends nothing.
+A request has one deadline, which begins before the lookup, so that neither a resolver nor a
+platform that answers one byte at a time holds it up. It is checked at every system call: a process
+that was paused meanwhile sends nothing.
 """
 
 import http.client
@@ -13,11 +14,13 @@ import io
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -72,9 +75,10 @@ def request(
     max_body: int = MAX_BODY,
     within_s: float | None = None,
 ) -> Answer:
-    """Send one request, and take at most `timeout_s` for it once the peer is connected.
+    """Send one request, and take at most `timeout_s` for it, from the lookup to the answer.
 
-    With `within_s`, it may take that long in all, and the peer may be silent for `timeout_s`.
+    With `within_s`, it may take that long in all: a connection must be there after `timeout_s`, and
+    the peer may be silent for as long again.
 
     Errors name the host alone: a path can hold a secret.
 
@@ -84,18 +88,22 @@ def request(
     """
     parts = urlsplit(url)
     host, is_tls = parts.hostname or "", parts.scheme == "https"
+    port = parts.port or (443 if is_tls else 80)
+    began_at = time.monotonic()
+    until = began_at + (timeout_s if within_s is None else within_s)
     try:
-        address = _address(host, parts.port or (443 if is_tls else 80), is_tls=is_tls)
-    except OSError as error:
+        addresses = _allowed(host, _looked_up(host, port, timeout_s), is_tls=is_tls)
+    except (OSError, UnicodeError) as error:
         raise ChannelUnavailable(f"{host} is not found: {type(error).__name__}.") from None
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     is_sent = False
     try:
-        with _connected(host, address, timeout_s, is_tls=is_tls) as sock:
+        with _connected(host, addresses, port, began_at + timeout_s, is_tls=is_tls) as sock:
             if (check := _GUARD.get()) is not None:
                 check()
-            bounded = _Bounded(sock, timeout_s, timeout_s if within_s is None else within_s)
-            connection = _Connection(host, address[1], bounded, is_tls=is_tls)
+            bounded = _Bounded(sock, timeout_s, until)
+            connection = _Connection(host, port, bounded, is_tls=is_tls)
+            bounded.in_time()
             is_sent = True
             connection.request(method, path, body, dict(headers))
             response = connection.getresponse()
@@ -112,15 +120,38 @@ def request(
     return Answer(response.status, after_s, content, named, is_whole)
 
 
-def _address(host: str, port: int, *, is_tls: bool) -> tuple[str, int]:
-    """The address that is connected to. Raises `OSError`, `DeliveryRefused`."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    ip = ip_address(str(found[0][4][0]).partition("%")[0])
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    if (why := why_refused(ip, is_tls=is_tls)) is not None:
-        raise DeliveryRefused(f"Nothing is sent to {host}: {why}.", reason="address_refused")
-    return str(ip), port
+def _looked_up(host: str, port: int, wait_s: float) -> list[IPv4Address | IPv6Address]:
+    """Look up a name's addresses. Raises `OSError`, which `TimeoutError` is too, `UnicodeError`.
+
+    A resolver takes no deadline, so a thread is left behind with it until its own is over.
+    """
+    found: Future[list[IPv4Address | IPv6Address]] = Future()
+
+    def look_up() -> None:
+        try:
+            rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found.set_result([_ip(str(row[4][0])) for row in rows])
+        except Exception as error:
+            found.set_exception(error)
+
+    Thread(target=look_up, name="lookup", daemon=True).start()
+    return found.result(wait_s)
+
+
+def _ip(text: str) -> IPv4Address | IPv6Address:
+    ip = ip_address(text.partition("%")[0])
+    return (isinstance(ip, IPv6Address) and ip.ipv4_mapped) or ip
+
+
+def _allowed(
+    host: str, found: Sequence[IPv4Address | IPv6Address], *, is_tls: bool
+) -> list[IPv4Address | IPv6Address]:
+    """Return the addresses that may be connected to, in order. Raises `DeliveryRefused`: none."""
+    reasons = [why_refused(ip, is_tls=is_tls) for ip in found]
+    allowed = [ip for ip, why in zip(found, reasons, strict=True) if why is None]
+    if not allowed:
+        raise DeliveryRefused(f"Nothing is sent to {host}: {reasons[0]}.", reason="address_refused")
+    return allowed
 
 
 def why_refused(ip: IPv4Address | IPv6Address, *, is_tls: bool) -> str | None:
@@ -140,31 +171,57 @@ def why_refused(ip: IPv4Address | IPv6Address, *, is_tls: bool) -> str | None:
 
 @contextmanager
 def _connected(
-    host: str, address: tuple[str, int], timeout_s: float, *, is_tls: bool
+    host: str,
+    addresses: Sequence[IPv4Address | IPv6Address],
+    port: int,
+    until: float,
+    *,
+    is_tls: bool,
 ) -> Iterator[socket.socket]:
-    """A connection to an address that was looked up before, with the host's name for TLS."""
-    with socket.create_connection(address, timeout_s) as sock:
+    """A connection to one of these addresses until a deadline, with the host's name for TLS."""
+    with _first_of(addresses, port, until) as sock:
         if not is_tls:
             yield sock
             return
+        sock.settimeout(_left_s(until))  # of the handshake as a whole
         with ssl.create_default_context().wrap_socket(sock, server_hostname=host) as secure:
             yield secure
+
+
+def _first_of(
+    addresses: Sequence[IPv4Address | IPv6Address], port: int, until: float
+) -> socket.socket:
+    """Connect to the first address that answers. Raises `OSError` as the last one does.
+
+    An address that is silent takes half of the time that is left, the last one all of it.
+    """
+    for ip in addresses[:-1]:
+        try:
+            return socket.create_connection((str(ip), port), _left_s(until) / 2)
+        except OSError:
+            continue
+    return socket.create_connection((str(addresses[-1]), port), _left_s(until))
+
+
+def _left_s(until: float) -> float:
+    """Seconds until a deadline. Raises `TimeoutError`: it is over."""
+    left_s = until - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError
+    return left_s
 
 
 class _Bounded:
     """What `http.client` uses of a socket, until a deadline. Who connected it closes it."""
 
-    def __init__(self, sock: socket.socket, silent_s: float, within_s: float) -> None:
+    def __init__(self, sock: socket.socket, silent_s: float, until: float) -> None:
         self._sock = sock
         self._silent_s = silent_s
-        self._until = time.monotonic() + within_s
+        self._until = until
 
     def in_time(self) -> socket.socket:
         """The socket, ready for one system call. Raises `TimeoutError`."""
-        left_s = self._until - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError
-        self._sock.settimeout(min(left_s, self._silent_s))
+        self._sock.settimeout(min(_left_s(self._until), self._silent_s))
         return self._sock
 
     def sendall(self, data: bytes) -> None:
