@@ -8,6 +8,7 @@ images that strangers send: they are decoded in a thread of their own.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -22,6 +23,7 @@ from pydantic import BaseModel
 from turnmill.producer.api.served import ServedModels
 from turnmill.producer.api.watch import Interrupt, Watch
 from turnmill.producer.follow import Follower
+from turnmill.producer.knowledge.stores import Ask
 from turnmill.schemas.embedders.embedders import Embedders
 from turnmill.schemas.errors import TransientError
 from turnmill.schemas.files.files import Files
@@ -39,6 +41,8 @@ MAX_MEDIA_CALLS = 16
 #: Threads and connections of searches in collections, and searches that may wait for them.
 SEARCH_SIZE = 2
 MAX_SEARCHES = 64
+#: One that has waited for longer goes by words alone, which take milliseconds, seconds.
+MAX_SEARCH_WAIT_S = 5.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -169,9 +173,10 @@ class Searches:
         refusal = "The server has too many searches to do. Try again shortly."
         self._queue = Queue(SEARCH_SIZE, "search", MAX_SEARCHES, refusal)
 
-    async def call(self, function: Callable[[Database, Embedders], T]) -> T:
+    async def call(self, function: Callable[[Database, Ask], T]) -> T:
         """Run a use case. Raises `TransientError` when too many wait already."""
-        return await self._queue.call(partial(function, self._database, self._embedders))
+        ask = partial(self._embedders.ask, begin_before=time.monotonic() + MAX_SEARCH_WAIT_S)
+        return await self._queue.call(partial(function, self._database, ask))
 
     def close(self) -> None:
         self._queue.close()

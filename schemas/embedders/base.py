@@ -39,7 +39,8 @@ def require_fitting(space: Space, vectors: Sequence[Vector]) -> None:
 class Embedder(Protocol):
     """Made with its settings; loads what it needs then. Many threads may call one.
 
-    Its vectors have the length 1. Errors are `TransientError`s, or `PermanentError`s of ours.
+    Its vectors have the length 1. Errors are `TransientError`s, or `PermanentError`s of ours:
+    `InvalidInput` where it does not take these texts, and may take others.
     """
 
     #: Whether the texts leave this machine.

@@ -9,7 +9,12 @@ import structlog
 
 from turnmill.schemas.embedders.base import Embedder, require_fitting
 from turnmill.schemas.embedders.registry import create_embedder
-from turnmill.schemas.errors import DatabaseUnavailable, SettingsError, TurnmillError
+from turnmill.schemas.errors import (
+    DatabaseUnavailable,
+    InvalidInput,
+    SettingsError,
+    TurnmillError,
+)
 from turnmill.schemas.observability.telemetry import counter
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings.engine import EmbedderSettings
@@ -24,11 +29,15 @@ Hide = Callable[[str], str]
 #: Before an embedder that could not be loaded, or did not answer, is asked again, seconds.
 PAUSE_S = 30.0
 
+#: Of a question's end has a vector, bytes of UTF-8: 500 Chinese characters, or 250 English words.
+#: Models of this kind learn from no more, and what they take grows with the square of it.
+MAX_ASKED_BYTES = 1500
+
 SEARCHES = counter(
     "knowledge_searches",
     "Searches of collections that have vectors: fused (by words and vectors), or by words alone, "
     "because the embedder is missing (not installed, or of another version; or the vectors cannot "
-    "be compared) or failing.",
+    "be compared) or failing, refused the question, or had too many before it (busy).",
     "by",
 )
 
@@ -85,10 +94,12 @@ class Embedders:
         collection: str,
         question: str,
         hide: Hide | None = None,
+        begin_before: float | None = None,
     ) -> Asked | None:
         """The question in the space of a tenant's collection. None: search by words alone.
 
-        `hide`: what a server may read of the question. Embedders of this machine read all of it. No
+        `hide`: what a server may read of the question. Embedders of this machine read all of it.
+        `begin_before`: a vector that is not begun by then is not made, seconds, monotonic. No
         transaction is open while the vector is computed. No fault of an embedder is an error of
         whoever asks.
 
@@ -98,12 +109,19 @@ class Embedders:
         space = live_space(database, tenant_id, collection)
         if space is None or not question.strip():
             return None
+        if begin_before is not None and time.monotonic() > begin_before:
+            SEARCHES.labels("words_busy").inc()
+            return None
         failed = self._failure(space.embedder) or self._failure(space.id)
         if failed is None:
             try:
                 asked = self._asked(database, space, question, hide)
             except DatabaseUnavailable:
                 raise
+            except InvalidInput as error:  # says nothing about other questions
+                SEARCHES.labels("words_refused").inc()
+                log.warning("question.not_embedded", of=space.embedder, reason=error.message)
+                return None
             except Exception as error:  # also what libraries raise
                 failed = error
                 if self._failure(space.embedder) is None:
@@ -125,7 +143,9 @@ class Embedders:
         require_comparable(database, space)
         if hide is not None and embedder.is_remote:
             question = hide(question)
-        vector = embedder.embed_question(question)
+        # Hidden first: half a phone number looks like none.
+        end = question.encode(errors="ignore")[-MAX_ASKED_BYTES:].decode(errors="ignore")
+        vector = embedder.embed_question(end)
         require_fitting(space, [vector])
         return Asked(space, vector)
 

@@ -10,12 +10,15 @@ from typing import Any
 import httpx
 
 from turnmill.schemas.embedders.base import Identity
-from turnmill.schemas.errors import SettingsError, TransientError
+from turnmill.schemas.errors import InvalidInput, SettingsError, TransientError
 from turnmill.schemas.settings.engine import EmbedderSettings
 from turnmill.schemas.store.knowledge.spaces import MAX_DIMS, Vector
 
 #: Vectors of so many passages at once are waited for longer than that of a question.
 PASSAGES_TIMES = 12
+
+#: What servers answer to a text that they do not take, as one that is too long for their model.
+REFUSALS = {400, 413, 422}
 
 
 class OpenAIEmbedder:
@@ -70,7 +73,8 @@ class OpenAIEmbedder:
             return _vectors(response.json(), len(texts))
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
-            raise TransientError(f"The embedder's server answered {status}.") from None
+            kind = InvalidInput if status in REFUSALS else TransientError
+            raise kind(f"The embedder's server answered {status}.") from None
         except httpx.HTTPError as error:
             raise TransientError(
                 f"The embedder's server cannot be asked ({type(error).__name__})."

@@ -2,13 +2,22 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from turnmill.schemas.content import refuse_nul
 
 MAX_RESULTS = 50
 MAX_BATCH_FILES = 2000
+MAX_QUERY_CHARS = 4096
 
 
 def _refuse(why: str) -> BeforeValidator:
@@ -140,15 +149,25 @@ class SearchBody(_Body):
     """A question."""
 
     query: (
-        Annotated[str, Field(min_length=1, max_length=4096)]
+        Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS)]
         | Annotated[
-            list[Annotated[str, Field(max_length=4096)]], Field(min_length=1, max_length=16)
+            list[Annotated[str, Field(max_length=MAX_QUERY_CHARS)]],
+            Field(min_length=1, max_length=16),
         ]
     )
     max_num_results: Annotated[int, Field(ge=1, le=MAX_RESULTS)] = 10
     rewrite_query: Annotated[Any, _only(False, "questions are searched for as they are.")] = None
     filters: Annotated[None, _refuse("make a vector store for each part of your documents.")] = None
     ranking_options: Annotated[None, BeforeValidator(_own_ranking)] = None
+
+    @field_validator("query")
+    @classmethod
+    def _bounded(cls, query: str | list[str]) -> str | list[str]:
+        if sum(map(len, query)) > MAX_QUERY_CHARS:
+            raise PydanticCustomError(
+                "too_long", f"All queries together have up to {MAX_QUERY_CHARS:,} characters."
+            )
+        return query
 
     @property
     def queries(self) -> list[str]:

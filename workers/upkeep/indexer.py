@@ -164,6 +164,7 @@ class Indexer:
         except DatabaseUnavailable:
             raise
         except Exception as error:  # also what libraries raise, which may quote a passage
-            self._embeds_from = time.monotonic() + PAUSE_S
+            if not isinstance(error, InvalidInput):  # which says nothing about other documents
+                self._embeds_from = time.monotonic() + PAUSE_S
             reason = error.message if isinstance(error, TurnmillError) else type(error).__name__
             log.warning("document.not_embedded", reason=reason, **_of(task))

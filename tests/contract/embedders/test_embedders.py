@@ -13,7 +13,7 @@ from tests.contract.embedders.stand_in import EmbeddingServer
 from tests.requirements import require_installed
 from turnmill.schemas.embedders.base import Embedder
 from turnmill.schemas.embedders.registry import EMBEDDERS, create_embedder
-from turnmill.schemas.errors import SettingsError, TransientError
+from turnmill.schemas.errors import InvalidInput, SettingsError, TransientError
 from turnmill.schemas.settings import EmbedderSettings
 from turnmill.schemas.settings.engine import EMBEDDER_LIBRARIES
 from turnmill.schemas.store.knowledge.spaces import MAX_DIMS, Vector
@@ -118,6 +118,18 @@ def test_a_server_without_vectors_is_an_outage_that_quotes_nothing(
         embedder = create_embedder("openai_http", EmbedderSettings(url=url, model="pairs"))
         server.answer = answer
         with pytest.raises(TransientError) as caught:
+            embedder.embed_question("My kettle")
+        server.answer = None
+        embedder.close()
+    assert "kettle" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_text_that_a_server_refuses_is_no_outage(server: EmbeddingServer, status: int) -> None:
+    with server.running() as url:
+        embedder = create_embedder("openai_http", EmbedderSettings(url=url, model="pairs"))
+        server.answer = (status, b"My kettle has too many tokens")
+        with pytest.raises(InvalidInput, match=str(status)) as caught:
             embedder.embed_question("My kettle")
         server.answer = None
         embedder.close()

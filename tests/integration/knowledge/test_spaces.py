@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from threading import Barrier, Event
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
@@ -23,7 +24,7 @@ from turnmill.schemas.embedders.base import Embedder
 from turnmill.schemas.embedders.embedders import SEARCHES, Embedders
 from turnmill.schemas.embedders.filling import fill
 from turnmill.schemas.embedders.registry import EMBEDDERS
-from turnmill.schemas.errors import SettingsError, TransientError
+from turnmill.schemas.errors import InvalidInput, SettingsError, TransientError
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings.engine import EMBEDDER_LIBRARIES
 from turnmill.schemas.store.knowledge import dense
@@ -227,6 +228,52 @@ def test_an_embedder_that_fails_is_left_alone_for_a_while(
     monkeypatch.setattr("turnmill.schemas.embedders.embedders.PAUSE_S", 0.0)
     embedders._failed.clear()
     assert find(shop, embedders, "My kettle leaks")[0].cosine is not None
+
+
+def test_a_question_that_a_server_refuses_harms_no_other(
+    shop: Library, embedders: Embedders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed(shop)
+
+    def refuse(self: Hashed, text: str) -> Vector:
+        if "long" in text:
+            raise InvalidInput("The server answered 400.")
+        return hashed(text)
+
+    monkeypatch.setattr(Hashed, "embed_question", refuse)
+    before = count("words_refused")
+    assert find(shop, embedders, "A long kettle")[0].cosine is None
+    assert count("words_refused") == before + 1
+    assert find(shop, embedders, "My kettle leaks")[0].cosine is not None
+
+
+@pytest.mark.parametrize("unit", ["壶", "kettle "])
+def test_of_a_long_question_the_end_has_a_vector(
+    shop: Library, embedders: Embedders, monkeypatch: pytest.MonkeyPatch, unit: str
+) -> None:
+    embed(shop)
+    embedded: list[str] = []
+
+    def keep(self: Hashed, text: str) -> Vector:
+        embedded.append(text)
+        return hashed(text)
+
+    monkeypatch.setattr(Hashed, "embed_question", keep)
+    asked = embedders.ask(shop.database, shop.tenant_id, "shop", unit * 4000 + "end")
+    assert asked is not None
+    [text] = embedded
+    assert text.endswith(unit + "end")
+    assert 1490 < len(text.encode()) <= 1500
+    assert "\ufffd" not in text
+
+
+def test_no_vector_is_begun_too_late(shop: Library, embedders: Embedders) -> None:
+    embed(shop)
+    before = count("words_busy")
+    place = (shop.database, shop.tenant_id, "shop", "kettle")
+    assert embedders.ask(*place, begin_before=monotonic() - 1) is None
+    assert embedders.ask(*place, begin_before=monotonic() + 60) is not None
+    assert count("words_busy") == before + 1
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("kettle"), ModuleNotFoundError("kettle")])

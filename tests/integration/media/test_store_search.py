@@ -120,6 +120,24 @@ def test_searches_that_are_too_many_are_refused_and_harm_no_other_call(
         assert first.result(timeout=30) == []
 
 
+def test_a_search_that_has_waited_for_long_goes_by_words(
+    indexed: Site, store_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed(indexed, store_id)
+    assert find(indexed, store_id, "The boiler drips")
+    monkeypatch.setattr(services, "MAX_SEARCH_WAIT_S", -1.0)
+    assert find(indexed, store_id, "The boiler drips") == []
+    assert find(indexed, store_id, "My kettle leaks")
+
+
+def test_queries_that_are_too_long_together_are_refused(site: Site) -> None:
+    store = site.openai.vector_stores.create(name="shop")
+    assert site.openai.vector_stores.search(store.id, query=["x" * 2048] * 2).data == []
+    with pytest.raises(openai.BadRequestError, match="together have up to 4,096") as error:
+        site.openai.vector_stores.search(store.id, query=["x" * 2048] * 3)
+    assert error.value.param == "query"
+
+
 @pytest.mark.parametrize("options", [{"ranker": "auto"}, {"ranker": "none", "score_threshold": 0}])
 def test_options_that_say_what_happens_anyway_are_taken(
     site: Site, options: dict[str, object]

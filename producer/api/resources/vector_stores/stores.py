@@ -100,7 +100,7 @@ async def search_vector_store(
     """The passages that are likeliest to answer a question, the best first."""
     asked = (tenant_id, vector_store_id, " ".join(body.queries), body.max_num_results)
     found = await services.searches.call(
-        lambda database, embedders: stores.search_store(database, *asked, embedders.ask)
+        lambda database, ask: stores.search_store(database, *asked, ask)
     )
     return SearchPage(
         search_query=body.queries,
