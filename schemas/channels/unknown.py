@@ -59,6 +59,14 @@ class UnknownPolicy(BaseModel):
         steps = (Step.UNCERTAIN if each is Step.HAND_OFF else each for each in self.steps)
         return self.model_copy(update={"steps": tuple(dict.fromkeys(steps))})
 
+    @property
+    def without_search(self) -> Self:
+        """The same where the web may not be searched: as if nothing was ever found there."""
+        steps = tuple(each for each in self.steps if each is not Step.SEARCH)
+        if self.steps and not steps:
+            steps = (Step.UNCERTAIN,)
+        return self.model_copy(update={"steps": steps})
+
     def text(self, step: Step, question: str) -> str:
         """What the bot says at a step; at `SEARCH` its model speaks."""
         own = {

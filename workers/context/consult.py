@@ -33,6 +33,7 @@ from turnmill.workers.context.ladder import (
     Missed,
     last_missed,
     next_verdicts,
+    own_words,
     read_policy,
     resolved,
     said,
@@ -152,8 +153,9 @@ def _ask(
     found = _search(database, claim.tenant_id, collection, wanted, asked)
     verdict, *later = _verdicts(policy, question, found, last)
     pages: tuple[Source, ...] = ()
-    if verdict is Verdict.SEARCHED and not (pages := searches.find(claim, wanted)):
-        verdict = later[0]
+    if verdict is Verdict.SEARCHED:
+        pages = searches.find(claim, own_words(question, last))
+        verdict = verdict if pages else later[0]
     sources = pages or tuple(map(_source, _kept(verdict, found.passages)))
     consulted = Consulted(sources, verdict)
     if not _pin(database, claim, consulted, wanted, found):

@@ -28,7 +28,9 @@ ORDER BY t.seq DESC LIMIT 1
 """
 
 _POLICY = """
-SELECT coalesce(b.policies -> 'unknown', '{}') || coalesce(c.policies -> 'unknown', '{}') AS unknown
+SELECT coalesce(b.policies -> 'unknown', '{}') || coalesce(c.policies -> 'unknown', '{}')
+        AS unknown,
+    coalesce(b.policies -> 'unknown' -> 'steps' @> '"search"', false) AS may_search
 FROM bots b JOIN conversations c ON c.bot_id = b.id WHERE c.id = %s
 """
 
@@ -46,6 +48,9 @@ _NUMBER = re.compile(r"\D*([1-9])\D*")
 class _PolicyRow(NamedTuple):
     #: `UnknownPolicy` as JSON.
     unknown: dict[str, object]
+    #: Whether the bot's own ladder has the step: whoever may change a conversation cannot send its
+    #: questions to a server that the bot's owner chose none to be sent to.
+    may_search: bool
 
 
 class _LastRow(NamedTuple):
@@ -67,16 +72,21 @@ class Missed(NamedTuple):
 
 
 def read_policy(database: Database, claim: Claim) -> UnknownPolicy:
-    """The policy of the turn's conversation, over its bot's. No steps where replies without the
-    model would be none: the turn awaits a format or calls of tools, gave its own passages, or an
-    earlier attempt's text was streamed.
+    """The policy of the turn's conversation, over its bot's, which alone adds the step `SEARCH`.
+    No steps where replies without the model would be none: the turn awaits a format or calls of
+    tools, gave its own passages, or an earlier attempt's text was streamed. The rows of a batch,
+    thousands perhaps, or answered once more, search nothing, and no person is asked.
     """
     params = claim.params
     if params.response_format or params.tools or claim.documents or claim.kept_text:
         return UnknownPolicy()
     rows = database.fetch(_PolicyRow, _POLICY, (claim.conversation_id,))
-    policy = UnknownPolicy.of(rows[0].unknown) if rows else UnknownPolicy()
-    return policy.without_people if claim.lane is Lane.BATCH else policy
+    if not rows:
+        return UnknownPolicy()
+    policy = UnknownPolicy.of(rows[0].unknown)
+    if claim.lane is Lane.BATCH:
+        return policy.without_people.without_search
+    return policy if rows[0].may_search else policy.without_search
 
 
 def last_missed(database: Database, conversation_id: UUID, seq: int) -> Missed | None:
@@ -96,13 +106,29 @@ def last_missed(database: Database, conversation_id: UUID, seq: int) -> Missed |
 
 
 def resolved(said: str, last: Missed | None) -> str:
-    """What is searched for: after a clarifying question, the choice, or both messages together."""
+    """What the collection is searched for: after a clarifying question, the title that was chosen,
+    or both messages together.
+    """
+    chosen = _chosen(said, last)
+    return own_words(said, last) if chosen is None else chosen
+
+
+def own_words(said: str, last: Missed | None) -> str:
+    """What the web is searched for, of which the user said each word: titles may be secrets."""
     if last is None or last.step is not Step.CLARIFY:
         return said
+    is_number = _chosen(said, last) is not None
+    return last.question if is_number else f"{last.question}\n{said}"
+
+
+def _chosen(said: str, last: Missed | None) -> str | None:
+    """The title whose number was said after a clarifying question; None: none was."""
+    if last is None or last.step is not Step.CLARIFY:
+        return None
     number = _NUMBER.fullmatch(said.strip()) if len(said) <= 16 else None
-    if number and int(number[1]) <= len(last.choices):
-        return last.choices[int(number[1]) - 1]
-    return f"{last.question}\n{said}"
+    if number is None or int(number[1]) > len(last.choices):
+        return None
+    return last.choices[int(number[1]) - 1]
 
 
 def next_verdicts(

@@ -12,6 +12,7 @@ from tests.conversing import serving
 from tests.integration.knowledge.conftest import Library, Reading
 from turnmill.infra.mocks.searxng import Page, SearXNG
 from turnmill.producer.accept import accept
+from turnmill.producer.conversations import set_policies
 from turnmill.producer.knowledge.gaps.listing import list_groups
 from turnmill.producer.tenants import create_key, save_bot
 from turnmill.producer.turns import read_turn
@@ -20,7 +21,7 @@ from turnmill.schemas.errors import EngineUnavailable
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import SearchSettings, load_settings
 from turnmill.schemas.store.knowledge.verdicts import Verdict
-from turnmill.schemas.turns import GenerationParams
+from turnmill.schemas.turns import GenerationParams, Lane
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.testing import InlineWorker
 
@@ -74,7 +75,7 @@ class Shop:
     """A bot that searches for what its collection does not answer, and one conversation with it."""
 
     def __init__(self, system: Any, library: Library, engine: Saying, web: SearXNG) -> None:
-        self.system, self.engine, self.web = system, engine, web
+        self.system, self.library, self.engine, self.web = system, library, engine, web
         library.write("returns.md", RETURNS)
         library.sync()
         self.search = SearchSettings(url=web.url, timeout_s=0.5)
@@ -92,9 +93,9 @@ class Shop:
     def running(self) -> InlineWorker:
         return InlineWorker(self.system.settings.model_copy(update={"search": self.search}))
 
-    def ask(self, text: str) -> Any:
+    def ask(self, text: str, **changes: Any) -> Any:
         request = self.system.request(text, conversation_id=self.conversation_id)
-        turn = accept(self.system.database, request)
+        turn = accept(self.system.database, request.model_copy(update=changes))
         self.conversation_id = turn.conversation_id
         self.system.wait_until_settled()
         return read_turn(self.system.database, self.system.tenant_id, turn.turn_id)
@@ -161,6 +162,50 @@ def test_a_bot_whose_ladder_has_no_search_asks_nobody(shop: Shop) -> None:
     with shop.running():
         shop.ask(FOREIGN)
     assert (shop.verdicts(), shop.web.calls) == ([Verdict.UNCERTAIN], [])
+
+
+def test_a_title_that_was_offered_is_searched_for_in_the_collection_alone(shop: Shop) -> None:
+    """The document is gone by then, so that the step comes."""
+    shop.save_bot("clarify", "search")
+    shop.library.write("plan.md", "# Project Nightjar\n\nWe buy the inventor of the kettle in May.")
+    shop.library.sync()
+    asked = "Did an inventor, king or pope win 1954?"
+    with shop.running():
+        assert "1. Project Nightjar" in shop.ask(asked).reply.content
+        (shop.library.folder / "plan.md").unlink()
+        shop.library.sync()
+        shop.ask("1")
+    assert shop.verdicts() == [Verdict.CLARIFY, Verdict.SEARCHED]
+    assert [each["q"] for each in shop.web.queries] == [asked]
+
+
+def test_the_rows_of_a_batch_ask_no_server(shop: Shop) -> None:
+    shop.save_bot("search")
+    with shop.running():
+        shop.ask(FOREIGN, lane=Lane.BATCH)
+        shop.ask(FOREIGN)
+    assert shop.verdicts() == [Verdict.UNCERTAIN, Verdict.SEARCHED]
+    assert shop.web.count("search") == 1
+
+
+def test_a_conversation_may_take_the_step_away_and_not_add_it(shop: Shop) -> None:
+    def change(*steps: str) -> None:
+        policies = Policies.model_validate({"unknown": {"steps": steps}})
+        database, tenant_id = shop.system.database, shop.system.tenant_id
+        set_policies(database, tenant_id, shop.conversation_id, policies)
+
+    shop.save_bot("uncertain")
+    with shop.running():
+        shop.ask(FOREIGN)
+        change("search", "uncertain")
+        shop.ask(FOREIGN)
+        assert shop.web.calls == []
+        shop.save_bot("search")
+        shop.ask(FOREIGN)
+        change("uncertain")
+        shop.ask(FOREIGN)
+    assert shop.verdicts() == ["uncertain", "uncertain", "searched", "uncertain"]
+    assert shop.web.count("search") == 1
 
 
 def test_without_a_server_in_the_settings_the_step_is_passed_over(shop: Shop) -> None:
