@@ -20,9 +20,10 @@ from turnmill.producer.memory.users import MAX_NAME, MAX_VALUE, list_facts, reme
 from turnmill.schemas.batches import copy_id, row_id_of
 from turnmill.schemas.channels.memory import MemoryPolicy
 from turnmill.schemas.content import text_of
-from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.errors import InvalidInput, PermanentError
 from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.safety.policy import Safety
 from turnmill.schemas.store.batches.purpose import EXTRACTING
 from turnmill.schemas.turns import GenerationParams, Message, Role, TurnState
 
@@ -71,15 +72,15 @@ _PARAMS = GenerationParams(
     ),
 )
 
-#: `shows_more`: a server may read more of the bot's conversations by its reader than by itself.
+#: `readers`: the safety of the bot that reads; none: there is no such bot.
 _POLICIES = """
-SELECT id, name, policies -> 'memory' AS memory,
-    policies #>> '{safety,remote}' = 'pseudonyms' AND EXISTS (
-        SELECT FROM bots r WHERE r.tenant_id = bots.tenant_id AND r.deleted_at IS NULL
-            AND r.name = bots.policies #>> '{memory,extract_with}'
-            AND r.policies #>> '{safety,remote}' IS DISTINCT FROM 'pseudonyms') AS shows_more
+SELECT id, name, policies -> 'memory' AS memory, policies -> 'safety' AS safety,
+    ARRAY(SELECT coalesce(r.policies -> 'safety', '{}') FROM bots r
+        WHERE r.tenant_id = bots.tenant_id AND r.deleted_at IS NULL
+            AND r.name = bots.policies #>> '{memory,extract_with}') AS readers
 FROM bots
 WHERE tenant_id = %s AND deleted_at IS NULL AND policies -> 'memory' ? 'extract_with'
+ORDER BY name
 """
 
 #: Conversations in which nothing is open, of one user who agreed, whose last turn nobody has read
@@ -168,6 +169,8 @@ class Round(NamedTuple):
     #: Facts that earlier rounds have come to: proposed ones, and those in force by their key.
     proposed: int
     confirmed: int
+    #: Why the conversations of some bots are not read, a sentence each.
+    problems: tuple[str, ...] = ()
 
 
 class _Said(NamedTuple):
@@ -178,17 +181,18 @@ class _Said(NamedTuple):
 def propose(database: Database, tenant_id: UUID, now: datetime) -> Round:
     """Take what earlier rounds have come to, and let the conversations be read that are idle now.
 
-    Raises:
-        UnknownBot: a policy names a bot that there is not.
-        InvalidInput: no live worker can keep to a schema; or a bot has pseudonyms and its reader
-            has none.
+    A bot whose conversations cannot be read is a problem of the round, and the others are read: its
+    reader does not exist or would show more than the bot, or no live worker can keep to a schema.
     """
     taken = [_take(database, tenant_id, *row) for row in database.run(_ENDED, (tenant_id,))]
-    reading = sum(
-        _read(database, tenant_id, now, *row) for row in database.run(_POLICIES, (tenant_id,))
-    )
+    reading, problems = 0, []
+    for row in database.run(_POLICIES, (tenant_id,)):
+        try:
+            reading += _read(database, tenant_id, now, *row)
+        except PermanentError as error:
+            problems.append(f"Bot '{row.name}': {error.message}")
     flat = [source for each in taken for source in each]
-    return Round(reading, flat.count("proposed"), flat.count("confirmed"))
+    return Round(reading, flat.count("proposed"), flat.count("confirmed"), tuple(problems))
 
 
 def _read(
@@ -198,16 +202,17 @@ def _read(
     bot_id: UUID,
     bot: str,
     stored: Any,
-    shows_more: bool | None,
+    safety: Any,
+    readers: list[Any],
 ) -> int:
     """Let the idle conversations of a bot be read; return their number."""
     policy = MemoryPolicy.of(stored)
     if not policy.on or policy.extract_with is None:
         return 0
-    if shows_more:
+    if not all(Safety.of(each).hides(Safety.of(safety)) for each in readers):
         raise InvalidInput(
-            f"'{bot}' has safety.remote=pseudonyms, and '{policy.extract_with}', which is to read "
-            "its conversations, has not. Give both the same."
+            f"its reader '{policy.extract_with}' would show models and servers what its own policy "
+            "hides. Give both the same safety.checks, words, regions, remote and fail."
         )
     idle = {"tenant": tenant_id, "bot": bot_id, "basis": policy.basis, "idle_s": policy.idle_s}
     rows = [

@@ -102,6 +102,24 @@ class Safety(BaseModel):
         found = {name: rules.get(f"{name}.{stage}", rules.get(name, "allow")) for name in names}
         return {name: Action(action) for name, action in found.items() if action != "allow"}
 
+    def hides(self, other: "Safety") -> bool:
+        """Whether all is kept from models and servers that `other` keeps of users' messages."""
+        kept, wanted = self.hiding(), other.hiding()
+        regions = set(other.regions) if {"personal", "remote"} & wanted else set()
+        words = set(other.words) if "words" in wanted else set()
+        return (
+            wanted <= kept
+            and regions <= set(self.regions)
+            and words <= set(self.words)
+            and not (wanted and self.fail == "open" and other.fail == "closed")
+        )
+
+    def hiding(self) -> set[str]:
+        """The checks that hide something of users' messages, and `remote`."""
+        actions = self.actions(Stage.INPUT).items()
+        hiding = {name for name, action in actions if action in (Action.MASK, Action.BLOCK)}
+        return hiding | ({"remote"} if self.remote == "pseudonyms" else set())
+
     @classmethod
     def of(cls, stored: Mapping[str, object] | None) -> Self:
         """Read what is stored, without what a newer release may have written."""

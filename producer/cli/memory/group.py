@@ -99,7 +99,8 @@ def propose(
     """Propose facts out of conversations that are idle, for bots whose policy names a reader.
 
     One round lets another bot read what users who agreed said, on the batch lane, and takes what
-    earlier rounds have come to. Run it from time to time.
+    earlier rounds have come to. Run it from time to time. It names the bots whose conversations
+    cannot be read, and ends with the exit code 1 then.
 
     Example: turnmill users propose
     """
@@ -112,8 +113,10 @@ def propose(
                 f"{found.confirmed} remembered by their names."
             )
         )
+        for problem in found.problems:
+            console.print(plain(problem), style="yellow", soft_wrap=True)
         if every is None:
-            return
+            raise typer.Exit(1 if found.problems else 0)
         time.sleep(every)
 
 

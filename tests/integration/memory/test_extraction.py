@@ -13,7 +13,7 @@ from turnmill.producer.memory import users
 from turnmill.producer.memory.extraction import PROMPT, Round, propose
 from turnmill.producer.memory.forgetting import forget_user
 from turnmill.producer.tenants import save_bot
-from turnmill.schemas.errors import InvalidInput, NotFound
+from turnmill.schemas.errors import NotFound
 from turnmill.schemas.files.opening import open_storage
 from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.engines.base import Chunk, Prompt
@@ -83,7 +83,7 @@ def test_what_a_user_wrote_is_proposed_with_its_turn_and_what_nobody_wrote_is_no
     reading: Any, engine: Reader
 ) -> None:
     turn = talk(reading, "I live in Bremen.")
-    assert read(reading) == (1, 1, 0)
+    assert read(reading) == Round(1, 1, 0)
     (fact,) = users.list_facts(reading.database, reading.tenant_id, ADA)
     assert (fact.key, fact.value, fact.source) == ("city", "Bremen", "proposed")
     assert fact.turn_id == turn.turn_id
@@ -111,7 +111,7 @@ def test_a_proposed_fact_is_told_to_no_turn_before_it_is_confirmed(
 def test_a_proposal_that_is_wrong_leaves_what_is_known(reading: Any, engine: Reader) -> None:
     users.remember(reading.database, reading.tenant_id, ADA, "city", "Ulm")
     talk(reading, "I was in Bremen.")
-    assert read(reading) == (1, 1, 0)
+    assert read(reading) == Round(1, 1, 0)
     users.answer_proposal(reading.database, reading.tenant_id, ADA, "city", is_right=False)
     assert facts(reading) == [("city", "Ulm", "explicit")]
 
@@ -119,7 +119,7 @@ def test_a_proposal_that_is_wrong_leaves_what_is_known(reading: Any, engine: Rea
 def test_keys_of_the_policy_need_no_confirmation(reading: Any, engine: Reader) -> None:
     let_remember(reading, extract_with="reader", idle_s=0, extract_keys=["City"])
     talk(reading, "I live in Bremen.")
-    assert read(reading) == (1, 0, 1)
+    assert read(reading) == Round(1, 0, 1)
     assert facts(reading) == [("city", "Bremen", "confirmed")]
 
 
@@ -141,24 +141,48 @@ def test_nobody_else_is_read(reading: Any, engine: Reader, reason: str) -> None:
     if reason == "no policy":
         let_remember(reading)
     talk(reading, "I live in Bremen.", user=user)
-    assert read(reading) == (0, 0, 0)
+    assert read(reading) == Round(0, 0, 0)
 
 
-def test_a_reader_that_hides_less_from_servers_than_its_bot_reads_nothing(
-    reading: Any, engine: Reader
+@pytest.mark.parametrize(
+    "safety", [{"remote": "pseudonyms"}, {"checks": ["personal:mask"]}, {"checks": ["words:block"]}]
+)
+def test_a_reader_that_hides_less_than_its_bot_reads_nothing_of_it(
+    reading: Any, engine: Reader, safety: dict[str, Any]
 ) -> None:
     place = (reading.database, reading.tenant_id)
     let_remember(reading, extract_with="reader", idle_s=0)
     hide = """UPDATE bots SET policies = coalesce(policies, '{}')
-        || '{"safety": {"remote": "pseudonyms"}}' WHERE name = %s RETURNING id"""
+        || jsonb_build_object('safety', %s::jsonb) WHERE name = %s RETURNING id"""
     bot = reading.settings.engine.model_name
-    assert reading.database.run(hide, (bot,))
+    assert reading.database.run(hide, (json.dumps(safety), bot))
     talk(reading, "I live in Bremen.")
-    with pytest.raises(InvalidInput, match=f"'{bot}' has safety.remote=pseudonyms, and 'reader'"):
-        propose(*place, datetime.now(UTC))
+    found = propose(*place, datetime.now(UTC))
+    assert (found.reading, len(found.problems)) == (0, 1)
+    assert found.problems[0].startswith(f"Bot '{bot}': its reader 'reader' would show")
     assert reading.database.run("SELECT 1 FROM turns WHERE batch_id IS NOT NULL") == []
-    assert reading.database.run(hide, ("reader",))
+    assert reading.database.run(hide, (json.dumps(safety), "reader"))
     assert read(reading).reading == 1
+
+
+def test_a_bot_that_cannot_be_read_stops_no_other(reading: Any, engine: Reader) -> None:
+    model = reading.settings.engine.model_name
+    for name in ("aaa", "zzz"):
+        save_bot(reading.database, reading.tenant_id, name, model, "", GenerationParams())
+        assert reading.database.run(
+            """UPDATE bots SET policies = '{"memory": {"on": true, "extract_with": "gone",
+            "idle_s": 0}}' WHERE name = %s RETURNING id""",
+            (name,),
+        )
+    talk(reading, "I live in Bremen.")
+    in_both = reading.database.run(
+        "UPDATE turns SET bot_id = (SELECT id FROM bots WHERE name = 'zzz') RETURNING id"
+    )
+    assert in_both
+    talk(reading, "I live in Bremen.")
+    found = propose(reading.database, reading.tenant_id, datetime.now(UTC))
+    assert found.reading == 1
+    assert [each.partition(":")[0] for each in found.problems] == ["Bot 'zzz'"]
 
 
 def test_a_consent_that_is_taken_back_meanwhile_counts(reading: Any, engine: Reader) -> None:
@@ -167,7 +191,7 @@ def test_a_consent_that_is_taken_back_meanwhile_counts(reading: Any, engine: Rea
         propose(reading.database, reading.tenant_id, datetime.now(UTC))
         reading.wait_until_settled()
     users.set_memory(reading.database, reading.tenant_id, ADA, is_on=False)
-    assert propose(reading.database, reading.tenant_id, datetime.now(UTC)) == (0, 0, 0)
+    assert propose(reading.database, reading.tenant_id, datetime.now(UTC)) == Round(0, 0, 0)
     assert facts(reading) == []
 
 
@@ -180,7 +204,7 @@ def test_what_was_read_is_kept_nowhere_else(reading: Any, engine: Reader) -> Non
     erase_all(reading.database, open_storage(reading.settings))
     for table in ("turns", "replies", "facts"):
         assert reading.database.run(f"SELECT 1 FROM {table} t WHERE t::text LIKE '%Bremen%'") == []
-    assert propose(reading.database, reading.tenant_id, datetime.now(UTC)) == (0, 0, 0)
+    assert propose(reading.database, reading.tenant_id, datetime.now(UTC)) == Round(0, 0, 0)
 
 
 def test_facts_are_proposed_and_confirmed_by_command(

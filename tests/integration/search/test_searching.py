@@ -21,9 +21,10 @@ from turnmill.schemas.errors import EngineUnavailable
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import SearchSettings, load_settings
 from turnmill.schemas.store.knowledge.verdicts import Verdict
-from turnmill.schemas.turns import GenerationParams, Lane
+from turnmill.schemas.turns import GenerationParams, Lane, TurnState
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.testing import InlineWorker
+from turnmill.workers.turn.attempt import AbortReason
 
 RETURNS = "# Returns\n\nA kettle that leaks may be sent back within 30 days."
 KNOWN = "May a kettle that leaks be sent back?"
@@ -155,6 +156,20 @@ def test_a_server_that_is_down_costs_one_turn_its_time_and_the_next_ones_nothing
     assert shop.verdicts() == [Verdict.UNCERTAIN, Verdict.UNCERTAIN]
     assert shop.web.count("search") == 1
     assert shop.engine.prompts == []
+
+
+def test_a_turn_that_ends_while_a_server_is_asked_takes_no_other_step(
+    shop: Shop, eventually: Callable[..., None]
+) -> None:
+    shop.search = SearchSettings(url=shop.web.url, timeout_s=2.0)
+    shop.web.order("search", "silence", times=9)
+    with shop.running() as worker:
+        turn = accept(shop.system.database, shop.system.request(FOREIGN))
+        eventually(lambda: shop.web.count("search"))
+        worker.worker.leases.stop_all(AbortReason.DEADLINE)
+        shop.system.wait_until_settled()
+    ended = read_turn(shop.system.database, shop.system.tenant_id, turn.turn_id)
+    assert (ended.state, ended.reply) == (TurnState.FAILED, None)
 
 
 def test_a_bot_whose_ladder_has_no_search_asks_nobody(shop: Shop) -> None:
