@@ -57,7 +57,8 @@ class Services:
     #: One thread: large bodies are parsed one after the other, so that together they take no more
     #: of the GIL from the event loop than one does.
     parser: ThreadPoolExecutor
-    #: One thread: an image takes seconds, and hundreds of megabytes, while it is decoded.
+    #: One thread: an image takes seconds, and hundreds of megabytes, while it is decoded. Files by
+    #: the thousand go through it too.
     media: "Queue"
     lookout: "Lookout"
     searches: "Searches"

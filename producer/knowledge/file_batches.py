@@ -14,8 +14,8 @@ from turnmill.schemas.store.knowledge.passages import delete_documents, lock_col
 _SAVE = "INSERT INTO file_batches (id, collection_id, documents) VALUES (%s, %s, %s)"
 
 _FIND = """
-SELECT b.id, b.collection_id, b.cancelled_at IS NOT NULL AS is_cancelled,
-    cardinality(b.documents) AS added, n.*
+SELECT b.id, b.collection_id, cardinality(b.documents) AS kept,
+    cardinality(b.cancelled) AS cancelled, n.*
 FROM file_batches b JOIN collections c ON c.id = b.collection_id CROSS JOIN LATERAL (
     SELECT count(*) AS found, count(*) FILTER (WHERE d.state = 'ready') AS completed,
         count(*) FILTER (WHERE d.state = 'failed') AS failed
@@ -24,14 +24,23 @@ FROM file_batches b JOIN collections c ON c.id = b.collection_id CROSS JOIN LATE
 WHERE c.tenant_id = %s AND b.collection_id = %s AND b.id = %s
 """
 
-#: A document that is read again keeps the passages that it has.
+#: A document that is read again keeps the passages that it has. One that was added by itself, or
+#: that another batch has, is wanted still.
 _UNREAD = """
-SELECT d.id FROM file_batches b
+SELECT d.id, d.is_of_batches AND d.id NOT IN (
+    SELECT unnest(documents) FROM file_batches
+    WHERE collection_id = %(store)s AND id <> %(batch)s
+) AS is_unwanted
+FROM file_batches b
 JOIN documents d ON d.id = ANY(b.documents) AND d.collection_id = b.collection_id
-WHERE b.id = %s AND d.version = 0 AND d.state IN ('queued', 'indexing')
+WHERE b.id = %(batch)s AND d.version = 0 AND d.state IN ('queued', 'indexing')
 """
 
-_CANCEL = "UPDATE file_batches SET cancelled_at = clock_timestamp() WHERE id = %s"
+_CANCEL = """
+UPDATE file_batches SET cancelled = cancelled || %(unread)s, documents = ARRAY(
+    SELECT unnest(documents) EXCEPT SELECT unnest(%(unread)s))
+WHERE id = %(batch)s
+"""
 
 
 class FileBatch(NamedTuple):
@@ -39,10 +48,10 @@ class FileBatch(NamedTuple):
 
     id: UUID
     collection_id: UUID
-    is_cancelled: bool
-    #: Documents, when it was made.
-    added: int
-    #: Those that the collection still has.
+    #: Documents, without those that were cancelled.
+    kept: int
+    cancelled: int
+    #: Of those kept, what the collection still has.
     found: int
     completed: int
     failed: int
@@ -50,10 +59,6 @@ class FileBatch(NamedTuple):
     @property
     def in_progress(self) -> int:
         return self.found - self.completed - self.failed
-
-    @property
-    def cancelled(self) -> int:
-        return self.added - self.found if self.is_cancelled else 0
 
 
 def add_batch(
@@ -70,10 +75,10 @@ def add_batch(
         NotFound: there is no such collection, or one of the files is missing.
     """
     find_store(database, tenant_id, store_id)
-    found = [(files.find(tenant_id, id_), attributes) for id_, attributes in wanted.items()]
+    found = list(zip(files.find_all(tenant_id, list(wanted)), wanted.values(), strict=True))
     batch_id = new_id()
     with database.cursor() as cursor:
-        documents = add_files(cursor, tenant_id, store_id, found)
+        documents = add_files(cursor, tenant_id, store_id, found, is_of_batch=True)
         cursor.execute(_SAVE, (batch_id, store_id, documents))
     return find_batch(database, tenant_id, store_id, batch_id)
 
@@ -87,13 +92,14 @@ def find_batch(database: Database, tenant_id: UUID, store_id: UUID, batch_id: UU
 
 
 def cancel_batch(database: Database, tenant_id: UUID, store_id: UUID, batch_id: UUID) -> FileBatch:
-    """Delete the documents of a batch that nobody has read yet. A worker that reads one finds it
-    gone. Raises `NotFound`.
+    """Take the documents out of a batch that nobody has read yet, and delete those that nothing
+    else has added. A worker that reads one finds it gone. Raises `NotFound`.
     """
     find_batch(database, tenant_id, store_id, batch_id)
     with database.cursor() as cursor:
         lock_collection(cursor, store_id)
-        unread = [row.id for row in cursor.execute(_UNREAD, (batch_id,))]
-        if delete_documents(cursor, store_id, unread):
-            cursor.execute(_CANCEL, (batch_id,))
+        place = {"store": store_id, "batch": batch_id}
+        unread = cursor.execute(_UNREAD, place).fetchall()
+        cursor.execute(_CANCEL, place | {"unread": [row.id for row in unread]})
+        delete_documents(cursor, store_id, [row.id for row in unread if row.is_unwanted])
     return find_batch(database, tenant_id, store_id, batch_id)

@@ -15,7 +15,7 @@ from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.postgres.database import Cursor, Database
 from turnmill.schemas.store.knowledge import passages
 from turnmill.schemas.store.knowledge.formats import MAX_BYTES, SUFFIXES, format_of
-from turnmill.schemas.store.knowledge.indexing import Wanted, queue
+from turnmill.schemas.store.knowledge.indexing import Wanted, queue_all
 from turnmill.schemas.store.knowledge.search import Passage, search
 from turnmill.schemas.store.knowledge.spaces import Asked
 
@@ -51,7 +51,9 @@ WHERE id = %s AND tenant_id = %s RETURNING id
 """
 
 #: A deletion of the file waits, and then finds the document.
-_KEEP_FILE = "SELECT FROM files WHERE id = %s AND tenant_id = %s FOR KEY SHARE"
+_KEEP_FILES = """
+SELECT id FROM files WHERE id = ANY(%s) AND tenant_id = %s ORDER BY id FOR KEY SHARE
+"""
 
 _DESCRIBE = "UPDATE documents SET attributes = %s WHERE id = %s"
 
@@ -223,9 +225,11 @@ def add_files(
     tenant_id: UUID,
     store_id: UUID,
     files: Sequence[tuple[File, dict[str, Any] | None]],
+    *,
+    is_of_batch: bool = False,
 ) -> list[UUID]:
-    """Queue documents of files with their attributes; return the documents. The tenant has the
-    collection.
+    """Queue documents of files, each once, with their attributes; return the documents. The tenant
+    has the collection.
 
     Raises:
         InvalidInput: there is no reader for one of them, or it is too large.
@@ -233,18 +237,22 @@ def add_files(
     """
     for file, _ in files:
         require_readable(file)
-    documents = []
-    # In one order, whoever adds the same files at the same time.
-    for file, attributes in sorted(files, key=lambda each: each[0].file_id):
-        if cursor.execute(_KEEP_FILE, (file.file_id, tenant_id)).fetchone() is None:
-            raise unknown_file(file.file_id)
-        digest = digest_of(file.sha256)
-        wanted = Wanted(store_id, file.shown_id, file.name, digest, file.file_id, attributes)
-        try:
-            documents.append(queue(cursor, wanted, None))
-        except psycopg.errors.ForeignKeyViolation:
-            raise _unknown(store_id) from None
-    return documents
+    # Whoever deletes a file locks it before its collections too.
+    ids = [file.file_id for file, _ in files]
+    kept = {row.id for row in cursor.execute(_KEEP_FILES, (ids, tenant_id))}
+    for file_id in ids:
+        if file_id not in kept:
+            raise unknown_file(file_id)
+    # Nobody cancels a batch that has one of them meanwhile.
+    passages.lock_collection(cursor, store_id)
+    wanted = [
+        Wanted(store_id, file.shown_id, file.name, digest_of(file.sha256), file.file_id, attributes)
+        for file, attributes in files
+    ]
+    try:
+        return queue_all(cursor, wanted, is_of_batch=is_of_batch)
+    except psycopg.errors.ForeignKeyViolation:
+        raise _unknown(store_id) from None
 
 
 def find_file(database: Database, tenant_id: UUID, store_id: UUID, id_: UUID) -> StoreFile:

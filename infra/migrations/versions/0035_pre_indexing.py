@@ -50,7 +50,7 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.Column("documents", ARRAY(sa.Uuid()), nullable=False),
-        sa.Column("cancelled_at", sa.DateTime(timezone=True)),
+        sa.Column("cancelled", ARRAY(sa.Uuid()), nullable=False, server_default=sa.text("'{}'")),
     )
     op.create_index("ix_file_batches_collection_id", "file_batches", ["collection_id"])
 
@@ -74,6 +74,7 @@ def _columns() -> list[sa.Column]:
         sa.Column("error_code", sa.Text()),
         sa.Column("error_message", sa.Text()),
         sa.Column("file_id", sa.Uuid()),
+        sa.Column("is_of_batches", sa.Boolean(), nullable=False, server_default=sa.text("false")),
         sa.Column("attributes", JSONB(), nullable=False, server_default=sa.text("'{}'")),
         sa.Column(
             "created_at",

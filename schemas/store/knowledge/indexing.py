@@ -30,13 +30,16 @@ MAX_ATTEMPTS = 3
 _QUEUE = """
 INSERT INTO documents AS d
     (id, collection_id, uri, origin, title, digest, version, state, fence, due_at, file_id,
-     attributes, url)
-VALUES (%(id)s, %(collection)s, %(uri)s, %(origin)s, %(title)s, %(digest)s, 0, 'queued', 1,
-    clock_timestamp(), %(file)s, %(attributes)s, %(url)s)
+     is_of_batches, attributes, url)
+SELECT id, collection, uri, origin, uri, digest, 0, 'queued', 1, clock_timestamp(), file,
+    %(is_of_batch)s, attributes, url
+FROM unnest(%(ids)s::uuid[], %(collections)s::uuid[], %(uris)s::text[], %(origins)s::text[],
+    %(digests)s::bytea[], %(files)s::uuid[], %(attributes)s::jsonb[], %(urls)s::text[])
+    AS wanted (id, collection, uri, origin, digest, file, attributes, url)
 ON CONFLICT (collection_id, origin, uri) DO UPDATE SET digest = excluded.digest, state = 'queued',
     fence = d.fence + 1, attempt = 0, due_at = clock_timestamp(), error_code = NULL,
     error_message = NULL, file_id = excluded.file_id, attributes = excluded.attributes,
-    url = excluded.url
+    url = excluded.url, is_of_batches = d.is_of_batches AND excluded.is_of_batches
 RETURNING id
 """
 
@@ -118,16 +121,29 @@ class Task(NamedTuple):
 
 def queue(cursor: Cursor, wanted: Wanted, content: bytes | None) -> UUID:
     """Want a document indexed. `content` waits in the database; None: it is that of the file."""
-    values = {
-        "id": new_id(), "collection": wanted.collection_id, "uri": wanted.uri,
-        "origin": wanted.origin, "title": wanted.uri, "digest": wanted.digest,
-        "file": wanted.file_id, "attributes": Jsonb(wanted.attributes or {}),
-        "url": wanted.url,
-    }  # fmt: skip
-    [(document_id,)] = cursor.execute(_QUEUE, values)
+    [document_id] = queue_all(cursor, [wanted])
     if content is not None:
         cursor.execute(_KEEP_CONTENT, (document_id, content))
-    return UUID(str(document_id))
+    return document_id
+
+
+def queue_all(cursor: Cursor, wanted: Sequence[Wanted], *, is_of_batch: bool = False) -> list[UUID]:
+    """Want documents indexed, no two of one origin and uri; return them. Their content is that of
+    their files. `is_of_batch`: a file batch adds them.
+    """
+    values = {
+        # Of one millisecond, they are in no order by themselves.
+        "ids": sorted(new_id() for _ in wanted),
+        "collections": [each.collection_id for each in wanted],
+        "uris": [each.uri for each in wanted],
+        "origins": [each.origin for each in wanted],
+        "digests": [each.digest for each in wanted],
+        "files": [each.file_id for each in wanted],
+        "attributes": [Jsonb(each.attributes or {}) for each in wanted],
+        "urls": [each.url for each in wanted],
+        "is_of_batch": is_of_batch,
+    }
+    return [row.id for row in cursor.execute(_QUEUE, values)]
 
 
 def write(cursor: Cursor, wanted: Wanted, title: str, passages: Sequence[dict[str, Any]]) -> UUID:

@@ -11,6 +11,7 @@ Invariants:
 from sqlalchemy import (
     REAL,
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     Identity,
@@ -74,6 +75,8 @@ documents = Table(
     Column("error_message", Text),
     #: The file that it is made of, if its content did not come with it.
     Column("file_id", Uuid),
+    #: Whether file batches alone have added it.
+    Column("is_of_batches", Boolean, nullable=False, server_default=text("false")),
     #: What its owner says of it.
     Column("attributes", JSONB, nullable=False, server_default=text("'{}'")),
     time_column("created_at", default_now=True),
@@ -99,8 +102,8 @@ file_batches = Table(
     Column("collection_id", ForeignKey("collections.id", ondelete="CASCADE"), nullable=False),
     #: Their ids; those of deleted ones stay.
     Column("documents", ARRAY(Uuid), nullable=False),
-    #: When those that nobody had read yet were taken out.
-    time_column("cancelled_at"),
+    #: Those that were taken out before anybody had read them.
+    Column("cancelled", ARRAY(Uuid), nullable=False, server_default=text("'{}'")),
     Index("ix_file_batches_collection_id", "collection_id"),
 )
 

@@ -148,7 +148,7 @@ FREE: dict[str, frozenset[str]] = {
         "documents": "uri origin title digest url state error_code error_message attributes",
         # The key only until the erasure is done.
         "erasures": "key_hash key",
-        "file_batches": "documents",
+        "file_batches": "documents cancelled",
         "lane_pauses": "lane model paused_by reason",
         "outbox": "model lane",
         "passage_vectors": "v",

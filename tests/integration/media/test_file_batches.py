@@ -1,12 +1,15 @@
 """Many files go into a vector store together, through OpenAI's own client."""
 
 from collections.abc import Callable
+from threading import current_thread
 from typing import Any
 
 import openai
+import psycopg
 import pytest
 
 from tests.integration.media.conftest import Site
+from turnmill.producer.knowledge import file_batches, stores
 from turnmill.schemas.files.opening import open_files
 from turnmill.workers.upkeep.indexer import index_next
 
@@ -38,7 +41,7 @@ def test_files_are_uploaded_and_read_together(indexed: Site) -> None:
     assert client.vector_stores.search(store.id, query="lamp desk").data[0].file_id == known.id
     client.files.delete(known.id)
     again = client.vector_stores.file_batches.retrieve(batch.id, vector_store_id=store.id)
-    assert counts(again) == ("completed", 0, 1, 1, 0, 2)
+    assert counts(again) == ("completed", 0, 1, 1, 0, 3)
 
 
 def test_pages_of_a_batch_have_its_files_alone(indexed: Site) -> None:
@@ -90,6 +93,89 @@ def test_what_nobody_has_read_yet_is_cancelled(site: Site) -> None:
     done = client.vector_stores.file_batches.create(store.id, file_ids=files[:1])
     assert counts(client.vector_stores.file_batches.cancel(done.id, **place))[0] == "in_progress"
     assert client.vector_stores.search(store.id, query="kettle").data
+
+
+def test_what_something_else_has_added_too_is_not_deleted(site: Site) -> None:
+    """By another batch, or by itself before or after."""
+    client = site.openai
+    store = client.vector_stores.create(name="shop")
+    batches, place = client.vector_stores.file_batches, {"vector_store_id": store.id}
+    alone, early, late, shared = (
+        site.upload(KETTLES + name.encode(), f"{name}.md").id
+        for name in ("alone", "early", "late", "shared")
+    )
+    client.vector_stores.files.create(store.id, file_id=early)
+    first = batches.create(store.id, file_ids=[alone, early, late, shared])
+    second = batches.create(store.id, file_ids=[shared])
+    client.vector_stores.files.create(store.id, file_id=late)
+    assert counts(batches.cancel(first.id, **place)) == ("cancelled", 0, 0, 0, 4, 4)
+    left = {each.id for each in client.vector_stores.files.list(store.id)}
+    assert left == {early, late, shared}
+    assert batches.list_files(first.id, **place).data == []
+    assert counts(batches.retrieve(second.id, **place)) == ("in_progress", 1, 0, 0, 0, 1)
+    assert counts(batches.cancel(second.id, **place)) == ("cancelled", 0, 0, 0, 1, 1)
+    assert {each.id for each in client.vector_stores.files.list(store.id)} == {early, late}
+
+
+def test_what_is_deleted_later_was_not_cancelled(site: Site) -> None:
+    client = site.openai
+    store = client.vector_stores.create(name="shop")
+    files = [site.upload(KETTLES, f"{number}.md").id for number in range(2)]
+    batch = client.vector_stores.file_batches.create(store.id, file_ids=files)
+    assert index_next(site.database, open_files(site.database, site.settings), lease_s=15.0)
+    place = {"vector_store_id": store.id}
+    cancelled = client.vector_stores.file_batches.cancel(batch.id, **place)
+    assert counts(cancelled) == ("cancelled", 0, 1, 0, 1, 2)
+    [read] = client.vector_stores.files.list(store.id).data
+    client.vector_stores.files.delete(read.id, **place)
+    later = client.vector_stores.file_batches.retrieve(batch.id, **place)
+    assert counts(later) == ("cancelled", 0, 0, 0, 1, 2)
+
+
+def test_a_batch_of_many_files_takes_few_statements(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = site.openai.vector_stores.create(name="shop")
+    files = [site.upload(KETTLES, f"{number}.md").id for number in range(30)]
+    statements: list[Any] = []
+    execute = psycopg.Cursor.execute
+
+    def count(self: Any, query: Any, *args: Any, **more: Any) -> Any:
+        statements.append(query)
+        return execute(self, query, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(psycopg.Cursor, "execute", count)
+        batch = site.openai.vector_stores.file_batches.create(store.id, file_ids=files)
+    assert counts(batch) == ("in_progress", 30, 0, 0, 0, 30)
+    assert 3 < len(statements) < 20
+
+
+def test_batches_do_not_take_the_threads_that_accept_turns(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: set[str] = set()
+
+    def noting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **more: Any) -> Any:
+            names.add(current_thread().name.partition("_")[0])
+            return function(*args, **more)
+
+        return noted
+
+    for module, name in [
+        (file_batches, "add_batch"),
+        (file_batches, "cancel_batch"),
+        (stores, "read_passages"),
+    ]:
+        monkeypatch.setattr(module, name, noting(getattr(module, name)))
+    client = site.openai.vector_stores
+    store = client.create(name="shop")
+    file = site.upload(KETTLES, "a.md")
+    batch = client.file_batches.create(store.id, file_ids=[file.id])
+    client.files.content(file.id, vector_store_id=store.id)
+    client.file_batches.cancel(batch.id, vector_store_id=store.id)
+    assert names == {"media"}
 
 
 def test_other_tenants_do_not_find_a_batch(site: Site) -> None:

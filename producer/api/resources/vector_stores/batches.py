@@ -1,5 +1,6 @@
 """Batches of files that are added to a vector store together."""
 
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
@@ -33,7 +34,7 @@ async def add_vector_store_files(
         parse_id(Prefix.FILE, file_id): attributes for file_id, attributes in body.wanted.items()
     }
     place = (services.database, services.files, tenant_id, vector_store_id)
-    return _shown(await services.call(file_batches.add_batch, *place, wanted))
+    return _shown(await services.media.call(partial(file_batches.add_batch, *place, wanted)))
 
 
 @router.get("/{vector_store_id}/file_batches/{batch_id}")
@@ -57,7 +58,7 @@ async def cancel_vector_store_file_batch(
 ) -> VectorStoreFileBatch:
     """Take out those of its files that no worker has read yet. The files themselves stay."""
     place = (services.database, tenant_id, vector_store_id)
-    return _shown(await services.call(file_batches.cancel_batch, *place, batch_id))
+    return _shown(await services.media.call(partial(file_batches.cancel_batch, *place, batch_id)))
 
 
 @router.get("/{vector_store_id}/file_batches/{batch_id}/files")
@@ -81,7 +82,7 @@ def _shown(batch: FileBatch) -> VectorStoreFileBatch:
     status: Literal["in_progress", "completed", "cancelled"] = "completed"
     if batch.in_progress:
         status = "in_progress"
-    elif batch.is_cancelled:
+    elif batch.cancelled:
         status = "cancelled"
     return VectorStoreFileBatch(
         id=show_id(Prefix.FILE_BATCH, batch.id),
@@ -93,6 +94,6 @@ def _shown(batch: FileBatch) -> VectorStoreFileBatch:
             completed=batch.completed,
             failed=batch.failed,
             cancelled=batch.cancelled,
-            total=batch.found + batch.cancelled,
+            total=batch.kept + batch.cancelled,
         ),
     )
