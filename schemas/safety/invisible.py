@@ -17,6 +17,7 @@ _INVISIBLE = (
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff"
 )
 _HIDDEN = re.compile(f"[{_INVISIBLE}]")
+_DIGIT = re.compile(r"(?![0-9])\d")
 
 #: The flags of England, Scotland and Wales are a black flag and tags.
 _FLAG = "\U0001f3f4[\U000e0030-\U000e007a]{2,6}\U000e007f"
@@ -48,3 +49,10 @@ def folded(text: str) -> str:
     drops what is not shown.
     """
     return _HIDDEN.sub("", unicodedata.normalize("NFKC", _HIDDEN.sub("", text)))
+
+
+def plainly_written(text: str) -> str:
+    """Return the text as forms of addresses and numbers know it: folded, with the digits of ASCII
+    in the place of those of other scripts.
+    """
+    return _DIGIT.sub(lambda found: str(unicodedata.decimal(found[0])), folded(text))

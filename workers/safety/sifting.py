@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 from uuid import UUID
 
+from turnmill.schemas.safety.invisible import plainly_written
 from turnmill.schemas.safety.names import Names
 from turnmill.schemas.safety.personal import find_personal
 from turnmill.schemas.safety.policy import Action, Safety, Stage
@@ -52,14 +53,16 @@ def sift(claim: Claim, examiner: Examiner) -> Claim:
 
 def for_server(safety: Safety, turn_id: UUID, question: str) -> str:
     """Return a question as a server may read it, which makes a vector of it: without what the
-    policy keeps from models.
+    policy keeps from models, in whatever form of its characters (`plainly_written`).
 
     Raises:
         SettingsError: the extra `personal` is not installed.
     """
     if safety.actions(Stage.INPUT):
         examiner = Examiner(safety, turn_id)
-        question = examiner.examine(question, Stage.INPUT, is_counted=False).text
+        for form in (str, plainly_written):
+            question = examiner.examine(form(question), Stage.INPUT, is_counted=False).text
     if safety.remote == "pseudonyms":
+        question = plainly_written(question)
         question = Names(partial(find_personal, regions=safety.regions)).hide(question)
     return question

@@ -6,8 +6,8 @@ import structlog
 
 from turnmill.schemas.errors import TurnmillError
 from turnmill.schemas.safety.findings import masked
-from turnmill.schemas.safety.invisible import visible
-from turnmill.schemas.safety.personal import mask_broadly
+from turnmill.schemas.safety.invisible import plainly_written
+from turnmill.schemas.safety.personal import mask_broadly, mask_urls
 from turnmill.schemas.safety.policy import NO_SAFETY
 from turnmill.workers.checks.registry import create_check
 from turnmill.workers.safety.sifting import for_server
@@ -18,8 +18,8 @@ log = structlog.get_logger()
 #: Of a query: the end of a long message says what is wanted.
 MAX_QUERY_CHARS = 300
 
-#: What stands where something was masked, or a pseudonym.
-_MASK = re.compile(r"<\w{1,40}>")
+#: What stands where something was masked, or a pseudonym; the rest of an address, too.
+_MASK = re.compile(r"<url>\S*|<\w{1,40}>")
 #: Numbers of parcels, bookings and passports, which have letters too.
 _NUMBERED = re.compile(r"[A-Za-z0-9-]*\d{6,}[A-Za-z0-9-]*", re.ASCII)
 _WORD = re.compile(r"\w")
@@ -32,7 +32,7 @@ def query_of(claim: Claim, question: str) -> str:
     in messages, and what has pseudonyms for remote models, is left out too.
     """
     try:
-        words = _MASK.sub(" ", _masked(claim, visible(question))).split()
+        words = _MASK.sub(" ", _masked(claim, question)).split()
     except TurnmillError as error:  # a check cannot look
         log.error("search.query_unchecked", turn_id=claim.turn_id.hex, error=error.message)
         return ""
@@ -44,6 +44,8 @@ def query_of(claim: Claim, question: str) -> str:
 
 
 def _masked(claim: Claim, text: str) -> str:
-    text = for_server(claim.safety, claim.turn_id, text)
+    text = plainly_written(for_server(claim.safety, claim.turn_id, text))
+    # Before secrets, which would leave the rest of an address.
+    text = mask_urls(text)
     text = masked(text, create_check("secrets", NO_SAFETY).examine(text))
     return _NUMBERED.sub(" ", mask_broadly(text))

@@ -14,6 +14,7 @@ from turnmill.schemas.safety.policy import Safety
 from turnmill.schemas.settings import SearchSettings
 from turnmill.schemas.store.knowledge.verdicts import Verdict
 from turnmill.workers.context.ladder import Missed, next_verdicts
+from turnmill.workers.safety.sifting import for_server
 from turnmill.workers.search import searches as module
 from turnmill.workers.search.base import Found
 from turnmill.workers.search.query import MAX_QUERY_CHARS, query_of
@@ -125,14 +126,30 @@ def test_a_connector_that_is_none_stops_the_worker() -> None:
     ("question", "query"),
     [
         ("Who won the cup in 1954?", "Who won the cup in 1954?"),
-        ("谁赢得了1954年的冠军？", "谁赢得了1954年的冠军？"),
+        ("谁赢得了1954年的冠军？", "谁赢得了1954年的冠军?"),
         ("line one\nline two", "line one line two"),
         ("I am bob@x.example, order 4711 0815 2342", "I am , order"),
-        ("订单SF1234567怎么退？ AB123456-C", "订单 怎么退？"),
+        ("订单SF1234567怎么退？ AB123456-C", "订单 怎么退?"),
         ("Is ISO 9001 or DIN EN 1935 for kettles of 2024?",) * 2,
-        ("打 13812345678 找我：怎么退货？", "打 找我：怎么退货？"),
+        ("打 13812345678 找我：怎么退货？", "打 找我:怎么退货?"),
         ("<phone> is masked, and so is <PHONE_1>", "is masked, and so is"),
         ("my key ghp_012345678901234567890123456789abcdef fails", "my key fails"),
+        ("请打１３８００１３８０００", "请打"),
+        ("٠١٢٣ ٤٥٦٧ ٨٩ call", "call"),
+        ("card ５１２３－４５６７－８９０１－２３４５ fails", "card fails"),
+        ("ｂｏｂ＠ｘ.example asks", "asks"),
+        ("write info@bücher.de, müller@example.com, root@localhost", "write , ,"),
+        ("我的邮箱是bob@x.example怎么改", "我的邮箱是 怎么改"),
+        ("发到用户@例子.公司 怎么退货", "怎么退货"),
+        ("see HTTPS://Intranet/reset?token=abc now", "see now"),
+        ("请看intranet.corp.example/reset?token=abc 怎么办", "请看 怎么办"),
+        ("open intranet:8080/reset?token=abc or 10.0.0.1/a", "open or"),
+        ("例子.测试/重置 是什么", "是什么"),
+        ("https://a.example/?mail=bob@x.example&key=sk-0123456789abcdefghij0123&t=1 why", "why"),
+        ("https://a.example/<email>/secret why", "why"),
+        ("IBAN de89 3704 0044 0532 0130 00 thanks", "IBAN thanks"),
+        ("iban gb29 nwbk 6016 1331 9268 19 thanks", "iban thanks"),
+        ("Does mp34 with this play and/or record on example.com, v1.2/3?",) * 2,
         ("bob@x.example", ""),
         ("  ?! ", ""),
         ("", ""),
@@ -153,6 +170,15 @@ def test_of_a_long_question_the_end_is_asked() -> None:
 def test_what_the_bot_masks_in_messages_is_asked_of_nobody() -> None:
     policy = claim(checks=["words:mask"], words=["Project Nightjar"])
     assert query_of(policy, "What is Project Nightjar made of?") == "What is made of?"
+
+
+def test_a_word_is_masked_in_whatever_form_it_or_the_message_has() -> None:
+    policy = claim(checks=["words:mask"], words=["Nightjar", "Ｋｅｔｔｌｅ"])
+    assert query_of(policy, "Ｎｉｇｈｔｊａｒ, Ｋｅｔｔｌｅ?") == ""
+    hidden = for_server(policy.safety, policy.turn_id, "Ｎｉｇｈｔｊａｒ, Ｋｅｔｔｌｅ?")
+    assert hidden == "<word>, <word>?"
+    policy = claim(remote="pseudonyms")
+    assert for_server(policy.safety, policy.turn_id, "ｂｏｂ＠ｘ.example?") == "<EMAIL_1>?"
 
 
 def test_where_a_check_fails_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

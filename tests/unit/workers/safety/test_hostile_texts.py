@@ -30,7 +30,9 @@ def test_a_passage_is_made_inert_quickly(unit: str) -> None:
     assert_quick(inert, unit)
 
 
-@pytest.mark.parametrize("unit", ["a", ".", "a@", "a-", "eyJ", "www.", "a@b.c "])
+@pytest.mark.parametrize(
+    "unit", ["a", ".", "a@", "a-", "eyJ", "www.", "a@b.c ", "中.", "a?", "?a=", "a:", "1.", "ab12 "]
+)
 def test_personal_data_is_looked_for_quickly(unit: str) -> None:
     assert_quick(find_personal, unit)
     assert_quick(mask_broadly, unit)
