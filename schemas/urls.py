@@ -108,9 +108,12 @@ def check_server_url(url: str) -> str:
     """Accept the address of an HTTP server, perhaps with a login and a path."""
     try:
         parts = urlsplit(url.strip())
-        is_web = parts.scheme in ("http", "https") and bool(parts.hostname)
+        host = parts.hostname or ""
+        host.encode("idna")  # no label is empty, or too long
+        is_web = parts.scheme in ("http", "https") and bool(host)
+        is_web = is_web and re.search(r"\s", url.strip()) is None
         _ = parts.port
-    except ValueError:
+    except ValueError:  # UnicodeError is one
         is_web = False
     if not is_web:
         raise ValueError(

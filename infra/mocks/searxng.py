@@ -29,8 +29,10 @@ class SearXNG(MockAPI):
         self.pages = list(pages)
         #: `search.formats` of its settings.yml. JSON is none of the formats that it comes with.
         self.formats = {"html", "json"}
-        #: The parameters of all searches, and their headers, in their order.
+        #: The parameters of all searches, those in their addresses, and their headers, in their
+        #: order.
         self.queries: list[dict[str, str]] = []
+        self.addresses: list[dict[str, str]] = []
         self.headers: list[dict[str, str]] = []
         #: What stands in the place of a search's answer.
         self.body: bytes | None = None
@@ -53,16 +55,19 @@ class SearXNG(MockAPI):
     def answer(self, call: Call) -> Reply:
         if self.name(call) != "search":
             return Reply(200, b"OK", {"Content-Type": "text/plain"})
-        self.queries.append(call.query)
+        # Its form is posted or an address: it reads both.
+        given = {**call.query, **call.given}
+        self.queries.append(given)
+        self.addresses.append(call.query)
         self.headers.append(call.headers)
-        asked = call.query.get("format", "html")
+        asked = given.get("format", "html")
         if asked not in self.formats:
             return Reply(403, b"<!doctype html>\n<title>403 Forbidden</title>", HTML)
         if self.body is not None:
             return Reply(200, self.body)
-        if not (query := call.query.get("q")):
+        if not (query := given.get("q")):
             return Reply(400, {"error": "No query"})
-        language = call.query.get("language", "all")
+        language = given.get("language", "all")
         if not _LANGUAGE.fullmatch(language):
             return Reply(400, {"error": f"Invalid value {language} for parameter language"})
         if any(word.startswith("!!") for word in query.split()):

@@ -76,12 +76,12 @@ def _vectors(target: Target) -> Iterator[Finding]:
         elif not each.has_pgvector and find_spec("numpy") is None:
             yield note(
                 f"'{each.name}' has vectors, but PostgreSQL has no pgvector and NumPy is not "
-                "installed here: workers of this installation search it by words alone",
+                "installed here: this installation searches it by words alone",
                 "pip install 'turnmill[embeddings]'",
             )
         elif not each.has_pgvector and each.size > MAX_KEPT_BYTES:
             yield note(
-                f"'{each.name}' has more vectors than a worker may keep "
+                f"'{each.name}' has more vectors than a process may keep "
                 f"({MAX_KEPT_BYTES >> 20} MiB): it is searched by words alone",
                 f"install pgvector in PostgreSQL, then: {command}",
             )

@@ -200,4 +200,7 @@ def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
 def _describe(item: Any) -> str:
     """One mistake, without its value: it may be a password."""
     where = PREFIX + "__".join(str(part) for part in item["loc"]).upper()
-    return f"  {where}: {item['msg'].removeprefix('Value error, ')}"
+    said = item["msg"].removeprefix("Value error, ")
+    if item["type"] in ("tuple_type", "list_type"):
+        said = """write a list in JSON, as in '["one", "two"]'"""
+    return f"  {where}: {said}"

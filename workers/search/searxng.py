@@ -30,7 +30,7 @@ _COMMANDS = "!:<?"
 
 #: By status: what is wrong, and what to do.
 _REMEDIES = {
-    400: "Does it know TURNMILL_SEARCH__LANGUAGE?",
+    400: "Set TURNMILL_SEARCH__LANGUAGE to a code that the server lists.",
     401: "Write its login into TURNMILL_SEARCH__URL: https://user:password@host.",
     403: "Add 'json' to 'formats' in the section 'search' of its settings.yml, and restart it.",
     404: "Does TURNMILL_SEARCH__URL name its whole address, with the path before /search?",
@@ -53,15 +53,25 @@ class SearXNG:
         }
         self._parameters = {name: value for name, value in parameters.items() if value}
         #: Compressed answers are asked for by nobody: their size would say nothing.
-        self._headers = {"Accept": "application/json", "User-Agent": "turnmill"} | _login(self._url)
+        self._headers = {
+            "Accept": "application/json",
+            "Content-Type": "application/x-www-form-urlencoded",
+            "User-Agent": "turnmill",
+        } | _login(self._url)
 
     def search(self, query: str) -> list[Found]:
         words = (word.lstrip(_COMMANDS) for word in query.split())
         parameters = urlencode({"q": " ".join(words), **self._parameters})
-        url = f"{self._url}/search?{parameters}"
+        # Posted: servers and proxies write addresses, with their parameters, into logs.
+        body = parameters.encode()
         try:
             answer = request(
-                "GET", url, b"", self._headers, self._timeout_s, max_body=MAX_BODY_BYTES + 1
+                "POST",
+                f"{self._url}/search",
+                body,
+                self._headers,
+                self._timeout_s,
+                max_body=MAX_BODY_BYTES + 1,
             )
         except DeliveryRefused as error:
             raise SearchUnavailable(error.message, "Change TURNMILL_SEARCH__URL.") from None

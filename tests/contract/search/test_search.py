@@ -152,6 +152,13 @@ def test_the_settings_are_parameters_and_what_is_left_out_is_the_servers_choice(
     }  # fmt: skip
 
 
+def test_no_question_stands_in_an_address(server: SearXNG, searcher: Searcher) -> None:
+    """Servers and proxies log addresses."""
+    assert searcher.search(QUESTION)
+    assert server.addresses == [{}]
+    assert server.queries[0]["q"] == QUESTION
+
+
 def test_words_that_are_commands_of_the_server_are_words(
     server: SearXNG, searcher: Searcher
 ) -> None:

@@ -125,6 +125,14 @@ def test_a_wrong_value_is_named_by_its_variable_and_never_shown(
     assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
+def test_a_list_that_is_none_is_told_how_to_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNMILL_SEARCH__ENGINES", "google,bing")
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    written = """TURNMILL_SEARCH__ENGINES: write a list in JSON, as in '["one", "two"]'"""
+    assert written in refused.value.message
+
+
 def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TURNMILL_API__PORT", "70000")
     monkeypatch.setenv("TURNMILL_RELAY__WINDOW", "0")

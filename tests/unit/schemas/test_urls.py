@@ -105,7 +105,8 @@ def test_the_address_of_a_search_server_is_taken(url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "localhost:8080", "ftp://h", "http://", "http://h:port", "http://[::1", "http://h/?q=", "http://h/#a"],
+    ["", "localhost:8080", "ftp://h", "http://", "http://h:port", "http://[::1", "http://h/?q=", "http://h/#a",
+     "http://a..b", "http://exa mple/"],
 )  # fmt: skip
 def test_what_is_no_address_of_a_server_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match="TURNMILL_SEARCH__URL"):
