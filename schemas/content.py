@@ -177,8 +177,29 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 Biases = Annotated[dict[Annotated[int, Field(ge=0, lt=2**31)], Bias], Field(max_length=MAX_BIASES)]
 
 
+#: A token that is a part of a character, as OpenAI's API writes it too.
+_AS_BYTES = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
+
+
+def token_text(raw: bytes) -> str:
+    """A token's text; of one that is a part of a character its bytes: `bytes:\\xe5\\xa5`."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def token_bytes(text: str) -> bytes | None:
+    """Return the bytes of a token, of its text; None: the text does not tell them."""
+    if found := _AS_BYTES.fullmatch(text):
+        return bytes.fromhex(found[1].replace("\\x", ""))
+    return None if not text or "\ufffd" in text else text.encode()
+
+
 class TokenLogprob(_Value):
-    """A token of a reply with its natural log-probability, and those of the likeliest tokens."""
+    """A token of a reply with its natural log-probability, and those of the likeliest tokens; their
+    texts are those of `token_text`.
+    """
 
     text: str
     logprob: float

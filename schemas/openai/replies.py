@@ -12,6 +12,7 @@ from turnmill.schemas.citations.sources import ReplySource
 from turnmill.schemas.content import (
     TokenLogprob,
     ToolCall,
+    token_bytes,
 )
 from turnmill.schemas.store.knowledge.verdicts import Verdict
 from turnmill.schemas.store.memory.remembered import Remembered
@@ -64,11 +65,13 @@ class ReplyToolCall(BaseModel):
 class TopLogprob(BaseModel):
     token: str
     logprob: float
-    bytes: list[int]
+    #: Those of consecutive tokens make the text; None: they are not known.
+    bytes: list[int] | None
 
     @classmethod
     def of(cls, token: str, logprob: float) -> "TopLogprob":
-        return cls(token=token, logprob=logprob, bytes=list(token.encode()))
+        raw = token_bytes(token)
+        return cls(token=token, logprob=logprob, bytes=None if raw is None else list(raw))
 
 
 class ContentLogprob(TopLogprob):

@@ -8,6 +8,7 @@ from itertools import islice
 
 import pytest
 
+from turnmill.schemas.content import token_bytes
 from turnmill.schemas.errors import (
     ContextOverflow,
     EngineUnavailable,
@@ -132,6 +133,15 @@ def test_log_probabilities_tell_the_tokens_of_the_reply(engine: Engine) -> None:
         (best, highest), (_, second) = token.top
         assert (best, highest) == (token.text, token.logprob), "it is greedy"
         assert 0 >= highest >= second
+
+
+def test_the_bytes_of_told_tokens_make_a_chinese_text(engine: Engine) -> None:
+    if not engine.capabilities.logprobs:
+        pytest.skip("accept refuses it")
+    chunks = reply(engine, ask("好的，退货 😀 好的，退货 😀 好的，"), logprobs=1)
+    told = [token_bytes(token.text) for chunk in chunks for token in chunk.logprobs]
+    whole = b"".join(each or b"" for each in told).decode(errors="ignore")
+    assert None not in told and whole.startswith(text_of(chunks))
 
 
 def test_sampling_parameters_that_change_nothing_are_taken(engine: Engine) -> None:

@@ -33,6 +33,8 @@ class TextSide:
     template: ChatTemplate
     encode: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]
+    #: The bytes of a token; None: not known.
+    bytes_of: Callable[[int], bytes | None] = lambda _: None
 
 
 class BatchingEngine:
@@ -125,7 +127,7 @@ class BatchingEngine:
         stops = StopFilter(params.stop, prompt.prefix)
         try:
             with abort.telling(lambda: generation.events.put(None)):
-                tokens = Telling(_tokens(generation, abort), model.text.decode, generation)
+                tokens = Telling(_tokens(generation, abort), model.text, generation)
                 chunks = _read_chunks(generation, tokens, detokenizer, stops)
                 yield from tools.read(chunks) if tools else chunks
         finally:

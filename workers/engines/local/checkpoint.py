@@ -9,4 +9,4 @@ from turnmill.workers.engines.text.hf_tokenizer import HFTokenizer
 def load_text(settings: EngineSettings) -> TextSide:
     """Load a checkpoint's tokenizer and chat template."""
     tokenizer = HFTokenizer(prepare_model(settings, "safetensors"))
-    return TextSide(tokenizer.template, tokenizer.encode, tokenizer.decode)
+    return TextSide(tokenizer.template, tokenizer.encode, tokenizer.decode, tokenizer.bytes_of)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from turnmill.schemas.content import TokenLogprob
+from turnmill.schemas.content import TokenLogprob, token_text
 from turnmill.schemas.errors import EngineBrokeOff, EngineFailure, EngineUnavailable
 from turnmill.schemas.turns import FinishReason
 from turnmill.workers.engines.base import Chunk, ToolCallPiece
@@ -168,9 +168,9 @@ class StreamedReply:
         tokens = _dict(choice.get("logprobs")).get("content") or ()
         found = tuple(
             TokenLogprob(
-                text=str(token["token"]),
+                text=_token(token),
                 logprob=float(token["logprob"]),
-                top=tuple((str(t["token"]), float(t["logprob"])) for t in token["top_logprobs"]),
+                top=tuple((_token(t), float(t["logprob"])) for t in token["top_logprobs"]),
             )
             for token in tokens
         )
@@ -222,3 +222,8 @@ def _count(value: Any) -> int | None:
 
 def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _token(told: dict[str, Any]) -> str:
+    """A token's text. Servers write a part of a character in their own ways, and its bytes."""
+    return token_text(bytes(list(told["bytes"]))) if told.get("bytes") else str(told["token"])

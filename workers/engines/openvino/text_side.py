@@ -16,6 +16,7 @@ from turnmill.workers.vendor.openvino import openvino_genai
 def load_text(settings: EngineSettings) -> TextSide:
     tokenizer = openvino_genai.Tokenizer(str(openvino_path(settings)))
     control_tokens = _control_tokens(tokenizer)
+    decode, bytes_of = _decoder(tokenizer, control_tokens)
     return TextSide(
         template=ChatTemplate(
             tokenizer.get_original_chat_template(),
@@ -25,7 +26,8 @@ def load_text(settings: EngineSettings) -> TextSide:
             joint=_joint(tokenizer),
         ),
         encode=lambda text: _encode(tokenizer, text),
-        decode=_decoder(tokenizer, control_tokens),
+        decode=decode,
+        bytes_of=bytes_of,
     )
 
 
@@ -53,8 +55,10 @@ def _control_tokens(tokenizer: Any) -> list[str]:
     ]
 
 
-def _decoder(tokenizer: Any, control_tokens: Sequence[str]) -> Callable[[list[int]], str]:
-    """Tokens as text: by a table of their bytes, if that says what the tokenizer says.
+def _decoder(
+    tokenizer: Any, control_tokens: Sequence[str]
+) -> tuple[Callable[[list[int]], str], Callable[[int], bytes | None]]:
+    """Tokens as text, and the bytes of one: by a table, if that says what the tokenizer says.
 
     The tokenizer's own way is the inference of a small model, on all cores, for each token.
     """
@@ -71,7 +75,7 @@ def _decoder(tokenizer: Any, control_tokens: Sequence[str]) -> Callable[[list[in
     chance = random.Random(0)
     samples = [chance.choices(list(table), k=length) for length in (1, 2, 20) for _ in range(100)]
     is_same = all(_whole(by_table(ids)) == _whole(by_model(ids)) for ids in samples)
-    return by_table if is_same else by_model
+    return (by_table, table.get) if is_same else (by_model, lambda _: None)
 
 
 def _whole(text: str) -> str:

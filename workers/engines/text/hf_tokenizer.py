@@ -3,10 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
+from tokenizers.decoders import ByteLevel
 from transformers import AutoTokenizer
 
 from turnmill.workers.engines.text.chat_template import ChatTemplate
 from turnmill.workers.engines.text.markers import joint_for
+
+
+def _bytes_by_sign() -> dict[str, int]:
+    """What each character of a byte-level vocabulary stands for: itself where it can be seen.
+
+    https://github.com/openai/gpt-2/blob/master/src/encoder.py
+    """
+    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(0x100)) - set(seen))
+    return {chr(byte): byte for byte in seen} | {chr(0x100 + n): b for n, b in enumerate(others)}
+
+
+_BYTES = _bytes_by_sign()
 
 
 class HFTokenizer:
@@ -15,6 +29,9 @@ class HFTokenizer:
     def __init__(self, path: str) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(path)
         added = self._tokenizer.added_tokens_decoder.values()
+        self._added = frozenset(self._tokenizer.added_tokens_decoder)
+        fast = getattr(self._tokenizer, "backend_tokenizer", None)
+        self._is_of_bytes = isinstance(getattr(fast, "decoder", None), ByteLevel)
         self.template = ChatTemplate(
             self._tokenizer.chat_template,
             bos_token=self._tokenizer.bos_token or "",
@@ -42,6 +59,15 @@ class HFTokenizer:
         """None for tokenizers in Python, which read a text as it is or bring their own ways."""
         fast = getattr(self._tokenizer, "backend_tokenizer", None)
         return getattr(fast, "normalizer", None)
+
+    def bytes_of(self, token: int) -> bytes | None:
+        """The bytes of a token, of a vocabulary of bytes; None: by decoding alone."""
+        if not self._is_of_bytes or token in self._added:
+            return None
+        try:
+            return bytes(_BYTES[sign] for sign in self._tokenizer.convert_ids_to_tokens(token))
+        except (KeyError, TypeError, OverflowError):  # another alphabet, or beyond the vocabulary
+            return None
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
