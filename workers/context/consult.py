@@ -38,7 +38,7 @@ from turnmill.workers.context.ladder import (
     resolved,
     said,
 )
-from turnmill.workers.safety.sifting import for_server
+from turnmill.workers.safety.sifting import for_server, sift_pages
 from turnmill.workers.search.searches import Searches
 from turnmill.workers.turn.claim import Claim
 
@@ -154,7 +154,7 @@ def _ask(
     verdict, *later = _verdicts(policy, question, found, last)
     pages: tuple[Source, ...] = ()
     if verdict is Verdict.SEARCHED:
-        pages = searches.find(claim, own_words(question, last))
+        pages = sift_pages(claim, searches.find(claim, own_words(question, last)))
         verdict = verdict if pages else later[0]
     sources = pages or tuple(map(_source, _kept(verdict, found.passages)))
     consulted = Consulted(sources, verdict)

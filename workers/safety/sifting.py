@@ -1,15 +1,19 @@
 """Checks of what a turn brings, before its prompt is made."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from uuid import UUID
 
+from turnmill.schemas.citations.sources import Source
 from turnmill.schemas.safety.invisible import plainly_written
 from turnmill.schemas.safety.names import Names
 from turnmill.schemas.safety.personal import find_personal
 from turnmill.schemas.safety.policy import Action, Safety, Stage
 from turnmill.schemas.turns import Role
 from turnmill.workers.safety.examiner import Blocked, Examiner
+from turnmill.workers.safety.links import LinkFilter
+from turnmill.workers.safety.targets import Targets
 from turnmill.workers.turn.claim import Claim
 
 #: Stands where a passage is blocked: the others keep their numbers.
@@ -49,6 +53,30 @@ def sift(claim: Claim, examiner: Examiner) -> Claim:
         for each in claim.sources
     )
     return replace(claim, documents=tuple(documents), sources=tuple(sources))
+
+
+def sift_pages(claim: Claim, pages: Iterable[Source]) -> tuple[Source, ...]:
+    """Return pages of strangers as they may be kept and shown below a reply: masked, none that the
+    policy blocks, and without addresses where replies may link nowhere.
+    """
+    examiner = Examiner(claim.safety, claim.turn_id)
+    hosts = Targets.of(claim.safety.hosts)
+    links = LinkFilter(hosts, claim.safety.removed)
+    kept = []
+    for page in pages:
+        title, content = (
+            examiner.examine(text, Stage.PASSAGE, is_counted=False)
+            for text in (page.title, page.content)
+        )
+        if Action.BLOCK in (title.action, content.action):
+            continue
+        page = page.model_copy(update={"title": title.text, "content": content.text})
+        if claim.safety.links == "none" and not hosts.allow(page.uri):
+            # A page without a title has its address for one.
+            name = links.rewrite(page.title)
+            page = page.model_copy(update={"uri": name, "title": name, "url": None})
+        kept.append(page)
+    return tuple(kept)
 
 
 def for_server(safety: Safety, turn_id: UUID, question: str) -> str:

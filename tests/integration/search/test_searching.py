@@ -303,12 +303,42 @@ def test_a_reply_links_to_the_pages_found_and_to_no_others(shop: Shop) -> None:
     assert reply.content == f"See [this]({CUP.url}) [1] and (link removed) now."
 
 
-def test_passages_that_the_policy_blocks_are_withheld(shop: Shop) -> None:
+def test_pages_that_the_policy_blocks_are_neither_read_nor_kept(shop: Shop) -> None:
+    shop.web.pages = [Page("https://cup.example/", "World cup", "1954"), CUP]
     shop.save_bot("search", safety={"checks": ["words.passage:block"], "words": ["Hungary"]})
     with shop.running():
+        reply = shop.ask(FOREIGN).reply
+        shop.web.pages = [CUP]
         shop.ask(FOREIGN)
-    assert "(withheld)" in shop.engine.prompts[0]
-    assert "Hungary" not in shop.engine.prompts[0]
+    assert [each.url for each in reply.sources] == ["https://cup.example/"]
+    assert shop.verdicts() == [Verdict.SEARCHED, Verdict.UNCERTAIN]
+    [kept] = shop.system.database.run(
+        "SELECT count(*) AS count FROM turn_sources WHERE sources::text LIKE '%Hungary%'"
+    )
+    assert (kept.count, "Hungary" in shop.engine.prompts[0]) == (0, False)
+
+
+def test_what_the_policy_masks_in_pages_is_masked_where_they_are_kept(shop: Shop) -> None:
+    shop.save_bot("search", safety={"checks": ["words.passage:mask"], "words": ["Hungary"]})
+    with shop.running():
+        [source] = shop.ask(FOREIGN).reply.sources
+    assert source.snippet == "Germany beat <word> 3-2 in Bern."
+
+
+def test_where_replies_link_nowhere_pages_are_cited_without_their_addresses(shop: Shop) -> None:
+    shop.web.pages = [
+        CUP,
+        Page("https://own.example/", "World cup", "1954"),
+        Page("https://cup.example/2", "", "World cup"),
+    ]
+    shop.save_bot("search", safety={"links": "none", "hosts": ["own.example"]})
+    with shop.running():
+        sources = shop.ask(FOREIGN).reply.sources
+    assert [(each.url, each.line) for each in sources] == [
+        (None, f"[1] {CUP.title}"),
+        ("https://own.example/", "[2] World cup (https://own.example/)"),
+        (None, "[3] (link removed)"),
+    ]
 
 
 def test_clients_of_the_api_get_the_pages_as_annotations_and_sources(
