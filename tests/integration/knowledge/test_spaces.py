@@ -42,7 +42,7 @@ from turnmill.schemas.store.knowledge.spaces import (
     save_space,
     switch,
 )
-from turnmill.workers.upkeep.indexer import Indexer
+from turnmill.workers.upkeep.indexer import Indexer, index_next
 
 #: Random questions of two tenants.
 QUESTIONS = int(os.environ.get("QUESTIONS", "500"))
@@ -412,6 +412,28 @@ def test_a_worker_embeds_what_it_has_indexed(
         assert len(missing(shop.database, space)) == 2
     finally:
         indexer.close()
+
+
+def test_a_document_that_a_server_refuses_takes_no_vectors_from_others(
+    shop: Library,
+    embedders: Embedders,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    space = embed(shop)
+
+    def refuse(self: Hashed, texts: Sequence[str]) -> list[Vector]:
+        if any("long" in text for text in texts):
+            raise InvalidInput("The server answered 400.")
+        return [hashed(text) for text in texts]
+
+    monkeypatch.setattr(Hashed, "embed_passages", refuse)
+    indexer = Indexer(shop.database, shop.files, 15.0, embedders)
+    for name in ("long", "lamps"):
+        shop.write(f"{name}.md", f"# {name}\n\nNothing is known of {name}.")
+        shop.queue()
+        if task := index_next(shop.database, shop.files, 15.0):
+            indexer._embed(task)
+    assert len(missing(shop.database, space)) == 1
 
 
 def test_a_new_passage_without_a_vector_stands_before_what_is_unrelated(
