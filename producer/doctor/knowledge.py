@@ -25,10 +25,10 @@ ORDER BY t.name, c.name
 """
 
 
-#: Bots that search the web where their collection does not answer.
+#: Bots that search the web where their collection does not answer, or would if they had one.
 _SEARCHING = """
 SELECT name FROM bots
-WHERE deleted_at IS NULL AND policies ->> 'knowledge' IS NOT NULL
+WHERE deleted_at IS NULL AND (policies ->> 'knowledge' IS NOT NULL) = %s
   AND policies -> 'unknown' -> 'steps' @> '"search"'
 ORDER BY name LIMIT 5
 """
@@ -94,7 +94,13 @@ def _vectors(target: Target) -> Iterator[Finding]:
 
 
 def _search(target: Target) -> Iterator[Finding]:
-    bots = [row.name for row in target.database.fetch(_Bot, _SEARCHING)]
+    if idle := [row.name for row in target.database.fetch(_Bot, _SEARCHING, (False,))]:
+        yield note(
+            f"{', '.join(idle)} would search the web for what a collection does not answer, and "
+            "have none: nothing is searched",
+            "name a collection in their policy 'knowledge': an empty one will do",
+        )
+    bots = [row.name for row in target.database.fetch(_Bot, _SEARCHING, (True,))]
     if not bots:
         return
     step = f"the step 'search' of {', '.join(bots)} is passed over"

@@ -65,8 +65,7 @@ def sift_pages(claim: Claim, pages: Iterable[Source]) -> tuple[Source, ...]:
     kept = []
     for page in pages:
         title, content = (
-            examiner.examine(text, Stage.PASSAGE, is_counted=False)
-            for text in (page.title, page.content)
+            examiner.examine(text, Stage.PASSAGE) for text in (page.title, page.content)
         )
         if Action.BLOCK in (title.action, content.action):
             continue

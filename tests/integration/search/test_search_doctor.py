@@ -69,6 +69,18 @@ def test_a_bot_that_searches_without_a_server_is_named(monkeypatch: pytest.Monke
     assert (finding.level, "TURNMILL_SEARCH__URL" in finding.fix) == (Level.NOTE, True)
 
 
+def test_a_bot_that_has_the_step_and_no_collection_is_named(
+    database_url: str, web: SearXNG
+) -> None:
+    database = Database(load_settings().database)
+    database.run("UPDATE bots SET policies = policies - 'knowledge' RETURNING id")
+    database.close()
+    [finding] = found()
+    assert (finding.level, "support" in finding.detail) == (Level.NOTE, True)
+    assert "an empty one will do" in finding.fix
+    assert web.calls == []
+
+
 def test_where_no_bot_searches_nobody_is_asked(database_url: str, web: SearXNG) -> None:
     database = Database(load_settings().database)
     database.run("UPDATE bots SET policies = '{}' RETURNING id")
