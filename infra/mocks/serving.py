@@ -62,6 +62,8 @@ class MockAPI(ABC):
     def __init__(self, port: int = 0) -> None:
         #: The names and bodies of all calls, in their order.
         self.calls: list[tuple[str, dict[str, object]]] = []
+        #: How many calls met the platform's own limit, not one that was ordered.
+        self.limited_count = 0
         self._orders: dict[str, list[Order]] = defaultdict(list)
         self._closing = threading.Event()
         self._server = _Server(self.call, port)
@@ -139,6 +141,7 @@ class MockAPI(ABC):
         if order.kind not in ("", "before", "after", "dies"):
             return self.refused(order.kind)
         reply = self.answer(call)
+        self.limited_count += reply.status == 429
         if order.kind == "after":
             order.reached.set()
             order.go.wait()
