@@ -106,8 +106,12 @@ def test_languages_that_the_packaged_model_does_not_know_are_refused_by_name(mod
 def test_a_models_vocabulary_tells_its_languages(tmp_path: Path) -> None:
     assert languages_of(tmp_path) == frozenset()
     tokens = ["<|startoftranscript|>", "<|en|>", "<|yue|>", *map(str, range(51_862))]
-    (tmp_path / "vocabulary.txt").write_text("\n".join(tokens[:-1]))
-    assert languages_of(tmp_path) == {"en"}
+    for end in ("", "\n"):
+        (tmp_path / "vocabulary.txt").write_text("\n".join(tokens[:-1]) + end)
+        assert languages_of(tmp_path) == {"en"}
+    (tmp_path / "vocabulary.txt").write_text("\n".join(tokens) + "\n")
+    assert languages_of(tmp_path) == {"en", "yue"}
+    (tmp_path / "vocabulary.txt").unlink()
     (tmp_path / "vocabulary.json").write_text(json.dumps(tokens))
     assert languages_of(tmp_path) == {"en", "yue"}
 

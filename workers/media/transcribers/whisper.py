@@ -94,7 +94,10 @@ def languages_of(folder: Path) -> frozenset[str]:
     for name in ("vocabulary.json", "vocabulary.txt"):
         try:
             text = (folder / name).read_text(encoding="utf-8")
-            tokens = json.loads(text) if name.endswith("json") else text.split("\n")
+            # A line is one token, and the last one may end as the others do. `splitlines` would
+            # split at tokens such as U+2028 too.
+            is_json = name.endswith("json")
+            tokens = json.loads(text) if is_json else text.removesuffix("\n").split("\n")
         except (OSError, ValueError):
             continue
         found = frozenset(re.findall(r"<\|([a-z]{2,3})\|>", text))
