@@ -197,6 +197,29 @@ def test_log_probabilities_are_asked_for_and_told(ask: Ask, odd: OddServer) -> N
     assert "logprobs" not in odd.bodies[-1]
 
 
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ([0xE5, 0xA5], "bytes:\\xe5\\xa5"),
+        ([], "\ufffd"),
+        ([-27, -91], "\ufffd"),
+        ([229, None], "\ufffd"),
+        ([True], "\ufffd"),
+        ("5aU=", "\ufffd"),
+        (2, "\ufffd"),
+    ],
+)
+def test_bytes_that_are_none_leave_a_token_its_text(
+    ask: Ask, odd: OddServer, raw: object, text: str
+) -> None:
+    token = {"token": "\ufffd", "logprob": -0.1, "bytes": raw}
+    content = [token | {"top_logprobs": [token]}]
+    choice = {"delta": {"content": "Yes"}, "logprobs": {"content": content}}
+    odd.says = event({"choices": [choice | {"finish_reason": "stop"}]}) + DONE
+    [told] = [each for chunk in ask(logprobs=1) for each in chunk.logprobs]
+    assert (told.text, told.top) == (text, ((text, -0.1),))
+
+
 def test_a_server_that_tells_no_log_probabilities_fails_the_turn_that_asks_for_them(
     ask: Ask, odd: OddServer
 ) -> None:

@@ -225,5 +225,11 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def _token(told: dict[str, Any]) -> str:
-    """A token's text. Servers write a part of a character in their own ways, and its bytes."""
-    return token_text(bytes(list(told["bytes"]))) if told.get("bytes") else str(told["token"])
+    """A token's text. Servers write a part of a character in their own ways, and its bytes.
+
+    Some write other things under that name, or signed numbers: the text is taken then.
+    """
+    raw = told.get("bytes")
+    if raw and isinstance(raw, list) and all(type(n) is int and 0 <= n < 256 for n in raw):
+        return token_text(bytes(raw))
+    return str(told["token"])
