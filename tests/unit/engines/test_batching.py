@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,11 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Prompt
-from turnmill.workers.engines.local.batching import BatchingEngine, TextSide
+from turnmill.workers.engines.local.batching import (
+    BatchingEngine,
+    TextSide,
+    _with_one_tokenizer,
+)
 from turnmill.workers.engines.local.child import ChildScheduler
 from turnmill.workers.engines.local.scheduling import Facts, Generation, Token
 from turnmill.workers.engines.text.chat_template import ChatTemplate
@@ -208,6 +213,27 @@ def test_what_the_chat_template_is_given_is_counted_as_it_is_generated_from() ->
         assert engine.count_tokens(prompt) == 7
     finally:
         engine.close()
+
+
+def test_one_thread_at_a_time_asks_the_tokenizer() -> None:
+    busy = threading.Lock()
+
+    def alone(_: object) -> bytes:
+        assert busy.acquire(blocking=False), "another thread is in the tokenizer"
+        time.sleep(0.005)
+        busy.release()
+        return b""
+
+    text = TextSide(
+        ChatTemplate(""),
+        encode=lambda words: list(alone(words)),
+        decode=lambda ids: alone(ids).decode(),
+        bytes_of=alone,
+    )
+    text = _with_one_tokenizer(text)
+    ways = (lambda: text.encode("a"), lambda: text.decode([1]), lambda: text.bytes_of(1))
+    with ThreadPoolExecutor(9) as pool:
+        assert {bool(each.result()) for each in [pool.submit(way) for way in ways * 6]} == {False}
 
 
 def test_closing_ends_running_turns(engine: BatchingEngine) -> None:

@@ -182,7 +182,12 @@ def _with_one_tokenizer(text: TextSide) -> TextSide:
         with lock:
             return text.decode(ids)
 
-    return replace(text, encode=by_pieces(encode, text.template.control_tokens), decode=decode)
+    def bytes_of(id: int) -> bytes | None:
+        with lock:
+            return text.bytes_of(id)
+
+    encode_all = by_pieces(encode, text.template.control_tokens)
+    return replace(text, encode=encode_all, decode=decode, bytes_of=bytes_of)
 
 
 def _encode(model: _Model, prompt: Prompt, begun: str = "") -> list[int]:
