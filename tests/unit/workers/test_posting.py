@@ -189,6 +189,18 @@ def test_a_resolver_that_is_silent_takes_no_longer_than_the_request_may(
     assert (caught.value.is_doubtful, time.monotonic() - began_at < 5) == (False, True)
 
 
+def test_where_the_system_gives_no_more_threads_nothing_was_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(ChannelUnavailable, match="start new thread") as caught:
+        post("https://shop.test/", b"{}", {}, 1.0)
+    assert not caught.value.is_doubtful
+
+
 def test_a_handshake_takes_no_longer_than_the_request_may(
     make_peer: Callable[..., Peer],
 ) -> None:

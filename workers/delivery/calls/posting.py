@@ -124,6 +124,9 @@ def _looked_up(host: str, port: int, wait_s: float) -> list[IPv4Address | IPv6Ad
     """Look up a name's addresses. Raises `OSError`, which `TimeoutError` is too, `UnicodeError`.
 
     A resolver takes no deadline, so a thread is left behind with it until its own is over.
+
+    Raises:
+        ChannelUnavailable: the system gives no more threads.
     """
     found: Future[list[IPv4Address | IPv6Address]] = Future()
 
@@ -134,7 +137,10 @@ def _looked_up(host: str, port: int, wait_s: float) -> list[IPv4Address | IPv6Ad
         except Exception as error:
             found.set_exception(error)
 
-    Thread(target=look_up, name="lookup", daemon=True).start()
+    try:
+        Thread(target=look_up, name="lookup", daemon=True).start()
+    except RuntimeError as error:
+        raise ChannelUnavailable(f"{host} cannot be looked up: {error}.") from None
     return found.result(wait_s)
 
 
