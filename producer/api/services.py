@@ -41,6 +41,9 @@ MAX_MEDIA_CALLS = 16
 #: Threads and connections of searches in collections, and searches that may wait for them.
 SEARCH_SIZE = 2
 MAX_SEARCHES = 64
+#: Threads and connections of what collections have, and calls that may wait for them.
+STOCK_SIZE = 2
+MAX_STOCK_CALLS = 64
 #: One that has waited for longer goes by words alone, which take milliseconds, seconds.
 MAX_SEARCH_WAIT_S = 5.0
 
@@ -57,11 +60,11 @@ class Services:
     #: One thread: large bodies are parsed one after the other, so that together they take no more
     #: of the GIL from the event loop than one does.
     parser: ThreadPoolExecutor
-    #: One thread: an image takes seconds, and hundreds of megabytes, while it is decoded. Files by
-    #: the thousand go through it too.
+    #: One thread: an image takes seconds, and hundreds of megabytes, while it is decoded.
     media: "Queue"
     lookout: "Lookout"
     searches: "Searches"
+    stock: "Stock"
     served: ServedModels
     storage: Storage
     files: Files
@@ -185,6 +188,27 @@ class Searches:
         self._database.close()
 
 
+class Stock:
+    """Threads and connections for what adds documents to collections, deletes them, or reads all of
+    one: there are thousands at once, and who changes them waits for workers that save passages.
+    """
+
+    def __init__(self, settings: Settings, storage: Storage) -> None:
+        own = settings.database.model_copy(update={"pool_size": STOCK_SIZE})
+        self.database = Database(own)
+        self.files = Files(self.database, storage, settings.files.max_tenant_bytes)
+        refusal = "The server has too many files of vector stores to see to. Try again shortly."
+        self._queue = Queue(STOCK_SIZE, "stock", MAX_STOCK_CALLS, refusal)
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a use case. Raises `TransientError` when too many wait already."""
+        return await self._queue.call(partial(function, *args, **kwargs))
+
+    def close(self) -> None:
+        self._queue.close()
+        self.database.close()
+
+
 async def _run(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call)
 
@@ -203,10 +227,11 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
     media = Queue(1, "media", MAX_MEDIA_CALLS, refusal)
     lookout = Lookout(settings.database)
     searches = Searches(settings)
+    storage = open_storage(settings)
+    stock = Stock(settings, storage)
     try:
         async with Follower(database) as follower:
             served = ServedModels(settings.api.model_grace_s)
-            storage = open_storage(settings)
             files = Files(database, storage, settings.files.max_tenant_bytes)
             yield Services(
                 settings,
@@ -217,6 +242,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
                 media,
                 lookout,
                 searches,
+                stock,
                 served,
                 storage,
                 files,
@@ -228,6 +254,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         media.close()
         lookout.close()
         searches.close()
+        stock.close()
         database.close()
 
 

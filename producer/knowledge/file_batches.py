@@ -24,6 +24,13 @@ FROM file_batches b JOIN collections c ON c.id = b.collection_id CROSS JOIN LATE
 WHERE c.tenant_id = %s AND b.collection_id = %s AND b.id = %s
 """
 
+#: Who adds one of them again meanwhile has done so before they are judged, or does so afterwards.
+_LOCK_UNREAD = """
+SELECT FROM file_batches b
+JOIN documents d ON d.id = ANY(b.documents) AND d.collection_id = b.collection_id
+WHERE b.id = %(batch)s AND d.version = 0 ORDER BY d.origin, d.uri FOR UPDATE OF d
+"""
+
 #: A document that is read again keeps the passages that it has. One that was added by itself, or
 #: that another batch has, is wanted still.
 _UNREAD = """
@@ -99,6 +106,7 @@ def cancel_batch(database: Database, tenant_id: UUID, store_id: UUID, batch_id: 
     with database.cursor() as cursor:
         lock_collection(cursor, store_id)
         place = {"store": store_id, "batch": batch_id}
+        cursor.execute(_LOCK_UNREAD, place)
         unread = cursor.execute(_UNREAD, place).fetchall()
         cursor.execute(_CANCEL, place | {"unread": [row.id for row in unread]})
         delete_documents(cursor, store_id, [row.id for row in unread if row.is_unwanted])

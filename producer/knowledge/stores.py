@@ -55,6 +55,9 @@ _KEEP_FILES = """
 SELECT id FROM files WHERE id = ANY(%s) AND tenant_id = %s ORDER BY id FOR KEY SHARE
 """
 
+#: So does a deletion of the collection. Workers that save passages do not.
+_KEEP_STORE = "SELECT id FROM collections WHERE id = %s FOR KEY SHARE"
+
 _DESCRIBE = "UPDATE documents SET attributes = %s WHERE id = %s"
 
 _OF_BATCH = (
@@ -243,16 +246,13 @@ def add_files(
     for file_id in ids:
         if file_id not in kept:
             raise unknown_file(file_id)
-    # Nobody cancels a batch that has one of them meanwhile.
-    passages.lock_collection(cursor, store_id)
+    if not cursor.execute(_KEEP_STORE, (store_id,)).fetchall():
+        raise _unknown(store_id)
     wanted = [
         Wanted(store_id, file.shown_id, file.name, digest_of(file.sha256), file.file_id, attributes)
         for file, attributes in files
     ]
-    try:
-        return queue_all(cursor, wanted, is_of_batch=is_of_batch)
-    except psycopg.errors.ForeignKeyViolation:
-        raise _unknown(store_id) from None
+    return queue_all(cursor, wanted, is_of_batch=is_of_batch)
 
 
 def find_file(database: Database, tenant_id: UUID, store_id: UUID, id_: UUID) -> StoreFile:

@@ -204,7 +204,8 @@ async def get_file_content(
 async def delete_file(file_id: FileId, services: ServicesOf, tenant_id: TenantOf) -> DeletedFile:
     """Delete a file for good. Turns that refer to it show from then on that it is gone."""
     wanted = parse_id(Prefix.FILE, file_id)
-    await services.call(services.files.delete, tenant_id, wanted)
+    # Its documents go with it.
+    await services.stock.call(services.stock.files.delete, tenant_id, wanted)
     return DeletedFile(id=file_id)
 
 

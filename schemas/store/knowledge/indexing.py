@@ -36,6 +36,7 @@ SELECT id, collection, uri, origin, uri, digest, 0, 'queued', 1, clock_timestamp
 FROM unnest(%(ids)s::uuid[], %(collections)s::uuid[], %(uris)s::text[], %(origins)s::text[],
     %(digests)s::bytea[], %(files)s::uuid[], %(attributes)s::jsonb[], %(urls)s::text[])
     AS wanted (id, collection, uri, origin, digest, file, attributes, url)
+ORDER BY origin, uri  -- the order in which all lock them
 ON CONFLICT (collection_id, origin, uri) DO UPDATE SET digest = excluded.digest, state = 'queued',
     fence = d.fence + 1, attempt = 0, due_at = clock_timestamp(), error_code = NULL,
     error_message = NULL, file_id = excluded.file_id, attributes = excluded.attributes,

@@ -1,6 +1,7 @@
 """Many files go into a vector store together, through OpenAI's own client."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from threading import current_thread
 from typing import Any
 
@@ -9,8 +10,12 @@ import psycopg
 import pytest
 
 from tests.integration.media.conftest import Site
+from turnmill.producer.api.resources.vector_stores import stores as stores_api
 from turnmill.producer.knowledge import file_batches, stores
+from turnmill.schemas.files.files import Files
 from turnmill.schemas.files.opening import open_files
+from turnmill.schemas.ids import Prefix, new_id, parse_id
+from turnmill.schemas.store.knowledge.passages import lock_collection
 from turnmill.workers.upkeep.indexer import index_next
 
 KETTLES = b"# Returns\n\nA kettle that leaks may be sent back within 30 days."
@@ -155,27 +160,84 @@ def test_batches_do_not_take_the_threads_that_accept_turns(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names: set[str] = set()
+    calls: list[str] = []
 
     def noting(function: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*args: Any, **more: Any) -> Any:
             names.add(current_thread().name.partition("_")[0])
+            calls.append(function.__name__)
             return function(*args, **more)
 
         return noted
 
-    for module, name in [
+    places: list[tuple[Any, str]] = [
         (file_batches, "add_batch"),
         (file_batches, "cancel_batch"),
+        (stores, "add_file"),
+        (stores, "remove_file"),
         (stores, "read_passages"),
-    ]:
-        monkeypatch.setattr(module, name, noting(getattr(module, name)))
+        (stores_api, "delete_collection"),
+        (Files, "delete"),
+    ]
+    for place, name in places:
+        monkeypatch.setattr(place, name, noting(getattr(place, name)))
     client = site.openai.vector_stores
     store = client.create(name="shop")
     file = site.upload(KETTLES, "a.md")
     batch = client.file_batches.create(store.id, file_ids=[file.id])
     client.files.content(file.id, vector_store_id=store.id)
     client.file_batches.cancel(batch.id, vector_store_id=store.id)
-    assert names == {"media"}
+    client.files.create(store.id, file_id=file.id)
+    client.files.delete(file.id, vector_store_id=store.id)
+    client.delete(client.create(name="knives", file_ids=[file.id]).id)
+    site.openai.files.delete(file.id)
+    assert calls == [
+        "add_batch", "read_passages", "cancel_batch", "add_file", "remove_file", "add_file",
+        "delete_collection", "delete",
+    ]  # fmt: skip
+    assert names == {"stock"}  # nor those that read images
+
+
+def test_files_are_added_while_a_worker_saves_passages(site: Site) -> None:
+    client = site.openai.with_options(timeout=10).vector_stores
+    store = client.create(name="shop")
+    files = [site.upload(KETTLES, f"{number}.md").id for number in range(3)]
+    with site.database.cursor() as cursor:
+        lock_collection(cursor, parse_id(Prefix.VECTOR_STORE, store.id))
+        client.files.create(store.id, file_id=files[0])
+        batch = client.file_batches.create(store.id, file_ids=files[1:])
+    assert counts(batch) == ("in_progress", 2, 0, 0, 0, 2)
+
+
+@pytest.mark.parametrize("is_of_batch", [False, True])
+def test_a_file_that_is_added_again_while_its_batch_is_cancelled_stays(
+    site: Site, eventually: Callable[..., None], is_of_batch: bool
+) -> None:
+    client = site.openai.vector_stores
+    store = client.create(name="shop")
+    file = site.upload(KETTLES, "a.md")
+    batch = client.file_batches.create(store.id, file_ids=[file.id])
+    store_id = parse_id(Prefix.VECTOR_STORE, store.id)
+    found = open_files(site.database, site.settings).find(
+        site.tenant_id, parse_id(Prefix.FILE, file.id)
+    )
+    waits = (
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() "
+        "AND wait_event_type = 'Lock'"
+    )
+    with ThreadPoolExecutor(1) as threads:
+        with site.database.cursor() as cursor:
+            documents = stores.add_files(
+                cursor, site.tenant_id, store_id, [(found, None)], is_of_batch=is_of_batch
+            )
+            if is_of_batch:
+                cursor.execute(file_batches._SAVE, (new_id(), store_id, documents))
+            cancelling = threads.submit(
+                client.file_batches.cancel, batch.id, vector_store_id=store.id
+            )
+            eventually(lambda: site.database.run(waits))
+        assert counts(cancelling.result()) == ("cancelled", 0, 0, 0, 1, 1)
+    assert [each.id for each in client.files.list(store.id)] == [file.id]
 
 
 def test_other_tenants_do_not_find_a_batch(site: Site) -> None:

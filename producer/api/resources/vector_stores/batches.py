@@ -1,6 +1,5 @@
 """Batches of files that are added to a vector store together."""
 
-from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
@@ -33,8 +32,9 @@ async def add_vector_store_files(
     wanted = {
         parse_id(Prefix.FILE, file_id): attributes for file_id, attributes in body.wanted.items()
     }
-    place = (services.database, services.files, tenant_id, vector_store_id)
-    return _shown(await services.media.call(partial(file_batches.add_batch, *place, wanted)))
+    stock = services.stock
+    place = (stock.database, stock.files, tenant_id, vector_store_id)
+    return _shown(await stock.call(file_batches.add_batch, *place, wanted))
 
 
 @router.get("/{vector_store_id}/file_batches/{batch_id}")
@@ -57,8 +57,8 @@ async def cancel_vector_store_file_batch(
     tenant_id: AdministeredTenantOf,
 ) -> VectorStoreFileBatch:
     """Take out those of its files that no worker has read yet. The files themselves stay."""
-    place = (services.database, tenant_id, vector_store_id)
-    return _shown(await services.media.call(partial(file_batches.cancel_batch, *place, batch_id)))
+    place = (services.stock.database, tenant_id, vector_store_id)
+    return _shown(await services.stock.call(file_batches.cancel_batch, *place, batch_id))
 
 
 @router.get("/{vector_store_id}/file_batches/{batch_id}/files")

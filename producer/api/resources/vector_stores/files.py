@@ -41,7 +41,9 @@ async def add_vector_store_file(
     await services.call(stores.find_store, *place)
     file_id = parse_id(Prefix.FILE, body.file_id)
     file = await services.call(services.files.find, tenant_id, file_id)
-    await services.call(stores.add_file, *place, file, body.attributes)
+    stock = services.stock
+    own = (stock.database, tenant_id, vector_store_id)
+    await stock.call(stores.add_file, *own, file, body.attributes)
     return shown_file(await services.call(stores.find_file, *place, file_id))
 
 
@@ -83,14 +85,14 @@ async def get_vector_store_file_content(
 ) -> Response:
     """The text of a file as it is searched, passage by passage."""
     id_ = parse_any(file_id, Prefix.FILE, Prefix.DOCUMENT)
-    place = (services.database, tenant_id, vector_store_id)
+    place = (services.stock.database, tenant_id, vector_store_id)
 
     def read() -> str:
         texts = stores.read_passages(*place, id_)
         return ContentPage(data=[Content(text=text) for text in texts]).model_dump_json()
 
     # There may be tens of thousands.
-    return Response(await services.media.call(read), media_type="application/json")
+    return Response(await services.stock.call(read), media_type="application/json")
 
 
 @router.post("/{vector_store_id}/files/{file_id}")
@@ -116,6 +118,6 @@ async def remove_vector_store_file(
 ) -> DeletedVectorStoreFile:
     """Take a file out of the vector store, with its passages. The file itself stays."""
     id_ = parse_any(file_id, Prefix.FILE, Prefix.DOCUMENT)
-    place = (services.database, tenant_id, vector_store_id)
-    await services.call(stores.remove_file, *place, id_)
+    place = (services.stock.database, tenant_id, vector_store_id)
+    await services.stock.call(stores.remove_file, *place, id_)
     return DeletedVectorStoreFile(id=file_id)

@@ -42,8 +42,9 @@ async def create_vector_store(
         stores.require_readable(file)
     place = (services.database, tenant_id)
     store_id = await services.call(stores.create_store, *place, body.name, body.metadata)
+    stock = services.stock
     for file in files:
-        await services.call(stores.add_file, *place, store_id, file, None)
+        await stock.call(stores.add_file, stock.database, tenant_id, store_id, file, None)
     return await _store(services, tenant_id, store_id)
 
 
@@ -86,7 +87,7 @@ async def delete_vector_store(
 ) -> DeletedVectorStore:
     """Delete it with its passages. Its files stay."""
     await services.call(stores.find_store, services.database, tenant_id, vector_store_id)
-    await services.call(delete_collection, services.database, vector_store_id)
+    await services.stock.call(delete_collection, services.stock.database, vector_store_id)
     return DeletedVectorStore(id=show_id(Prefix.VECTOR_STORE, vector_store_id))
 
 
