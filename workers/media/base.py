@@ -7,6 +7,8 @@ from typing import Annotated, NamedTuple, Protocol, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from turnmill.schemas.errors import EngineUnavailable
+
 T = TypeVar("T")
 
 #: How often a thread that waits for a reader looks whether it was aborted, seconds.
@@ -63,6 +65,14 @@ class Transcript(BaseModel):
     #: Of the sound, seconds; None: unknown.
     duration_s: float | None = None
     segments: tuple[Segment, ...] = ()
+
+
+class TranscriberFailed(EngineUnavailable):
+    """The transcriber's server failed at this sound, perhaps because of it."""
+
+
+class TranscriberRefuses(EngineUnavailable):
+    """The transcriber's server refuses this worker, whatever the sound: its operator must act."""
 
 
 class Hints(NamedTuple):

@@ -14,13 +14,20 @@ import structlog
 from turnmill.schemas.errors import DatabaseUnavailable, NotFound, PermanentError, TransientError
 from turnmill.schemas.store.files.transcriptions import (
     MAX_ATTEMPTS,
+    MAX_FAILURES,
     Task,
     claim,
     end,
     hand_back,
     renew,
 )
-from turnmill.workers.media.base import Hints, Interrupted, Transcriber
+from turnmill.workers.media.base import (
+    Hints,
+    Interrupted,
+    Transcriber,
+    TranscriberFailed,
+    TranscriberRefuses,
+)
 from turnmill.workers.media.media import Media
 from turnmill.workers.upkeep.keeping import kept
 
@@ -38,6 +45,15 @@ MAX_TENANTS = 1000
 _DIED = (
     f"{MAX_ATTEMPTS} workers died, or lost the database, while they transcribed the sound. Send a "
     "shorter one, or tell whoever runs this service to look into the workers' logs."
+)
+_FAILED = (
+    f"The transcriber's server failed {MAX_FAILURES} times at the sound. Send it in another format "
+    "or a shorter one, or tell whoever runs this service: the worker's log has the errors as "
+    "transcription.delayed."
+)
+_REFUSED = (
+    "The transcriber's server refuses this service. Tell whoever runs this service: the worker's "
+    "log has the status and the remedy as transcription.refused."
 )
 _BROKEN = (
     "The worker failed at this sound. Send it in another format, or tell whoever runs this "
@@ -111,6 +127,9 @@ class Stenographer:
             self._fail(task, error.code, error.public_message, param)
         except DatabaseUnavailable:
             raise
+        except TranscriberRefuses as error:
+            log.error("transcription.refused", error=error.message, **_of(task))
+            self._fail(task, "no_result", _REFUSED)
         except TransientError as error:
             self._again(task, error)
         except Exception as error:
@@ -132,10 +151,14 @@ class Stenographer:
 
     def _again(self, task: Task, error: TransientError) -> None:
         log.warning("transcription.delayed", error=error.message, **_of(task))
+        has_failed = isinstance(error, TranscriberFailed)
+        if has_failed and task.failures + 1 >= MAX_FAILURES:
+            self._fail(task, "no_result", _FAILED)
+            return
         # Every other number is a claim's.
         wait_s = min(RETRY_S * 2 ** min(task.attempt // 2, 10), MAX_RETRY_S)
         code, message = error.code, error.public_message
-        hand_back(self._database, task, wait_s, code=code, message=message)
+        hand_back(self._database, task, wait_s, code=code, message=message, has_failed=has_failed)
 
     def _fail(self, task: Task, code: str, message: str, param: str | None = None) -> None:
         if end(self._database, task, code=code, message=message, param=param):

@@ -45,6 +45,7 @@ def upgrade() -> None:
         ),
         sa.Column("attempt", sa.Integer(), nullable=False, server_default=sa.text("0")),
         sa.Column("tries", sa.Integer(), nullable=False, server_default=sa.text("0")),
+        sa.Column("failures", sa.Integer(), nullable=False, server_default=sa.text("0")),
         sa.Column("transcript", JSONB()),
         sa.Column("error_code", sa.Text()),
         sa.Column("error_message", sa.Text()),

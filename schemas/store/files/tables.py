@@ -75,6 +75,8 @@ transcriptions = Table(
     Column("attempt", Integer, nullable=False, server_default=text("0")),
     #: Claims that were not handed back: their workers died, but for the one that transcribes now.
     Column("tries", Integer, nullable=False, server_default=text("0")),
+    #: Attempts at which the transcriber failed, perhaps because of the sound.
+    Column("failures", Integer, nullable=False, server_default=text("0")),
     #: A `Transcript`, or why there is none; while it waits for another attempt, why it does.
     Column("transcript", JSONB),
     Column("error_code", Text),

@@ -19,6 +19,8 @@ from turnmill.schemas.store.fleet.liveness import HELD_LOCKS
 
 #: Attempts whose worker died, before a transcription fails.
 MAX_ATTEMPTS = 3
+#: Attempts at which the transcriber failed, before a transcription does.
+MAX_FAILURES = 5
 
 #: Calls of a tenant are counted one after the other.
 _LOCK_TENANT = "SELECT FROM tenants WHERE id = %s FOR NO KEY UPDATE"
@@ -44,7 +46,7 @@ WHERE f.id = t.file_id AND t.file_id = (
     WHERE due.due_at <= clock_timestamp() AND due.wanted_until > clock_timestamp()
     ORDER BY array_position(%s::uuid[], sound.tenant_id) NULLS FIRST, due.due_at
     LIMIT 1 FOR NO KEY UPDATE OF due SKIP LOCKED)
-RETURNING t.file_id, f.tenant_id, t.language, t.prompt, t.attempt, t.tries
+RETURNING t.file_id, f.tenant_id, t.language, t.prompt, t.attempt, t.tries, t.failures
 """
 
 #: As long as the claim counts.
@@ -55,7 +57,7 @@ WHERE file_id = %s AND attempt = %s AND due_at IS NOT NULL RETURNING file_id
 
 #: Its attempt is over, whatever the thread does that was at it.
 _HAND_BACK = """
-UPDATE transcriptions SET attempt = attempt + 1, tries = tries - 1,
+UPDATE transcriptions SET attempt = attempt + 1, tries = tries - 1, failures = failures + %s,
     due_at = clock_timestamp() + make_interval(secs => %s), error_code = %s, error_message = %s
 WHERE file_id = %s AND attempt = %s AND due_at IS NOT NULL RETURNING file_id
 """
@@ -89,6 +91,8 @@ class Task(NamedTuple):
     attempt: int
     #: This claim, and those before it whose workers died.
     tries: int
+    #: Attempts before this one at which the transcriber failed.
+    failures: int
 
 
 class Ended(NamedTuple):
@@ -165,11 +169,14 @@ def hand_back(
     *,
     code: str | None = None,
     message: str | None = None,
+    has_failed: bool = False,
 ) -> None:
     """Give the task back for another attempt in `wait_s` seconds; this one does not count. `code`
-    and `message`: the error that the attempt ended in, if it was not interrupted.
+    and `message`: the error that the attempt ended in, if it was not interrupted. `has_failed`: the
+    transcriber failed, perhaps because of the sound.
     """
-    database.run(_HAND_BACK, (wait_s, code, message, task.file_id, task.attempt))
+    given = (int(has_failed), wait_s, code, message, task.file_id, task.attempt)
+    database.run(_HAND_BACK, given)
 
 
 def end(

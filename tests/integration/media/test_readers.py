@@ -29,7 +29,12 @@ from turnmill.schemas.errors import EngineUnavailable, InvalidInput, SettingsErr
 from turnmill.schemas.files.sniffing import sniff
 from turnmill.schemas.settings import MediaSettings
 from turnmill.workers.media import sound
-from turnmill.workers.media.base import Hints, Interrupted
+from turnmill.workers.media.base import (
+    Hints,
+    Interrupted,
+    TranscriberFailed,
+    TranscriberRefuses,
+)
 from turnmill.workers.media.registry import (
     create_image_reader,
     create_synthesizer,
@@ -258,14 +263,17 @@ def test_a_server_that_says_only_the_text_is_believed_and_silence_is_not() -> No
     [
         ((400, {}), InvalidInput),
         ((413, {}), InvalidInput),
-        ((500, {}), EngineUnavailable),
+        ((500, {}), TranscriberFailed),
         ((429, {}), EngineUnavailable),
-        ((200, []), EngineUnavailable),
-        ((200, {"text": "x", "segments": [3]}), EngineUnavailable),
-        ((200, {"text": "x", "duration": float("nan")}), EngineUnavailable),
+        ((503, {}), EngineUnavailable),
+        ((401, {}), TranscriberRefuses),
+        ((404, {}), TranscriberRefuses),
+        ((200, []), TranscriberFailed),
+        ((200, {"text": "x", "segments": [3]}), TranscriberFailed),
+        ((200, {"text": "x", "duration": float("nan")}), TranscriberFailed),
         (
             (200, {"text": "x", "segments": [{"start": 0, "end": 1, "avg_logprob": 1e9}]}),
-            EngineUnavailable,
+            TranscriberFailed,
         ),
     ],
 )
@@ -275,10 +283,12 @@ def test_what_a_server_refuses_fails_and_what_it_cannot_do_now_is_tried_again(
     with listening() as server:
         server.answer = answer
         transcriber = transcriber_of(server)
-        with pytest.raises(error):
+        with pytest.raises(error) as raised:
             transcriber.transcribe(tone(), Hints(), Event())
-    with pytest.raises(EngineUnavailable):  # gone
+    assert raised.type is error
+    with pytest.raises(EngineUnavailable) as gone:
         transcriber.transcribe(tone(), Hints(), Event())
+    assert gone.type is EngineUnavailable
 
 
 def test_a_transcriber_that_is_named_and_cannot_be_had_is_an_error_with_the_remedy(

@@ -19,12 +19,20 @@ from turnmill.schemas.files.files import Purpose
 from turnmill.schemas.files.opening import open_files
 from turnmill.schemas.store.files.transcriptions import (
     MAX_ATTEMPTS,
+    MAX_FAILURES,
     can_transcribe,
     claim,
     end,
     want,
 )
-from turnmill.workers.media.base import Hints, Interrupted, Segment, Transcript
+from turnmill.workers.media.base import (
+    Hints,
+    Interrupted,
+    Segment,
+    TranscriberFailed,
+    TranscriberRefuses,
+    Transcript,
+)
 from turnmill.workers.media.opening import open_media
 from turnmill.workers.media.transcriptions import Stenographer
 from turnmill.workers.testing import InlineWorker
@@ -153,12 +161,44 @@ def test_what_a_transcriber_refuses_is_the_callers_and_what_it_cannot_do_now_is_
     ear.script = [InvalidInput("The sound is longer than 300 s.")]
     with pytest.raises(openai.BadRequestError, match="longer than"):
         transcribe(site)
-    ear.script = [EngineUnavailable("away")] * (MAX_ATTEMPTS + 2)
+    ear.script = [EngineUnavailable("away")] * (MAX_ATTEMPTS + MAX_FAILURES)
     assert transcribe(site).text == HEARD.text
     ear.script = [InvalidInput("The speech model does not know 'nb'.", param="language")]
     with pytest.raises(openai.BadRequestError) as unknown:
         transcribe(site, language="nb")
     assert unknown.value.param == "language"
+
+
+def test_a_sound_that_the_transcriber_fails_at_is_given_up_after_some_attempts(
+    site: Site, ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turnmill.workers.media.transcriptions.RETRY_S", 0.0)
+    failed = [TranscriberFailed("The transcriber answers 500.")]
+    ear.script = [*failed * (MAX_FAILURES - 1), EngineUnavailable("away"), HEARD]
+    assert transcribe(site).text == HEARD.text
+    ear.hints.clear()
+    ear.script = failed * MAX_FAILURES
+    with pytest.raises(
+        openai.InternalServerError, match=f"failed {MAX_FAILURES} times"
+    ) as given_up:
+        transcribe(site)
+    assert (given_up.value.status_code, given_up.value.code) == (500, "no_result")
+    assert given_up.value.response.headers["x-should-retry"] == "false"
+    assert len(ear.hints) == MAX_FAILURES
+    assert left(site) == ([], [], [])
+
+
+def test_a_transcriber_that_refuses_its_worker_ends_the_call_at_once_and_the_log_has_the_remedy(
+    site: Site, ear: Ear
+) -> None:
+    ear.script = [TranscriberRefuses("The transcriber answers 401: set the key.")]
+    with structlog.testing.capture_logs() as logs, pytest.raises(openai.APIStatusError) as refused:
+        transcribe(site)
+    assert (refused.value.status_code, refused.value.code) == (500, "no_result")
+    assert refused.value.response.headers["x-should-retry"] == "false"
+    assert len(ear.hints) == 1 and "401" not in str(refused.value)
+    (told,) = [each for each in logs if each["event"] == "transcription.refused"]
+    assert "401" in told["error"]
 
 
 def test_a_transcriber_that_stays_away_is_named_and_the_call_may_be_repeated(

@@ -7,10 +7,21 @@ import math
 from threading import Event
 from typing import Any
 
-from turnmill.schemas.errors import EngineUnavailable, InvalidInput, SettingsError
+from turnmill.schemas.errors import (
+    EngineUnavailable,
+    InvalidInput,
+    SettingsError,
+    TurnmillError,
+)
 from turnmill.schemas.files.sniffing import sniff
 from turnmill.schemas.settings import MediaSettings
-from turnmill.workers.media.base import Hints, Segment, Transcript
+from turnmill.workers.media.base import (
+    Hints,
+    Segment,
+    TranscriberFailed,
+    TranscriberRefuses,
+    Transcript,
+)
 
 _PATH = "/v1/audio/transcriptions"
 #: Servers take the format from the name.
@@ -26,6 +37,17 @@ _SUFFIXES = {
 #: Of a server that does not say how sure it is.
 _UNKNOWN_CONFIDENCE = 1.0
 _TIMEOUT_S = 120.0
+
+#: Statuses that blame the sound.
+_REFUSED = frozenset({400, 413, 415, 422})
+#: Statuses that say something about the server and nothing about the sound.
+_BUSY = frozenset({408, 409, 425, 429, 502, 503, 504})
+_REMEDIES = {
+    401: "set TURNMILL_MEDIA__TRANSCRIBER_KEY",
+    403: "set TURNMILL_MEDIA__TRANSCRIBER_KEY",
+    404: "check TURNMILL_MEDIA__TRANSCRIBER_URL and TURNMILL_MEDIA__TRANSCRIBER_MODEL",
+    405: "check TURNMILL_MEDIA__TRANSCRIBER_URL",
+}
 
 
 class ServerTranscriber:
@@ -46,6 +68,7 @@ class ServerTranscriber:
         key = settings.transcriber_key
         self._model = settings.transcriber_model
         self._errors = httpx.HTTPError
+        self._unreached = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
         self._http = httpx.Client(
             base_url=settings.transcriber_url.get_secret_value().rstrip("/").removesuffix("/v1"),
             headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
@@ -61,19 +84,29 @@ class ServerTranscriber:
         try:
             answer = self._http.post(_PATH, data=fields, files={"file": file})
         except self._errors as error:
-            raise EngineUnavailable(f"The transcriber: {type(error).__name__}") from None
-        if answer.status_code in (400, 413, 415, 422):
-            refused = f"it, or the language '{hints.language}'" if hints.language else "it"
-            raise InvalidInput(
-                f"The sound cannot be transcribed: the transcriber's server refuses {refused}.",
-                param="messages",
-            )
+            # A server that took the sound and said nothing may have died of it.
+            kind = EngineUnavailable if isinstance(error, self._unreached) else TranscriberFailed
+            raise kind(f"The transcriber: {type(error).__name__}") from None
         if answer.status_code != 200:
-            raise EngineUnavailable(f"The transcriber answers {answer.status_code}.")
+            raise _translated(answer.status_code, hints)
         try:
             return _read(answer.json())
         except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
-            raise EngineUnavailable("The answer of the transcriber cannot be read.") from None
+            raise TranscriberFailed("The answer of the transcriber cannot be read.") from None
+
+
+def _translated(status: int, hints: Hints) -> TurnmillError:
+    """What a status other than 200 means."""
+    if status in _REFUSED:
+        refused = f"it, or the language '{hints.language}'" if hints.language else "it"
+        return InvalidInput(
+            f"The sound cannot be transcribed: the transcriber's server refuses {refused}.",
+            param="messages",
+        )
+    if status in _REMEDIES:
+        return TranscriberRefuses(f"The transcriber answers {status}: {_REMEDIES[status]}.")
+    kind = EngineUnavailable if status in _BUSY else TranscriberFailed
+    return kind(f"The transcriber answers {status}.")
 
 
 def _read(body: dict[str, Any]) -> Transcript:
