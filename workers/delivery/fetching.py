@@ -6,6 +6,8 @@ The webhook only notes what a message came with. This process has the channel's 
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -21,14 +23,17 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.files.parts import PartKeeper
 from turnmill.schemas.postgres.database import Database
 from turnmill.workers.delivery.base import Delivery, FetchesFiles
+from turnmill.workers.delivery.calls.posting import ending
 
 log = structlog.get_logger()
 
 #: Pause between two looks, seconds.
 EVERY_S = 0.3
-#: A fetch that did not end by then is begun again by anybody: twice `DOWNLOAD_S`, for what is asked
-#: before the download.
-LEASE_S = 120.0
+#: How long all requests for a file may take: a token or an address, then the download
+#: (`DOWNLOAD_S`).
+FETCH_S = 75.0
+#: A fetch that did not end by then is begun again by anybody: it may take so much longer to store.
+LEASE_S = FETCH_S + 15.0
 MAX_FETCHES = 5
 #: Files that are fetched at the same time, each of another channel.
 MAX_AT_ONCE = 8
@@ -40,16 +45,23 @@ WHERE id = (
     SELECT id FROM files WHERE source IS NOT NULL AND fetch_at <= clock_timestamp()
       AND source ->> 'channel' = ANY(%(channels)s)
     ORDER BY fetch_at LIMIT 1 FOR UPDATE SKIP LOCKED)
-RETURNING id, tenant_id, name, source, fetches
+RETURNING id, tenant_id, name, source, fetches, fetch_at AS leased_until
 """
 
-_LATER = """
-UPDATE files SET fetch_at = clock_timestamp() + make_interval(secs => %s)
-WHERE id = %s AND source IS NOT NULL
+#: All that ends a fetch is fenced by its lease.
+_HELD = "id = %s AND fetch_at = %s AND source IS NOT NULL"
+
+_LATER = f"""
+UPDATE files SET fetch_at = clock_timestamp() + make_interval(secs => %s) WHERE {_HELD}
+"""
+
+#: This process ends: the fetch does not count.
+_GIVE_BACK = f"""
+UPDATE files SET fetch_at = clock_timestamp(), fetches = fetches - 1 WHERE {_HELD}
 """
 
 #: Its turn then says that the file is gone.
-_GIVE_UP = "DELETE FROM files WHERE id = %s AND source IS NOT NULL"
+_GIVE_UP = f"DELETE FROM files WHERE {_HELD}"
 
 
 class _Owed(NamedTuple):
@@ -58,6 +70,7 @@ class _Owed(NamedTuple):
     name: str
     source: dict[str, Any]
     fetches: int
+    leased_until: datetime
 
     @property
     def channel(self) -> str:
@@ -81,8 +94,8 @@ class Fetcher:
         self._channels = {
             name: each for name, each in channels.items() if isinstance(each, FetchesFiles)
         }
-        #: Channels a file of which is being fetched. The looking thread alone adds to it.
-        self._busy: set[str] = set()
+        #: The file that is being fetched of each channel. The looking thread alone adds to it.
+        self._busy: dict[str, _Owed] = {}
         self._stopping = threading.Event()
         #: Set when a channel is free again.
         self._freed = threading.Event()
@@ -94,11 +107,15 @@ class Fetcher:
             self._looking.start()
 
     def close(self) -> None:
+        """Begin no further file, and give back those in work: others begin at once."""
         self._stopping.set()
         self._freed.set()
         if self._looking.is_alive():
             self._looking.join(timeout=5)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        with suppress(DatabaseUnavailable):
+            for owed in list(self._busy.values()):
+                self._database.run(_GIVE_BACK, (owed.id, owed.leased_until))
 
     def fetch_next(self) -> bool:
         """Fetch the file that waits longest; False: none does. Raises `DatabaseUnavailable`."""
@@ -118,7 +135,8 @@ class Fetcher:
             self._give_up(owed, PermanentError("No try ended."))
             return
         try:
-            data = self._channels[owed.channel].fetch(owed.source["ref"], self._parts.max_bytes)
+            with ending(FETCH_S):
+                data = self._channels[owed.channel].fetch(owed.source["ref"], self._parts.max_bytes)
             self._parts.fill(owed.tenant_id, owed.id, owed.kind, owed.name, data)
         except (ChannelUnavailable, StorageUnavailable) as error:
             self._again(owed, error)
@@ -130,7 +148,7 @@ class Fetcher:
             self._give_up(owed, error)
             return
         asked_s = error.retry_after_s if isinstance(error, ChannelUnavailable) else None
-        self._database.run(_LATER, (asked_s or 2.0**owed.fetches, owed.id))
+        self._database.run(_LATER, (asked_s or 2.0**owed.fetches, owed.id, owed.leased_until))
 
     def _give_up(self, owed: _Owed, error: PermanentError | TransientError) -> None:
         log.warning(
@@ -140,7 +158,7 @@ class Fetcher:
             error=error.code,
             tries=owed.fetches,
         )
-        self._database.run(_GIVE_UP, (owed.id,))
+        self._database.run(_GIVE_UP, (owed.id, owed.leased_until))
 
     def _look(self) -> None:
         while not self._stopping.is_set():
@@ -160,7 +178,7 @@ class Fetcher:
             owed = self._take(self._channels.keys() - self._busy)
             if owed is None:
                 return
-            self._busy.add(owed.channel)
+            self._busy[owed.channel] = owed
             self._threads.submit(self._work, owed)
 
     def _work(self, owed: _Owed) -> None:
@@ -172,5 +190,5 @@ class Fetcher:
             # The next try is that of the lease's end.
             log.exception("fetcher.failed", channel=owed.channel)
         finally:
-            self._busy.discard(owed.channel)
+            self._busy.pop(owed.channel, None)
             self._freed.set()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -295,6 +296,34 @@ def test_nothing_is_fetched_from_another_host_than_the_platforms(platform: Platf
     ref = file.ref.replace(platform.api.url, "https://cdn.discordapp.com.a.example")
     with pytest.raises(DeliveryRefused, match="not on the platform"):
         delivery.fetch(ref, 100_000)
+
+
+def test_a_stopping_process_gives_back_the_file_that_it_fetches(
+    site: Site, eventually: Callable[..., None]
+) -> None:
+    with WhatsAppAPI() as api, InlineWorker(site.settings):
+        line = whatsapp_platform(api)
+        event = line.parsed(line.send("audio", tone()))
+        receive(site.database, "line", site.tenant_id, BOT, AT_ONCE, event)
+        held = api.order("media", "before")
+        stopping, other = (fetcher_of(site, line=line.section) for _ in range(2))
+        stopping.start()
+        try:
+            assert held.reached.wait(10)
+            stopping.close()
+            (row,) = site.database.run(
+                "SELECT fetches, fetch_at <= clock_timestamp() AS is_due FROM files"
+            )
+            assert (row.fetches, row.is_due) == (0, True)
+            # What the stopped one still does changes nothing.
+            stale = other._take(["line"])
+            assert stale is not None
+            (row,) = site.database.run("SELECT fetch_at FROM files")
+            other._again(stale._replace(leased_until=datetime.now(UTC)), ChannelUnavailable("x"))
+            assert site.database.run("SELECT fetch_at FROM files") == [row]
+        finally:
+            held.go.set()
+        eventually(lambda: not stopping._busy)
 
 
 def test_a_slow_platform_holds_up_its_own_files_alone(

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
+from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.calls.downloads import DOWNLOAD_S, download
-from turnmill.workers.delivery.calls.posting import guarded, post, request, why_refused
+from turnmill.workers.delivery.calls.posting import ending, guarded, post, request, why_refused
 from turnmill.workers.delivery.calls.rest import call
-from turnmill.workers.delivery.fetching import LEASE_S
+from turnmill.workers.delivery.fetching import FETCH_S
 
 
 @pytest.mark.parametrize(
@@ -278,8 +279,20 @@ def test_a_file_may_take_longer_than_a_call_while_its_bytes_come(
     with pytest.raises(ChannelUnavailable):
         download("X", silent.url, {}, 0.5, 100)
     assert time.monotonic() - began_at < 3
-    # One that ends at its deadline still has the lease, whatever was asked before it.
-    assert LEASE_S >= 2 * DOWNLOAD_S
+    # A token that is asked for first takes nothing from it.
+    assert DOWNLOAD_S + DeliverySettings().timeout_s <= FETCH_S
+
+
+def test_requests_of_one_deadline_end_by_it_however_many_they_are(
+    make_peer: Callable[..., Peer],
+) -> None:
+    slow, began_at = make_peer(SIZED + b"x" * 60, pause_s=0.1, end=GET), time.monotonic()
+    with ending(0.6):
+        for _ in range(3):
+            with pytest.raises(ChannelUnavailable):
+                download("X", slow.url, {}, 5.0, 100)
+    assert time.monotonic() - began_at < 3
+    assert download("X", make_peer(SIZED + b"x" * 60, end=GET).url, {}, 5.0, 100) == b"x" * 60
 
 
 def test_the_beginning_of_a_list_of_messages_is_no_empty_list(

@@ -34,6 +34,10 @@ MAX_BODY = 65_536
 _GUARD: ContextVar[Callable[[], None] | None] = ContextVar("guard", default=None)
 
 
+#: By when each request has ended, on the monotonic clock; see `ending`.
+_UNTIL: ContextVar[float] = ContextVar("until", default=float("inf"))
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     status: int
@@ -58,6 +62,16 @@ def guarded(check: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _GUARD.reset(token)
+
+
+@contextmanager
+def ending(within_s: float) -> Iterator[None]:
+    """Give all requests of this thread one deadline, beside the one that each has."""
+    token = _UNTIL.set(time.monotonic() + within_s)
+    try:
+        yield
+    finally:
+        _UNTIL.reset(token)
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
@@ -90,15 +104,16 @@ def request(
     host, is_tls = parts.hostname or "", parts.scheme == "https"
     port = parts.port or (443 if is_tls else 80)
     began_at = time.monotonic()
-    until = began_at + (timeout_s if within_s is None else within_s)
+    until = min(began_at + (timeout_s if within_s is None else within_s), _UNTIL.get())
+    connected_by = min(began_at + timeout_s, until)
     try:
-        addresses = _allowed(host, _looked_up(host, port, timeout_s), is_tls=is_tls)
+        addresses = _allowed(host, _looked_up(host, port, _left_s(connected_by)), is_tls=is_tls)
     except (OSError, UnicodeError) as error:
         raise ChannelUnavailable(f"{host} is not found: {type(error).__name__}.") from None
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     is_sent = False
     try:
-        with _connected(host, addresses, port, began_at + timeout_s, is_tls=is_tls) as sock:
+        with _connected(host, addresses, port, connected_by, is_tls=is_tls) as sock:
             if (check := _GUARD.get()) is not None:
                 check()
             bounded = _Bounded(sock, timeout_s, until)
