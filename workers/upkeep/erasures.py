@@ -38,7 +38,7 @@ log = structlog.get_logger()
 #: How often a worker looks for erasures, and compares the list with its copy, seconds.
 LOOK_EVERY_S, MERGE_EVERY_S = 5.0, 600.0
 
-#: So long a round searches for the files of a tenant, seconds: the next users are not kept waiting.
+#: So long a round searches for files, seconds: the next users are not kept waiting.
 SEARCH_S = 30.0
 
 #: So long is waited for what others were promised in the user's conversations.
@@ -72,18 +72,21 @@ def erase(
 
 
 def erase_all(database: Database, storage: Storage, *, search_s: float = math.inf) -> list[Erased]:
-    """Do what is not done of all erasures. Files are searched for last, once for each tenant, at
-    most `search_s` long. Raises as `erase`, once all were tried.
+    """Do what is not done of all erasures. Files are searched for last, `search_s` long, of which
+    each tenant has an equal share, and one slice at least. Raises as `erase`, once all were tried.
     """
     erased: list[Erased] = []
     failed: list[Exception] = []
     for each in find_keys(database, list_erasures(database, is_open=True)):
         with _kept(failed):
             erased.append(_erase_said(database, each))
-    for tenant_id in {each.erasure.tenant_id for each in erased}:
+    ends = time.monotonic() + search_s
+    tenants = list(dict.fromkeys(each.erasure.tenant_id for each in erased))
+    for done, tenant_id in enumerate(tenants):
         mine = [each for each in erased if each.erasure.tenant_id == tenant_id]
+        share_s = (ends - time.monotonic()) / (len(tenants) - done)
         with _kept(failed):
-            _erase_files(database, storage, mine, search_s)
+            _erase_files(database, storage, mine, share_s)
     if failed:
         raise failed[0]
     return erased

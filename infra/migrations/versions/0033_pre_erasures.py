@@ -6,6 +6,7 @@ user said, and are built while the tables are read and written.
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 from turnmill.infra.migrations.indexes import build_index
 
@@ -45,7 +46,6 @@ def upgrade() -> None:
         sa.Column("at", sa.DateTime(timezone=True), nullable=False, server_default=now),
         sa.Column("key", sa.Text()),
         sa.Column("done_at", sa.DateTime(timezone=True)),
-        sa.Column("has_files", sa.Boolean(), nullable=False, server_default=sa.false()),
     )
     op.create_index(
         "ix_erasures_open", "erasures", ["at"], postgresql_where=sa.text("done_at IS NULL")
@@ -55,6 +55,9 @@ def upgrade() -> None:
         sa.Column("tenant_id", sa.Uuid(), primary_key=True),
         sa.Column("file_id", sa.Uuid(), primary_key=True),
         sa.Column("searched_to", sa.Uuid()),
+        sa.Column(
+            "asked_by", postgresql.ARRAY(sa.LargeBinary()), nullable=False, server_default="{}"
+        ),
     )
 
 

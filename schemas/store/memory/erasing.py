@@ -66,7 +66,6 @@ WHERE conversation_id = ANY(%(conversations)s) AND state IN ({UNSENT}) LIMIT 1
 
 #: First of all, as whoever forgets a user once more locks the erasure before conversations.
 _LOCK_ERASURE = "SELECT 1 FROM erasures WHERE tenant_id = %s AND key_hash = %s FOR UPDATE"
-_HAS_FILES = "UPDATE erasures SET has_files = true WHERE tenant_id = %s AND key_hash = %s"
 
 _GIVE_UP = change(TurnState.PARKED, to=TurnState.FAILED)
 
@@ -205,8 +204,7 @@ def _erase(cursor: Cursor, person: Person, reach: _Reach) -> Counter[str]:
     items = [row.id for row in cursor.execute(_ITEMS, {"tenant": person.tenant_id, "names": names})]
     ids = {**reach._asdict(), "items": items, "tenant": person.tenant_id}
     counts: Counter[str] = Counter()
-    if cursor.execute(NOTE_FILES, ids).rowcount:
-        cursor.execute(_HAS_FILES, (person.tenant_id, person.erasure.key_hash))
+    cursor.execute(NOTE_FILES, ids | {"key_hash": person.erasure.key_hash})
     cursor.execute(_END_PARKED, ids)
     for table, statement in statements():
         counts[table] += cursor.execute(statement, ids).rowcount

@@ -28,9 +28,11 @@ RETURNING tenant_id
 _LIST = "SELECT tenant_id, key_hash, at, key, done_at FROM erasures"
 
 _DONE = """
-UPDATE erasures SET done_at = clock_timestamp(), key = NULL, has_files = false
+UPDATE erasures SET done_at = clock_timestamp(), key = NULL
 WHERE tenant_id = %(tenant)s AND key_hash = %(hash)s AND at = %(at)s AND done_at IS NULL
-  AND NOT (has_files AND EXISTS (SELECT FROM erased_files WHERE tenant_id = %(tenant)s))
+  AND NOT EXISTS (
+    SELECT FROM erased_files
+    WHERE tenant_id = %(tenant)s AND asked_by @> ARRAY[%(hash)s::bytea])
 RETURNING at
 """
 
@@ -83,8 +85,8 @@ def find_erasure(database: Database, tenant_id: UUID, key: str) -> Erasure | Non
 def finish_erasure(database: Database, erasure: Erasure) -> bool:
     """Note that all is erased, and forget the key. Return whether that was so.
 
-    Not if the user was forgotten once more, if it was noted before, or if the user sent files and
-    files of the tenant are still searched for.
+    Not if the user was forgotten once more, if it was noted before, or if files that the user sent
+    are still searched for.
     """
     values = {"tenant": erasure.tenant_id, "hash": erasure.key_hash, "at": erasure.at}
     return bool(database.run(_DONE, values))

@@ -3,7 +3,11 @@
 Whoever erases turns notes their files in the same transaction. What is left of the turns is then
 searched, slice by slice in the order of their ids, from the time when the file was stored. Each
 slice is a transaction that locks nothing but the notes, and notes how far the search is. A pause as
-long follows. The last one also locks the files, and looks again at the turns of the last minute.
+long follows, with the notes locked: no other process fills it. The last one also locks the files,
+looks again at the turns of the last minute, and pauses afterwards.
+
+A search that has begun ends before files are searched for that were noted meanwhile, so that they
+do not send it back.
 
 No index leads to the turns of one tenant: those of all tenants since then are passed over. Only the
 tenant's own are read beyond their row.
@@ -42,21 +46,24 @@ _ID = f"substr(named #>> '{{}}', {len(Prefix.FILE) + 2})::uuid"
 
 #: A note that a search is just deleting is waited for, and made anew.
 NOTE_FILES = f"""
-INSERT INTO erased_files AS e (file_id, tenant_id)
-SELECT DISTINCT {_ID}, %(tenant)s::uuid FROM turns t, {_NAMED}
+INSERT INTO erased_files AS e (file_id, tenant_id, asked_by)
+SELECT DISTINCT {_ID}, %(tenant)s::uuid, ARRAY[%(key_hash)s::bytea] FROM turns t, {_NAMED}
 WHERE t.id = ANY(%(said)s) ORDER BY 1
-ON CONFLICT (tenant_id, file_id) DO UPDATE SET searched_to = e.searched_to
+ON CONFLICT (tenant_id, file_id) DO UPDATE
+SET asked_by = array_remove(e.asked_by, %(key_hash)s::bytea) || excluded.asked_by
 """
 
 #: Somebody stores the same content again, and names it in a turn that is not accepted yet. Whoever
 #: locks a file, too, does so afterwards, as a search does.
 KEEP_FILE = "DELETE FROM erased_files WHERE tenant_id = %s AND file_id = %s"
 
-#: Whoever notes one of them waits, until it is known whether the note stays.
+#: Those of the search that has begun, or all. Whoever notes one of them waits, until it is known
+#: whether the note stays.
 _NOTED = f"""
 SELECT e.file_id, e.searched_to, f.created_at
 FROM erased_files e LEFT JOIN files f ON f.id = e.file_id AND f.tenant_id = e.tenant_id
-WHERE e.tenant_id = %s ORDER BY e.file_id LIMIT {MOST_FILES} FOR UPDATE OF e
+WHERE e.tenant_id = %(tenant_id)s AND (e.searched_to IS NOT NULL OR %(is_new)s)
+ORDER BY e.file_id LIMIT {MOST_FILES} FOR UPDATE OF e
 """
 
 _LOCK_FILES = "SELECT 1 FROM files WHERE tenant_id = %s AND id = ANY(%s) ORDER BY id FOR UPDATE"
@@ -125,22 +132,35 @@ def search(database: Database, storage: Storage, tenant_id: UUID) -> Iterator[in
     """
     rows = FIRST_ROWS
     while True:
-        began = time.monotonic()
         with database.cursor() as cursor:
-            deleted = _step(cursor, storage, tenant_id, rows)
-        if deleted is None:
-            return
-        took_s = max(time.monotonic() - began, 0.001)
+            noted = _noted(cursor, tenant_id)
+            if not noted:
+                return
+            began = time.monotonic()
+            deleted = _step(cursor, storage, tenant_id, noted, rows)
+            took_s = max(time.monotonic() - began, 0.001)
+            pause_s = min(took_s, MOST_PAUSE_S)
+            if deleted is None:
+                time.sleep(pause_s)
         rows = max(1, min(MOST_ROWS, 2 * rows, int(rows * SLICE_S / took_s)))
-        yield deleted
-        time.sleep(min(took_s, MOST_PAUSE_S))
+        yield deleted or 0
+        if deleted is not None:
+            time.sleep(pause_s)
 
 
-def _step(cursor: Cursor, storage: Storage, tenant_id: UUID, rows: int) -> int | None:
-    """Search one slice; return the number of files deleted, or None if none is noted."""
-    noted = [_Noted(*row) for row in cursor.execute(_NOTED, (tenant_id,))]
-    if not noted:
-        return None
+def _noted(cursor: Cursor, tenant_id: UUID) -> list[_Noted]:
+    """Lock and return the notes of the search that has begun, or else those of a new one."""
+    for is_new in (False, True):
+        params = {"tenant_id": tenant_id, "is_new": is_new}
+        if noted := [_Noted(*row) for row in cursor.execute(_NOTED, params)]:
+            return noted
+    return []
+
+
+def _step(
+    cursor: Cursor, storage: Storage, tenant_id: UUID, noted: list[_Noted], rows: int
+) -> int | None:
+    """Search one slice; return the number of files deleted, or None if it was not the last one."""
     places = {each.file_id: each.after() for each in noted if each.created_at is not None}
     done = [each.file_id for each in noted if each.created_at is None]
     late = first_id(datetime.now(UTC) - LATE)
@@ -153,10 +173,10 @@ def _step(cursor: Cursor, storage: Storage, tenant_id: UUID, rows: int) -> int |
         cursor.execute(_FORGET, (tenant_id, [*places, *done]))
         _delete(cursor, storage, tenant_id, orphans)
         return len(orphans)
-    behind = [each for each, place in places.items() if each not in found and place < last_id]
-    cursor.execute(_SEARCHED, (last_id, tenant_id, behind))
+    # Also of files that were stored later, which no turn names up to there.
+    cursor.execute(_SEARCHED, (last_id, tenant_id, [each for each in places if each not in found]))
     cursor.execute(_FORGET, (tenant_id, [*found, *done]))
-    return 0
+    return None
 
 
 def _look(cursor: Cursor, slice_: _Slice) -> tuple[UUID | None, set[UUID]]:

@@ -20,7 +20,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from turnmill.schemas.store.tables import metadata, time_column
 
@@ -86,8 +86,6 @@ erasures = Table(
     #: The user's key, until all is erased.
     Column("key", Text),
     time_column("done_at"),
-    #: It is not done while files of the tenant are searched for: some may be the user's.
-    Column("has_files", Boolean, nullable=False, server_default=text("false")),
     Index("ix_erasures_open", "at", postgresql_where=text("done_at IS NULL")),
 )
 
@@ -100,4 +98,6 @@ erased_files = Table(
     Column("file_id", Uuid, primary_key=True),
     #: No turn up to this id refers to the file. Null: none was looked at yet.
     Column("searched_to", Uuid),
+    #: Whose erasures are not done before (`key_hash`).
+    Column("asked_by", ARRAY(LargeBinary), nullable=False, server_default=text("'{}'")),
 )

@@ -146,6 +146,7 @@ FREE: dict[str, frozenset[str]] = {
         "deployment": "id",
         "document_contents": "content",
         "documents": "uri origin title digest url state error_code error_message attributes",
+        "erased_files": "asked_by",
         # The key only until the erasure is done.
         "erasures": "key_hash key",
         "file_batches": "documents cancelled",

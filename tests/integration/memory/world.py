@@ -32,6 +32,7 @@ from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.batches.purpose import MEASURING
 from turnmill.schemas.store.memory.ledger import merge_ledger
 from turnmill.schemas.store.memory.words import HELD
+from turnmill.schemas.store.tables import turns
 from turnmill.schemas.turns import GenerationParams, Message, Role, TurnState
 from turnmill.workers.testing import InlineWorker
 from turnmill.workers.upkeep.erasures import Erased, erase_all
@@ -230,3 +231,23 @@ def held_columns() -> Iterator[tuple[str, str, str]]:
                     yield table, name, "%(word)s || id::text"
                 case sa.Text():
                     yield table, name, "%(word)s"
+
+
+def send(world: World, word: str, file: File) -> UUID:
+    """Let a user send a file; nobody answers."""
+    turn = accept(world.database, world.system.request("See", user_key=f"api:{word}"))
+    said = Message(role=Role.USER, content=(MediaPart(type="file", file_id=file.shown_id),))
+    value = sa.func.jsonb_build_array(sa.cast(said.model_dump(mode="json"), JSONB))
+    with world.database.begin() as connection:
+        connection.execute(sa.update(turns).where(turns.c.id == turn.turn_id).values(input=value))
+    world.end(turn.turn_id, TurnState.FAILED)
+    return turn.turn_id
+
+
+def files_of(world: World) -> set[UUID]:
+    return {row.id for row in world.database.run("SELECT id FROM files")}
+
+
+def forget(world: World, word: str) -> None:
+    forget_user(world.database, world.tenant_id, f"api:{word}")
+    assert [each.waiting for each in world.erase()] == [0]
