@@ -20,6 +20,9 @@ PASSAGES_TIMES = 12
 #: What servers answer to a text that they do not take, as one that is too long for their model.
 REFUSALS = {400, 413, 422}
 
+#: A text that every model takes.
+HARMLESS = "-"
+
 
 class OpenAIEmbedder:
     is_remote = True
@@ -38,7 +41,7 @@ class OpenAIEmbedder:
             timeout=settings.timeout_s,
         )
         prefixes = (settings.question_prefix, settings.passage_prefix)
-        dims = len(self.embed_question("-"))
+        dims = len(self.embed_question(HARMLESS))
         if dims > MAX_DIMS:
             self.close()
             raise SettingsError(
@@ -65,6 +68,23 @@ class OpenAIEmbedder:
         self._client.close()
 
     def _ask(self, texts: list[str], timeout_s: float) -> list[Vector]:
+        """Gateways answer as to a text that is too long where they lack the model, or where a
+        budget is used up: then they refuse any text, and waiting may help.
+        """
+        try:
+            return self._post(texts, timeout_s)
+        except InvalidInput as refusal:
+            harmless = self._settings.question_prefix + HARMLESS
+            try:
+                self._post([harmless], self._settings.timeout_s)
+            except InvalidInput:
+                raise TransientError(
+                    f"{refusal.message} It refuses any text: see whether it has the model "
+                    f"'{self._settings.model}', and a budget."
+                ) from None
+            raise
+
+    def _post(self, texts: list[str], timeout_s: float) -> list[Vector]:
         """Neither texts nor what the server says of them are part of an error."""
         body = {"model": self._settings.model, "input": texts, "encoding_format": "float"}
         try:

@@ -158,13 +158,16 @@ class Indexer:
             return
         try:
             embedder = self._embedders.of_space(space)
-            for _ in fill(self._database, space, embedder, task.document_id):
+            refused = 0
+            for progress in fill(self._database, space, embedder, task.document_id):
+                refused = progress.refused
                 if self._stopping.is_set():
                     return
+            if refused:
+                log.warning("document.partly_embedded", refused=refused, **_of(task))
         except DatabaseUnavailable:
             raise
         except Exception as error:  # also what libraries raise, which may quote a passage
-            if not isinstance(error, InvalidInput):  # which says nothing about other documents
-                self._embeds_from = time.monotonic() + PAUSE_S
+            self._embeds_from = time.monotonic() + PAUSE_S
             reason = error.message if isinstance(error, TurnmillError) else type(error).__name__
             log.warning("document.not_embedded", reason=reason, **_of(task))

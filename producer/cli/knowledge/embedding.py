@@ -99,10 +99,18 @@ def _space(system: System, collection_id: UUID, embedder: Embedder) -> Space:
 
 
 def _fill(system: System, space: Space, embedder: Embedder) -> int:
-    done = 0
+    done = refused = 0
     with showing_bars(console) as bars:
         bars.start(len(missing(system.database, space)), "embedding")
         for progress in fill(system.database, space, embedder):
             bars.advance(progress.done - done)
-            done = progress.done
+            done, refused = progress.done, progress.refused
+    if refused:
+        console.print(
+            plain(
+                f"{refused} passages are found by their words alone: the embedder {space.embedder} "
+                "refuses them."
+            ),
+            soft_wrap=True,
+        )
     return done

@@ -67,6 +67,8 @@ class EmbeddingServer:
         self.keys: list[str | None] = []
         #: What it answers instead, status and body.
         self.answer: tuple[int, bytes] | None = None
+        #: Whether it does so to one text: None is to all.
+        self.of: str | None = None
 
     @contextmanager
     def running(self) -> Iterator[str]:
@@ -78,7 +80,8 @@ class EmbeddingServer:
                 body = json.loads(self.rfile.read(size))
                 state.requests.append({"path": self.path, **body})
                 state.keys.append(self.headers.get("Authorization"))
-                status, said = state.answer or (200, _embeddings(body["input"]))
+                answer = state.answer if state.of in {None, *body["input"]} else None
+                status, said = answer or (200, _embeddings(body["input"]))
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(said)))
                 self.end_headers()

@@ -128,9 +128,28 @@ def test_a_server_without_vectors_is_an_outage_that_quotes_nothing(
 def test_a_text_that_a_server_refuses_is_no_outage(server: EmbeddingServer, status: int) -> None:
     with server.running() as url:
         embedder = create_embedder("openai_http", EmbedderSettings(url=url, model="pairs"))
-        server.answer = (status, b"My kettle has too many tokens")
+        server.answer, server.of = (status, b"My kettle has too many tokens"), "My kettle"
         with pytest.raises(InvalidInput, match=str(status)) as caught:
             embedder.embed_question("My kettle")
+        with pytest.raises(InvalidInput, match=str(status)):
+            embedder.embed_passages(["My lamp", "My kettle"])
+        server.answer = server.of = None
+        embedder.close()
+    assert "kettle" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_server_that_refuses_any_text_is_an_outage(server: EmbeddingServer, status: int) -> None:
+    """As gateways do without the model, or once a budget is used up."""
+    with server.running() as url:
+        embedder = create_embedder("openai_http", EmbedderSettings(url=url, model="pairs"))
+        server.answer = (status, b"My kettle exceeds the budget")
+        with pytest.raises(TransientError, match=f"{status}.*'pairs', and a budget") as caught:
+            embedder.embed_question("My kettle")
+        with pytest.raises(TransientError, match="any text"):
+            embedder.embed_passages(["My lamp", "My kettle"])
+        with pytest.raises(TransientError, match="any text"):
+            create_embedder("openai_http", EmbedderSettings(url=url, model="pairs"))
         server.answer = None
         embedder.close()
     assert "kettle" not in str(caught.value)

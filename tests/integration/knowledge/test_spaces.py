@@ -168,11 +168,40 @@ def test_whoever_is_interrupted_leaves_the_rest_to_the_next_one(
     embedder = Hashed(shop.settings.embedder)
     space = make_space(shop, embedder)
     total = len(missing(shop.database, space))
-    assert next(fill(shop.database, space, embedder)) == (3, total)
+    assert next(fill(shop.database, space, embedder)) == (3, total, 0)
     embedder = Hashed(shop.settings.embedder)
-    assert [*fill(shop.database, space, embedder)][-1] == (total - 3, total - 3)
+    assert [*fill(shop.database, space, embedder)][-1] == (total - 3, total - 3, 0)
     assert embedder.passages == total - 3
     assert missing(shop.database, space) == []
+
+
+def test_what_an_embedder_refuses_keeps_vectors_from_nothing_else(
+    shop: Library, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n in range(10):
+        shop.write(f"{n}.txt", f"Note {n} of ten.")
+    shop.sync()
+    monkeypatch.setattr(filling, "BATCH", 4)
+
+    def refuse(self: Hashed, texts: Sequence[str]) -> list[Vector]:
+        if any("Note 3" in text or "Note 4" in text for text in texts):
+            raise InvalidInput("The server answered 400.")
+        return [hashed(text) for text in texts]
+
+    monkeypatch.setattr(Hashed, "embed_passages", refuse)
+    space = make_space(shop, Hashed(shop.settings.embedder))
+    total = len(missing(shop.database, space))
+    switch(shop.database, space)
+    place = {"database": shop.database, "tenant_id": shop.tenant_id, "settings": shop.settings}
+    system = cast(System, SimpleNamespace(**place))
+    for _ in range(2):
+        embed_new(system, "shop")
+        assert "2 passages are found by their words alone" in capsys.readouterr().out
+        assert len(missing(shop.database, space)) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Hashed, "embed_passages", lambda self, texts: [hashed(t) for t in texts])
+        assert [*fill(shop.database, space, Hashed(shop.settings.embedder))] == [(2, 2, 0)]
+    assert total == 12
 
 
 def test_what_is_deleted_or_new_in_a_collection_is_so_in_its_space(
