@@ -219,6 +219,8 @@ class _Drain(Stopping):
             time.sleep(POLL_S)
         self.leave_in(LEAVE_S)
         self._worker.give_up.set()
+        # Here, and not where the process ends: a call that hangs may keep it from coming there.
+        self._worker.fetcher.close()
         log.info("drain.finished", left_count=self._count())
         self.end_loop()
 

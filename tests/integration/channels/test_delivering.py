@@ -8,9 +8,12 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.adapting import Reply
 from tests.delivering import SECRET
+from turnmill.infra.mocks.telegram.api import TOKEN as TELEGRAM_TOKEN
+from turnmill.infra.mocks.telegram.api import TelegramAPI
 from turnmill.producer.accept import accept_many
 from turnmill.schemas.channels.sections.base import SecretReference
 from turnmill.schemas.channels.sections.webhook import WebhookSection
@@ -217,6 +220,39 @@ def test_a_stopping_worker_lets_its_deliveries_finish(
     receiver.open.set()
     assert worker.wait(15) == 0
     assert (channels.all_sent(), len(receiver.received)) == (True, 1)
+
+
+@on_one_broker
+def test_a_stopping_worker_gives_back_a_file_though_a_delivery_hangs(
+    channels: Any, make_receiver: Make, eventually: Eventually
+) -> None:
+    receiver, system = make_receiver(), channels.system
+    receiver.open.clear()
+    channels.configure_webhook("desk", receiver)
+    token = {"env": "CHAT_TOKEN"}
+    channels.environment["CHAT_TOKEN"] = TELEGRAM_TOKEN
+    with TelegramAPI() as telegram:
+        fields = {"bot_token": token, "secret_token": token, "api_url": telegram.url}
+        channels.configure("chat", kind="telegram", **fields)
+        held = telegram.order("getFile", "before")
+        system.start("relay")
+        channels.notice("desk", "hello")
+        source = {"channel": "chat", "kind": "audio", "ref": "V"}
+        system.database.run(
+            "INSERT INTO files (id, tenant_id, name, purpose, bytes, sha256, mime, source, "
+            "fetch_at) VALUES (%s, %s, 'V', 'message', 0, '', '', %s, clock_timestamp())",
+            (new_id(), system.tenant_id, Jsonb(source)),
+        )
+        wait = {"TURNMILL_DELIVERY__TIMEOUT_S": "30", "TURNMILL_DELIVERY__LEASE_S": "60"}
+        worker = channels.deliver(eventually, **wait, TURNMILL_DELIVERY__DRAIN_S="0.1")
+        eventually(lambda: receiver.received and held.reached.is_set())
+        worker.send(signal.SIGTERM)
+        worker.wait(15)
+        assert worker.says("worker.drain_deadline_exceeded")
+    (row,) = system.database.run(
+        "SELECT fetches, fetch_at <= clock_timestamp() AS is_due FROM files"
+    )
+    assert (row.fetches, row.is_due) == (0, True)
 
 
 @on_one_broker
