@@ -282,7 +282,7 @@ def a_tenant_that_has_not_agreed(place: Place) -> Printed:
 def refuse() -> None:
     """What each process does when it starts."""
     with closing(Database(load_settings().database)) as database:
-        refuse_older_database(database.run)
+        refuse_older_database(database.fetch)
 
 
 @prints("schemas/store/fleet/release.py", "Create them: turnmill db upgrade")

@@ -1414,6 +1414,7 @@ SCOPES = {
     "GET /parked/{turn}": Scope.ADMIN,
     "POST /parked/{turn}/replay": Scope.ADMIN,
     "DELETE /parked/{turn}": Scope.ADMIN,
+    "POST /v1/audio/transcriptions": Scope.TURNS,
     "POST /v1/files": Scope.TURNS,
     "GET /v1/files": Scope.TURNS,
     "GET /v1/files/{file}": Scope.TURNS,

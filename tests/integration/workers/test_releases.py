@@ -54,7 +54,7 @@ def test_a_worker_and_a_relay_wait_for_the_migrations_and_say_so(
 def test_a_newer_database_is_no_obstacle(database_url: str) -> None:
     database = Database(DatabaseSettings(url=database_url))
     database.run("UPDATE alembic_version SET version_num = '9999'")
-    refuse_older_database(database.run)
+    refuse_older_database(database.fetch)
     database.close()
 
 
