@@ -1,7 +1,6 @@
 """The checker finds what is wrong: records and tables that contradict each other on purpose."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +42,7 @@ def conversation(size: int) -> tuple[list[Entry], Observed]:
 
 def changed(observed: Observed, number: int, **fields: object) -> Observed:
     turns = [
-        replace(turn, **fields) if turn.seq == number else turn  # type: ignore[arg-type]
+        turn._replace(**fields) if turn.seq == number else turn  # type: ignore[arg-type]
         for turn in observed.turns
     ]
     return Observed(turns, observed.attempts)
@@ -56,7 +55,7 @@ def test_kept_promises_leave_every_set_empty() -> None:
 
 def answered_again(observed: Observed) -> Observed:
     attempts = dict(observed.attempts)
-    attempts["key2"] = [*attempts["key2"], replace(attempts["key2"][0], number=2)]
+    attempts["key2"] = [*attempts["key2"], attempts["key2"][0]._replace(number=2)]
     return Observed(observed.turns, attempts)
 
 
@@ -111,7 +110,7 @@ def test_a_poison_turn_must_end_parked() -> None:
         "t", "k", "c", 1, "parked", "worker_lost", "[[crash]] hello", 1, 2, None, None, 0
     )
     assert check(entries, Observed([turn], {})).is_clean
-    answered = replace(turn, state="completed", reply="0 hello", reply_attempt=1)
+    answered = turn._replace(state="completed", reply="0 hello", reply_attempt=1)
     assert check(entries, Observed([answered], {})).lost
 
 
