@@ -114,7 +114,7 @@ def _accept(cursor: Cursor, request: TurnRequest, delay_s: float = 0.0) -> Accep
 
 
 def _of_one_user(cursor: Cursor, request: TurnRequest, standing: Standing) -> TurnRequest:
-    """A turn that answers what others asked, too, is told of nobody."""
+    """A turn that also answers what others asked uses nobody's memory."""
     others = (standing.conversation_id, request.user_key)
     if request.user_key is not None and cursor.execute(_HAS_OTHERS, others).fetchone():
         return request.model_copy(update={"user_key": None})

@@ -348,7 +348,7 @@ class TurnRequest(BaseModel):
     batch_row: int | None = None
     #: Who wrote it, where a conversation has several people.
     author: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
-    #: Whose memory the turn is told of (`user_key`); nobody's when left out.
+    #: Whose memory the turn uses (`user_key`); nobody's when left out.
     user_key: Annotated[str, StringConstraints(min_length=1, max_length=512)] | None = None
 
     #: What earlier turns asked that end without a reply because of this one, which answers them.

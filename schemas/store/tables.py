@@ -148,7 +148,7 @@ turns = Table(
     Column("batch_row", Integer),
     #: Who wrote it, where a conversation has several people: a platform's id of the person.
     Column("author", Text),
-    #: Whose memory it is told of (`users.key`); null: nobody's, or several people's.
+    #: Whose memory it uses (`users.key`); null: nobody's, or several people's.
     Column("user_key", Text),
     #: Several messages were collected into it: nobody may cancel it alone.
     Column("is_shared", Boolean, nullable=False, server_default=text("false")),

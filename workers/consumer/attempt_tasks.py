@@ -41,7 +41,7 @@ WHERE (a.turn_id, a.number) IN (SELECT * FROM unnest(%(turns)s::uuid[], %(number
 
 
 class AttemptRow(NamedTuple):
-    """An attempt, with what is told of it. Not its error's text: an engine may have written it."""
+    """An attempt as events show it: without its error's text, which an engine may have written."""
 
     turn_id: UUID
     number: int

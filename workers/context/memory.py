@@ -1,4 +1,4 @@
-"""What a turn is told of its user, pinned before its reply begins.
+"""What a turn knows about its user, pinned before its reply begins.
 
 Only where the bot's policy says so, and the user agreed or the owner declared another basis. As
 with passages, a later attempt at the turn reads what the first one committed.
@@ -61,7 +61,7 @@ class _FactRow(NamedTuple):
 
 
 def recall(database: Database, engine: Engine, claim: Claim) -> str:
-    """What the turn is told of its user, for the end of its instructions; empty: nothing. The same
+    """What the turn knows about its user, for the end of its instructions; empty: nothing. The same
     for each of its attempts.
 
     Raises:

@@ -70,7 +70,7 @@ FETCH_S = 0.5
 
 
 class Watcher(Protocol):
-    """Who is told of attempts while they run."""
+    """Who hears of attempts while they run."""
 
     def began(self, claim: Claim) -> None:
         """An attempt has its lease."""

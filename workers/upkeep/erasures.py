@@ -41,8 +41,8 @@ LOOK_EVERY_S, MERGE_EVERY_S = 5.0, 600.0
 #: So long a round searches for files, seconds: the next users are not kept waiting.
 SEARCH_S = 30.0
 
-#: So long is waited for what others were promised in the user's conversations.
-PATIENCE = timedelta(hours=1)
+#: The longest wait for replies that others were promised in the user's conversations.
+MOST_WAIT = timedelta(hours=1)
 
 
 class Erased(NamedTuple):
@@ -102,7 +102,7 @@ def _erase_said(
     waiting: set[UUID] = set()
     if erasure.key is not None:
         person = Person(erasure.tenant_id, erasure.key, erasure)
-        waits = datetime.now(UTC) - erasure.at < PATIENCE
+        waits = datetime.now(UTC) - erasure.at < MOST_WAIT
         for conversation_id in chain(
             find_conversations(database, person), find_late(database, person, waiting)
         ):

@@ -11,7 +11,7 @@ from turnmill.producer.knowledge.sync import Change, Synced, follow
 from turnmill.schemas.postgres.database import Database
 
 #: Without progress for so long, somebody may have forgotten to start a worker, seconds.
-_PATIENCE_S = 5.0
+_QUIET_S = 5.0
 
 
 def waited(console: Console, database: Database, synced: Sequence[Synced]) -> Iterator[Synced]:
@@ -29,7 +29,7 @@ def waited(console: Console, database: Database, synced: Sequence[Synced]) -> It
                 status.update(f"{pending} documents to read")
                 _say(console, ended)
                 yield ended
-            elif moved_at and time.monotonic() - moved_at > _PATIENCE_S:
+            elif moved_at and time.monotonic() - moved_at > _QUIET_S:
                 moved_at = None
                 if not has_worker(database):
                     console.print(_NO_WORKER, soft_wrap=True)

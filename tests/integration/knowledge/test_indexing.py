@@ -219,7 +219,7 @@ def test_who_waits_for_documents_without_a_worker_is_told_what_to_start(
     library: Library, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library.write("returns.md", RETURNS)
-    monkeypatch.setattr("turnmill.producer.cli.knowledge.waiting._PATIENCE_S", 0.1)
+    monkeypatch.setattr("turnmill.producer.cli.knowledge.waiting._QUIET_S", 0.1)
     waiting = waited(make_console(), library.database, library.queue())
     ended: list[Any] = []
     thread = threading.Thread(target=lambda: ended.extend(waiting))

@@ -52,7 +52,7 @@ class Assistant:
         return "I could not finish that."
 
     def _run(self, name: str, arguments: str) -> str:
-        """Run one call, and return what the model is told of it, as JSON."""
+        """Run one call, and return its result for the model, as JSON."""
         values = json.loads(arguments)
         if name in CHANGING and not self._confirm(name, values):
             return json.dumps({"error": "The user said no."})
