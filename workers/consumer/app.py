@@ -40,7 +40,7 @@ from turnmill.workers.vendor.kombu import (
     unacknowledged,
     wrap_readers,
 )
-from turnmill.workers.vendor.kombu_redis import acknowledge_together, reuse_client, take_together
+from turnmill.workers.vendor.kombu_redis import handle_together, reuse_client
 
 log = structlog.get_logger()
 
@@ -137,8 +137,8 @@ class HintConsumer(Consumer):  # type: ignore[misc]
         places = PlacesByLane(channel.qos, self.pool.limit // self.app.lane_count, self.app.lane_of)
         order_queues(channel, places)
         reuse_client(channel)
-        acknowledge_together(channel, self._acknowledge_soon)
-        take_together(channel, places.room, partial(self._read, kind="BRPOP"))
+        read = partial(self._read, kind="BRPOP")
+        handle_together(channel, places, self._acknowledge_soon, read)
 
     def _acknowledge_soon(self, flush: Callable[[], None]) -> None:
         self.hub.call_soon(partial(self._acknowledge, flush))
@@ -278,6 +278,9 @@ class PlacesByLane:
         self._places = places
         self._lane_of = lane_of
         self._queues: list[str] = []
+        self._asked: list[str] = []
+        #: Of each lane, the queue that its last hint came from.
+        self._last_used: dict[str, str] = {}
 
     def update(self, queues: Iterable[str]) -> None:
         """The queues that are consumed."""
@@ -286,13 +289,23 @@ class PlacesByLane:
 
     def consume(self, count: int) -> list[str]:
         """The queues to ask, in the order in which they are emptied."""
-        held = self._held()
-        free = [queue for queue in self._queues if held[self._lane_of(queue)] < self._places]
-        return free[:count]
+        self._asked = self._free()[:count]
+        return self._asked
 
     def room(self, queue: str) -> int:
         """Return how many hints of the queue find a place."""
         return self._places - self._held()[self._lane_of(queue)]
+
+    def passed_over(self) -> list[str]:
+        """Of each lane that had no place free at the last poll and has one now, the queue that its
+        last hint came from.
+        """
+        last_used = self._last_used.values()
+        return [q for q in self._free() if q in last_used and q not in self._asked]
+
+    def _free(self) -> list[str]:
+        held = self._held()
+        return [queue for queue in self._queues if held[self._lane_of(queue)] < self._places]
 
     def _held(self) -> Counter[str]:
         return Counter(
@@ -301,7 +314,8 @@ class PlacesByLane:
         )
 
     def rotate(self, last_used: str) -> None:
-        """Their order is their lanes'."""
+        """Note the queue; their order stays their lanes'."""
+        self._last_used[self._lane_of(last_used)] = last_used
 
 
 def create_app(settings: Settings, deployment: Deployment, leases: Leases | None = None) -> Celery:

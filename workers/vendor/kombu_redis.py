@@ -7,10 +7,10 @@ hints as there are.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from kombu.transport.virtual.base import QoS
 
@@ -22,6 +22,7 @@ HOLDS = {
     "kombu.transport.redis:QoS.restore_by_tag": "8d4598b973cc",
     "kombu.transport.redis:Channel.conn_or_acquire": "4015b30bac79",
     "kombu.transport.redis:Channel._create_client": "38ea1faeedc0",
+    "kombu.transport.redis:Channel._brpop_start": "ba567e4a693e",
     "kombu.transport.redis:Channel._brpop_read": "c2e423dfeda8",
     "kombu.transport.virtual.base:QoS.append": "7dbb9ebe24bc",
     "kombu.transport.virtual.base:Transport._deliver": "112626776662",
@@ -49,55 +50,56 @@ def reuse_client(channel: Any) -> None:
     channel.conn_or_acquire = conn_or_acquire
 
 
-def acknowledge_together(channel: Any, soon: Callable[[Callable[[], None]], Any]) -> None:
-    """Acknowledge what ends in one turn of the event loop by one transaction at Redis.
+class Places(Protocol):
+    """Where hints find room."""
 
-    `soon` has the loop call a function when it next comes round. Acknowledgements that a worker
-    takes with it when it dies are of hints that nobody minds: their turns are settled.
-    """
-    qos = channel.qos
-    ended: list[str] = []
+    def room(self, queue: str) -> int:
+        """Return how many hints of the queue may be delivered."""
+        ...
 
-    def flush() -> None:
-        tags = ended.copy()
-        ended.clear()
-        with qos.pipe_or_acquire() as pipe:
-            pipe.zrem(qos.unacked_index_key, *tags).hdel(qos.unacked_key, *tags).execute()
-
-    def ack(delivery_tag: str) -> None:
-        if not ended:
-            soon(flush)
-        ended.append(delivery_tag)
-        qos._quick_ack(delivery_tag)
-
-    qos.ack = ack
+    def passed_over(self) -> Iterable[str]:
+        """Name queues that the last BRPOP was not for and that have room now."""
+        ...
 
 
-def take_together(channel: Any, room: Callable[[str], int], guard: Guard) -> None:
-    """After a BRPOP, take the hints that wait behind the popped one, too.
+def handle_together(
+    channel: Any, places: Places, soon: Callable[[Callable[[], None]], Any], guard: Guard
+) -> None:
+    """Take and acknowledge hints together.
 
-    The transaction that records the popped hint as unacknowledged also pops the others, so a lone
-    hint costs no more commands than kombu's way. A second transaction records the others. Each
-    hint is recorded before it is delivered, as kombu does it.
+    **After a BRPOP** the hints that wait behind the popped one are taken, too. The transaction that
+    records the popped hint as unacknowledged also pops the others, so a lone hint costs no more
+    commands than kombu's way. A second transaction records the others. Each hint is recorded before
+    it is delivered, as kombu does it. The number taken doubles as long as the queue has as many: of
+    a few hints, each of several idle workers gets some.
 
-    `room` returns how many hints of a queue may be delivered. The number taken doubles as long as
-    the queue has as many: of a few hints, each of several idle workers gets some.
+    **What ends** in one turn of the event loop is acknowledged by one transaction; `soon` has the
+    loop call a function when it next comes round. Acknowledgements that a worker takes with it when
+    it dies are of hints that nobody minds: their turns are settled.
+
+    **A queue whose places were taken** when a BRPOP began is not waited for until that BRPOP has
+    ended. The transaction that gives its places back also takes as many hints of it.
     """
     channel.Message = _built_once(channel.Message)
-    taking = _Taking(channel, room, guard)
-    channel.connection._deliver = taking.deliver
-    channel.qos.append = taking.append
+    together = _Together(channel, places, soon, guard)
+    channel.connection._deliver = together.deliver
+    channel.qos.append = together.append
+    channel.qos.ack = together.ack
 
 
-class _Taking:
-    """What `take_together` puts in the place of kombu's methods."""
+class _Together:
+    """What `handle_together` puts in the place of kombu's methods."""
 
-    def __init__(self, channel: Any, room: Callable[[str], int], guard: Guard) -> None:
+    def __init__(
+        self, channel: Any, places: Places, soon: Callable[[Callable[[], None]], Any], guard: Guard
+    ) -> None:
         self._channel = channel
-        self._room = room
+        self._places = places
+        self._soon = soon
         self._guard = guard
         self._deliver_one = channel.connection._deliver
         self._append_one = channel.qos.append
+        self._ended: list[str] = []
         self._recorded: set[str] = set()
         self._at_most = 1
 
@@ -110,12 +112,34 @@ class _Taking:
             self._deliver_one(payload, queue)
             return
         first = self._channel.Message(payload, channel=self._channel)
-        more = min(self._room(queue) - 1, self._at_most)
+        more = min(self._places.room(queue) - 1, self._at_most)
         popped = self._record([first], queue, more)
         self._at_most = 1 if len(popped) < more else max(self._at_most, 2 * more)
-        if others := self._built(popped):
-            self._record(others, queue)
-        for message in (first, *others):
+        others = self._recorded_of(popped, queue)
+        self._deliver_all([first, *others], queue)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a hint when the event loop next comes round."""
+        if not self._ended:
+            self._soon(self._flush)
+        self._ended.append(delivery_tag)
+        self._channel.qos._quick_ack(delivery_tag)
+
+    def _flush(self) -> None:
+        qos, tags = self._channel.qos, self._ended.copy()
+        self._ended.clear()
+        # If nothing waits in a BRPOP, the next one is for all queues that have room.
+        queues = list(self._places.passed_over()) if self._channel._in_poll else []
+        with qos.pipe_or_acquire() as pipe:
+            pipe.zrem(qos.unacked_index_key, *tags).hdel(qos.unacked_key, *tags)
+            for queue in queues:
+                pipe.rpop(queue, self._places.room(queue))
+            _, _, *popped = pipe.execute()
+        for queue, items in zip(queues, popped, strict=True):
+            self._deliver_all(self._recorded_of(items or [], queue), queue)
+
+    def _deliver_all(self, messages: Iterable[Any], queue: str) -> None:
+        for message in messages:
             self._guard(partial(self._deliver_one, message, queue))
 
     def append(self, message: Any, tag: str) -> None:
@@ -139,10 +163,13 @@ class _Taking:
         self._recorded.update(records)
         return [item for items in popped for item in items or ()]
 
-    def _built(self, popped: list[Any]) -> list[Any]:
-        """Build the messages, but for foreign ones."""
+    def _recorded_of(self, popped: list[bytes], queue: str) -> list[Any]:
+        """Build and record the messages, but for foreign ones."""
         messages = (self._guard(partial(self._build, item)) for item in popped)
-        return [message for message in messages if message is not None]
+        others = [message for message in messages if message is not None]
+        if others:
+            self._record(others, queue)
+        return others
 
     def _build(self, item: bytes) -> Any:
         return self._channel.Message(json.loads(item), channel=self._channel)

@@ -5,7 +5,7 @@ Counted are the calls that wait for the server: each `BRPOP` is one, and each tr
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +14,14 @@ import pytest
 import redis
 from kombu import Connection, Consumer, Producer, Queue
 
-from turnmill.workers.consumer.app import HintConsumer
-from turnmill.workers.vendor.kombu import CHANNEL_CLOSED_ERRORS, wrap_readers
-from turnmill.workers.vendor.kombu_redis import acknowledge_together, reuse_client, take_together
+from turnmill.schemas.routes import queue_name
+from turnmill.schemas.turns import Lane
+from turnmill.workers.consumer.app import HintConsumer, PlacesByLane
+from turnmill.workers.vendor.kombu import CHANNEL_CLOSED_ERRORS, order_queues, wrap_readers
+from turnmill.workers.vendor.kombu_redis import handle_together, reuse_client
 
-QUEUE = "hints"
+QUEUE = queue_name(Lane.BATCH, "echo", "d1")
+OTHER_LANE = queue_name(Lane.INTERACTIVE, "echo", "d1")
 PLACES = 32
 
 
@@ -28,8 +31,9 @@ class Worker:
     def __init__(self, url: str, stack: ExitStack, places: int = PLACES) -> None:
         self._places = places
         self._connection = stack.enter_context(Connection(url))
+        self._records = stack.enter_context(redis.Redis.from_url(url))
         self.channel: Any = self._connection.channel()
-        self.channel.basic_qos(0, places, False)
+        self.channel.basic_qos(0, 2 * places, False)
         self.soon: list[Callable[[], None]] = []
         self.delivered: list[Any] = []
         #: Hints that Redis had no record of when they were delivered.
@@ -39,10 +43,12 @@ class Worker:
         wrap_readers(self.channel, lambda read, kind: partial(self._guard, read))
         self._count_clients(self.channel._create_client)
         reuse_client(self.channel)
-        acknowledge_together(self.channel, self.soon.append)
-        take_together(self.channel, lambda queue: self.room, self._guard)
-        consumer = Consumer(self.channel, [Queue(QUEUE, exchange="")], on_message=self._deliver)
-        consumer.consume()
+        self.places = PlacesByLane(self.channel.qos, places)
+        handle_together(self.channel, self.places, self.soon.append, self._guard)
+        queues = [Queue(name, exchange="") for name in (QUEUE, OTHER_LANE)]
+        self.consumer = Consumer(self.channel, queues, on_message=self._deliver)
+        self.consumer.consume()
+        order_queues(self.channel, self.places)
 
     @property
     def room(self) -> int:
@@ -52,17 +58,20 @@ class Worker:
     def held(self) -> list[Any]:
         return [each for each in self.delivered if not each.acknowledged]
 
-    def drain(self) -> None:
+    def drain(self, timeout_s: float = 5) -> None:
         """One round of the event loop that finds a hint."""
-        self._connection.drain_events(timeout=5)
+        self._connection.drain_events(timeout=timeout_s)
 
     def acknowledge(self) -> None:
         """All hints, in one round of the event loop."""
         for message in self.held:
             message.ack()
-        for call in self.soon:
+        self.come_round()
+
+    def come_round(self) -> None:
+        calls, self.soon[:] = self.soon.copy(), []
+        for call in calls:
             call()
-        self.soon.clear()
 
     def die(self) -> None:
         """Without returning what is unacknowledged."""
@@ -78,7 +87,7 @@ class Worker:
 
     def _deliver(self, message: Any) -> None:
         self.delivered.append(message)
-        if not self.channel.client.hexists("unacked", message.delivery_tag):
+        if not self._records.hexists("unacked", message.delivery_tag):
             self.unrecorded.append(message)
 
     def _guard(self, read: Callable[[], Any]) -> Any:
@@ -185,6 +194,38 @@ def test_a_worker_takes_no_more_hints_than_it_has_places(
         assert len(worker.held) == places
         assert client.llen(QUEUE) == 30 - len(worker.delivered)
         worker.acknowledge()
+
+
+def test_places_that_become_free_while_another_lane_is_waited_for_are_filled_at_once(
+    make_worker: Callable[..., Worker], publish: Callable[[int], None], client: redis.Redis
+) -> None:
+    publish(30)
+    worker = make_worker(4)
+    while worker.room:
+        worker.drain()
+    with suppress(TimeoutError):
+        worker.drain(timeout_s=0.01)  # begins to wait for the lane that has places
+    assert client.info("clients")["blocked_clients"] == 1
+    # One transaction that acknowledges four and takes four, one that records these.
+    assert calls(client, worker.acknowledge) == 2
+    assert (numbers(worker), len(worker.held), worker.unrecorded) == (list(range(8)), 4, [])
+    worker.held[0].ack()
+    worker.come_round()
+    assert (numbers(worker), len(worker.held)) == (list(range(9)), 4)
+
+
+def test_a_worker_that_consumes_no_more_takes_no_more(
+    make_worker: Callable[..., Worker], publish: Callable[[int], None], client: redis.Redis
+) -> None:
+    publish(8)
+    worker = make_worker(4)
+    while worker.room:
+        worker.drain()
+    with suppress(TimeoutError):
+        worker.drain(timeout_s=0.01)
+    worker.consumer.cancel()
+    worker.acknowledge()
+    assert (numbers(worker), client.llen(QUEUE)) == (list(range(4)), 4)
 
 
 def test_a_few_hints_are_shared_by_idle_workers(
