@@ -1,12 +1,14 @@
 """What workers do for batches: merge the rows that count turns, and finish sweeps."""
 
+import time
+
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.rows import Id
 from turnmill.schemas.store.batches.moves import FORGET_MOVES, MERGE, UNMERGED, Unmerged
 from turnmill.schemas.store.batches.sweep import UNFINISHED, sweep_page
 
-#: Pages of one round: it lasts a second at most.
-_PAGES = 5
+#: A round of sweeps ends after so long, seconds: its process looks after dead workers too.
+ROUND_S = 0.5
 
 
 def merge_batch_moves(database: Database) -> int:
@@ -26,12 +28,15 @@ def forget_batch_moves(database: Database) -> None:
     database.run(FORGET_MOVES)
 
 
-def finish_sweeps(database: Database) -> None:
-    """Go on with pauses, resumptions and cancellations whose commands may have been ended.
+def finish_sweeps(database: Database) -> bool:
+    """Continue the pauses, resumptions and cancellations whose commands were ended.
 
-    A command that is still at it loses nothing by the help. Raises `DatabaseUnavailable`.
+    A command that still sweeps a batch is left to it, and so is another worker. Return whether
+    something remains for the next round. Raises `DatabaseUnavailable`.
     """
+    ends_at = time.monotonic() + ROUND_S
     for row in database.fetch(Id, UNFINISHED):
-        for _ in range(_PAGES):
-            if sweep_page(database, row.id) is None:
-                break
+        while sweep_page(database, row.id, yields=True) is not None:
+            if time.monotonic() > ends_at:
+                return True
+    return False

@@ -201,6 +201,8 @@ class Rescuer:
         self._wake = threading.Event()
         #: The last sweep waited for a table, or for PostgreSQL as a whole.
         self._has_stalled = False
+        #: The last round left something of a batch's pause, resumption or cancellation.
+        self._has_sweeps = False
         self._thread = threading.Thread(target=self._run, name="rescuer", daemon=True)
 
     def start(self) -> None:
@@ -239,7 +241,8 @@ class Rescuer:
         """Do the chores that do not belong to every sweep."""
         if sweeps % 5 == 0:
             merge_batch_moves(self._database)
-            finish_sweeps(self._database)
+        if sweeps % 5 == 0 or self._has_sweeps:
+            self._has_sweeps = finish_sweeps(self._database)
         if sweeps % 600 == 0:
             self._database.run(_FORGET)
             forget_batch_moves(self._database)

@@ -3,7 +3,8 @@
 The decision is a row's change and holds at once: a claim leaves the turns of a paused batch alone
 and moves their hints into a lane that no relay publishes and no worker consumes. A sweep does the
 same to the other hints, page by page, so that they do not pass through the broker first. It
-notes how far it has come: workers finish one whose command was ended.
+notes how far it has come: workers finish one whose command was ended. One process at a time sweeps
+a batch; two would wait for each other's rows.
 
 A decision and whatever acts upon it exclude each other by the batch's row: an UPDATE here, FOR
 SHARE there. So nothing is held after the sweep that releases it has passed.
@@ -23,7 +24,7 @@ from turnmill.schemas.turns import Lane, TurnState
 
 #: Hints of one transaction, and turns of one that cancels: it lasts a tenth of a second or two.
 PAGE_HINTS = 5000
-PAGE_TURNS = 500
+PAGE_TURNS = 2000
 
 PAUSE = """
 UPDATE batches SET paused_at = clock_timestamp(), swept_row = 0
@@ -45,14 +46,22 @@ WHERE id = %s AND cancelled_at IS NULL RETURNING id
 #: Sweeps that nobody works at for certain: workers look for them.
 UNFINISHED = "SELECT id FROM batches WHERE swept_row IS NOT NULL"
 
+#: The turn to sweep a batch, until the transaction ends. Whoever looks after the batch's turns
+#: meanwhile does not take it: only sweeps wait for it.
+_KEY = "hashtextextended('sweep of ' || %s::uuid, 0)"
+_WAIT_TO_SWEEP = f"SELECT pg_advisory_xact_lock({_KEY})"
+_MAY_SWEEP = f"SELECT pg_try_advisory_xact_lock({_KEY}) AS is_mine"
+
 _DECIDED = """
 SELECT paused_at, resumed_at, cancelled_at, swept_row FROM batches WHERE id = %s FOR SHARE
 """
 
-#: Only of the decision that the sweep was for. A decision's times tell it from all others.
+#: Only of the decision that the sweep was for. A decision's times tell it from all others. Nobody
+#: waits for the disk: after a crash of PostgreSQL the page is looked through again.
 _NOTE = """
 UPDATE batches SET swept_row = %s WHERE id = %s AND (paused_at, resumed_at, cancelled_at, swept_row)
     IS NOT DISTINCT FROM (%s::timestamptz, %s::timestamptz, %s::timestamptz, %s::int)
+RETURNING set_config('synchronous_commit', 'off', true)
 """
 
 #: Hints are found by the ids of their turns, as an array: so PostgreSQL looks them up in the index,
@@ -94,13 +103,21 @@ WITH {_PAGE}, held AS (
 SELECT max(batch_row) AS last_row FROM page
 """
 
-_TURNS = """
-SELECT id, conversation_id, batch_row FROM turns
-WHERE batch_id = %(batch)s AND batch_row > %(after)s ORDER BY batch_row LIMIT %(size)s
+#: Turns that have ended are not locked: none of a cancelled batch opens again (`retry` refuses).
+_OPEN_TURNS = f"""
+WITH page AS (
+    SELECT id, conversation_id, batch_row, state FROM turns
+    WHERE batch_id = %(batch)s AND batch_row > %(after)s ORDER BY batch_row LIMIT %(size)s
+)
+SELECT max(batch_row) AS last_row,
+    coalesce(array_agg(id) FILTER (WHERE state IN ({OPEN})), '{{}}') AS turn_ids,
+    coalesce(array_agg(DISTINCT conversation_id) FILTER (WHERE state IN ({OPEN})), '{{}}')
+        AS conversation_ids
+FROM page
 """
 
 _RUNNING = f"""
-SELECT id, conversation_id, batch_row FROM turns
+SELECT id, conversation_id FROM turns
 WHERE state = '{TurnState.RUNNING}' AND batch_id = %s ORDER BY id
 """
 
@@ -123,12 +140,27 @@ class _Page(NamedTuple):
     last_row: int | None
 
 
-class _TurnRow(NamedTuple):
-    """A row of `_TURNS` and of `_RUNNING`."""
+class _OpenPage(NamedTuple):
+    """The row of `_OPEN_TURNS`."""
+
+    #: The page was empty: None.
+    last_row: int | None
+    turn_ids: list[UUID]
+    #: Those of the turns.
+    conversation_ids: list[UUID]
+
+
+class _RunningRow(NamedTuple):
+    """A row of `_RUNNING`."""
 
     id: UUID
     conversation_id: UUID
-    batch_row: int
+
+
+class _IsMine(NamedTuple):
+    """The row of `_MAY_SWEEP`."""
+
+    is_mine: bool
 
 
 class _OpenRow(NamedTuple):
@@ -138,13 +170,16 @@ class _OpenRow(NamedTuple):
     state: str
 
 
-def sweep_page(database: Database, batch_id: UUID) -> int | None:
+def sweep_page(database: Database, batch_id: UUID, *, yields: bool = False) -> int | None:
     """Bring the next page of a batch's turns in line with what was decided about the batch.
 
-    Return the row up to which all are, or None at the end. Whoever sweeps beside it may do the
-    same page. Raises `DatabaseUnavailable`: the page may be swept again.
+    Return the row up to which all are, or None at the end. Whoever sweeps the batch beside it
+    comes first; with `yields` that counts as the end. Raises `DatabaseUnavailable`: the page may be
+    swept again.
     """
     with database.cursor() as cursor:
+        if not _takes_turn(cursor, batch_id, yields):
+            return None
         found = fetch(cursor, _Decided, _DECIDED, (batch_id,))
         if not found or found[0].swept_row is None:
             return None
@@ -159,34 +194,44 @@ def cancel_running(database: Database, batch_id: UUID) -> None:
 
     They are few, and the page that they are on may be far.
     """
-    running = database.fetch(_TurnRow, _RUNNING, (batch_id,))
+    running = database.fetch(_RunningRow, _RUNNING, (batch_id,))
     for start in range(0, len(running), PAGE_TURNS):
+        rows = running[start : start + PAGE_TURNS]
         with database.cursor() as cursor:
-            _cancel(cursor, running[start : start + PAGE_TURNS])
+            _cancel(cursor, [row.id for row in rows], [row.conversation_id for row in rows])
+
+
+def _takes_turn(cursor: Cursor, batch_id: UUID, yields: bool) -> bool:
+    """In a statement of its own: the next one's snapshot shows what the other sweep has done."""
+    if yields:
+        return fetch(cursor, _IsMine, _MAY_SWEEP, (batch_id,))[0].is_mine
+    cursor.execute(_WAIT_TO_SWEEP, (batch_id,))
+    return True
 
 
 def _sweep(cursor: Cursor, batch_id: UUID, decided: _Decided) -> int | None:
     page = {"batch": batch_id, "after": decided.swept_row, "size": PAGE_HINTS}
     if decided.cancelled_at is not None:
-        turns = fetch(cursor, _TurnRow, _TURNS, page | {"size": PAGE_TURNS})
-        _cancel(cursor, turns)
-        return turns[-1].batch_row if turns else None
+        (found,) = fetch(cursor, _OpenPage, _OPEN_TURNS, page | {"size": PAGE_TURNS})
+        _cancel(cursor, found.turn_ids, found.conversation_ids)
+        return found.last_row
     (swept,) = fetch(cursor, _Page, _RELEASE if decided.paused_at is None else _HOLD, page)
     if decided.paused_at is None:
         notify(cursor, OUTBOX_CHANNEL)
     return swept.last_row
 
 
-def _cancel(cursor: Cursor, turns: list[_TurnRow]) -> None:
-    """Cancel those of the turns that are open, and tell the workers that hold them."""
-    lock_conversations(cursor, list({turn.conversation_id for turn in turns}))
-    lock_turns(cursor, [turn.id for turn in turns])
-    open_now = {row.id: row.state for row in fetch(cursor, _OpenRow, _OPEN_NOW,
-                                                   ([turn.id for turn in turns],))}  # fmt: skip
+def _cancel(cursor: Cursor, turn_ids: list[UUID], conversation_ids: list[UUID]) -> None:
+    """Cancel those of the turns that are still open, and tell the workers that hold them."""
+    if not turn_ids:
+        return
+    lock_conversations(cursor, conversation_ids)
+    lock_turns(cursor, turn_ids)
+    open_now = fetch(cursor, _OpenRow, _OPEN_NOW, (turn_ids,))
     if not open_now:
         return
-    cursor.execute(CANCEL, (list(open_now),))
-    advance(cursor, list({turn.conversation_id for turn in turns if turn.id in open_now}))
-    for turn_id, state in open_now.items():
-        if state == TurnState.RUNNING:
-            notify(cursor, ABORT_CHANNEL, turn_id.hex)
+    cursor.execute(CANCEL, ([row.id for row in open_now],))
+    advance(cursor, conversation_ids)
+    for row in open_now:
+        if row.state == TurnState.RUNNING:
+            notify(cursor, ABORT_CHANNEL, row.id.hex)

@@ -24,10 +24,11 @@ from turnmill.schemas.batches import Batch, BatchProgress
 from turnmill.schemas.errors import BatchCancelled, LaterTurnAnswered
 from turnmill.schemas.outcomes import Answered, Failed, Snoozed
 from turnmill.schemas.store.batches import sweep
-from turnmill.schemas.store.batches.sweep import PAUSE, RESUME, sweep_page
+from turnmill.schemas.store.batches.sweep import CANCEL_BATCH, PAUSE, RESUME, sweep_page
 from turnmill.schemas.turns import Lane, Reply, TurnState, Usage
 from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
+from turnmill.workers.upkeep import batches as upkeep
 from turnmill.workers.upkeep.batches import finish_sweeps
 
 REPLY = Answered(Reply(content="yes", finish_reason="stop", usage=Usage()))
@@ -166,12 +167,38 @@ def test_workers_finish_a_sweep_whose_command_was_ended(
     with pytest.raises(KeyboardInterrupt):
         way(system.database, batch, killed)
     assert unfinished(system) == 1
-    for _ in range(3):
-        finish_sweeps(system.database)
+    assert not finish_sweeps(system.database), "nothing is left for another round"
     assert unfinished(system) == 0
     expected = {"pause": {"paused": 30}, "resume": {"batch": 30}, "cancel": {}}[decision]
     assert lanes(system) == expected
     assert read(system, batch).is_done == (decision == "cancel")
+
+
+@pytest.mark.parametrize("decision", [PAUSE, CANCEL_BATCH])
+def test_workers_leave_a_sweep_to_the_command_that_is_still_at_it(
+    system: Any, batch: Batch, decision: str
+) -> None:
+    system.database.run(decision, (batch.batch_id,))
+    with system.database.cursor() as cursor:
+        cursor.execute(sweep._WAIT_TO_SWEEP, (batch.batch_id,))
+        before = lanes(system)
+        assert not finish_sweeps(system.database)
+        assert lanes(system) == before and unfinished(system) == 1
+    finish_sweeps(system.database)
+    assert unfinished(system) == 0
+
+
+def test_a_worker_ends_a_round_of_sweeps_after_a_while(
+    system: Any, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks after dead workers, too."""
+    monkeypatch.setattr(upkeep, "ROUND_S", 0.0)
+    system.database.run(CANCEL_BATCH, (batch.batch_id,))
+    rounds = 1
+    while finish_sweeps(system.database):
+        rounds += 1
+    assert rounds > 40 // sweep.PAGE_TURNS
+    assert read(system, batch).states == {TurnState.CANCELLED: 40}
 
 
 def test_a_sweep_for_an_overtaken_decision_does_not_move_the_newer_one_on(
