@@ -131,6 +131,8 @@ UPDATE outbox SET published_at = NULL WHERE turn_id IN (
 #: Whether a hint is due that found no place, and in how many seconds the next one is due (a quiet
 #: window or a pause before another attempt ends) or late.
 #: A million hints of a paused batch are passed over by the index, those of a paused lane with it.
+#: `now()` in place of the clock lets the index begin behind the hints that are due: with 300,000 of
+#: them, which were tried before, the look took 85 ms.
 NEXT = f"""
 WITH RECURSIVE {_OWED}
 SELECT EXISTS (
@@ -143,7 +145,7 @@ SELECT EXISTS (
     SELECT min(own_until) FROM outbox WHERE own_until IS NOT NULL AND published_at IS NOT NULL
 ), (
     SELECT min(due_at) FROM outbox
-    WHERE published_at IS NULL AND NOT is_immediate AND due_at > clock_timestamp()
+    WHERE published_at IS NULL AND NOT is_immediate AND due_at > now()
 )) - clock_timestamp())::float AS next_in_s
 """
 

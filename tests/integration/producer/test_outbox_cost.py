@@ -9,6 +9,7 @@ import pytest
 from psycopg.rows import namedtuple_row
 
 from turnmill.producer.relay.outbox import NEXT, REHINT, STALE, TAKE, UNMARK
+from turnmill.schemas.postgres.links import PLAN_ONCE
 from turnmill.schemas.turns import Lane
 
 BACKLOG = 60_000
@@ -41,16 +42,38 @@ def full_scans(link: psycopg.Connection[Any]) -> int:
     return int(link.execute(statement).fetchall()[0].n)
 
 
-def test_no_statement_of_the_relay_reads_all_of_the_outbox(link: psycopg.Connection[Any]) -> None:
-    before = full_scans(link)
+def entries_read(link: psycopg.Connection[Any]) -> int:
+    """How many entries of the outbox's indexes were read, all statements together."""
+    link.execute("SELECT pg_stat_force_next_flush()")
+    statement = (
+        "SELECT sum(idx_tup_read)::bigint AS n FROM pg_stat_user_indexes WHERE relname = 'outbox'"
+    )
+    return int(link.execute(statement).fetchall()[0].n)
+
+
+@pytest.mark.parametrize(
+    "hints",
+    ["lane = 'batch'", "is_immediate = true", "lane = 'paused'"],
+    ids=["tried before", "new", "of a paused batch"],
+)
+def test_no_statement_of_the_relay_reads_all_of_the_outbox(
+    link: psycopg.Connection[Any], hints: str
+) -> None:
+    link.execute(f"UPDATE outbox SET {hints}")
+    link.execute("VACUUM ANALYZE outbox")
+    link.execute(PLAN_ONCE)
+    before, entries = full_scans(link), entries_read(link)
+    is_paused = "paused" in hints
     taken: list[UUID] = []
     for _ in range(3):
         taken += [row.turn_id for row in link.execute(TAKE, TAKING)]
-    assert len(taken) == 3 * 64
+    assert len(taken) == (0 if is_paused else 3 * 64)
     link.execute(UNMARK, (taken[:64],))
     link.execute(NEXT, TAKING)
     stale = link.execute(STALE, LOST).fetchall()
-    assert [(row.model, row.lane) for row in stale] == [("m", "batch")]
-    (found,) = link.execute(REHINT, LOST | {"looked_at": stale[0].looked_at}).fetchall()
-    assert found.missing_count == 2 * 64
+    assert [(row.model, row.lane) for row in stale] == ([] if is_paused else [("m", "batch")])
+    (now,) = link.execute("SELECT clock_timestamp() AS at").fetchall()
+    (found,) = link.execute(REHINT, LOST | {"looked_at": now.at}).fetchall()
+    assert found.missing_count == (0 if is_paused else 2 * 64)
     assert full_scans(link) == before
+    assert entries_read(link) - entries < BACKLOG / 10
