@@ -9,6 +9,7 @@ from turnmill.schemas.errors import NotFound
 from turnmill.schemas.files.files import Files
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.store.knowledge.passages import delete_documents, lock_collection
 
 _SAVE = "INSERT INTO file_batches (id, collection_id, documents) VALUES (%s, %s, %s)"
@@ -30,6 +31,12 @@ SELECT FROM file_batches b
 JOIN documents d ON d.id = ANY(b.documents) AND d.collection_id = b.collection_id
 WHERE b.id = %(batch)s AND d.version = 0 ORDER BY d.origin, d.uri FOR UPDATE OF d
 """
+
+
+class _Unread(NamedTuple):
+    id: UUID
+    is_unwanted: bool
+
 
 #: A document that is read again keeps the passages that it has. One that was added by itself, or
 #: that another batch has, is wanted still.
@@ -107,7 +114,7 @@ def cancel_batch(database: Database, tenant_id: UUID, store_id: UUID, batch_id: 
         lock_collection(cursor, store_id)
         place = {"store": store_id, "batch": batch_id}
         cursor.execute(_LOCK_UNREAD, place)
-        unread = cursor.execute(_UNREAD, place).fetchall()
+        unread = fetch(cursor, _Unread, _UNREAD, place)
         cursor.execute(_CANCEL, place | {"unread": [row.id for row in unread]})
         delete_documents(cursor, store_id, [row.id for row in unread if row.is_unwanted])
     return find_batch(database, tenant_id, store_id, batch_id)

@@ -13,6 +13,7 @@ from turnmill.schemas.errors import InvalidInput, NotFound
 from turnmill.schemas.files.files import File, unknown_file
 from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.postgres.rows import Id, fetch
 from turnmill.schemas.store.knowledge import passages
 from turnmill.schemas.store.knowledge.formats import MAX_BYTES, SUFFIXES, format_of
 from turnmill.schemas.store.knowledge.indexing import Wanted, queue_all
@@ -242,7 +243,7 @@ def add_files(
         require_readable(file)
     # Whoever deletes a file locks it before its collections too.
     ids = [file.file_id for file, _ in files]
-    kept = {row.id for row in cursor.execute(_KEEP_FILES, (ids, tenant_id))}
+    kept = {row.id for row in fetch(cursor, Id, _KEEP_FILES, (ids, tenant_id))}
     for file_id in ids:
         if file_id not in kept:
             raise unknown_file(file_id)

@@ -9,7 +9,7 @@ user did not write is dropped.
 import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,6 +25,7 @@ from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.safety.policy import Safety
 from turnmill.schemas.store.batches.purpose import EXTRACTING
+from turnmill.schemas.store.memory.remembered import Source
 from turnmill.schemas.turns import GenerationParams, Message, Role, TurnState
 
 #: Conversations of one round, turns of each that are read, and characters of what a turn said.
@@ -72,6 +73,17 @@ _PARAMS = GenerationParams(
     ),
 )
 
+
+class _Extracting(NamedTuple):
+    """A bot whose policy names another one that reads its conversations."""
+
+    id: UUID
+    name: str
+    memory: dict[str, object]
+    safety: dict[str, object] | None
+    readers: list[dict[str, object]]
+
+
 #: `readers`: the safety of the bot that reads; none: there is no such bot.
 _POLICIES = """
 SELECT id, name, policies -> 'memory' AS memory, policies -> 'safety' AS safety,
@@ -82,6 +94,11 @@ FROM bots
 WHERE tenant_id = %s AND deleted_at IS NULL AND policies -> 'memory' ? 'extract_with'
 ORDER BY name
 """
+
+
+class _Idle(NamedTuple):
+    last_id: UUID
+
 
 #: Conversations in which nothing is open, of one user who agreed, whose last turn nobody has read
 #: yet. Read turns are known by the rows of batches that read them.
@@ -97,7 +114,7 @@ WITH last AS (
     FROM batches b JOIN turns t ON t.batch_id = b.id
     WHERE b.tenant_id = %(tenant)s AND b.purpose = '{EXTRACTING}'
 )
-SELECT last.id AS last_id, last.conversation_id, p.user_key
+SELECT last.id AS last_id
 FROM last CROSS JOIN LATERAL (
     SELECT min(user_key) AS user_key, count(DISTINCT coalesce(user_key, '')) AS people
     FROM turns WHERE conversation_id = last.conversation_id
@@ -110,6 +127,12 @@ WHERE last.state = '{TurnState.COMPLETED}' AND p.people = 1 AND p.user_key IS NO
 ORDER BY last.id LIMIT {MAX_CONVERSATIONS}
 """
 
+
+class _Turn(NamedTuple):
+    id: UUID
+    input: list[object]
+
+
 _SAID = f"""
 SELECT id, input FROM (
     SELECT id, seq, input FROM turns
@@ -119,6 +142,13 @@ SELECT id, input FROM (
 ) AS t ORDER BY seq
 """
 
+
+class _Ended(NamedTuple):
+    id: UUID
+    idempotency_key: str
+    content: str | None
+
+
 #: Turns that read, that have ended, and of whose replies nothing was made yet.
 _ENDED = f"""
 SELECT e.id, e.idempotency_key, r.content FROM batches b JOIN turns e ON e.batch_id = b.id
@@ -127,6 +157,13 @@ WHERE b.tenant_id = %s AND b.purpose = '{EXTRACTING}' AND e.settled_at IS NOT NU
   AND e.input <> '[]'
 ORDER BY e.id
 """
+
+
+class _OfTurn(NamedTuple):
+    user_key: str
+    memory: dict[str, object] | None
+    is_remembered: bool
+
 
 _OF_TURN = """
 SELECT t.user_key, b.policies -> 'memory' AS memory,
@@ -184,45 +221,37 @@ def propose(database: Database, tenant_id: UUID, now: datetime) -> Round:
     A bot whose conversations cannot be read is a problem of the round, and the others are read: its
     reader does not exist or would show more than the bot, or no live worker can keep to a schema.
     """
-    taken = [_take(database, tenant_id, *row) for row in database.run(_ENDED, (tenant_id,))]
+    ended = database.fetch(_Ended, _ENDED, (tenant_id,))
+    taken = [_take(database, tenant_id, row) for row in ended]
     reading, problems = 0, []
-    for row in database.run(_POLICIES, (tenant_id,)):
+    for bot in database.fetch(_Extracting, _POLICIES, (tenant_id,)):
         try:
-            reading += _read(database, tenant_id, now, *row)
+            reading += _read(database, tenant_id, now, bot)
         except PermanentError as error:
-            problems.append(f"Bot '{row.name}': {error.message}")
+            problems.append(f"Bot '{bot.name}': {error.message}")
     flat = [source for each in taken for source in each]
     return Round(reading, flat.count("proposed"), flat.count("confirmed"), tuple(problems))
 
 
-def _read(
-    database: Database,
-    tenant_id: UUID,
-    now: datetime,
-    bot_id: UUID,
-    bot: str,
-    stored: Any,
-    safety: Any,
-    readers: list[Any],
-) -> int:
+def _read(database: Database, tenant_id: UUID, now: datetime, bot: _Extracting) -> int:
     """Let the idle conversations of a bot be read; return their number."""
-    policy = MemoryPolicy.of(stored)
+    policy = MemoryPolicy.of(bot.memory)
     if not policy.on or policy.extract_with is None:
         return 0
-    if not all(Safety.of(each).hides(Safety.of(safety)) for each in readers):
+    if not all(Safety.of(each).hides(Safety.of(bot.safety)) for each in bot.readers):
         raise InvalidInput(
             f"its reader '{policy.extract_with}' would show models and servers what its own policy "
             "hides. Give both the same safety.checks, words, regions, remote and fail."
         )
-    idle = {"tenant": tenant_id, "bot": bot_id, "basis": policy.basis, "idle_s": policy.idle_s}
+    idle = {"tenant": tenant_id, "bot": bot.id, "basis": policy.basis, "idle_s": policy.idle_s}
     rows = [
         Row(
             id=copy_id(row.last_id), messages=_messages(_said(database, row.last_id)), asked=_PARAMS
         )
-        for row in database.run(_IDLE, idle)
+        for row in database.fetch(_Idle, _IDLE, idle)
     ]
     if rows:
-        asked = Asked(f"memory: {bot}", policy.extract_with, now.isoformat(), rows)
+        asked = Asked(f"memory: {bot.name}", policy.extract_with, now.isoformat(), rows)
         submit(database, tenant_id, policy.extract_with, asked, purpose=EXTRACTING)
     return len(rows)
 
@@ -238,29 +267,27 @@ def _messages(said: Sequence[_Said]) -> tuple[Message, ...]:
 def _said(database: Database, last_id: UUID) -> list[_Said]:
     """What the user wrote, up to this turn, a line each."""
     found = []
-    for row in database.run(_SAID, {"last": last_id}):
+    for row in database.fetch(_Turn, _SAID, {"last": last_id}):
         messages = [Message.model_validate(each) for each in row.input]
         texts = [text_of(each.content) for each in messages if each.role is Role.USER]
         found.append(_Said(row.id, " ".join(" ".join(texts).split())[:MAX_CHARS]))
     return found
 
 
-def _take(
-    database: Database, tenant_id: UUID, turn_id: UUID, key: str, content: str | None
-) -> list[str]:
+def _take(database: Database, tenant_id: UUID, reading: _Ended) -> list[str]:
     """Keep what a turn that read has found, and return the sources of the facts kept."""
-    last_id = UUID(hex=row_id_of(key))
+    last_id = UUID(hex=row_id_of(reading.idempotency_key))
     kept = []
-    for row in database.run(_OF_TURN, (last_id,)):
+    for row in database.fetch(_OfTurn, _OF_TURN, (last_id,)):
         policy = MemoryPolicy.of(row.memory or {})
         if policy.on and row.is_remembered:
-            proposals = _grounded(content, _said(database, last_id))
+            proposals = _grounded(reading.content, _said(database, last_id))
             kept = [
                 source
                 for proposal, said in proposals
                 if (source := _keep(database, tenant_id, row.user_key, policy, proposal, said))
             ]
-    database.run(_CLOSE, {"id": turn_id})
+    database.run(_CLOSE, {"id": reading.id})
     return kept
 
 
@@ -294,11 +321,11 @@ def _keep(
     if there is not None and there.value.casefold() == proposal.value.casefold():
         return None
     is_allowed = proposal.key in map(str.casefold, policy.extract_keys)
-    source: Any = "confirmed" if is_allowed and there is None else "proposed"
+    source: Source = "confirmed" if is_allowed and there is None else "proposed"
     try:
         remember(
             database, tenant_id, user, proposal.key, proposal.value, source=source, turn_id=said
         )
     except InvalidInput:  # too many, or not printable
         return None
-    return str(source)
+    return source

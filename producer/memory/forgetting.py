@@ -1,6 +1,5 @@
 """Forget a user: whatever the user said, wherever it stands."""
 
-from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.producer.memory.users import check_key
@@ -8,16 +7,8 @@ from turnmill.schemas.errors import NotFound
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.store.advance import lock_conversations
-from turnmill.schemas.store.memory.erasing import OPEN_TURNS, cancel_turns
+from turnmill.schemas.store.memory.erasing import OPEN_TURNS, OpenTurn, cancel_turns
 from turnmill.schemas.store.memory.erasures import Erasure, ask_erasure, find_erasure
-
-
-class _OpenTurn(NamedTuple):
-    """A row of `OPEN_TURNS`."""
-
-    id: UUID
-    conversation_id: UUID
-
 
 #: At once: whoever comes back is another row.
 _FORGET = "DELETE FROM users WHERE tenant_id = %s AND key = %s"
@@ -33,7 +24,7 @@ def forget_user(database: Database, tenant_id: UUID, key: str) -> Erasure:
     check_key(key)
     with database.cursor() as cursor:
         erasure = ask_erasure(cursor, tenant_id, key)
-        turns = fetch(cursor, _OpenTurn, OPEN_TURNS, {"tenant": tenant_id, "key": key})
+        turns = fetch(cursor, OpenTurn, OPEN_TURNS, {"tenant": tenant_id, "key": key})
         conversations = sorted({turn.conversation_id for turn in turns})
         lock_conversations(cursor, conversations)
         # After the conversations, as whoever accepts a message locks them.

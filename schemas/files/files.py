@@ -183,10 +183,10 @@ class Files:
         """Let a file live until then at least. Raises `NotFound`."""
         with self._database.cursor() as cursor:
             cursor.execute(KEEP_FILE, (tenant_id, file_id))
-            row = cursor.execute(_PROLONG, (expires_at, tenant_id, file_id)).fetchone()
-        if row is None:
+            found = fetch(cursor, File, _PROLONG, (expires_at, tenant_id, file_id))
+        if not found:
             raise unknown_file(file_id)
-        return File(*row)
+        return found[0]
 
     def open(self, file: File) -> BinaryIO:
         """Open the content of a file. Raises `NotFound` and `StorageUnavailable`."""

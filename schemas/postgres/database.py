@@ -14,6 +14,7 @@ import sqlalchemy.event
 from psycopg.abc import Params
 from psycopg.rows import RowFactory, namedtuple_row
 from sqlalchemy.engine import Connection
+from sqlalchemy.pool import PoolProxiedConnection
 
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.postgres.links import AsyncLink, Link
@@ -34,7 +35,8 @@ OUTAGES = (
 #: statement with it.
 DATA_ERRORS = (psycopg.DataError, UnicodeError)
 
-Cursor = psycopg.Cursor[Any]
+#: Its own rows are not read: `rows.fetch` gives those that are, typed.
+Cursor = psycopg.Cursor[object]
 
 T = TypeVar("T")
 
@@ -92,7 +94,7 @@ class Database:
             if cursor.wakes:
                 _wake(cursor)
 
-    def run(self, statement: str, params: Params | None = None) -> list[Any]:
+    def run(self, statement: str, params: Params | None = None) -> list[object]:
         """Run a statement in its own transaction and one round trip. Its rows, if it has any, tell
         how many there are; `fetch` gives those that are read. Raises `DatabaseUnavailable`.
         """
@@ -148,7 +150,9 @@ class Database:
         """A pooled psycopg connection, dropped with all of the pool when it breaks."""
         proxy = self._checkout()
         try:
-            yield proxy.driver_connection
+            driver = proxy.driver_connection
+            assert driver is not None
+            yield driver
         except OUTAGES as error:
             driver = proxy.driver_connection
             if driver is None or driver.closed or isinstance(error, OUTAGES[-1]):
@@ -158,7 +162,7 @@ class Database:
         finally:
             proxy.close()
 
-    def _checkout(self) -> Any:
+    def _checkout(self) -> PoolProxiedConnection:
         try:
             return self._engine.raw_connection()
         except sqlalchemy.exc.TimeoutError as error:

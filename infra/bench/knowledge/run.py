@@ -91,9 +91,13 @@ def _timed(
     return _summary(size, method, times, cpu)
 
 
+class _Backend(NamedTuple):
+    pid: int
+
+
 def _backend_ms(database: Database) -> float:
     """CPU time of the pool's one connection (https://docs.kernel.org/scheduler/sched-stats.html)."""
-    [row] = database.run("SELECT pg_backend_pid() AS pid")
+    [row] = database.fetch(_Backend, "SELECT pg_backend_pid() AS pid")
     try:
         return int(Path(f"/proc/{row.pid}/schedstat").read_text().split()[0]) / 1e6
     except OSError:

@@ -9,12 +9,16 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.knowledge.spaces import Asked, Space
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 #: Vectors that a process keeps, bytes, where the server has no pgvector. A space that is larger is
 #: not compared.
@@ -62,8 +66,8 @@ class _Matrix(NamedTuple):
 
     changes: int
     #: Sorted.
-    passages: Any
-    vectors: Any
+    passages: "npt.NDArray[np.int64]"
+    vectors: "npt.NDArray[np.float32]"
 
     @property
     def size(self) -> int:

@@ -6,13 +6,14 @@ expired, holds an older number, and changes nothing any more.
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.postgres.rows import Id, fetch
 from turnmill.schemas.store.knowledge.passages import lock_collection, replace_passages
 
 
@@ -49,6 +50,14 @@ INSERT INTO document_contents (document_id, content) VALUES (%s, %s)
 ON CONFLICT (document_id) DO UPDATE SET content = excluded.content
 """
 
+
+class Retried(NamedTuple):
+    """A document that is queued again."""
+
+    id: UUID
+    uri: str
+
+
 _RETRY = """
 UPDATE documents SET state = 'queued', fence = fence + 1, attempt = 0,
     due_at = clock_timestamp(), error_code = NULL, error_message = NULL
@@ -66,6 +75,11 @@ WHERE c.id = d.collection_id AND d.id = (
     ORDER BY due_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
 RETURNING d.id AS document_id, d.collection_id, c.tenant_id, d.uri, d.file_id, d.fence, d.attempt
 """
+
+
+class _Content(NamedTuple):
+    content: bytes
+
 
 _CONTENT = "SELECT content FROM document_contents WHERE document_id = %s"
 
@@ -103,7 +117,7 @@ class Wanted(NamedTuple):
     digest: bytes
     file_id: UUID | None = None
     #: What its owner says of it.
-    attributes: dict[str, Any] | None = None
+    attributes: dict[str, object] | None = None
     #: Where people find it, unless it says otherwise itself.
     url: str | None = None
 
@@ -144,10 +158,12 @@ def queue_all(cursor: Cursor, wanted: Sequence[Wanted], *, is_of_batch: bool = F
         "urls": [each.url for each in wanted],
         "is_of_batch": is_of_batch,
     }
-    return [row.id for row in cursor.execute(_QUEUE, values)]
+    return [row.id for row in fetch(cursor, Id, _QUEUE, values)]
 
 
-def write(cursor: Cursor, wanted: Wanted, title: str, passages: Sequence[dict[str, Any]]) -> UUID:
+def write(
+    cursor: Cursor, wanted: Wanted, title: str, passages: Sequence[dict[str, object]]
+) -> UUID:
     """Save a document whose passages are known already; return it."""
     lock_collection(cursor, wanted.collection_id)
     document_id = queue(cursor, wanted, None)
@@ -156,10 +172,10 @@ def write(cursor: Cursor, wanted: Wanted, title: str, passages: Sequence[dict[st
     return document_id
 
 
-def retry(database: Database, collection_id: UUID, uris: Sequence[str] | None) -> list[Any]:
+def retry(database: Database, collection_id: UUID, uris: Sequence[str] | None) -> list[Retried]:
     """Queue documents that failed; return those that did, by id and uri. None: all of them."""
     names = None if uris is None else list(uris)
-    return database.run(_RETRY, (collection_id, names, names))
+    return database.fetch(Retried, _RETRY, (collection_id, names, names))
 
 
 def claim(database: Database, lease_s: float) -> Task | None:
@@ -170,8 +186,8 @@ def claim(database: Database, lease_s: float) -> Task | None:
 
 def content_of(database: Database, document_id: UUID) -> bytes | None:
     """Return what waits in the database of a document."""
-    rows = database.run(_CONTENT, (document_id,))
-    return bytes(rows[0].content) if rows else None
+    rows = database.fetch(_Content, _CONTENT, (document_id,))
+    return rows[0].content if rows else None
 
 
 def renew(database: Database, task: Task, lease_s: float) -> bool:
@@ -183,7 +199,7 @@ def settle(
     database: Database,
     task: Task,
     title: str,
-    passages: Sequence[dict[str, Any]],
+    passages: Sequence[dict[str, object]],
     url: str | None = None,
 ) -> bool:
     """Give the document its new passages, in one transaction. False: it is no longer this task's,

@@ -1,12 +1,13 @@
 """The passages of documents: the one owner of what they are, and of what is counted of them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
 from turnmill.schemas.postgres.database import Cursor
+from turnmill.schemas.postgres.rows import fetch
 
 #: Locking the collection orders those who count its terms. Documents may be added meanwhile.
 _LOCK = "SELECT FROM collections WHERE id = %s FOR NO KEY UPDATE"
@@ -49,6 +50,12 @@ UPDATE collections SET passage_count = passage_count + (SELECT count(*) FROM sav
 WHERE id = %(collection)s
 """
 
+
+class _OfFile(NamedTuple):
+    id: UUID
+    collection_id: UUID
+
+
 _OF_FILE = """
 SELECT d.id, d.collection_id FROM documents d JOIN collections c ON c.id = d.collection_id
 WHERE d.file_id = %s AND c.tenant_id = %s ORDER BY d.collection_id
@@ -61,7 +68,7 @@ def lock_collection(cursor: Cursor, collection_id: UUID) -> None:
 
 
 def replace_passages(
-    cursor: Cursor, collection_id: UUID, document_id: UUID, passages: Sequence[dict[str, Any]]
+    cursor: Cursor, collection_id: UUID, document_id: UUID, passages: Sequence[dict[str, object]]
 ) -> None:
     """Give a document other passages, with the columns of their table. The collection is locked."""
     forget_passages(cursor, collection_id, [document_id])
@@ -93,5 +100,5 @@ def delete_documents(cursor: Cursor, collection_id: UUID, document_ids: list[UUI
 
 def delete_documents_of_file(cursor: Cursor, tenant_id: UUID, file_id: UUID) -> None:
     """Delete the documents that were made of a file, in each collection."""
-    for row in cursor.execute(_OF_FILE, (file_id, tenant_id)).fetchall():
+    for row in fetch(cursor, _OfFile, _OF_FILE, (file_id, tenant_id)):
         delete_documents(cursor, row.collection_id, [row.id])

@@ -189,11 +189,15 @@ def drop_superseded(database: Database, collection_id: UUID) -> int:
     return len(database.run(_DROP_SUPERSEDED, (collection_id,)))
 
 
+class _HasPgvector(NamedTuple):
+    has_pgvector: bool
+
+
 def adopt_pgvector(database: Database) -> bool:
     """Keep vectors as `halfvec` from now on, if the server has pgvector and lets us; whether they
     are. https://github.com/pgvector/pgvector#half-precision-vectors
     """
-    if database.run(f"SELECT {HAS_PGVECTOR}")[0].has_pgvector:
+    if database.fetch(_HasPgvector, f"SELECT {HAS_PGVECTOR}")[0].has_pgvector:
         return True
     if not database.run(_AVAILABLE):
         return False

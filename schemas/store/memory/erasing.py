@@ -14,6 +14,7 @@ from uuid import UUID
 from turnmill.schemas.channels.deliveries import DeliveryState
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.postgres.database import Cursor, Database, notify
+from turnmill.schemas.postgres.rows import Id, fetch
 from turnmill.schemas.routes import ABORT_CHANNEL, TURN_CHANNEL
 from turnmill.schemas.store.advance import advance, lock_conversations, lock_turns
 from turnmill.schemas.store.cancel import CANCEL
@@ -26,11 +27,29 @@ from turnmill.schemas.turns import OPEN_STATES, TurnState
 #: Turns of a conversation that one transaction erases, at most.
 PART = 100
 
+
+class OpenTurn(NamedTuple):
+    """A row of `OPEN_TURNS`."""
+
+    id: UUID
+    conversation_id: UUID
+
+
 OPEN_TURNS = f"""
 SELECT id, conversation_id FROM turns
 WHERE tenant_id = %(tenant)s AND user_key = %(key)s
   AND state IN ({", ".join(f"'{state}'" for state in sorted(OPEN_STATES))})
 """
+
+
+class _Turn(NamedTuple):
+    id: UUID
+    seq: int
+    state: str
+    is_anothers: bool
+    is_own: bool
+    is_old: bool
+
 
 _TURNS = """
 SELECT id, seq, state, user_key IS NOT NULL AND user_key <> %(key)s AS is_anothers,
@@ -136,7 +155,7 @@ def erase_conversation(
     several transactions, so that nobody who writes in it waits for long.
     """
     params = {**person.params, "conversation": conversation_id}
-    turn_ids = [row.id for row in database.run(_TURNS, params)]
+    turn_ids = [row.id for row in database.fetch(_Turn, _TURNS, params)]
     copies = find_copies(database, person.tenant_id, turn_ids)
     counts: Counter[str] = Counter()
     for number in count():
@@ -179,7 +198,7 @@ def _lock(cursor: Cursor, person: Person, conversation_id: UUID, copies: Sequenc
     cursor.execute(_LOCK_ERASURE, (person.tenant_id, person.erasure.key_hash))
     lock_conversations(cursor, sorted(set(conversations)))
     params = {**person.params, "conversation": conversation_id}
-    turns = cursor.execute(_TURNS, params).fetchall()
+    turns = fetch(cursor, _Turn, _TURNS, params)
     said = [row for row in turns if row.is_old and not row.is_anothers]
     later = [row for row in turns if said and row.seq >= said[0].seq]
     own_turn = next((row for row in said if row.is_own), None)
@@ -201,8 +220,8 @@ def _lock(cursor: Cursor, person: Person, conversation_id: UUID, copies: Sequenc
 
 def _erase(cursor: Cursor, person: Person, reach: _Reach) -> Counter[str]:
     names = [show_id(Prefix.TURN, turn_id) for turn_id in reach.answered]
-    items = [row.id for row in cursor.execute(_ITEMS, {"tenant": person.tenant_id, "names": names})]
-    ids = {**reach._asdict(), "items": items, "tenant": person.tenant_id}
+    items = fetch(cursor, Id, _ITEMS, {"tenant": person.tenant_id, "names": names})
+    ids = {**reach._asdict(), "items": [row.id for row in items], "tenant": person.tenant_id}
     counts: Counter[str] = Counter()
     cursor.execute(NOTE_FILES, ids | {"key_hash": person.erasure.key_hash})
     cursor.execute(_END_PARKED, ids)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.postgres.rows import fetch
 
 #: Forgotten once more, what was said since is erased, too.
 _ASK = """
@@ -56,9 +57,8 @@ def key_hash(tenant_id: UUID, key: str) -> bytes:
 def ask_erasure(cursor: Cursor, tenant_id: UUID, key: str) -> Erasure:
     """Note that a user is to be forgotten, and from which moment on."""
     values = {"tenant": tenant_id, "key": key, "hash": key_hash(tenant_id, key)}
-    row = cursor.execute(_ASK, values).fetchone()
-    assert row is not None
-    return Erasure(*row)
+    (erasure,) = fetch(cursor, Erasure, _ASK, values)
+    return erasure
 
 
 def add_erasures(database: Database, erasures: Iterable[Erasure]) -> int:

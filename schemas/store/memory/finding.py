@@ -5,11 +5,12 @@ it is. What is erased is not found again, so a job that was interrupted resumes 
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from turnmill.schemas.batches import copy_ids
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import Id
 from turnmill.schemas.store.memory.erasures import Erasure, key_hash
 
 T = TypeVar("T")
@@ -133,6 +134,23 @@ class Person(NamedTuple):
         }
 
 
+class _Placed(NamedTuple):
+    """A row of the statements of `_CONVERSATIONS`."""
+
+    conversation_id: UUID
+    #: Where the next slice begins.
+    place: str
+    is_old: bool
+
+
+class _Key(NamedTuple):
+    """A row of the statements of `_KEYS`."""
+
+    key: str | None
+    a: str
+    b: str
+
+
 class Copy(NamedTuple):
     """A turn of a batch that repeats what a stored turn asked."""
 
@@ -176,7 +194,7 @@ def find_keys(database: Database, erasures: Sequence[Erasure]) -> list[Erasure]:
 
 def find_copies(database: Database, tenant_id: UUID, turn_ids: Sequence[UUID]) -> list[Copy]:
     """Return the turns of batches that repeat one of these turns."""
-    measuring = [row.id for row in database.run(_MEASURING, (tenant_id,))]
+    measuring = [row.id for row in database.fetch(Id, _MEASURING, (tenant_id,))]
     found: list[Copy] = []
     for names in _slices([name for each in turn_ids for name in copy_ids(each)], ROWS):
         for some in _slices(measuring, max(1, _LOOK_UPS // len(names))):
@@ -193,19 +211,20 @@ def _slices(items: list[T], size: int) -> Iterator[list[T]]:
 def _conversations(
     database: Database, person: Person, statement: str, place: str, found: set[UUID]
 ) -> Iterator[UUID]:
-    rows: list[Any] = [None] * ROWS
-    while len(rows) == ROWS:
-        rows = database.run(statement, {**person.params, "place": place})
+    is_last = False
+    while not is_last:
+        rows = database.fetch(_Placed, statement, {**person.params, "place": place})
         for row in rows:
             place = row.place
             if row.is_old and row.conversation_id not in found:
                 found.add(row.conversation_id)
                 yield row.conversation_id
+        is_last = len(rows) < ROWS
 
 
 def _keys(database: Database, tenant_id: UUID) -> Iterator[str]:
     for statement in _KEYS:
         place: Mapping[str, str] = {"a": "", "b": ""}
-        while rows := database.run(statement, {"tenant": tenant_id, **place}):
+        while rows := database.fetch(_Key, statement, {"tenant": tenant_id, **place}):
             yield from (row.key for row in rows if row.key is not None)
             place = {"a": rows[-1].a, "b": rows[-1].b}

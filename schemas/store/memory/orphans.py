@@ -24,6 +24,7 @@ from uuid import UUID
 from turnmill.schemas.files.storage import Key, Storage
 from turnmill.schemas.ids import Prefix, first_id
 from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.postgres.rows import fetch
 
 #: Files that are searched for at a time, and turns in the first slice and in the largest.
 MOST_FILES, FIRST_ROWS, MOST_ROWS = 500, 500, 5_000
@@ -106,6 +107,14 @@ class _Slice(NamedTuple):
     rows: int
 
 
+class _Named(NamedTuple):
+    """The row of `_SLICE`."""
+
+    row_count: int
+    last_id: UUID | None
+    found: list[UUID]
+
+
 def delete_orphans(
     database: Database, storage: Storage, tenant_id: UUID, *, within_s: float = math.inf
 ) -> Counter[str]:
@@ -152,7 +161,7 @@ def _noted(cursor: Cursor, tenant_id: UUID) -> list[_Noted]:
     """Lock and return the notes of the search that has begun, or else those of a new one."""
     for is_new in (False, True):
         params = {"tenant_id": tenant_id, "is_new": is_new}
-        if noted := [_Noted(*row) for row in cursor.execute(_NOTED, params)]:
+        if noted := fetch(cursor, _Noted, _NOTED, params):
             return noted
     return []
 
@@ -181,8 +190,7 @@ def _step(
 
 def _look(cursor: Cursor, slice_: _Slice) -> tuple[UUID | None, set[UUID]]:
     """Return the last turn of a slice, or None if no turn follows it, and the files named in it."""
-    row = cursor.execute(_SLICE, slice_._asdict()).fetchone()
-    assert row is not None
+    (row,) = fetch(cursor, _Named, _SLICE, slice_._asdict())
     return (row.last_id if row.row_count == slice_.rows else None), set(row.found)
 
 
