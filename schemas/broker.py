@@ -4,7 +4,6 @@ Each setting answers a measured failure; see docs/delivery.md.
 """
 
 from collections.abc import Iterable
-from typing import Any
 from uuid import UUID
 
 from kombu import Queue
@@ -60,7 +59,7 @@ def celery_settings(broker: BrokerSettings) -> dict[str, object]:
 def _sentinel_options(broker: BrokerSettings) -> dict[str, object]:
     if not broker.is_sentinel:
         return {}
-    options: dict[str, Any] = {"master_name": broker.sentinel_primary}
+    options: dict[str, object] = {"master_name": broker.sentinel_primary}
     if broker.sentinel_password is not None:
         options["sentinel_kwargs"] = {"password": broker.sentinel_password.get_secret_value()}
     return options

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import chain, starmap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -32,6 +32,9 @@ from turnmill.schemas.records.encodings import UTF_8
 from turnmill.schemas.records.parquet import import_pyarrow
 from turnmill.schemas.records.registry import READERS, format_of, read_records
 from turnmill.schemas.records.text import open_bytes
+
+if TYPE_CHECKING:
+    import pyarrow
 
 #: Bad lines that an error message shows.
 SHOWN_PROBLEMS = 20
@@ -108,7 +111,7 @@ class Backlog:
         fields = {"id": "id", "question": "prompt"}
         return frozenset(f for f, name in fields.items() if sources.get(name) in self.titles)
 
-    def arrow_schema(self) -> Any:
+    def arrow_schema(self) -> "pyarrow.Schema | None":
         """The types of the columns, where the file is Parquet."""
         if format_of(self.path) != ".parquet":
             return None

@@ -2,9 +2,9 @@
 
 import difflib
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -152,12 +152,12 @@ def _mistakes(
             yield (*at, *loc), each["msg"].removeprefix("Value error, ")
 
 
-def _meant(given: str, known: Any) -> str:
+def _meant(given: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(given, list(known), n=1)
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _fields(model: Any, loc: KeyPath) -> list[str]:
+def _fields(model: type[BaseModel], loc: KeyPath) -> list[str]:
     """The names of the fields that a table may have, from the types of the tables around it."""
     for part in loc:
         inner = model.model_fields[part].annotation if part in model.model_fields else None

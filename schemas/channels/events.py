@@ -5,7 +5,7 @@ Everything in an event is verified and bounded by the channel that parsed it.
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -125,9 +125,10 @@ class UserMessage(_Event):
 
     @model_validator(mode="before")
     @classmethod
-    def _cut(cls, given: Any) -> Any:
-        content = given.get("content") if isinstance(given, dict) else None
-        match content:
+    def _cut(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        match content := given.get("content"):
             case str() if len(content) > MAX_TEXT:
                 return {**given, "content": content[:MAX_TEXT], "is_cut": True}
             case (TextPart(text=text), *rest) if len(text) > MAX_TEXT:

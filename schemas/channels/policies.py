@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -127,13 +127,13 @@ class Policies(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
     @classmethod
-    def of(cls, stored: Mapping[str, Any] | None) -> "Policies":
+    def of(cls, stored: Mapping[str, object] | None) -> "Policies":
         """Read what is kept, without what a newer release may have written."""
         known = {name: value for name, value in (stored or {}).items() if name in cls.model_fields}
         for section in known.keys() & SECTIONS.keys():
             fields = SECTIONS[section].model_fields
-            given = known[section].items()
-            known[section] = {name: value for name, value in given if name in fields}
+            if isinstance(given := known[section], dict):
+                known[section] = {name: value for name, value in given.items() if name in fields}
         return cls.model_validate(known)
 
     def command_in(self, text: str) -> CommandName | None:

@@ -6,10 +6,13 @@ file behind the first.
 
 import io
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.settings import MediaSettings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 #: The longest side that is stored. Models that see scale images to less.
 MAX_SIDE = 2048
@@ -55,7 +58,7 @@ def clean_image(data: bytes, limits: MediaSettings) -> CleanImage:
             ) from None
 
 
-def _cleaned(image: Any, max_pixels: int) -> CleanImage:
+def _cleaned(image: "Image", max_pixels: int) -> CleanImage:
     from PIL import ImageOps
 
     width, height = image.size

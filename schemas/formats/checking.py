@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turnmill.schemas.content import storable
 from turnmill.schemas.errors import InvalidInput
@@ -15,6 +15,9 @@ from turnmill.schemas.formats.patterns import matches, parse_pattern, size_of
 from turnmill.schemas.formats.plain import read_json
 from turnmill.schemas.formats.reading import plain_schema
 from turnmill.schemas.formats.response import MAX_FORMAT_BYTES, ResponseFormat
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator, ValidationError
 
 #: Where a turn asks for a schema.
 SCHEMA_FIELD = "response_format.json_schema.schema"
@@ -94,7 +97,7 @@ def find_fault(format: ResponseFormat, text: str) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def _validator(schema_text: str) -> Any:
+def _validator(schema_text: str) -> "Draft202012Validator":
     # Not every process reads replies, and it takes a while to import.
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
@@ -114,11 +117,15 @@ def _validator(schema_text: str) -> Any:
     return judge(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
 
 
-_Judge = Callable[[Any, Any, Any, Any], Iterator[Any] | None]
+#: Given a validator, what the keyword asks for (a number of `multipleOf`, a text of `pattern`), the
+#: value, and the schema.
+_Judge = Callable[[object, Any, object, object], "Iterator[ValidationError] | None"]
 
 
 def _counted(judge: _Judge) -> _Judge:
-    def count(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    def count(
+        validator: object, wanted: object, instance: object, schema: object
+    ) -> "Iterator[ValidationError]":
         _work.get().add(1 + (len(wanted) if isinstance(wanted, list | dict) else 0))
         yield from judge(validator, wanted, instance, schema) or ()
 
@@ -129,7 +136,9 @@ def _once(judge: _Judge) -> _Judge:
     """Follow each reference once for each value: options that share one would double the work."""
     from jsonschema import ValidationError
 
-    def follow(validator: Any, pointer: str, instance: Any, schema: Any) -> Iterator[Any]:
+    def follow(
+        validator: object, pointer: str, instance: object, schema: object
+    ) -> "Iterator[ValidationError]":
         judged, key = _work.get().judged, (pointer, id(instance))
         if key not in judged:
             mistake = next(iter(judge(validator, pointer, instance, schema) or ()), None)
@@ -142,7 +151,7 @@ def _once(judge: _Judge) -> _Judge:
     return follow
 
 
-def _pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[Any]:
+def _pattern(_: object, pattern: str, instance: object, __: object) -> "Iterator[ValidationError]":
     """In linear time, whatever the pattern."""
     from jsonschema import ValidationError
 
@@ -154,7 +163,9 @@ def _pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[Any]:
         yield ValidationError("does not match")
 
 
-def _multiple_of(_: Any, step: float, instance: Any, __: Any) -> Iterator[Any]:
+def _multiple_of(
+    _: object, step: float, instance: object, __: object
+) -> "Iterator[ValidationError]":
     """As written in decimal: in binary, 0.3 is no multiple of 0.1."""
     from jsonschema import ValidationError
 

@@ -5,7 +5,7 @@ ignored in silence by one engine or the other: it is refused by its name.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeGuard
 
 from turnmill.schemas.formats.patterns import BadPattern, parse_pattern
 
@@ -61,15 +61,15 @@ FORMATS = {
 }
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e15 < value < 1e15
 
 
-def _is_pattern(value: Any) -> str | bool:
+def _is_pattern(value: object) -> str | bool:
     if not isinstance(value, str):
         return False
     try:
@@ -79,17 +79,17 @@ def _is_pattern(value: Any) -> str | bool:
     return True
 
 
-def _is_names(value: Any) -> bool:
+def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def _is_type(value: Any) -> bool:
+def _is_type(value: object) -> bool:
     types = value if isinstance(value, list) else [value]
     return bool(types) and all(isinstance(each, str) and each in BY_TYPE for each in types)
 
 
 #: The check of a keyword's value (true, or what is wrong with it), and what the value must be.
-VALUES: dict[str, tuple[Callable[[Any], str | bool], str]] = {
+VALUES: dict[str, tuple[Callable[[object], str | bool], str]] = {
     "type": (_is_type, f"must be one or several of {', '.join(BY_TYPE)}"),
     "required": (_is_names, "must be a list of names"),
     "properties": (lambda value: isinstance(value, dict), "must be an object"),

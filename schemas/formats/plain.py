@@ -24,7 +24,7 @@ def read_json(text: str) -> Any:
     return json.loads(text, parse_constant=_refuse_constant)
 
 
-def _refuse_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is no JSON")
 
 

@@ -5,7 +5,7 @@ import math
 import re
 from collections import deque
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from turnmill.schemas.content import storable
 from turnmill.schemas.errors import InvalidInput
@@ -71,7 +71,7 @@ def plain_schema(text: str, place: str = "schema", *, is_strict: bool = False) -
 
 
 class _Reader:
-    def __init__(self, root: Any, place: str, is_strict: bool) -> None:
+    def __init__(self, root: object, place: str, is_strict: bool) -> None:
         self._root = root
         self._place = place
         self._is_strict = is_strict
@@ -80,7 +80,7 @@ class _Reader:
         self._names: dict[int, str] = {}
         #: Names, what they stand for and its place: read one after the other, so that no chain of
         #: references is too long.
-        self._unread: deque[tuple[str, Any, str]] = deque()
+        self._unread: deque[tuple[str, object, str]] = deque()
 
     def read(self) -> Schema:
         plain = self._read(self._root, self._place, 1)
@@ -98,7 +98,7 @@ class _Reader:
             self._refuse(self._place, "", "a schema refers to itself for the same value")
         return whole
 
-    def _read(self, schema: Any, place: str, depth: int) -> Schema:
+    def _read(self, schema: object, place: str, depth: int) -> Schema:
         if depth > MAX_DEPTH:
             self._refuse(place, "", f"it is more than {MAX_DEPTH} levels deep")
         if schema is True:
@@ -158,7 +158,7 @@ class _Reader:
             self._unread.append((name, target, f"{self._place}{shown}"))
         return {"$ref": f"#/$defs/{name}"}
 
-    def _target(self, pointer: str, place: str) -> Any:
+    def _target(self, pointer: str, place: str) -> object:
         if pointer != "#" and not pointer.startswith("#/"):
             self._refuse(place, "$ref", "only references within the schema are followed: '#/…'")
         target = self._root
@@ -232,7 +232,7 @@ class _Reader:
             "additionalProperties": False,
         }
 
-    def _check_strict(self, others: Any, named: Schema, required: list[str], place: str) -> None:
+    def _check_strict(self, others: object, named: Schema, required: list[str], place: str) -> None:
         if others is not False:
             self._refuse(
                 place, "additionalProperties", "it must be given and false where 'strict' is true"
@@ -299,7 +299,7 @@ def _types_of(asked: Schema) -> list[str] | None:
     return [types] if isinstance(types, str) else types
 
 
-def _json_types(value: Any) -> tuple[str, ...]:
+def _json_types(value: object) -> tuple[str, ...]:
     match value:
         case None:
             return ("null",)

@@ -3,7 +3,6 @@
 import json
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from typing import Any
 
 from turnmill.schemas.formats.patterns import parse_pattern, shortest
 from turnmill.schemas.formats.plain import Schema, bounds, depth_of, depths
@@ -11,7 +10,7 @@ from turnmill.schemas.formats.reading import plain_schema
 from turnmill.schemas.formats.response import ResponseFormat
 
 
-def shortest_value(whole: Schema) -> Any:
+def shortest_value(whole: Schema) -> object:
     """A small value that a plain schema (`plain_schema`) allows; the same for the same schema.
 
     Where a pattern stands beside lengths, the pattern alone is kept.
@@ -35,7 +34,7 @@ class _Writer:
         self._defs = whole["$defs"]
         self._depths = depths(whole)
 
-    def value(self, plain: Schema) -> Any:
+    def value(self, plain: Schema) -> object:
         match plain:
             case {"$ref": pointer}:
                 return self.value(self._defs[pointer.rpartition("/")[2]])

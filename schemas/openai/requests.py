@@ -76,7 +76,7 @@ class ChatMessage(Body):
 
     # These say nothing to the model.
     id: object = None
-    name: Any = None
+    name: object = None
     cache_control: object = None
     annotations: object = None
     refusal: Annotated[object, Unless("")] = None

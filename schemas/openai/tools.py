@@ -1,6 +1,6 @@
 """Tools that a client offers, and calls of them in the history."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
@@ -31,7 +31,7 @@ class ChatToolCall(Body):
     id: Name
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: Any = None
+    index: object = None
 
     def call(self) -> ToolCall:
         return ToolCall(id=self.id, name=self.function.name, arguments=self.function.arguments)
@@ -41,7 +41,7 @@ class OfferedFunction(Body):
     #: As OpenAI has it, in any script: it may stand in a prompt as it is.
     name: str = Field(pattern=r"^[\w.-]{1,64}$")
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: dict[str, object] | None = None
     strict: bool | None = None
 
 

@@ -1,6 +1,6 @@
 """Vector stores, their files and their search in OpenAI's shapes: collections and documents."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -23,7 +23,7 @@ MAX_QUERY_CHARS = 4096
 def _refuse(why: str) -> BeforeValidator:
     """Refuse a parameter by name, unless it is null."""
 
-    def refuse(value: Any) -> None:
+    def refuse(value: object) -> None:
         if value is not None:
             raise PydanticCustomError("unsupported", "is not supported: {why}", {"why": why})
 
@@ -33,7 +33,7 @@ def _refuse(why: str) -> BeforeValidator:
 def _only(expected: object, why: str) -> BeforeValidator:
     """Refuse a parameter by name, unless it is null or says what happens anyway."""
 
-    def check(value: Any) -> Any:
+    def check(value: object) -> object:
         if value is not None and value != expected:
             raise PydanticCustomError("unsupported", "is not supported: {why}", {"why": why})
         return value
@@ -41,7 +41,7 @@ def _only(expected: object, why: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _few(pairs: dict[str, Any] | None) -> dict[str, Any] | None:
+def _few(pairs: dict[str, object] | None) -> dict[str, object] | None:
     """OpenAI's bounds: 16 pairs, keys of 64 characters, texts of 512."""
     found = pairs or {}
     too_long = any(
@@ -58,7 +58,7 @@ def _few(pairs: dict[str, Any] | None) -> dict[str, Any] | None:
     return pairs
 
 
-def _own_ranking(value: Any) -> None:
+def _own_ranking(value: object) -> None:
     """Refuse `ranking_options`, unless they say what happens anyway."""
     options = {} if value is None else value
     is_own = (
@@ -80,7 +80,7 @@ Metadata = Annotated[dict[str, str], AfterValidator(_few)]
 Attributes = Annotated[dict[str, bool | float | str], AfterValidator(_few)]
 NoExpiry = Annotated[None, _refuse("vector stores do not expire. Delete them.")]
 OwnChunking = Annotated[
-    Any, _only({"type": "auto"}, "documents are cut by headings and sentences. Leave it out.")
+    object, _only({"type": "auto"}, "documents are cut by headings and sentences. Leave it out.")
 ]
 
 
@@ -138,7 +138,7 @@ class FileBatchBody(_Body):
         return self
 
     @property
-    def wanted(self) -> dict[str, dict[str, Any] | None]:
+    def wanted(self) -> dict[str, Attributes | None]:
         """Files, each once, and their attributes."""
         if self.files is not None:
             return {each.file_id: each.attributes for each in self.files}
@@ -156,7 +156,7 @@ class SearchBody(_Body):
         ]
     )
     max_num_results: Annotated[int, Field(ge=1, le=MAX_RESULTS)] = 10
-    rewrite_query: Annotated[Any, _only(False, "questions are searched for as they are.")] = None
+    rewrite_query: Annotated[object, _only(False, "questions are searched for as they are.")] = None
     filters: Annotated[None, _refuse("make a vector store for each part of your documents.")] = None
     ranking_options: Annotated[None, BeforeValidator(_own_ranking)] = None
 

@@ -15,13 +15,13 @@ import weakref
 from typing import Any, Self
 
 import psycopg
-from psycopg.abc import Params, PQGen
+from psycopg.abc import ConnParam, Params, PQGen
 
 from turnmill.schemas.postgres.rows import RowT, rows_of
 from turnmill.schemas.postgres.vendor import ResultT, within
 
 #: A peer that vanished without a word is noticed after about 11 seconds.
-KEEPALIVE: dict[str, Any] = {
+KEEPALIVE: dict[str, ConnParam] = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
@@ -44,7 +44,7 @@ SET default_transaction_read_only = off; SET DateStyle = ISO; SET TimeZone = 'UT
 PLAN_ONCE = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off"
 
 #: Sent with the connection's first packet, which poolers understand.
-_STARTUP: dict[str, Any] = {"client_encoding": "UTF8"}
+_STARTUP: dict[str, ConnParam] = {"client_encoding": "UTF8"}
 
 
 class Stop(threading.Event):
@@ -106,8 +106,11 @@ class Link(psycopg.Connection[object]):
         with self.cursor(row_factory=rows_of(kind)) as cursor:
             return cursor.execute(statement, params).fetchall()
 
-    def wait(self, gen: PQGen[ResultT], *args: Any, **kwargs: Any) -> ResultT:
-        return super().wait(within(self.answer_timeout_s, gen, self.pgconn.finish), *args, **kwargs)
+    def wait(
+        self, gen: PQGen[ResultT], interval: float = 0.1, timeout: float | None = None
+    ) -> ResultT:
+        guarded = within(self.answer_timeout_s, gen, self.pgconn.finish)
+        return super().wait(guarded, interval, timeout)
 
     def wait_for_notifications(self, timeout_s: float, stop: Stop) -> list[str]:
         """The payloads of notifications, as soon as there are any; none after `timeout_s`, or when
@@ -146,6 +149,11 @@ class AsyncLink(psycopg.AsyncConnection[object]):
             raise
         return link
 
-    async def wait(self, gen: PQGen[ResultT], *args: Any, **kwargs: Any) -> ResultT:
+    async def wait(
+        self,
+        gen: PQGen[ResultT],
+        interval: float = 0.1,
+        timeout: float | None = None,  # noqa: ASYNC109 - as psycopg has it
+    ) -> ResultT:
         guarded = within(self.answer_timeout_s, gen, self.pgconn.finish)
-        return await super().wait(guarded, *args, **kwargs)
+        return await super().wait(guarded, interval, timeout)

@@ -6,7 +6,7 @@ That is checked once a result and not once a row, so a typed row costs what psyc
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -29,17 +29,17 @@ class Count(NamedTuple):
     n: int
 
 
-def rows_of(kind: type[RowT]) -> Callable[[Any], RowMaker[RowT]]:
+def rows_of(kind: type[RowT]) -> Callable[[Cursor[object]], RowMaker[RowT]]:
     """Make psycopg's row factory for rows of a kind.
 
     Raises:
         TypeError: a result has other columns.
     """
 
-    def factory(cursor: Any) -> RowMaker[RowT]:
+    def factory(cursor: Cursor[object]) -> RowMaker[RowT]:
         result = cursor.pgresult
         if result is None or not result.nfields:
-            return no_result(cursor)
+            return no_result
         # `cursor.description` has the names too, and takes 50 µs to make for a claim.
         return _maker(kind, tuple(map(result.fname, range(result.nfields))))
 
@@ -54,14 +54,14 @@ def fetch(
         return own.execute(statement, params).fetchall()
 
 
-def typed(kind: type[RowT], result: sa.CursorResult[*tuple[Any, ...]]) -> list[RowT]:
+def typed(kind: type[RowT], result: sa.CursorResult[*tuple[object, ...]]) -> list[RowT]:
     """Return the rows of a SQLAlchemy statement."""
     columns = [key.encode() for key in result.keys()]  # noqa: SIM118 - it is no dict
     return list(map(_maker(kind, tuple(columns)), result))
 
 
 @lru_cache(512)
-def _maker(kind: type[RowT], columns: tuple[bytes, ...]) -> Callable[[Sequence[Any]], RowT]:
+def _maker(kind: type[RowT], columns: tuple[bytes, ...]) -> Callable[[Sequence[object]], RowT]:
     fields, names = kind._fields, tuple(column.decode() for column in columns)
     if names == fields:
         return kind._make

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
-from typing import Any
 
 from turnmill.schemas.batches import BacklogRow
 from turnmill.schemas.errors import InvalidInput
@@ -214,7 +213,7 @@ def text_of(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _typed(name: str, value: Any, is_sheet: bool) -> Any:
+def _typed(name: str, value: object, is_sheet: bool) -> object:
     if name in ("id", "conversation") and isinstance(value, float) and value.is_integer():
         # Data frames keep whole numbers as floats in a column with absent cells.
         return int(value)

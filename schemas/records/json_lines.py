@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from turnmill.schemas.records import base
 from turnmill.schemas.records.base import Problem, Reading, Record, Report, without_nan
@@ -31,7 +30,7 @@ def read(reading: Reading) -> Iterator[Record]:
         yield line, cells
 
 
-def _values(lines: Iterator[tuple[int, str]], report: Report) -> Iterator[tuple[int, Any]]:
+def _values(lines: Iterator[tuple[int, str]], report: Report) -> Iterator[tuple[int, object]]:
     is_first = True
     for number, line in lines:
         text = line.strip().removesuffix(",").rstrip()
@@ -42,8 +41,8 @@ def _values(lines: Iterator[tuple[int, str]], report: Report) -> Iterator[tuple[
             return
         for value in _decode(number, text, report):
             # An array in one line is a whole file; in a file of lines it is a mistake.
-            is_file = is_first and isinstance(value, list)
-            yield from ((number, item) for item in (value if is_file and value else [value]))
+            items = value if is_first and isinstance(value, list) and value else [value]
+            yield from ((number, item) for item in items)
         is_first = False
 
 
@@ -52,7 +51,7 @@ def _goes_on(text: str) -> bool:
     return text == "{" or (text[0] == "[" and text[1:2] in ("", "{", " ") and text[-1] != "]")
 
 
-def _decode(number: int, text: str, report: Report) -> list[Any]:
+def _decode(number: int, text: str, report: Report) -> list[object]:
     """The value of a line, or nothing: what is wrong is reported."""
     try:
         return [_DECODER.decode(text)]
@@ -67,7 +66,7 @@ def _decode(number: int, text: str, report: Report) -> list[Any]:
 
 def _spread_values(
     start: int, line: str, lines: Iterator[tuple[int, str]], report: Report
-) -> Iterator[tuple[int, Any]]:
+) -> Iterator[tuple[int, object]]:
     """The values of an array, or one after the other, each over as many lines as it likes.
 
     Nothing tells where to resume after a mistake: the first one ends the reading.
@@ -92,7 +91,7 @@ def _spread_values(
         pending = (pending + line).lstrip(_BETWEEN)
 
 
-def _first_value(pending: str) -> tuple[Any, int]:
+def _first_value(pending: str) -> tuple[object, int]:
     """The value that a text begins with and its length, which is 0 while its end is missing.
 
     Raises:
@@ -116,7 +115,7 @@ def _first_value(pending: str) -> tuple[Any, int]:
         raise _Refused(None, "is not JSON that can be read") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]

@@ -1,7 +1,7 @@
 """Parquet, read in batches of rows."""
 
 from collections.abc import Iterator
-from typing import Any
+from types import ModuleType
 
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.records.base import Reading, Record, without_nan
@@ -28,7 +28,7 @@ def read(reading: Reading) -> Iterator[Record]:
         raise InvalidInput(f"'{reading.path.name}' is not readable as Parquet: {reason}") from None
 
 
-def import_pyarrow() -> tuple[Any, Any]:
+def import_pyarrow() -> tuple[ModuleType, ModuleType]:
     """`pyarrow` and `pyarrow.parquet`, which only Parquet files need. Raises `InvalidInput`."""
     try:
         import pyarrow

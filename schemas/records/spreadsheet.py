@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.records.base import Reading, Record
+
+if TYPE_CHECKING:
+    from openpyxl import Workbook
+    from openpyxl.worksheet._read_only import ReadOnlyWorksheet
 
 #: Rows of a sheet: Excel's limit.
 MAX_ROWS = 1_048_576
@@ -78,7 +82,7 @@ def _records(reading: Reading) -> Iterator[Record]:
             yield line, dict(zip(names, padded, strict=False))
 
 
-def _sheet(book: Any, reading: Reading) -> Any:
+def _sheet(book: "Workbook", reading: Reading) -> "ReadOnlyWorksheet":
     """The named sheet, or the first one."""
     sheets = {sheet.title: sheet for sheet in book.worksheets}
     if not sheets:

@@ -12,6 +12,7 @@ from pydantic import (
     ValidationError,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -146,7 +147,7 @@ class StackFileSource(PydanticBaseSettingsSource):
         data = self.current_state.get("data") or default_data_dir()
         path = Path(data) / STACK_FILE
         try:
-            content: dict[str, Any] = json.loads(path.read_text())["settings"]
+            content: dict[str, object] = json.loads(path.read_text())["settings"]
         except (OSError, ValueError, KeyError, TypeError):
             return {}
         return content
@@ -197,7 +198,7 @@ def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     raise SettingsError("\n".join(["The configuration is wrong.", *lines]))
 
 
-def _describe(item: Any) -> str:
+def _describe(item: ErrorDetails) -> str:
     """One mistake, without its value: it may be a password."""
     where = PREFIX + "__".join(str(part) for part in item["loc"]).upper()
     said = item["msg"].removeprefix("Value error, ")

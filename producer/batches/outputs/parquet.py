@@ -2,11 +2,15 @@
 
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from turnmill.producer.batches.outputs.table import Table, flat
+from turnmill.producer.batches.outputs.table import Row, Table, flat
 from turnmill.producer.batches.shapes import Shape
 from turnmill.schemas.records.parquet import import_pyarrow
+
+if TYPE_CHECKING:
+    import pyarrow
 
 #: Rows in memory at a time.
 _ROWS = 1000
@@ -24,7 +28,7 @@ def write_parquet(path: Path, table: Table) -> None:
             writer.write_table(arrow.Table.from_pylist(page, schema))
 
 
-def _record(row: Any, table: Table) -> dict[str, Any]:
+def _record(row: Row, table: Table) -> dict[str, object]:
     cells, result = row
     values = table.values(result)
     if table.shape:
@@ -39,7 +43,7 @@ def _record(row: Any, table: Table) -> dict[str, Any]:
     return own | {title: values[name] for name, title in table.names.items()}
 
 
-def _types(arrow: Any, shape: Shape | None) -> dict[str, Any]:
+def _types(arrow: ModuleType, shape: Shape | None) -> "dict[str, pyarrow.DataType]":
     text, number = arrow.string(), arrow.int64()
     kinds = {
         "text": text, "integer": number, "number": arrow.float64(), "boolean": arrow.bool_(),

@@ -5,7 +5,7 @@ number, and changes nothing any more. The row goes with its file.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
@@ -98,7 +98,7 @@ class Task(NamedTuple):
 class Ended(NamedTuple):
     """What a transcription ended in: a `Transcript` as JSON, or an error."""
 
-    transcript: dict[str, Any] | None
+    transcript: dict[str, object] | None
     error_code: str | None
     error_message: str | None
     error_param: str | None
@@ -182,7 +182,7 @@ def hand_back(
 def end(
     database: Database,
     task: Task,
-    transcript: dict[str, Any] | None = None,
+    transcript: dict[str, object] | None = None,
     *,
     code: str | None = None,
     message: str | None = None,
