@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Iterator
 from itertools import count
 from secrets import token_hex
-from typing import Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -144,6 +143,6 @@ class _Call:
 
 def _log_failure(error: Exception) -> None:
     """What happened and where; not the message, which may repeat a prompt."""
-    frames: Any = traceback.extract_tb(error.__traceback__)[-8:]
+    frames = traceback.extract_tb(error.__traceback__)[-8:]
     where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
     log.error("call.failed", error=type(error).__name__, where=where)

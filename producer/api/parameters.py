@@ -1,14 +1,15 @@
 """Parameters of paths and queries that are ids."""
 
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from pydantic import PlainValidator, WithJsonSchema
+from pydantic.config import JsonDict
 
 from turnmill.schemas.ids import Prefix, parse_id
 
 
-def id_schema(*prefixes: Prefix) -> dict[str, Any]:
+def id_schema(*prefixes: Prefix) -> JsonDict:
     prefix = f"({'|'.join(prefixes)})"
     return {"type": "string", "pattern": f"^{prefix}_[0-9a-f]{{32}}$"}
 

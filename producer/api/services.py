@@ -140,6 +140,7 @@ class Lookout:
         self.database = Database(settings.model_copy(update={"pool_size": LOOKOUT_SIZE}))
         refusal = "The server has too much to look up. Try again shortly."
         self._queue = Queue(LOOKOUT_SIZE, "lookout", MAX_LOOKOUT_CALLS, refusal)
+        #: Each gives what its use case does.
         self._shared: dict[object, asyncio.Task[Any]] = {}
 
     async def call(self, function: Callable[[Database], T]) -> T:
@@ -154,7 +155,7 @@ class Lookout:
             task.add_done_callback(partial(self._end_sharing, function))
         return await asyncio.shield(task)
 
-    def _end_sharing(self, function: object, task: asyncio.Task[Any]) -> None:
+    def _end_sharing(self, function: object, task: asyncio.Task[object]) -> None:
         del self._shared[function]
         if not task.cancelled():
             # Nobody may be left to ask for it, and asyncio would complain.

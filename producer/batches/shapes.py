@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from turnmill.schemas.batches import BatchResult, ResultError
 from turnmill.schemas.content import storable
@@ -54,9 +54,9 @@ class Shape:
         """`reply.language (text), reply.urgency (integer)`."""
         return ", ".join(f"{PREFIX}{name} ({kind})" for name, kind in self.columns.items())
 
-    def read(self, result: BatchResult) -> tuple[BatchResult, dict[str, Any]]:
+    def read(self, result: BatchResult) -> tuple[BatchResult, dict[str, object]]:
         """The result, and the values of its reply by title; none, with the reason, if it is cut."""
-        nothing: dict[str, Any] = dict.fromkeys(self.titles)
+        nothing: dict[str, object] = dict.fromkeys(self.titles)
         if result.reply is None or result.state is not TurnState.COMPLETED:
             return result, nothing
         try:
@@ -112,7 +112,7 @@ def _kind(plain: Schema, whole: Schema) -> Kind:
     return kinds.pop() if len(kinds) == 1 else "json"
 
 
-def _kind_of(value: Any) -> Kind:
+def _kind_of(value: object) -> Kind:
     match value:
         case bool():
             return "boolean"
@@ -125,7 +125,7 @@ def _kind_of(value: Any) -> Kind:
     return "json"
 
 
-def _typed(value: Any, kind: Kind) -> Any:
+def _typed(value: object, kind: Kind) -> object:
     if kind == "integer" and isinstance(value, float):
         return int(value)  # JSON Schema's 2.0 is an integer
     if kind == "number" and isinstance(value, int):

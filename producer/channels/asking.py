@@ -16,7 +16,7 @@ class Unanswered(Exception):
 
 def ask(
     url: str,
-    given: Any = None,
+    given: object = None,
     headers: Mapping[str, str] | None = None,
     *,
     method: str = "",
@@ -47,7 +47,7 @@ def ask(
         raise Unanswered(type(error).__name__) from None
 
 
-def _read(answer: Any) -> Any:
+def _read(answer: urllib.error.HTTPError) -> Any:
     try:
         return json.load(answer)
     except ValueError:

@@ -113,7 +113,7 @@ def read_json(body: bytes | str) -> dict[str, object]:
     return payload
 
 
-def storable_json(value: Any) -> Any:
+def storable_json(value: object) -> Any:
     """Replace what PostgreSQL cannot store in all strings of a JSON value."""
     match value:
         case str():

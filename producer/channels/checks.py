@@ -1,10 +1,9 @@
 """Check configured channels: secrets, bots, and what a platform says of its tokens."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
-from typing import Any
 
 from turnmill.producer.doctor.findings import Finding, Level, broken, ok
 from turnmill.producer.operations.remedies import tenant_option
@@ -99,9 +98,10 @@ def register_channel(section: ChannelSection, address: str) -> Iterator[Finding]
     yield from (finding.of(section.kind) for finding in register(section, address))
 
 
-def _load(place: str) -> Any:
+def _load(place: str) -> Callable[..., Iterator[Finding]]:
     module, _, function = place.partition(":")
-    return getattr(import_module(module), function)
+    found: Callable[..., Iterator[Finding]] = getattr(import_module(module), function)
+    return found
 
 
 def _secrets(section: ChannelSection) -> Iterator[Finding]:

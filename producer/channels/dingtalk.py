@@ -6,7 +6,6 @@ answer at is taken only on DingTalk's own hosts.
 """
 
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +15,7 @@ from turnmill.producer.converse import Received
 from turnmill.schemas.channels.events import Address, Event, UserMessage
 from turnmill.schemas.channels.sections.dingtalk import DingTalkSection
 from turnmill.schemas.channels.signatures import WINDOW_S, are_equal, sign_dingtalk
+from turnmill.schemas.content import Content as MessageContent
 from turnmill.schemas.errors import BadSignature
 
 _DIRECT = "1"
@@ -127,7 +127,7 @@ class DingTalkChannel:
         return origin == self._api or (scheme == "https" and host.endswith(".dingtalk.com"))
 
 
-def _content(message: Message) -> Any:
+def _content(message: Message) -> MessageContent:
     """The message's text, and the names of the files in it."""
     content = message.content
     match message.msgtype:

@@ -5,7 +5,7 @@ https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-w
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
@@ -17,6 +17,7 @@ from turnmill.schemas.channels.events import (
     Command,
     Event,
     Id,
+    Origin,
     Rating,
     UserMessage,
 )
@@ -116,7 +117,7 @@ class WebhookChannel:
         return Answer(json.dumps(shown).encode(), JSON)
 
     def _event(self, event_id: str, body: _Message | _Command | _Rating) -> Event:
-        common: dict[str, Any] = {
+        common: Origin = {
             "event_id": event_id,
             "author": body.author,
             "address": Address(

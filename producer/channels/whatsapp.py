@@ -5,7 +5,7 @@ out, so that it holds up nothing else.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,7 +20,7 @@ from turnmill.producer.channels.base import (
 )
 from turnmill.producer.converse import Received
 from turnmill.schemas.channels.buttons import read_button
-from turnmill.schemas.channels.events import Address, Event, Rating, UserMessage
+from turnmill.schemas.channels.events import Address, Event, Origin, Rating, UserMessage
 from turnmill.schemas.channels.sections.whatsapp import WhatsAppSection
 from turnmill.schemas.channels.signatures import are_equal, sign_whatsapp
 from turnmill.schemas.errors import BadSignature
@@ -138,7 +138,7 @@ class WhatsAppChannel:
 
     def _event(self, message: _Message) -> Event | str:
         target = {"to": message.sender, "message": message.id}
-        common: dict[str, Any] = {
+        common: Origin = {
             "event_id": message.id,
             "author": message.sender,
             "address": Address(channel=self._name, thread=message.sender, target=target),

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -249,7 +249,7 @@ def _read_change(
     """Read the options of `bots change`. Raises `InvalidInput`."""
     from turnmill.producer.bots import BotChange, ParamsChange
 
-    params: dict[str, Any] = dict.fromkeys(reset)
+    params: dict[str, object] = dict.fromkeys(reset)
     for pair in given:
         name, is_pair, value = pair.partition("=")
         if not is_pair:

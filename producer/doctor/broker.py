@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from celery import Celery
-from kombu import Queue
+from kombu import Connection, Queue
 
 from turnmill.producer.doctor.findings import Check, Finding, broken, ok, warning
 from turnmill.producer.operations.remedies import worker_command
@@ -26,8 +25,8 @@ class Unreachable(Exception):
 class Target:
     settings: Settings
     app: Celery
-    #: kombu's connection; open.
-    connection: Any
+    #: Open.
+    connection: Connection
     #: What the queues are named after; None where PostgreSQL does not tell.
     deployment: str | None = None
     #: The lanes of our model that live workers say they consume.

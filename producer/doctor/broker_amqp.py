@@ -110,7 +110,7 @@ def _limits_s(queue: Mapping[str, Any]) -> Iterator[float]:
     yield from (limit / 1000 for limit in (argument, policy) if limit)
 
 
-def _described(target: Target) -> list[Any]:
+def _described(target: Target) -> list[Mapping[str, Any]]:
     """Those of our queues that exist, as the management API describes them."""
     vhost = quote(target.connection.virtual_host, safe="")
     found = (

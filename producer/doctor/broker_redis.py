@@ -9,7 +9,8 @@ from turnmill.producer.doctor.findings import Check, Finding, broken, warning
 
 
 def _client(target: Target) -> Any:
-    """redis-py's client, of the master where there are Sentinels."""
+    """redis-py's client, of the master where there are Sentinels. Its own types have it that each
+    answer may have to be awaited."""
     return target.connection.default_channel.client
 
 

@@ -1,7 +1,7 @@
 """Files that are added to a collection together, for the API: OpenAI's file batches."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.producer.knowledge.stores import add_files, find_store
@@ -10,6 +10,7 @@ from turnmill.schemas.files.files import Files
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.rows import fetch
+from turnmill.schemas.store.knowledge.indexing import Attributes
 from turnmill.schemas.store.knowledge.passages import delete_documents, lock_collection
 
 _SAVE = "INSERT INTO file_batches (id, collection_id, documents) VALUES (%s, %s, %s)"
@@ -80,7 +81,7 @@ def add_batch(
     files: Files,
     tenant_id: UUID,
     store_id: UUID,
-    wanted: Mapping[UUID, dict[str, Any] | None],
+    wanted: Mapping[UUID, Attributes | None],
 ) -> FileBatch:
     """Queue a document of each file, in one transaction. `wanted`: files and their attributes.
 

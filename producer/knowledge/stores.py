@@ -1,8 +1,8 @@
 """Collections and documents by their ids, for the API: OpenAI's vector stores and their files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -16,7 +16,7 @@ from turnmill.schemas.postgres.database import Cursor, Database
 from turnmill.schemas.postgres.rows import Id, fetch
 from turnmill.schemas.store.knowledge import passages
 from turnmill.schemas.store.knowledge.formats import MAX_BYTES, SUFFIXES, format_of
-from turnmill.schemas.store.knowledge.indexing import Wanted, queue_all
+from turnmill.schemas.store.knowledge.indexing import Attributes, Wanted, queue_all
 from turnmill.schemas.store.knowledge.search import Passage, search
 from turnmill.schemas.store.knowledge.spaces import Asked
 
@@ -97,7 +97,7 @@ class StoreFile(NamedTuple):
     state: str
     error_code: str | None
     error_message: str | None
-    attributes: dict[str, Any]
+    attributes: Attributes
     created_at: datetime
     usage_bytes: int
 
@@ -110,7 +110,7 @@ class Hit(NamedTuple):
     """A passage that was found, and whose it is."""
 
     shown_id: str
-    attributes: dict[str, Any]
+    attributes: Attributes
     passage: Passage
     #: What the order is by, from 0 to 1 within one search.
     score: float
@@ -123,7 +123,7 @@ class _Content(NamedTuple):
 class _OfDocument(NamedTuple):
     id: UUID
     file_id: UUID | None
-    attributes: dict[str, Any]
+    attributes: Attributes
 
 
 class Span(NamedTuple):
@@ -210,7 +210,7 @@ def add_file(
     tenant_id: UUID,
     store_id: UUID,
     file: File,
-    attributes: dict[str, Any] | None,
+    attributes: Attributes | None,
 ) -> UUID:
     """Queue a document of a file; return the document. The same file again is read again.
 
@@ -228,7 +228,7 @@ def add_files(
     cursor: Cursor,
     tenant_id: UUID,
     store_id: UUID,
-    files: Sequence[tuple[File, dict[str, Any] | None]],
+    files: Sequence[tuple[File, Attributes | None]],
     *,
     is_of_batch: bool = False,
 ) -> list[UUID]:
@@ -292,7 +292,7 @@ def list_files(
 
 
 def describe_file(
-    database: Database, tenant_id: UUID, store_id: UUID, id_: UUID, attributes: dict[str, Any]
+    database: Database, tenant_id: UUID, store_id: UUID, id_: UUID, attributes: Attributes
 ) -> StoreFile:
     """Give a document other attributes. Raises `NotFound`."""
     found = find_file(database, tenant_id, store_id, id_)
@@ -339,7 +339,12 @@ def search_store(
 
 
 def _page(
-    database: Database, kind: type[Row], rows: str, key: str, asked: dict[str, Any], span: Span
+    database: Database,
+    kind: type[Row],
+    rows: str,
+    key: str,
+    asked: Mapping[str, object],
+    span: Span,
 ) -> tuple[list[Row], bool]:
     is_backwards = span.before is not None
     is_ascending = (span.order == "asc") != is_backwards
@@ -349,7 +354,7 @@ def _page(
         AND (%(before)s::uuid IS NULL OR {key} {"<" if span.order == "asc" else ">"} %(before)s)
         ORDER BY {key} {order} LIMIT %(limit)s"""
     place = {"after": span.after, "before": span.before, "limit": span.limit + 1}
-    found: Sequence[Row] = database.fetch(kind, statement, asked | place)
+    found: Sequence[Row] = database.fetch(kind, statement, {**asked, **place})
     page = list(found[: span.limit])
     return page[::-1] if is_backwards else page, len(found) > span.limit
 

@@ -3,9 +3,9 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import structlog
+from amqp import Channel
 from amqp.exceptions import MessageNacked, PreconditionFailed
 from celery import Celery
 from celery.utils.nodenames import anon_nodename
@@ -201,7 +201,7 @@ class _Confirms:
     https://www.rabbitmq.com/docs/confirms#publisher-confirms
     """
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._connection = channel.connection
         self._confirmed = 0
         self._published = 0

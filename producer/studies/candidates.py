@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
@@ -91,7 +91,7 @@ def _candidate(database: Database, bot: str, turn: _TurnRow) -> Candidate:
     return Candidate(tuple(said[-_SHOWN_MESSAGES:]), turn.content, None, source)
 
 
-def _prompt(path: Path, line: int, value: Any) -> tuple[Message, ...]:
+def _prompt(path: Path, line: int, value: object) -> tuple[Message, ...]:
     text = text_of(value)
     if text.lstrip().startswith("[{"):
         try:

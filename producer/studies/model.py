@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 from uuid import UUID
 
 from turnmill.schemas.errors import InvalidInput
@@ -47,7 +47,7 @@ class Candidate:
     a: str
     b: str | None = None
     #: Who wrote the replies, and whatever else is known of them. Raters never see it.
-    source: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.compression.evaluate.intervals import Figure, bootstrap_sums, mean, ratio
@@ -33,7 +33,7 @@ class _RatingRow(NamedTuple):
     value: int
     left_is_a: bool | None
     repeat_of: UUID | None
-    source: dict[str, Any]
+    source: dict[str, str]
     seconds: float | None
     comment: str | None
     completed_at: datetime
@@ -53,7 +53,7 @@ class GivenRating:
     is_repeat: bool
     #: The item that it shows again.
     repeat_of: str | None
-    source: dict[str, Any]
+    source: dict[str, str]
     seconds: float | None
     comment: str | None
     rated_at: datetime

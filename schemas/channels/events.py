@@ -5,7 +5,7 @@ Everything in an event is verified and bounded by the channel that parsed it.
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -70,6 +70,14 @@ class Answering(BaseModel):
         if "answered_by" not in target:
             return None
         return cls(by=Side(target["answered_by"]), as_of=float(target["answered_as_of"]))
+
+
+class Origin(TypedDict):
+    """What every event has: which one it is, where it was, and who did it."""
+
+    event_id: str
+    address: Address
+    author: str
 
 
 class _Event(BaseModel):

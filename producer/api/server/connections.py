@@ -107,6 +107,7 @@ class Connection(HTTPProtocol):
     """One client's connection."""
 
     def __init__(self, *arguments: Any, crowd: Crowd, **options: Any) -> None:
+        # uvicorn's own, whichever it has.
         super().__init__(*arguments, **options)
         self.conn = StrictParser(h11.SERVER, MAX_HEADER_BYTES)
         self.logger = _logger
@@ -267,7 +268,7 @@ class StrictParser(h11.Connection):
     _chunks = 0
     _chunk_bytes = 0
 
-    def next_event(self) -> Any:
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         if self.their_state is h11.IDLE:
             header, _, _ = self.trailing_data[0].partition(b"\r\n\r\n")
             if _BARE_LINE_FEED.search(header):

@@ -3,11 +3,14 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turnmill.producer.batches.shapes import Shape
 from turnmill.schemas.batches import BatchResult
 from turnmill.schemas.records.columns import text_of
+
+if TYPE_CHECKING:
+    import pyarrow
 
 #: What a person wants to see beside a row.
 BRIEF = ("reply", "state", "error")
@@ -37,7 +40,7 @@ class Table:
     is_raw: bool = False
     is_gzipped: bool = False
     #: The Arrow schema of the own columns, where the backlog is Parquet too.
-    schema: Any = None
+    schema: "pyarrow.Schema | None" = None
     #: What the replies' columns are made of, before the other fields.
     shape: Shape | None = None
 
@@ -59,7 +62,7 @@ class Table:
             result, shaped = self.shape.read(result)
         return result.model_dump(mode="json") | shaped
 
-    def cells(self, row: Row) -> list[Any]:
+    def cells(self, row: Row) -> list[object]:
         """The cells under `titles`, an error as one text."""
         cells, result = row
         values = self.values(result)

@@ -12,7 +12,7 @@ from turnmill.schemas.channels.sections.discord import DiscordSection
 _TEXT_OPTION, _ATTACHMENT_OPTION = 3, 11
 _REGISTER = "turnmill channels check NAME --url URL --register"
 
-_COMMANDS: list[dict[str, Any]] = [
+_COMMANDS: list[dict[str, object]] = [
     {
         "name": "ask",
         "description": "Ask me something",
@@ -68,7 +68,7 @@ def _commands(section: DiscordSection) -> Finding:
         known = {(each["name"], each["type"]) for each in _call(section, "GET", _path(section))}
     except _Refused as error:
         return broken(str(error), "Invite the application to the server of guild_id.")
-    wanted = [(each["name"], each.get("type", CommandType.WRITTEN)) for each in _COMMANDS]
+    wanted = [(str(each["name"]), each.get("type", CommandType.WRITTEN)) for each in _COMMANDS]
     if missing := [name for name, kind in wanted if (name, kind) not in known]:
         return warning(f"commands that are not registered: {', '.join(missing)}", _REGISTER)
     return ok(f"{len(wanted)} commands are registered")
@@ -92,7 +92,7 @@ def register_discord(section: DiscordSection, address: str) -> Iterator[Finding]
         yield ok(f"registered: interactions are sent to {address}")
 
 
-def _call(section: DiscordSection, method: str, path: str, given: Any = None) -> Any:
+def _call(section: DiscordSection, method: str, path: str, given: object = None) -> Any:
     token = section.bot_token.read().get_secret_value()
     url = f"{section.api_url.rstrip('/')}/{path}"
     headers = {"Authorization": f"Bot {token}", "User-Agent": USER_AGENT}

@@ -4,7 +4,6 @@ https://discord.com/developers/docs/interactions/receiving-and-responding#intera
 """
 
 from enum import IntEnum
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,7 +43,7 @@ class Place(_Payload):
 
 class Option(_Payload):
     name: str
-    value: Any = None
+    value: object = None
 
 
 class Attachment(_Payload):

@@ -1,7 +1,6 @@
 """Ask Feishu whether a channel's app is good."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from turnmill.producer.channels.asking import Unanswered, ask
 from turnmill.producer.doctor.findings import Finding, broken, note, ok
@@ -27,7 +26,7 @@ def check_feishu(section: FeishuSection) -> Iterator[Finding]:
         yield broken(f"{section.api_url} does not answer: {error}", "Check api_url.")
 
 
-def _bot(section: FeishuSection, answer: dict[str, Any]) -> Finding:
+def _bot(section: FeishuSection, answer: dict[str, object]) -> Finding:
     bot = answer.get("bot")
     if answer.get("code") != 0 or not isinstance(bot, dict):
         fix = "Add the feature Bot to the app, and publish a new version."

@@ -1,7 +1,5 @@
 """The parts that we read of what Feishu sends. What Feishu adds is ignored."""
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict
 
 
@@ -65,7 +63,7 @@ class MessageReceived(_Payload):
 
 
 class Action(_Payload):
-    value: dict[str, Any] = {}
+    value: dict[str, object] = {}
 
 
 class Context(_Payload):

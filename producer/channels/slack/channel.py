@@ -1,8 +1,7 @@
 """Slack's requests: https://docs.slack.dev/apis/events-api and /interactivity."""
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import parse_qs
 
 from pydantic import ValidationError
@@ -11,6 +10,7 @@ from turnmill.producer.channels.base import FORM, JSON, Answer, Parsed, Request,
 from turnmill.producer.channels.slack.events import read_actions, read_command, read_event
 from turnmill.producer.channels.slack.payloads import BlockActions, EventCallback, SlashCommand
 from turnmill.producer.converse import Received
+from turnmill.schemas.channels.events import Event
 from turnmill.schemas.channels.sections.slack import SlackSection
 from turnmill.schemas.channels.signatures import are_equal, is_in_window, sign_slack
 from turnmill.schemas.content import storable
@@ -70,7 +70,7 @@ class SlackChannel:
             return Parsed(ignored="url_verification", answer=Answer(answer.encode(), JSON))
         return _parsed(lambda: read_event(self._name, EventCallback.model_validate(payload)))
 
-    def parse_command(self, fields: dict[str, Any]) -> Parsed:
+    def parse_command(self, fields: Mapping[str, object]) -> Parsed:
         """Read a slash command."""
         parsed = _parsed(lambda: read_command(self._name, SlashCommand.model_validate(fields)))
         if parsed.ignored == "help":
@@ -95,7 +95,7 @@ class SlackChannel:
         return parsed.answer
 
 
-def _parsed(read: Callable[[], Any]) -> Parsed:
+def _parsed(read: Callable[[], Event | str]) -> Parsed:
     """An event, or the word that says why there is none. What we cannot read is unknown to us."""
     try:
         found = read()

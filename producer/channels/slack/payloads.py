@@ -1,7 +1,5 @@
 """The parts that we read of what Slack sends. What Slack adds is ignored."""
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict
 
 
@@ -20,7 +18,7 @@ class EventCallback(_Payload):
     team_id: str = ""
     api_app_id: str = ""
     event_id: str
-    event: dict[str, Any]
+    event: dict[str, object]
     authorizations: tuple[Authorization, ...] = ()
 
     @property

@@ -8,7 +8,6 @@ the connection, and replaces it when Slack asks for that, every few hours.
 import json
 import logging
 import time
-from typing import Any
 
 import structlog
 from slack_sdk import WebClient
@@ -121,7 +120,7 @@ class SocketMode:
         log.info("socket.acknowledged", type=request.type, duration_s=duration_s)
 
     def _parse(self, request: SocketModeRequest) -> Parsed:
-        payload: dict[str, Any] = storable_json(request.payload)
+        payload: dict[str, object] = storable_json(request.payload)
         match request.type:
             case "events_api":
                 return self._channel.parse_callback(payload)

@@ -1,13 +1,13 @@
 """What Teams sends, in our words. A word instead of an event says why there is none."""
 
 import json
-from typing import Any, Literal
+from typing import Literal
 
 from turnmill.producer.channels.base import content_of
 from turnmill.producer.channels.teams.payloads import Activity
 from turnmill.producer.channels.teams.texts import text_of
 from turnmill.schemas.channels.buttons import read_button
-from turnmill.schemas.channels.events import Address, Event, Rating, UserMessage
+from turnmill.schemas.channels.events import Address, Event, Origin, Rating, UserMessage
 from turnmill.schemas.channels.teams import CHANNEL, chat_of, message_key
 
 Score = Literal[-1, 0, 1]
@@ -52,7 +52,7 @@ def _message(channel: str, activity: Activity) -> Event | str:
     return UserMessage(**_common(channel, activity), content=content, begins=is_for_bot)
 
 
-def _button(channel: str, activity: Activity, value: dict[str, Any]) -> Event | str:
+def _button(channel: str, activity: Activity, value: dict[str, object]) -> Event | str:
     """A button of one of our cards, whose value names its thread."""
     thread, here = str(value.get("thread") or ""), activity.conversation.id
     if chat_of(thread) != chat_of(here):
@@ -102,7 +102,7 @@ def _rating(channel: str, activity: Activity, score: Score, comment: str | None)
     return Rating(**_common(channel, activity), message_id=message, score=score, comment=comment)
 
 
-def _common(channel: str, activity: Activity, thread: str | None = None) -> dict[str, Any]:
+def _common(channel: str, activity: Activity, thread: str | None = None) -> Origin:
     """A chat is one conversation, and so is each thread of a channel."""
     conversation = thread or activity.conversation.id
     target = {

@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import jwt
 import structlog
@@ -95,8 +94,10 @@ def read_keys(openid_url: str) -> dict[str, Key]:
     return dict(pair for row in rows if (pair := _read(row)) is not None)
 
 
-def _read(row: Any) -> tuple[str, Key] | None:
+def _read(row: object) -> tuple[str, Key] | None:
     """None: no key that could verify a token here."""
+    if not isinstance(row, dict):
+        return None
     try:
         endorsements = frozenset(row.get("endorsements") or ())
         return str(row["kid"]), Key(jwt.PyJWK(row, algorithm="RS256"), endorsements)

@@ -3,7 +3,7 @@
 https://github.com/microsoft/botframework-sdk/blob/main/specs/botframework-activity/botframework-activity.md
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
@@ -91,7 +91,7 @@ class Activity(Said):
     recipient: Account
     name: str = ""
     #: Of a pressed button of a card, and of an invoke.
-    value: Any = None
+    value: object = None
     #: The message that a reaction or a judgement is of.
     replyToId: ShortId | None = None
     reactionsAdded: Reactions = ()

@@ -5,7 +5,7 @@ https://learn.microsoft.com/azure/bot-service/rest-api/bot-framework-rest-connec
 (botframework-connector 4.17).
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jwt
 
@@ -13,6 +13,9 @@ from turnmill.producer.channels.teams.keys import Key, SigningKeys
 from turnmill.schemas.channels.signatures import WINDOW_S
 from turnmill.schemas.channels.teams import ISSUER, Services
 from turnmill.schemas.errors import BadSignature
+
+if TYPE_CHECKING:
+    from jwt.types import Options
 
 _ALGORITHM = "RS256"
 _WRONG = (
@@ -54,15 +57,21 @@ class Tokens:
             raise BadSignature(_WRONG) from None
         return Token(claims, key.endorsements, self._services)
 
-    def _decode(self, token: str, key: Key | None) -> dict[str, Any]:
+    def _decode(self, token: str, key: Key | None) -> dict[str, object]:
         """Read the claims, verified as far as the key goes. Raises `PyJWTError`."""
-        checks = ("exp", "nbf", "iss", "aud")
-        options: Any = {f"verify_{name}": True for name in checks} | {"require": list(checks)}
+        options: Options = {
+            "verify_signature": key is not None,
+            "verify_exp": True,
+            "verify_nbf": True,
+            "verify_iss": True,
+            "verify_aud": True,
+            "require": ["exp", "nbf", "iss", "aud"],
+        }
         return jwt.decode(
             token,
             key.public if key else "",
             algorithms=[_ALGORITHM],
-            options=options | {"verify_signature": key is not None},
+            options=options,
             audience=self._app_id,
             issuer=ISSUER,
             leeway=WINDOW_S,

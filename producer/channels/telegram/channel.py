@@ -7,7 +7,6 @@ answered, "typing" is shown and `/help` explains itself with nothing to wait for
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -80,7 +79,7 @@ def _answer(update: Update, ignored: str) -> Answer:
     message = update.message
     if message is None or ignored not in ("", "help"):
         return Answer()
-    place: dict[str, Any] = {"chat_id": message.chat.id}
+    place: dict[str, object] = {"chat_id": message.chat.id}
     if message.topic is not None:
         place["message_thread_id"] = message.topic
     if ignored == "help":
@@ -88,5 +87,5 @@ def _answer(update: Update, ignored: str) -> Answer:
     return _call("sendChatAction", **place, action="typing")
 
 
-def _call(method: str, **fields: Any) -> Answer:
+def _call(method: str, **fields: object) -> Answer:
     return Answer(json.dumps({"method": method, **fields}).encode(), JSON)

@@ -44,7 +44,7 @@ def register_telegram(section: TelegramSection, address: str) -> Iterator[Findin
         yield ok(f"registered: updates are sent to {address}")
 
 
-def _call(section: TelegramSection, method: str, **fields: Any) -> Any:
+def _call(section: TelegramSection, method: str, **fields: object) -> Any:
     token = section.bot_token.read().get_secret_value()
     url = f"{section.api_url.rstrip('/')}/bot{token}/{method}"
     try:
@@ -57,7 +57,7 @@ def _call(section: TelegramSection, method: str, **fields: Any) -> Any:
     return answer.get("result")
 
 
-def _bot(section: TelegramSection, me: dict[str, Any]) -> Iterator[Finding]:
+def _bot(section: TelegramSection, me: dict[str, object]) -> Iterator[Finding]:
     username = str(me.get("username", ""))
     yield ok(f"the bot is @{username}")
     given = (section.username or "").removeprefix("@")
@@ -70,7 +70,7 @@ def _bot(section: TelegramSection, me: dict[str, Any]) -> Iterator[Finding]:
         yield note("the bot cannot be added to groups", "@BotFather: /setjoingroups")
 
 
-def _webhook(info: dict[str, Any]) -> Iterator[Finding]:
+def _webhook(info: dict[str, object]) -> Iterator[Finding]:
     if not info.get("url"):
         yield broken(
             "no address is registered", "turnmill channels check NAME --url URL --register"
@@ -79,6 +79,8 @@ def _webhook(info: dict[str, Any]) -> Iterator[Finding]:
     yield ok(f"updates are sent to {info['url']}, {info.get('pending_update_count', 0)} wait")
     if message := info.get("last_error_message"):
         yield warning(f"Telegram's last try failed: {message}", "Is the API reachable there?")
-    allowed = info.get("allowed_updates") or []
-    if missing := [name for name in UPDATES if allowed and name not in allowed]:
+    allowed = info.get("allowed_updates")
+    if not isinstance(allowed, list) or not allowed:
+        return
+    if missing := [name for name in UPDATES if name not in allowed]:
         yield warning(f"not sent: {', '.join(missing)}", "Register the address again.")

@@ -1,14 +1,13 @@
 """Ask WeChat whether a channel's account is good, and may send customer-service messages."""
 
 from collections.abc import Iterator
-from typing import Any
 from urllib.parse import urlencode
 
 from turnmill.producer.channels.asking import Unanswered, ask
 from turnmill.producer.doctor.findings import Finding, broken, ok
 from turnmill.schemas.channels.sections.wechat import WeChatSection
 
-_FIXES = {
+_FIXES: dict[object, str] = {
     40001: "Compare the AppSecret with the account's page.",
     40013: "Compare app_id with the account's page.",
     40125: "Compare the AppSecret with the account's page.",
@@ -43,7 +42,7 @@ def check_wechat(section: WeChatSection) -> Iterator[Finding]:
         yield broken(f"{section.api_url} does not answer: {error}", "Check api_url.")
 
 
-def _refused(method: str, answer: dict[str, Any]) -> Finding:
+def _refused(method: str, answer: dict[str, object]) -> Finding:
     code = answer.get("errcode", 0)
     fix = _FIXES.get(code, "See the return codes of WeChat's Official Accounts.")
     return broken(f"{method}: {code}", fix)

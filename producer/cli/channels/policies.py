@@ -1,7 +1,7 @@
 """`--policy NAME=VALUE`: policies as the command line takes them."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -23,7 +23,8 @@ PolicyOption = Annotated[
 
 def read_policies(given: Sequence[str] | None) -> Policies:
     """Read `NAME=VALUE` pairs; several words are separated by commas. Raises `InvalidInput`."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
+    sections: dict[str, dict[str, object]] = {}
     for pair in given or ():
         name, is_pair, value = pair.partition("=")
         first, _, text = name.strip().partition(".")
@@ -38,14 +39,14 @@ def read_policies(given: Sequence[str] | None) -> Policies:
             known = ", ".join(f"{first}.{each}" for each in section.model_fields)
             raise InvalidInput(f"'{name[:80]}' is no policy. Known: {known}.")
         default = section.model_fields[text].default
-        values.setdefault(first, {})[text] = _value(text, value, default)
+        sections.setdefault(first, {})[text] = _value(text, value, default)
     try:
-        return Policies.model_validate(values)
+        return Policies.model_validate(values | sections)
     except ValidationError as error:
         mistakes = error.errors(include_input=False, include_url=False)
         lines = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}." for each in mistakes)
         raise InvalidInput(" ".join(lines), param="policy") from None
 
 
-def _value(name: str, text: str, default: Any = None) -> str | list[str]:
+def _value(name: str, text: str, default: object = None) -> str | list[str]:
     return text.split(",") if name.endswith(("_words", "_keys")) or default == () else text

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.live import Live
 
@@ -20,6 +20,7 @@ from turnmill.producer.cli.views.thread_view import ThreadView
 from turnmill.schemas.errors import StackError
 
 if TYPE_CHECKING:
+    from turnmill.infra.mocks.sending import Signed
     from turnmill.infra.mocks.slack.api import SlackAPI
     from turnmill.infra.mocks.slack.messages import Posted
 
@@ -196,7 +197,7 @@ class _Stage:
 
         self._send(sign_callback(self.secret, self.api.board.workspace.callback(event)))
 
-    def _send(self, request: Any) -> None:
+    def _send(self, request: "Signed") -> None:
         from turnmill.infra.mocks.slack.events import deliver
 
         tries = deliver(self.url, request, retries_after_s=(0.0, 1.0, 2.0))

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 from rich.filesize import decimal
@@ -164,7 +164,26 @@ def _form(text: str) -> "PullForm":
     raise InvalidInput("--form is gguf or safetensors.", param="form")
 
 
-def _rows(models_dir: Path) -> list[dict[str, Any]]:
+class _Row(TypedDict):
+    """A model of the catalogue, as `--json` shows it."""
+
+    name: str
+    billions: float
+    size_bytes: int
+    memory_bytes: int
+    fits: bool
+    licence: str
+    languages: str
+    engines: dict[str, str]
+    good_for: str
+    gguf: str
+    checkpoint: str
+    gated: bool
+    thinks: bool
+    pulled: "list[PullForm]"
+
+
+def _rows(models_dir: Path) -> list[_Row]:
     from turnmill.workers.engines.catalogue import CATALOGUE, fits, machine_memory
     from turnmill.workers.engines.hub import pulled_path
 
@@ -191,7 +210,7 @@ def _rows(models_dir: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _table(rows: list[_Row]) -> Table:
     table = Table("", "name", "size", "memory", "licence", "languages", "good for", box=None)
     for row in rows:
         state = "pulled" if row["pulled"] else "fits" if row["fits"] else "too large"

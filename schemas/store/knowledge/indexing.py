@@ -108,6 +108,10 @@ WHERE id = %s AND fence = %s RETURNING id
 """
 
 
+#: What the owner of a document says of it.
+Attributes = dict[str, bool | float | str]
+
+
 class Wanted(NamedTuple):
     """A document as it is to be."""
 
@@ -116,8 +120,7 @@ class Wanted(NamedTuple):
     uri: str
     digest: bytes
     file_id: UUID | None = None
-    #: What its owner says of it.
-    attributes: dict[str, object] | None = None
+    attributes: Attributes | None = None
     #: Where people find it, unless it says otherwise itself.
     url: str | None = None
 

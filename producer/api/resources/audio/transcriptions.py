@@ -15,7 +15,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http import HTTPStatus
-from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
@@ -194,13 +193,13 @@ def _again(code: str, message: str) -> Problem:
     return Problem(code, message, headers={"x-should-retry": "true"})
 
 
-def _answer(heard: dict[str, Any], kind: Format) -> Response:
+def _answer(heard: dict[str, object], kind: Format) -> Response:
     """https://platform.openai.com/docs/api-reference/audio/json-object"""
     text, duration_s = str(heard["text"]), heard.get("duration_s")
     if kind == "text":
         return Response(f"{text}\n", media_type="text/plain; charset=utf-8")
-    shown: dict[str, Any] = {"text": text}
-    if duration_s is not None:
+    shown: dict[str, object] = {"text": text}
+    if isinstance(duration_s, int | float):
         shown["usage"] = {"type": "duration", "seconds": math.ceil(duration_s)}
     if kind == "verbose_json":
         known = {"language": heard.get("language"), "duration": duration_s}
