@@ -141,7 +141,15 @@ class HintConsumer(Consumer):  # type: ignore[misc]
         handle_together(channel, places, self._acknowledge_soon, read)
 
     def _acknowledge_soon(self, flush: Callable[[], None]) -> None:
-        self.hub.call_soon(partial(self._acknowledge, flush))
+        """Called on the loop, acknowledge before it waits again: what the loop itself calls "soon"
+        comes after the wait, and the hints that take the places would come later by that.
+        """
+
+        def once() -> None:
+            self.hub.on_tick.discard(once)
+            self._acknowledge(flush)
+
+        self.hub.on_tick.add(once)
 
     def _acknowledge(self, flush: Callable[[], None]) -> None:
         """Over a connection that is lost nothing is acknowledged, and a new one is no worse for it:

@@ -4,8 +4,9 @@ Counted are the calls that wait for the server: each `BRPOP` is one, and each tr
 """
 
 import json
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 from kombu import Connection, Consumer, Producer, Queue
+from kombu.asynchronous import Hub
 
 from turnmill.schemas.routes import queue_name
 from turnmill.schemas.turns import Lane
@@ -252,6 +254,20 @@ def test_hints_of_a_dead_worker_are_restored(
     while len(living.delivered) < 20:
         living.drain()
     assert sorted(numbers(living)) == list(range(20))
+
+
+def test_the_loop_does_not_wait_before_it_acknowledges() -> None:
+    hub, done = Hub(), []
+    consumer: Any = SimpleNamespace(hub=hub, _acknowledge=lambda flush: flush())
+    ours, theirs = socket.socketpair()
+    with ours, theirs, closing(hub):
+        theirs.send(b"x")
+        hub.add_reader(ours, lambda: done.append("woke"))
+        for number in range(2):
+            flush = partial(done.append, f"flushed {number}")
+            hub.call_soon(partial(HintConsumer._acknowledge_soon, consumer, flush))
+            next(hub.loop)
+    assert done == ["flushed 0", "woke", "flushed 1", "woke"]
 
 
 def test_acknowledging_over_a_lost_connection_harms_no_new_one(
