@@ -70,7 +70,7 @@ class Memory(Protocol):
     def value(self) -> dict[str, Any]:
         """What was kept last."""
 
-    def keep(self, **changes: Any) -> None:
+    def keep(self, **changes: object) -> None:
         """Commit changes, and hold the delivery for another lease.
 
         Raises:

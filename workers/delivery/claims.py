@@ -86,7 +86,7 @@ class Remembered:
         if time.monotonic() > self._held_until - self._holder.lease_s / 2:
             self.keep()
 
-    def keep(self, **changes: Any) -> None:
+    def keep(self, **changes: object) -> None:
         self.value.update(changes)
         asked_at = time.monotonic()
         params = {"progress": Jsonb(self.value), "lease_s": self._holder.lease_s}

@@ -139,7 +139,7 @@ class DingTalkDelivery(PartsDelivery):
             answer = self._call("robot/groupMessages/send", {**given, "openConversationId": group})
         return str(answer.get("processQueryKey", ""))
 
-    def _call(self, path: str, given: Any) -> dict[str, Any]:
+    def _call(self, path: str, given: object) -> dict[str, Any]:
         token = self._token.get()
         reply = self._post(path, given, token)
         if reply.data.get("code") in _BAD_TOKEN:
@@ -147,7 +147,7 @@ class DingTalkDelivery(PartsDelivery):
             reply = self._post(path, given, self._token.get())
         return _judged(reply)
 
-    def _post(self, path: str, given: Any, token: str | None = None) -> Reply:
+    def _post(self, path: str, given: object, token: str | None = None) -> Reply:
         headers = {} if token is None else {"x-acs-dingtalk-access-token": token}
         return call("DingTalk", "POST", f"{self._url}/{path}", given, headers, self._timeout_s)
 

@@ -11,7 +11,6 @@ https://discord.com/developers/docs/resources/message#create-message
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 from urllib.parse import urlsplit
 
 from turnmill.schemas.channels.buttons import Button
@@ -126,7 +125,9 @@ class DiscordDelivery(PartsDelivery):
     def show_typing(self, job: Job) -> None:
         """ "thinking…" stands there until the reply does."""
 
-    def _by_token(self, job: Job, method: str, path: str, given: Any = None) -> dict[str, Any]:
+    def _by_token(
+        self, job: Job, method: str, path: str, given: object = None
+    ) -> dict[str, object]:
         """Call by the interaction's token. Raises `_Gone`: the message is gone, or the token."""
         token = job.target["token"]
         try:
@@ -147,14 +148,14 @@ class DiscordDelivery(PartsDelivery):
         refuse_foreign(ref, *_CDN_HOSTS, urlsplit(self._url).netloc.lower())
         return download("Discord", ref, {"User-Agent": USER_AGENT}, self._timeout_s, max_bytes)
 
-    def _by_bot(self, job: Job, given: dict[str, Any]) -> dict[str, Any]:
+    def _by_bot(self, job: Job, given: dict[str, object]) -> dict[str, object]:
         self.refuse_paused(_BOT)
         channel = job.target["channel"]
         return self._call(channel, "POST", f"channels/{channel}/messages", given, self._bot)
 
     def _call(
-        self, bucket: str, method: str, path: str, given: Any, authorization: str | None = None
-    ) -> dict[str, Any]:
+        self, bucket: str, method: str, path: str, given: object, authorization: str | None = None
+    ) -> dict[str, object]:
         """Call, unless the last answer of the bucket said that nothing is left in it."""
         self.refuse_paused(bucket)
         headers = {"User-Agent": USER_AGENT}
@@ -189,7 +190,7 @@ def _is_live(job: Job) -> bool:
     return time.time() < float(job.target.get("expires_at", 0)) - _MARGIN_S
 
 
-def _id(message: dict[str, Any]) -> str:
+def _id(message: dict[str, object]) -> str:
     return str(message.get("id", ""))
 
 
@@ -206,7 +207,7 @@ def _until_reset(reply: Reply) -> float | None:
         return None
 
 
-def _message(part: str, buttons: tuple[Button, ...]) -> dict[str, Any]:
+def _message(part: str, buttons: tuple[Button, ...]) -> dict[str, object]:
     return {
         "content": to_discord(part),
         "allowed_mentions": {"parse": []},
@@ -215,7 +216,7 @@ def _message(part: str, buttons: tuple[Button, ...]) -> dict[str, Any]:
     }
 
 
-def _row(buttons: tuple[Button, ...]) -> list[dict[str, Any]]:
+def _row(buttons: tuple[Button, ...]) -> list[dict[str, object]]:
     grey = [{"type": 2, "style": 2, "label": b.label, "custom_id": b.value} for b in buttons]
     return [{"type": 1, "components": grey}] if grey else []
 

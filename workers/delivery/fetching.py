@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -68,7 +68,7 @@ class _Owed(NamedTuple):
     id: UUID
     tenant_id: UUID
     name: str
-    source: dict[str, Any]
+    source: dict[str, str]
     fetches: int
     leased_until: datetime
 

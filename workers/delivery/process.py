@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 from uuid import UUID
 
 import structlog
@@ -176,7 +175,7 @@ def _usable(settings: Settings, configuration: Configuration) -> dict[str, Deliv
 
 def _register(app: Celery, worker: DeliveryWorker) -> None:
     @app.task(name=SEND_TASK, acks_late=True, ignore_result=True)  # type: ignore[untyped-decorator]
-    def send(delivery_id: str, channel: str = "", **_: Any) -> None:
+    def send(delivery_id: str, channel: str = "", **_: object) -> None:
         """Send a delivery; arguments of later versions are ignored."""
         try:
             _send(worker, channel, UUID(delivery_id))

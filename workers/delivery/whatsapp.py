@@ -69,7 +69,7 @@ class WhatsAppDelivery(PartsDelivery):
 
     def post(self, job: Job, number: int, part: str, buttons: tuple[Button, ...]) -> str:
         text = to_whatsapp(part)
-        content: dict[str, Any] = {"type": "text", "text": {"body": text, "preview_url": False}}
+        content: dict[str, object] = {"type": "text", "text": {"body": text, "preview_url": False}}
         if buttons and len(text) <= MAX_WITH_BUTTONS:
             content = {"type": "interactive", "interactive": _with_buttons(text, buttons)}
         place = {"recipient_type": "individual", "to": job.target["to"]}
@@ -114,7 +114,7 @@ class WhatsAppDelivery(PartsDelivery):
         refuse_foreign(found, _MEDIA_HOST, urlsplit(self._api_url).netloc.lower())
         return download("WhatsApp", found, self._headers, self._timeout_s, max_bytes)
 
-    def _call(self, **fields: Any) -> dict[str, Any]:
+    def _call(self, **fields: object) -> dict[str, Any]:
         given = {"messaging_product": "whatsapp", **fields}
         reply = call("WhatsApp", "POST", self._url, given, self._headers, self._timeout_s)
         if not reply.is_good:

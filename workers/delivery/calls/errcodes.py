@@ -39,7 +39,7 @@ class TokenRequest:
     verb: str
     method: str
     query: Mapping[str, str]
-    given: Any = None
+    given: object = None
 
 
 class TokenCalls:
@@ -52,7 +52,7 @@ class TokenCalls:
         self._timeout_s = timeout_s
         self._token = Token(self._fetch_token)
 
-    def post(self, method: str, given: dict[str, Any]) -> dict[str, Any]:
+    def post(self, method: str, given: Mapping[str, object]) -> dict[str, Any]:
         """Call a method with the application's token.
 
         Raises:
@@ -98,7 +98,9 @@ class TokenCalls:
         answer = self._judged(request.method, answer)
         return str(answer["access_token"]), float(answer["expires_in"])
 
-    def _call(self, verb: str, method: str, query: Mapping[str, str], given: Any) -> dict[str, Any]:
+    def _call(
+        self, verb: str, method: str, query: Mapping[str, str], given: object
+    ) -> dict[str, Any]:
         url = f"{self._url}/{method}?{urlencode(query)}"
         reply = call(self._codes.platform, verb, url, given, {}, self._timeout_s)
         if reply.status == 429:

@@ -31,7 +31,7 @@ def call(
     platform: str,
     method: str,
     url: str,
-    given: Any,
+    given: object,
     headers: Mapping[str, str],
     timeout_s: float,
     *,

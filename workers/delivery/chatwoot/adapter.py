@@ -127,7 +127,7 @@ class ChatwootDelivery(PartsDelivery):
         return None
 
 
-def _messages(shown: Any) -> list[Any]:
+def _messages(shown: object) -> list[Any]:
     return shown if isinstance(shown, list) else []
 
 

@@ -3,8 +3,6 @@
 Which calls a bot's token may make stands in `app/controllers/concerns/access_token_auth_helper.rb`.
 """
 
-from typing import Any
-
 from turnmill.schemas.channels.sections.chatwoot import ChatwootSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.workers.delivery.calls.rest import Reply, call
@@ -36,15 +34,15 @@ class Calls:
         self._headers = {"api_access_token": section.bot_token.read().get_secret_value()}
         self._timeout_s = timeout_s
 
-    def read(self, conversation: str) -> dict[str, Any]:
+    def read(self, conversation: str) -> dict[str, object]:
         """Read a conversation with its last messages. Raises as `Delivery` says."""
         return self._call("GET", conversation, None)
 
-    def post(self, conversation: str, method: str, **given: Any) -> dict[str, Any]:
+    def post(self, conversation: str, method: str, **given: object) -> dict[str, object]:
         """Raises as `Delivery` says."""
         return self._call("POST", f"{conversation}/{method}", given)
 
-    def _call(self, verb: str, path: str, given: Any) -> dict[str, Any]:
+    def _call(self, verb: str, path: str, given: object) -> dict[str, object]:
         url = f"{self._url}/{path}"
         reply = call(
             "Chatwoot", verb, url, given, self._headers, self._timeout_s, max_body=_MAX_BODY

@@ -5,7 +5,6 @@ within an hour, and answers a repetition with the message that is there (the lat
 and not documented): https://open.feishu.cn/document/server-docs/im-v1/message/reply
 """
 
-from typing import Any
 from urllib.parse import quote
 
 from turnmill.schemas.channels.buttons import Button
@@ -45,7 +44,7 @@ class FeishuDelivery(PartsDelivery):
         return size(text)
 
     def post(self, job: Job, number: int, part: str, buttons: tuple[Button, ...]) -> str:
-        given: dict[str, Any] = {
+        given: dict[str, object] = {
             "msg_type": "interactive",
             "uuid": f"{job.delivery_id.hex}-{number}",
             "reply_in_thread": "in_thread" in job.target,
@@ -79,7 +78,7 @@ class FeishuDelivery(PartsDelivery):
         self,
         method: str,
         path: str,
-        given: dict[str, Any],
+        given: dict[str, object],
         job: Job,
         part: str,
         buttons: tuple[Button, ...],

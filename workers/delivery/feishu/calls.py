@@ -50,7 +50,7 @@ class Calls:
         self._timeout_s = timeout_s
         self._token = Token(self._fetch_token)
 
-    def call(self, method: str, path: str, given: Any) -> dict[str, Any]:
+    def call(self, method: str, path: str, given: object) -> dict[str, Any]:
         """Call a method with the app's token, and return its data.
 
         Raises:
@@ -87,7 +87,7 @@ class Calls:
         data = _judged(path, self._send("POST", path, self._app))
         return str(data["tenant_access_token"]), float(data["expire"])
 
-    def _send(self, method: str, path: str, given: Any, token: str | None = None) -> Reply:
+    def _send(self, method: str, path: str, given: object, token: str | None = None) -> Reply:
         headers = {"Content-Type": "application/json; charset=utf-8"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"

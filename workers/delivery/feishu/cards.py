@@ -6,7 +6,6 @@ pictures, which Feishu takes only after they were uploaded to it, become links.
 
 import json
 import re
-from typing import Any
 
 from turnmill.schemas.channels.buttons import Button
 from turnmill.workers.delivery.texts.markdown import open_fence
@@ -26,7 +25,7 @@ def card(
     text: str, buttons: tuple[Button, ...] = (), thread: str = "", *, is_plain: bool = False
 ) -> str:
     """Build the content of a message. The buttons name the thread that they stand in."""
-    elements: list[dict[str, Any]] = [_plain(text) if is_plain else _markdown(text)]
+    elements: list[dict[str, object]] = [_plain(text) if is_plain else _markdown(text)]
     if buttons:
         columns = [_column(_button(each, thread)) for each in buttons]
         elements.append({"tag": "column_set", "flex_mode": "flow", "columns": columns})

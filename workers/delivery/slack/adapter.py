@@ -381,7 +381,7 @@ def _note_part(memory: Memory, number: int, ts: str) -> None:
     memory.keep(parts=memory.value.get("parts", {}) | {str(number): ts})
 
 
-def _stream(ts: str | None, text: str) -> dict[str, Any]:
+def _stream(ts: str | None, text: str) -> dict[str, object]:
     return {"ts": ts, "sent": len(text), "digest": _digest(text)}
 
 

@@ -16,7 +16,7 @@ MAX_SECTION = 3000
 EVENT_TYPE = "turnmill_delivery"
 
 
-def metadata(delivery_id: UUID, part: int) -> dict[str, Any]:
+def metadata(delivery_id: UUID, part: int) -> dict[str, object]:
     """Say which part of which delivery a message is."""
     return {"event_type": EVENT_TYPE, "event_payload": {"id": delivery_id.hex, "part": part}}
 
@@ -30,7 +30,7 @@ def part_of(message: dict[str, Any], delivery_id: UUID) -> int | None:
     return int(payload["part"])
 
 
-def section(mrkdwn: str) -> dict[str, Any]:
+def section(mrkdwn: str) -> dict[str, object]:
     return {"type": "section", "expand": True, "text": {"type": "mrkdwn", "text": mrkdwn}}
 
 

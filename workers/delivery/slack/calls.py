@@ -6,6 +6,7 @@ https://docs.slack.dev/apis/web-api/rate-limits
 import json
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -106,7 +107,7 @@ class Calls:
             raise self._translated(method, channel, answer, str(data.get("error", "")))
         return data
 
-    def respond(self, url: str, body: dict[str, Any]) -> None:
+    def respond(self, url: str, body: Mapping[str, object]) -> None:
         """Post to a response URL; raises as `call` does.
 
         https://docs.slack.dev/interactivity/handling-user-interaction#message_responses
@@ -126,7 +127,7 @@ class Calls:
                 reason="response_url_expired",
             )
 
-    def _post(self, url: str, given: dict[str, Any], *, as_form: bool = False) -> Answer:
+    def _post(self, url: str, given: Mapping[str, object], *, as_form: bool = False) -> Answer:
         if as_form:
             kind, body = "application/x-www-form-urlencoded", urlencode(given)
         else:

@@ -38,7 +38,7 @@ def find_stream(calls: Calls, job: Job) -> str | None:
     return streams[-1] if streams else None
 
 
-def _is_ours(calls: Calls, message: dict[str, Any]) -> bool:
+def _is_ours(calls: Calls, message: dict[str, object]) -> bool:
     return bool(message.get("bot_id") == calls.bot_id)
 
 

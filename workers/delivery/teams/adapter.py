@@ -12,8 +12,6 @@ serves personal chats alone.
 https://learn.microsoft.com/microsoftteams/platform/bots/streaming-ux
 """
 
-from typing import Any
-
 from turnmill.schemas.channels.buttons import Button
 from turnmill.schemas.channels.sections.base import ChannelSection
 from turnmill.schemas.channels.sections.teams import TeamsSection
@@ -68,7 +66,7 @@ class TeamsDelivery(PartsDelivery):
 
 
 def _activity(job: Job, kind: str) -> dict[str, object]:
-    given: dict[str, Any] = {"type": kind, "conversation": {"id": job.target["conversation"]}}
+    given: dict[str, object] = {"type": kind, "conversation": {"id": job.target["conversation"]}}
     if bot := job.target.get("bot"):
         given["from"] = {"id": bot}
     return given

@@ -53,7 +53,7 @@ class Calls:
         self._timeout_s = timeout_s
         self._token = Token(self._fetch_token)
 
-    def call(self, method: str, target: dict[str, str], activity: str, given: Any) -> str:
+    def call(self, method: str, target: dict[str, str], activity: str, given: object) -> str:
         """Post an activity into a target's conversation, or put one; return its id.
 
         The token goes to Microsoft's hosts alone, whatever the target says.
@@ -78,7 +78,7 @@ class Calls:
             reply = self._send(method, url, given, self._token.get())
         return str(_judged(method, reply).get("id") or activity)
 
-    def _send(self, method: str, url: str, given: Any, token: str) -> Reply:
+    def _send(self, method: str, url: str, given: object, token: str) -> Reply:
         headers = {"Authorization": f"Bearer {token}"}
         return call("Teams", method, url, given, headers, self._timeout_s)
 

@@ -10,7 +10,6 @@ answers a limit with 200 and says so in words stands in Microsoft's "Create and 
 """
 
 import json
-from typing import Any
 from urllib.parse import urlsplit
 
 from turnmill.schemas.channels.buttons import Button
@@ -67,7 +66,7 @@ class WorkflowDelivery(PartsDelivery):
             "contentUrl": None,
             "content": card(part),
         }
-        given: dict[str, Any] = {"type": "message", "attachments": [attachment]}
+        given: dict[str, object] = {"type": "message", "attachments": [attachment]}
         # For a workflow of one's own, which answers in the thread.
         given["turnmill"] = {
             "conversation": job.target.get("conversation", ""),
@@ -94,7 +93,7 @@ class WorkflowDelivery(PartsDelivery):
         """A workflow has no such sign."""
 
 
-def card(text: str) -> dict[str, Any]:
+def card(text: str) -> dict[str, object]:
     """A card with the text: https://learn.microsoft.com/microsoftteams/platform/task-modules-and-cards/cards/cards-format"""
     body = [_element(part, is_code=bool(n % 2)) for n, part in enumerate(_parted(text))]
     return {

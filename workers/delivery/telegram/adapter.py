@@ -110,7 +110,7 @@ class TelegramDelivery(PartsDelivery):
         memory.keep(preview={"text": part, "at": now})
 
     def post(self, job: Job, number: int, part: str, buttons: tuple[Button, ...]) -> str:
-        more: dict[str, Any] = {"link_preview_options": {"is_disabled": True}}
+        more: dict[str, object] = {"link_preview_options": {"is_disabled": True}}
         if number == 0 and not _is_private(job) and "message" in job.target:
             more["reply_parameters"] = {
                 "message_id": int(job.target["message"]),

@@ -1,6 +1,6 @@
 """WeCom's calls and codes: https://developer.work.weixin.qq.com/document/path/90313"""
 
-from typing import Any
+from collections.abc import Mapping
 
 from turnmill.schemas.channels.sections.wecom import WeComSection
 from turnmill.schemas.errors import DeliveryRefused
@@ -36,7 +36,7 @@ class Calls(TokenCalls):
         app = {"corpid": section.corp_id, "corpsecret": secret}
         super().__init__(_CODES, section.api_url, TokenRequest("GET", "gettoken", app), timeout_s)
 
-    def send(self, message: dict[str, Any]) -> str:
+    def send(self, message: Mapping[str, object]) -> str:
         """Send a message to one person, and return its id. Raises as `post`.
 
         WeCom answers 0 although it leaves somebody out.
