@@ -3,8 +3,6 @@
 torch's compiler uses the same operators, which have no public name.
 """
 
-from typing import Any
-
 import torch
 
 READ_IN = {"torch": "2.13.0"}
@@ -14,12 +12,12 @@ HOLDS = {
 }
 
 
-def packed_weight(weight: Any) -> Any:
+def packed_weight(weight: torch.Tensor) -> torch.Tensor:
     """Lay a linear layer's weight out as oneDNN multiplies it."""
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
-def linear(states: Any, packed: Any, bias: Any) -> Any:
+def linear(states: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Multiply states [..., in] by a packed weight; returns [..., out]."""
     return torch.ops.mkldnn._linear_pointwise(states, packed, bias, "none", [], "")
 

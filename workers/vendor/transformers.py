@@ -4,7 +4,10 @@
 dimensions are passed through the model as they are.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 READ_IN = {"transformers": "5.23.0"}
 HOLDS = {
@@ -18,6 +21,6 @@ HOLDS = {
 }
 
 
-def is_stateful(model: Any) -> bool:
+def is_stateful(model: "PreTrainedModel") -> bool:
     """Whether a model keeps a recurrent state instead of keys and values."""
     return bool(getattr(model, "_is_stateful", False))

@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from turnmill.workers.vendor.torch import has_amx
 
@@ -34,8 +35,13 @@ def share_heads() -> None:
 
 
 def attend(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **settings: Any
-) -> tuple[Any, None]:
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
     """As `sdpa_attention_forward`, which still serves single tokens and unusual arguments.
 
     query: [rows, heads, new, head size]; key, value: [rows, shared heads, columns, head size];
@@ -43,7 +49,7 @@ def attend(
     """
     is_usual = attention_mask is not None and settings.get("position_bias") is None
     if query.shape[2] == 1 or not is_usual:
-        result: tuple[Any, None] = sdpa_attention_forward(
+        result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **settings
         )
         return result
@@ -62,7 +68,9 @@ def attend(
     return output.transpose(1, 2).contiguous(), None
 
 
-def _by_shared_heads(query: Any, key: Any, value: Any, mask: Any, scale: float | None) -> Any:
+def _by_shared_heads(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None
+) -> Tensor:
     """For one row; shapes as in `attend`. The tokens of all heads that share one are that one's."""
     heads, new, size = query.shape[1:]
     shared = key.shape[1]
@@ -76,7 +84,9 @@ def _by_shared_heads(query: Any, key: Any, value: Any, mask: Any, scale: float |
     return output.view(1, heads, new, size).transpose(1, 2).contiguous()
 
 
-def _by_products(query: Any, key: Any, value: Any, mask: Any, scale: float | None) -> Any:
+def _by_products(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None
+) -> Tensor:
     """For one row; shapes as in `attend`. Scores are rounded, as in transformers' own ("eager")."""
     heads, new, size = query.shape[1:]
     shared, columns = key.shape[1:3]

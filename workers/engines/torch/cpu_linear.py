@@ -5,8 +5,6 @@ tokens (a step of a batch, and the last layer's large matrix above all) both tak
 product. https://uxlfoundation.github.io/oneDNN/dev_guide_inner_product.html ("Data Layouts")
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 from turnmill.workers.vendor.torch import linear, packed_weight, packs_bfloat16
@@ -21,7 +19,7 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = layer.bias
 
-    def forward(self, states: Any) -> Any:
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
         """states: [..., in]; the result: [..., out]."""
         return linear(states, self.weight, self.bias)
 

@@ -6,7 +6,7 @@ https://github.com/guidance-ai/llguidance
 import json
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING
 
 import llguidance.hf
 import numpy
@@ -18,6 +18,9 @@ from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.workers.engines.local.guidance import COMPACT, calls_grammar, guidance_schema
 from turnmill.workers.engines.text.call_form import CallForm
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 
 class Matcher:
     """What a reply has been so far, and what may follow."""
@@ -25,7 +28,7 @@ class Matcher:
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
 
-    def allowed(self, width: int, device: Any) -> Any:
+    def allowed(self, width: int, device: torch.device) -> torch.Tensor:
         """The tokens that may come next, as booleans [width]."""
         bits = numpy.frombuffer(self._matcher.compute_bitmask(), dtype=numpy.uint8)
         flags = numpy.zeros(width, dtype=bool)
@@ -45,7 +48,9 @@ class Matcher:
 class Grammars:
     """Compiles formats in a thread, so that no step waits: a large schema takes a second."""
 
-    def __init__(self, tokenizer: Any, vocabulary_size: int, end_tokens: Iterable[int]) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerFast", vocabulary_size: int, end_tokens: Iterable[int]
+    ) -> None:
         """`tokenizer`: a fast one of transformers. Raises `ValueError` for another one."""
         self._tokenizer = llguidance.hf.from_tokenizer(
             tokenizer, n_vocab=vocabulary_size, eos_token=sorted(end_tokens)

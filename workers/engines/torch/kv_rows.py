@@ -5,12 +5,16 @@ beyond a row's length is masked, so a turn joins and leaves without a copy of it
 rows. Buffers grow as they are needed and are never shrunk while they are in use.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = structlog.get_logger(__name__)
 
@@ -19,7 +23,7 @@ COLUMN_STEP = 256
 
 #: For each layer the keys and the values of one turn, [heads, columns, head size]. There may be
 #: more columns than the turn has tokens.
-RowStates = list[tuple[Any, Any]]
+RowStates = list[tuple[Tensor, Tensor]]
 
 
 class KVRows(Cache):  # type: ignore[misc]
@@ -48,7 +52,7 @@ class KVRows(Cache):  # type: ignore[misc]
         keys = self.layers[0].keys
         return 0 if keys is None else int(keys.shape[2])
 
-    def aim(self, first_row: int, starts: Any, width: int) -> None:
+    def aim(self, first_row: int, starts: Tensor, width: int) -> None:
         self.first_row, self.starts, self.width = first_row, starts, width
 
     def move(self, source: int, target: int, length: int) -> None:
@@ -117,10 +121,12 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         self.values: Any = None
         self._rows = rows
 
-    def lazy_initialization(self, key_states: Any, value_states: Any) -> None:
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """`reserve` does it."""
 
-    def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
         """Append the keys and values of one forward pass, [rows, heads, new_tokens, head_dim].
         Return the slices that attention reads.
         """
@@ -135,7 +141,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         window = (slice(aim.first_row, end), slice(None), slice(aim.width))
         return self.keys[window], self.values[window]
 
-    def reserve(self, keys: Any, values: Any, rows: int, columns: int) -> None:
+    def reserve(self, keys: Tensor, values: Tensor, rows: int, columns: int) -> None:
         """Allocate so many rows and columns for states of this shape."""
         self.keys = _grown(self.keys, keys, rows, columns)
         self.values = _grown(self.values, values, rows, columns)
@@ -150,7 +156,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-def _grown(buffer: Any, states: Any, rows: int, columns: int) -> Any:
+def _grown(buffer: Tensor | None, states: Tensor, rows: int, columns: int) -> Tensor:
     have = (0, 0) if buffer is None else (buffer.shape[0], buffer.shape[2])
     if rows <= have[0] and columns <= have[1]:
         return buffer
@@ -170,7 +176,7 @@ class Masks:
     `config.sliding_window` tokens of it.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: "PreTrainedModel") -> None:
         config = model.config.get_text_config()
         self._dtype = model.dtype
         window = getattr(config, "sliding_window", None)
@@ -181,7 +187,7 @@ class Masks:
             kind: window if kind == "sliding_attention" else None for kind in types
         }
 
-    def for_tokens(self, positions: Any, width: int) -> Any:
+    def for_tokens(self, positions: Tensor, width: int) -> Tensor | dict[str, Tensor]:
         """The 4D mask, or one for each type of layer, for tokens at `positions` [rows, new].
 
         Numbers to add rather than booleans, which torch would turn into such in each layer.
@@ -191,7 +197,7 @@ class Masks:
         }
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def _mask(self, positions: Any, width: int, window: int | None) -> Any:
+    def _mask(self, positions: Tensor, width: int, window: int | None) -> Tensor:
         columns = torch.arange(width, device=positions.device)
         last = positions[:, None, :, None]
         visible = columns <= last
@@ -201,7 +207,7 @@ class Masks:
         return mask.masked_fill_(~visible, torch.finfo(self._dtype).min)
 
 
-def works_in_rows(model: Any) -> bool:
+def works_in_rows(model: "PreTrainedModel") -> bool:
     """Test whether a batch of turns of different lengths yields what each yields alone.
 
     Architectures differ in how they use masks and positions, so only a trial tells.
@@ -223,8 +229,13 @@ def works_in_rows(model: Any) -> bool:
 
 
 def forward(
-    model: Any, rows: KVRows, masks: Masks, row: int, new: list[list[int]], starts: list[int]
-) -> Any:
+    model: "PreTrainedModel",
+    rows: KVRows,
+    masks: Masks,
+    row: int,
+    new: list[list[int]],
+    starts: list[int],
+) -> Tensor:
     """Run one forward pass over new tokens of neighbouring rows, the same number for each.
 
     `row` is the first of them, and `starts` the number of tokens that each row has already. Return
@@ -245,6 +256,6 @@ def forward(
     return output.logits[:, -1]
 
 
-def _alone(model: Any, prompt: list[int]) -> Any:
+def _alone(model: "PreTrainedModel", prompt: list[int]) -> Tensor:
     ids = torch.tensor([prompt], device=model.device)
     return model(input_ids=ids, use_cache=False).logits[:, -1].float()

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
 
 import structlog
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
@@ -22,6 +22,9 @@ from turnmill.workers.engines.torch.kv_rows import works_in_rows
 from turnmill.workers.engines.torch.slots import Limits, SlotBatch
 from turnmill.workers.vendor.torch import computes_in_bfloat16
 from turnmill.workers.vendor.transformers import is_stateful
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +74,7 @@ def _grammars(tokenizer: HFTokenizer, facts: Facts, end_tokens: frozenset[int]) 
         return None
 
 
-def check_quantized(config: Any, settings: EngineSettings) -> None:
+def check_quantized(config: "PretrainedConfig", settings: EngineSettings) -> None:
     """Whether a checkpoint that is quantized already can be loaded as the settings say.
 
     Raises:
@@ -95,7 +98,7 @@ def check_quantized(config: Any, settings: EngineSettings) -> None:
         )
 
 
-def _load_model(path: str, settings: EngineSettings) -> Any:
+def _load_model(path: str, settings: EngineSettings) -> "PreTrainedModel":
     device = choose_device(settings)
     dtype = choose_dtype(settings, device)
     if device.type == "cpu":
@@ -108,7 +111,7 @@ def _load_model(path: str, settings: EngineSettings) -> Any:
     return model.eval()
 
 
-def _quantization(settings: EngineSettings, dtype: Any) -> dict[str, Any]:
+def _quantization(settings: EngineSettings, dtype: torch.dtype) -> dict[str, object]:
     """bitsandbytes: https://arxiv.org/abs/2208.07339 (int8), 2305.14314 (nf4).
 
     No argument where there is nothing to say: a None would hide how the checkpoint is quantized
@@ -124,7 +127,7 @@ def _quantization(settings: EngineSettings, dtype: Any) -> dict[str, Any]:
     return {}
 
 
-def choose_device(settings: EngineSettings) -> Any:
+def choose_device(settings: EngineSettings) -> torch.device:
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -137,7 +140,7 @@ def choose_device(settings: EngineSettings) -> Any:
     return device
 
 
-def choose_dtype(settings: EngineSettings, device: Any) -> Any:
+def choose_dtype(settings: EngineSettings, device: torch.device) -> torch.dtype:
     """16 bits where the hardware computes in them; elsewhere they are slower than 32."""
     if settings.dtype != "auto":
         return getattr(torch, settings.dtype)
@@ -148,7 +151,7 @@ def choose_dtype(settings: EngineSettings, device: Any) -> Any:
     return torch.bfloat16 if computes_in_bfloat16() else torch.float32
 
 
-def _refuse_other_caches(model: Any) -> None:
+def _refuse_other_caches(model: "PreTrainedModel") -> None:
     """Slots move rows of keys and values; a recurrent state has neither."""
     if is_stateful(model) or not getattr(model, "can_generate", bool)() or not works_in_rows(model):
         raise SettingsError(
@@ -157,12 +160,12 @@ def _refuse_other_caches(model: Any) -> None:
         )
 
 
-def _context_window(config: Any, settings: EngineSettings) -> int:
+def _context_window(config: "PretrainedConfig", settings: EngineSettings) -> int:
     limits = (settings.context_window, getattr(config, "max_position_embeddings", None))
     return min((limit for limit in limits if limit), default=DEFAULT_CONTEXT_WINDOW)
 
 
-def _kv_bytes_per_token(config: Any, dtype: Any) -> int:
+def _kv_bytes_per_token(config: "PretrainedConfig", dtype: torch.dtype) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or (
         config.hidden_size // config.num_attention_heads
@@ -170,7 +173,7 @@ def _kv_bytes_per_token(config: Any, dtype: Any) -> int:
     return int(2 * config.num_hidden_layers * heads * head_size * dtype.itemsize)
 
 
-def _end_tokens(model: Any, tokenizer: HFTokenizer) -> frozenset[int]:
+def _end_tokens(model: "PreTrainedModel", tokenizer: HFTokenizer) -> frozenset[int]:
     """Some models end a turn with another token than a text."""
     end = model.generation_config.eos_token_id
     tokens = end if isinstance(end, list) else [end]

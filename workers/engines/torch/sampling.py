@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from turnmill.schemas.errors import InvalidInput
@@ -25,7 +24,7 @@ class Context:
 class LogProbabilities:
     """Natural log-probabilities of the next token [vocabulary], and how many are told."""
 
-    values: Any
+    values: torch.Tensor
     count: int
 
     def of(self, token: int) -> tuple[tuple[int, float], ...]:
@@ -36,7 +35,7 @@ class LogProbabilities:
 
 
 def log_probabilities(
-    logits: Any, params: Sequence[GenerationParams]
+    logits: torch.Tensor, params: Sequence[GenerationParams]
 ) -> dict[int, LogProbabilities]:
     """Those of the rows of `logits` [turns, vocabulary] whose turns ask for them, by row."""
     return {
@@ -47,9 +46,9 @@ def log_probabilities(
 
 
 def next_tokens(
-    logits: Any,
+    logits: torch.Tensor,
     params: Sequence[GenerationParams],
-    generators: Sequence[Any],
+    generators: Sequence[torch.Generator],
     contexts: Sequence[Context],
     matchers: Sequence[Matcher | None],
 ) -> list[int]:
@@ -78,7 +77,7 @@ def next_tokens(
     return tokens
 
 
-def sample(logits: Any, params: GenerationParams, generator: Any) -> int:
+def sample(logits: torch.Tensor, params: GenerationParams, generator: torch.Generator) -> int:
     """Draw a token at `temperature` from the `top_k` likeliest ones, of these from the ones above
     `min_p`, and of these from the nucleus of `top_p`.
     """
@@ -96,7 +95,7 @@ def sample(logits: Any, params: GenerationParams, generator: Any) -> int:
     return int(order[torch.multinomial(ordered, 1, generator=generator)])
 
 
-def penalize(logits: Any, context: Sequence[int], penalty: float) -> Any:
+def penalize(logits: torch.Tensor, context: Sequence[int], penalty: float) -> torch.Tensor:
     """The scores [vocabulary], those of the context's tokens moved away from certainty."""
     said = torch.tensor(sorted(set(context)), device=logits.device)
     scores = logits[said]
@@ -105,7 +104,9 @@ def penalize(logits: Any, context: Sequence[int], penalty: float) -> Any:
     )
 
 
-def penalize_repeated(logits: Any, reply: Sequence[int], params: GenerationParams) -> Any:
+def penalize_repeated(
+    logits: torch.Tensor, reply: Sequence[int], params: GenerationParams
+) -> torch.Tensor:
     """The scores [vocabulary], those of the reply's tokens lowered as OpenAI lowers them.
 
     https://platform.openai.com/docs/api-reference/chat/create
@@ -125,14 +126,14 @@ def check_biases(params: GenerationParams, vocabulary_size: int) -> None:
             )
 
 
-def shift(logits: Any, by: Mapping[int, float]) -> Any:
+def shift(logits: torch.Tensor, by: Mapping[int, float]) -> torch.Tensor:
     """The scores [vocabulary] with what is added to some of them, by token."""
     tokens = torch.tensor([*by], dtype=torch.long, device=logits.device)
     amounts = torch.tensor([*by.values()], dtype=logits.dtype, device=logits.device)
     return logits.index_add(0, tokens, amounts)
 
 
-def create_generator(params: GenerationParams, device: Any) -> Any:
+def create_generator(params: GenerationParams, device: torch.device) -> torch.Generator:
     """Give each turn its own random generator, so sampling does not depend on batch composition."""
     generator = torch.Generator(device)
     if params.seed is None:

@@ -11,7 +11,7 @@ tokens, and its reader notices nothing but the pause.
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from turnmill.schemas.errors import EngineBrokeOff, EngineFailure
@@ -29,6 +29,9 @@ from turnmill.workers.engines.torch.sampling import (
     log_probabilities,
     next_tokens,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Tokens that a turn can surely generate once it has joined.
 HEADROOM = 32
@@ -53,7 +56,7 @@ class Limits:
 class Slot(Ranked):
     """One turn in the batch, or on its way in."""
 
-    generator: Any
+    generator: torch.Generator
     #: Of a reply with a format: which tokens may come next.
     matcher: Matcher | None = None
     #: The prompt and what was generated.
@@ -75,7 +78,7 @@ class SlotBatch:
 
     def __init__(
         self,
-        model: Any,
+        model: "PreTrainedModel",
         end_tokens: frozenset[int],
         limits: Limits,
         grammars: Grammars | None = None,
@@ -320,7 +323,7 @@ class SlotBatch:
             logits = self._forward([slot.tokens[-1:] for slot in running], running)
             self._take_tokens(running, logits)
 
-    def _forward(self, new: list[list[int]], slots: list[Slot]) -> Any:
+    def _forward(self, new: list[list[int]], slots: list[Slot]) -> torch.Tensor:
         """Run one forward pass over the slots' new tokens, the same number for each. Return the
         logits of each slot's last one, [slots, vocabulary].
         """
@@ -331,7 +334,7 @@ class SlotBatch:
             slot.computed += len(new[0])
         return logits
 
-    def _take_tokens(self, slots: list[Slot], logits: Any) -> None:
+    def _take_tokens(self, slots: list[Slot], logits: torch.Tensor) -> None:
         params = [slot.generation.params for slot in slots]
         generators = [slot.generator for slot in slots]
         matchers = [slot.matcher for slot in slots]
