@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from turnmill.schemas.errors import EngineFailure, EngineUnavailable, NotFound, SettingsError
 from turnmill.workers.engines.catalogue import CatalogueModel, PullForm
 from turnmill.workers.engines.hub_errors import endpoint, translated
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 #: In the folder of models.
 FOLDER = "hub"
@@ -187,7 +190,7 @@ def _is_wanted(name: str, model: CatalogueModel, form: PullForm) -> bool:
     return "/" not in name and name.endswith(_CHECKPOINT_ENDS) and "consolidated" not in name
 
 
-def _file(sibling: Any) -> HubFile:
+def _file(sibling: "RepoSibling") -> HubFile:
     large = sibling.lfs
     size = large.size if large else sibling.size
     checksum = large.sha256 if large else sibling.blob_id

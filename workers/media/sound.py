@@ -3,11 +3,16 @@ wall clock, and without the environment's secrets."""
 
 import io
 import resource
+from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING
 
 from turnmill.schemas.errors import InvalidInput, PermanentError
 from turnmill.schemas.process.isolated import Limits, isolated
+
+if TYPE_CHECKING:
+    from av import AudioFrame
+    from av.container import InputContainer
 
 #: What speech models listen to: mono, samples a second.
 SAMPLE_RATE = 16_000
@@ -84,5 +89,5 @@ def _decode(sound: bytes, max_s: float) -> bytes:
     return bytes(samples)
 
 
-def _frames(container: Any) -> Any:
+def _frames(container: "InputContainer") -> "Iterator[AudioFrame]":
     yield from container.decode(audio=0)

@@ -6,7 +6,6 @@ JSON can escape each character of an address, so that its text shows none.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from turnmill.workers.engines.base import Chunk
 from turnmill.workers.engines.text.markers import change_texts
@@ -34,7 +33,7 @@ def _filtered(text: str, filters: Sequence[Filter]) -> str:
         return value
 
     try:
-        value: Any = json.loads(text)
+        value: object = json.loads(text)
     except (ValueError, RecursionError):
         return change(text.replace("\\/", "/"))
     changed = change_texts(value, change)

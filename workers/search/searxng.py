@@ -119,6 +119,6 @@ def _results(answer: Answer) -> list[Found]:
 
 def _found(row: Any) -> Found:
     """Read a result; those of some kinds lack a field. Raises `TypeError`: it is no object."""
-    fields = dict[str, Any](row)
+    fields = dict[str, object](row)
     url, title, snippet = (fields.get(name) or "" for name in ("url", "title", "content"))
     return Found(str(url), str(title), str(snippet))

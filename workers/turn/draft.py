@@ -9,9 +9,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any
 
-from turnmill.schemas.content import Document, TextPart
+from turnmill.schemas.content import Content, Document, TextPart
 from turnmill.schemas.joining import joined
 from turnmill.schemas.store.history import PastTurn
 from turnmill.schemas.turns import Message, Role, Tool
@@ -167,7 +166,7 @@ def _block(documents: Sequence[Document], cites: bool) -> str:
 def _below(block: str, message: Message) -> Message:
     """The message with the block above what it says."""
     if isinstance(message.content, str):
-        content: Any = f"{block}\n\n{QUESTION_HEADING}\n{message.content}"
+        content: Content = f"{block}\n\n{QUESTION_HEADING}\n{message.content}"
     else:
         content = (TextPart(text=f"{block}\n\n{QUESTION_HEADING}"), *message.content)
     return Message.model_construct(role=message.role, content=content)

@@ -21,9 +21,10 @@ from itertools import count
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from threading import Lock, Thread
-from typing import Any
+from typing import NoReturn
 
 import structlog
+from structlog.typing import EventDict, Processor
 
 from turnmill.schemas.errors import (
     EngineAway,
@@ -82,7 +83,7 @@ class _Note:
 
     level: str
     event: str
-    fields: Mapping[str, Any]
+    fields: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,10 +342,10 @@ def _loaded(connection: Connection, order: _Order) -> tuple[Batch, Facts]:
         raise SystemExit(1) from error
 
 
-def _forward_to(connection: Connection) -> Any:
+def _forward_to(connection: Connection) -> Processor:
     """A processor of structlog: the parent logs, where and as it logs everything."""
 
-    def forward(_: object, level: str, fields: dict[str, Any]) -> Any:
+    def forward(_: object, level: str, fields: EventDict) -> NoReturn:
         connection.send(_Note(level, fields.pop("event"), fields))
         raise structlog.DropEvent
 

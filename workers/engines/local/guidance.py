@@ -51,7 +51,7 @@ def calls_grammar(form: CallForm) -> str:
     return "\n".join([start, *lines])
 
 
-def _with_expressions(plain: Any) -> Any:
+def _with_expressions(plain: object) -> Any:
     """The schema, with its patterns as Rust's regular expressions."""
     if isinstance(plain, list):
         return [_with_expressions(each) for each in plain]

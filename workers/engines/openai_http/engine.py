@@ -110,7 +110,7 @@ class OpenAIServer:
         if self.dialect is None:
             self.dialect = self._known_here(DIALECTS.get(str(card.get("owned_by")), PLAIN))
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self) -> dict[str, object]:
         """The model's entry in the list of models; nothing where the server has no list."""
         try:
             models = _entries(self._http.get(self._api + MODELS))
@@ -196,7 +196,7 @@ class OpenAIServer:
             dialect = replace(dialect, continues=shown.endswith(prompt.prefix))
         return dialect
 
-    def _body(self, prompt: Prompt, params: GenerationParams) -> dict[str, Any]:
+    def _body(self, prompt: Prompt, params: GenerationParams) -> dict[str, object]:
         body = {
             "model": self._model,
             "stream": True,
@@ -219,11 +219,11 @@ class OpenAIServer:
             body["timings_per_token"] = True
         return body
 
-    def _sampling(self, params: GenerationParams) -> dict[str, Any]:
+    def _sampling(self, params: GenerationParams) -> dict[str, float]:
         """Leave out what changes nothing: TGI refuses a `top_p` of 1, and strict servers refuse
         names that OpenAI does not have (https://github.com/huggingface/text-generation-inference).
         """
-        values: dict[str, Any] = params.sampling
+        values: dict[str, float] = params.sampling
         if self._dialect.has_own_defaults:
             values = params.model_dump(include={*NEUTRAL}, exclude_none=True)
         for name in ALL_PENALTIES - {"repetition_penalty"}:
@@ -254,10 +254,10 @@ class OpenAIServer:
             )
         return min(params.max_tokens or window, window - count)
 
-    def _rendered(self, prompt: Prompt) -> dict[str, Any]:
+    def _rendered(self, prompt: Prompt) -> dict[str, object]:
         # Its template is unknown here, and many servers read control tokens in a message's text.
         messages = change_texts([message_body(each) for each in prompt.messages], break_marks)
-        body: dict[str, Any] = {"messages": messages}
+        body: dict[str, object] = {"messages": messages}
         if prompt.tools:
             body["tools"] = change_texts(described(prompt.tools), break_marks)
         if prompt.template_kwargs:
@@ -280,7 +280,7 @@ class OpenAIServer:
             raise EngineUnavailable(f"its answer at {path} has no {dialect.count}")
         return max(1, _length(prompt) // CHARACTERS_PER_TOKEN)
 
-    def _events(self, body: dict[str, Any], abort: Abort) -> Iterator[bytes]:
+    def _events(self, body: dict[str, object], abort: Abort) -> Iterator[bytes]:
         """The events of a reply, asked for once more in the way that a refusal teaches."""
         while True:
             habits = self._habits
@@ -293,19 +293,20 @@ class OpenAIServer:
                     raise
                 self._habits = learned
 
-    def _as_wanted(self, body: dict[str, Any], habits: Habits) -> dict[str, Any]:
+    def _as_wanted(self, body: dict[str, object], habits: Habits) -> dict[str, object]:
         asked = dict(body)
         if "max_tokens" in asked:
             asked[habits.limit] = asked.pop("max_tokens")
         if asked.get("temperature") == 0 and not habits.takes_zero_temperature:
             asked["temperature"] = ALMOST_ZERO
         if habits.takes_stream_options:
-            asked["stream_options"] = {"include_usage": True}
+            options = {"include_usage": True}
             if self._dialect.counts_by == "usage":
-                asked["stream_options"]["continuous_usage_stats"] = True
+                options["continuous_usage_stats"] = True
+            asked["stream_options"] = options
         return asked
 
-    def _stream(self, body: dict[str, Any], abort: Abort) -> Iterator[bytes]:
+    def _stream(self, body: dict[str, object], abort: Abort) -> Iterator[bytes]:
         reader = EventReader()
         for data in self._http.stream(self._api + COMPLETIONS, body, abort):
             yield from reader.push(data)
@@ -330,14 +331,14 @@ def _length(prompt: Prompt) -> int:
     return sum(len(each.text) for each in prompt.messages) + len(prompt.prefix) + calls + tools
 
 
-def _window(card: dict[str, Any]) -> int | None:
+def _window(card: dict[str, object]) -> int | None:
     """Where vLLM and SGLang say it, or where llama.cpp does."""
     meta = card.get("meta")
     said = card.get("max_model_len", meta.get("n_ctx") if isinstance(meta, dict) else None)
     return said if isinstance(said, int) else None
 
 
-def _entries(answer: Any) -> dict[str, dict[str, Any]]:
+def _entries(answer: Any) -> dict[str, dict[str, object]]:
     try:
         return {str(card["id"]): card for card in answer["data"] or ()}
     except (TypeError, LookupError):

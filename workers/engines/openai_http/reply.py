@@ -163,7 +163,7 @@ class StreamedReply:
         except (ValueError, TypeError, AttributeError, LookupError):
             raise EngineUnavailable("it sent an event that is not a chunk of a reply") from None
 
-    def _logprobs(self, choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
+    def _logprobs(self, choice: dict[str, object]) -> tuple[TokenLogprob, ...]:
         """Of the tokens of one event. https://platform.openai.com/docs/api-reference/chat-streaming"""
         tokens = _dict(choice.get("logprobs")).get("content") or ()
         found = tuple(
@@ -187,7 +187,7 @@ class StreamedReply:
             log.warning("replica.unknown_finish_reason", replica=self._server, reason=reason[:50])
         return known or "stop"
 
-    def _keep_usage(self, usage: dict[str, Any], timings: dict[str, Any]) -> None:
+    def _keep_usage(self, usage: dict[str, object], timings: dict[str, object]) -> None:
         self.prompt_tokens = _count(usage.get("prompt_tokens")) or self.prompt_tokens
         for counted in (timings.get("predicted_n"), usage.get("completion_tokens")):
             if (count := _count(counted)) is not None:
@@ -204,7 +204,7 @@ class StreamedReply:
         return count
 
 
-def _content(delta: dict[str, Any]) -> str:
+def _content(delta: dict[str, object]) -> str:
     """The text of a delta; of a list of parts, that of the text parts."""
     content = delta.get("content") or ""
     if isinstance(content, list):
@@ -220,11 +220,11 @@ def _count(value: Any) -> int | None:
         return None
 
 
-def _dict(value: Any) -> dict[str, Any]:
+def _dict(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _token(told: dict[str, Any]) -> str:
+def _token(told: dict[str, object]) -> str:
     """A token's text. Servers write a part of a character in their own ways, and its bytes.
 
     Some write other things under that name, or signed numbers: the text is taken then.

@@ -22,9 +22,9 @@ from turnmill.workers.engines.base import ToolCallPiece
 from turnmill.workers.engines.text.tools import new_call_id
 
 
-def message_body(message: Message) -> dict[str, Any]:
+def message_body(message: Message) -> dict[str, object]:
     """A message as the protocol has it."""
-    body: dict[str, Any] = {"role": message.role.value, "content": _content(message)}
+    body: dict[str, object] = {"role": message.role.value, "content": _content(message)}
     if message.tool_calls:
         body["content"] = message.text or None
         body["tool_calls"] = [
@@ -40,7 +40,7 @@ def message_body(message: Message) -> dict[str, Any]:
     return body
 
 
-def _content(message: Message) -> str | list[dict[str, Any]]:
+def _content(message: Message) -> str | list[dict[str, object]]:
     """The text, or parts where there are images, which then have their bytes in their URL."""
     if not any(isinstance(part, MediaPart) and part.url for part in message.content):
         return message.text
@@ -52,9 +52,9 @@ def _content(message: Message) -> str | list[dict[str, Any]]:
     ]
 
 
-def choice_body(params: GenerationParams) -> dict[str, Any]:
+def choice_body(params: GenerationParams) -> dict[str, object]:
     """The fields that say which tool is to be called; none, where the model decides."""
-    body: dict[str, Any] = {}
+    body: dict[str, object] = {}
     if params.tool_choice == "required":
         body["tool_choice"] = "required"
     elif params.tool_choice not in (None, "auto"):

@@ -8,10 +8,9 @@ https://github.com/mlc-ai/xgrammar/blob/main/docs/tutorials/ebnf_guided_generati
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from functools import lru_cache
-from typing import Any
 
 from turnmill.schemas.formats.patterns import (
     Chars,
@@ -228,7 +227,7 @@ def _quoted(body: str) -> str:
     return f'"\\"" {body} "\\""'
 
 
-def _either(options: Any) -> str:
+def _either(options: Iterable[str]) -> str:
     return " | ".join(dict.fromkeys(options))
 
 
@@ -244,7 +243,7 @@ def _times(least: int, most: int | None) -> str:
     return f"{{{least},{most}}}"
 
 
-def _compact(value: Any) -> str:
+def _compact(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import anyio
 import httpx
@@ -90,11 +90,11 @@ class HTTPFront:
         """The JSON at a path, asked for with little patience. Errors as `stream`."""
         return self._submit(self._whole("GET", path, None)).result()
 
-    def post(self, path: str, body: dict[str, Any]) -> Any:
+    def post(self, path: str, body: dict[str, object]) -> object:
         """As `get`."""
         return self._submit(self._whole("POST", path, body)).result()
 
-    def stream(self, path: str, body: dict[str, Any], abort: Abort) -> Iterator[bytes]:
+    def stream(self, path: str, body: dict[str, object], abort: Abort) -> Iterator[bytes]:
         """The bytes of an event stream as they come; ends early once `abort` is set.
 
         Raises:
@@ -182,7 +182,7 @@ class HTTPFront:
     async def _pass_on(
         self,
         path: str,
-        body: dict[str, Any],
+        body: dict[str, object],
         events: SimpleQueue[bytes | TurnmillError | None],
         call: _Call,
     ) -> None:
@@ -222,8 +222,11 @@ class HTTPFront:
         finally:
             await answer.aclose()
 
-    async def _sent(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        request = self._client.build_request(method, path, **_content(body))
+    async def _sent(self, method: str, path: str, body: dict[str, object] | None) -> httpx.Response:
+        # In ASCII: a lone surrogate cannot be written in UTF-8.
+        content = None if body is None else json.dumps(body).encode()
+        headers = None if body is None else {"Content-Type": "application/json"}
+        request = self._client.build_request(method, path, content=content, headers=headers)
         return await self._client.send(request, stream=True)
 
     async def _check(self, answer: httpx.Response) -> None:
@@ -233,14 +236,6 @@ class HTTPFront:
             raise EngineUnavailable(
                 f"it answers with '{_kind(answer)[:50]}' instead of an event stream"
             )
-
-
-def _content(body: dict[str, Any] | None) -> dict[str, Any]:
-    if body is None:
-        return {}
-    # In ASCII: a lone surrogate cannot be written in UTF-8.
-    headers = {"Content-Type": "application/json"}
-    return {"content": json.dumps(body).encode(), "headers": headers}
 
 
 def _kind(answer: httpx.Response) -> str:

@@ -147,7 +147,7 @@ class ChatTemplate:
         """The text without roles' marks and control tokens."""
         return self._made_safe(text) if len(text) > LONGEST_TEXT else self._remembered(text)
 
-    def _safe_within(self, value: Any) -> Any:
+    def _safe_within(self, value: object) -> Any:
         return change_texts(value, self._safe)
 
     def _reserved(self) -> tuple[str, ...]:
@@ -167,20 +167,22 @@ class ChatTemplate:
     def _render(self, messages: Sequence[Message]) -> str:
         return self._rendered(_entries(messages), NO_VALUES, None)
 
-    def _rendered(self, entries: list[dict[str, Any]], kwargs: TemplateValues, tools: Any) -> str:
+    def _rendered(
+        self, entries: list[dict[str, object]], kwargs: TemplateValues, tools: object
+    ) -> str:
         return self._template.render(
             kwargs, messages=entries, tools=tools, add_generation_prompt=True
         )
 
 
-def _entries(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def _entries(messages: Sequence[Message]) -> list[dict[str, object]]:
     """The messages as templates read them, calls and results of tools included."""
     names = {call.id: call.name for each in messages for call in each.tool_calls}
     return [_entry(each, names) for each in messages]
 
 
-def _entry(message: Message, names: Mapping[str, str]) -> dict[str, Any]:
-    entry: dict[str, Any] = {"role": message.role.value, "content": message.text}
+def _entry(message: Message, names: Mapping[str, str]) -> dict[str, object]:
+    entry: dict[str, object] = {"role": message.role.value, "content": message.text}
     if message.tool_calls:
         entry["tool_calls"] = [
             {
@@ -196,7 +198,7 @@ def _entry(message: Message, names: Mapping[str, str]) -> dict[str, Any]:
     return entry
 
 
-def _arguments(call: ToolCall) -> Any:
+def _arguments(call: ToolCall) -> object:
     """As an object, which templates write as JSON; the text itself, if it is none."""
     try:
         return json.loads(call.arguments or "{}")
@@ -213,7 +215,7 @@ def _strftime_now(pattern: str) -> str:
 
 
 def _to_json(
-    value: Any,
+    value: object,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,

@@ -1,13 +1,17 @@
 """A Hugging Face tokenizer, as the engines that read transformers checkpoints use it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tokenizers.decoders import ByteLevel
 from transformers import AutoTokenizer
 
 from turnmill.workers.engines.text.chat_template import ChatTemplate
 from turnmill.workers.engines.text.markers import joint_for
+
+if TYPE_CHECKING:
+    from tokenizers.normalizers import Normalizer
+    from transformers import PreTrainedTokenizerFast
 
 
 def _bytes_by_sign() -> dict[str, int]:
@@ -45,7 +49,7 @@ class HFTokenizer:
         )
 
     @property
-    def fast(self) -> Any:
+    def fast(self) -> "PreTrainedTokenizerFast":
         """The tokenizer itself, for libraries that read its vocabulary."""
         return self._tokenizer
 
@@ -55,7 +59,7 @@ class HFTokenizer:
         return token
 
     @property
-    def _normalizer(self) -> Any:
+    def _normalizer(self) -> "Normalizer | None":
         """None for tokenizers in Python, which read a text as it is or bring their own ways."""
         fast = getattr(self._tokenizer, "backend_tokenizer", None)
         return getattr(fast, "normalizer", None)

@@ -83,7 +83,7 @@ class LocalTokenizer:
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         return found
 
-    def _template(self, configured: Any) -> str | None:
+    def _template(self, configured: object) -> str | None:
         path = self._folder / "chat_template.jinja"
         if path.exists():
             return path.read_text()

@@ -7,12 +7,15 @@ drops it, a space takes its place.
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from turnmill.schemas.safety.invisible import folded
 from turnmill.schemas.turns import Message, Role
+
+if TYPE_CHECKING:
+    from tokenizers.normalizers import Normalizer
 
 log = structlog.get_logger()
 
@@ -94,7 +97,7 @@ def breaker(marks: Iterable[str] = (), joint: str = WORD_JOINER) -> Callable[[st
     return break_marks
 
 
-def change_texts(value: Any, change: Callable[[str], str]) -> Any:
+def change_texts(value: object, change: Callable[[str], str]) -> Any:
     """The JSON value with each text within it, keys included, changed."""
     match value:
         case str():
@@ -110,7 +113,7 @@ def _as_pattern(mark: str) -> str:
     return (r"(?<!\w)" if mark[0].isalpha() else "") + re.escape(mark)
 
 
-def joint_for(normalizer: Any) -> str:
+def joint_for(normalizer: "Normalizer | None") -> str:
     """What breaks a mark for a tokenizer with this normalizer of the `tokenizers` library, or with
     none: a WORD JOINER, or a space where that is dropped.
     """

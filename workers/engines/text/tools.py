@@ -16,7 +16,6 @@ import secrets
 import string
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from turnmill.schemas.formats.calls import arguments_format, demanded_tools
 from turnmill.schemas.turns import GenerationParams, Tool
@@ -255,7 +254,7 @@ def new_call_id() -> str:
     return "".join(secrets.choice(_ID_LETTERS) for _ in range(ID_LENGTH))
 
 
-def described(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+def described(tools: Sequence[Tool]) -> list[dict[str, object]]:
     """The tools as chat templates read them, which is as OpenAI describes them."""
     return [
         {
@@ -275,12 +274,13 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def _call(value: Any) -> tuple[str, str] | None:
+def _call(value: object) -> tuple[str, str] | None:
     """Name and arguments of a call, as JSON."""
     if not isinstance(value, dict):
         return None
-    value = value.get("function") if isinstance(value.get("function"), dict) else value
-    name, arguments = value.get("name"), value.get("arguments", value.get("parameters", {}))
+    function = value.get("function")
+    called = function if isinstance(function, dict) else value
+    name, arguments = called.get("name"), called.get("arguments", called.get("parameters", {}))
     if isinstance(arguments, str):  # some models write JSON within JSON
         arguments = json.loads(arguments or "{}")
     if not isinstance(name, str) or not isinstance(arguments, dict):

@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from turnmill.schemas.errors import (
     ContextOverflow,
@@ -169,7 +168,7 @@ class TFServingServer:
                 if reason or abort.is_set():
                     return
 
-    def _block(self, signature: Signature, inputs: dict[str, list[Any]]) -> list[int]:
+    def _block(self, signature: Signature, inputs: dict[str, list[object]]) -> list[int]:
         """At least one token: a block of none would be asked for again for ever."""
         ids = [int(token) for token in self._predict(signature, inputs) if token >= 0]
         if not ids:
@@ -182,7 +181,7 @@ class TFServingServer:
         # Nothing is generated, so the reply costs no tokens.
         yield Chunk(label.removeprefix(prefix), 0, "stop")
 
-    def _predict(self, signature: Signature, inputs: dict[str, list[Any]]) -> list[Any]:
+    def _predict(self, signature: Signature, inputs: dict[str, list[object]]) -> list[float]:
         wanted = {name: value for name, value in inputs.items() if name in signature.inputs}
         return self._client.predict(signature, wanted)
 
@@ -207,7 +206,7 @@ class _Asked:
     def token_count(self) -> int:
         return len(self.ids) + len(self.decoder_ids)
 
-    def inputs(self, reply: list[int]) -> dict[str, list[Any]]:
+    def inputs(self, reply: list[int]) -> dict[str, list[object]]:
         """For one turn, after what was generated of its reply."""
         ids = self.ids if self.decoder_ids else self.ids + reply
         return {

@@ -97,7 +97,7 @@ class ModelClient:
             raise EngineUnavailable(f"its metadata lacks {error}") from error
         return choose_signature(signatures)
 
-    def predict(self, signature: Signature, inputs: Mapping[str, list[Any]]) -> list[Any]:
+    def predict(self, signature: Signature, inputs: Mapping[str, list[object]]) -> list[float]:
         """The signature's output for one turn.
 
         Raises:
@@ -118,7 +118,7 @@ class ModelClient:
         found = outputs.get(signature.output) if isinstance(outputs, dict) else outputs
         if not isinstance(found, list) or not found or not isinstance(found[0], list):
             raise EngineUnavailable(f"it answers without '{signature.output}' for the turn")
-        row: list[Any] = found[0]
+        row: list[float] = found[0]
         return row
 
     def _require_available(self) -> None:

@@ -8,7 +8,6 @@ as with every other engine.
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 # Read by vLLM when it is imported. A process with threads must not be forked.
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -80,7 +79,7 @@ def _arguments(path: str, settings: EngineSettings) -> AsyncEngineArgs:
     )
 
 
-def _cpu_arguments() -> dict[str, Any]:
+def _cpu_arguments() -> dict[str, object]:
     return {
         # Compiling pays on a GPU; on a CPU it takes minutes at every start.
         "enforce_eager": True,
@@ -90,7 +89,7 @@ def _cpu_arguments() -> dict[str, Any]:
     }
 
 
-def _gpu_arguments(prefill_tokens: int) -> dict[str, Any]:
+def _gpu_arguments(prefill_tokens: int) -> dict[str, object]:
     # One long prompt leaves room for another one to begin.
     return {"long_prefill_token_threshold": prefill_tokens // 2}
 
@@ -136,14 +135,14 @@ def _check_device(settings: EngineSettings) -> None:
     )
 
 
-def _dtype(settings: EngineSettings, on_cpu: bool) -> Any:
+def _dtype(settings: EngineSettings, on_cpu: bool) -> str:
     """On a GPU what the checkpoint says; on a CPU 16 bits only where it computes in them."""
     if settings.dtype != "auto" or not on_cpu:
         return settings.dtype
     return "bfloat16" if computes_in_bfloat16() else "float32"
 
 
-def _quantization(settings: EngineSettings) -> Any:
+def _quantization(settings: EngineSettings) -> str | None:
     if settings.quantization == "none":
         return None
     if settings.quantization == "nf4" and not current_platform.is_cpu():

@@ -3,8 +3,6 @@
 https://docs.vllm.ai/en/latest/features/structured_outputs.html
 """
 
-from typing import Any
-
 from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.workers.engines.local.guidance import calls_grammar, guidance_schema
 from turnmill.workers.engines.text.call_form import CallForm
@@ -12,10 +10,10 @@ from turnmill.workers.engines.text.call_form import CallForm
 #: The arguments of `StructuredOutputsConfig`. vLLM 0.32 reads white space from here only, and takes
 #: every turn to the backend of the first one; XGrammar 0.2.8, its own choice, ignores `multipleOf`
 #: and lengths beside a pattern, and writes spaces after commas.
-STRUCTURED_OUTPUTS: dict[str, Any] = {"backend": "guidance", "disable_any_whitespace": True}
+STRUCTURED_OUTPUTS: dict[str, object] = {"backend": "guidance", "disable_any_whitespace": True}
 
 
-def structured_fields(held_to: ResponseFormat | CallForm) -> dict[str, Any]:
+def structured_fields(held_to: ResponseFormat | CallForm) -> dict[str, object]:
     """The arguments of `StructuredOutputsParams` for a checked format, or for calls."""
     if isinstance(held_to, CallForm):
         return {"grammar": calls_grammar(held_to)}

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 from threading import Lock, Thread
-from typing import Any
+from typing import TYPE_CHECKING
 
 import llguidance.hf
 import structlog
@@ -33,6 +33,10 @@ from turnmill.workers.engines.text.call_form import CallForm
 from turnmill.workers.engines.vllm.formats import structured_fields
 from turnmill.workers.engines.vllm.plugin import dying_with_this_process
 from turnmill.workers.vendor.vllm import silence_end, unfinished_count
+
+if TYPE_CHECKING:
+    from vllm.logprobs import Logprob
+    from vllm.outputs import RequestOutput
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import tokens_input
@@ -233,7 +237,7 @@ def _structured(held_to: ResponseFormat | CallForm | None) -> StructuredOutputsP
     return None if held_to is None else StructuredOutputsParams(**structured_fields(held_to))
 
 
-def _new_tokens(output: Any) -> Iterator[Token]:
+def _new_tokens(output: "RequestOutput") -> Iterator[Token]:
     """The tokens since the last output; several, where this thread was slower than the model."""
     [completion] = output.outputs
     reason = completion.finish_reason
@@ -248,7 +252,7 @@ def _new_tokens(output: Any) -> Iterator[Token]:
     yield from (replace(token, finish_reason=reason) for token in tokens[-1:])
 
 
-def _logprobs(token: int, likely: Mapping[int, Any]) -> tuple[tuple[int, float], ...]:
+def _logprobs(token: int, likely: "Mapping[int, Logprob]") -> tuple[tuple[int, float], ...]:
     """As `Token.logprobs`."""
     if not likely:
         return ()
@@ -257,7 +261,7 @@ def _logprobs(token: int, likely: Mapping[int, Any]) -> tuple[tuple[int, float],
     return ((token, likely[token].logprob), *top)
 
 
-def _formats(tokenizer: Any) -> frozenset[str]:
+def _formats(tokenizer: object) -> frozenset[str]:
     """What a reply may be made to be: text alone where llguidance cannot read the vocabulary."""
     try:
         llguidance.hf.from_tokenizer(tokenizer)

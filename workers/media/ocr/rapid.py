@@ -7,10 +7,13 @@ import io
 from collections.abc import Callable
 from functools import partial
 from threading import Event, Lock
-from typing import Any
+from typing import TYPE_CHECKING
 
 from turnmill.schemas.errors import InvalidInput, SettingsError
 from turnmill.workers.media.base import Interrupted, taken
+
+if TYPE_CHECKING:
+    from rapidocr import RapidOCR
 
 #: What RapidOCR does with an image, each for seconds: an abort is heard before each.
 _STEPS = ("detect_and_crop", "cls_and_rotate", "recognize_txt")
@@ -32,17 +35,17 @@ class RapidReader:
         self._lock = Lock()
         self._load = partial(RapidOCR, params={"Global.log_level": "error"})
         #: Seconds to load: only where somebody sends an image.
-        self._engine: Any = None
+        self._engine: RapidOCR | None = None
         #: Of who reads now.
         self._abort = Event()
 
-    def _loaded(self) -> Any:
+    def _loaded(self) -> "RapidOCR":
         engine = self._load()
         for name in _STEPS:
             setattr(engine, name, partial(self._step, getattr(engine, name)))
         return engine
 
-    def _step(self, step: Callable[..., Any], *given: Any) -> Any:
+    def _step(self, step: Callable[..., object], *given: object) -> object:
         if self._abort.is_set():
             raise Interrupted
         return step(*given)

@@ -6,11 +6,14 @@ https://github.com/MMWilliams/hibari, Apache-2.0. A minute of speech takes a sec
 import time
 import unicodedata
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING
 
 from turnmill.schemas.errors import SettingsError
 from turnmill.workers.media.base import Interrupted
 from turnmill.workers.media.sound import encode
+
+if TYPE_CHECKING:
+    pass
 
 _RATE = 24_000
 #: Of a text's letters, at least so many are Latin.
@@ -31,7 +34,7 @@ class HibariSynthesizer:
         self._lock = Lock()
         self._load = Hibari
         #: A second to load: only where somebody is spoken to.
-        self._voice: Any = None
+        self._voice: Hibari | None = None
 
     def speak(self, text: str, until: float) -> bytes | None:
         """Speak a text; see `Synthesizer`. The same text is the same sound."""

@@ -10,13 +10,16 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any
+from typing import TYPE_CHECKING
 
 from turnmill.schemas.errors import InvalidInput, SettingsError
 from turnmill.schemas.settings import MediaSettings
 from turnmill.workers.media.base import Hints, Segment, Transcript, taken, unless_aborted
 from turnmill.workers.media.packaged import packaged_whisper
 from turnmill.workers.media.sound import SAMPLE_RATE, decode
+
+if TYPE_CHECKING:
+    from faster_whisper.transcribe import Segment as Heard
 
 #: Segments that are this likely to be silence say nothing, whatever was written for them.
 _SILENCE = 0.6
@@ -58,7 +61,7 @@ class WhisperTranscriber:
             local_files_only=True,
         )
         #: 150 MB, and seconds to load: only where somebody speaks.
-        self._model: Any = None
+        self._model: WhisperModel | None = None
 
     def transcribe(self, sound: bytes, hints: Hints, abort: Event) -> Transcript:
         """Transcribe a sound; see `Transcriber`."""
@@ -105,7 +108,7 @@ def languages_of(folder: Path) -> frozenset[str]:
     return frozenset()
 
 
-def _joined(segments: Iterable[Any], language: str, duration_s: float) -> Transcript:
+def _joined(segments: "Iterable[Heard]", language: str, duration_s: float) -> Transcript:
     """Confidence is the mean probability of a token, weighted by the segments' length."""
     said = [each for each in segments if each.no_speech_prob < _SILENCE and each.text.strip()]
     seconds = sum(each.end - each.start for each in said)
