@@ -4,12 +4,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import structlog
 from amqp.exceptions import ConsumerCancelled
 from celery import Celery
 from celery.worker.consumer import Consumer
+from kombu import Message
+from kombu.asynchronous import Hub
 
 from turnmill.schemas.broker import (
     celery_settings,
@@ -41,6 +43,9 @@ from turnmill.workers.vendor.kombu import (
     wrap_readers,
 )
 from turnmill.workers.vendor.kombu_redis import handle_together, reuse_client
+
+if TYPE_CHECKING:
+    from kombu.transport.redis import Channel as RedisChannel
 
 log = structlog.get_logger()
 
@@ -91,7 +96,7 @@ class HintConsumer(Consumer):  # type: ignore[misc]
 
     def __init__(self, *args: object, **settings: object) -> None:
         super().__init__(*args, **settings)
-        self.connection_errors: Any = (
+        self.connection_errors: tuple[type[BaseException], ...] = (
             *self.conninfo.connection_errors,
             *CHANNEL_CLOSED_ERRORS,
             ConsumerCancelled,  # `_stay_consuming` raises it, whatever the broker
@@ -132,7 +137,7 @@ class HintConsumer(Consumer):  # type: ignore[misc]
             amqp.acknowledge_together(channel, self._acknowledge_soon)
         return super().loop_args()
 
-    def _hasten(self, channel: Any) -> None:
+    def _hasten(self, channel: "RedisChannel") -> None:
         """Let a Redis channel choose queues by lane, and serve several hints by one command."""
         places = PlacesByLane(channel.qos, self.pool.limit // self.app.lane_count, self.app.lane_of)
         order_queues(channel, places)
@@ -204,7 +209,7 @@ class HintConsumer(Consumer):  # type: ignore[misc]
             self._count(error.reason if isinstance(error, NotAHint) else "unreadable")
         return None
 
-    def _drop(self, message: Any, reason: str) -> None:
+    def _drop(self, message: Message, reason: str) -> None:
         """Acknowledge: a rejection would send it on to a lane's queue from a worker's own."""
         self._count(reason)
         channel = message.channel
@@ -220,13 +225,13 @@ class HintConsumer(Consumer):  # type: ignore[misc]
         if count & (count - 1) == 0:
             log.warning("hint.foreign_dropped", reason=reason, count=count)
 
-    def _hand_back(self, message: Any, task: str) -> None:
+    def _hand_back(self, message: Message, task: str) -> None:
         log.warning("hint.unknown_task", task=task, hint="a later version's; handed back")
         self.timer.call_after(
             HAND_BACK_S, message.reject_log_error, (log, self.connection_errors, True)
         )
 
-    def register_with_event_loop(self, hub: Any) -> None:
+    def register_with_event_loop(self, hub: Hub) -> None:
         super().register_with_event_loop(hub)
         hub.timer.call_repeatedly(CONSUMING_POLL_S, self._stay_consuming)
         # Celery has just begun to consume, be the engine there or not.

@@ -8,7 +8,7 @@ cancel turns.
 import secrets
 from collections.abc import Callable
 from contextlib import closing, suppress
-from typing import Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
@@ -30,6 +30,9 @@ from turnmill.workers.vendor.flower import (
     refuse_control,
     show_task,
 )
+
+if TYPE_CHECKING:
+    from flower.app import Flower
 
 log = structlog.get_logger()
 
@@ -86,7 +89,7 @@ def run_flower(settings: Settings, cancel: Cancel) -> None:
         _serve(web, settings.flower, database)
 
 
-def _serve(web: Any, settings: FlowerSettings, database: Database) -> None:
+def _serve(web: "Flower", settings: FlowerSettings, database: Database) -> None:
     try:
         web.start_http_server()
     except OSError as error:
@@ -100,7 +103,7 @@ def _serve(web: Any, settings: FlowerSettings, database: Database) -> None:
         web.start()
 
 
-async def _look(web: Any, database: Database) -> None:
+async def _look(web: "Flower", database: Database) -> None:
     """Correct what Flower has heard by what PostgreSQL knows: workers die without an event."""
     forget_dead(web)
     names = open_tasks(web)

@@ -9,6 +9,8 @@ import json
 from typing import Any
 from uuid import UUID
 
+from kombu import Message
+
 from turnmill.schemas.routes import ANSWER_TASK, SEND_TASK
 from turnmill.workers.vendor.kombu import set_payload
 
@@ -39,7 +41,7 @@ class UnknownTask(Exception):
         self.name = name
 
 
-def read_hint(message: Any, task: str = ANSWER_TASK) -> None:
+def read_hint(message: Message, task: str = ANSWER_TASK) -> None:
     """Reduce a kombu message to the hint it carries, and to the headers that we choose.
 
     `task` is the one that this process runs. ETA, expiry, callbacks and arguments that this
@@ -84,7 +86,7 @@ def checked(message_class: type) -> type:
     """
 
     class CheckedMessage(message_class):  # type: ignore[misc]
-        def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
+        def __init__(self, payload: Any, channel: Any = None, **options: object) -> None:
             if isinstance(getattr(payload, "properties", None), dict):
                 _refuse_compression(payload.properties.get("application_headers") or {})
             else:
@@ -128,7 +130,7 @@ def _check_task(name: object, task: str) -> None:
     raise NotAHint("task")
 
 
-def _hint(message: Any, names: tuple[str, ...]) -> dict[str, str]:
+def _hint(message: Message, names: tuple[str, ...]) -> dict[str, str]:
     """The arguments: the first is an id, the others any text."""
     body = message.body
     if message.content_type != "application/json" or not isinstance(body, (bytes, str, memoryview)):

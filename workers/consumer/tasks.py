@@ -4,11 +4,10 @@ Whatever happens inside, the task returns or rejects. Postgres knows what became
 turn; the broker only needs to know that this hint has been looked at.
 """
 
-from typing import Any
 from uuid import UUID
 
 import structlog
-from celery import Celery
+from celery import Celery, Task
 from celery.exceptions import Reject
 
 from turnmill.schemas.errors import DatabaseUnavailable
@@ -27,7 +26,7 @@ def register_tasks(app: Celery, worker: Worker, rescuer: Rescuer) -> None:
     silence_rejections()
 
     @app.task(name=ANSWER_TASK, bind=True, acks_late=True, ignore_result=True, send_events=False)  # type: ignore[untyped-decorator]
-    def answer(task: Any, turn_id: str, lane: str = "", model: str = "", **_: Any) -> None:
+    def answer(task: Task, turn_id: str, lane: str = "", model: str = "", **_: object) -> None:
         """Answer a turn; lane and model are there for people who look into the broker.
 
         Arguments of later versions are ignored.

@@ -5,7 +5,10 @@ acknowledge all up to a number (https://www.rabbitmq.com/docs/confirms#consumer-
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amqp import Channel
 
 READ_IN = {"amqp": "5.4.2"}
 HOLDS = {
@@ -15,7 +18,7 @@ HOLDS = {
 }
 
 
-def acknowledge_together(channel: Any, soon: Callable[[Callable[[], None]], Any]) -> None:
+def acknowledge_together(channel: "Channel", soon: Callable[[Callable[[], None]], object]) -> None:
     """Acknowledge what ends in one turn of the event loop together.
 
     `soon` has the loop call a function when it next comes round. A hint that has not ended is never
@@ -27,7 +30,7 @@ def acknowledge_together(channel: Any, soon: Callable[[Callable[[], None]], Any]
 
 
 class _Acknowledging:
-    def __init__(self, channel: Any, soon: Callable[[Callable[[], None]], Any]) -> None:
+    def __init__(self, channel: "Channel", soon: Callable[[Callable[[], None]], object]) -> None:
         self._ack = channel.basic_ack
         self._reject = channel.basic_reject
         self._soon = soon

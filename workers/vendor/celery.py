@@ -5,12 +5,15 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from celery.worker import state
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.control import Control
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
+
+if TYPE_CHECKING:
+    from kombu import Connection
 
 READ_IN = {"celery": "5.7.0"}
 HOLDS = {
@@ -50,12 +53,12 @@ def _path(step: type) -> str:
 
 
 def connect_patiently(
-    connection: Any, between_tries: Callable[[], None], longest_pause_s: float
+    connection: "Connection", between_tries: Callable[[], None], longest_pause_s: float
 ) -> None:
     """Bound the pauses between two tries to connect. Celery's own grow to 30 s."""
     ensure = connection.ensure_connection
 
-    def patiently(*args: Any, callback: Callable[[], None], **options: Any) -> Any:
+    def patiently(*args: object, callback: Callable[[], None], **options: object) -> object:
         def pause() -> None:
             between_tries()
             callback()
@@ -66,21 +69,21 @@ def connect_patiently(
 
 
 def replace_commands(
-    control: Control, replace: Callable[[str, Callable[..., Any]], Callable[..., Any]]
+    control: Control, replace: Callable[[str, Callable[..., object]], Callable[..., object]]
 ) -> None:
     """Replace the handler of each command that the remote control knows."""
     node = control.box.node
     node.handlers = {name: replace(name, handler) for name, handler in node.handlers.items()}
 
 
-def after_start(control: Control, then: Callable[[Any, Any], None]) -> None:
+def after_start(control: Control, then: Callable[[Consumer, object], None]) -> None:
     """Call `then(consumer, channel)` whenever the remote control has begun to listen.
 
     The box starts itself again after a command that it cannot read.
     """
     node, start = control.box.node, control.box.start
 
-    def start_then(consumer: Any) -> None:
+    def start_then(consumer: object) -> None:
         start(consumer)
         then(consumer, node.channel)
 
@@ -97,7 +100,7 @@ def running_count() -> int:
     return len(state.active_requests)
 
 
-def on_loop(consumer: Any, callback: Callable[[], None]) -> None:
+def on_loop(consumer: object, callback: Callable[[], None]) -> None:
     """Run a callback in the thread of the consumer's event loop, if it has one."""
     hub = getattr(consumer, "hub", None)
     if hub is not None:

@@ -12,7 +12,6 @@ from base64 import b64decode
 from collections.abc import Callable
 from functools import cache
 from hmac import compare_digest
-from typing import Any
 
 from celery import Celery
 from celery.events.state import TASK_EVENT_TO_STATE, Worker
@@ -49,7 +48,7 @@ HOLDS = {
 }
 
 
-def create_web(app: Celery, login: str, **chosen: Any) -> Flower:
+def create_web(app: Celery, login: str, **chosen: object) -> Flower:
     """Make Flower's web application for one `user:password`, ended by SIGTERM. It only looks.
 
     `chosen`: Flower's options, by their names.
@@ -70,7 +69,7 @@ def create_web(app: Celery, login: str, **chosen: Any) -> Flower:
     return web
 
 
-def _require(handler: Any, login: bytes) -> bool:
+def _require(handler: BaseHandler, login: bytes) -> bool:
     """Compare the login of a request as bytes. https://www.rfc-editor.org/rfc/rfc7617"""
     scheme, _, token = handler.request.headers.get("Authorization", "").partition(" ")
     try:
@@ -85,7 +84,7 @@ def _require(handler: Any, login: bytes) -> bool:
 def refuse_control(sentence: str) -> None:
     """Let each call of Flower's API that changes something answer 403 with a sentence."""
 
-    async def refuse(handler: Any, *_: str) -> None:
+    async def refuse(handler: BaseHandler, *_: str) -> None:
         raise HTTPError(403, "%s", sentence)
 
     for path, kind, *_ in (handler for handler in handlers if isinstance(handler, tuple)):
@@ -99,21 +98,21 @@ def let_revoke(revoke: Callable[[str], str]) -> None:
     `revoke` runs in a thread, and returns a sentence. What it raises of ours is answered with 409.
     """
 
-    async def post(handler: Any, name: str) -> None:
+    async def post(handler: BaseHandler, name: str) -> None:
         try:
             said = await handler.application.io_loop.run_in_executor(None, revoke, name)
         except TurnmillError as error:
             raise HTTPError(409, "%s", error.message) from None
         handler.write({"message": said})
 
-    def render(view: Any, template: str, **values: Any) -> None:
+    def render(view: TaskView, template: str, **values: object) -> None:
         BaseHandler.render(view, template, **values | {"read_only": False})
 
     TaskRevoke.post = authenticated(post)
     TaskView.render = render
 
 
-def show_task(web: Flower, uuid: str, event: str, worker: str | None, **fields: Any) -> None:
+def show_task(web: Flower, uuid: str, event: str, worker: str | None, **fields: object) -> None:
     """Put a task into what Flower shows, or change it there. In its loop's thread, or before.
 
     `event`: the last of Celery's events about it, such as `succeeded`. `fields`: of its `Task`.

@@ -6,7 +6,13 @@ nothing to a channel of the other.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from kombu import Consumer, Message
+    from kombu.transport.pyamqp import Channel as AMQPChannel
+    from kombu.transport.redis import Channel as RedisChannel
+    from kombu.transport.virtual import QoS
 
 READ_IN = {"kombu": "5.7.0", "amqp": "5.4.2"}
 HOLDS = {
@@ -52,49 +58,54 @@ class QueueOrder(Protocol):
         ...
 
 
-def is_redis(channel: Any) -> bool:
+def is_redis(channel: object) -> bool:
     return hasattr(channel, "_queue_cycle")
 
 
-def order_queues(channel: Any, order: QueueOrder) -> None:
+def order_queues(channel: "RedisChannel", order: QueueOrder) -> None:
     """Let `order` choose the queues that a Redis channel polls."""
     order.update(channel.active_queues)
     channel._queue_cycle = order
 
 
-def unacknowledged(qos: Any) -> list[Any]:
+def unacknowledged(qos: "QoS") -> "list[Message]":
     """List the messages that a Redis channel has delivered and that are not yet acknowledged."""
     delivered = qos._delivered.copy()
     return [message for tag, message in delivered.items() if tag not in qos._dirty]
 
 
-def derive_message_class(channel: Any, derive: Callable[[type], type]) -> None:
+def derive_message_class(
+    channel: "RedisChannel | AMQPChannel", derive: Callable[[type], type]
+) -> None:
     """Replace the class of the messages that the channel builds."""
     channel.Message = derive(channel.Message)
 
 
-def set_payload(message: Any, payload: Any) -> None:
+def set_payload(message: "Message", payload: object) -> None:
     """Give a message its decoded body, so that nobody decodes it again."""
     message._decoded_cache = payload
 
 
-def wrap_readers(channel: Any, wrap: Callable[[Callable[[], Any], str], Callable[[], Any]]) -> None:
+def wrap_readers(
+    channel: "RedisChannel | AMQPChannel",
+    wrap: Callable[[Callable[[], object], str], Callable[[], object]],
+) -> None:
     """Replace the functions that read from Redis: "BRPOP" for hints, "LISTEN" for fan-out."""
     for kind, read in getattr(channel, "handlers", {}).items():
         channel.handlers[kind] = wrap(read, kind)
 
 
-def keep_unacknowledged(channel: Any) -> None:
+def keep_unacknowledged(channel: object) -> None:
     """Do not return unacknowledged messages to Redis when the channel is closed."""
     if hasattr(channel, "do_restore"):
         channel.do_restore = False
 
 
-def has_consumers(consumer: Any) -> bool:
+def has_consumers(consumer: "Consumer") -> bool:
     return bool(consumer._active_tags)
 
 
-def consumed_queues(consumer: Any) -> set[str]:
+def consumed_queues(consumer: "Consumer") -> set[str]:
     """Name the queues that the consumer's channel still has a consumer for."""
     channel = consumer.channel
     if not getattr(channel, "is_open", True):

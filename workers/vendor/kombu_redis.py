@@ -10,9 +10,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kombu.transport.virtual.base import QoS
+
+if TYPE_CHECKING:
+    from kombu.transport.redis import Channel
+    from kombu.transport.virtual import Message
 
 READ_IN = {"kombu": "5.7.0"}
 HOLDS = {
@@ -31,17 +35,17 @@ HOLDS = {
 }
 
 #: Runs a function that reads a message; returns None where the message is foreign.
-Guard = Callable[[Callable[[], Any]], Any]
+Guard = Callable[[Callable[[], object]], Any]
 
 
-def reuse_client(channel: Any) -> None:
+def reuse_client(channel: "Channel") -> None:
     """Let a channel call through one client, which is thread-safe: kombu makes a new one for each
     acknowledgement and each hint that it notes, at the price of some commands.
     """
     pool, shared = None, None
 
     @contextmanager
-    def conn_or_acquire(client: Any = None) -> Iterator[Any]:
+    def conn_or_acquire(client: object = None) -> Iterator[object]:
         nonlocal pool, shared
         if client is None and channel.pool is not pool:
             pool, shared = channel.pool, channel._create_client()
@@ -63,7 +67,7 @@ class Places(Protocol):
 
 
 def handle_together(
-    channel: Any, places: Places, soon: Callable[[Callable[[], None]], Any], guard: Guard
+    channel: "Channel", places: Places, soon: Callable[[Callable[[], None]], object], guard: Guard
 ) -> None:
     """Take and acknowledge hints together.
 
@@ -91,7 +95,11 @@ class _Together:
     """What `handle_together` puts in the place of kombu's methods."""
 
     def __init__(
-        self, channel: Any, places: Places, soon: Callable[[Callable[[], None]], Any], guard: Guard
+        self,
+        channel: "Channel",
+        places: Places,
+        soon: Callable[[Callable[[], None]], object],
+        guard: Guard,
     ) -> None:
         self._channel = channel
         self._places = places
@@ -103,7 +111,7 @@ class _Together:
         self._recorded: set[str] = set()
         self._at_most = 1
 
-    def deliver(self, payload: Any, queue: str) -> None:
+    def deliver(self, payload: object, queue: str) -> None:
         """Deliver a hint that was popped from its queue, and those behind it.
 
         Raises what the message class raises for a foreign payload.
@@ -138,11 +146,11 @@ class _Together:
         for queue, items in zip(queues, popped, strict=True):
             self._deliver_all(self._recorded_of(items or [], queue), queue)
 
-    def _deliver_all(self, messages: Iterable[Any], queue: str) -> None:
+    def _deliver_all(self, messages: Iterable[object], queue: str) -> None:
         for message in messages:
             self._guard(partial(self._deliver_one, message, queue))
 
-    def append(self, message: Any, tag: str) -> None:
+    def append(self, message: object, tag: str) -> None:
         """Note a delivered hint in this process, and at Redis if `deliver` has not done it."""
         if tag in self._recorded:
             self._recorded.remove(tag)
@@ -150,7 +158,7 @@ class _Together:
         else:
             self._append_one(message, tag)
 
-    def _record(self, messages: Sequence[Any], queue: str, more: int = 0) -> list[Any]:
+    def _record(self, messages: "Sequence[Message]", queue: str, more: int = 0) -> list[bytes]:
         """Record messages as unacknowledged; pop at most `more` others of the queue."""
         qos, now = self._channel.qos, time.time()
         records = {each.delivery_tag: json.dumps([each._raw, "", queue]) for each in messages}
@@ -163,7 +171,7 @@ class _Together:
         self._recorded.update(records)
         return [item for items in popped for item in items or ()]
 
-    def _recorded_of(self, popped: list[bytes], queue: str) -> list[Any]:
+    def _recorded_of(self, popped: list[bytes], queue: str) -> "list[Message]":
         """Build and record the messages, but for foreign ones."""
         messages = (self._guard(partial(self._build, item)) for item in popped)
         others = [message for message in messages if message is not None]
@@ -171,7 +179,7 @@ class _Together:
             self._record(others, queue)
         return others
 
-    def _build(self, item: bytes) -> Any:
+    def _build(self, item: bytes) -> "Message":
         return self._channel.Message(json.loads(item), channel=self._channel)
 
 
@@ -181,10 +189,10 @@ def _built_once(message_class: type) -> type:
     """
 
     class BuiltOnce(message_class):  # type: ignore[misc]
-        def __new__(cls, payload: Any, channel: Any = None) -> Any:
+        def __new__(cls, payload: object, channel: object = None) -> Any:
             return payload if isinstance(payload, cls) else super().__new__(cls)
 
-        def __init__(self, payload: Any, channel: Any = None) -> None:
+        def __init__(self, payload: object, channel: object = None) -> None:
             if payload is not self:
                 super().__init__(payload, channel=channel)
 

@@ -56,7 +56,7 @@ class OpenVINOBatch:
 
     def __init__(
         self,
-        pipeline: Any,
+        pipeline: openvino_genai.ContinuousBatchingPipeline,
         max_slots: int,
         blocks: BlockRecord,
         namespaces: Namespaces | None = None,
@@ -203,7 +203,7 @@ class OpenVINOBatch:
         ids = [*request.generation.prompt_ids, *tokens]
         return self._namespaces.ids(ids, request.generation.namespace) if self._namespaces else ids
 
-    def _config(self, generation: Generation, generated: int) -> Any:
+    def _config(self, generation: Generation, generated: int) -> openvino_genai.GenerationConfig:
         params: GenerationParams = generation.params
         config = openvino_genai.GenerationConfig(
             max_new_tokens=generation.limit - generated,

@@ -3,7 +3,6 @@
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -48,13 +47,13 @@ def load_batch(settings: EngineSettings) -> tuple[Batch, Facts]:
     return OpenVINOBatch(pipeline, settings.max_batch_size, blocks, namespaces), facts
 
 
-def _pipeline(path: Path, settings: EngineSettings) -> Any:
+def _pipeline(path: Path, settings: EngineSettings) -> openvino_genai.ContinuousBatchingPipeline:
     return openvino_genai.ContinuousBatchingPipeline(
         str(path), _scheduler_config(settings), device(settings), properties(settings)
     )
 
 
-def _greedy(pipeline: Any, ids: list[int]) -> list[int]:
+def _greedy(pipeline: openvino_genai.ContinuousBatchingPipeline, ids: list[int]) -> list[int]:
     """The four likeliest tokens after a prompt."""
     config = openvino_genai.GenerationConfig(max_new_tokens=4, ignore_eos=True)
     handle = pipeline.add_request(0, tensor(ids), config)
@@ -63,7 +62,7 @@ def _greedy(pipeline: Any, ids: list[int]) -> list[int]:
     return [token.id for token in new_tokens(handle)]
 
 
-def _scheduler_config(settings: EngineSettings) -> Any:
+def _scheduler_config(settings: EngineSettings) -> openvino_genai.SchedulerConfig:
     config = openvino_genai.SchedulerConfig()
     config.cache_size = math.ceil(settings.kv_cache_gib)
     # Turns that were told to leave are still counted until the next step.

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.engines.local.batching import TextSide
@@ -37,13 +36,13 @@ def _joint(tokenizer: object) -> str:
     return " " if is_dropped else WORD_JOINER
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
+def _encode(tokenizer: openvino_genai.Tokenizer, text: str) -> list[int]:
     encoded = tokenizer.encode(text, add_special_tokens=False)
     ids: list[int] = encoded.input_ids.data[0].tolist()
     return ids
 
 
-def _control_tokens(tokenizer: Any) -> list[str]:
+def _control_tokens(tokenizer: openvino_genai.Tokenizer) -> list[str]:
     """Tokens that look like control tokens and decode to nothing."""
     vocabulary: dict[bytes, int] = tokenizer.get_vocab()
     return [
@@ -56,7 +55,7 @@ def _control_tokens(tokenizer: Any) -> list[str]:
 
 
 def _decoder(
-    tokenizer: Any, control_tokens: Sequence[str]
+    tokenizer: openvino_genai.Tokenizer, control_tokens: Sequence[str]
 ) -> tuple[Callable[[list[int]], str], Callable[[int], bytes | None]]:
     """Tokens as text, and the bytes of one: by a table, if that says what the tokenizer says.
 
