@@ -18,7 +18,7 @@ class Checkpoint:
         self.config: Mapping[str, Any] = json.loads((folder / "config.json").read_text())
         generation = folder / "generation_config.json"
         self._generation = json.loads(generation.read_text()) if generation.exists() else {}
-        self._tensors: dict[str, Any] = {}
+        self._tensors: dict[str, tf.Tensor] = {}
         for file in sorted(folder.glob("*.safetensors")):
             self._tensors |= load_file(file)
 
@@ -35,14 +35,14 @@ class Checkpoint:
     def has(self, name: str) -> bool:
         return f"{name}.weight" in self._tensors
 
-    def matrix(self, *names: str) -> Any:
+    def matrix(self, *names: str) -> tf.Variable:
         """[in, out], in 32 bits; what is multiplied by the same input in one."""
         parts = [tf.transpose(self._tensor(name)) for name in names]
         return tf.Variable(tf.concat(parts, axis=1), trainable=False)
 
-    def vector(self, name: str) -> Any:
+    def vector(self, name: str) -> tf.Variable:
         """As it is, in 32 bits: a norm's weights, or a table of embeddings."""
         return tf.Variable(self._tensor(name), trainable=False)
 
-    def _tensor(self, name: str) -> Any:
+    def _tensor(self, name: str) -> tf.Tensor:
         return tf.cast(self._tensors[f"{name}.weight"], tf.float32)

@@ -6,7 +6,7 @@ Runs where TensorFlow is installed; needs neither torch nor transformers.
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tensorflow as tf
 import typer
@@ -65,7 +65,7 @@ def export(
     console.print(f"{target}: {', '.join(sorted(signatures))}")
 
 
-def build(model: Path) -> tuple[Any, dict[str, Any]]:
+def build(model: Path) -> tuple[tf.Module, dict[str, "tf.types.experimental.ConcreteFunction"]]:
     """A tf.Module that holds the weights, and its signatures.
 
     Raises:

@@ -52,9 +52,9 @@ class Shape:
 class Seen:
     """Keys and values [b, s, kv heads, head size] and what their scores get added [b|1, t|1, s]."""
 
-    keys: Any
-    values: Any
-    mask: Any
+    keys: tf.Tensor
+    values: tf.Tensor
+    mask: tf.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Past:
     """A prompt that was read: what all layers see of it, and its tokens [b]."""
 
     seen: Seen
-    length: Any
+    length: tf.Tensor
 
 
 class Llama:
@@ -74,7 +74,9 @@ class Llama:
         self._shape = Shape.of(checkpoint.config)
         self.weights = _arrange(checkpoint, self._shape)
 
-    def begin(self, input_ids: Any, length: Any) -> tuple[Any, Past, tuple[Any, Any]]:
+    def begin(
+        self, input_ids: tf.Tensor, length: tf.Tensor
+    ) -> tuple[tf.Tensor, Past, tuple[tf.Tensor, tf.Tensor]]:
         state, keys, values = self._read(input_ids, length)
         padding = tf.range(tf.shape(input_ids)[1])[None] >= length[:, None]
         seen = Seen(keys, values, UNSEEN * tf.cast(padding, tf.float32)[:, None])
@@ -82,21 +84,21 @@ class Llama:
         return state, Past(seen, length), (empty, empty)
 
     def go_on(
-        self, token: Any, number: Any, past: Past, own: tuple[Any, Any]
-    ) -> tuple[Any, tuple[Any, Any]]:
+        self, token: tf.Tensor, number: tf.Tensor, past: Past, own: tuple[tf.Tensor, tf.Tensor]
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
         unseen = UNSEEN * tf.cast(tf.range(BLOCK) >= number, tf.float32)[None, None]
         seen = Seen(*own, unseen)
         return self._step(token, past.length + number - 1, past.seen, seen, number - 1)
 
-    def logits(self, state: Any) -> Any:
+    def logits(self, state: tf.Tensor) -> tf.Tensor:
         head = "lm_head" if "lm_head" in self.weights else "embedding"
         return tf.matmul(state, self.weights[head], transpose_b=head == "embedding")
 
-    def classify(self, input_ids: Any, length: Any) -> Any:
+    def classify(self, input_ids: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
         """Scores [b, labels]."""
         return tf.matmul(self._read(input_ids, length)[0], self.weights["score"])
 
-    def _read(self, ids: Any, length: Any) -> tuple[Any, Any, Any]:
+    def _read(self, ids: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Prompts [b, n], padded at the end by anything, of `length` [b] tokens: the last token's
         state [b, hidden], and all keys and values [layers, b, n, kv heads, head size].
         """
@@ -111,8 +113,8 @@ class Llama:
         return self._last(state, length - 1), tf.stack(keys), tf.stack(values)
 
     def _step(
-        self, token: Any, position: Any, past: Seen, own: Seen, slot: Any
-    ) -> tuple[Any, tuple[Any, Any]]:
+        self, token: tf.Tensor, position: tf.Tensor, past: Seen, own: Seen, slot: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
         """One more token [b] at `position` [b], after the prompt `past` and the reply `own`, whose
         `slot` it takes: state [b, hidden], and own keys and values [layers, b, s, …].
         """
@@ -130,10 +132,12 @@ class Llama:
         state = self._last(state, tf.zeros_like(position))
         return state, (tf.stack(keys), tf.stack(values))
 
-    def _last(self, state: Any, index: Any) -> Any:
+    def _last(self, state: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
         return self._norm("norm", tf.gather(state, index, axis=1, batch_dims=1))
 
-    def _heads(self, layer: int, state: Any, positions: Any) -> tuple[Any, Any, Any]:
+    def _heads(
+        self, layer: int, state: tf.Tensor, positions: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         shape = self._shape
         sizes = [shape.heads, shape.kv_heads, shape.kv_heads]
         flat = tf.matmul(self._norm(f"{layer}.before", state), self.weights[f"{layer}.qkv"])
@@ -144,7 +148,7 @@ class Llama:
         )
         return self._rotate(q, positions), self._rotate(k, positions), v
 
-    def _rotate(self, x: Any, positions: Any) -> Any:
+    def _rotate(self, x: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
         """Of each head the first half and the second half are the two parts of the pairs."""
         half = self._shape.head_size // 2
         frequencies = self._shape.theta ** (-tf.range(half, dtype=tf.float32) / half)
@@ -153,14 +157,14 @@ class Llama:
         first, second = x[..., :half], x[..., half:]
         return tf.concat([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
-    def _add(self, layer: int, state: Any, q: Any, seen: Sequence[Seen]) -> Any:
+    def _add(self, layer: int, state: tf.Tensor, q: tf.Tensor, seen: Sequence[Seen]) -> tf.Tensor:
         """The state after the layer: what it looks up, and what it makes of that, added to it."""
         state += tf.matmul(self._attend(q, seen), self.weights[f"{layer}.out"])
         mixed = tf.matmul(self._norm(f"{layer}.between", state), self.weights[f"{layer}.gate_up"])
         gate, up = tf.split(mixed, 2, axis=-1)
         return state + tf.matmul(tf.nn.silu(gate) * up, self.weights[f"{layer}.down"])
 
-    def _attend(self, q: Any, seen: Sequence[Seen]) -> Any:
+    def _attend(self, q: tf.Tensor, seen: Sequence[Seen]) -> tf.Tensor:
         shape = self._shape
         turns, tokens = tf.unstack(tf.shape(q)[:2])
         grouped = [turns, tokens, shape.kv_heads, shape.heads // shape.kv_heads, shape.head_size]
@@ -179,12 +183,12 @@ class Llama:
         ]
         return tf.reshape(tf.add_n(looked_up), [turns, tokens, shape.heads * shape.head_size])
 
-    def _norm(self, name: str, x: Any) -> Any:
+    def _norm(self, name: str, x: tf.Tensor) -> tf.Tensor:
         mean = tf.reduce_mean(tf.square(x), axis=-1, keepdims=True)
         return x * tf.math.rsqrt(mean + self._shape.epsilon) * self.weights[f"{name}"]
 
 
-def _arrange(checkpoint: Checkpoint, shape: Shape) -> dict[str, Any]:
+def _arrange(checkpoint: Checkpoint, shape: Shape) -> dict[str, tf.Variable]:
     """tf.Variables by our names."""
     matrix, vector = checkpoint.matrix, checkpoint.vector
     weights = {"embedding": vector("model.embed_tokens"), "norm": vector("model.norm")}

@@ -20,7 +20,7 @@ UNSEEN = -1e9
 NOTHING = -1
 
 
-def spec(name: str, *shape: int | None, dtype: Any = tf.int32) -> Any:
+def spec(name: str, *shape: int | None, dtype: tf.DType = tf.int32) -> tf.TensorSpec:
     """An input for a batch of turns."""
     return tf.TensorSpec([None, *shape], dtype, name=name)
 
@@ -37,27 +37,29 @@ class Writer(Protocol):
     """A model that writes token after token."""
 
     @property
-    def prompt(self) -> Sequence[Any]:
+    def prompt(self) -> Sequence[tf.TensorSpec]:
         """What it reads before it writes: inputs with names."""
         ...
 
     @property
-    def begin(self) -> Callable[..., tuple[Any, Any, Any]]:
+    def begin(self) -> Callable[..., tuple[tf.Tensor, Any, Any]]:
         """A function of these inputs: the last token's state [b, hidden]; what stays as it is while
         the block is written; and a nest of tensors that it fills, with room for `BLOCK` tokens.
         """
         ...
 
-    def go_on(self, token: Any, number: Any, past: Any, own: Any) -> tuple[Any, Any]:
+    def go_on(
+        self, token: tf.Tensor, number: tf.Tensor, past: Any, own: Any
+    ) -> tuple[tf.Tensor, Any]:
         """After one more token [b], the block's `number`th: state [b, hidden], and the nest."""
         ...
 
-    def logits(self, state: Any) -> Any:
+    def logits(self, state: tf.Tensor) -> tf.Tensor:
         """[b, vocabulary] of states [b, hidden]."""
         ...
 
 
-def generating(writer: Writer, end_ids: Sequence[int]) -> Any:
+def generating(writer: Writer, end_ids: Sequence[int]) -> "tf.types.experimental.ConcreteFunction":
     """A signature: the next tokens of each turn, `BLOCK` at most.
 
     In: the writer's prompt; limit [b] int32; temperature (0 is greedy), top_p [b] float32; seed
@@ -66,20 +68,26 @@ def generating(writer: Writer, end_ids: Sequence[int]) -> Any:
     """
 
     def generate(
-        limit: Any, temperature: Any, top_p: Any, seed: Any, **prompt: Any
-    ) -> dict[str, Any]:
-        def pick(state: Any, number: Any) -> Any:
+        limit: tf.Tensor,
+        temperature: tf.Tensor,
+        top_p: tf.Tensor,
+        seed: tf.Tensor,
+        **prompt: tf.Tensor,
+    ) -> dict[str, tf.Tensor]:
+        def pick(state: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
             numbers = tf.stack([seed[:, 0], seed[:, 1] + number], 1)
             return _pick(writer.logits(state), temperature, top_p, numbers)
 
-        def is_over(token: Any, number: Any) -> Any:
+        def is_over(token: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
             is_end = tf.reduce_any(token[:, None] == tf.constant([*end_ids, NOTHING]), axis=1)
             return is_end | (number >= limit)
 
-        def goes_on(number: Any, token: Any, *_: Any) -> Any:
+        def goes_on(number: tf.Tensor, token: tf.Tensor, *_: object) -> tf.Tensor:
             return (number < BLOCK) & ~tf.reduce_all(is_over(token, number))
 
-        def add_token(number: Any, token: Any, ids: Any, own: Any) -> Any:
+        def add_token(
+            number: tf.Tensor, token: tf.Tensor, ids: tf.Tensor, own: Any
+        ) -> tuple[Any, ...]:
             state, own = writer.go_on(tf.maximum(token, 0), number, past, own)
             after = tf.where(is_over(token, number), NOTHING, pick(state, number))
             ids = tf.where((tf.range(BLOCK) == number)[None], after[:, None], ids)
@@ -94,17 +102,23 @@ def generating(writer: Writer, end_ids: Sequence[int]) -> Any:
     return _signature(generate, [*writer.prompt, *SAMPLING])
 
 
-def classifying(classify: Callable[..., Any], prompt: Sequence[Any]) -> Any:
+def classifying(
+    classify: Callable[..., tf.Tensor], prompt: Sequence[tf.TensorSpec]
+) -> "tf.types.experimental.ConcreteFunction":
     """A signature: a prompt in, scores [b, labels] float32 out."""
     return _signature(lambda **given: {"scores": classify(**given)}, prompt)
 
 
-def _signature(function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+def _signature(
+    function: Callable[..., dict[str, tf.Tensor]], inputs: Sequence[tf.TensorSpec]
+) -> "tf.types.experimental.ConcreteFunction":
     named = {each.name: each for each in inputs}
     return tf.function(function, autograph=False).get_concrete_function(**named)
 
 
-def _pick(logits: Any, temperature: Any, top_p: Any, seed: Any) -> Any:
+def _pick(
+    logits: tf.Tensor, temperature: tf.Tensor, top_p: tf.Tensor, seed: tf.Tensor
+) -> tf.Tensor:
     greedy = tf.argmax(logits, axis=-1, output_type=tf.int32)
     is_drawn = temperature > 0
     return tf.cond(
@@ -114,7 +128,9 @@ def _pick(logits: Any, temperature: Any, top_p: Any, seed: Any) -> Any:
     )
 
 
-def _draw(logits: Any, temperature: Any, top_p: Any, seed: Any) -> Any:
+def _draw(
+    logits: tf.Tensor, temperature: tf.Tensor, top_p: tf.Tensor, seed: tf.Tensor
+) -> tf.Tensor:
     """Tokens [b] out of each turn's nucleus (arXiv 1904.09751), each with its own random numbers,
     whatever it is batched with.
     """

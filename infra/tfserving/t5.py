@@ -17,7 +17,7 @@ from turnmill.infra.tfserving.checkpoint import Checkpoint
 from turnmill.infra.tfserving.signatures import BLOCK, UNSEEN, spec
 
 #: By `feed_forward_proj`: what is done to the first of these products; a second one gates it.
-FEED_FORWARD: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
+FEED_FORWARD: dict[str, tuple[Callable[[tf.Tensor], tf.Tensor], list[str]]] = {
     "relu": (tf.nn.relu, ["wi"]),
     "gated-gelu": (lambda x: tf.nn.gelu(x, approximate=True), ["wi_0", "wi_1"]),
 }
@@ -66,9 +66,13 @@ class Seen:
     [b|1, heads|1, t|1, s].
     """
 
-    keys: Any
-    values: Any
-    bias: Any
+    keys: tf.Tensor
+    values: tf.Tensor
+    bias: tf.Tensor
+
+
+#: The keys and the values of each layer that a block fills.
+Own = list[tuple[tf.Tensor, tf.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ class Past:
     """The prompt as each layer of the decoder sees it, and how long the reply was [b]."""
 
     prompt: list[Seen]
-    length: Any
+    length: tf.Tensor
 
 
 class T5:
@@ -94,8 +98,12 @@ class T5:
         self.weights = _arrange(checkpoint, self._shape)
 
     def begin(
-        self, input_ids: Any, length: Any, decoder_input_ids: Any, decoder_length: Any
-    ) -> tuple[Any, Past, Any]:
+        self,
+        input_ids: tf.Tensor,
+        length: tf.Tensor,
+        decoder_input_ids: tf.Tensor,
+        decoder_length: tf.Tensor,
+    ) -> tuple[tf.Tensor, Past, Own]:
         read, count = self._read(input_ids, length), tf.shape(decoder_input_ids)[1]
         past = Past(read, decoder_length)
         room = tf.zeros_like(read[0].keys[:, :1]) + tf.zeros([1, count + BLOCK, 1, 1])
@@ -103,17 +111,19 @@ class T5:
         state, own = self._write(decoder_input_ids, tf.range(count)[None], past, empty)
         return tf.gather(state, decoder_length - 1, axis=1, batch_dims=1), past, own
 
-    def go_on(self, token: Any, number: Any, past: Past, own: Any) -> tuple[Any, Any]:
+    def go_on(
+        self, token: tf.Tensor, number: tf.Tensor, past: Past, own: Own
+    ) -> tuple[tf.Tensor, Own]:
         position = past.length + number - 1
         state, own = self._write(token[:, None], position[:, None], past, own)
         return state[:, 0], own
 
-    def logits(self, state: Any) -> Any:
+    def logits(self, state: tf.Tensor) -> tf.Tensor:
         head = "head" if "head" in self.weights else "embedding"
         state *= self._shape.scale
         return tf.matmul(state, self.weights[head], transpose_b=head == "embedding")
 
-    def _read(self, ids: Any, length: Any) -> list[Seen]:
+    def _read(self, ids: tf.Tensor, length: tf.Tensor) -> list[Seen]:
         """Prompts [b, n], padded at the end by anything, of `length` [b] tokens."""
         positions, state = tf.range(tf.shape(ids)[1]), tf.gather(self.weights["embedding"], ids)
         padding = UNSEEN * tf.cast(positions[None] >= length[:, None], tf.float32)[:, None, None]
@@ -130,7 +140,9 @@ class T5:
         ]
         return [Seen(k, v, padding) for k, v in both]
 
-    def _write(self, ids: Any, positions: Any, past: Past, own: Any) -> tuple[Any, Any]:
+    def _write(
+        self, ids: tf.Tensor, positions: tf.Tensor, past: Past, own: Own
+    ) -> tuple[tf.Tensor, Own]:
         """States [b, t, hidden] after tokens [b, t] at `positions` [b|1, t] of the reply, whose
         keys and values [b, s, …] of each layer take their places in `own`.
         """
@@ -149,7 +161,7 @@ class T5:
             state += self._feed_forward(name, self._norm(f"{name}.2", state))
         return self._norm("decoder", state), after
 
-    def _heads(self, name: str, state: Any) -> list[Any]:
+    def _heads(self, name: str, state: tf.Tensor) -> list[tf.Tensor]:
         """As many of [b, t, heads, head size] as the matrix makes: queries, keys, values."""
         shape = self._shape
         flat = tf.matmul(state, self.weights[name])
@@ -157,7 +169,7 @@ class T5:
         sizes = [*tf.unstack(tf.shape(flat)[:2]), shape.heads, shape.head_size]
         return [tf.reshape(part, sizes) for part in tf.split(flat, count, axis=-1)]
 
-    def _attend(self, name: str, q: Any, seen: Seen) -> Any:
+    def _attend(self, name: str, q: tf.Tensor, seen: Seen) -> tf.Tensor:
         """What the queries look up. T5's scores are not divided by the root of their size."""
         scores = tf.einsum("bthd,bshd->bhts", q, seen.keys) + seen.bias
         looked_up = tf.einsum("bhts,bshd->bthd", tf.nn.softmax(scores), seen.values)
@@ -165,20 +177,20 @@ class T5:
         flat = tf.reshape(looked_up, [*tf.unstack(tf.shape(q)[:2]), width])
         return tf.matmul(flat, self.weights[name])
 
-    def _feed_forward(self, name: str, state: Any) -> Any:
+    def _feed_forward(self, name: str, state: tf.Tensor) -> tf.Tensor:
         activate, parts = FEED_FORWARD[self._shape.feed_forward]
         first, *gates = (tf.matmul(state, self.weights[f"{name}.{part}"]) for part in parts)
         mixed = activate(first) * gates[0] if gates else activate(first)
         return tf.matmul(mixed, self.weights[f"{name}.wo"])
 
-    def _bias(self, side: str, positions: Any, places: Any) -> Any:
+    def _bias(self, side: str, positions: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
         """For tokens at `positions` [b|1, t] that look at `places` [s]: [b|1, heads, t, s]."""
         furthest = self._shape.furthest
         distances = tf.clip_by_value(places - positions[..., None], -furthest, furthest)
         found = tf.gather(self.weights[f"{side}.bias"], distances + furthest)
         return tf.transpose(found, [0, 3, 1, 2])
 
-    def _norm(self, name: str, x: Any) -> Any:
+    def _norm(self, name: str, x: tf.Tensor) -> tf.Tensor:
         mean = tf.reduce_mean(tf.square(x), axis=-1, keepdims=True)
         return x * tf.math.rsqrt(mean + self._shape.epsilon) * self.weights[f"{name}.norm"]
 
@@ -204,14 +216,14 @@ def buckets(shape: Shape, *, is_encoder: bool) -> list[int]:
     return [kind(distance) for distance in range(-shape.furthest, shape.furthest + 1)]
 
 
-def _put(places: Any, new: Any, positions: Any) -> Any:
+def _put(places: tf.Tensor, new: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     """`places` [b, s, …] with `new` [b, t, …] at `positions` [b|1, t]."""
     is_at = tf.one_hot(positions, tf.shape(places)[1])
     moved = tf.einsum("bts,bthd->bshd", is_at + tf.zeros_like(new[:, :, 0, :1]), new)
     return tf.where(tf.reduce_any(is_at > 0, axis=1)[..., None, None], moved, places)
 
 
-def _arrange(checkpoint: Checkpoint, shape: Shape) -> dict[str, Any]:
+def _arrange(checkpoint: Checkpoint, shape: Shape) -> dict[str, tf.Variable]:
     """tf.Variables by our names."""
     if not checkpoint.is_a("T5ForConditionalGeneration"):
         raise ValueError("only T5ForConditionalGeneration writes")
@@ -228,7 +240,9 @@ def _arrange(checkpoint: Checkpoint, shape: Shape) -> dict[str, Any]:
     return weights
 
 
-def _arrange_layer(checkpoint: Checkpoint, shape: Shape, side: str, layer: int) -> dict[str, Any]:
+def _arrange_layer(
+    checkpoint: Checkpoint, shape: Shape, side: str, layer: int
+) -> dict[str, tf.Variable]:
     source, name = f"{side}.block.{layer}.layer", f"{side}.{layer}"
     matrix, parts = checkpoint.matrix, 3 if side == "decoder" else 2
     weights = {
