@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.records.base import Reading, Record
 
 if TYPE_CHECKING:
     from openpyxl import Workbook
-    from openpyxl.worksheet._read_only import ReadOnlyWorksheet
 
 #: Rows of a sheet: Excel's limit.
 MAX_ROWS = 1_048_576
@@ -82,8 +81,8 @@ def _records(reading: Reading) -> Iterator[Record]:
             yield line, dict(zip(names, padded, strict=False))
 
 
-def _sheet(book: "Workbook", reading: Reading) -> "ReadOnlyWorksheet":
-    """The named sheet, or the first one."""
+def _sheet(book: "Workbook", reading: Reading) -> Any:
+    """The named sheet, or the first one. The class of sheets that are read has no public name."""
     sheets = {sheet.title: sheet for sheet in book.worksheets}
     if not sheets:
         raise InvalidInput(f"'{reading.path.name}' has no sheet with cells.")

@@ -21,14 +21,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import Any
 from urllib.parse import urlsplit
 
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.workers.delivery.base import pause_s
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 #: More of an answer's body is not read.
 MAX_BODY = 65_536
@@ -267,7 +264,8 @@ class _Received(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: "WriteableBuffer") -> int:
+    #: Whatever can be written into, which has no name before Python 3.12.
+    def readinto(self, buffer: Any) -> int:
         return self._bounded.in_time().recv_into(buffer)
 
 
