@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -36,7 +36,7 @@ class BaseModelRecord(_Part):
 class StepRecord(_Part):
     kind: str
     #: What the step tells of its work.
-    told: dict[str, Any]
+    told: dict[str, object]
 
 
 class Manifest(_Part):

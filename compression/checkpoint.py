@@ -10,7 +10,10 @@ from turnmill.compression.step import State, WeightFormat
 from turnmill.schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from turnmill.compression.quantize.affine import PackedWeight
 
 #: What a step's folder holds.
 MODEL = "model"
@@ -73,7 +76,7 @@ def save_state(state: State, told: Mapping[str, object], folder: Path) -> None:
 
 def told_by(folder: Path) -> dict[str, object]:
     """Return what the step that left this folder told the report."""
-    told: dict[str, Any] = json.loads((folder / _STATE).read_text())["told"]
+    told: dict[str, object] = json.loads((folder / _STATE).read_text())["told"]
     return told
 
 
@@ -94,7 +97,9 @@ def restore_packed(state: State, folder: Path) -> None:
     state.format = content["format"]
 
 
-def tensors_of(packed: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def tensors_of(
+    packed: "Mapping[str, PackedWeight]",
+) -> "tuple[dict[str, Tensor], dict[str, dict[str, object]]]":
     """Return the tensors of packed weights by NAME:PART, and each weight's grid as JSON."""
     tensors, grids = {}, {}
     for name, weight in packed.items():
@@ -106,7 +111,9 @@ def tensors_of(packed: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     return tensors, grids
 
 
-def packed_from(tensors: Mapping[str, Any], grids: Mapping[str, Any]) -> dict[str, Any]:
+def packed_from(
+    tensors: "Mapping[str, Tensor]", grids: Mapping[str, Mapping[str, Any]]
+) -> "dict[str, PackedWeight]":
     """Return the packed weights that `tensors_of` took apart."""
     from turnmill.compression.quantize.affine import (  # type: ignore[import-not-found,unused-ignore]
         Grid,

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from turnmill.compression.artifact import (
     PARTIAL,
@@ -44,6 +44,9 @@ from turnmill.compression.store import ModelStore, check_name
 from turnmill.compression.texts import Conversation, Texts, make_texts
 from turnmill.schemas.errors import InvalidInput
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 #: Libraries whose versions decide what a step computes.
 LIBRARIES = (
     "turnmill",
@@ -65,7 +68,7 @@ REPORT = "report"
 @dataclass(frozen=True)
 class Evaluation:
     #: As JSON; None if nothing was measured.
-    report: dict[str, Any] | None
+    report: dict[str, object] | None
     #: A sentence for each limit that the artifact misses.
     misses: tuple[str, ...] = ()
 
@@ -234,7 +237,7 @@ class _Run:
             restore_packed(state, before)
         return state
 
-    def _teacher(self) -> Any:
+    def _teacher(self) -> "PreTrainedModel":
         return load_model(self._job.base)
 
     def _save_final(self, folder: Path) -> None:

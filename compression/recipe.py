@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -194,7 +194,7 @@ def _pairs(flags: Sequence[str], flag: str) -> dict[str, object]:
     return pairs
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     """A TOML value where it is one; else the text itself, so that names need no quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]

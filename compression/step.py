@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,6 +18,7 @@ from turnmill.schemas.errors import InvalidInput, SettingsError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from turnmill.compression.quantize.affine import PackedWeight
     from turnmill.compression.texts import Texts
 
 #: How the linear layers of a model are saved. `bnb-…` are the formats of bitsandbytes, the other
@@ -60,7 +61,7 @@ class State:
     seed: int
     #: By name of the linear layer, the `PackedWeight` (integers and scales) that its weight was
     #: rounded to. The model holds the same numbers dequantized. Steps that change weights clear it.
-    packed: dict[str, Any] = field(default_factory=dict)
+    packed: "dict[str, PackedWeight]" = field(default_factory=dict)
     format: WeightFormat = "dense"
     #: What the weights that are not quantized are saved in.
     dtype: Dtype = "bfloat16"

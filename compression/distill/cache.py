@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from turnmill.compression.distill.losses import TopProbabilities, top_probabilities
 from turnmill.compression.step import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Windows the teacher reads at once. Part of the result: batching changes the last bits.
 _BATCH = 8
@@ -57,7 +60,9 @@ class TeacherCache:
             torch.from_numpy(self._rest[picked].astype(np.float32)),
         )
 
-    def _array(self, name: str, kind: str, shape: tuple[int, ...]) -> Any:
+    def _array(
+        self, name: str, kind: str, shape: tuple[int, ...]
+    ) -> np.memmap[tuple[int, ...], np.dtype[np.generic]]:
         path = self._folder / name
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
         if not path.exists() or path.stat().st_size != size:
@@ -91,7 +96,7 @@ class TeacherCache:
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def cache_teacher(
-    load: Callable[[], Any],
+    load: "Callable[[], PreTrainedModel]",
     windows: Tensor,
     folder: Path,
     progress: Progress,

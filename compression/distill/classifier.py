@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +21,9 @@ from turnmill.compression.distill.students import from_layers
 from turnmill.compression.distill.training import Loss, TrainingOptions, train
 from turnmill.compression.step import Progress
 from turnmill.schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Made-up support tickets of eight intents.
 SAMPLE = Path(__file__).parents[1] / "recipes" / "intents.jsonl"
@@ -60,7 +63,7 @@ class _Encoded:
     mask: Tensor
     labels: Tensor
 
-    def logits(self, model: Any, rows: Tensor) -> Tensor:
+    def logits(self, model: "PreTrainedModel", rows: Tensor) -> Tensor:
         found: Tensor = model(input_ids=self.ids[rows], attention_mask=self.mask[rows]).logits
         return found.float()
 
@@ -123,7 +126,7 @@ def distil_classifier(
     *,
     seed: int,
     progress: Progress,
-) -> Mapping[str, Any]:
+) -> Mapping[str, object]:
     """Train a teacher on the labels, distil a student from it, and save the student to `folder`.
 
     A checkpoint that is a classifier of these labels already is used as the teacher as it is.
@@ -144,7 +147,7 @@ def distil_classifier(
     known, unknown = (_encode(part, labels, tokenizer, options) for part in (training, held_out))
     teacher, is_trained = _load_teacher(base, labels, tokenizer, seed)
 
-    def run(model: Any, loss: Loss, part: str) -> None:
+    def run(model: "PreTrainedModel", loss: Loss, part: str) -> None:
         train(
             model,
             len(training),
@@ -181,7 +184,7 @@ def labels_loss(examples: _Encoded) -> Loss:
 def opinion_loss(examples: _Encoded, opinions: Tensor, options: ClassifierOptions) -> Loss:
     """Return the loss of the labels and of the teacher's logits `[n, classes]`."""
 
-    def loss(model: Any, rows: Tensor) -> Tensor:
+    def loss(model: "PreTrainedModel", rows: Tensor) -> Tensor:
         return combined_loss(
             examples.logits(model, rows),
             opinions[rows],
@@ -194,20 +197,23 @@ def opinion_loss(examples: _Encoded, opinions: Tensor, options: ClassifierOption
     return loss
 
 
-def accuracy(model: Any, examples: _Encoded) -> float:
+def accuracy(model: "PreTrainedModel", examples: _Encoded) -> float:
     """Return the share of examples whose likeliest label is the right one."""
     right = _opinions(model, examples).argmax(-1) == examples.labels
     return round(float(right.float().mean()), 4)
 
 
-def _opinions(model: Any, examples: _Encoded) -> Tensor:
+def _opinions(model: "PreTrainedModel", examples: _Encoded) -> Tensor:
     batches = torch.arange(len(examples.labels)).split(32)
     with torch.no_grad():
         return torch.cat([examples.logits(model, rows) for rows in batches])
 
 
 def _encode(
-    examples: Sequence[Example], labels: list[str], tokenizer: Any, options: ClassifierOptions
+    examples: Sequence[Example],
+    labels: list[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    options: ClassifierOptions,
 ) -> _Encoded:
     encoded = tokenizer(
         [each.text for each in examples],
@@ -220,7 +226,9 @@ def _encode(
     return _Encoded(encoded["input_ids"], encoded["attention_mask"], numbers)
 
 
-def _load_teacher(base: Path, labels: list[str], tokenizer: Any, seed: int) -> tuple[Any, bool]:
+def _load_teacher(
+    base: Path, labels: list[str], tokenizer: "PreTrainedTokenizerBase", seed: int
+) -> "tuple[PreTrainedModel, bool]":
     """Return the classifier, and whether the checkpoint already knows these labels."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 

@@ -4,7 +4,7 @@ It makes a teacher, adapts a model to a domain, and recovers what other steps lo
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -14,8 +14,11 @@ from turnmill.compression.prune.l1 import penalty
 from turnmill.compression.prune.masks import KeptZeros
 from turnmill.compression.step import Progress, State
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def next_token_loss(model: Any, windows: Tensor) -> Tensor:
+
+def next_token_loss(model: "PreTrainedModel", windows: Tensor) -> Tensor:
     """Return the mean cross-entropy of each token of the windows `[n, length]` after the first."""
     logits = model(input_ids=windows, use_cache=False).logits
     return hard_loss(logits[:, :-1].float(), windows[:, 1:])

@@ -3,13 +3,17 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 #: The adapter's output is scaled by alpha / rank.
 _ALPHA_PER_RANK = 2
 
 
-def attach(model: Any, rank: int) -> Any:
+def attach(model: "PreTrainedModel", rank: int) -> "PreTrainedModel":
     """Freeze the model and put adapters of this rank beside every linear layer but the head."""
     from peft import LoraConfig, get_peft_model
 
@@ -21,7 +25,7 @@ def attach(model: Any, rank: int) -> Any:
         return get_peft_model(model, config)
 
 
-def merge(adapted: Any) -> Any:
+def merge(adapted: "PeftModel") -> "PreTrainedModel":
     """Add the adapters to the weights they stand beside, and return the plain model."""
     with _quiet():
         return adapted.merge_and_unload()

@@ -11,13 +11,17 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from turnmill.compression.distill.finetune import rows_of_length
 from turnmill.compression.prune.masks import KeptZeros
 from turnmill.compression.step import Options, Progress, State
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+    from trl import DistillationTrainer
 
 
 class OnPolicyOptions(Options):
@@ -43,7 +47,7 @@ class OnPolicy:
 
     def __call__(
         self, state: State, options: OnPolicyOptions, progress: Progress
-    ) -> Mapping[str, Any]:
+    ) -> Mapping[str, object]:
         state.model.float()
         with _quiet():
             trainer = _trainer(state, options)
@@ -55,7 +59,7 @@ class OnPolicy:
         return {"steps": done.global_step, "loss": round(done.training_loss, 4)}
 
 
-def _trainer(state: State, options: OnPolicyOptions) -> Any:
+def _trainer(state: State, options: OnPolicyOptions) -> "DistillationTrainer":
     """Return trl's trainer, which neither saves, logs nor reports."""
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -96,12 +100,12 @@ def _trainer(state: State, options: OnPolicyOptions) -> Any:
     return trainer
 
 
-def _watch(zeros: KeptZeros, progress: Progress) -> Any:
+def _watch(zeros: KeptZeros, progress: Progress) -> "TrainerCallback":
     """After each step, set pruned weights back to zero and report progress."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, *_: Any, **__: Any) -> None:
+        def on_step_end(self, *_: object, **__: object) -> None:
             zeros.restore()
             progress.advance()
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -16,6 +16,9 @@ from turnmill.compression.distill.training import Loss, TrainingOptions, train
 from turnmill.compression.distill.written import written_windows
 from turnmill.compression.step import Progress, State
 from turnmill.schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class DistillOptions(TrainingOptions):
@@ -64,7 +67,7 @@ class Distill:
 
     def __call__(
         self, state: State, options: DistillOptions, progress: Progress
-    ) -> Mapping[str, Any]:
+    ) -> Mapping[str, object]:
         before = state.model
         state.model = _student(state, options, progress)
         load = state.teacher if options.teacher == "base" else lambda: before
@@ -73,11 +76,11 @@ class Distill:
 
 def learn(
     state: State,
-    load_teacher: Callable[[], Any],
+    load_teacher: "Callable[[], PreTrainedModel]",
     options: DistillOptions,
     progress: Progress,
     folder: Path,
-) -> Mapping[str, Any]:
+) -> Mapping[str, object]:
     """Train the state's model on what the teacher says of the training windows.
 
     The teacher's probabilities are kept in the step's folder, the checkpoint in `folder`: a step
@@ -125,7 +128,7 @@ def learn(
 def distillation(windows: Tensor, teacher: TeacherCache, alpha: float, temperature: float) -> Loss:
     """Return the loss of a student of language: alpha · hard + (1 - alpha) · soft."""
 
-    def loss(model: Any, rows: Tensor) -> Tensor:
+    def loss(model: "PreTrainedModel", rows: Tensor) -> Tensor:
         batch = windows[rows]
         logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
         hard = hard_loss(logits, batch[:, 1:])
@@ -135,7 +138,7 @@ def distillation(windows: Tensor, teacher: TeacherCache, alpha: float, temperatu
     return loss
 
 
-def _student(state: State, options: DistillOptions, progress: Progress) -> Any:
+def _student(state: State, options: DistillOptions, progress: Progress) -> "PreTrainedModel":
     if options.student is not None:
         return students.from_checkpoint(options.student, state.tokenizer)
     student = state.model

@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from turnmill.compression.prune.narrow import narrow_mlp
 from turnmill.compression.prune.structured import decoder_layers, evenly_spaced, keep_layers
@@ -59,7 +59,9 @@ def from_checkpoint(path: Path, tokenizer: "PreTrainedTokenizerBase") -> "PreTra
     return student
 
 
-def require_same_tokenizer(teacher: Any, student: Any, name: str) -> None:
+def require_same_tokenizer(
+    teacher: "PreTrainedTokenizerBase", student: "PreTrainedTokenizerBase", name: str
+) -> None:
     """Refuse a student that numbers its tokens in another way than the teacher.
 
     Raises:

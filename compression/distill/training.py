@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field, model_validator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: `loss(model, rows)`: the mean loss of the examples with these row numbers.
-Loss = Callable[[Any, Tensor], Tensor]
+Loss = Callable[["PreTrainedModel", Tensor], Tensor]
 
 #: Called after each step with its learning rate, to keep the weights within bounds.
 Constraint = Callable[[float], None]
@@ -130,7 +130,7 @@ class _Run:
 
     def __init__(
         self,
-        network: Any,
+        network: "PreTrainedModel",
         loss: Loss,
         constraints: list[Constraint],
         options: TrainingOptions,
@@ -251,7 +251,9 @@ def _order(seed: int, epoch: int, rows: int) -> Tensor:
 
 
 @contextmanager
-def _trainable(model: Any, options: TrainingOptions, seed: int) -> Iterator[Any]:
+def _trainable(
+    model: "PreTrainedModel", options: TrainingOptions, seed: int
+) -> "Iterator[PreTrainedModel]":
     """Yield the network to train: the model, or the model with adapters, merged afterwards."""
     network = model
     if options.lora:
@@ -276,7 +278,7 @@ def _trainable(model: Any, options: TrainingOptions, seed: int) -> Iterator[Any]
         model.eval()
 
 
-def _constraints(model: Any, options: TrainingOptions) -> list[Constraint]:
+def _constraints(model: "PreTrainedModel", options: TrainingOptions) -> list[Constraint]:
     found: list[Constraint] = []
     if options.l1:
         found.append(lambda rate: l1.shrink(model, options.l1 * rate))

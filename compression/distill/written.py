@@ -6,18 +6,21 @@ student general where the user's dialogues alone would narrow it, and need no ot
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from turnmill.compression.step import Progress
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _BATCH = 32
 
 
 def written_windows(
-    load: Callable[[], Any],
+    load: "Callable[[], PreTrainedModel]",
     count: int,
     length: int,
     *,
@@ -47,7 +50,9 @@ def written_windows(
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def _write(model: Any, count: int, length: int, seed: int, progress: Progress) -> Tensor:
+def _write(
+    model: "PreTrainedModel", count: int, length: int, seed: int, progress: Progress
+) -> Tensor:
     progress.start(count, "teacher writes")
     found = []
     with torch.random.fork_rng(devices=[]):

@@ -7,7 +7,7 @@ https://github.com/ggml-org/llama.cpp/blob/master/convert_hf_to_gguf.py
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from turnmill.compression.formats.gguf import (
     BLOCK,
@@ -21,6 +21,14 @@ from turnmill.compression.formats.gguf import (
 )
 from turnmill.compression.step import Progress, State
 from turnmill.schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from turnmill.compression.quantize.affine import PackedWeight
 
 #: Architectures of transformers that GGUF knows by the same name.
 ARCHITECTURES = ("llama", "qwen2")
@@ -63,7 +71,7 @@ def _weights(name: str) -> Weights:
 
 def _tensors(
     state: State,
-    parameters: Mapping[str, Any],
+    parameters: "Mapping[str, torch.Tensor]",
     kind: Weights,
     exact: list[str],
     progress: Progress,
@@ -94,7 +102,9 @@ def _tensors(
             yield _rounded(new_name, _in_order(name, saved, config), kind)
 
 
-def _exact_blocks(packed: Any, kind: Weights) -> tuple[Any, Any, int] | None:
+def _exact_blocks(
+    packed: "PackedWeight", kind: Weights
+) -> "tuple[NDArray[np.int8], NDArray[np.float32], int] | None":
     """Integers, a scale for each block and its type; None if the format cannot hold them."""
     import numpy
 
@@ -109,7 +119,7 @@ def _exact_blocks(packed: Any, kind: Weights) -> tuple[Any, Any, int] | None:
     return integers, numpy.broadcast_to(blocks, (len(integers), blocks.shape[1])), block_kind
 
 
-def _rounded(name: str, value: Any, kind: Weights) -> Tensor:
+def _rounded(name: str, value: "NDArray[np.float32]", kind: Weights) -> Tensor:
     """Vectors stay in 32 bits, embeddings and what a quantized recipe left alone in 16."""
     import gguf
     import numpy
@@ -123,13 +133,15 @@ def _rounded(name: str, value: Any, kind: Weights) -> Tensor:
     return Tensor(name, gguf.quantize(value, block_kind), int(block_kind))
 
 
-def _in_order(name: str, value: Any, config: Any) -> Any:
+def _in_order(
+    name: str, value: "torch.Tensor", config: "PretrainedConfig"
+) -> "NDArray[np.float32]":
     """The parameter as float32 numpy array, its rows as GGUF has them."""
-    array = value.detach().float().numpy()
+    array: NDArray[np.float32] = value.detach().float().numpy()
     return array[_row_order(name, len(array), config)]
 
 
-def _row_order(name: str, rows: int, config: Any) -> Any:
+def _row_order(name: str, rows: int, config: "PretrainedConfig") -> "NDArray[np.intp]":
     """Llama's queries and keys: GGUF interleaves the two halves of a head that rotate together."""
     import numpy
 
@@ -183,7 +195,9 @@ def _metadata(state: State, kind: Weights) -> dict[str, Entry]:
     }
 
 
-def _tokenizer_metadata(tokenizer: Any, vocabulary_size: int) -> dict[str, Entry]:
+def _tokenizer_metadata(
+    tokenizer: "PreTrainedTokenizerBase", vocabulary_size: int
+) -> dict[str, Entry]:
     """Byte-level BPE, as GPT-2, Llama 3, Qwen and SmolLM have it."""
     import json
 

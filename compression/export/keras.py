@@ -11,16 +11,19 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import keras
 
 #: float32 [n, features].
 Rows = NDArray[numpy.float32]
 
 
-def to_float16(model: Any) -> bytes:
+def to_float16(model: "keras.Model") -> bytes:
     """Return the model as a .tflite file whose weights are float16."""
     import tensorflow as tf
 
@@ -46,7 +49,7 @@ def run(content: bytes, inputs: Rows) -> Rows:
     return numpy.stack(answers)
 
 
-def trained_classifier(seed: int = 0) -> tuple[Any, Rows]:
+def trained_classifier(seed: int = 0) -> "tuple[keras.Model, Rows]":
     """Train a classifier of points by their angle; return it and the points, float32 [n, 2]."""
     import keras
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, Literal
+from typing import Literal
 
 from turnmill.compression.step import Options, Progress, State
 from turnmill.schemas.errors import SettingsError
@@ -38,5 +38,5 @@ class Export:
                 f"Exporting to {options.to} needs '{error.name}', which is not installed; "
                 "see docs/compression.md."
             ) from error
-        told: Mapping[str, Any] = exporter(state, folder, options.weights, progress)
+        told: Mapping[str, object] = exporter(state, folder, options.weights, progress)
         return told

@@ -1,11 +1,14 @@
 """A causal language model as one function of a window of tokens, for converters that trace."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from turnmill.compression.step import State
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Tokens that an exported file reads at once.
 WINDOW = 64
@@ -14,7 +17,7 @@ WINDOW = 64
 class Window(nn.Module):  # type: ignore[misc]
     """A causal language model on one window, with its mask computed rather than looked up."""
 
-    def __init__(self, model: Any, length: int) -> None:
+    def __init__(self, model: "PreTrainedModel", length: int) -> None:
         super().__init__()
         self.model = model
         mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)

@@ -9,9 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from turnmill.schemas.errors import SettingsError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from gguf import ReaderTensor
+    from numpy.typing import NDArray
 
 MAGIC = b"GGUF"
 
@@ -73,7 +78,7 @@ VOCABULARY_TENSORS = ("token_embd.weight", "output.weight")
 @dataclass(frozen=True, slots=True)
 class Header:
     #: Scalars and strings; the arrays, such as the vocabulary, are left out.
-    metadata: dict[str, Any]
+    metadata: dict[str, object]
     #: Numbers of the tensor types that occur.
     tensor_types: frozenset[int]
     #: Bytes that a complete file has, at least.
@@ -153,8 +158,8 @@ def rewrite(source: Path, target: Path, weights: Weights) -> None:
 class Entry:
     """A value of the metadata with its `GGUFValueType`; of an array also that of its items."""
 
-    value: Any
-    type: Any
+    value: object
+    type: object
     item_type: object = None
 
 
@@ -162,7 +167,7 @@ class Entry:
 class Tensor:
     name: str
     #: A numpy array: numbers in the shape of the tensor, or the bytes of quantized rows.
-    data: Any
+    data: "NDArray[np.generic]"
     #: Its number as a `GGMLQuantizationType`.
     type: int
 
@@ -188,7 +193,9 @@ def write(target: Path, entries: Mapping[str, Entry], tensors: Iterable[Tensor])
         writer.close()
 
 
-def pack_blocks(integers: Any, scales: Any, kind: int) -> Any:
+def pack_blocks(
+    integers: "NDArray[np.int8]", scales: "NDArray[np.float32]", kind: int
+) -> "NDArray[np.generic]":
     """Lay integers out as rows of Q8_0 or Q4_0 blocks, without rounding them anew.
 
     Args:
@@ -202,6 +209,7 @@ def pack_blocks(integers: Any, scales: Any, kind: int) -> Any:
     import numpy
 
     rows = len(integers)
+    content: NDArray[np.generic]
     blocks = integers.reshape(rows, -1, BLOCK)
     scale_bytes = scales.astype(numpy.float16)[..., None].view(numpy.uint8)
     if kind == Q8_0:
@@ -212,7 +220,7 @@ def pack_blocks(integers: Any, scales: Any, kind: int) -> Any:
     return numpy.concatenate([scale_bytes, content], axis=-1).reshape(rows, -1)
 
 
-def _rewritten(tensor: Any, weights: Weights) -> Tensor:
+def _rewritten(tensor: "ReaderTensor", weights: Weights) -> Tensor:
     import gguf
 
     kind = gguf.GGMLQuantizationType(_new_type(tensor, weights))
@@ -222,7 +230,7 @@ def _rewritten(tensor: Any, weights: Weights) -> Tensor:
     return Tensor(tensor.name, data, int(kind))
 
 
-def _new_type(tensor: Any, weights: Weights) -> int:
+def _new_type(tensor: "ReaderTensor", weights: Weights) -> int:
     """Vectors, such as norms, are few and stay exact."""
     kind = int(tensor.tensor_type)
     is_matrix = len(tensor.shape) > 1 and int(tensor.shape[0]) % 32 == 0

@@ -5,13 +5,16 @@ weight is pruned. Of equal scores the first is pruned first, so masks do not dep
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from turnmill.compression.calibration import linears_of
 from turnmill.schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def prune_lowest(scores: Tensor, count: int) -> Tensor:
 class KeptZeros:
     """The zeros of a model's linear layers, to be restored after each step of training."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: "PreTrainedModel") -> None:
         self._kept = [(each.weight, each.weight != 0) for each in linears_of(model).values()]
 
     @property

@@ -5,7 +5,7 @@ layer is judged on what the narrowed one says.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from turnmill.compression.prune.structured import (
 )
 from turnmill.compression.step import Progress
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 #: MLP channels are kept in multiples of this, which blocks of quantized weights divide.
 CHANNELS = 64
 
@@ -30,7 +33,9 @@ CHANNELS = 64
 _Choice = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def narrow_mlp(model: Any, windows: Tensor, share: float, progress: Progress) -> Any:
+def narrow_mlp(
+    model: "PreTrainedModel", windows: Tensor, share: float, progress: Progress
+) -> "PreTrainedModel":
     """Return the model without this share of the channels of every MLP."""
 
     def choose(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +46,9 @@ def narrow_mlp(model: Any, windows: Tensor, share: float, progress: Progress) ->
     return cut_channels(model, kept)
 
 
-def drop_heads(model: Any, windows: Tensor, share: float, progress: Progress) -> Any:
+def drop_heads(
+    model: "PreTrainedModel", windows: Tensor, share: float, progress: Progress
+) -> "PreTrainedModel":
     """Return the model without this share of the key-value groups of every attention."""
     groups = model.config.num_key_value_heads
 
@@ -54,7 +61,7 @@ def drop_heads(model: Any, windows: Tensor, share: float, progress: Progress) ->
 
 
 def _leave(
-    part: str, model: Any, windows: Tensor, choose: _Choice, progress: Progress
+    part: str, model: "PreTrainedModel", windows: Tensor, choose: _Choice, progress: Progress
 ) -> list[Tensor]:
     """Refit each layer's matrix of this name to what is kept; return the kept parts by layer."""
     kept: list[Tensor] = []

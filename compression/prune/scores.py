@@ -4,12 +4,15 @@ Scores have the weight's shape `[out, in]`; the lowest are pruned first.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from turnmill.compression.calibration import linears_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -33,9 +36,9 @@ def wanda(weight: Tensor, norms: Tensor) -> Tensor:
 
 
 def taylor_scores(
-    model: Any,
+    model: "PreTrainedModel",
     windows: Tensor,
-    loss: Callable[[Any, Tensor], Tensor],
+    loss: Callable[["PreTrainedModel", Tensor], Tensor],
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
     """Return Σ |w · g| over calibration windows for every linear layer, by its name.

@@ -1,7 +1,7 @@
 """The steps `prune` and `drop-layers`."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -52,16 +52,17 @@ class Prune:
 
     def __call__(
         self, state: State, options: PruneOptions, progress: Progress
-    ) -> Mapping[str, Any]:
+    ) -> Mapping[str, object]:
         state.become_dense()
-        told: dict[str, Any] = {"recovery": []}
+        recovery = []
         for stage in range(1, options.stages + 1):
             prune_once(state, options, cubic(stage, options.stages, options.sparsity), progress)
             if options.recovery:
                 folder = state.folder / f"stage-{stage}"
                 done = learn(state, state.teacher, options.recovery, progress, folder)
-                told["recovery"].append(dict(done))
-        return told | {
+                recovery.append(dict(done))
+        return {
+            "recovery": recovery,
             "parameters": state.model.num_parameters(),
             "zeros": round(KeptZeros(state.model).share, 4),
         }
@@ -101,7 +102,7 @@ class DropLayers:
 
     def __call__(
         self, state: State, options: DropLayersOptions, progress: Progress
-    ) -> Mapping[str, Any]:
+    ) -> Mapping[str, object]:
         total = len(decoder_layers(state.model))
         progress.start(len(state.texts.calibration), "influence")
         influence = block_influence(state.model, state.texts.calibration, progress.advance)

@@ -9,7 +9,7 @@ new model of the same class. They know the decoder layers of Llama, Mistral, Qwe
 import copy
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,15 @@ from torch.nn.functional import cosine_similarity
 
 from turnmill.schemas.errors import InvalidInput
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 #: Share of the mean diagonal added before a least-squares system is solved.
 _RIDGE = 1e-3
 _LAYER = re.compile(r"(?<=\blayers\.)\d+(?=\.)")
 
 
-def decoder_layers(model: Any) -> nn.ModuleList:
+def decoder_layers(model: "PreTrainedModel") -> nn.ModuleList:
     """Return the decoder layers.
 
     Raises:
@@ -40,7 +43,7 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def block_influence(
-    model: Any, windows: Tensor, advance: Callable[[], None] = lambda: None
+    model: "PreTrainedModel", windows: Tensor, advance: Callable[[], None] = lambda: None
 ) -> list[float]:
     """Return how much each layer turns its input: 1 - mean cosine of input and output.
 
@@ -49,7 +52,7 @@ def block_influence(
     layers = decoder_layers(model)
     total = torch.zeros(len(layers), dtype=torch.float64)
 
-    def measure(place: int, args: tuple[Any, ...], output: Any) -> None:
+    def measure(place: int, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
         after = output[0] if isinstance(output, tuple) else output
         turned = 1 - cosine_similarity(args[0].float(), after.float(), dim=-1)
         total[place] += turned.mean()
@@ -75,7 +78,7 @@ def evenly_spaced(kept: int, layers: int) -> list[int]:
     return [round(i * (layers - 1) / (kept - 1)) for i in range(kept)]
 
 
-def keep_layers(model: Any, kept: Sequence[int]) -> Any:
+def keep_layers(model: "PreTrainedModel", kept: Sequence[int]) -> "PreTrainedModel":
     """Return the model with these of its layers, in their order.
 
     Raises:
@@ -96,7 +99,7 @@ def keep_layers(model: Any, kept: Sequence[int]) -> Any:
             weights[name] = weight
         elif found.group() in place:
             weights[_LAYER.sub(place[found.group()], name)] = weight
-    changes: dict[str, Any] = {"num_hidden_layers": len(layers)}
+    changes: dict[str, object] = {"num_hidden_layers": len(layers)}
     if getattr(model.config, "layer_types", None):
         changes["layer_types"] = [model.config.layer_types[i] for i in layers]
     return _rebuilt(model, weights, **changes)
@@ -155,7 +158,7 @@ def leave_inputs(layer: nn.Linear, gram: Tensor, kept: Tensor) -> None:
     layer.weight[:, kept] = fitted
 
 
-def cut_channels(model: Any, kept: Sequence[Tensor]) -> Any:
+def cut_channels(model: "PreTrainedModel", kept: Sequence[Tensor]) -> "PreTrainedModel":
     """Return the model with these MLP channels of each layer, as many in every layer.
 
     Args:
@@ -170,7 +173,7 @@ def cut_channels(model: Any, kept: Sequence[Tensor]) -> Any:
     return _rebuilt(model, weights, intermediate_size=len(kept[0]))
 
 
-def cut_groups(model: Any, kept: Sequence[Tensor]) -> Any:
+def cut_groups(model: "PreTrainedModel", kept: Sequence[Tensor]) -> "PreTrainedModel":
     """Return the model with these key-value groups of each layer, as many in every layer.
 
     A group is one key head, one value head and the query heads that share them.
@@ -213,7 +216,9 @@ def _take_columns(weights: dict[str, Tensor], layer: str, columns: Tensor) -> No
     weights[f"{layer}.weight"] = weights[f"{layer}.weight"][:, columns]
 
 
-def _rebuilt(model: Any, weights: dict[str, Tensor], **changes: Any) -> Any:
+def _rebuilt(
+    model: "PreTrainedModel", weights: dict[str, Tensor], **changes: object
+) -> "PreTrainedModel":
     """Build a model of the same class from the changed config and weights."""
     config = copy.deepcopy(model.config)
     for name, value in changes.items():

@@ -1,6 +1,6 @@
 """Set single weights of a model to zero: every linear layer gets the same sparsity."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,14 @@ from turnmill.compression.prune.sparsegpt import sparsegpt
 from turnmill.compression.prune.structured import decoder_layers
 from turnmill.compression.step import Progress
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Method = Literal["magnitude", "taylor", "wanda", "sparsegpt"]
 
 
 def prune_weights(
-    model: Any,
+    model: "PreTrainedModel",
     windows: Tensor,
     method: Method,
     sparsity: float,
@@ -47,7 +50,7 @@ def prune_weights(
 
 
 def _prune_layer_by_layer(
-    model: Any,
+    model: "PreTrainedModel",
     windows: Tensor,
     method: Method,
     sparsity: float,

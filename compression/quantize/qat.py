@@ -9,7 +9,7 @@ al., https://arxiv.org/abs/1902.08153).
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from pydantic import model_validator
@@ -24,6 +24,10 @@ from turnmill.compression.quantize.affine import PackedWeight, quantize
 from turnmill.compression.quantize.layers import rounded_tokens
 from turnmill.compression.step import Progress, State
 from turnmill.schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
+    from transformers import PreTrainedModel
 
 
 class QatOptions(DistillOptions):
@@ -75,7 +79,9 @@ def straight_through(values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Te
 class Qat:
     options = QatOptions
 
-    def __call__(self, state: State, options: QatOptions, progress: Progress) -> Mapping[str, Any]:
+    def __call__(
+        self, state: State, options: QatOptions, progress: Progress
+    ) -> Mapping[str, object]:
         if not state.packed or any(each.zeros is not None for each in state.packed.values()):
             raise InvalidInput(
                 "The step 'qat' trains a model that is quantized already: put a step 'quantize' "
@@ -101,8 +107,8 @@ class Qat:
 
 @contextmanager
 def _parametrized(
-    model: Any, roundings: Mapping[str, Rounding], options: QatOptions
-) -> Iterator[Any]:
+    model: "PreTrainedModel", roundings: Mapping[str, Rounding], options: QatOptions
+) -> "Iterator[PreTrainedModel]":
     """Let the linear layers compute with rounded weights; leave the trained ones in place."""
     linears = linears_of(model)
     for name, linear in linears.items():
@@ -114,7 +120,9 @@ def _parametrized(
 
 
 @contextmanager
-def _adapted(model: Any, roundings: Mapping[str, Rounding], options: QatOptions) -> Iterator[Any]:
+def _adapted(
+    model: "PreTrainedModel", roundings: Mapping[str, Rounding], options: QatOptions
+) -> "Iterator[PreTrainedModel]":
     """Let adapters move the weights before they are rounded; leave the sums in place."""
     names = list(linears_of(model))
     network = lora.attach(model, options.lora or 1)
@@ -144,7 +152,7 @@ def _rounded_inputs(state: State) -> Iterator[None]:
         hook.remove()
 
 
-def _rounded_sum(layer: Any) -> Callable[[Tensor], Tensor]:
+def _rounded_sum(layer: "LoraLayer") -> Callable[[Tensor], Tensor]:
     def forward(states: Tensor) -> Tensor:
         weight = layer.base_layer.weight + layer.get_delta_weight("default")
         return functional.linear(states, layer.rounding(weight), layer.base_layer.bias)

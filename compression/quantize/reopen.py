@@ -4,6 +4,7 @@ transformers dequantizes such a folder on the CPU: right for its perplexity, not
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,9 @@ def load_packed(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
     return model.eval()
 
 
-def packed_weights(tensors: dict[str, Tensor], scheme: dict[str, Any]) -> dict[str, PackedWeight]:
+def packed_weights(
+    tensors: dict[str, Tensor], scheme: Mapping[str, Any]
+) -> dict[str, PackedWeight]:
     """Return the integers of each quantized layer, by its name."""
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 

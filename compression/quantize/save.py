@@ -8,13 +8,16 @@ weights with int8 activations. bitsandbytes quantizes and saves its own formats.
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from turnmill.compression.quantize.affine import Grid, PackedWeight
 from turnmill.compression.step import State
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def save_quantized(state: State, folder: Path) -> None:
@@ -32,7 +35,7 @@ def save_quantized(state: State, folder: Path) -> None:
 
 
 def save_compressed_tensors(
-    model: Any,
+    model: "PreTrainedModel",
     packed: Mapping[str, PackedWeight],
     folder: Path,
     *,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -81,7 +81,7 @@ class Quantize:
 
     def __call__(
         self, state: State, options: QuantizeOptions, progress: Progress
-    ) -> Mapping[str, Any]:
+    ) -> Mapping[str, object]:
         state.format = options.format
         state.packed = {}
         if options.method.startswith("bnb"):
