@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 import psycopg
-from psycopg.types.json import Jsonb
+from pydantic import TypeAdapter
 
 from turnmill.producer.capable import refuse_impossible
 from turnmill.producer.media.known import refuse_unknown_files
@@ -23,17 +23,19 @@ from turnmill.schemas.formats.calls import check_tools, demanded_tools
 from turnmill.schemas.formats.checking import check_format
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.joining import all_asked
+from turnmill.schemas.postgres.arrays import array, bytea
 from turnmill.schemas.postgres.database import Cursor, Database, notify_after_commit
 from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.routes import OUTBOX_CHANNEL
 from turnmill.schemas.safety.messages import without_personal
 from turnmill.schemas.safety.policy import Safety
-from turnmill.schemas.store.accept import INSERT_TURNS, OWE_FIRST_HINTS
+from turnmill.schemas.store.accept import INSERT_TURNS
 from turnmill.schemas.store.advance import advance
 from turnmill.schemas.turns import (
     DEFAULT_PARAMS,
     AcceptedTurn,
     GenerationParams,
+    Message,
     TurnRequest,
     TurnState,
 )
@@ -45,6 +47,8 @@ MAX_RACES = 10
 
 #: Parameters that fingerprints of the first release do not have.
 _LATER_PARAMS = ("top_k", "min_p", "repetition_penalty", "template_kwargs")
+
+_MESSAGES = TypeAdapter(tuple[Message, ...])
 
 #: What tells requests apart: tenant and idempotency key, or the id of the turn to be.
 _Key = tuple[UUID, str] | UUID
@@ -173,7 +177,7 @@ def as_stored(cursor: Cursor, request: TurnRequest) -> TurnRequest:
 
 def asked_params(cursor: Cursor, request: TurnRequest) -> dict[str, object]:
     """Return the parameters of a request as its turn would store them. Raises `UnknownBot`."""
-    return _stored(_prepare(cursor, [request])[0].params)
+    return _prepare(cursor, [request])[0].params.model_dump(mode="json", exclude_none=True)
 
 
 def accept_in(
@@ -214,16 +218,23 @@ def _prepare(cursor: Cursor, requests: Sequence[TurnRequest]) -> list[_Entry]:
     # No bot has a name that PostgreSQL cannot store, nor can it be asked for one.
     named = {(each.tenant_id, each.bot) for each in requests if "\0" not in each.bot}
     asked = ([tenant for tenant, _ in named], [name for _, name in named])
-    bots = {(bot.tenant_id, bot.name): bot for bot in fetch(cursor, _Bot, _BOTS, asked)}
+    bots = {
+        (bot.tenant_id, bot.name): (
+            bot,
+            GenerationParams.model_validate(bot.params).over(DEFAULT_PARAMS),
+            Safety.of(bot.safety),
+        )
+        for bot in fetch(cursor, _Bot, _BOTS, asked)
+    }
     entries = []
     for request in requests:
-        bot = bots.get((request.tenant_id, request.bot))
-        if bot is None:
+        known = bots.get((request.tenant_id, request.bot))
+        if known is None:
             raise UnknownBot(f"There is no bot or model '{request.bot}'.", param="model")
-        defaults = GenerationParams.model_validate(bot.params).over(DEFAULT_PARAMS)
+        bot, defaults, safety = known
         entries.append(
             _Entry(
-                _masked(request, Safety.of(bot.safety)),
+                _masked(request, safety),
                 turn_id=new_id(),
                 conversation_id=request.conversation_id or new_id(),
                 bot_id=bot.id,
@@ -262,7 +273,7 @@ def _find_seen(cursor: Cursor, entries: Iterable[_Entry]) -> dict[_Key, _Seen]:
     keys = [key for entry in entries if (key := _key(entry.request))]
     if not keys:
         return {}
-    asked = tuple(list(column) for column in zip(*keys, strict=True))
+    asked = tuple(map(array, zip(*keys, strict=True)))
     return {(row.tenant_id, row.idempotency_key): row for row in fetch(cursor, _Seen, _SEEN, asked)}
 
 
@@ -283,12 +294,9 @@ def _insert(cursor: Cursor, entries: list[_Entry], delay_s: float) -> list[Accep
                 is_duplicate=False,
             )
         )
-    due = [turn.turn_id for turn in accepted if turn.state is TurnState.QUEUED]
-    with cursor.connection.pipeline():
-        cursor.execute(INSERT_TURNS, _columns(entries, accepted))
-        if due:
-            cursor.execute(OWE_FIRST_HINTS, {"turns": due, "delay_s": delay_s})
-            notify_after_commit(cursor, OUTBOX_CHANNEL)
+    cursor.execute(INSERT_TURNS, _columns(entries, accepted) | {"delay_s": delay_s})
+    if any(turn.state is TurnState.QUEUED for turn in accepted):
+        notify_after_commit(cursor, OUTBOX_CHANNEL)
     ended = {turn.conversation_id for turn in accepted if turn.state is TurnState.HANDED_OFF}
     if ended:
         advance(cursor, list(ended))
@@ -309,10 +317,10 @@ def _take_numbers(cursor: Cursor, entries: list[_Entry]) -> dict[UUID, tuple[int
     counts = Counter(entry.conversation_id for entry in entries)
     owners = {e.conversation_id: (e.request.tenant_id, e.bot_id) for e in entries}
     taken = (
-        list(counts),
-        [owners[conversation][0] for conversation in counts],
-        [owners[conversation][1] for conversation in counts],
-        list(counts.values()),
+        array(counts),
+        array(owners[conversation][0] for conversation in counts),
+        array(owners[conversation][1] for conversation in counts),
+        array(counts.values()),
     )
     numbers: dict[UUID, tuple[int | None, int]] = {}
     for row in fetch(cursor, _Numbered, _TAKE_NUMBERS, taken):
@@ -326,36 +334,31 @@ def _take_numbers(cursor: Cursor, entries: list[_Entry]) -> dict[UUID, tuple[int
     return numbers
 
 
-def _columns(entries: list[_Entry], accepted: list[AcceptedTurn]) -> tuple[list[object], ...]:
-    rows = (
-        (
-            entry.turn_id,
-            entry.request.tenant_id,
-            entry.conversation_id,
-            turn.seq,
-            entry.bot_id,
-            entry.model,
-            entry.request.lane,
-            turn.state,
-            Jsonb([message.model_dump(mode="json") for message in all_asked(entry.request)]),
-            Jsonb(_stored(entry.params)),
-            entry.request.idempotency_key,
-            entry.fingerprint,
-            entry.request.batch_id,
-            entry.request.batch_row,
-            entry.request.timeout_s,
-            entry.bot_version,
-            entry.request.author,
-            entry.request.user_key,
-        )
-        for entry, turn in zip(entries, accepted, strict=True)
-    )
-    return tuple(list(column) for column in zip(*rows, strict=True))
-
-
-def _stored(params: GenerationParams) -> dict[str, object]:
-    """Without the fields that nobody set: the previous release's workers may not know them."""
-    return params.model_dump(mode="json", exclude_none=True)
+def _columns(entries: list[_Entry], accepted: list[AcceptedTurn]) -> dict[str, object]:
+    """Write the parameters of `INSERT_TURNS`. Parameters of a turn that nobody set are left out:
+    the previous release's workers may not know them.
+    """
+    requests = [entry.request for entry in entries]
+    return {
+        "id": array(entry.turn_id for entry in entries),
+        "tenant_id": array(request.tenant_id for request in requests),
+        "conversation_id": array(entry.conversation_id for entry in entries),
+        "seq": array(turn.seq for turn in accepted),
+        "bot_id": array(entry.bot_id for entry in entries),
+        "model": array(entry.model for entry in entries),
+        "lane": array(request.lane for request in requests),
+        "state": array(turn.state for turn in accepted),
+        "input": array(_MESSAGES.dump_json(all_asked(request)) for request in requests),
+        "params": array(entry.params.model_dump_json(exclude_none=True) for entry in entries),
+        "idempotency_key": array(request.idempotency_key for request in requests),
+        "fingerprint": array(bytea(entry.fingerprint) for entry in entries),
+        "batch_id": array(request.batch_id for request in requests),
+        "batch_row": array(request.batch_row for request in requests),
+        "timeout_s": array(request.timeout_s for request in requests),
+        "bot_version": array(entry.bot_version for entry in entries),
+        "author": array(request.author for request in requests),
+        "user_key": array(request.user_key for request in requests),
+    }
 
 
 def _key(request: TurnRequest) -> tuple[UUID, str] | None:

@@ -37,6 +37,8 @@ from turnmill.schemas.turns import (
 #: Leaves room for the batch's id before it in an idempotency key.
 MAX_ROW_ID_CHARS = 200
 
+_NO_PARAMS = GenerationParams()
+
 #: In which order a judge reads the two replies to a turn: it is asked once in each.
 Order = Literal["ab", "ba"]
 ORDERS: tuple[Order, Order] = ("ab", "ba")
@@ -107,8 +109,12 @@ class BacklogRow(SamplingParams):
             raise PydanticCustomError("one_input", "needs either prompt or messages")
         if self.turn is not None and self.conversation is None:
             raise PydanticCustomError("no_conversation", "has a turn but no conversation")
-        last = self.all_messages[-1]
-        if last.role is not Role.USER or not last.text.strip():
+        if self.messages is None:
+            asks = bool(self.prompt and self.prompt.strip())
+        else:
+            last = self.messages[-1]
+            asks = last.role is Role.USER and bool(last.text.strip())
+        if not asks:
             raise PydanticCustomError("no_question", "must end with a text of the user")
         return self
 
@@ -122,9 +128,16 @@ class BacklogRow(SamplingParams):
 
     @property
     def params(self) -> GenerationParams:
-        return GenerationParams(
-            **self.model_dump(include={*SamplingParams.model_fields}, exclude_unset=True)
-        )
+        given = self.model_fields_set & SamplingParams.model_fields.keys()
+        if not given:
+            return _NO_PARAMS
+        return GenerationParams(**self.model_dump(include=given))
+
+    @property
+    def chars(self) -> int:
+        """Count the characters of its texts."""
+        texts = [self.prompt or "", self.system or "", *(m.text for m in self.messages or ())]
+        return sum(map(len, texts))
 
 
 def row_key(batch_id: UUID, row_id: str) -> str:

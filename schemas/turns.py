@@ -286,7 +286,7 @@ class GenerationParams(SamplingParams):
         given = {name: value for name, value in given.items() if value is not None}
         if self.response_format is not None and self.response_format.type == "text":
             given["response_format"] = None
-        return defaults.model_copy(update=given)
+        return defaults.model_copy(update=given) if given else defaults
 
 
 DEFAULT_PARAMS = GenerationParams(temperature=1.0, top_p=1.0, max_tokens=512)

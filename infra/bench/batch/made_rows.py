@@ -15,7 +15,7 @@ from pathlib import Path
 import typer
 
 from turnmill.producer.batches.backlog import NumberedRow
-from turnmill.producer.batches.submission import submit
+from turnmill.producer.batches.submission import CHUNK_ROWS, submit
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.schemas.batches import BacklogRow
 from turnmill.schemas.postgres.database import Database
@@ -49,7 +49,7 @@ def main(total: int) -> None:
     step = max(1, total // _LINES)
 
     def report(count: int) -> None:
-        if count % step < 500:
+        if count % step < CHUNK_ROWS:
             typer.echo(json.dumps({"rows": count, "peak_mib": round(peak_mib(), 1)}))
 
     with closing(Database(settings.database)) as database:

@@ -1,6 +1,9 @@
 """Rows that no file holds: submitted as they are made, and steered through real processes."""
 
+import gc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -39,6 +42,42 @@ def test_no_more_rows_are_held_than_one_transaction_accepts(
         on_accepted=lambda count: held.append(Pulled.pulled - count),
     )  # fmt: skip
     assert len(held) == 20 and max(held) == 0
+
+
+def test_rows_of_long_texts_make_short_pages(
+    make_system: Callable[..., Any], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = make_system(database_url, "amqp://nobody")
+    one = next(MadeRows(1).rows())[1].chars
+    assert one > 50
+    monkeypatch.setattr(submission, "CHUNK_CHARS", 10 * one)
+    counts: list[int] = []
+    bot = system.settings.engine.model_name
+    submit(system.database, system.tenant_id, bot, MadeRows(95), on_accepted=counts.append)
+    assert counts[-1] == 95
+    assert max(now - before for before, now in pairwise([0, *counts])) <= 10
+
+
+def test_two_submissions_at_once_accept_every_row_once_and_in_its_order(
+    make_system: Callable[..., Any], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "CHUNK_ROWS", 40)
+    systems = [make_system(database_url, "amqp://nobody") for _ in range(2)]
+    bot = systems[0].settings.engine.model_name
+    with ThreadPoolExecutor(2) as pool:
+        done = [
+            pool.submit(submit, each.database, each.tenant_id, bot, MadeRows(600))
+            for each in systems
+        ]
+        (batch, same) = [each.result(60) for each in done]
+    assert batch.batch_id == same.batch_id
+    rows = list(results(systems[0].database, systems[0].tenant_id, batch.batch_id))
+    assert [row.id for row in rows] == [f"made-{number}" for number in range(1, 601)]
+    now = progress(systems[0].database, systems[0].tenant_id, batch.batch_id)
+    assert now.states == {TurnState.QUEUED: 600}
+    (hints,) = systems[0].database.run("SELECT count(*)::int AS n FROM outbox")
+    assert hints.n == 600
+    assert gc.isenabled()
 
 
 def test_a_batch_is_steered_while_relay_and_worker_run(
