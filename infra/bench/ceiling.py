@@ -2,11 +2,14 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from turnmill.infra.bench.measure import Run
 from turnmill.infra.bench.peers.peers import load
 from turnmill.schemas.settings import EngineSettings
+
+if TYPE_CHECKING:
+    import torch
 
 DTYPES = ("float32", "bfloat16")
 
@@ -50,7 +53,7 @@ def find(settings: EngineSettings) -> Ceiling:
     )
 
 
-def _rate(weight: Any) -> float:
+def _rate(weight: "torch.Tensor") -> float:
     """Operations a second, in the best of some tries."""
     import torch
 

@@ -7,7 +7,7 @@ to a file and runs this file as a program in an environment that has it (`make b
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ def main(model_folder: str, windows: str, target: str) -> None:
 
     rows: list[list[int]] = json.loads(Path(windows).read_text(encoding="utf-8"))
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
-    weights: dict[str, Any] = {
+    weights: dict[str, object] = {
         "num_bits": 4,
         "type": "int",
         "symmetric": True,

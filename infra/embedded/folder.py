@@ -160,7 +160,7 @@ class DataFolder:
             raise
         return path
 
-    def _kept(self, file: str, name: str, make: Callable[[], Any]) -> Any:
+    def _kept(self, file: str, name: str, make: Callable[[], object]) -> Any:
         with self._updating(file) as content:
             if name not in content and (value := make()) is not None:
                 content[name] = value
@@ -172,7 +172,7 @@ class DataFolder:
         with self._explained(), (self.path / ".files.lock").open("w") as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)
             path = self.path / file
-            content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+            content: dict[str, object] = json.loads(path.read_text()) if path.exists() else {}
             before = dict(content)
             yield content
             if content != before:

@@ -7,7 +7,6 @@ connections, and any of those may sit on the port when a server wants it back.
 import random
 import socket
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from turnmill.schemas.errors import StackError
 
@@ -45,7 +44,9 @@ def claim_port(*preferred: int, host: str = LOOPBACK) -> PortClaim:
 def is_free(port: int, host: str = LOOPBACK) -> bool:
     """Whether a server could listen there, which old connections in TIME_WAIT do not prevent."""
     try:
-        family, kind, protocol, _, address = _address(host, port)
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
@@ -58,10 +59,6 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
 def is_ours(host: str) -> bool:
     """Whether it is an address of this machine, so that a server could listen there at all."""
     return is_free(0, host)
-
-
-def _address(host: str, port: int) -> Any:
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
 
 
 def listens(port: int, host: str = LOOPBACK) -> bool:

@@ -1,5 +1,6 @@
 """Indexes on tables that may be large, built while everybody reads and writes them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,7 +12,9 @@ SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(:name) AND NOT indisvalid
 """)
 
 
-def build_index(name: str, table: str, columns: list[Any], **options: Any) -> None:
+def build_index(
+    name: str, table: str, columns: Sequence[str | sa.TextClause], **options: Any
+) -> None:
     """Build an index with CREATE INDEX CONCURRENTLY, unless it is there; `options` are those of
     `op.create_index`.
 

@@ -8,15 +8,12 @@ import re
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from pydantic import SecretStr
 
-from turnmill.infra.mocks.sending import JSON, Signed
+from turnmill.infra.mocks.sending import JSON, Payload, Signed
 from turnmill.infra.mocks.serving import Call, MockAPI, Reply
 from turnmill.schemas.channels.signatures import sign_chatwoot
-
-Payload = dict[str, Any]
 
 ACCOUNT, CONVERSATION = 1, 12
 BOT_TOKEN = "made-up-bot-token"  # noqa: S105
@@ -51,7 +48,7 @@ def encode(payload: Payload) -> bytes:
     return json.dumps(payload).encode()
 
 
-def conversation(status: str = "pending", number: int = CONVERSATION, **fields: Any) -> Payload:
+def conversation(status: str = "pending", number: int = CONVERSATION, **fields: object) -> Payload:
     now = time.time()
     return {
         "additional_attributes": {},
@@ -73,7 +70,7 @@ def conversation(status: str = "pending", number: int = CONVERSATION, **fields: 
 
 
 def message(
-    content: str | None, *, status: str = "pending", number: int = CONVERSATION, **fields: Any
+    content: str | None, *, status: str = "pending", number: int = CONVERSATION, **fields: object
 ) -> Payload:
     """A customer's message, unless the fields say otherwise."""
     return {
@@ -95,7 +92,7 @@ def message(
     }
 
 
-def by_agent(content: str, *, status: str = "open", **fields: Any) -> Payload:
+def by_agent(content: str, *, status: str = "open", **fields: object) -> Payload:
     """A message of the team's."""
     sent: Payload = {"message_type": "outgoing", "sender": AGENT}
     return message(content, status=status, **(sent | fields))
@@ -125,7 +122,7 @@ class Held:
     typing: str = "off"
     messages: list[Payload] = field(default_factory=list)
 
-    def say(self, content: str, **fields: Any) -> Payload:
+    def say(self, content: str, **fields: object) -> Payload:
         said = {"id": 1000 + len(self.messages), "content": content, "content_attributes": {}}
         self.messages.append(said | fields)
         return self.messages[-1]

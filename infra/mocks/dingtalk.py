@@ -8,15 +8,12 @@ import json
 import secrets
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import SecretStr
 
-from turnmill.infra.mocks.sending import JSON, Signed
+from turnmill.infra.mocks.sending import JSON, Payload, Signed
 from turnmill.infra.mocks.serving import Call, MockAPI, Reply
 from turnmill.schemas.channels.signatures import sign_dingtalk
-
-Payload = dict[str, Any]
 
 CLIENT_ID, CLIENT_SECRET = "dingturnmill", "made-up-client-secret"
 USER, CONVERSATION = "manager4220", "cidturnmill=="
@@ -36,7 +33,7 @@ def sign(secret: str, body: bytes, *, at: float | None = None) -> Signed:
     return Signed({"Content-Type": JSON, "timestamp": timestamp, "sign": signature}, body)
 
 
-def message(text: str | None = None, msgtype: str = "text", **fields: Any) -> Payload:
+def message(text: str | None = None, msgtype: str = "text", **fields: object) -> Payload:
     """A message to the bot, in a direct chat unless the fields say otherwise."""
     now_ms = int(time.time() * 1000)
     said = {} if text is None else {"text": {"content": text}}
@@ -61,7 +58,7 @@ def message(text: str | None = None, msgtype: str = "text", **fields: Any) -> Pa
     }
 
 
-def in_group(text: str, **fields: Any) -> Payload:
+def in_group(text: str, **fields: object) -> Payload:
     """A message that mentions the bot in a group, without the mention, as DingTalk sends it."""
     group: Payload = {"conversationType": "2", "conversationTitle": "General", "isInAtList": True}
     return message(f" {text}", **(group | fields))

@@ -13,10 +13,8 @@ from typing import Any
 
 from nacl.signing import SigningKey
 
-from turnmill.infra.mocks.sending import JSON, Signed
+from turnmill.infra.mocks.sending import JSON, Payload, Signed
 from turnmill.infra.mocks.serving import Call, MockAPI, Reply
-
-Payload = dict[str, Any]
 
 APPLICATION_ID, CHANNEL_ID, USER_ID = "1100000000000000001", "1100000000000000002", "1100000000003"
 BOT_TOKEN = "made-up.bot-token"  # noqa: S105 - of this mock only
@@ -53,7 +51,9 @@ def ping() -> Payload:
     return {"id": str(next(_numbers)), "application_id": APPLICATION_ID, "type": 1, "token": "t"}
 
 
-def interaction(kind: int, data: Payload, *, user: Payload | None = None, **fields: Any) -> Payload:
+def interaction(
+    kind: int, data: Payload, *, user: Payload | None = None, **fields: object
+) -> Payload:
     """An interaction of somebody in a channel of a server, unless the fields say otherwise."""
     who = {"id": USER_ID, "username": "alice", "global_name": "Alice"} if user is None else user
     return {

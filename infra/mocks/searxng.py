@@ -4,7 +4,7 @@ https://docs.searxng.org/dev/search_api.html. The shapes are those of a server o
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from turnmill.infra.mocks.serving import Call, MockAPI, Reply
 
@@ -16,9 +16,9 @@ _WORD = re.compile(r"[a-z0-9]{3,}|[\u4e00-\u9fff]{2}")
 class Page(NamedTuple):
     """A page of the web that its engine knows."""
 
-    url: Any
-    title: Any
-    content: Any
+    url: object
+    title: object
+    content: object
 
 
 class SearXNG(MockAPI):
@@ -75,7 +75,7 @@ class SearXNG(MockAPI):
             return Reply(302, b"", {**HTML, "Location": "https://www.example.com/"})
         return Reply(200, self._found(query))
 
-    def _found(self, query: str) -> dict[str, Any]:
+    def _found(self, query: str) -> dict[str, object]:
         asked = set(_WORD.findall(query.lower()))
         near = [
             page for page in self.pages
@@ -92,7 +92,7 @@ class SearXNG(MockAPI):
         }
 
 
-def _result(page: Page, place: int) -> dict[str, Any]:
+def _result(page: Page, place: int) -> dict[str, object]:
     return {
         "template": "default.html", "title": page.title, "content": page.content, "img_src": "",
         "iframe_src": "", "audio_src": "", "thumbnail": "", "publishedDate": None, "pubdate": "",

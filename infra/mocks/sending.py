@@ -4,6 +4,7 @@ import http.client
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 #: Slack gives up an answer after this time.
@@ -11,6 +12,9 @@ DEADLINE_S = 3.0
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
+
+#: A JSON object as a platform has it, whose fields each test looks into.
+Payload = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

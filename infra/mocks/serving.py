@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from email.parser import BytesParser
 from email.policy import default
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Self
 from urllib.parse import parse_qsl, urlsplit
 
-from turnmill.infra.mocks.sending import FORM
+from turnmill.infra.mocks.sending import FORM, Payload
 
 #: How long `close` waits at most, seconds.
 _POLL_S = 0.02
@@ -38,7 +38,7 @@ class Order:
 class Call:
     verb: str
     path: str
-    given: dict[str, Any]
+    given: Payload
     #: Their names in lower case.
     headers: dict[str, str]
     query: dict[str, str] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Call:
 class Reply:
     status: int
     #: JSON, or a file.
-    data: dict[str, Any] | list[dict[str, Any]] | bytes | None = None
+    data: dict[str, object] | list[dict[str, object]] | bytes | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -169,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         query = dict(parse_qsl(parts.query))
         if headers.get("content-type", "").startswith(FORM):
-            given: dict[str, Any] = dict(parse_qsl(body.decode(), keep_blank_values=True))
+            given: Payload = dict(parse_qsl(body.decode(), keep_blank_values=True))
         elif headers.get("content-type", "").startswith("multipart/form-data"):
             given = _form(headers["content-type"], body)
         elif headers.get("content-type", "").startswith("application/octet-stream"):
@@ -196,11 +196,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Silent."""
 
 
-def _form(content_type: str, body: bytes) -> dict[str, Any]:
+def _form(content_type: str, body: bytes) -> dict[str, object]:
     """The parts of a form: texts, and files as bytes."""
     head = f"Content-Type: {content_type}\r\n\r\n".encode()
     message = BytesParser(policy=default).parsebytes(head + body)
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for part in message.iter_parts():
         data = part.get_payload(decode=True)
         assert isinstance(data, bytes)

@@ -3,7 +3,6 @@
 import json
 import secrets
 import time
-from typing import Any
 
 from turnmill.infra.mocks.sending import JSON, Signed
 from turnmill.schemas.channels.signatures import sign_webhook
@@ -24,5 +23,5 @@ def sign(
     return Signed(headers, body)
 
 
-def message(text: str, *, thread: str = "ticket-1", author: str = "alice", **more: Any) -> bytes:
+def message(text: str, *, thread: str = "ticket-1", author: str = "alice", **more: object) -> bytes:
     return json.dumps({"thread": thread, "author": author, "text": text, **more}).encode()

@@ -6,9 +6,8 @@ https://developers.weixin.qq.com/doc/service/api/customer/message/api_sendcustom
 
 import secrets
 import time
-from typing import Any
 
-from turnmill.infra.mocks.sending import Signed
+from turnmill.infra.mocks.sending import Payload, Signed
 from turnmill.infra.mocks.serving import Call, MockAPI, Reply
 from turnmill.infra.mocks.wecom.api import media
 from turnmill.infra.mocks.wecom.messages import XML, Fields, encode, query
@@ -98,7 +97,7 @@ class WeChatAPI(MockAPI):
             return Reply(200, {"kf_list": []})
         return _code(self._type(given) if name == "typing" else self._send(given))
 
-    def _token(self, given: dict[str, object]) -> Reply:
+    def _token(self, given: Payload) -> Reply:
         """The same token for all who ask, until it ends."""
         app = {"grant_type": "client_credential", "appid": APP_ID, "secret": APP_SECRET}
         if given != app:
@@ -106,14 +105,14 @@ class WeChatAPI(MockAPI):
         self.tokens = self.tokens or {secrets.token_hex(64)}
         return Reply(200, {"access_token": next(iter(self.tokens)), "expires_in": 7200})
 
-    def _type(self, given: dict[str, Any]) -> int:
+    def _type(self, given: Payload) -> int:
         user = given["touser"]
         if user in self.typing:
             return 45081
         self.typing.add(user)
         return 0
 
-    def _send(self, given: dict[str, Any]) -> int:
+    def _send(self, given: Payload) -> int:
         user, text = given["touser"], given["text"]["content"]
         if user not in self.quota:
             return 45015

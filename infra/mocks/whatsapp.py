@@ -4,15 +4,12 @@ import json
 import secrets
 import time
 from itertools import count
-from typing import Any
 
 from pydantic import SecretStr
 
-from turnmill.infra.mocks.sending import JSON, Signed
+from turnmill.infra.mocks.sending import JSON, Payload, Signed
 from turnmill.infra.mocks.serving import Call, MockAPI, Reply
 from turnmill.schemas.channels.signatures import sign_whatsapp
-
-Payload = dict[str, Any]
 
 TOKEN = "EAAmock"  # noqa: S105 - of this mock only
 NUMBER, USER = "106540352242922", "16505551234"
@@ -29,7 +26,7 @@ def sign(secret: str, body: bytes) -> Signed:
     return Signed({"Content-Type": JSON, "X-Hub-Signature-256": signature}, body)
 
 
-def message(text: str | None, message_id: str | None = None, **fields: Any) -> Payload:
+def message(text: str | None, message_id: str | None = None, **fields: object) -> Payload:
     """A message of the user; without text, what the fields bring."""
     content = {} if text is None else {"type": "text", "text": {"body": text}}
     found = message_id or f"wamid.{next(_numbers)}"
@@ -37,7 +34,7 @@ def message(text: str | None, message_id: str | None = None, **fields: Any) -> P
     return {**sender, **content, **fields}
 
 
-def change(field: str = "messages", **value: Any) -> Payload:
+def change(field: str = "messages", **value: object) -> Payload:
     metadata = {"display_phone_number": "15550783881", "phone_number_id": NUMBER}
     contacts = [{"profile": {"name": "Alice"}, "wa_id": USER}]
     named = {"contacts": contacts} if "messages" in value else {}

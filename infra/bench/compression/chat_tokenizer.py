@@ -1,9 +1,12 @@
 """The tokenizer of models made on the spot: byte-level BPE with ChatML's tokens and template."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 #: The padding, the beginning and the end of a message, with the numbers 0, 1 and 2.
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -23,7 +26,7 @@ def byte_level(model: BPE) -> Tokenizer:
     return tokenizer
 
 
-def for_chats(tokenizer: Tokenizer) -> Any:
+def for_chats(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":
     """Wrap it for transformers; its vocabulary must begin with `SPECIAL`."""
     from transformers import PreTrainedTokenizerFast
 

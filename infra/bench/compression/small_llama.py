@@ -7,7 +7,7 @@ rounding. What int4 costs weights that were never rounded is measured on this mo
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import models, pre_tokenizers, trainers
@@ -19,6 +19,9 @@ from turnmill.compression.distill.training import TrainingOptions, train
 from turnmill.compression.step import Progress
 from turnmill.compression.texts import Conversation, part_of
 from turnmill.infra.bench.compression.chat_tokenizer import SPECIAL, byte_level, for_chats
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 4096
 
@@ -88,7 +91,7 @@ def make_model() -> LlamaForCausalLM:
     return model
 
 
-def train_tokenizer(texts: Iterable[str]) -> Any:
+def train_tokenizer(texts: Iterable[str]) -> "PreTrainedTokenizerFast":
     """Train byte-level BPE with ChatML's tokens and template."""
     inner = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
@@ -113,7 +116,7 @@ def _text(conversation: Conversation) -> str:
     return "".join(turns)
 
 
-def _windows(tokenizer: Any, texts: Iterable[str]) -> torch.Tensor:
+def _windows(tokenizer: "PreTrainedTokenizerFast", texts: Iterable[str]) -> torch.Tensor:
     stream = [token for ids in tokenizer(list(texts))["input_ids"] for token in ids]
     count = len(stream) // LENGTH
     return torch.tensor(stream[: count * LENGTH]).reshape(count, LENGTH)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING
 
 from turnmill.compression.checkpoint import load_model
 from turnmill.compression.distill.cache import cache_teacher
@@ -23,6 +23,9 @@ from turnmill.compression.evaluate.perplexity import perplexity, window_losses
 from turnmill.compression.prune.structured import block_influence, decoder_layers, evenly_spaced
 from turnmill.compression.step import Progress
 from turnmill.compression.texts import Texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Steps of a student of hard and soft labels, by the share of its teacher's layers. One of hard
 #: labels alone takes as many steps more as cost the same time.
@@ -100,7 +103,9 @@ class Comparison:
         )
         return Learned(len(layers), labels, seed, steps, spent, dialogue, prose)
 
-    def _train(self, model: Any, labels: str, name: str, steps: int, seed: int) -> float:
+    def _train(
+        self, model: "PreTrainedModel", labels: str, name: str, steps: int, seed: int
+    ) -> float:
         """Train; return the seconds of processor time."""
         options = TrainingOptions.model_validate({"steps": steps})
         started = time.process_time()

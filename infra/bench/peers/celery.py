@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from celery import Celery
 
@@ -66,7 +66,15 @@ def _publish(app: Celery, chats: Sequence[Chat]) -> None:
         app.send_task(TASK, (messages, chat.max_tokens))
 
 
-def _results(log: Path) -> list[dict[str, Any]]:
+class _Figures(TypedDict):
+    """Of one chat: a line that a worker prints."""
+
+    tokens: int
+    prompt_tokens: int
+    peak_mib: float
+
+
+def _results(log: Path) -> list[_Figures]:
     lines = log.read_text().splitlines()
     return [json.loads(line.removeprefix(MARK)) for line in lines if line.startswith(MARK)]
 
@@ -83,7 +91,11 @@ def _work() -> None:
         ids = peers.prompt_ids(tokenizer, chat)
         with torch.inference_mode():
             tokens = peers.generate(model, ids, max_tokens)
-        figures = {"tokens": tokens, "prompt_tokens": ids.shape[1], "peak_mib": peak_mib()}
+        figures: _Figures = {
+            "tokens": tokens,
+            "prompt_tokens": ids.shape[1],
+            "peak_mib": peak_mib(),
+        }
         print(MARK + json.dumps(figures), flush=True)  # noqa: T201 - the benchmark reads it
 
     app.worker_main(["worker", "--pool=solo", "--without-gossip", "--without-mingle",

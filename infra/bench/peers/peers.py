@@ -2,13 +2,17 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from turnmill.infra.bench.measure import Run, offline, peak_mib
 from turnmill.infra.bench.peers.llama_server import serving_llama
 from turnmill.infra.bench.workload import Chat
 from turnmill.schemas.settings import EngineSettings, SecretUrl
 from turnmill.workers.engines.models import prepare_model
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: Of each of llama.cpp's slots: room for the longest of the chats.
 LLAMA_CONTEXT_WINDOW = 1024
@@ -125,7 +129,7 @@ def llama(settings: EngineSettings, chats: Sequence[Chat], warm_up: Sequence[Cha
     return run
 
 
-def load(settings: EngineSettings) -> tuple[Any, Any]:
+def load(settings: EngineSettings) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -138,14 +142,14 @@ def load(settings: EngineSettings) -> tuple[Any, Any]:
     return model.eval(), AutoTokenizer.from_pretrained(path)
 
 
-def prompt_ids(tokenizer: Any, chat: Chat) -> Any:
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", chat: Chat) -> "torch.Tensor":
     messages = [{"role": str(each.role), "content": each.content} for each in chat.messages]
     return tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )["input_ids"]
 
 
-def generate(model: Any, ids: Any, limit: int) -> int:
+def generate(model: "PreTrainedModel", ids: "torch.Tensor", limit: int) -> int:
     import torch
 
     ids = ids.to(model.device)

@@ -18,10 +18,10 @@ from turnmill.infra.chaos.channels.channels import Channels
 from turnmill.infra.chaos.channels.handing import asked_text, is_handed
 from turnmill.infra.chaos.client import Promised
 from turnmill.infra.chaos.record import Intent, Shown, now
-from turnmill.infra.mocks.sending import DEADLINE_S, Signed
+from turnmill.infra.mocks.sending import DEADLINE_S, Payload, Signed
 from turnmill.infra.mocks.slack.events import sign_callback, sign_interaction
 from turnmill.infra.mocks.slack.messages import Posted
-from turnmill.infra.mocks.slack.payloads import Payload, Workspace, new_ts
+from turnmill.infra.mocks.slack.payloads import Workspace, new_ts
 
 _RETRY_S = 0.2
 #: Of the conversations, one in so many is a direct message, and one belongs to the bot that

@@ -6,9 +6,9 @@ https://open.feishu.cn/document/server-docs/im-v1/message/reply
 import json
 import secrets
 from dataclasses import dataclass, field
-from typing import Any
 
 from turnmill.infra.mocks.feishu.payloads import new_id
+from turnmill.infra.mocks.sending import Payload
 from turnmill.infra.mocks.serving import Call, MockAPI, Reply
 
 APP_ID, APP_SECRET = "cli_turnmill", "made-up-app-secret"
@@ -28,7 +28,7 @@ class Posted:
     answers: str
     is_in_thread: bool
     history: list[str] = field(default_factory=list)
-    buttons: list[dict[str, Any]] = field(default_factory=list)
+    buttons: list[dict[str, object]] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -98,14 +98,14 @@ class FeishuAPI(MockAPI):
             raise Refusal(234037)
         return Reply(200, data, {"Content-Type": "application/octet-stream"})
 
-    def _new_token(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _new_token(self, given: Payload) -> dict[str, object]:
         if given != {"app_id": APP_ID, "app_secret": APP_SECRET}:
             raise Refusal(10014, 200)
         token = f"t-{secrets.token_hex(16)}"
         self.tokens.add(token)
         return {"tenant_access_token": token, "expire": self.token_s}
 
-    def _answer(self, name: str, call: Call) -> dict[str, Any]:
+    def _answer(self, name: str, call: Call) -> dict[str, object]:
         message_id = call.path.removeprefix(_MESSAGES).partition("/")[0]
         match name, call.verb:
             case "reply", "POST":
@@ -117,7 +117,7 @@ class FeishuAPI(MockAPI):
                 return {"bot": {"app_name": "Turnmill", "open_id": "ou_bot", "activate_status": 2}}
         raise Refusal(99991401, 404)
 
-    def _reply(self, answers: str, given: dict[str, Any]) -> str:
+    def _reply(self, answers: str, given: Payload) -> str:
         if len(given["uuid"]) > 50:
             raise Refusal(230001)
         if (known := self._by_uuid.get(given["uuid"])) is not None:
@@ -128,13 +128,13 @@ class FeishuAPI(MockAPI):
         self.messages.append(posted)
         return posted.message_id
 
-    def _update(self, message_id: str, given: dict[str, Any]) -> None:
+    def _update(self, message_id: str, given: Payload) -> None:
         posted = next((m for m in self.messages if m.message_id == message_id), None)
         if posted is None:
             raise Refusal(230012)
         self._show(posted, given)
 
-    def _show(self, posted: Posted, given: dict[str, Any]) -> None:
+    def _show(self, posted: Posted, given: Payload) -> None:
         if len(json.dumps(given).encode()) > MAX_CARD:
             raise Refusal(230025)
         card = json.loads(given["content"])

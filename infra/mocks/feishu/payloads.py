@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-Payload = dict[str, Any]
+from turnmill.infra.mocks.sending import Payload
 
 
 def new_id(prefix: str) -> str:
@@ -46,7 +46,7 @@ class Tenant:
         *,
         event_id: str | None = None,
         sender_type: str = "user",
-        **fields: Any,
+        **fields: object,
     ) -> Payload:
         """Somebody wrote to the bot in the direct chat, or elsewhere (`chat_id`, `chat_type`)."""
         sender = self.user if sender_type == "user" else self.bot
@@ -68,13 +68,13 @@ class Tenant:
     def text(self, text: str, **fields: Any) -> Payload:
         return self.message({"text": text}, **fields)
 
-    def mention(self, text: str, **fields: Any) -> Payload:
+    def mention(self, text: str, **fields: object) -> Payload:
         """Somebody mentioned the bot in the group."""
         mention = self.mentioned(self.bot, "Turnmill", mentioned_type="bot")
         place = {"chat_id": self.group, "chat_type": "group", "mentions": [mention]}
         return self.text(f"@_user_1 {text}", **(place | fields))
 
-    def mentioned(self, open_id: str, name: str, number: int = 1, **fields: Any) -> Payload:
+    def mentioned(self, open_id: str, name: str, number: int = 1, **fields: object) -> Payload:
         ids = {"open_id": open_id, "union_id": f"on_{open_id}", "user_id": ""}
         return {"key": f"@_user_{number}", "id": ids, "name": name, **fields}
 

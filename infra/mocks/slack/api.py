@@ -7,8 +7,8 @@ URLs of slash commands are served too: five uses within thirty minutes.
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
+from turnmill.infra.mocks.sending import Payload
 from turnmill.infra.mocks.serving import Call, MockAPI, Reply
 from turnmill.infra.mocks.slack.limits import Limits
 from turnmill.infra.mocks.slack.messages import Board, Posted
@@ -112,7 +112,7 @@ class SlackAPI(MockAPI):
         self.on_change()
         return Reply(200, body, {"x-oauth-scopes": self.scopes})
 
-    def _upload_url(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _upload_url(self, given: Payload) -> dict[str, object]:
         """https://docs.slack.dev/reference/methods/files.getUploadURLExternal"""
         if "files:write" not in self.scopes.split(","):
             raise Refusal("missing_scope")
@@ -131,7 +131,7 @@ class SlackAPI(MockAPI):
         self.uploads[file_id] = length, call.body
         return Reply(200, b"OK")
 
-    def _share(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _share(self, given: Payload) -> dict[str, object]:
         """https://docs.slack.dev/reference/methods/files.completeUploadExternal"""
         for file in given["files"]:
             length, data = self.uploads.get(file["id"], (0, b""))
@@ -140,7 +140,7 @@ class SlackAPI(MockAPI):
             self.shared.append((given["channel_id"], given.get("thread_ts"), data))
         return {"files": given["files"]}
 
-    def _respond(self, name: str, given: dict[str, Any]) -> Reply:
+    def _respond(self, name: str, given: Payload) -> Reply:
         """Take a message for a response URL."""
         channel, since = self._response_urls.get(name, ("", float("-inf")))
         if time.monotonic() - since > USABLE_S:

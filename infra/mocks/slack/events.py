@@ -7,8 +7,7 @@ from urllib.parse import urlencode
 
 from pydantic import SecretStr
 
-from turnmill.infra.mocks.sending import FORM, JSON, Signed, Try, send
-from turnmill.infra.mocks.slack.payloads import Payload
+from turnmill.infra.mocks.sending import FORM, JSON, Payload, Signed, Try, send
 from turnmill.schemas.channels.signatures import sign_slack
 
 #: Seconds before each further try: https://docs.slack.dev/apis/events-api#retries

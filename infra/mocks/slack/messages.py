@@ -3,8 +3,8 @@
 import time
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Any
 
+from turnmill.infra.mocks.sending import Payload
 from turnmill.infra.mocks.slack.payloads import Workspace, new_ts
 
 #: A status without a message vanishes after so long:
@@ -20,8 +20,8 @@ class Posted:
     ts: str
     text: str
     thread_ts: str | None = None
-    blocks: list[dict[str, Any]] = field(default_factory=list)
-    metadata: dict[str, Any] | None = None
+    blocks: list[Payload] = field(default_factory=list)
+    metadata: Payload | None = None
     is_streaming: bool = False
     #: Every text that the message had, oldest first.
     history: list[str] = field(default_factory=list)

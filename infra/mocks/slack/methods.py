@@ -9,11 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from turnmill.infra.mocks.sending import Payload
 from turnmill.infra.mocks.slack.messages import Board, Posted
 from turnmill.infra.mocks.slack.payloads import new_ts
-
-Arguments = dict[str, Any]
-Answer = dict[str, Any]
 
 #: Characters. Longer texts are cut by `chat.postMessage`, and refused by `chat.update`.
 MAX_TEXT, MAX_UPDATE = 40_000, 4_000
@@ -36,7 +34,7 @@ class Methods:
     troubles: dict[str, str] = field(default_factory=dict)
 
     @property
-    def by_name(self) -> dict[str, Callable[[Arguments], Answer]]:
+    def by_name(self) -> dict[str, Callable[[Payload], Payload]]:
         return {
             "auth.test": self.auth_test,
             "chat.postMessage": self.post,
@@ -49,7 +47,7 @@ class Methods:
             "assistant.threads.setStatus": self.set_status,
         }
 
-    def auth_test(self, _: Arguments) -> Answer:
+    def auth_test(self, _: Payload) -> Payload:
         workspace = self.board.workspace
         return {
             "url": "https://turnmill.slack.com/",
@@ -61,7 +59,7 @@ class Methods:
             "is_enterprise_install": False,
         }
 
-    def post(self, given: Arguments) -> Answer:
+    def post(self, given: Payload) -> Payload:
         channel = self._channel(given)
         content = _content(given)
         message = self.board.add(
@@ -76,7 +74,7 @@ class Methods:
         )
         return {"channel": channel, "ts": message.ts, "message": self._shown(message, True)}
 
-    def update(self, given: Arguments) -> Answer:
+    def update(self, given: Payload) -> Payload:
         message = self._message(given)
         if message.is_streaming:
             raise Refusal("streaming_state_conflict")
@@ -89,7 +87,7 @@ class Methods:
             message.history.append(message.text)
         return {"channel": message.channel, "ts": message.ts, "text": message.text}
 
-    def start_stream(self, given: Arguments) -> Answer:
+    def start_stream(self, given: Payload) -> Payload:
         channel = self._channel(given)
         if not self.streams:
             raise Refusal("channel_type_not_supported")
@@ -103,14 +101,14 @@ class Methods:
         message = Posted(channel, new_ts(), text, given["thread_ts"], is_streaming=True)
         return {"channel": channel, "ts": self.board.add(message).ts}
 
-    def append_stream(self, given: Arguments) -> Answer:
+    def append_stream(self, given: Payload) -> Payload:
         message = self._streaming(given)
         if not (text := _markdown(given)):
             raise Refusal("no_text")
         self._append(message, text)
         return {"channel": message.channel, "ts": message.ts}
 
-    def stop_stream(self, given: Arguments) -> Answer:
+    def stop_stream(self, given: Payload) -> Payload:
         message = self._streaming(given)
         self._append(message, _markdown(given))
         with self.board.lock:
@@ -125,27 +123,27 @@ class Methods:
             for message in self.board.messages:
                 message.is_streaming = False
 
-    def replies(self, given: Arguments) -> Answer:
+    def replies(self, given: Payload) -> Payload:
         channel, ts = self._channel(given), str(given.get("ts", ""))
         found = self.board.thread(channel, ts)
         if not found:
             raise Refusal("thread_not_found")
         return self._page(found, given)
 
-    def history(self, given: Arguments) -> Answer:
+    def history(self, given: Payload) -> Payload:
         channel = self._channel(given)
         with self.board.lock:
             found = [m for m in self.board.messages if m.channel == channel and not m.thread_ts]
         return self._page(found[::-1], given)
 
-    def set_status(self, given: Arguments) -> Answer:
+    def set_status(self, given: Payload) -> Payload:
         channel = self._channel({"channel": given.get("channel_id")})
         if not given.get("thread_ts"):
             raise Refusal("invalid_thread_ts")
         self.board.set_status(channel, given["thread_ts"], str(given.get("status", "")))
         return {}
 
-    def _channel(self, given: Arguments) -> str:
+    def _channel(self, given: Payload) -> str:
         channel = str(given.get("channel") or "")
         if channel[:1] not in ("C", "D", "G"):
             raise Refusal("channel_not_found")
@@ -153,7 +151,7 @@ class Methods:
             raise Refusal(self.troubles[channel])
         return channel
 
-    def _message(self, given: Arguments) -> Posted:
+    def _message(self, given: Payload) -> Posted:
         message = self.board.find(self._channel(given), str(given.get("ts", "")))
         if message is None:
             raise Refusal("message_not_found")
@@ -161,7 +159,7 @@ class Methods:
             raise Refusal("cant_update_message")
         return message
 
-    def _streaming(self, given: Arguments) -> Posted:
+    def _streaming(self, given: Payload) -> Posted:
         message = self._message(given)
         if not message.is_streaming:
             raise Refusal("message_not_in_streaming_state")
@@ -174,7 +172,7 @@ class Methods:
             message.text += text
             message.history.append(message.text)
 
-    def _page(self, found: list[Posted], given: Arguments) -> Answer:
+    def _page(self, found: list[Posted], given: Payload) -> Payload:
         limit, start = int(given.get("limit") or 100), int(given.get("cursor") or 0)
         with_metadata = str(given.get("include_all_metadata", "")).lower() in ("1", "true")
         after = float(given.get("oldest") or 0)
@@ -184,7 +182,7 @@ class Methods:
         cursor = {"next_cursor": str(start + limit) if more else ""}
         return {"messages": page, "has_more": more, "response_metadata": cursor}
 
-    def _shown(self, message: Posted, with_metadata: bool) -> Answer:
+    def _shown(self, message: Posted, with_metadata: bool) -> Payload:
         workspace = self.board.workspace
         shown = {"type": "message", "ts": message.ts, "text": message.text, "team": workspace.team}
         if message.thread_ts:
@@ -192,13 +190,13 @@ class Methods:
         if message.user is not None:
             return shown | {"user": message.user}
         shown |= {"user": workspace.bot_user, "bot_id": workspace.bot_id, "app_id": workspace.app}
-        more: Answer = {"blocks": message.blocks} if message.blocks else {}
+        more: Payload = {"blocks": message.blocks} if message.blocks else {}
         if with_metadata and message.metadata is not None:
             more["metadata"] = message.metadata
         return shown | more
 
 
-def _content(given: Arguments) -> dict[str, Any]:
+def _content(given: Payload) -> Payload:
     """The text, blocks and metadata of a message."""
     blocks = _blocks(given)
     if "markdown_text" in given and (blocks or given.get("text")):
@@ -209,14 +207,14 @@ def _content(given: Arguments) -> dict[str, Any]:
     return {"text": text, "blocks": blocks, "metadata": _metadata(given)}
 
 
-def _markdown(given: Arguments) -> str:
+def _markdown(given: Payload) -> str:
     text = str(given.get("markdown_text") or "")
     if len(text) > MAX_MARKDOWN:
         raise Refusal("msg_too_long")
     return text
 
 
-def _blocks(given: Arguments) -> list[dict[str, Any]]:
+def _blocks(given: Payload) -> list[Payload]:
     blocks = _json(given.get("blocks") or [], "invalid_blocks_format")
     if not isinstance(blocks, list) or len(blocks) > MAX_BLOCKS:
         raise Refusal("invalid_blocks")
@@ -230,7 +228,7 @@ def _blocks(given: Arguments) -> list[dict[str, Any]]:
     return blocks
 
 
-def _metadata(given: Arguments) -> dict[str, Any] | None:
+def _metadata(given: Payload) -> Payload | None:
     if given.get("metadata") is None:
         return None
     metadata = _json(given["metadata"], "invalid_metadata_format")
@@ -241,7 +239,7 @@ def _metadata(given: Arguments) -> dict[str, Any] | None:
     return metadata
 
 
-def _json(value: Any, error: str) -> Any:
+def _json(value: object, error: str) -> Any:
     """Forms carry JSON as text."""
     try:
         return json.loads(value) if isinstance(value, str) else value

@@ -8,9 +8,8 @@ import secrets
 import time
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
-Payload = dict[str, Any]
+from turnmill.infra.mocks.sending import Payload
 
 _numbers = count(1)
 
@@ -61,7 +60,7 @@ class Workspace:
             "event_context": "4-mocked",
         }
 
-    def message(self, text: str, *, channel_type: str = "channel", **fields: Any) -> Payload:
+    def message(self, text: str, *, channel_type: str = "channel", **fields: object) -> Payload:
         """Somebody wrote in a channel that the app is in."""
         event = {
             "type": "message",
@@ -75,13 +74,13 @@ class Workspace:
         }
         return {**event, **fields}
 
-    def mention(self, text: str, **fields: Any) -> Payload:
+    def mention(self, text: str, **fields: object) -> Payload:
         """Somebody mentioned the bot at the beginning of a message."""
         event = self.message(f"<@{self.bot_user}> {text}".strip())
         del event["channel_type"]
         return {**event, "type": "app_mention", **fields}
 
-    def direct_message(self, text: str, **fields: Any) -> Payload:
+    def direct_message(self, text: str, **fields: object) -> Payload:
         return self.message(text, channel_type="im", **fields)
 
     def file(self, name: str = "photo.png", mimetype: str = "image/png") -> Payload:
@@ -94,7 +93,7 @@ class Workspace:
             "url_private": f"https://files.slack.com/files-pri/{self.team}-F0/{name}",
         }
 
-    def by_the_bot(self, **fields: Any) -> Payload:
+    def by_the_bot(self, **fields: object) -> Payload:
         """The app's own message, as it comes back."""
         mine = {"user": self.bot_user, "bot_id": self.bot_id, "app_id": self.app}
         return {**self.message("I answered."), **mine, **fields}
@@ -109,7 +108,7 @@ class Workspace:
             "previous_message": self.message("before"),
         }
 
-    def reaction(self, ts: str, reaction: str = "+1", **fields: Any) -> Payload:
+    def reaction(self, ts: str, reaction: str = "+1", **fields: object) -> Payload:
         return {
             "type": "reaction_added",
             "user": self.user,

@@ -7,9 +7,8 @@ import secrets
 import struct
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
-from turnmill.infra.mocks.slack.payloads import Payload
+from turnmill.infra.mocks.sending import Payload
 
 #: RFC 6455, section 1.3.
 _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -25,7 +24,7 @@ class SocketModeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.app_token = app_token
         #: What the client acknowledged, as it came.
-        self.acknowledged: list[dict[str, Any]] = []
+        self.acknowledged: list[dict[str, object]] = []
         #: The connections that are open, the latest last.
         self.links: list[_Handler] = []
 
@@ -45,7 +44,7 @@ class SocketModeServer(ThreadingHTTPServer):
     def api_url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/api/"
 
-    def send(self, kind: str, payload: Payload, **more: Any) -> str:
+    def send(self, kind: str, payload: Payload, **more: object) -> str:
         """Send an envelope on the latest connection, and return its id."""
         envelope_id = secrets.token_hex(8)
         message = {"envelope_id": envelope_id, "type": kind, "payload": payload, **more}
@@ -56,7 +55,7 @@ class SocketModeServer(ThreadingHTTPServer):
         """Say that the connection will be closed, as Slack does every few hours."""
         self.links[-1].write(_TEXT, b'{"type": "disconnect", "reason": "refresh_requested"}')
 
-    def answer_to(self, envelope_id: str) -> dict[str, Any] | None:
+    def answer_to(self, envelope_id: str) -> dict[str, object] | None:
         """What came back for an envelope, or None so far."""
         return next((a for a in self.acknowledged if a["envelope_id"] == envelope_id), None)
 

@@ -7,16 +7,13 @@ import json
 import secrets
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
-from turnmill.infra.mocks.sending import JSON, Signed
+from turnmill.infra.mocks.sending import JSON, Payload, Signed
 from turnmill.infra.mocks.teams.keys import KEY_ID, private_key
 from turnmill.schemas.channels.teams import ISSUER
-
-Payload = dict[str, Any]
 
 APP_ID, APP_SECRET = "00000000-0000-4000-8000-000000000001", "made-up-client-secret"
 TENANT = "00000000-0000-4000-8000-000000000002"
@@ -36,7 +33,7 @@ class Chat:
     group: str = "19:group@thread.v2"
     channel: str = "19:general@thread.tacv2"
 
-    def activity(self, kind: str, **fields: Any) -> Payload:
+    def activity(self, kind: str, **fields: object) -> Payload:
         """An activity in the direct chat, unless the fields say otherwise."""
         return {
             "type": kind,
@@ -58,7 +55,7 @@ class Chat:
         group = {} if kind == "personal" else {"isGroup": True}
         return {"id": conversation, "conversationType": kind, "tenantId": TENANT, **group}
 
-    def message(self, text: str, /, **fields: Any) -> Payload:
+    def message(self, text: str, /, **fields: object) -> Payload:
         """Somebody wrote to the bot. Teams adds the text as HTML."""
         html = [{"contentType": "text/html", "content": f"<p>{text[:1000]}</p>"}]
         client = [{"type": "clientInfo", "locale": "en-US", "platform": "Web"}]
@@ -66,7 +63,9 @@ class Chat:
         written |= {"entities": client, "attachments": html}
         return self.activity("message", **(written | fields))
 
-    def mention(self, text: str, thread: str | None = "1700000000001", /, **fields: Any) -> Payload:
+    def mention(
+        self, text: str, thread: str | None = "1700000000001", /, **fields: object
+    ) -> Payload:
         """Somebody mentioned the bot, in a channel's thread or in the group chat (None)."""
         entity = {"type": "mention", "text": "<at>Turnmill</at>"}
         entities = [{**entity, "mentioned": {"id": self.bot, "name": "Turnmill"}}]
@@ -80,12 +79,12 @@ class Chat:
         kind = "application/vnd.microsoft.teams.file.download.info"
         return {"contentType": kind, "name": name, "content": {"fileType": "pdf"}}
 
-    def pressed(self, value: Payload, **fields: Any) -> Payload:
+    def pressed(self, value: Payload, **fields: object) -> Payload:
         """Somebody pressed a button of a card."""
         return self.activity("message", value=value, replyToId="1", **fields)
 
     def judged(
-        self, message: str, reaction: str = "like", comment: str = "", **fields: Any
+        self, message: str, reaction: str = "like", comment: str = "", **fields: object
     ) -> Payload:
         """Somebody pressed a thumb under a message."""
         feedback = json.dumps({"feedbackText": comment})
@@ -103,7 +102,7 @@ def encode(payload: Payload) -> bytes:
     return json.dumps(payload).encode()
 
 
-def claims(service: str, app_id: str = APP_ID, **changes: Any) -> Payload:
+def claims(service: str, app_id: str = APP_ID, **changes: object) -> Payload:
     """What the Bot Framework says in a token."""
     now = int(time.time())
     times = {"nbf": now, "exp": now + TOKEN_S}

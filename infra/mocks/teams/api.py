@@ -8,9 +8,9 @@ import secrets
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import unquote
 
+from turnmill.infra.mocks.sending import Payload
 from turnmill.infra.mocks.serving import Call, MockAPI, Reply
 from turnmill.infra.mocks.teams.activities import APP_ID, APP_SECRET, new_message_id
 from turnmill.infra.mocks.teams.keys import public_jwk
@@ -29,7 +29,7 @@ class Posted:
 
     activity_id: str
     conversation: str
-    given: dict[str, Any]
+    given: Payload
     history: list[str] = field(default_factory=list)
 
     @property
@@ -37,7 +37,7 @@ class Posted:
         return self.history[-1]
 
     @property
-    def buttons(self) -> list[dict[str, Any]]:
+    def buttons(self) -> list[dict[str, object]]:
         cards = self.given.get("attachments", [])
         return [action for card in cards for action in card["content"]["actions"]]
 
@@ -142,5 +142,5 @@ class TeamsAPI(MockAPI):
         return Reply(200 if call.verb == "PUT" else 201, {"id": posted.activity_id})
 
 
-def _error(code: str) -> dict[str, Any]:
+def _error(code: str) -> dict[str, object]:
     return {"error": {"code": code, "message": "refused"}}

@@ -2,7 +2,6 @@
 `api_url` leads to the mock believes it."""
 
 from functools import cache
-from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -47,7 +46,7 @@ def another_key() -> RSAPrivateKey:
     return rsa.generate_private_key(_E, 2048)
 
 
-def public_jwk() -> dict[str, Any]:
+def public_jwk() -> dict[str, object]:
     """The key as it stands in the list of signing keys."""
     jwk = jwt.algorithms.RSAAlgorithm.to_jwk(private_key().public_key(), as_dict=True)
     return {**jwk, "kid": KEY_ID, "x5t": KEY_ID, "use": "sig", "endorsements": ENDORSEMENTS}

@@ -6,15 +6,12 @@ https://learn.microsoft.com/microsoftteams/platform/webhooks-and-connectors/how-
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import SecretStr
 
-from turnmill.infra.mocks.sending import JSON, Signed
+from turnmill.infra.mocks.sending import JSON, Payload, Signed
 from turnmill.infra.mocks.serving import Call, MockAPI, Reply
 from turnmill.schemas.channels.signatures import sign_teams, teams_key
-
-Payload = dict[str, Any]
 
 #: Of Microsoft's example.
 TOKEN = "vqF0En+Z0ucuRTM/01o2GuhMH3hKKk/N2bOmlM31zaA="  # noqa: S105
@@ -24,7 +21,7 @@ THREAD = f"{CHANNEL};messageid=1700000000001"
 MAX_REQUEST = 28 * 1024
 
 
-def message(text: str, /, **fields: Any) -> Payload:
+def message(text: str, /, **fields: object) -> Payload:
     """Somebody mentioned the webhook in a channel."""
     said: Payload = {
         "type": "message",

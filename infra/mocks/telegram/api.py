@@ -5,8 +5,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from itertools import count
-from typing import Any
 
+from turnmill.infra.mocks.sending import Payload
 from turnmill.infra.mocks.serving import Call, MockAPI, Reply
 
 TOKEN = "123456789:AAmock"  # noqa: S105 - of this mock only
@@ -130,10 +130,10 @@ class TelegramAPI(MockAPI):
         text: str,
         parse_mode: str | None = None,
         message_thread_id: int | None = None,
-        link_preview_options: dict[str, Any] | None = None,
-        reply_parameters: dict[str, Any] | None = None,
-        reply_markup: dict[str, Any] | None = None,
-    ) -> Any:
+        link_preview_options: Payload | None = None,
+        reply_parameters: Payload | None = None,
+        reply_markup: Payload | None = None,
+    ) -> object:
         self._check(chat_id)
         if (wait_s := self._wait(chat_id)) > 0:
             return self.limited(wait_s + 1)
@@ -149,7 +149,7 @@ class TelegramAPI(MockAPI):
 
     def _sendVoice(
         self, chat_id: str, voice: bytes, message_thread_id: str | None = None
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         self._check(int(chat_id))
         if not voice.startswith(b"OggS") or b"OpusHead" not in voice[:100]:
             # Telegram takes it, and shows it as a file.
@@ -163,7 +163,7 @@ class TelegramAPI(MockAPI):
         message_id: int,
         text: str,
         parse_mode: str | None = None,
-        reply_markup: dict[str, object] | None = None,
+        reply_markup: Payload | None = None,
     ) -> object:
         self._check(chat_id)
         found = [each for each in self.messages if each.message_id == message_id]
@@ -204,7 +204,7 @@ def _refuse(status: int, description: str) -> Reply:
     return Reply(status, {"ok": False, "error_code": status, "description": description})
 
 
-def _keyboard(markup: dict[str, Any] | None) -> list[list[dict[str, str]]]:
+def _keyboard(markup: Payload | None) -> list[list[dict[str, str]]]:
     rows: list[list[dict[str, str]]] = (markup or {}).get("inline_keyboard", [])
     if any(len(button["callback_data"].encode()) > MAX_DATA for row in rows for button in row):
         raise _Refusal("Bad Request: BUTTON_DATA_INVALID")

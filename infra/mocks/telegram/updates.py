@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from turnmill.infra.mocks.sending import JSON, Signed
-
-Payload = dict[str, object]
+from turnmill.infra.mocks.sending import JSON, Payload, Signed
 
 _numbers = count(int(time.time()))
 
@@ -34,7 +32,7 @@ class Messenger:
     def update(self, update_id: int | None = None, **content: object) -> Payload:
         return {"update_id": next(_numbers) if update_id is None else update_id, **content}
 
-    def message(self, text: str, chat: int | None = None, **fields: Any) -> Payload:
+    def message(self, text: str, chat: int | None = None, **fields: object) -> Payload:
         """A private message, or one of the group, with the entities that Telegram finds in it."""
         is_private = chat is None
         place = {"id": self.user, "type": "private", "first_name": "Alice"}

@@ -3,8 +3,8 @@
 import json
 import secrets
 import time
-from typing import Any
 
+from turnmill.infra.mocks.sending import Payload
 from turnmill.infra.mocks.serving import Call, MockAPI, Reply
 
 CORP_ID, SECRET, AGENT_ID = "wwturnmill", "made-up-app-secret", 1000002
@@ -65,7 +65,7 @@ class WeComAPI(MockAPI):
         self.tokens.add(token)
         return Reply(200, {"errcode": 0, "access_token": token, "expires_in": 7200})
 
-    def _send(self, given: dict[str, Any]) -> Reply:
+    def _send(self, given: Payload) -> Reply:
         if given["agentid"] != AGENT_ID or given["msgtype"] != "text":
             return _code(40056)
         if given["touser"] not in self.users:
@@ -79,7 +79,7 @@ class WeComAPI(MockAPI):
             self.messages.append((given["touser"], text))
         return Reply(200, {"errcode": 0, "errmsg": "ok", "msgid": secrets.token_hex(8)})
 
-    def _is_duplicate(self, given: dict[str, Any]) -> bool:
+    def _is_duplicate(self, given: Payload) -> bool:
         if not given.get("enable_duplicate_check"):
             return False
         whole, now = json.dumps(given, sort_keys=True), time.monotonic()

@@ -68,7 +68,7 @@ class Assistant:
             return json.dumps({"error": "The service does not answer."})
 
 
-def _ask(name: str, values: dict[str, Any]) -> bool:
+def _ask(name: str, values: dict[str, object]) -> bool:
     return input(f"  {name} {values}: do it? [y/N] ").strip().lower() == "y"
 
 

@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import ClassVar, TypedDict
 
 #: Seats of each table, by its number.
 TABLES = {1: 2, 2: 2, 3: 4, 4: 6, 5: 12}
@@ -19,18 +19,33 @@ class Refused(Exception):
     """What was asked for cannot be done; the text says why, and is for the model."""
 
 
+class Event(TypedDict):
+    day: str
+    time: str
+    minutes: int
+    title: str
+
+
+class Booking(TypedDict):
+    booking: int
+    table: int
+    day: str
+    time: str
+    name: str
+
+
 class Diary:
     """Events and bookings. Threads share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.events: list[dict[str, object]] = []
-        self.bookings: list[dict[str, Any]] = []
+        self.events: list[Event] = []
+        self.bookings: list[Booking] = []
 
-    def list_events(self, day: str) -> Any:
+    def list_events(self, day: str) -> list[Event]:
         return [event for event in self.events if event["day"] == day]
 
-    def add_event(self, day: str, time: str, minutes: int, title: str) -> Any:
+    def add_event(self, day: str, time: str, minutes: int, title: str) -> Event:
         start = _minute_of(time)
         with self._lock:
             for other in self.list_events(day):
@@ -40,7 +55,7 @@ class Diary:
             self.events.append({"day": day, "time": time, "minutes": minutes, "title": title})
         return self.events[-1]
 
-    def find_table(self, day: str, time: str, people: int) -> object:
+    def find_table(self, day: str, time: str, people: int) -> list[dict[str, int]]:
         _minute_of(time)
         taken = self._taken(day, time)
         return [
@@ -49,7 +64,7 @@ class Diary:
             if seats >= people and table not in taken
         ]
 
-    def book_table(self, table: int, day: str, time: str, name: str) -> object:
+    def book_table(self, table: int, day: str, time: str, name: str) -> Booking:
         _minute_of(time)
         with self._lock:
             if table not in TABLES:
@@ -57,7 +72,13 @@ class Diary:
             if table in self._taken(day, time):
                 raise Refused(f"Table {table} is taken at {time}.")
             number = len(self.bookings) + 1
-            booking = {"booking": number, "table": table, "day": day, "time": time, "name": name}
+            booking: Booking = {
+                "booking": number,
+                "table": table,
+                "day": day,
+                "time": time,
+                "name": name,
+            }
             self.bookings.append(booking)
         return booking
 
@@ -88,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if name not in self.CALLS:
                 raise Refused(f"There is no tool '{name[:50]}'.")
-            call: Callable[..., Any] = getattr(self.diary, name)
+            call: Callable[..., object] = getattr(self.diary, name)
             self._answer(200, call(**json.loads(body)))
         except Refused as refused:
             self._answer(409, {"error": str(refused)})
