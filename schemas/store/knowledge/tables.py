@@ -9,6 +9,7 @@ Invariants:
 """
 
 from sqlalchemy import (
+    DDL,
     REAL,
     BigInteger,
     Boolean,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    event,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
@@ -107,6 +109,18 @@ file_batches = Table(
     Index("ix_file_batches_collection_id", "collection_id"),
 )
 
+#: Its body is parsed when it is made: which schemas a session searches does not matter to it. It is
+#: said to cost much, because it reads what is stored outside rows: no plan should call it.
+PASSAGE_POSTINGS = DDL("""
+CREATE OR REPLACE FUNCTION passage_postings(collection_id uuid, terms tsvector) RETURNS bigint[]
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE COST 1000
+RETURN (
+    SELECT array_agg(hashtextextended(lexeme, uuid_hash_extended(collection_id, n)))
+    FROM unnest(terms)
+    CROSS JOIN generate_series(1, least(3, coalesce(array_length(positions, 1), 1))) AS n
+)
+""")
+
 passages = Table(
     "passages",
     metadata,
@@ -125,8 +139,15 @@ passages = Table(
     Column("length", Integer, nullable=False),
     Index("ix_passages_collection_id", "collection_id"),
     Index("ix_passages_document_id", "document_id"),
+    #: Of the previous release.
     Index("ix_passages_terms", "terms", postgresql_using="gin"),
-)
+    #: Which passages of a collection have a lexeme once, twice, three times and more: each under a
+    #: hash of collection, lexeme and number.
+    Index("ix_passages_postings", text("passage_postings(collection_id, terms)"),
+          postgresql_using="gin", postgresql_with={"fastupdate": "off"}),
+)  # fmt: skip
+
+event.listen(passages, "before_create", PASSAGE_POSTINGS)
 
 collection_terms = Table(
     "collection_terms",
