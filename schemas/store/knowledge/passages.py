@@ -9,6 +9,9 @@ from psycopg.types.json import Jsonb
 from turnmill.schemas.postgres.database import Cursor
 from turnmill.schemas.postgres.rows import fetch
 
+#: Passages that one statement saves: it takes a second, and PostgreSQL has ten to answer.
+SAVED_AT_ONCE = 1000
+
 #: Locking the collection orders those who count its terms. Documents may be added meanwhile.
 _LOCK = "SELECT FROM collections WHERE id = %s FOR NO KEY UPDATE"
 
@@ -73,10 +76,10 @@ def replace_passages(
     """Give a document other passages, with the columns of their table. The collection is locked."""
     forget_passages(cursor, collection_id, [document_id])
     rows = [{"position": position, **each} for position, each in enumerate(passages)]
-    cursor.execute(
-        _SAVE_PASSAGES,
-        {"collection": collection_id, "document": document_id, "passages": Jsonb(rows)},
-    )
+    for start in range(0, len(rows), SAVED_AT_ONCE):
+        some = Jsonb(rows[start : start + SAVED_AT_ONCE])
+        values = {"collection": collection_id, "document": document_id, "passages": some}
+        cursor.execute(_SAVE_PASSAGES, values)
 
 
 def forget_passages(cursor: Cursor, collection_id: UUID, document_ids: list[UUID]) -> None:

@@ -111,7 +111,7 @@ file_batches = Table(
 
 #: Its body is parsed when it is made: which schemas a session searches does not matter to it. It is
 #: said to cost much, because it reads what is stored outside rows: no plan should call it.
-PASSAGE_POSTINGS = DDL("""
+_POSTINGS = """
 CREATE OR REPLACE FUNCTION passage_postings(collection_id uuid, terms tsvector) RETURNS bigint[]
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE COST 1000
 RETURN (
@@ -119,7 +119,7 @@ RETURN (
     FROM unnest(terms)
     CROSS JOIN generate_series(1, least(3, coalesce(array_length(positions, 1), 1))) AS n
 )
-""")
+"""
 
 passages = Table(
     "passages",
@@ -147,7 +147,7 @@ passages = Table(
           postgresql_using="gin", postgresql_with={"fastupdate": "off"}),
 )  # fmt: skip
 
-event.listen(passages, "before_create", PASSAGE_POSTINGS)
+event.listen(passages, "before_create", DDL(_POSTINGS))  # type: ignore[no-untyped-call]
 
 collection_terms = Table(
     "collection_terms",

@@ -21,6 +21,7 @@ from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.knowledge.lookup import find_collection, list_documents
 from turnmill.producer.knowledge.sync import Change, delete_documents, follow
 from turnmill.schemas.errors import PermanentError
+from turnmill.schemas.store.knowledge import passages as storing
 from turnmill.schemas.store.knowledge.indexing import claim, retry, settle
 from turnmill.workers.readers.reading import forget_leftovers
 from turnmill.workers.testing import InlineWorker
@@ -92,6 +93,19 @@ def test_a_document_that_is_deleted_while_it_is_read_stays_deleted(
     assert [each.change for each in library.sync().values()] == [Change.DELETED]
     for table in ("documents", "document_contents", "passages", "collection_terms"):
         assert library.database.run(f"SELECT FROM {table}") == [], table
+    assert_counts(library)
+
+
+def test_a_document_of_many_passages_is_saved_in_several_statements(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storing, "SAVED_AT_ONCE", 3)
+    parts = [f"## Part {part}\n\nKettle {part}." for part in range(8)]
+    library.write("kettles.md", "# Kettles\n\n" + "\n\n".join(parts))
+    library.sync()
+    rows = library.database.run("SELECT position, content FROM passages ORDER BY position")
+    assert [row.position for row in rows] == list(range(8))
+    assert [row.content for row in rows] == [f"Kettle {part}." for part in range(8)]
     assert_counts(library)
 
 
