@@ -7,7 +7,7 @@ it, so that a turn can leave a server that says nothing.
 
 import itertools
 import queue
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock, Thread
 from typing import Any
 
@@ -212,12 +212,14 @@ class TritonServer:
 class _Stream(Thread):
     """Reads one stream as it comes."""
 
-    def __init__(self, call: Any, forget: Any) -> None:
+    def __init__(self, call: grpc.Call, forget: Callable[["_Stream"], None]) -> None:
         super().__init__(name="triton-stream", daemon=True)
         self._call = call
         self._forget = forget
         #: Responses, and after the last one the error that ended the stream, or None.
-        self._came: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._came: queue.SimpleQueue[pb.ModelStreamInferResponse | grpc.RpcError | None] = (
+            queue.SimpleQueue()
+        )
 
     def run(self) -> None:
         end = None
@@ -230,7 +232,7 @@ class _Stream(Thread):
             self._forget(self)
             self._came.put(end)
 
-    def next(self, abort: Abort, silence_s: float) -> Any:
+    def next(self, abort: Abort, silence_s: float) -> "pb.ModelStreamInferResponse | None":
         """The next response; None after the last, and once `abort` is set.
 
         Raises:
@@ -275,7 +277,7 @@ def open_channel(endpoint: str) -> grpc.Channel:
     return grpc.insecure_channel(f"{host}:{port}", options=CHANNEL_OPTIONS)
 
 
-def _answered(response: Any) -> Answered:
+def _answered(response: pb.ModelStreamInferResponse) -> Answered:
     if text := response.error_message:
         raise decode_error(text) or EngineUnavailable(text)
     answer = response.infer_response
@@ -286,7 +288,9 @@ def _answered(response: Any) -> Answered:
         raise EngineUnavailable(f"its response is not what was asked for: {error}") from None
 
 
-def _differences(kind: str, wanted: Mapping[str, str], found: Sequence[Any]) -> list[str]:
+def _differences(
+    kind: str, wanted: Mapping[str, str], found: "Sequence[pb.ModelMetadataResponse.TensorMetadata]"
+) -> list[str]:
     """Tensors that are missing or of another datatype, in words."""
     datatypes = {tensor.name: tensor.datatype for tensor in found}
     return [

@@ -1,7 +1,6 @@
 """Errors of gRPC and of Triton as ours."""
 
 import re
-from typing import Any
 
 import grpc
 
@@ -40,7 +39,7 @@ _NEVER_REACHED = re.compile("failed to connect|connection refused|dns resolution
 _REFUSALS = (Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE, Code.FAILED_PRECONDITION)
 
 
-def translated(error: Any) -> TurnmillError:
+def translated(error: grpc.Call) -> TurnmillError:
     """The error of a call as ours: the served engine's own, else by its code.
 
     Args:

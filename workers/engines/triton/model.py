@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
 
@@ -41,6 +42,19 @@ from turnmill.workers.engines.triton.wire import (
 )
 from turnmill.workers.turn.abort import Abort
 
+if TYPE_CHECKING:
+    from numpy import generic
+    from numpy.typing import NDArray
+    from triton_python_backend_utils import (
+        InferenceRequest,
+        InferenceResponseSender,
+        Metric,
+        Tensor,
+    )
+
+    #: A tensor for each of `INPUTS`; None: it was left out.
+    Arrays = list[NDArray[generic] | None]
+
 log = structlog.get_logger(__name__)
 
 #: In a version's folder: settings of its engine, over those of the environment.
@@ -58,7 +72,7 @@ class ServedModel:
     """Base of the `TritonPythonModel` in each version's folder, which names `backend`."""
 
     #: The module `triton_python_backend_utils`.
-    backend: ClassVar[Any]
+    backend: ClassVar[ModuleType]
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the engine; Triton calls the model ready when this returns."""
@@ -76,7 +90,7 @@ class ServedModel:
         self._watcher = Thread(target=self._watch, name="cancelled-turns", daemon=True)
         self._watcher.start()
 
-    def execute(self, requests: list[Any]) -> None:
+    def execute(self, requests: "list[InferenceRequest]") -> None:
         for request in requests:
             turn = _Turn(request.get_response_sender(), self.backend)
             tensors = [self.backend.get_input_tensor_by_name(request, name) for name in INPUTS]
@@ -90,7 +104,7 @@ class ServedModel:
         self._watcher.join()
         self._engine.close()
 
-    def _serve(self, turn: "_Turn", arrays: list[Any], namespace: str) -> None:
+    def _serve(self, turn: "_Turn", arrays: "Arrays", namespace: str) -> None:
         try:
             with self._running(turn):
                 asked = decode_asked(_values(arrays))
@@ -146,7 +160,7 @@ class ServedModel:
         for turn in turns:
             turn.check_cancelled()
 
-    def _running_gauge(self, args: Mapping[str, str]) -> Any:
+    def _running_gauge(self, args: Mapping[str, str]) -> "Metric":
         families = self.backend.MetricFamily
         # Kept: its metrics end with it.
         self._family = families(
@@ -161,7 +175,7 @@ class ServedModel:
 class _Turn:
     """One request, and what is sent back for it."""
 
-    def __init__(self, sender: Any, backend: Any) -> None:
+    def __init__(self, sender: "InferenceResponseSender", backend: ModuleType) -> None:
         self._sender = sender
         self._backend = backend
         # Triton forgets a request with its last response: to ask about it then would crash it.
@@ -189,13 +203,13 @@ class _Turn:
             told = self._backend.TritonError(encode_error(error), self._code(error))
             self._sender.send(self._backend.InferenceResponse(error=told), flags=final)
 
-    def _code(self, error: TurnmillError) -> Any:
+    def _code(self, error: TurnmillError) -> object:
         codes = self._backend.TritonError
         if isinstance(error, InvalidInput):
             return codes.INVALID_ARG
         return codes.UNAVAILABLE if isinstance(error, EngineUnavailable) else codes.INTERNAL
 
-    def _tensor(self, name: str, value: Value) -> Any:
+    def _tensor(self, name: str, value: Value) -> "Tensor":
         from numpy import array, int32, object_  # the backend's own, which has it for certain
 
         if isinstance(value, int):
@@ -225,11 +239,11 @@ def _engine_settings(folder: Path) -> EngineSettings:
     return settings.engine.model_copy(update={"models_dir": settings.models_dir})
 
 
-def _namespace(request: Any) -> str:
+def _namespace(request: "InferenceRequest") -> str:
     return str(json.loads(request.parameters() or "{}").get(NAMESPACE, ""))
 
 
-def _values(arrays: list[Any]) -> dict[str, Value]:
+def _values(arrays: "Arrays") -> dict[str, Value]:
     """Text tensors of one element each, by name; those that were left out are not in it."""
     values: dict[str, Value] = {}
     for name, array in zip(INPUTS, arrays, strict=True):
