@@ -49,7 +49,7 @@ def run_dependent(
 
 
 def stop(
-    process: "subprocess.Popen[Any]",
+    process: "subprocess.Popen[str] | subprocess.Popen[bytes]",
     grace_s: Callable[[], float],
     number: signal.Signals = signal.SIGTERM,
 ) -> None:
@@ -67,6 +67,6 @@ def stop(
     _kill_session(process)
 
 
-def _kill_session(process: "subprocess.Popen[Any]") -> None:
+def _kill_session(process: "subprocess.Popen[str] | subprocess.Popen[bytes]") -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
