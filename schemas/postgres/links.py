@@ -106,11 +106,9 @@ class Link(psycopg.Connection[object]):
         with self.cursor(row_factory=rows_of(kind)) as cursor:
             return cursor.execute(statement, params).fetchall()
 
-    def wait(
-        self, gen: PQGen[ResultT], interval: float = 0.1, timeout: float | None = None
-    ) -> ResultT:
-        guarded = within(self.answer_timeout_s, gen, self.pgconn.finish)
-        return super().wait(guarded, interval, timeout)
+    # Other versions of psycopg have other arguments.
+    def wait(self, gen: PQGen[ResultT], *args: Any, **kwargs: Any) -> ResultT:
+        return super().wait(within(self.answer_timeout_s, gen, self.pgconn.finish), *args, **kwargs)
 
     def wait_for_notifications(self, timeout_s: float, stop: Stop) -> list[str]:
         """The payloads of notifications, as soon as there are any; none after `timeout_s`, or when
@@ -149,11 +147,6 @@ class AsyncLink(psycopg.AsyncConnection[object]):
             raise
         return link
 
-    async def wait(
-        self,
-        gen: PQGen[ResultT],
-        interval: float = 0.1,
-        timeout: float | None = None,  # noqa: ASYNC109 - as psycopg has it
-    ) -> ResultT:
+    async def wait(self, gen: PQGen[ResultT], *args: Any, **kwargs: Any) -> ResultT:
         guarded = within(self.answer_timeout_s, gen, self.pgconn.finish)
-        return await super().wait(guarded, interval, timeout)
+        return await super().wait(guarded, *args, **kwargs)
