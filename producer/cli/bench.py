@@ -133,7 +133,8 @@ def knowledge(
 
     Passages of made words, as frequent as words are (Zipf's law), with random vectors of 384
     numbers, in a PostgreSQL that is started for the run and stopped after it. CPU is the time that
-    PostgreSQL computes, which other programs on the machine change less; load is theirs.
+    PostgreSQL and this process compute, which other programs on the machine change less; load is
+    theirs.
 
     Example: turnmill bench knowledge --passages 10000 --passages 100000
     """

@@ -2,8 +2,10 @@
 
 from bisect import bisect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from random import Random
+from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.schemas.ids import new_id
@@ -36,6 +38,11 @@ FROM (SELECT count(*) AS n, sum(length) AS length FROM passages
 WHERE id = %(collection)s
 """
 
+_INDEXES = """
+SELECT format('DROP INDEX %I', indexname) AS drop, indexdef AS build FROM pg_indexes
+WHERE tablename = 'passages' AND indexdef LIKE '% USING gin %'
+"""
+
 #: Uniform numbers of the variance that makes the length about 1.
 _VECTORS = """
 INSERT INTO passage_vectors (space_id, passage_id, v)
@@ -44,6 +51,11 @@ SELECT %(space)s, p.id, (
     FROM generate_series(1, %(dims)s) WHERE p.id > 0)::real[]{cast}
 FROM passages p WHERE p.collection_id = %(collection)s
 """
+
+
+class _Index(NamedTuple):
+    drop: str
+    build: str
 
 
 class Language:
@@ -82,7 +94,7 @@ def make_collection(
         "INSERT INTO collections (id, tenant_id, name) VALUES (%s, %s, %s) RETURNING id",
         (collection_id, tenant_id, name),
     )
-    with database.cursor() as cursor:
+    with _without_indexes(database), database.cursor() as cursor:
         documents = _documents(count)
         cursor.executemany(
             "INSERT INTO documents (id, collection_id, uri, origin, title, digest) "
@@ -102,6 +114,17 @@ def make_collection(
         cursor.execute(_VECTORS.replace("{cast}", "::halfvec" * space.has_pgvector), values)
     switch(database, space)
     return space
+
+
+@contextmanager
+def _without_indexes(database: Database) -> Iterator[None]:
+    """Build the indexes of words afterwards, which takes a fifth of the time."""
+    indexes = database.fetch(_Index, _INDEXES)
+    for index in indexes:
+        database.run(index.drop)
+    yield
+    for index in indexes:
+        database.run(index.build)
 
 
 def _documents(count: int) -> list[UUID]:

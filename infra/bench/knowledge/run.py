@@ -15,6 +15,7 @@ from turnmill.infra.bench.knowledge.made import Language, make_collection
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.migrations import upgrade
 from turnmill.producer.tenants import ensure_defaults
+from turnmill.schemas.embedders.base import Embedder
 from turnmill.schemas.embedders.embedders import Embedders
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings, load_settings
@@ -36,8 +37,9 @@ class Timed(NamedTuple):
     method: str
     p50: float
     p95: float
-    #: Of these, the median that PostgreSQL or the embedder computes: what other programs on the
-    #: machine take of its processors does not count. NaN where the system does not tell.
+    #: Of these, the median that PostgreSQL and this process compute, which has the embedder: what
+    #: other programs on the machine take of its processors does not count. NaN where the system
+    #: does not tell.
     cpu: float
 
 
@@ -45,8 +47,10 @@ def run_knowledge(
     sizes: list[int], questions: int, seed: int, arrays: bool, note: Callable[[str], None]
 ) -> Iterator[Timed]:
     """Make a collection of each size, and yield what its searches take."""
-    with _database() as (settings, database):
+    with _database() as (settings, database), closing(Embedders(settings.embedder)) as embedders:
         tenant_id = ensure_defaults(database, settings)
+        embedder = embedders.load(settings.embedder.name)
+        asked: list[tuple[str, Asked]] = []
         for size in sizes:
             language = Language(seed)
             note(f"making {size:,} passages")
@@ -57,19 +61,32 @@ def run_knowledge(
             asked = [
                 (language.question(), Asked(space, language.vector())) for _ in range(questions)
             ]
-            for method, run in _methods(database, tenant_id, name).items():
-                yield _timed(size, method, run, asked, partial(_backend_ms, database))
-    yield _embedding(settings, questions, Language(seed))
+            for method, run in _methods(database, tenant_id, name, embedder).items():
+                yield _timed(size, method, run, asked, partial(_cpu_ms, database))
+        run = partial(_embed, embedder)
+        method = f"the question's vector, {settings.embedder.name}"
+        yield _timed(1, method, run, asked, partial(_cpu_ms, database))
 
 
-def _methods(database: Database, tenant_id: UUID, name: str) -> dict[str, Run]:
+def _methods(database: Database, tenant_id: UUID, name: str, embedder: Embedder) -> dict[str, Run]:
+    def find(question: str, asked: Asked) -> object:
+        return search(database, tenant_id, name, question, LIMIT, asked)
+
+    def embed_and_find(question: str, asked: Asked) -> object:
+        # Its vector takes as long to compare as any.
+        _embed(embedder, question, asked)
+        return find(question, asked)
+
     return {
         "BM25": lambda question, _: rank_words(database, tenant_id, name, question, CANDIDATES),
         "vectors, exact": lambda _, asked: nearest(database, asked, CANDIDATES),
-        "fused, with texts": lambda question, asked: search(
-            database, tenant_id, name, question, LIMIT, asked
-        ),
+        "fused, with texts": find,
+        "in all, with the question's vector": embed_and_find,
     }
+
+
+def _embed(embedder: Embedder, question: str, asked: Asked) -> object:
+    return embedder.embed_question(question)
 
 
 def _timed(
@@ -95,29 +112,16 @@ class _Backend(NamedTuple):
     pid: int
 
 
-def _backend_ms(database: Database) -> float:
-    """CPU time of the pool's one connection (https://docs.kernel.org/scheduler/sched-stats.html)."""
+def _cpu_ms(database: Database) -> float:
+    """CPU time of the pool's one connection (https://docs.kernel.org/scheduler/sched-stats.html),
+    and of this process.
+    """
     [row] = database.fetch(_Backend, "SELECT pg_backend_pid() AS pid")
+    own_ms = 1000 * time.process_time()
     try:
-        return int(Path(f"/proc/{row.pid}/schedstat").read_text().split()[0]) / 1e6
+        return own_ms + int(Path(f"/proc/{row.pid}/schedstat").read_text().split()[0]) / 1e6
     except OSError:
         return nan
-
-
-def _embedding(settings: Settings, questions: int, language: Language) -> Timed:
-    """What the question's own vector takes, with the configured embedder."""
-    embedders = Embedders(settings.embedder)
-    embedder = embedders.load(settings.embedder.name)
-    embedder.embed_question("warm")
-    times, cpu = [], []
-    for _ in range(questions):
-        question = language.question()
-        began, cpu_began = time.perf_counter(), time.process_time()
-        embedder.embed_question(question)
-        times.append(1000 * (time.perf_counter() - began))
-        cpu.append(1000 * (time.process_time() - cpu_began))
-    embedders.close()
-    return _summary(1, f"the question's vector, {settings.embedder.name}", times, cpu)
 
 
 def _summary(size: int, method: str, times: list[float], cpu: list[float]) -> Timed:

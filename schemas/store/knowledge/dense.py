@@ -29,15 +29,15 @@ MAX_KEPT_BYTES = 512 * 1024 * 1024
 _ASKED = "(SELECT %(vector)s::real[]::halfvec)"
 
 _NEAREST = f"""
-SELECT passage_id, -negative AS cosine FROM (
-    SELECT passage_id, v <#> {_ASKED} AS negative FROM passage_vectors
-    WHERE space_id = %(space)s ORDER BY negative LIMIT %(limit)s
-) AS nearest
-"""
-
-_COSINES = f"""
-SELECT passage_id, -(v <#> {_ASKED}) AS cosine FROM passage_vectors
-WHERE space_id = %(space)s AND passage_id = ANY(%(passages)s)
+(
+    SELECT passage_id, -negative AS cosine FROM (
+        SELECT passage_id, v <#> {_ASKED} AS negative FROM passage_vectors
+        WHERE space_id = %(space)s ORDER BY negative LIMIT %(limit)s
+    ) AS nearest
+) UNION ALL (
+    SELECT passage_id, -(v <#> {_ASKED}) AS cosine FROM passage_vectors
+    WHERE space_id = %(space)s AND passage_id = ANY(%(passages)s::bigint[])
+)
 """
 
 _ALL = """
@@ -115,9 +115,8 @@ def nearest(
         "space": asked.space.id, "limit": limit, "passages": list(also),
         "vector": "{" + ",".join(f"{x:.6g}" for x in asked.vector) + "}",
     }  # fmt: skip
-    found = database.fetch(Near, _NEAREST, values)
-    rest = database.fetch(Near, _COSINES, values) if also else []
-    return {each.passage_id: each.cosine for each in (*found, *rest)}
+    # A passage may be among both.
+    return {row.passage_id: row.cosine for row in database.fetch(Near, _NEAREST, values)}
 
 
 def _compare(matrix: _Matrix, asked: Asked, limit: int, also: Sequence[int]) -> dict[int, float]:
