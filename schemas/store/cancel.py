@@ -13,9 +13,10 @@ WITH turn AS (
     RETURNING id, attempt
 ), attempt AS (
     UPDATE attempts SET ended_at = clock_timestamp(), outcome = 'cancelled' FROM turn
-    WHERE turn_id = turn.id AND number = turn.attempt AND ended_at IS NULL
+    WHERE turn.attempt > 0 AND turn_id = turn.id AND number = turn.attempt AND ended_at IS NULL
 ), hint AS (
-    DELETE FROM outbox USING turn WHERE turn_id = turn.id
+    -- As an array: PostgreSQL looks the hints up by their ids, however many there are.
+    DELETE FROM outbox WHERE turn_id = ANY(ARRAY(SELECT id FROM turn))
 )
 SELECT id FROM turn
 """

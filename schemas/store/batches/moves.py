@@ -48,6 +48,20 @@ class MovedRow(NamedTuple):
     running_count: int
 
 
+#: From here on, to the end of the transaction, the trigger counts no turn: `COUNT_MOVES` follows.
+COUNTS_MOVES = "SELECT set_config('turnmill.counts_moves', 'on', true)"
+
+#: Count turns of a batch that were in these states, one of each for each turn; the trigger counts
+#: again. A batch's page is one row then, and not one row a turn, which take half as long as
+#: whatever changes the turns.
+COUNT_MOVES = """
+INSERT INTO batch_moves (batch_id, old_state, new_state, turns)
+SELECT %(batch)s, old_state, %(state)s, count(*)
+FROM unnest(%(old_states)s::text[]) AS old_state
+GROUP BY old_state
+RETURNING set_config('turnmill.counts_moves', '', true)
+"""
+
 #: When turns of a batch ended lately, the latest first. A pause is no part of its rate.
 READ_PACE = f"""
 SELECT extract(epoch FROM clock_timestamp() - min(first_at))::float AS first_age_s,

@@ -18,6 +18,7 @@ from turnmill.schemas.postgres.database import Cursor, Database, notify
 from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.routes import ABORT_CHANNEL, OUTBOX_CHANNEL, PAUSED_LANE
 from turnmill.schemas.store.advance import advance, lock_conversations, lock_turns
+from turnmill.schemas.store.batches.moves import COUNT_MOVES, COUNTS_MOVES
 from turnmill.schemas.store.cancel import CANCEL
 from turnmill.schemas.store.changes import OPEN
 from turnmill.schemas.turns import Lane, TurnState
@@ -198,7 +199,8 @@ def cancel_running(database: Database, batch_id: UUID) -> None:
     for start in range(0, len(running), PAGE_TURNS):
         rows = running[start : start + PAGE_TURNS]
         with database.cursor() as cursor:
-            _cancel(cursor, [row.id for row in rows], [row.conversation_id for row in rows])
+            conversation_ids = [row.conversation_id for row in rows]
+            _cancel(cursor, batch_id, [row.id for row in rows], conversation_ids)
 
 
 def _takes_turn(cursor: Cursor, batch_id: UUID, yields: bool) -> bool:
@@ -213,7 +215,7 @@ def _sweep(cursor: Cursor, batch_id: UUID, decided: _Decided) -> int | None:
     page = {"batch": batch_id, "after": decided.swept_row, "size": PAGE_HINTS}
     if decided.cancelled_at is not None:
         (found,) = fetch(cursor, _OpenPage, _OPEN_TURNS, page | {"size": PAGE_TURNS})
-        _cancel(cursor, found.turn_ids, found.conversation_ids)
+        _cancel(cursor, batch_id, found.turn_ids, found.conversation_ids)
         return found.last_row
     (swept,) = fetch(cursor, _Page, _RELEASE if decided.paused_at is None else _HOLD, page)
     if decided.paused_at is None:
@@ -221,7 +223,9 @@ def _sweep(cursor: Cursor, batch_id: UUID, decided: _Decided) -> int | None:
     return swept.last_row
 
 
-def _cancel(cursor: Cursor, turn_ids: list[UUID], conversation_ids: list[UUID]) -> None:
+def _cancel(
+    cursor: Cursor, batch_id: UUID, turn_ids: list[UUID], conversation_ids: list[UUID]
+) -> None:
     """Cancel those of the turns that are still open, and tell the workers that hold them."""
     if not turn_ids:
         return
@@ -230,7 +234,14 @@ def _cancel(cursor: Cursor, turn_ids: list[UUID], conversation_ids: list[UUID]) 
     open_now = fetch(cursor, _OpenRow, _OPEN_NOW, (turn_ids,))
     if not open_now:
         return
+    cursor.execute(COUNTS_MOVES)
     cursor.execute(CANCEL, ([row.id for row in open_now],))
+    moved = {
+        "batch": batch_id,
+        "state": TurnState.CANCELLED,
+        "old_states": [row.state for row in open_now],
+    }
+    cursor.execute(COUNT_MOVES, moved)
     advance(cursor, conversation_ids)
     for row in open_now:
         if row.state == TurnState.RUNNING:

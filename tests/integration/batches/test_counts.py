@@ -11,6 +11,8 @@ import pytest
 
 from turnmill.infra.migrations import upgrade
 from turnmill.producer.accept import accept_many
+from turnmill.producer.batches.control import cancel_batch
+from turnmill.producer.batches.lookup import find_batch
 from turnmill.producer.batches.progress import count_ended, progress, summarize
 from turnmill.producer.cancel import cancel
 from turnmill.producer.handoff import hand_off
@@ -231,3 +233,31 @@ def test_turns_of_before_the_counters_are_counted_by_the_migration(
     assert now.turns_per_s is None
     assert now.first_accepted_at and now.last_settled_at
     copy.close()
+
+
+def test_a_cancelled_batch_is_counted_by_the_page_and_turns_of_its_conversations_one_by_one(
+    system: Any,
+) -> None:
+    walk = Walk(system, seed=7, total=100)
+    for _ in range(40):
+        walk.step()
+    # The next turn of a conversation becomes due when those before it are cancelled.
+    first = next(turn for turn in walk.turns if turn.state is TurnState.QUEUED)
+    other = make_batch(system.database, system.tenant_id, 1)
+    accept_many(system.database, [
+        system.request("after it", conversation_id=first.conversation_id,
+                       batch_id=other, batch_row=1)
+    ])  # fmt: skip
+    before = moves(system)
+    batch = find_batch(system.database, system.tenant_id, walk.batch_id.hex)
+    assert cancel_batch(system.database, batch)
+    now = walk.read()
+    assert now.is_done
+    assert_counted(system.database, walk.batch_id, now)
+    assert_counted(system.database, other, progress(system.database, system.tenant_id, other))
+    assert moves(system) - before < 10
+
+
+def moves(system: Any) -> int:
+    (rows,) = system.database.run("SELECT count(*)::int AS n FROM batch_moves")
+    return int(rows.n)
