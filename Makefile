@@ -170,7 +170,7 @@ $(STAMPS)/app: $(BIN)/python pyproject.toml constraints.txt
 $(STAMPS)/dev: $(STAMPS)/app
 	@echo "Installing what the tests need, $(TORCH) among it (once)"
 	@$(PIP) install $(QUIET) -c constraints.txt '$(TORCH)'
-	@$(PIP) install $(QUIET) -c constraints.txt -e '.[embedded,openvino,parquet,knowledge,embeddings,personal,discord,feishu,slack,teams,webhook,wechat,wecom,transformers,compression,triton,dev]'
+	@$(PIP) install $(QUIET) -c constraints.txt -e '.[embedded,openvino,parquet,knowledge,embeddings,personal,discord,feishu,s3,slack,teams,webhook,wechat,wecom,transformers,compression,triton,dev]'
 	@mkdir -p $(STAMPS) && touch $@
 
 # Debian's Chromium: playwright's own builds come from a server of their own.

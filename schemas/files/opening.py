@@ -1,16 +1,31 @@
-"""Open the storage that the settings name."""
+"""Storages by name, and what is opened with them. A new storage is one file and one line here, and
+the contract suite runs it.
+"""
+
+from importlib import import_module
 
 from turnmill.schemas.files.files import Files
-from turnmill.schemas.files.local import LocalStorage
 from turnmill.schemas.files.parts import PartKeeper
 from turnmill.schemas.files.storage import Storage
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings
 
+#: `TURNMILL_FILES__STORAGE` → "module:Class", imported only when chosen.
+STORAGES = {
+    "local": "turnmill.schemas.files.local:LocalStorage",
+    "s3": "turnmill.schemas.files.s3.storage:S3Storage",
+}
+
 
 def open_storage(settings: Settings) -> Storage:
-    """Return the storage of files. Nothing is made before something is written."""
-    return LocalStorage(settings.files_dir)
+    """Return the storage of files. Nothing is made before something is written.
+
+    Raises:
+        SettingsError: its library or a setting is missing.
+    """
+    module, _, attribute = STORAGES[settings.files.storage].partition(":")
+    storage: Storage = getattr(import_module(module), attribute).of(settings)
+    return storage
 
 
 def open_files(database: Database, settings: Settings) -> Files:

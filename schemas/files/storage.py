@@ -3,7 +3,7 @@
 A key is a tenant's id and a file's: no name that people give becomes a part of a path.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import BinaryIO, NamedTuple, Protocol
 from uuid import UUID
@@ -14,6 +14,14 @@ class Key(NamedTuple):
 
     tenant_id: UUID
     file_id: UUID
+
+
+class Doubt(NamedTuple):
+    """What works today, and may hurt one day."""
+
+    detail: str
+    #: What to do about it.
+    remedy: str
 
 
 class Draft(Protocol):
@@ -39,7 +47,11 @@ class Draft(Protocol):
 
 
 class Storage(Protocol):
-    """Bytes by key. Threads and processes may share it."""
+    """Bytes by key. Threads and processes may share it, and several machines what is behind it."""
+
+    @property
+    def place(self) -> str:
+        """Where the files are, for people: no secret is in it."""
 
     def draft(self) -> AbstractContextManager[Draft]:
         """Begin to write. What is not published is gone at the end.
@@ -57,16 +69,32 @@ class Storage(Protocol):
         """
 
     def has(self, key: Key) -> bool:
-        """Whether there are bytes under this key."""
+        """Whether there are bytes under this key. Raises `StorageUnavailable`."""
+
+    def missing(self, keys: Sequence[Key]) -> list[Key]:
+        """Return those of some keys that there are no bytes under. They are given in the order of
+        their files' ids. Raises `StorageUnavailable`.
+        """
 
     def delete(self, key: Key) -> None:
-        """Delete the bytes, if there are any. Raises `StorageUnavailable`."""
+        """Delete the bytes, if there are any, and all that the storage keeps of earlier ones.
+
+        Raises:
+            StorageUnavailable: some of them may be left, and the call is to be repeated.
+        """
 
     def keys(self, min_age_s: float) -> Iterator[Key]:
-        """All keys whose bytes were published so long ago, in no order."""
+        """All keys whose bytes were published so long ago, in no order. Raises
+        `StorageUnavailable`.
+        """
 
     def claim(self, owner: str) -> None:
-        """Note whose files these are, if nobody's were here before."""
+        """Note whose files these are, if nobody's were here before. Raises `StorageUnavailable`."""
 
     def belongs_to(self, owner: str) -> bool:
-        """Whether the files are this deployment's. What is not is not swept."""
+        """Whether the files are this deployment's. What is not is not swept. Raises
+        `StorageUnavailable`.
+        """
+
+    def check(self) -> list[Doubt]:
+        """Try what files need of it, for the doctor. Raises `StorageUnavailable`, with a remedy."""

@@ -35,6 +35,9 @@ OUTAGES = (
 #: statement with it.
 DATA_ERRORS = (psycopg.DataError, UnicodeError)
 
+#: For transactions that wait for a storage of files, which may be a server.
+AWAIT_STORAGE = "SET LOCAL idle_in_transaction_session_timeout = '60s'"
+
 #: Its own rows are not read: `rows.fetch` gives those that are, typed.
 Cursor = psycopg.Cursor[object]
 

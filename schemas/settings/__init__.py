@@ -25,7 +25,7 @@ from turnmill.schemas.settings.load import (
     variable_names,
 )
 from turnmill.schemas.settings.log import LogSettings
-from turnmill.schemas.settings.media import FilesSettings, MediaSettings
+from turnmill.schemas.settings.media import FilesSettings, MediaSettings, S3Settings
 from turnmill.schemas.settings.retention import RetentionSettings
 from turnmill.schemas.settings.section import SecretUrl, Section
 from turnmill.schemas.settings.worker import WorkerSettings
@@ -46,6 +46,7 @@ __all__ = [
     "LogSettings",
     "MediaSettings",
     "RetentionSettings",
+    "S3Settings",
     "SearchSettings",
     "SecretUrl",
     "Section",

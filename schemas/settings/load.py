@@ -34,7 +34,7 @@ from turnmill.schemas.settings.delivery import DeliverySettings
 from turnmill.schemas.settings.engine import EmbedderSettings, EngineSettings, SearchSettings
 from turnmill.schemas.settings.flower import FlowerSettings
 from turnmill.schemas.settings.log import LogSettings
-from turnmill.schemas.settings.media import FilesSettings, MediaSettings
+from turnmill.schemas.settings.media import FilesSettings, MediaSettings, S3Settings
 from turnmill.schemas.settings.memory import MemorySettings
 from turnmill.schemas.settings.metrics import MetricsSettings
 from turnmill.schemas.settings.relay import AffinitySettings, RelaySettings
@@ -77,6 +77,7 @@ class Settings(BaseSettings):
     delivery: DeliverySettings = DeliverySettings()
     retention: RetentionSettings = RetentionSettings()
     files: FilesSettings = FilesSettings()
+    s3: S3Settings = S3Settings()
     memory: MemorySettings = MemorySettings()
     media: MediaSettings = MediaSettings()
     engine: EngineSettings = EngineSettings()

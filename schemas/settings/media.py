@@ -1,21 +1,53 @@
 """Files, and images and sound in messages: how large they may be, and who reads them."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
-from turnmill.schemas.settings.section import SecretUrl, Section
+from turnmill.schemas.settings.section import SecretUrl, Section, checked_url
+from turnmill.schemas.urls import check_server_url
 
 
 class FilesSettings(Section):
-    #: The folder with the bytes of files; `files` in the data folder when left out. API, workers
-    #: and delivery processes must see the same one.
+    #: Where the bytes of files are: `local`, a folder; `s3`, a bucket of S3 or of a server with its
+    #: API (extra `s3`), for processes on several machines.
+    storage: Literal["local", "s3"] = "local"
+    #: The folder of `local`; `files` in the data folder when left out. API, workers and delivery
+    #: processes must see the same one.
     folder: Path | None = None
     #: Bytes of one file, at most; larger uploads are refused with 413.
     max_bytes: int = Field(default=50 * 1024 * 1024, ge=1024)
     #: Bytes of all files of a tenant together, at most.
     max_tenant_bytes: int = Field(default=10 * 1024**3, ge=1024)
+
+
+class S3Settings(Section):
+    #: The bucket of files. It must exist.
+    bucket: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$")
+    #: What the names of its objects begin with, as `turnmill/`: it must be this deployment's alone.
+    prefix: str = Field(default="", max_length=200, pattern=r"^([A-Za-z0-9._=-]+/)*$")
+    #: The server, as `https://minio.example:9000`; AWS's own when left out.
+    endpoint: Annotated[SecretUrl, checked_url(check_server_url)] | None = None
+    #: The bucket's region; when left out, as AWS's tools find it, and any of another server.
+    region: str | None = Field(default=None, pattern=r"^[a-z0-9-]{1,64}$")
+    #: The id of a key. When it and its secret are left out, they come from where AWS's tools look:
+    #: `AWS_…` variables, `~/.aws`, the role of the container or the machine.
+    access_key: SecretStr | None = None
+    #: The secret of `access_key`.
+    secret_key: SecretStr | None = None
+    #: Whether the bucket is part of the path and not of the host's name; when left out, it is with
+    #: an endpoint (MinIO, Ceph, R2).
+    path_style: bool | None = None
+    #: Seconds without an answer, or a byte of it, after which a call is tried once more, then given
+    #: up. At most 25: a transaction of PostgreSQL waits for it.
+    timeout_s: float = Field(default=15.0, gt=0, le=25)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.access_key is None) != (self.secret_key is None):
+            raise ValueError("access_key and secret_key belong together: set both, or neither")
+        return self
 
 
 class MediaSettings(Section):

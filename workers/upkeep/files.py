@@ -12,9 +12,11 @@ from typing import NamedTuple
 from uuid import UUID
 
 import structlog
+from psycopg import Rollback
 
 from turnmill.schemas.errors import StorageUnavailable
 from turnmill.schemas.files.storage import Key, Storage
+from turnmill.schemas.postgres.database import AWAIT_STORAGE
 from turnmill.schemas.postgres.links import Link
 from turnmill.schemas.postgres.rows import Id
 from turnmill.schemas.store.knowledge.passages import delete_documents_of_file
@@ -80,24 +82,30 @@ class FileSweep:
                 self._delete(key, is_lost=False)
             owners = self._link.fetch(_Owner, "SELECT id FROM deployment")
             if owners and self._storage.belongs_to(owners[0].id):
-                for key in self._pages(_PAGE):
-                    if not self._storage.has(key):
+                keys = self._pages(_PAGE)
+                while page := list(islice(keys, PAGE_FILES)):
+                    for key in self._storage.missing(page):
                         self._delete(key, is_lost=True)
                 self._delete_bytes_without_row()
         except StorageUnavailable as error:
             log.warning("files.not_swept", reason=error.message)
 
     def _delete(self, key: Key, *, is_lost: bool) -> None:
-        """Delete row and bytes. The row's lock keeps those apart who store the same content."""
+        """Delete row and bytes. The row's lock keeps those apart who store the same content; who
+        did so just now has brought back what was lost.
+        """
         self._counts["files"] += 1
         if self._is_dry:
             return
-        with self._link.transaction():
+        with self._link.transaction() as transaction:
+            self._link.execute(AWAIT_STORAGE)
             if self._link.execute(_DELETE, (key.file_id, is_lost)).rowcount:
+                if is_lost and self._storage.has(key):
+                    raise Rollback(transaction)
                 delete_documents_of_file(self._link.cursor(), key.tenant_id, key.file_id)
                 self._storage.delete(key)
-        if is_lost:
-            log.warning("file.lost", file_id=key.file_id.hex)
+                if is_lost:
+                    log.warning("file.lost", file_id=key.file_id.hex)
 
     def _delete_bytes_without_row(self) -> None:
         keys = self._storage.keys(ORPHAN_AGE_S)

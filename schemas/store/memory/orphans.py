@@ -23,7 +23,7 @@ from uuid import UUID
 
 from turnmill.schemas.files.storage import Key, Storage
 from turnmill.schemas.ids import Prefix, first_id
-from turnmill.schemas.postgres.database import Cursor, Database
+from turnmill.schemas.postgres.database import AWAIT_STORAGE, Cursor, Database
 from turnmill.schemas.postgres.rows import fetch
 
 #: Files that are searched for at a time, and turns in the first slice and in the largest.
@@ -81,7 +81,7 @@ FROM slice
 
 _SEARCHED = "UPDATE erased_files SET searched_to = %s WHERE tenant_id = %s AND file_id = ANY(%s)"
 _FORGET = "DELETE FROM erased_files WHERE tenant_id = %s AND file_id = ANY(%s)"
-_DELETE = "DELETE FROM files WHERE tenant_id = %s AND id = ANY(%s)"
+_DELETE = "DELETE FROM files WHERE tenant_id = %s AND id = %s"
 
 
 class _Noted(NamedTuple):
@@ -205,7 +205,10 @@ def _look_again(cursor: Cursor, slice_: _Slice) -> set[UUID]:
 
 
 def _delete(cursor: Cursor, storage: Storage, tenant_id: UUID, file_ids: list[UUID]) -> None:
-    """Delete rows and bytes; a byte that is left without its row goes with the next sweep."""
-    cursor.execute(_DELETE, (tenant_id, file_ids))
+    """Delete rows and bytes; a byte that is left without its row goes with the next sweep. A
+    statement for each: the transaction must not be idle for as long as all their bytes take.
+    """
+    cursor.execute(AWAIT_STORAGE)
     for file_id in file_ids:
+        cursor.execute(_DELETE, (tenant_id, file_id))
         storage.delete(Key(tenant_id, file_id))

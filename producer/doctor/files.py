@@ -1,0 +1,25 @@
+"""The storage of files: reachable, ours, and deleting what it is told to delete."""
+
+from collections.abc import Iterator
+
+from turnmill.producer.doctor.database import Target
+from turnmill.producer.doctor.findings import Check, Finding, broken, ok, warning
+from turnmill.schemas.errors import SettingsError, StorageUnavailable
+from turnmill.schemas.files.opening import open_storage
+
+
+def _storage(target: Target) -> Iterator[Finding]:
+    try:
+        storage = open_storage(target.settings)
+        doubts = storage.check()
+    except SettingsError as error:
+        yield broken(error.message)
+    except StorageUnavailable as error:
+        yield broken(error.message, error.remedy)
+    else:
+        yield from (warning(doubt.detail, doubt.remedy) for doubt in doubts)
+        if not doubts:
+            yield ok(storage.place)
+
+
+CHECKS: dict[str, Check[Target]] = {"files": _storage}

@@ -1,0 +1,238 @@
+"""The storage `s3`'s own rules: versions, faults of servers, secrets."""
+
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import pytest
+
+from tests.contract.storages.seaweedfs import ACCESS_KEY, SECRET_KEY, Front, SeaweedFS, silent
+from tests.contract.storages.test_storages import TENANT, TEXT, read, store
+from turnmill.schemas.errors import SettingsError, StorageUnavailable
+from turnmill.schemas.files.opening import open_storage
+from turnmill.schemas.files.storage import Key, Storage
+from turnmill.schemas.ids import new_id
+from turnmill.schemas.settings import S3Settings, load_settings
+
+pytest.importorskip("botocore", reason="pip install 'turnmill[s3]'")
+
+
+def connect(given: S3Settings, /, **changes: Any) -> Storage:
+    settings = given.model_dump() | changes
+    return open_storage(load_settings(files={"storage": "s3"}, s3=settings))
+
+
+@pytest.fixture
+def front(seaweedfs: SeaweedFS) -> Iterator[Front]:
+    with Front(seaweedfs) as front:
+        yield front
+
+
+def test_not_even_a_mark_of_a_deleted_file_stays_where_versions_are_kept(
+    seaweedfs: SeaweedFS, bucket: S3Settings
+) -> None:
+    storage = connect(bucket)
+    key = store(storage)
+    seaweedfs.client.delete_object(Bucket=bucket.bucket, Key=_name(bucket, key))
+    store(storage, b"anew", key.file_id)
+    storage.delete(key)
+    for kind in ("Versions", "DeleteMarkers"):
+        assert seaweedfs.versions(str(bucket.bucket), kind) == []
+
+
+def test_a_deletion_that_is_interrupted_never_shows_an_old_version(
+    seaweedfs: SeaweedFS, bucket: S3Settings, front: Front
+) -> None:
+    storage = connect(bucket, endpoint=front.url)
+    key = store(storage)
+    store(storage, b"anew", key.file_id)
+    deleted = []
+
+    def fault(request: BaseHTTPRequestHandler) -> tuple[int, bytes] | None:
+        if request.command == "DELETE" and "versionId=" in request.path:
+            deleted.append(request.path)
+            return (403, b"") if len(deleted) > 1 else None
+        return None
+
+    front.fault = fault
+    with pytest.raises(StorageUnavailable) as failed:
+        storage.delete(key)
+    assert "s3:DeleteObjectVersion" in failed.value.remedy
+    assert len(seaweedfs.versions(str(bucket.bucket))) == 1
+    assert not storage.has(key)
+    front.fault = lambda _: None
+    storage.delete(key)
+    assert seaweedfs.versions(str(bucket.bucket)) == []
+
+
+def test_a_server_that_knows_neither_versions_nor_conditions_will_do(
+    bucket: S3Settings, front: Front
+) -> None:
+    """As Cloudflare's R2 answers: https://developers.cloudflare.com/r2/api/s3/api/"""
+
+    def fault(request: BaseHTTPRequestHandler) -> tuple[int, bytes] | None:
+        if request.path.endswith("?versions") or "versions&" in request.path:
+            return 501, _error("NotImplemented")
+        if request.headers.get("If-None-Match"):
+            return 501, _error("NotImplemented")
+        return None
+
+    front.fault = fault
+    storage = connect(bucket, endpoint=front.url)
+    storage.claim("me")
+    assert storage.belongs_to("me")
+    assert [storage.has(store(storage))] == [True]
+
+
+def test_versions_that_may_not_be_seen_are_a_doubt(bucket: S3Settings, front: Front) -> None:
+    plain = connect(bucket, endpoint=front.url)
+    front.fault = lambda request: (
+        (403, _error("AccessDenied")) if "versions" in request.path.partition("?")[2] else None
+    )
+    with pytest.raises(StorageUnavailable, match="AccessDenied") as failed:
+        plain.check()  # versions are kept here, and cannot be deleted
+    assert "s3:ListBucketVersions" in failed.value.remedy
+
+
+def test_versions_that_a_server_keeps_secretly_are_a_doubt(
+    seaweedfs: SeaweedFS, bucket: S3Settings, front: Front
+) -> None:
+    """One that does not say in its answer that it has left a marker."""
+    front.hidden = ("x-amz-delete-marker", "x-amz-version-id")
+    [doubt] = connect(bucket, endpoint=front.url).check()
+    assert "nothing is deleted for good" in doubt.detail and "lifecycle" in doubt.remedy
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "remedy"),
+    [
+        ({"secret_key": "wrong"}, "SignatureDoesNotMatch", "TURNMILL_S3__SECRET_KEY"),
+        ({"access_key": "AKIANOBODY"}, "InvalidAccessKeyId", "TURNMILL_S3__ACCESS_KEY"),
+        ({"bucket": "nobodys"}, "NoSuchBucket", "TURNMILL_S3__BUCKET"),
+        ({"endpoint": "http://127.0.0.1:9"}, "EndpointConnectionError", "TURNMILL_S3__ENDPOINT"),
+    ],
+)
+def test_what_is_wrong_is_named_with_a_remedy_and_without_a_secret(
+    bucket: S3Settings,
+    changes: dict[str, Any],
+    code: str,
+    remedy: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    storage = connect(bucket, **changes)
+    with caplog.at_level(logging.DEBUG), pytest.raises(StorageUnavailable) as failed:
+        storage.check()
+    assert code in failed.value.message
+    assert remedy in failed.value.remedy
+    for shown in (failed.value.message, failed.value.remedy, caplog.text, storage.place):
+        assert SECRET_KEY not in shown
+
+
+def test_credentials_come_from_where_awss_tools_look(
+    bucket: S3Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    storage = connect(bucket, access_key=None, secret_key=None)
+    assert read(storage, store(storage)) == TEXT
+
+
+def test_without_credentials_the_remedy_is_to_set_them(
+    bucket: S3Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    with pytest.raises(StorageUnavailable, match="NoCredentialsError") as failed:
+        connect(bucket, access_key=None, secret_key=None).check()
+    assert "TURNMILL_S3__ACCESS_KEY" in failed.value.remedy
+
+
+def test_a_server_that_says_nothing_is_given_up(bucket: S3Settings) -> None:
+    with silent() as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        storage = connect(bucket, endpoint=url, timeout_s=0.5)
+        began = time.monotonic()
+        with pytest.raises(StorageUnavailable, match="ReadTimeoutError"):
+            storage.has(Key(TENANT, new_id()))
+        assert time.monotonic() - began < 10
+
+
+def test_a_download_that_breaks_off_is_no_shorter_file(bucket: S3Settings, front: Front) -> None:
+    storage = connect(bucket, endpoint=front.url)
+    key = store(storage)
+    front.fault = lambda request: (200, None) if request.command == "GET" else None
+    with pytest.raises(StorageUnavailable), storage.open(key) as content:
+        content.read()
+    with pytest.raises(StorageUnavailable), storage.open(key) as content:
+        while content.read(10):
+            pass
+
+
+def test_an_error_of_the_server_is_tried_once_more(bucket: S3Settings, front: Front) -> None:
+    storage = connect(bucket, endpoint=front.url)
+    faults = [(503, _error("SlowDown"))]
+    front.fault = lambda _: faults.pop() if faults else None
+    assert read(storage, store(storage)) == TEXT
+    assert not faults
+
+
+def test_what_others_have_in_the_bucket_is_nobodys_file(
+    seaweedfs: SeaweedFS, bucket: S3Settings
+) -> None:
+    storage = connect(bucket)
+    key = store(storage)
+    other = connect(bucket, prefix="of/turnmill/other/")
+    store(other)
+    store(connect(bucket, prefix=""))
+    for name in ("notes.txt", f"{new_id().hex}.x", f"{new_id().hex}.{new_id().hex}.x"):
+        seaweedfs.client.put_object(Bucket=bucket.bucket, Key=f"of/turnmill/{name}", Body=b"")
+    time.sleep(1.1)  # S3 tells whole seconds
+    assert list(storage.keys(0)) == [key]
+    assert not other.belongs_to("me")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "TURNMILL_S3__BUCKET"),
+        ({"s3": {"bucket": "b-1"}, "files": {"max_bytes": 6 * 1024**3}}, "MAX_BYTES"),
+        ({"s3": {"bucket": "b-1", "access_key": "x"}}, "secret_key"),
+        ({"s3": {"bucket": "no/bucket"}}, "TURNMILL_S3__BUCKET"),
+        ({"s3": {"bucket": "b-1", "prefix": "no-slash"}}, "TURNMILL_S3__PREFIX"),
+        ({"s3": {"bucket": "b-1", "endpoint": "minio:9000"}}, "TURNMILL_S3__ENDPOINT"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, Any], said: str) -> None:
+    files = {"storage": "s3"} | settings.get("files", {})
+    with pytest.raises(SettingsError, match=said):
+        open_storage(load_settings(**settings | {"files": files}))
+
+
+def test_threads_share_a_storage(bucket: S3Settings) -> None:
+    storage = connect(bucket)
+    found: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(read(storage, store(storage))))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [TEXT] * 8
+
+
+def _name(bucket: S3Settings, key: Key) -> str:
+    return f"{bucket.prefix}{key.file_id.hex}.{key.tenant_id.hex}"
+
+
+def _error(code: str) -> bytes:
+    assert re.fullmatch("[A-Za-z]+", code)
+    return f"<Error><Code>{code}</Code><Message>No.</Message></Error>".encode()
