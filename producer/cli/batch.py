@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -161,7 +161,7 @@ def pause(batch_id: BatchId, tenant: TenantOption = None) -> None:
     Example: turnmill batch pause batch_01a2
     """
     with _chosen(batch_id, tenant) as (system, batch):
-        with bar("Pausing", batch.total) as on_row:
+        with _sweeping("Pausing", "is paused", batch, system) as on_row:
             is_new = control.pause(system.database, batch, on_row)
         _say(batch, "is paused" if is_new else "was paused already")
         _say_command("Let it go on", "resume", batch, system)
@@ -174,7 +174,7 @@ def resume(batch_id: BatchId, tenant: TenantOption = None) -> None:
     Example: turnmill batch resume batch_01a2
     """
     with _chosen(batch_id, tenant) as (system, batch):
-        with bar("Resuming", batch.total) as on_row:
+        with _sweeping("Resuming", "goes on", batch, system) as on_row:
             is_new = control.resume(system.database, batch, on_row)
         _say(batch, "goes on" if is_new else "was not paused")
 
@@ -192,7 +192,7 @@ def cancel(
     with _chosen(batch_id, tenant) as (system, batch):
         if not yes:
             typer.confirm(f"Cancel what is left of {batch.name} for good?", abort=True)
-        with bar("Cancelling", batch.total) as on_row:
+        with _sweeping("Cancelling", "is cancelled", batch, system) as on_row:
             is_new = control.cancel_batch(system.database, batch, on_row)
         _say(batch, "is cancelled" if is_new else "was cancelled already")
 
@@ -280,6 +280,28 @@ def write(
 def _chosen(batch_id: str, tenant: str | None) -> Iterator[tuple[System, Batch]]:
     with open_system(tenant=tenant) as system:
         yield system, find_batch(system.database, system.tenant_id, batch_id)
+
+
+@contextmanager
+def _sweeping(
+    doing: str, done: str, batch: Batch, system: System
+) -> Iterator[Callable[[int], None]]:
+    """A bar while a decision reaches the turns. Ctrl-C leaves the other rows to workers."""
+    rows: list[int] = []
+    try:
+        with bar(doing, batch.total) as on_row:
+
+            def note(row: int) -> None:
+                rows[:] = [row]
+                on_row(row)
+
+            yield note
+    except KeyboardInterrupt:
+        if not rows:
+            raise  # Perhaps before the decision was committed.
+        _say(batch, f"{done}: that holds already, and workers do the rows after {rows[0]:,}")
+        _say_command("Watch it", "status --watch", batch, system)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _say(batch: Batch, what: str) -> None:

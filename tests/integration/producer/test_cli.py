@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from turnmill.producer.accept import accept, accept_many
+from turnmill.producer.batches import control
 from turnmill.producer.batches.backlog import read_backlog
 from turnmill.producer.batches.submission import submit
 from turnmill.producer.cli.app import main
@@ -24,9 +25,11 @@ from turnmill.producer.turns import read_turn
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import load_settings
+from turnmill.schemas.store.batches import sweep
 from turnmill.schemas.store.tables import PRUNER_LOCK_KEY
 from turnmill.schemas.turns import Message, Role, TurnRequest
 from turnmill.workers.testing import InlineWorker
+from turnmill.workers.upkeep.batches import finish_sweeps
 
 #: Run `turnmill` with these words: exit status, standard output, standard error.
 Turnmill = Callable[..., tuple[int, str, str]]
@@ -190,6 +193,34 @@ def test_a_batch_is_paused_resumed_retried_and_cancelled_by_commands(
     assert state() == "3 3 cancelled"
     status, _, said = turnmill("batch", "resume", name)
     assert status and "was cancelled and stays so" in said
+
+
+def test_ctrl_c_during_a_cancellation_says_that_it_holds_and_who_does_the_rest(
+    turnmill: Turnmill, migrated: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, name = submit_rows(tmp_path, *"abcde")
+    monkeypatch.setattr(sweep, "PAGE_TURNS", 2)
+    sweep_page = control.sweep_page
+
+    def interrupted(database: Database, batch_id: UUID) -> int | None:
+        monkeypatch.setattr(control, "sweep_page", stopped)
+        return sweep_page(database, batch_id)
+
+    def stopped(database: Database, batch_id: UUID) -> int | None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(control, "sweep_page", interrupted)
+    status, said, _ = turnmill("batch", "cancel", name, "--yes")
+    assert status == 130
+    assert "is cancelled: that holds already, and workers do the rows after 2." in said
+    (command,) = re.findall(r"turnmill (batch status --watch batch_\w+)", said)
+    with psycopg.connect(migrated, autocommit=True) as link:
+        open_now = "SELECT count(*) FROM turns WHERE state = 'queued'"
+        assert link.execute(open_now).fetchone() == (3,)
+    database = Database(load_settings().database)
+    finish_sweeps(database)
+    database.close()
+    assert "5/5 done" in turnmill(*command.split())[1]
 
 
 def test_the_schema_is_made_once_and_may_be_asked_for_again(

@@ -7,8 +7,8 @@ its turns in one row. Processes of the previous release do not set it, and are c
 
 from alembic import op
 
-revision = "0038"
-down_revision = "0037"
+revision = "0039"
+down_revision = "0038"
 branch_labels = None
 depends_on = None
 
