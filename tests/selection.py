@@ -75,6 +75,9 @@ def environments() -> dict[str, bool]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Threads of OpenMP spin while they wait for each other. Where more processes run than there are
+    # cores, a step of the transformers engine then took ten times as long, and more.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if IS_XDIST_WORKER:
         # Libraries count the cores when they are loaded, which is before a test that computes is
         # kept to its half. More threads than cores spin while they wait for each other: tests of

@@ -60,6 +60,23 @@ def check_tools(params: "GenerationParams") -> None:
         )
 
 
+def kept_formats(tools: "Sequence[Tool]") -> list[ResponseFormat | None]:
+    """The formats of the tools' arguments where no schema was checked; None for a schema that
+    replies cannot be held to, or that is too large beside those before it.
+    """
+    formats: list[ResponseFormat | None] = []
+    size = 0
+    for tool in tools:
+        try:
+            added = _check(tool, "parameters")
+        except InvalidInput:
+            added = MAX_FORMAT_BYTES + 1
+        fits = size + added <= MAX_FORMAT_BYTES
+        size += added if fits else 0
+        formats.append(arguments_format(tool) if fits else None)
+    return formats
+
+
 def _check(tool: "Tool", place: str) -> int:
     """The bytes of the tool's schema."""
     text = arguments_format(tool).schema_text or "{}"

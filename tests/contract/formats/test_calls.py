@@ -1,4 +1,4 @@
-"""A reply that must call a tool: engines that declare it write arguments of the tool's schema."""
+"""Calls of tools, demanded or not: engines that declare it write arguments of the tool's schema."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Ro
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
 from turnmill.workers.engines.local.batching import BatchingEngine
 from turnmill.workers.engines.text.chat_template import ChatTemplate
+from turnmill.workers.engines.text.tools import ToolFormat
 from turnmill.workers.turn.abort import Abort
 
 #: Of each schema; `make test-formats` asks for more.
@@ -27,9 +28,26 @@ TOOLS = tuple(
     Tool(name=name, description=f"Notes the {name}.", parameters=SCHEMAS[name])
     for name in ("triage", "numbers", "chinese", "union")
 )
+TRACK = Tool(
+    name="track",
+    description="Tracks an order.",
+    parameters={
+        "type": "object",
+        "properties": {
+            "order": {"type": "integer", "maximum": 99999},
+            "unit": {"enum": ["days", "hours"]},
+        },
+        "required": ["order", "unit"],
+        "additionalProperties": False,
+    },
+)
 TIME = Tool(name="time")
 RECURSIVE = Tool(name="recursion", parameters=SCHEMAS["recursion"])
 TEXT = "Mein Paket ist seit drei Wochen nicht da, Bestellung ORD-1234. Note it with your tools."
+
+
+def user(text: str) -> Message:
+    return Message(role=Role.USER, content=text)
 
 
 @pytest.fixture
@@ -51,14 +69,32 @@ pytestmark = pytest.mark.parametrize(
 )
 
 
-def ask(engine: Engine, *tools: Tool, seed: int = 0, **more: Any) -> tuple[list[Chunk], Any]:
+def ask(
+    engine: Engine, *tools: Tool, seed: int = 0, said: Any = (user(TEXT),), **more: Any
+) -> tuple[list[Chunk], Any]:
     """The chunks, and the parameters that they were asked with."""
     params = GenerationParams(
         **{"temperature": 1.0, "max_tokens": 100, "seed": seed, "tools": tools, **more}
     )
     check_tools(params)
-    prompt = Prompt((Message(role=Role.USER, content=TEXT),), tools=tools)
+    prompt = Prompt(tuple(said), tools=tools)
     return list(engine.generate(prompt, params.over(DEFAULT_PARAMS), Abort())), params
+
+
+def called_before(*orders: int, count: int = 1) -> list[Message]:
+    """Questions that were answered by so many calls, and one that is open: even a small model
+    writes calls like those before, which do not meet the schema of `TRACK`.
+    """
+    said = []
+    for order in orders:
+        numbers = [order + number for number in range(count)]
+        said.append(user(f"Where is order {' and '.join(map(str, numbers))}?"))
+        calls = tuple(
+            ToolCall(id=f"{n:09}", name="track", arguments=f'{{"order": "{n}", "when": "days"}}')
+            for n in numbers
+        )
+        said.append(Message(role=Role.ASSISTANT, content="", tool_calls=calls))
+    return said[:-1]
 
 
 def calls_of(chunks: list[Chunk]) -> list[ToolCall]:
@@ -154,3 +190,64 @@ def test_the_beginning_that_is_given_is_not_generated(calling: Engine) -> None:
     chunks, _ = ask(calling, TIME, tool_choice="time")
     assert [(call.name, call.arguments) for call in calls_of(chunks)] == [("time", "{}")]
     assert sum(chunk.token_count for chunk in chunks) <= 8
+
+
+def meets(tool: Tool, call: ToolCall) -> bool:
+    strictly = GenerationParams(tools=(tool,), tool_choice=tool.name)
+    return call.name == tool.name and find_call_fault([call], strictly) is None
+
+
+def test_a_call_that_the_model_makes_of_its_own_accord_meets_its_schema(
+    calling: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = called_before(4711, 4722, 4733, 4799)
+    chunks, _ = ask(calling, TRACK, said=said, temperature=0)
+    assert chunks[-1].finish_reason == "tool_calls"
+    [call] = calls_of(chunks)
+    assert meets(TRACK, call), call
+    assert json.loads(call.arguments)["order"] == 4799
+
+    # As it was trained it would have written something else.
+    monkeypatch.setattr(ToolFormat, "triggered", lambda *_, **__: None)
+    [parsed] = calls_of(ask(calling, TRACK, said=said, temperature=0)[0])
+    assert not meets(TRACK, parsed)
+
+
+@pytest.mark.parametrize("is_parallel", [True, False])
+def test_a_reply_of_its_own_accord_has_several_calls_where_it_may(
+    calling: Engine, is_parallel: bool
+) -> None:
+    said = called_before(4711, 4799, count=2)
+    more = {} if is_parallel else {"parallel_tool_calls": False}
+    chunks, _ = ask(calling, TRACK, said=said, temperature=0, **more)
+    calls = calls_of(chunks)
+    assert len(calls) == (2 if is_parallel else 1)
+    assert all(meets(TRACK, call) for call in calls)
+    # Nothing is written behind the one call that may be made.
+    assert is_parallel or sum(chunk.token_count for chunk in chunks) < 50
+
+
+def test_text_is_what_it_would_be_without_a_grammar(
+    calling: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def texts() -> list[str]:
+        wanted: list[dict[str, Any]] = [{"temperature": 0}, {"seed": 5}]
+        said = [user("What is the capital of France?")]
+        return [
+            "".join(
+                chunk.text for chunk in ask(calling, TRACK, said=said, max_tokens=16, **more)[0]
+            )
+            for more in wanted
+        ]
+
+    with_grammar = texts()
+    assert all(text.strip() for text in with_grammar)
+    monkeypatch.setattr(ToolFormat, "triggered", lambda *_, **__: None)
+    assert texts() == with_grammar
+
+
+def test_arguments_whose_schema_nobody_enforces_are_what_the_model_writes(calling: Engine) -> None:
+    odd = TRACK.model_copy(update={"parameters": {"type": "object", "minProperties": 1}})
+    said = called_before(4711, 4722, 4733, 4799)
+    [call] = calls_of(ask(calling, odd, TIME, said=said, temperature=0)[0])
+    assert (call.name, json.loads(call.arguments)["order"]) == ("track", "4799")

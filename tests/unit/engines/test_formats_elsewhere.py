@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from turnmill.schemas.formats.response import ResponseFormat
+from turnmill.schemas.turns import GenerationParams, Tool
 from turnmill.workers.engines.openai_http.dialects import DIALECTS, PLAIN, format_fields
+from turnmill.workers.engines.text.tools import HERMES, OfferedTools
 from turnmill.workers.engines.vllm.formats import structured_fields
 
 SCHEMA = {"type": "object", "properties": {"b": {"const": 1}, "a": {"title": "A"}}}
@@ -21,6 +23,18 @@ def test_vllm_gets_a_plain_schema() -> None:
     assert fields["json"]["additionalProperties"] is False
     assert structured_fields(OBJECT)["json"]["type"] == "object"
     assert structured_fields(CHOICE) == {"choice": ["yes", "no"]}
+
+
+def test_vllm_gets_calls_with_the_marks_that_are_tokens_of_its_vocabulary() -> None:
+    offered = OfferedTools.of(HERMES, GenerationParams(tools=(Tool(name="time"),)))
+    assert offered is not None and offered.held is not None
+    spelled = structured_fields(offered.held)["grammar"]
+    assert 'trigger[lazy]: TEXT "<tool_call>"' in spelled
+    special = {"<tool_call>": 7, "</tool_call>": 8, "<think>": 9}
+    named = structured_fields(offered.held, special)["grammar"]
+    assert "called: text <[7]> calls" in named
+    assert 'calls: first "\\n" <[8]>' in named
+    assert "<[8,9]>" in named  # in text
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,8 @@ class BatchingEngine:
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         model = self._loaded()
-        tools = OfferedTools.of(model.text.template.tool_format, params)
+        can_hold = self.capabilities.tool_choice
+        tools = OfferedTools.of(model.text.template.tool_format, params, can_hold=can_hold)
         prompt_ids = _encode(model, prompt, tools.begun if tools else "")
         window = model.facts.context_window
         room = window - len(prompt_ids)

@@ -8,8 +8,7 @@ https://github.com/mlc-ai/xgrammar/blob/main/docs/tutorials/ebnf_guided_generati
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from turnmill.schemas.formats.patterns import (
@@ -25,14 +24,11 @@ from turnmill.schemas.formats.patterns import (
 from turnmill.schemas.formats.plain import Schema, bounds
 from turnmill.schemas.formats.reading import plain_schema
 from turnmill.schemas.formats.response import ResponseFormat
+from turnmill.workers.engines.openvino.numbers import DIGITS, decimals, integers
 from turnmill.workers.engines.text.call_form import MOST_CALLS, CallForm
 
 #: Longer bounded repetitions take seconds to compile.
 MOST_REPEATED = 32
-#: Digits of a number without bounds.
-_DIGITS = 15
-#: Ways to write what is left of a whole number at a bound.
-_STEP = Decimal("0.01")
 
 #: What a JSON text has no escape for.
 _PLAIN = all_but(chars((0, 31), (34, 34), (92, 92), (127, 159)))
@@ -53,6 +49,15 @@ object ::= "{" (text ":" any ("," text ":" any)*)? "}"
 array ::= "[" (any ("," any)*)? "]"
 """.strip()
 
+#: As models write JSON that nobody holds them to.
+_LOOSE = r"""
+space ::= [ \n\t]*
+loose ::= looseobject | loosearray | text | float | "true" | "false" | "null"
+pair ::= space text space ":" space loose space
+looseobject ::= "{" (pair ("," pair)* | space) "}"
+loosearray ::= "[" space (loose space ("," space loose space)*)? "]"
+""".strip()
+
 
 @lru_cache(maxsize=256)
 def grammar_of(held_to: ResponseFormat | CallForm) -> str:
@@ -60,30 +65,32 @@ def grammar_of(held_to: ResponseFormat | CallForm) -> str:
     writer = _Writer()
     if isinstance(held_to, CallForm):
         return writer.write(writer.calls(held_to))
-    match held_to.type:
-        case "choice":
-            return f"root ::= {_either(map(_literal, held_to.choices))}"
-        case "json_object":
-            whole: Schema = {"type": "object", "additionalProperties": {}, "$defs": {}}
-        case _:
-            whole = plain_schema(held_to.schema_text or "{}")
-    return writer.write(writer.schema(whole))
+    if held_to.type == "choice":
+        return f"root ::= {_either(map(_literal, held_to.choices))}"
+    return writer.write(writer.schema(_plain(held_to)))
+
+
+def _plain(format: ResponseFormat) -> Schema:
+    """The schema of a checked format that is not a choice."""
+    if format.type == "json_object":
+        return {"type": "object", "additionalProperties": {}, "$defs": {}}
+    return plain_schema(format.schema_text or "{}")
 
 
 class _Writer:
     def __init__(self) -> None:
         self._rules: list[str] = []
-        self._names = {"any": False}
+        self._uses_any = self._uses_loose = False
         self._count = 0
         #: Of the definitions of the schema that is written.
         self._prefix = ""
 
     def calls(self, form: CallForm) -> str:
-        """The expression of one call or several, whose schemas share no definitions."""
+        """The expression of a reply with calls, whose schemas share no definitions."""
         arguments = []
         for number, (_, format) in enumerate(form.calls):
             self._prefix = f"tool{number}"
-            arguments.append(self.schema(plain_schema(format.schema_text or "{}")))
+            arguments.append(self.schema(_plain(format)) if format else self._loose())
         first, following = (
             self._rule(
                 _either(
@@ -96,7 +103,14 @@ class _Writer:
         parts = [first]
         if form.between is not None:
             parts.append(f"({_literal(form.between)} {following}){{0,{MOST_CALLS - 1}}}")
-        return " ".join([*parts, _literal(form.after)] if form.after else parts)
+        if form.after:
+            parts.append(_literal(form.after))
+        if form.trigger is None:
+            return " ".join(parts)
+        # Any text, in which the trigger begins what follows it in the rule.
+        tag = f"({_literal(form.trigger)}, {self._rule(' '.join(parts))})"
+        repeats = str(form.repeats).lower()
+        return f"TagDispatch({tag}, stop_eos=true, stop_str=(), loop_after_dispatch={repeats})"
 
     def schema(self, whole: Schema) -> str:
         """The expression of a value of a whole schema."""
@@ -108,15 +122,22 @@ class _Writer:
     def write(self, root: str) -> str:
         """The grammar with this expression as its root."""
         lines = [f"root ::= {root}", *self._rules]
-        if self._names["any"]:
+        if self._uses_any:
             lines.append(_ANY)
+        if self._uses_loose:
+            lines.append(_LOOSE)
         lines += [
             f"text ::= {_quoted('char*')}",
             f"char ::= {_class(_PLAIN)} | {_either(map(_literal, _ESCAPES.values()))}",
-            f'float ::= "-"? ("0" | [1-9] [0-9]{{0,{_DIGITS - 1}}}) ("." [0-9]{{1,{_DIGITS}}})?',
-            f'whole ::= "0" | "-"? [1-9] [0-9]{{0,{_DIGITS - 1}}}',
+            f'float ::= "-"? ("0" | [1-9] [0-9]{{0,{DIGITS - 1}}}) ("." [0-9]{{1,{DIGITS}}})?',
+            f'whole ::= "0" | "-"? [1-9] [0-9]{{0,{DIGITS - 1}}}',
         ]
         return "\n".join(lines) + "\n"
+
+    def _loose(self) -> str:
+        """Any object, with spaces as models write them."""
+        self._uses_loose = True
+        return "looseobject"
 
     def _rule(self, body: str) -> str:
         """A rule's new name; engines read long expressions in parentheses slowly."""
@@ -147,7 +168,7 @@ class _Writer:
                 return '("true" | "false")'
             case {"type": "null"}:
                 return '"null"'
-        self._names["any"] = True
+        self._uses_any = True
         return "any"
 
     def _object(self, properties: Schema, required: Sequence[str]) -> str:
@@ -219,8 +240,8 @@ class _Writer:
         if math.isinf(low) and math.isinf(high):
             return "whole" if plain["type"] == "integer" else "float"
         if plain["type"] == "integer":
-            return self._rule(_either(_integers(low, high)))
-        return self._rule(_either(_decimals(plain, low, high)))
+            return self._rule(_either(integers(low, high)))
+        return self._rule(_either(decimals(plain, low, high)))
 
 
 def _quoted(body: str) -> str:
@@ -291,85 +312,3 @@ def _escaped_class(node: Chars) -> str:
 
 def _intersect(one: Chars, other: Chars) -> Chars:
     return all_but(chars(*all_but(one).ranges, *all_but(other).ranges))
-
-
-# Numbers
-
-
-def _integers(low: float, high: float) -> Iterator[str]:
-    """Whole numbers of a range; behind an open end, of 15 digits at most."""
-    limit = 10**_DIGITS - 1
-    least = max(int(low), -limit) if math.isfinite(low) else -limit
-    most = min(int(high), limit) if math.isfinite(high) else limit
-    if least < 0:
-        for option in _naturals(max(1, -most), -least):
-            yield f'"-" {option}'
-    if most >= 0:
-        yield from _naturals(max(0, least), most)
-
-
-def _naturals(least: int, most: int) -> Iterator[str]:
-    """Numbers of a range from 0 on, by their leading digits.
-
-    147 to 3999: `14` [7-9], `1` [5-9] any, [2-9] any any, [1-3] any any any.
-    """
-    while least <= most:
-        # The largest block of numbers that begin alike, from the least one on.
-        size = 1
-        while least % (size * 10) == 0 and least + size * 10 - 1 <= most and least >= size * 10:
-            size *= 10
-        last = least // size % 10
-        count = min(9 - last, (most - least + 1) // size - 1)
-        head = str(least // size)[:-1]
-        lead = f'"{head}" ' if head else ""
-        digits = f"[{last}-{last + count}]" if count else f"[{last}]"
-        free = f" [0-9]{{{len(str(size)) - 1}}}" if size > 1 else ""
-        yield f"{lead}{digits}{free}"
-        least += (count + 1) * size
-
-
-def _decimals(plain: Schema, low: float, high: float) -> Iterator[str]:
-    """Numbers of a range: any fraction between two whole numbers within it, hundredths at its ends.
-
-    `-3.1` lies between -4 and -3: below 0, fractions lead away from it.
-    """
-    least, most = _closed(plain, low, high)
-    fraction = f'"." [0-9]{{1,{_DIGITS}}}'
-    first = least.to_integral_value(ROUND_CEILING) if least.is_finite() else least
-    last = most.to_integral_value(ROUND_FLOOR) if most.is_finite() else most
-    zero = Decimal(0)
-    if last > max(first, zero):
-        for option in _integers(float(max(first, zero)), float(last - 1)):
-            yield f"{option} ({fraction})?"
-    if first < min(last, zero):
-        for option in _naturals(max(1, _whole(-last)), _whole(-first - 1)):
-            yield f'"-" {option} ({fraction})?'
-        if last >= 0:
-            yield f'"-0" {fraction}'
-    for start, end in ((least, min(first, most)), (max(last, least), most)):
-        if start.is_finite() and end.is_finite():
-            yield from map(_literal, _hundredths(start, end))
-
-
-def _closed(plain: Schema, low: float, high: float) -> tuple[Decimal, Decimal]:
-    """The bounds as ones that belong to the range."""
-    least, most = Decimal(str(low)), Decimal(str(high))
-    middle = (least + most) / 2
-    if plain.get("exclusiveMinimum") == low:
-        least += _STEP
-    if plain.get("exclusiveMaximum") == high:
-        most -= _STEP
-    return (least, most) if least <= most else (middle, middle)
-
-
-def _hundredths(start: Decimal, end: Decimal) -> Iterator[str]:
-    """What may be written between two numbers that are less than 1 apart, and these."""
-    number = start
-    while number < end:
-        yield f"{number.normalize():f}"
-        number = (number / _STEP + 1).to_integral_value(ROUND_FLOOR) * _STEP
-    yield f"{end.normalize():f}"
-
-
-def _whole(number: Decimal) -> int:
-    return int(number) if number.is_finite() else 10**_DIGITS - 1

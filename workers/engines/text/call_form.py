@@ -1,4 +1,4 @@
-"""What a reply is held to that must call a tool: text around arguments, and their schemas."""
+"""What calls of tools in a reply are held to: text around arguments, and their schemas."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,13 @@ MOST_CALLS = 8
 
 @dataclass(frozen=True, slots=True)
 class CallForm:
-    """The rest of a reply after its beginning (`OfferedTools.begun`), which is not generated."""
+    """The rest of a reply that must call, after its beginning (`OfferedTools.begun`), which is not
+    generated. With a `trigger`, a reply that may call: text, and calls behind the trigger.
+    """
 
-    #: For each tool: the text before its arguments, and their format.
-    calls: tuple[tuple[str, ResponseFormat], ...]
+    #: For each tool: the text before its arguments, and their format (None: any object, with white
+    #: space as the model writes it).
+    calls: tuple[tuple[str, ResponseFormat | None], ...]
     #: What of that the reply begins with already.
     begun: str
     #: The text between two calls; None: there is one.
@@ -22,8 +25,16 @@ class CallForm:
     after: str = ""
     #: The text after arguments.
     end: str = "}"
+    #: The text that calls begin with; None: the reply is calls and nothing else.
+    trigger: str | None = None
+    #: The text between the trigger and the first call.
+    lead: str = ""
+    #: Whether text, and other calls, may follow those behind a trigger.
+    repeats: bool = False
 
     @property
-    def first(self) -> tuple[tuple[str, ResponseFormat], ...]:
+    def first(self) -> tuple[tuple[str, ResponseFormat | None], ...]:
         """As `calls`, of the first call."""
-        return tuple((text.removeprefix(self.begun), format) for text, format in self.calls)
+        return tuple(
+            (self.lead + text.removeprefix(self.begun), format) for text, format in self.calls
+        )

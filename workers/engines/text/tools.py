@@ -17,7 +17,7 @@ import string
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from turnmill.schemas.formats.calls import arguments_format, demanded_tools
+from turnmill.schemas.formats.calls import arguments_format, demanded_tools, kept_formats
 from turnmill.schemas.turns import GenerationParams, Tool
 from turnmill.workers.engines.base import Chunk, ToolCallPiece
 from turnmill.workers.engines.text.call_form import CallForm
@@ -31,6 +31,9 @@ _ID_LETTERS = string.ascii_letters + string.digits
 #: them.
 _STARTS = tuple(f'{{"{key}"' for key in ("name", "arguments", "parameters", "type", "function"))
 _LONGEST_START = 200
+
+#: What a call is made to begin with.
+_START = '{"name":'
 
 #: Between two calls.
 _BETWEEN = re.compile(r"[\s,;]*")
@@ -49,6 +52,10 @@ class ToolFormat:
     between: str = "; "
     #: What ends a reply whose calls began with `before`, where they cannot be read without it.
     after: str = ""
+    #: The mark in a text behind which the model writes nothing but calls; empty: there is none.
+    trigger: str = ""
+    #: What ends the calls behind it. Where it is part of `between`, each call has a trigger.
+    closing: str = ""
     #: What may stand around a call and is no part of it.
     marks: tuple[str, ...] = ()
     #: What the model calls a call's arguments.
@@ -61,23 +68,58 @@ class ToolFormat:
 
         It ends before a space, which is part of the next token in most vocabularies.
         """
-        return f'{self.before}{{"name":' + ("" if name is None else self._named(name).rstrip())
+        return f"{self.before}{_START}" + ("" if name is None else self._named(name).rstrip())
 
     def held(self, tools: Sequence[Tool], begun: str, *, is_one_call: bool) -> CallForm:
         """What a reply with this beginning is held to, for its calls to meet the tools' schemas."""
-        start = '{"name":'
         return CallForm(
             calls=tuple((self._named(tool.name), arguments_format(tool)) for tool in tools),
-            begun=begun.removeprefix(self.before).removeprefix(start),
-            between=None if is_one_call else f"{self.between}{start}",
+            begun=begun.removeprefix(self.before).removeprefix(_START),
+            between=None if is_one_call else f"{self.between}{_START}",
             after=self.after,
+        )
+
+    def triggered(self, tools: Sequence[Tool], *, is_one_call: bool) -> CallForm | None:
+        """What a reply that may call is held to behind its trigger, as far as the tools' schemas
+        can be kept to. None where the format has no trigger.
+        """
+        if not self.trigger:
+            return None
+        is_alone = is_one_call or self.between.startswith(self.closing)
+        return CallForm(
+            calls=tuple(
+                (self._named(tool.name), format)
+                for tool, format in zip(tools, kept_formats(tools), strict=True)
+            ),
+            begun="",
+            between=None if is_alone else f"{self.between}{_START}",
+            after=self.closing,
+            trigger=self.trigger,
+            lead=self.before.removeprefix(self.trigger) + _START,
+            repeats=not is_one_call,
         )
 
     def _named(self, name: str) -> str:
         return f' {json.dumps(name, ensure_ascii=False)}, "{self.arguments}": '
 
+    def parse_all(self, text: str, names: Iterable[str]) -> tuple[list[tuple[str, str]], str]:
+        """Name and arguments (JSON) of each call, and the text around them.
+
+        The text begins where a call may; others begin behind text that follows calls.
+        """
+        known, calls, around = frozenset(names), [], ""
+        while text:
+            found, text = self.parse(text, known)
+            if not found:
+                break
+            calls += found
+            places = [at for at in map(text.find, self.openings) if at >= 0]
+            at = min(places, default=len(text))
+            around, text = around + text[:at], text[at:]
+        return calls, around + text
+
     def parse(self, text: str, names: Iterable[str]) -> tuple[list[tuple[str, str]], str]:
-        """Name and arguments (JSON) of each call, and the text after the last one.
+        """As `parse_all`, of calls without text between them.
 
         No call, and all of the text, if it is not in this format or calls an unknown tool.
         """
@@ -121,6 +163,8 @@ HERMES = ToolFormat(
     openings=("<tool_call>", "```json"),
     before="<tool_call>\n",
     between="\n</tool_call>\n<tool_call>\n",
+    trigger="<tool_call>",
+    closing="\n</tool_call>",
     marks=(*_HERMES_MARKS, "```json", "```"),
     reserved=(*_HERMES_MARKS, "<tool_response>", "</tool_response>", "<tools>", "</tools>"),
 )
@@ -131,6 +175,8 @@ MISTRAL = ToolFormat(
     before="[TOOL_CALLS] [",
     between=", ",
     after="]",
+    trigger="[TOOL_CALLS]",
+    closing="]",
     marks=("[TOOL_CALLS]", "]"),
     reserved=("[TOOL_CALLS]",),
 )
@@ -166,18 +212,24 @@ class OfferedTools:
     #: What the model is made to begin its reply with.
     begun: str = ""
     is_one_call: bool = False
-    #: What the rest of it is held to, by engines that can.
+    #: What the rest of it, or a call in its text, is held to, by engines that can.
     held: CallForm | None = None
 
     @classmethod
-    def of(cls, form: ToolFormat | None, params: GenerationParams) -> "OfferedTools | None":
-        """None where nothing is offered."""
+    def of(
+        cls, form: ToolFormat | None, params: GenerationParams, *, can_hold: bool = True
+    ) -> "OfferedTools | None":
+        """None where nothing is offered. `can_hold`: whether the engine has grammars."""
         if form is None or not params.tools:
             return None
         demanded = demanded_tools(params)
         is_one_call = params.parallel_tool_calls is False
         if not demanded:
-            return cls(form, tuple(tool.name for tool in params.tools), is_one_call=is_one_call)
+            names = tuple(tool.name for tool in params.tools)
+            # A reply with a format is held to that, and calls nothing.
+            may_call = can_hold and params.response_format is None
+            held = form.triggered(params.tools, is_one_call=is_one_call) if may_call else None
+            return cls(form, names, is_one_call=is_one_call, held=held)
         is_one_call |= params.tool_choice != "required"
         begun = form.begun(demanded[0].name if len(demanded) == 1 else None)
         held = form.held(demanded, begun, is_one_call=is_one_call)
@@ -231,7 +283,7 @@ class _Reader:
         held = Chunk(self._calls, self._token_count)
         if not self._calls:
             held = self._openings.push("", 0, is_last=True)
-        calls, text = self._offered.form.parse(held.text, self._offered.names)
+        calls, text = self._offered.form.parse_all(held.text, self._offered.names)
         if self._offered.is_one_call:
             calls = calls[:1]
         if self._offered.begun:

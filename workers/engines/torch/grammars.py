@@ -4,7 +4,7 @@ https://github.com/guidance-ai/llguidance
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,13 @@ from llguidance import LLMatcher
 import torch
 from turnmill.schemas.errors import EngineFailure
 from turnmill.schemas.formats.response import ResponseFormat
-from turnmill.workers.engines.local.guidance import COMPACT, calls_grammar, guidance_schema
+from turnmill.workers.engines.local.guidance import (
+    COMPACT,
+    NO_TOKENS,
+    calls_grammar,
+    guidance_schema,
+    special_tokens,
+)
 from turnmill.workers.engines.text.call_form import CallForm
 
 if TYPE_CHECKING:
@@ -55,6 +61,7 @@ class Grammars:
         self._tokenizer = llguidance.hf.from_tokenizer(
             tokenizer, n_vocab=vocabulary_size, eos_token=sorted(end_tokens)
         )
+        self._special = special_tokens(tokenizer, self._tokenizer)
         self._thread = ThreadPoolExecutor(1, "grammars")
 
     def compile(self, held_to: ResponseFormat | CallForm, prefix: str) -> "Future[Matcher]":
@@ -62,7 +69,7 @@ class Grammars:
         return self._thread.submit(self._compile, held_to, prefix)
 
     def _compile(self, held_to: ResponseFormat | CallForm, prefix: str) -> Matcher:
-        matcher = LLMatcher(self._tokenizer, grammar_of(held_to), log_level=0)
+        matcher = LLMatcher(self._tokenizer, grammar_of(held_to, self._special), log_level=0)
         if matcher.is_error():
             reason = matcher.get_error().partition("\n")[0]
             raise EngineFailure(f"The engine cannot compile the format: {reason}")
@@ -71,10 +78,13 @@ class Grammars:
         return Matcher(matcher)
 
 
-def grammar_of(held_to: ResponseFormat | CallForm) -> str:
-    """The grammar of a checked format, or of calls, as llguidance reads it."""
+def grammar_of(held_to: ResponseFormat | CallForm, special: Mapping[str, int] = NO_TOKENS) -> str:
+    """The grammar of a checked format, or of calls, as llguidance reads it.
+
+    `special`: as `special_tokens`.
+    """
     if isinstance(held_to, CallForm):
-        return str(LLMatcher.grammar_from_lark(calls_grammar(held_to)))
+        return str(LLMatcher.grammar_from_lark(calls_grammar(held_to, special)))
     if held_to.type == "choice":
         texts = (json.dumps(choice, ensure_ascii=False) for choice in held_to.choices)
         return str(LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}"))

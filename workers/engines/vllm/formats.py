@@ -3,8 +3,10 @@
 https://docs.vllm.ai/en/latest/features/structured_outputs.html
 """
 
+from collections.abc import Mapping
+
 from turnmill.schemas.formats.response import ResponseFormat
-from turnmill.workers.engines.local.guidance import calls_grammar, guidance_schema
+from turnmill.workers.engines.local.guidance import NO_TOKENS, calls_grammar, guidance_schema
 from turnmill.workers.engines.text.call_form import CallForm
 
 #: The arguments of `StructuredOutputsConfig`. vLLM 0.32 reads white space from here only, and takes
@@ -13,10 +15,15 @@ from turnmill.workers.engines.text.call_form import CallForm
 STRUCTURED_OUTPUTS: dict[str, object] = {"backend": "guidance", "disable_any_whitespace": True}
 
 
-def structured_fields(held_to: ResponseFormat | CallForm) -> dict[str, object]:
-    """The arguments of `StructuredOutputsParams` for a checked format, or for calls."""
+def structured_fields(
+    held_to: ResponseFormat | CallForm, special: Mapping[str, int] = NO_TOKENS
+) -> dict[str, object]:
+    """The arguments of `StructuredOutputsParams` for a checked format, or for calls.
+
+    `special`: as `special_tokens`.
+    """
     if isinstance(held_to, CallForm):
-        return {"grammar": calls_grammar(held_to)}
+        return {"grammar": calls_grammar(held_to, special)}
     if held_to.type == "choice":
         return {"choice": list(held_to.choices)}
     return {"json": guidance_schema(held_to)}

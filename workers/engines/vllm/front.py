@@ -28,6 +28,7 @@ from turnmill.schemas.errors import (
 )
 from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.turns import Lane
+from turnmill.workers.engines.local.guidance import special_tokens
 from turnmill.workers.engines.local.scheduling import Facts, Generation, Token
 from turnmill.workers.engines.text.call_form import CallForm
 from turnmill.workers.engines.vllm.formats import structured_fields
@@ -35,6 +36,8 @@ from turnmill.workers.engines.vllm.plugin import dying_with_this_process
 from turnmill.workers.vendor.vllm import silence_end, unfinished_count
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from vllm.logprobs import Logprob
     from vllm.outputs import RequestOutput
 from vllm import AsyncEngineArgs, SamplingParams
@@ -82,6 +85,7 @@ class VLLMFront:
         self._thread = Thread(target=self._run, args=(arguments,), name="vllm-front", daemon=True)
         self._thread.start()
         self._llm = self._started.result()
+        self._special = _special(self._llm.renderer.tokenizer)
 
     @property
     def facts(self) -> Facts:
@@ -91,7 +95,7 @@ class VLLMFront:
             vocabulary_size=config.get_vocab_size(),
             device=current_platform.device_type,
             dtype=str(config.dtype).removeprefix("torch."),
-            formats=_formats(self._llm.renderer.tokenizer),
+            formats=frozenset({"text"}) if self._special is None else ALL_FORMATS,
             logprobs=True,
             penalties=ALL_PENALTIES,
         )
@@ -107,7 +111,7 @@ class VLLMFront:
 
     def submit(self, generation: Generation) -> None:
         # Here, on the turn's own thread: a large schema takes a while to read.
-        sampling = _sampling(generation)
+        sampling = _sampling(generation, self._special or {})
         with self._lock:
             if self._refusal:
                 raise EngineAway
@@ -206,7 +210,7 @@ class VLLMFront:
                     generation.events.put(token)
 
 
-def _sampling(generation: Generation) -> SamplingParams:
+def _sampling(generation: Generation, special: Mapping[str, int]) -> SamplingParams:
     params = generation.params
     try:
         return SamplingParams(
@@ -219,7 +223,7 @@ def _sampling(generation: Generation) -> SamplingParams:
             presence_penalty=params.presence_penalty or 0.0,
             seed=params.seed,
             logprobs=params.logprobs,
-            structured_outputs=_structured(generation.held_to),
+            structured_outputs=_structured(generation.held_to, special),
             max_tokens=generation.limit,
             # Tokens become text on the thread that waits for them.
             detokenize=False,
@@ -233,8 +237,12 @@ def _refused(error: VLLMClientError) -> EngineFailure:
     return EngineFailure(f"The engine refuses the turn: {error}")
 
 
-def _structured(held_to: ResponseFormat | CallForm | None) -> StructuredOutputsParams | None:
-    return None if held_to is None else StructuredOutputsParams(**structured_fields(held_to))
+def _structured(
+    held_to: ResponseFormat | CallForm | None, special: Mapping[str, int]
+) -> StructuredOutputsParams | None:
+    if held_to is None:
+        return None
+    return StructuredOutputsParams(**structured_fields(held_to, special))
 
 
 def _new_tokens(output: "RequestOutput") -> Iterator[Token]:
@@ -261,11 +269,10 @@ def _logprobs(token: int, likely: "Mapping[int, Logprob]") -> tuple[tuple[int, f
     return ((token, likely[token].logprob), *top)
 
 
-def _formats(tokenizer: object) -> frozenset[str]:
-    """What a reply may be made to be: text alone where llguidance cannot read the vocabulary."""
+def _special(tokenizer: "PreTrainedTokenizerFast") -> dict[str, int] | None:
+    """As `special_tokens`; None where llguidance cannot read the vocabulary: replies are text."""
     try:
-        llguidance.hf.from_tokenizer(tokenizer)
+        return special_tokens(tokenizer, llguidance.hf.from_tokenizer(tokenizer))
     except ValueError as error:
         log.warning("engine.no_formats", reason=str(error))
-        return frozenset({"text"})
-    return ALL_FORMATS
+        return None

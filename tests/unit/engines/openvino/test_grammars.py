@@ -10,17 +10,36 @@ import pytest
 from turnmill.schemas.formats.patterns import parse_pattern
 from turnmill.schemas.formats.plain import bounds
 from turnmill.schemas.formats.response import ResponseFormat
+from turnmill.schemas.turns import GenerationParams, Tool
 from turnmill.workers.engines.openvino.grammars import (
     MOST_REPEATED,
-    _decimals,
     _escaped_class,
-    _integers,
     grammar_of,
 )
+from turnmill.workers.engines.openvino.numbers import decimals, integers
+from turnmill.workers.engines.text.tools import HERMES, OfferedTools
 
 
 def grammar(schema: Any) -> str:
     return grammar_of(ResponseFormat(type="json_schema", schema_text=json.dumps(schema)))
+
+
+def test_calls_that_may_be_made_are_dispatched_by_their_trigger() -> None:
+    number = {"type": "object", "properties": {"n": {"type": "boolean"}}, "required": ["n"]}
+    tools = (Tool(name="track", parameters=number), Tool(name="odd", parameters={"not": {}}))
+
+    def root(**more: Any) -> str:
+        offered = OfferedTools.of(HERMES, GenerationParams(tools=tools, **more))
+        assert offered is not None and offered.held is not None
+        return grammar_of(offered.held)
+
+    text = root()
+    assert text.startswith('root ::= TagDispatch(("<tool_call>", r')
+    assert "loop_after_dispatch=true)" in text
+    assert '"\\u000a{\\"name\\": \\"track\\", \\"arguments\\": "' in text
+    assert "looseobject ::= " in text  # of the tool whose schema cannot be kept to
+    assert "loop_after_dispatch=false)" in root(parallel_tool_calls=False)
+    assert "TagDispatch" not in root(tool_choice="track")
 
 
 def as_expression(options: list[str]) -> re.Pattern[str]:
@@ -37,14 +56,14 @@ def as_expression(options: list[str]) -> re.Pattern[str]:
     [(0, 0), (1, 5), (0, 100), (7, 7), (147, 3999), (-12, 7), (-5, -5), (-120, -9), (1990, 2030)],
 )
 def test_a_range_of_integers_has_these_and_no_others(low: int, high: int) -> None:
-    numbers = as_expression([*_integers(low, high)])
+    numbers = as_expression([*integers(low, high)])
     found = {n for n in range(-5000, 5001) if numbers.fullmatch(str(n))}
     assert found == set(range(low, high + 1))
     assert not numbers.fullmatch("01") and not numbers.fullmatch("-0")
 
 
 def test_open_ranges_of_integers_have_fifteen_digits_at_most() -> None:
-    numbers = as_expression([*_integers(18, float("inf"))])
+    numbers = as_expression([*integers(18, float("inf"))])
     assert numbers.fullmatch("18") and numbers.fullmatch("9" * 15)
     assert not numbers.fullmatch("17") and not numbers.fullmatch("9" * 16)
 
@@ -65,7 +84,7 @@ def test_a_range_of_numbers_has_only_these(
     schema: dict[str, Any], inside: list[str], outside: list[str]
 ) -> None:
     plain = {"type": "number", **schema}
-    numbers = as_expression([*_decimals(plain, *bounds(plain))])
+    numbers = as_expression([*decimals(plain, *bounds(plain))])
     assert [text for text in inside if not numbers.fullmatch(text)] == []
     assert [text for text in outside if numbers.fullmatch(text)] == []
     chance = random.Random(0)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.formats import QWEN
 from turnmill.schemas.content import ToolCall
+from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.turns import GenerationParams, Message, Role, Tool
 from turnmill.workers.engines.base import Chunk
 from turnmill.workers.engines.text.call_form import CallForm
@@ -189,9 +190,40 @@ def test_what_a_reply_is_held_to_goes_on_from_its_beginning(form: ToolFormat) ->
     assert held(form, tool_choice="required", parallel_tool_calls=False)[1].between is None
 
 
-def test_a_reply_that_may_call_is_held_to_nothing() -> None:
-    offered = OfferedTools.of(HERMES, params())
-    assert offered is not None and offered.held is None
+@pytest.mark.parametrize("form", [HERMES, MISTRAL], ids=["hermes", "mistral"])
+def test_a_reply_that_may_call_is_held_to_schemas_behind_its_trigger(form: ToolFormat) -> None:
+    begun, wanted = held(form)
+    assert (begun, wanted.trigger, wanted.repeats) == ("", form.trigger, True)
+    [(weather, _), (time, _)] = wanted.first
+    said = f'{wanted.trigger}{weather}{{"town": "Köln"}}{wanted.end}'
+    if wanted.between is not None:
+        said += f"{wanted.between}{wanted.calls[1][0]}{{}}{wanted.end}{wanted.after}"
+    else:  # each has marks of its own
+        said += f"{wanted.after}\n{wanted.trigger}{time}{{}}{wanted.end}{wanted.after}"
+    calls, rest = form.parse(said, ["weather", "time"])
+    assert [(name, json.loads(each)) for name, each in calls] == [
+        ("weather", {"town": "Köln"}), ("time", {}),
+    ]  # fmt: skip
+    assert rest == ""
+    once = held(form, parallel_tool_calls=False)[1]
+    assert (once.between, once.repeats) == (None, False)
+
+
+def test_a_reply_that_may_call_is_held_to_nothing_where_that_cannot_be_told_from_text() -> None:
+    json_object = ResponseFormat(type="json_object")
+    for offered in (
+        OfferedTools.of(LLAMA, params()),  # whose calls begin like any other JSON
+        OfferedTools.of(HERMES, params(), can_hold=False),
+        OfferedTools.of(HERMES, params(response_format=json_object)),
+    ):
+        assert offered is not None and offered.held is None
+
+
+def test_calls_around_text_are_read_too() -> None:
+    call = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
+    chunks = read(HERMES, list(f"First: {call}\nThen: {call}{call} A <tool_call>?"))
+    assert [name for name, _ in calls_of(chunks)] == ["time"] * 3
+    assert text_of(chunks) == "First: Then: A <tool_call>?"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from turnmill.schemas.content import ToolCall
 from turnmill.schemas.errors import InvalidInput
-from turnmill.schemas.formats.calls import check_tools, find_call_fault
+from turnmill.schemas.formats.calls import check_tools, find_call_fault, kept_formats
 from turnmill.schemas.turns import GenerationParams, Tool
 
 NUMBER = {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]}
@@ -81,3 +81,11 @@ def test_a_tool_without_parameters_has_no_arguments(schema: Any) -> None:
     check_tools(wanted)
     assert fault(wanted, "{}") is None
     assert fault(wanted, '{"a": 1}') is not None
+
+
+def test_calls_that_nobody_demands_are_held_to_what_can_be_kept_of_their_schemas() -> None:
+    large = {"type": "object", "properties": {"a": {"enum": ["x" * 40_000]}}}
+    schemas = [NUMBER, ODD, {"type": "array"}, large, large, NUMBER]
+    formats = kept_formats([Tool(name=f"t{n}", parameters=each) for n, each in enumerate(schemas)])
+    # Both large ones together are too much, and the last one still fits.
+    assert [format is not None for format in formats] == [True, False, False, True, False, True]
