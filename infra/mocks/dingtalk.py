@@ -24,6 +24,8 @@ MAX_PARAM, MAX_SESSION = 15_000, 20_000
 _SEND_DIRECT = "/v1.0/robot/oToMessages/batchSend"
 _SEND_GROUP = "/v1.0/robot/groupMessages/send"
 _SESSION = "/robot/sendBySession"
+_FILES = "/v1.0/robot/messageFiles/download"
+_DOWNLOAD = "/files/"
 
 
 def sign(secret: str, body: bytes, *, at: float | None = None) -> Signed:
@@ -86,6 +88,11 @@ class DingTalkAPI(MockAPI):
         self.session_error: int | None = None
         #: Errors of the next calls of the API.
         self.errors: list[tuple[int, str]] = []
+        #: What people sent, by its code.
+        self.files: dict[str, bytes] = {}
+        #: Where addresses of files lead.
+        self.file_url = f"{self.url}{_DOWNLOAD}"
+        self._signed: dict[str, str] = {}
 
     @property
     def texts(self) -> list[str]:
@@ -96,9 +103,11 @@ class DingTalkAPI(MockAPI):
         return f"{self.url}{_SESSION}?session=made-up"
 
     def name(self, call: Call) -> str:
-        """`token`, `session`, `direct` or `group`."""
+        """`token`, `session`, `direct`, `group`, `media` or `download`."""
+        if call.path.startswith(_DOWNLOAD):
+            return "download"
         names = {_SESSION: "session", _SEND_DIRECT: "direct", _SEND_GROUP: "group"}
-        return names.get(call.path, "token")
+        return (names | {_FILES: "media"}).get(call.path, "token")
 
     def limited(self, retry_after_s: float) -> Reply:
         return Reply(429, {"code": "Throttling", "message": "limited"})
@@ -113,11 +122,30 @@ class DingTalkAPI(MockAPI):
             token = secrets.token_hex(16)
             self.tokens.add(token)
             return Reply(200, {"accessToken": token, "expireIn": 7200})
+        if name == "download":
+            return self._download(call)
         if call.headers.get("x-acs-dingtalk-access-token") not in self.tokens:
             return _refuse(400, "InvalidAuthentication")
         if self.errors:
             return _refuse(*self.errors.pop(0))
-        return self._by_api(name, call.given)
+        return self._address(call.given) if name == "media" else self._by_api(name, call.given)
+
+    def _address(self, given: Payload) -> Reply:
+        """Exchange the code of a file for an address, which is signed."""
+        if given["robotCode"] != CLIENT_ID or given["downloadCode"] not in self.files:
+            return _refuse(400, "invalidParameter.downloadCode.invalid")
+        key = secrets.token_hex(8)
+        self._signed[key] = given["downloadCode"]
+        return Reply(200, {"downloadUrl": f"{self.file_url}{key}?Expires=1&Signature=made-up"})
+
+    def _download(self, call: Call) -> Reply:
+        """Hand out a file to whoever has its address. The storage is nobody to show tokens to."""
+        code = self._signed.get(call.path.removeprefix(_DOWNLOAD), "")
+        if "x-acs-dingtalk-access-token" in call.headers or "Signature" not in call.query:
+            return Reply(403)
+        if code not in self.files:
+            return Reply(404)
+        return Reply(200, self.files[code], {"Content-Type": "application/octet-stream"})
 
     def _by_session(self, given: Payload) -> Reply:
         if self.session_error is not None:

@@ -5,12 +5,22 @@ the body says is believed as far as a message of a person goes, and no further: 
 answer at is taken only on DingTalk's own hosts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from turnmill.producer.channels.base import JSON, Answer, Parsed, Request, content_of, read_json
+from turnmill.producer.channels.base import (
+    JSON,
+    Answer,
+    Parsed,
+    Request,
+    content_of,
+    read_json,
+    remote_files,
+    type_of_name,
+)
 from turnmill.producer.converse import Received
 from turnmill.schemas.channels.events import Address, Event, UserMessage
 from turnmill.schemas.channels.sections.dingtalk import DingTalkSection
@@ -23,6 +33,10 @@ _DIRECT = "1"
 _FILES = frozenset({"picture", "video", "file", "audio"})
 
 
+#: Without one a message is read all the same.
+Code = Annotated[str, BeforeValidator(lambda given: given if isinstance(given, str) else "")]
+
+
 class _Payload(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -31,14 +45,27 @@ class Text(_Payload):
     content: str = ""
 
 
-class Piece(_Payload):
+class Coded(_Payload):
+    """What may be a file. The delivery process gets its address by a code, which is good for a
+    while; a picture may have a second one.
+    """
+
+    downloadCode: Code = ""
+    pictureDownloadCode: Code = ""
+
+    @property
+    def code(self) -> str:
+        return self.downloadCode or self.pictureDownloadCode
+
+
+class Piece(Coded):
     """A piece of rich text: a text, or a picture."""
 
     text: str | None = None
     type: str = ""
 
 
-class Content(_Payload):
+class Content(Coded):
     """Of every type but `text`."""
 
     fileName: str | None = None
@@ -107,6 +134,7 @@ class DingTalkChannel:
             address=address,
             author=message.senderStaffId or message.senderId,
             content=_content(message),
+            files=remote_files(_files(message)),
         )
 
     def _target(self, message: Message) -> dict[str, str]:
@@ -142,6 +170,25 @@ def _content(message: Message) -> MessageContent:
         case kind if kind in _FILES:
             return content_of("", [(content.fileName, kind)])
     return ""
+
+
+def _files(message: Message) -> Iterator[tuple[str, str, str]]:
+    """The media type, code and name of what a worker might read.
+
+    A voice message whose words DingTalk brings is text. Files tell their type by their name alone.
+    """
+    content = message.content
+    match message.msgtype:
+        case "picture":
+            yield "image/", content.code, ""
+        case "audio" if not content.recognition.strip():
+            yield "audio/", content.code, ""
+        case "file":
+            name = content.fileName or ""
+            yield type_of_name(name), content.code, name
+        case "richText":
+            pictures = (piece for piece in content.richText if piece.type == "picture")
+            yield from (("image/", piece.code, "") for piece in pictures)
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:

@@ -95,7 +95,7 @@ class _Event(BaseModel):
 
 
 #: Of what a platform calls a file: an id, or an address.
-MAX_REF_CHARS = 2_000
+MAX_REF_CHARS = 4_000
 
 
 class RemoteFile(BaseModel):

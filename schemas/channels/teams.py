@@ -18,6 +18,8 @@ CHANNEL = "msteams"
 #: https://learn.microsoft.com/microsoftteams/platform/bots/how-to/conversations/send-proactive-messages
 _HOSTS, _DOMAIN = frozenset({"smba.trafficmanager.net"}), ".teams.microsoft.com"
 _HOST = re.compile(r"[a-z0-9.-]+")
+#: Where people's OneDrive is, and where the connector has pictures: `v3/attachments/…/views/…`.
+_DRIVE, _PICTURES = ".sharepoint.com", "/v3/attachments/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +43,27 @@ class Services:
 
     def is_trusted(self, url: str) -> bool:
         """Whether replies, and a token with them, may be sent there."""
+        return self._is_on(url, _HOSTS, _DOMAIN)
+
+    def is_picture(self, url: str) -> bool:
+        """Whether it is a picture that the connector has, and hands out for the bot's token."""
+        return self.is_trusted(url) and _PICTURES in urlsplit(url).path
+
+    def is_file(self, url: str) -> bool:
+        """Whether it is a file in OneDrive. Its address has a key in it, and gets no token."""
+        return self._is_on(url, frozenset(), _DRIVE)
+
+    def _is_on(self, url: str, hosts: frozenset[str], domain: str) -> bool:
+        """Whether an address is on one of these hosts or below this domain, by HTTPS; or where the
+        section says that all of Microsoft's services are.
+        """
         try:
             scheme, host, port = _origin(url)
             if self.api_url is not None:
                 return (scheme, host, port) == _origin(self.api_url)
         except ValueError:
             return False
-        is_known = host in _HOSTS or (host.endswith(_DOMAIN) and bool(_HOST.fullmatch(host)))
+        is_known = host in hosts or (host.endswith(domain) and bool(_HOST.fullmatch(host)))
         return scheme == "https" and port in (None, 443) and is_known
 
 

@@ -6,12 +6,17 @@ https://open.dingtalk.com/document/orgapp/the-robot-sends-a-group-message
 
 Messages cannot be edited, looked up or sent with a key of ours. Relied on, from DingTalk's pages: a
 message of the bot's own holds 15,000 bytes of parameters, one by webhook 20,000.
+
+What people send is fetched by a code, which the API exchanges for an address without a secret of
+ours: https://open.dingtalk.com/document/orgapp/download-the-file-content-of-the-robot-receiving-message
+Which hosts it names is not documented. Alibaba Cloud's storage was seen, by plain HTTP.
 """
 
 import json
 import re
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from turnmill.schemas.channels.buttons import Button
 from turnmill.schemas.channels.sections.base import ChannelSection
@@ -19,6 +24,7 @@ from turnmill.schemas.channels.sections.dingtalk import DingTalkSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.base import Job
+from turnmill.workers.delivery.calls.downloads import download, refuse_foreign
 from turnmill.workers.delivery.calls.rest import Reply, call
 from turnmill.workers.delivery.calls.tokens import Token
 from turnmill.workers.delivery.parts import PartsDelivery
@@ -33,6 +39,8 @@ _MARGIN_S = 60.0
 _RETRY_AFTER_S = 30.0
 #: Codes of the webhook: too many messages; DingTalk's own trouble.
 _TOO_MANY, _LATER = frozenset({130101, 130102, 660026}), frozenset({-1, 88})
+#: Where DingTalk keeps what people send.
+_FILE_HOSTS = (".dingtalk.com", ".aliyuncs.com", ".alicdn.com")
 #: The app's token is wrong or has ended.
 _BAD_TOKEN = frozenset({"InvalidAuthentication", "invalidAuthentication"})
 
@@ -84,6 +92,7 @@ class DingTalkDelivery(PartsDelivery):
         self._app = {"appKey": section.client_id, "appSecret": secret}
         self._robot = section.robot_code or section.client_id
         self._url = f"{section.api_url.rstrip('/')}/v1.0"
+        self._host = urlsplit(section.api_url).netloc.lower()
         self._timeout_s = settings.timeout_s
         self._token = Token(self._fetch_token)
 
@@ -104,6 +113,16 @@ class DingTalkDelivery(PartsDelivery):
 
     def show_typing(self, job: Job) -> None:
         """DingTalk has no such sign."""
+
+    def fetch(self, ref: str, max_bytes: int) -> bytes:
+        """Fetch a file by its code: first its address, which is good for a while."""
+        given = {"downloadCode": ref, "robotCode": self._robot}
+        url = str(self._call("robot/messageFiles/download", given).get("downloadUrl", ""))
+        refuse_foreign(url, *_FILE_HOSTS, self._host)
+        if urlsplit(url).netloc.lower() != self._host:
+            # The address is signed, and its scheme is no part of that.
+            url = url.replace("http://", "https://", 1)
+        return download("DingTalk", url, {}, self._timeout_s, max_bytes)
 
     def _answer(self, webhook: str, text: str) -> str:
         """Answer by the webhook of the session, which gives the message no id."""

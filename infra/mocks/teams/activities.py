@@ -75,9 +75,22 @@ class Chat:
         given: Payload = {"entities": entities, "conversation": place}
         return self.message(f"<at>Turnmill</at> {text}", **(given | fields))
 
-    def file(self, name: str = "parcel.pdf") -> Payload:
+    def file(self, name: str = "parcel.pdf", url: str = "https://download.link") -> Payload:
+        """A file of a personal chat, in the sender's OneDrive."""
         kind = "application/vnd.microsoft.teams.file.download.info"
-        return {"contentType": kind, "name": name, "content": {"fileType": "pdf"}}
+        place = "https://contoso-my.sharepoint.com/personal/alice/Documents"
+        content = {"downloadUrl": url, "uniqueId": "1150D938", "fileType": name.rpartition(".")[2]}
+        return {
+            "contentType": kind, "name": name, "contentUrl": f"{place}/{name}", "content": content
+        }  # fmt: skip
+
+    def picture(self, url: str) -> list[Payload]:
+        """A picture that was pasted into the text, and the text as HTML."""
+        html = '<p><img src="https://us-api.asm.skype.com/v1/objects/1/views/imgo"></p>'
+        return [
+            {"contentType": "image/*", "contentUrl": url},
+            {"contentType": "text/html", "content": html},
+        ]
 
     def pressed(self, value: Payload, **fields: object) -> Payload:
         """Somebody pressed a button of a card."""

@@ -20,6 +20,7 @@ from turnmill.schemas.channels.teams import ISSUER, SCOPE
 MAX_MESSAGE = 28 * 1024
 #: Calls in one conversation within a second.
 MAX_PER_S = 7
+_DRIVE = "/onedrive/"
 _OPENID, _KEYS = "/v1/.well-known/openidconfiguration", "/v1/.well-known/keys"
 
 
@@ -58,6 +59,9 @@ class TeamsAPI(MockAPI):
         self.tokens: set[str] = set()
         #: Errors of the connector's next calls.
         self.errors: list[tuple[int, str]] = []
+        #: What people sent: pictures, which the connector has, and files in their OneDrive.
+        self.pictures: dict[str, bytes] = {}
+        self.files: dict[str, bytes] = {}
         self._called: dict[str, list[float]] = defaultdict(list)
 
     @property
@@ -69,8 +73,19 @@ class TeamsAPI(MockAPI):
         """As activities name it."""
         return f"{self.url}/teams/"
 
+    def picture_url(self, name: str) -> str:
+        return f"{self.service}v3/attachments/{name}/views/original"
+
+    def file_url(self, name: str) -> str:
+        """Whoever has the address has the file."""
+        return f"{self.url}{_DRIVE}{name}?tempauth=made-up"
+
     def name(self, call: Call) -> str:
-        """`metadata`, `keys`, `token`, `typing`, `send` or `update`."""
+        """`metadata`, `keys`, `token`, `media`, `download`, `typing`, `send` or `update`."""
+        if call.path.startswith(_DRIVE):
+            return "download"
+        if "/v3/attachments/" in call.path:
+            return "media"
         if call.path in (_OPENID, _KEYS):
             return "metadata" if call.path == _OPENID else "keys"
         if call.path.endswith("/oauth2/v2.0/token"):
@@ -91,6 +106,8 @@ class TeamsAPI(MockAPI):
                 return Reply(200, {"keys": [public_jwk()]})
             case "token":
                 return self._new_token(call)
+            case "download":
+                return self._download(call)
         try:
             return self._connect(call)
         except Refusal as refusal:
@@ -104,9 +121,23 @@ class TeamsAPI(MockAPI):
         self.tokens.add(token)
         return Reply(200, {"token_type": "Bearer", "expires_in": 3599, "access_token": token})
 
+    def _download(self, call: Call) -> Reply:
+        """Hand out a file of OneDrive, which the bot's token does not open."""
+        if "authorization" in call.headers or call.query.get("tempauth") != "made-up":
+            return Reply(401)
+        name = call.path.removeprefix(_DRIVE)
+        if name not in self.files:
+            return Reply(404)
+        return Reply(200, self.files[name], {"Content-Type": "application/octet-stream"})
+
     def _connect(self, call: Call) -> Reply:
         if call.headers.get("authorization", "").removeprefix("Bearer ") not in self.tokens:
             raise Refusal(401, "Unauthorized")
+        if self.name(call) == "media":
+            picture = call.path.partition("/attachments/")[2].partition("/")[0]
+            if picture not in self.pictures:
+                raise Refusal(404, "ResourceNotFound")
+            return Reply(200, self.pictures[picture], {"Content-Type": "image/png"})
         path = call.path.removeprefix("/teams").removeprefix("/v3/conversations/")
         conversation, _, rest = path.partition("/activities")
         conversation = unquote(conversation)

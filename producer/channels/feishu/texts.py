@@ -4,11 +4,10 @@ https://open.feishu.cn/document/uAjLw4CM/ukTMukTMukTM/reference/im-v1/message/ev
 """
 
 import json
-import mimetypes
 import re
 from collections.abc import Collection, Iterable
 
-from turnmill.producer.channels.base import remote_files, storable_json
+from turnmill.producer.channels.base import remote_files, storable_json, type_of_name
 from turnmill.producer.channels.feishu.payloads import Mention, Message
 from turnmill.schemas.channels.events import RemoteFile
 
@@ -40,8 +39,7 @@ def files_of(message: Message) -> tuple[RemoteFile, ...]:
             found = [("audio/", _ref(message, content.get("file_key"), "file"), "")]
         case "file":
             name = str(content.get("file_name", ""))
-            mime = mimetypes.guess_type(name)[0] or ""
-            found = [(mime, _ref(message, content.get("file_key"), "file"), name)]
+            found = [(type_of_name(name), _ref(message, content.get("file_key"), "file"), name)]
         case "post":
             lines = content.get("content")
             pieces = [

@@ -3,7 +3,7 @@
 import json
 from typing import Literal
 
-from turnmill.producer.channels.base import content_of
+from turnmill.producer.channels.base import content_of, remote_files
 from turnmill.producer.channels.teams.payloads import Activity
 from turnmill.producer.channels.teams.texts import text_of
 from turnmill.schemas.channels.buttons import read_button
@@ -49,7 +49,12 @@ def _message(channel: str, activity: Activity) -> Event | str:
         return "not_addressed"
     text = text_of(activity.text or "", activity.entities, bot)
     content = content_of(text, activity.files)
-    return UserMessage(**_common(channel, activity), content=content, begins=is_for_bot)
+    return UserMessage(
+        **_common(channel, activity),
+        content=content,
+        files=remote_files(activity.remote),
+        begins=is_for_bot,
+    )
 
 
 def _button(channel: str, activity: Activity, value: dict[str, object]) -> Event | str:

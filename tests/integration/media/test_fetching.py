@@ -1,4 +1,5 @@
-"""What users send on WhatsApp, Discord, Feishu, WeCom and WeChat, fetched as each platform wants.
+"""What users send on WhatsApp, Discord, Feishu, WeCom, WeChat, DingTalk and Teams, fetched as each
+platform wants.
 
 Each mock refuses what its platform refuses: a wrong token, an address that has expired, a key of
 another kind, a client without a name.
@@ -18,7 +19,8 @@ from pydantic import SecretStr
 
 from tests.integration.media.conftest import BOT, Site
 from tests.integration.media.making import photographed, tone
-from turnmill.infra.mocks import discord, wechat, whatsapp
+from turnmill.infra.mocks import dingtalk, discord, wechat, whatsapp
+from turnmill.infra.mocks.dingtalk import DingTalkAPI
 from turnmill.infra.mocks.discord import DiscordAPI
 from turnmill.infra.mocks.feishu.api import APP_ID as FEISHU_APP
 from turnmill.infra.mocks.feishu.api import APP_SECRET as FEISHU_SECRET
@@ -27,22 +29,27 @@ from turnmill.infra.mocks.feishu.events import sign as sign_feishu
 from turnmill.infra.mocks.feishu.payloads import Tenant
 from turnmill.infra.mocks.sending import Signed
 from turnmill.infra.mocks.serving import MockAPI
+from turnmill.infra.mocks.teams import activities
+from turnmill.infra.mocks.teams.api import TeamsAPI
 from turnmill.infra.mocks.wechat import WeChatAPI
 from turnmill.infra.mocks.wecom import api as wecom
 from turnmill.infra.mocks.wecom import messages as wecom_messages
 from turnmill.infra.mocks.wecom.api import WeComAPI
 from turnmill.infra.mocks.whatsapp import WhatsAppAPI
-from turnmill.producer.channels.base import Request
+from turnmill.producer.channels.base import KeysNeeded, Request
 from turnmill.producer.channels.registry import CHANNELS
 from turnmill.producer.converse import Kind, receive
 from turnmill.schemas.channels.events import UserMessage
 from turnmill.schemas.channels.loading import load_class
 from turnmill.schemas.channels.policies import CHANNEL_POLICIES, Policies
+from turnmill.schemas.channels.sections.dingtalk import DingTalkSection
 from turnmill.schemas.channels.sections.discord import DiscordSection
 from turnmill.schemas.channels.sections.feishu import FeishuSection
+from turnmill.schemas.channels.sections.teams import TeamsSection
 from turnmill.schemas.channels.sections.wechat import WeChatSection
 from turnmill.schemas.channels.sections.wecom import WeComSection
 from turnmill.schemas.channels.sections.whatsapp import WhatsAppSection
+from turnmill.schemas.channels.teams import Services
 from turnmill.schemas.channels.wechat import Sealer
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.files.opening import open_parts
@@ -82,10 +89,17 @@ class Platform:
     def parsed(self) -> Callable[[Signed], UserMessage]:
         channel = load_class(CHANNELS, "line", self.section)("line", self.section)
 
+        def verify(request: Request) -> None:
+            try:
+                channel.verify(request)
+            except KeysNeeded as needed:
+                needed.fetching.result(10)
+                channel.verify(request)
+
         def parse(signed: Signed) -> UserMessage:
             headers = {name.lower(): value for name, value in signed.headers.items()}
             request = Request("POST", headers, signed.body, time.time(), signed.query)
-            channel.verify(request)
+            verify(request)
             (event,) = channel.parse(request).events
             assert isinstance(event, UserMessage)
             return event
@@ -202,12 +216,61 @@ def wechat_platform(api: WeChatAPI) -> Platform:
     return sealed_platform(api, section, wechat.APP_ID, wechat)
 
 
+def dingtalk_platform(api: DingTalkAPI) -> Platform:
+    section = DingTalkSection.model_validate(
+        {
+            "kind": "dingtalk", "bot": BOT, "client_id": dingtalk.CLIENT_ID,
+            "client_secret": secret("M", dingtalk.CLIENT_SECRET), "api_url": api.url,
+        }
+    )  # fmt: skip
+
+    def send(kind: str, data: bytes) -> Signed:
+        api.files["code+/="] = data
+        said = {"downloadCode": "code+/="}
+        if kind == "image":
+            payload = dingtalk.message(msgtype="picture", content=said)
+        else:
+            payload = dingtalk.message(msgtype="audio", content={**said, "duration": 1000})
+        return dingtalk.sign(dingtalk.CLIENT_SECRET, dingtalk.encode(payload))
+
+    return Platform(section, api, send, api.files.clear)
+
+
+def teams_platform(api: TeamsAPI) -> Platform:
+    pytest.importorskip("jwt", reason="pip install 'turnmill[teams]'")
+    section = TeamsSection.model_validate(
+        {
+            "kind": "teams", "bot": BOT, "app_id": activities.APP_ID,
+            "app_secret": secret("N", activities.APP_SECRET), "api_url": api.url,
+        }
+    )  # fmt: skip
+    chat = activities.Chat(api.service)
+
+    def send(kind: str, data: bytes) -> Signed:
+        if kind == "image":
+            api.pictures["0-eus-d1"] = data
+            attached = chat.picture(api.picture_url("0-eus-d1"))
+        else:
+            api.files["voice.m4a"] = data
+            attached = [chat.file("voice.m4a", api.file_url("voice.m4a"))]
+        body = activities.encode(chat.message("", attachments=attached))
+        return activities.sign(body, activities.claims(api.service))
+
+    def expire() -> None:
+        api.pictures.clear()
+        api.files.clear()
+
+    return Platform(section, api, send, expire)
+
+
 PLATFORMS: dict[str, tuple[type[MockAPI], Callable[[Any], Platform]]] = {
     "whatsapp": (WhatsAppAPI, whatsapp_platform),
     "discord": (DiscordAPI, discord_platform),
     "feishu": (FeishuAPI, feishu_platform),
     "wecom": (WeComAPI, wecom_platform),
     "wechat": (WeChatAPI, wechat_platform),
+    "dingtalk": (DingTalkAPI, dingtalk_platform),
+    "teams": (TeamsAPI, teams_platform),
 }
 
 
@@ -279,7 +342,7 @@ def test_what_is_gone_too_large_or_slow_is_told_apart(platform: Platform) -> Non
         delivery.fetch(gone.ref, len(PHOTO))
 
 
-@pytest.mark.parametrize("platform", ["feishu", "wecom", "wechat"], indirect=True)
+@pytest.mark.parametrize("platform", ["feishu", "wecom", "wechat", "dingtalk"], indirect=True)
 def test_a_token_that_ended_early_is_fetched_anew(platform: Platform) -> None:
     delivery: Any = create_delivery("line", platform.section, SETTINGS)
     (file,) = platform.parsed(platform.send("audio", tone())).files
@@ -296,6 +359,91 @@ def test_nothing_is_fetched_from_another_host_than_the_platforms(platform: Platf
     ref = file.ref.replace(platform.api.url, "https://cdn.discordapp.com.a.example")
     with pytest.raises(DeliveryRefused, match="not on the platform"):
         delivery.fetch(ref, 100_000)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.dingtalk.com.a.example/x",
+        "http://aliyuncs.com.a.example/x",
+        "https://notdingtalk.com/x",
+        "http://169.254.169.254/latest",
+        "",
+    ],
+)
+def test_dingtalk_s_files_are_fetched_from_its_hosts_alone(url: str) -> None:
+    with DingTalkAPI() as api:
+        platform = dingtalk_platform(api)
+        delivery: Any = create_delivery("line", platform.section, SETTINGS)
+        (file,) = platform.parsed(platform.send("image", PHOTO)).files
+        api.file_url = url
+        with pytest.raises(DeliveryRefused, match="not on the platform"):
+            delivery.fetch(file.ref, 100_000)
+
+
+def test_dingtalk_s_files_come_encrypted_though_their_address_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A public issue names such an address: `http://….oss-cn-zhangjiakou.aliyuncs.com/…`."""
+    asked: list[str] = []
+
+    def download(platform: str, url: str, headers: dict[str, str], *_: object) -> bytes:
+        asked.append(url)
+        assert headers == {}
+        return PHOTO
+
+    monkeypatch.setattr("turnmill.workers.delivery.dingtalk.download", download)
+    with DingTalkAPI() as api:
+        platform = dingtalk_platform(api)
+        delivery: Any = create_delivery("line", platform.section, SETTINGS)
+        (file,) = platform.parsed(platform.send("image", PHOTO)).files
+        api.file_url = "http://wukong-file.oss-cn-zhangjiakou.aliyuncs.com/res/"
+        assert delivery.fetch(file.ref, 100_000) == PHOTO
+    assert [url.partition("/res/")[0] for url in asked] == [
+        "https://wukong-file.oss-cn-zhangjiakou.aliyuncs.com"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "is_picture", "is_file"),
+    [
+        ("https://smba.trafficmanager.net/emea/v3/attachments/0-eus-d1/views/original", 1, 0),
+        ("https://emea.ng.msg.teams.microsoft.com/v3/attachments/1/views/original", 1, 0),
+        ("https://smba.trafficmanager.net/emea/v3/conversations/a/activities", 0, 0),
+        ("https://contoso-my.sharepoint.com/personal/a/_layouts/15/download.aspx?tempauth=x", 0, 1),
+        ("http://contoso-my.sharepoint.com/download.aspx", 0, 0),
+        ("https://contoso.sharepoint.com.a.example/x", 0, 0),
+        ("https://evil.trafficmanager.net/v3/attachments/1/views/original", 0, 0),
+        ("https://a@smba.trafficmanager.net/v3/attachments/1/views/original", 0, 0),
+        ("https://a.example/v3/attachments/1/views/original?smba.trafficmanager.net", 0, 0),
+        ("http://127.0.0.1/v3/attachments/1/views/original", 0, 0),
+    ],
+)
+def test_teams_files_are_fetched_from_microsoft_alone(
+    url: str, is_picture: int, is_file: int
+) -> None:
+    with TeamsAPI() as api:
+        section = teams_platform(api).section.model_copy(update={"api_url": None})
+    services = Services.of(section)
+    assert (services.is_picture(url), services.is_file(url)) == (bool(is_picture), bool(is_file))
+    if not is_picture and not is_file:
+        delivery: Any = create_delivery("line", section, SETTINGS)
+        with pytest.raises(DeliveryRefused, match="not on the platform"):
+            delivery.fetch(url, 100)
+
+
+def test_onedrive_sees_no_token_and_a_token_that_ended_is_fetched_anew() -> None:
+    with TeamsAPI() as api:
+        platform = teams_platform(api)
+        delivery: Any = create_delivery("line", platform.section, SETTINGS)
+        (voice,) = platform.parsed(platform.send("audio", tone())).files
+        assert delivery.fetch(voice.ref, 100_000) == tone()  # the mock refuses a token
+        assert api.count("token") == 0
+        (picture,) = platform.parsed(platform.send("image", PHOTO)).files
+        for _ in range(2):
+            assert delivery.fetch(picture.ref, len(PHOTO)) == PHOTO
+            api.tokens.clear()
+        assert api.count("token") == 2
 
 
 def test_a_stopping_process_gives_back_the_file_that_it_fetches(

@@ -21,7 +21,11 @@ def download(
         ChannelUnavailable: again later.
         DeliveryRefused: it is not there, or larger.
     """
-    answer = received(platform, url, headers, timeout_s, max_bytes)
+    return file_of(platform, received(platform, url, headers, timeout_s, max_bytes))
+
+
+def file_of(platform: str, answer: Answer) -> bytes:
+    """Return the file that a platform answers with. Raises `DeliveryRefused`: it has none."""
     if answer.status != 200:
         raise DeliveryRefused(
             f"{platform} has no such file ({answer.status}).", reason=f"http_{answer.status}"

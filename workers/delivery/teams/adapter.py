@@ -61,6 +61,10 @@ class TeamsDelivery(PartsDelivery):
         activity = message.rpartition("/")[2]
         self._calls.call("PUT", job.target, activity, given | {"id": activity})
 
+    def fetch(self, ref: str, max_bytes: int) -> bytes:
+        """https://learn.microsoft.com/microsoftteams/platform/bots/how-to/bots-filesv4"""
+        return self._calls.fetch(ref, max_bytes)
+
     def show_typing(self, job: Job) -> None:
         self._calls.call("POST", job.target, "", _activity(job, "typing"))
 

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 from turnmill.schemas.channels.sections.teams import TeamsSection
 from turnmill.schemas.channels.teams import SCOPE, Services
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
+from turnmill.workers.delivery.calls.downloads import download, file_of, received
 from turnmill.workers.delivery.calls.posting import Answer, request
 from turnmill.workers.delivery.calls.rest import Reply, call
 from turnmill.workers.delivery.calls.tokens import Token
@@ -77,6 +78,28 @@ class Calls:
             self._token.forget(token)
             reply = self._send(method, url, given, self._token.get())
         return str(_judged(method, reply).get("id") or activity)
+
+    def fetch(self, url: str, max_bytes: int) -> bytes:
+        """Fetch a picture from the connector with the token, or a file from OneDrive without it.
+
+        Raises:
+            ChannelUnavailable: again later.
+            DeliveryRefused: never; it is gone, too large, or at a foreign address.
+        """
+        if not self._services.is_picture(url):
+            if not self._services.is_file(url):
+                raise DeliveryRefused("The file is not on the platform.", reason="address_refused")
+            return download("Teams", url, {}, self._timeout_s, max_bytes)
+        token = self._token.get()
+        answer = self._receive(url, token, max_bytes)
+        if answer.status == 401:
+            self._token.forget(token)
+            answer = self._receive(url, self._token.get(), max_bytes)
+        return file_of("Teams", answer)
+
+    def _receive(self, url: str, token: str, max_bytes: int) -> Answer:
+        headers = {"Authorization": f"Bearer {token}"}
+        return received("Teams", url, headers, self._timeout_s, max_bytes)
 
     def _send(self, method: str, url: str, given: object, token: str) -> Reply:
         headers = {"Authorization": f"Bearer {token}"}

@@ -89,6 +89,35 @@ def test_rich_text_is_read_with_its_pictures_named(channel: DingTalkChannel) -> 
     assert [part.text for part in event.content] == ["see this", "[file: unnamed, image]"]
 
 
+@pytest.mark.parametrize(
+    ("msgtype", "content", "files"),
+    [
+        ("picture", {"downloadCode": "1"}, [("image", "1", "")]),
+        ("picture", {"pictureDownloadCode": "2"}, [("image", "2", "")]),
+        ("audio", {"downloadCode": "1", "duration": 4000}, [("audio", "1", "")]),
+        # DingTalk brought its words.
+        ("audio", {"downloadCode": "1", "recognition": "Where is it?"}, []),
+        ("file", {"downloadCode": "1", "fileName": "A.PNG"}, [("image", "1", "A.PNG")]),
+        ("file", {"downloadCode": "1", "fileName": "a.m4a"}, [("audio", "1", "a.m4a")]),
+        ("file", {"downloadCode": "1", "fileName": "a.pdf"}, []),
+        ("video", {"downloadCode": "1", "videoType": "mp4"}, []),
+        (
+            "richText",
+            {"richText": [{"text": "a"}, {"type": "picture", "downloadCode": "1"}]},
+            [("image", "1", "")],
+        ),
+        ("picture", {"downloadCode": None}, []),
+        ("picture", {"downloadCode": "x" * 5000}, []),
+        ("picture", {}, []),
+    ],
+)
+def test_pictures_and_voice_are_noted_by_their_code(
+    channel: DingTalkChannel, msgtype: str, content: Payload, files: list[tuple[str, str, str]]
+) -> None:
+    event = event_of(channel, dingtalk.message(msgtype=msgtype, content=content))
+    assert [(each.kind, each.ref, each.name) for each in event.files] == files
+
+
 @pytest.mark.parametrize("fields", [{"msgId": ""}, {"conversationId": "x" * 300}, {"text": "hi"}])
 def test_what_is_out_of_its_bounds_is_no_event(channel: DingTalkChannel, fields: Payload) -> None:
     body = dingtalk.encode({**dingtalk.message("hi"), **fields})

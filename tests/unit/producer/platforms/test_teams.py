@@ -1,7 +1,7 @@
 """What Teams sends, in our words, and who is believed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jwt
@@ -134,6 +134,35 @@ def test_files_are_named_and_teams_own_html_is_none(channel: TeamsChannel, chat:
     event = event_of(channel, chat.message("look", attachments=[chat.file("a.pdf")]))
     said, named = (part.text for part in event.content)
     assert (said, "a.pdf" in named) == ("look", True)
+
+
+URL = "https://smba.trafficmanager.net/emea/v3/attachments/1/views/original"
+DRIVE = "https://contoso-my.sharepoint.com/download.aspx?tempauth=x"
+CARD = "application/vnd.microsoft.card.adaptive"
+
+
+@pytest.mark.parametrize(
+    ("attached", "files"),
+    [
+        (lambda chat: chat.picture(URL), [("image", URL, "")]),
+        (lambda chat: [chat.file("Voice.M4A", DRIVE)], [("audio", DRIVE, "Voice.M4A")]),
+        (lambda chat: [chat.file("a.png", DRIVE)], [("image", DRIVE, "a.png")]),
+        (lambda chat: [chat.file("a.pdf", DRIVE)], []),
+        (lambda chat: [chat.file("a.png", "")], []),
+        (lambda chat: [{**chat.file("", DRIVE), "content": {"downloadUrl": 5}}], []),
+        (lambda chat: [{"contentType": CARD, "content": {"type": "AdaptiveCard"}}], []),
+        (lambda _: [{"contentType": "image/png", "contentUrl": "data:image/png;base64,AA=="}], []),
+        (lambda _: [{"contentType": "image/png", "contentUrl": None, "content": "x"}], []),
+    ],
+)
+def test_pictures_and_sounds_are_noted_by_their_address(
+    channel: TeamsChannel,
+    chat: Chat,
+    attached: Callable[[Chat], list[Payload]],
+    files: list[tuple[str, str, str]],
+) -> None:
+    event = event_of(channel, chat.message("look", attachments=attached(chat)))
+    assert [(each.kind, each.ref, each.name) for each in event.files] == files
 
 
 @pytest.mark.parametrize(
