@@ -40,12 +40,14 @@ class Rule(NamedTuple):
 
 
 #: Errors, format and abstention are shares of turns, similarity is chrF to the stored reply (0 to
-#: 1), length the logarithm of the words, repeats a share of word sequences, wins 0, ½ or 1.
+#: 1), meaning what an embedder says of the same (0 is chance, 1 is equal), length the logarithm of
+#: the words, repeats a share of word sequences, wins 0, ½ or 1.
 RULES = (
     Rule("errors", 0.01, is_hard=True, sign=-1),
     Rule("format", 0.01, is_hard=True, sign=-1),
     Rule("abstention", 0.05, is_hard=True, sign=-1),
     Rule("similarity", 0.08),
+    Rule("meaning", 0.08),
     Rule("length", math.log(1.3), is_two_sided=True),
     Rule("repeats", 0.05, sign=-1),
     Rule("wins", 0.1),

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from turnmill.compression.evaluate.intervals import Figure, bootstrap_sums, ratio
 from turnmill.compression.evaluate.text_scores import TextScores, score_texts, sums_of
+from turnmill.producer.evaluation.meaning import Meaning, Meanings
 from turnmill.producer.evaluation.said import By, Said, group_of
 from turnmill.producer.evaluation.traits import is_refusal, length_of, repeated_share
 from turnmill.schemas.errors import InvalidInput
@@ -32,6 +33,8 @@ class Group(_Part):
     cut: Figure | None = None
     #: Of the replies that have a reference.
     scores: TextScores | None = None
+    #: Of the same, where an embedder compared them.
+    meaning: Meaning | None = None
 
 
 class Report(_Part):
@@ -42,8 +45,11 @@ class Report(_Part):
     groups: tuple[Group, ...]
 
 
-def measure(title: str, said: Iterable[Said], by: By = "none") -> Report:
-    """Measure replies by group, in the order of the groups' names.
+def measure(
+    title: str, said: Iterable[Said], by: By = "none", meanings: Meanings | None = None
+) -> Report:
+    """Measure replies by group, in the order of the groups' names. With `meanings`, replies and
+    references are compared by an embedder, too.
 
     Raises:
         InvalidInput: there is no reply.
@@ -53,12 +59,13 @@ def measure(title: str, said: Iterable[Said], by: By = "none") -> Report:
         found.setdefault(group_of(each, by), []).append(each)
     if not found:
         raise InvalidInput("There is no reply to measure.")
-    return Report(
-        title=title, by=by, groups=tuple(_group(name, found[name]) for name in sorted(found))
-    )
+    groups = tuple(_group(name, found[name], meanings) for name in sorted(found))
+    return Report(title=title, by=by, groups=groups)
 
 
-def _group(name: str, said: Sequence[Said]) -> Group:
+def _group(name: str, said: Sequence[Said], meanings: Meanings | None) -> Group:
+    known = [(each.text, each.reference, each.conversation) for each in said if each.reference]
+    pairs = tuple(zip(*known, strict=True))
     return Group(
         name=name,
         replies=len(said),
@@ -68,7 +75,8 @@ def _group(name: str, said: Sequence[Said]) -> Group:
         empty=_mean(said, lambda each: not each.text.strip()),
         repeats=_mean(said, lambda each: repeated_share(each.text)),
         cut=_cut(said),
-        scores=_scores(said),
+        scores=score_texts(*pairs) if pairs else None,
+        meaning=meanings.measure(*pairs) if pairs and meanings else None,
     )
 
 
@@ -80,11 +88,3 @@ def _mean(said: Sequence[Said], read: Callable[[Said], float]) -> Figure:
 def _cut(said: Sequence[Said]) -> Figure | None:
     known = [each for each in said if each.is_cut is not None]
     return _mean(known, lambda each: bool(each.is_cut)) if known else None
-
-
-def _scores(said: Sequence[Said]) -> TextScores | None:
-    known = [(each.text, each.reference, each.conversation) for each in said if each.reference]
-    if not known:
-        return None
-    texts, references, conversations = zip(*known, strict=True)
-    return score_texts(texts, references, conversations)

@@ -52,7 +52,10 @@ def traits_table(report: Report) -> str:
 
 def scores_table(report: Report) -> str:
     """Render the scores against references."""
-    head = ("group", "scored", "BLEU", "ROUGE-1", "ROUGE-L", "chrF", "tokenizer")
+    head = (
+        "group", "scored", "BLEU", "ROUGE-1", "ROUGE-L", "chrF", "tokenizer",
+        "similarity", "by chance",
+    )  # fmt: skip
     return table(
         head,
         [
@@ -64,6 +67,7 @@ def scores_table(report: Report) -> str:
                 share(scores.rouge_l),
                 points(scores.chrf) if scores.chrf else "",
                 scores.tokenizer,
+                *_meaning(group),
             )
             for group in report.groups
             if (scores := group.scores)
@@ -90,8 +94,18 @@ def _traits(group: Group) -> tuple[str, ...]:
     return (group.name, str(group.replies), str(group.conversations), *cells)
 
 
+def _meaning(group: Group) -> tuple[str, str]:
+    found = group.meaning
+    if found is None:
+        return "", ""
+    return share(found.similarity), "" if found.chance is None else f"{found.chance:.3f}"
+
+
 def _signed(report: Report) -> str:
-    """Return sacrebleu's signatures, each once."""
+    """Return the signatures of sacrebleu's scores and of the embedder, each once."""
     scores = [group.scores for group in report.groups if group.scores]
     signatures = {line: None for each in scores for line in each.signatures.items()}
+    for group in report.groups:
+        if group.meaning:
+            signatures["similarity", group.meaning.signature] = None
     return "\n".join(f"- {name}: `{signature}`" for name, signature in signatures)

@@ -31,6 +31,8 @@ class ReplayReport(BaseModel):
     conversations: int
     verdict: Verdict
     gates: tuple[Gate, ...]
+    #: The signature of the embedder that compared meanings.
+    embedder: str | None = None
     judge: Judged | None = None
 
 
@@ -68,6 +70,8 @@ def markdown(report: ReplayReport, plots: Sequence[Path] = ()) -> str:
         "interval of the difference (bootstrap over conversations) is better than the margin, "
         "fails where all of it is worse, and is undecided otherwise: more turns would tell.",
     ]
+    if report.embedder:
+        parts.append(f"*Meaning* is by `{report.embedder}`: 0 is chance, 1 the stored reply.")
     if report.judge:
         parts.append("## The judge\n\n" + judge_lines(report.judge))
     parts += [f"![{plot.stem}]({plot.name})" for plot in plots]

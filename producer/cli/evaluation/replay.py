@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from turnmill.producer.cli.context import System, TenantOption, open_system
-from turnmill.producer.cli.evaluation.replies import OutOption, report_folder
+from turnmill.producer.cli.evaluation.replies import (
+    EmbedderOption,
+    OutOption,
+    meanings_of,
+    report_folder,
+)
 from turnmill.producer.cli.extras import needing
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
@@ -16,6 +21,7 @@ from turnmill.schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
     from turnmill.producer.evaluation.gate import Rule
+    from turnmill.producer.evaluation.meaning import Meanings
     from turnmill.producer.evaluation.outcomes import Outcome, Pair
     from turnmill.producer.evaluation.replay import Asked
     from turnmill.producer.evaluation.replay_page import ReplayReport
@@ -50,6 +56,7 @@ def replay(
     run: Annotated[
         str | None, typer.Option(help="The name of an interrupted run, to resume it.")
     ] = None,
+    embedder: EmbedderOption = None,
     out: OutOption = None,
     tenant: TenantOption = None,
 ) -> None:
@@ -65,9 +72,10 @@ def replay(
         from turnmill.producer.evaluation.replay_page import gates_table, judge_lines, write_replay
 
         rules = with_margins(read_margins(margin or ()))
+        meanings = meanings_of(embedder)
         with open_system(tenant=tenant) as system:
             replayed = _Replay(system, bot, against, judge, run or f"{datetime.now(UTC):{_RUN}}")
-            report, pairs = replayed.report(turns, days, seed, rules)
+            report, pairs = replayed.report(turns, days, seed, rules, meanings)
         page = write_replay(report, pairs, report_folder(out))
     console.print(plain(gates_table(report.gates)), soft_wrap=True)
     if report.judge:
@@ -105,15 +113,22 @@ class _Replay:
         self._run = run
 
     def report(
-        self, turns: int, days: int, seed: int, rules: "tuple[Rule, ...]"
+        self,
+        turns: int,
+        days: int,
+        seed: int,
+        rules: "tuple[Rule, ...]",
+        meanings: "Meanings | None" = None,
     ) -> "tuple[ReplayReport, list[Pair]]":
         """Raises `NotFound` and `InvalidInput`."""
-        from turnmill.producer.evaluation import gate, judge, outcomes
+        from turnmill.producer.evaluation import gate, judge, meaning, outcomes
         from turnmill.producer.evaluation.replay_page import ReplayReport
 
         versions = [self._version(name) for name in (self._baseline, self._candidate)]
         pairs = self._pairs(turns, days, seed)
         samples = outcomes.samples_of(pairs)
+        if meanings is not None:
+            samples["meaning"] = meaning.meaning_samples(pairs, meanings)
         judged = None
         if self._judge is not None:
             asked = judge.ask_judge(self._judge, self._run, pairs)
@@ -126,7 +141,7 @@ class _Replay:
             baseline=self._baseline, candidate=self._candidate, baseline_version=versions[0],
             candidate_version=versions[1], run=self._run, seed=seed, turns=len(pairs),
             conversations=conversations, verdict=gate.overall(gates, conversations), gates=gates,
-            judge=judged,
+            judge=judged, embedder=meanings.signature if meanings and samples["meaning"] else None,
         )  # fmt: skip
         return report, pairs
 

