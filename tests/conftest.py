@@ -369,6 +369,15 @@ def system(make_system: Callable[..., System], database_url: str, broker_url: st
     return make_system(database_url, broker_url)
 
 
+@pytest.fixture
+def brief_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doctors wait for what running workers say of their pools as long as they may, each time.
+
+    A test in which a worker has something to say sets that time itself.
+    """
+    monkeypatch.setattr("turnmill.producer.doctor.broker.INSPECT_S", 0.05)
+
+
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])

@@ -14,7 +14,7 @@ from turnmill.schemas.settings import Settings
 from turnmill.schemas.turns import Lane
 
 #: How long live workers may take to say how they were started.
-_INSPECT_S = 1.0
+INSPECT_S = 1.0
 
 
 class Unreachable(Exception):
@@ -68,7 +68,7 @@ def _reached(target: Target) -> Iterator[Finding]:
 
 def _pool(target: Target) -> Iterator[Finding]:
     """Asks the workers themselves: what counts is how they were started."""
-    inspect = target.app.control.inspect(timeout=_INSPECT_S, connection=target.connection)
+    inspect = target.app.control.inspect(timeout=INSPECT_S, connection=target.connection)
     for worker, stats in sorted((inspect.stats() or {}).items()):
         pool = stats["pool"]
         if "prefork" in pool.get("implementation", ""):

@@ -444,6 +444,7 @@ def test_a_turn_in_quarantine_stays_there_through_a_pause(system: Any, batch: Ba
     assert row.lane == "quarantine"
 
 
+@pytest.mark.usefixtures("brief_doctor")
 def test_the_doctor_finds_nothing_wrong_with_a_paused_batch(
     system: Any, batch: Batch, database_url: str, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

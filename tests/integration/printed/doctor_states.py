@@ -10,7 +10,7 @@ from uuid import UUID
 from tests.printed import Place, Printed, prints
 from turnmill.infra.migrations import head_revision
 from turnmill.producer.accept import accept
-from turnmill.producer.doctor import Finding, Level, diagnose
+from turnmill.producer.doctor import Finding, Level, broker, diagnose
 from turnmill.producer.memory.forgetting import forget_user
 from turnmill.producer.operations import lanes
 from turnmill.producer.tenants import create_tenant
@@ -118,6 +118,7 @@ def hints_that_lie_in_the_broker(place: Place) -> Printed:
 
 @prints("producer/doctor/broker.py", "or with --pool threads", "worker_prefetch_multiplier=1")
 def a_worker_that_forks_and_hoards(place: Place) -> Printed:
+    place.monkeypatch.setattr(broker, "INSPECT_S", 1.0)
     url = place.system.settings.broker.url.get_secret_value()
     worker = subprocess.Popen([sys.executable, "-c", _FORKS, url])
     try:

@@ -41,6 +41,7 @@ def turnmill(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 @pytest.fixture
 def place(
+    brief_doctor: None,
     make_system: Callable[..., Any],
     database_url: str,
     valkey_url: str,

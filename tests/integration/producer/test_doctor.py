@@ -26,7 +26,15 @@ from turnmill.infra.embedded.valkey import EmbeddedValkey
 from turnmill.infra.migrations import head_revision, upgrade
 from turnmill.producer import doctor
 from turnmill.producer.accept import accept
-from turnmill.producer.doctor import Finding, Level, clock, configuration, diagnose, installation
+from turnmill.producer.doctor import (
+    Finding,
+    Level,
+    broker,
+    clock,
+    configuration,
+    diagnose,
+    installation,
+)
 from turnmill.producer.doctor.broker_amqp import confirms
 from turnmill.producer.doctor.findings import examine
 from turnmill.producer.tenants import ensure_defaults
@@ -41,6 +49,8 @@ from turnmill.schemas.turns import Lane
 from turnmill.workers.consumer.app import create_app
 from turnmill.workers.consumer.main import run_worker
 from turnmill.workers.engines.registry import ENGINES
+
+pytestmark = pytest.mark.usefixtures("brief_doctor")
 
 NOWHERE = "127.0.0.1:1"
 
@@ -548,8 +558,10 @@ def test_a_worker_that_forks_and_hoards_is_found(
     database_url: str,
     valkey_url: str,
     eventually: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     servers(database_url, valkey_url)
+    monkeypatch.setattr(broker, "INSPECT_S", 1.0)
 
     def levels() -> list[Level]:
         return [finding.level for finding in diagnose() if finding.what == "worker pools"]
