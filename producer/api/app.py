@@ -56,6 +56,7 @@ from turnmill.producer.channels.bots import save_bots
 from turnmill.producer.channels.registry import create_pipelines
 from turnmill.schemas.channels.configuration import Configuration, load_configuration
 from turnmill.schemas.errors import TransientError, TurnmillError
+from turnmill.schemas.files.opening import open_storage
 from turnmill.schemas.observability.telemetry import telemetry
 from turnmill.schemas.openai import ChatCompletionRequest, ErrorBody
 from turnmill.schemas.settings import Settings
@@ -81,13 +82,15 @@ def create_app(settings: Settings) -> FastAPI:
     """The API. Its database and follower live from the app's startup to its shutdown.
 
     Raises:
-        SettingsError: the file with bots and channels is wrong, or a secret of a channel missing.
+        SettingsError: the file with bots and channels is wrong, or a secret of a channel missing,
+            or the storage of files lacks a setting or its library.
     """
     configuration = load_configuration(settings.config_path)
+    storage = open_storage(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with running_services(settings) as services:
+        async with running_services(settings, storage) as services:
             app.state.services = services
             saving = asyncio.create_task(_save_bots(services, configuration))
             yield

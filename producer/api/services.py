@@ -27,7 +27,6 @@ from turnmill.producer.knowledge.stores import Ask
 from turnmill.schemas.embedders.embedders import Embedders
 from turnmill.schemas.errors import TransientError
 from turnmill.schemas.files.files import Files
-from turnmill.schemas.files.opening import open_storage
 from turnmill.schemas.files.parts import PartKeeper
 from turnmill.schemas.files.storage import Storage
 from turnmill.schemas.postgres.database import Database
@@ -215,7 +214,7 @@ async def _run(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
 
 
 @contextlib.asynccontextmanager
-async def running_services(settings: Settings) -> AsyncIterator[Services]:
+async def running_services(settings: Settings, storage: Storage) -> AsyncIterator[Services]:
     """The services of one app, on the running event loop. Needs no database to start."""
     database = Database(settings.database)
     half = max(1, settings.database.pool_size // 2)
@@ -228,7 +227,6 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
     media = Queue(1, "media", MAX_MEDIA_CALLS, refusal)
     lookout = Lookout(settings.database)
     searches = Searches(settings)
-    storage = open_storage(settings)
     stock = Stock(settings, storage)
     try:
         async with Follower(database) as follower:

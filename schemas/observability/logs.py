@@ -17,8 +17,8 @@ from turnmill.schemas.settings import LogSettings
 #: Libraries whose error messages quote the values that they were given.
 _QUOTING = frozenset({"jinja2", "psycopg", "pydantic_core", "sqlalchemy"})
 
-#: Loggers of libraries that say much below a warning.
-CHATTY = ("amqp", "kombu", "celery", "httpx", "uvicorn.access")
+#: Loggers of libraries that say much below a warning; botocore, the headers with a session's token.
+CHATTY = ("amqp", "botocore", "kombu", "celery", "httpx", "uvicorn.access", "urllib3")
 
 
 def format_exception(exc_info: ExcInfo) -> str:

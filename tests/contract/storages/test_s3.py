@@ -17,7 +17,8 @@ from turnmill.schemas.errors import SettingsError, StorageUnavailable
 from turnmill.schemas.files.opening import open_storage
 from turnmill.schemas.files.storage import Key, Storage
 from turnmill.schemas.ids import new_id
-from turnmill.schemas.settings import S3Settings, load_settings
+from turnmill.schemas.observability.logs import configure_logging
+from turnmill.schemas.settings import LogSettings, S3Settings, load_settings
 
 pytest.importorskip("botocore", reason="pip install 'turnmill[s3]'")
 
@@ -140,6 +141,26 @@ def test_credentials_come_from_where_awss_tools_look(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
     storage = connect(bucket, access_key=None, secret_key=None)
     assert read(storage, store(storage)) == TEXT
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_no_log_has_the_token_of_a_session(
+    bucket: S3Settings,
+    level: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(LogSettings.model_validate({"level": level}))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ASIASESSION")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "a-token-of-a-session")
+    with pytest.raises(StorageUnavailable):
+        connect(bucket, access_key=None, secret_key=None).check()
+    logging.getLogger("another.library").warning("was read")
+    said = capsys.readouterr().err
+    assert "was read" in said
+    for secret in (SECRET_KEY, "a-token-of-a-session"):
+        assert secret not in said
 
 
 def test_without_credentials_the_remedy_is_to_set_them(

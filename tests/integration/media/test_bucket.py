@@ -1,13 +1,14 @@
 """Files in a bucket, as an API, workers and the doctor on several machines have them."""
 
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from tests.contract.storages.seaweedfs import ACCESS_KEY, SECRET_KEY, SeaweedFS
+from tests.contract.storages.seaweedfs import ACCESS_KEY, SECRET_KEY, Front, SeaweedFS
 from tests.integration.media.conftest import MakeSite, Site
 from tests.integration.memory.conftest import Listening
 from tests.integration.memory.world import World
@@ -19,6 +20,7 @@ from turnmill.schemas.files.files import Purpose
 from turnmill.schemas.files.opening import open_files, open_storage
 from turnmill.schemas.files.storage import Key
 from turnmill.schemas.ids import new_id
+from turnmill.schemas.postgres import links
 from turnmill.schemas.settings import S3Settings, Settings, load_settings
 
 pytest.importorskip("botocore", reason="pip install 'turnmill[s3]'")
@@ -26,6 +28,11 @@ pytest.importorskip("botocore", reason="pip install 'turnmill[s3]'")
 TEXT = b"Order 4711 has not arrived.\n"
 LARGE = bytes(range(256)) * 40_000
 WORD = "quetzalcoatlus"
+#: Transactions that wait for something else than PostgreSQL.
+IDLE = (
+    "SELECT 1 FROM pg_stat_activity "
+    "WHERE datname = current_database() AND state = 'idle in transaction'"
+)
 
 
 def settings_of(bucket: S3Settings, database_url: str, data: Path, **sections: Any) -> Settings:
@@ -144,6 +151,58 @@ def test_while_the_bucket_is_away_uploads_are_refused_and_nothing_is_shown(
     assert (failed.value.status_code, failed.value.code) == (503, "storage_unavailable")
     assert str(bucket.bucket) not in str(failed.value)
     assert site.database.run("SELECT 1 FROM files") == []
+
+
+def test_no_transaction_waits_for_the_bytes_of_an_upload(
+    make_site: MakeSite, bucket: S3Settings, seaweedfs: SeaweedFS
+) -> None:
+    """PostgreSQL ends a transaction that is idle for 10 s; a large upload may take minutes."""
+    found: list[list[Any]] = []
+
+    def look(request: BaseHTTPRequestHandler) -> None:
+        if request.command == "PUT" and not request.path.endswith("/owner"):
+            found.append(site.database.run(IDLE))
+
+    with Front(seaweedfs) as front:
+        seen = bucket.model_copy(update={"endpoint": front.url})
+        site = make_site(files={"storage": "s3"}, s3=seen.model_dump())
+        front.fault = look
+        assert site.openai.files.content(site.upload(TEXT).id).read() == TEXT
+    assert found == [[]]
+
+
+def test_a_part_of_a_message_may_take_longer_than_transactions_may_be_idle(
+    make_site: MakeSite,
+    bucket: S3Settings,
+    seaweedfs: SeaweedFS,
+    eventually: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its row's lock keeps apart who stores and who deletes the same content."""
+    session = "turnmill.schemas.postgres.links._SESSION"
+    monkeypatch.setattr(
+        session, links._SESSION.replace("session_timeout = '10s'", "session_timeout = '100ms'")
+    )
+    longer = f"{IDLE} AND clock_timestamp() - state_change > interval '300 ms'"
+
+    def hold(request: BaseHTTPRequestHandler) -> None:
+        if request.command == "PUT" and not request.path.endswith("/owner"):
+            eventually(lambda: site.database.run(longer), 5.0)
+
+    with Front(seaweedfs) as front:
+        slow = bucket.model_copy(update={"endpoint": front.url})
+        site = make_site(files={"storage": "s3"}, s3=slow.model_dump())
+        front.fault = hold
+        with open_storage(site.settings).draft() as draft:
+            draft.write(TEXT)
+            file = open_files(site.database, site.settings).save(
+                draft,
+                tenant_id=site.tenant_id,
+                name="x",
+                purpose=Purpose.MESSAGE,
+                file_id=new_id(),
+            )
+    assert site.database.run("SELECT id FROM files")[0].id == file.file_id
 
 
 def test_a_team_moves_from_a_folder_to_a_bucket(
