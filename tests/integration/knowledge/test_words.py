@@ -4,10 +4,13 @@ from collections import Counter
 from collections.abc import Callable
 from math import log
 from random import Random
+from uuid import UUID
 
 import pytest
 
 from tests.integration.knowledge.conftest import Library
+from tests.selection import storm_turns
+from turnmill.producer.tenants import create_tenant
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.store.knowledge import words
 from turnmill.schemas.store.knowledge.indexing import Wanted, write
@@ -35,13 +38,15 @@ def passages(library: Library) -> dict[int, list[str]]:
     return add(library, "shop", [text(random, random.randint(1, 40)) for _ in range(120)])
 
 
-def add(library: Library, name: str, contents: list[str]) -> dict[int, list[str]]:
+def add(
+    library: Library, name: str, contents: list[str], tenant_id: UUID | None = None
+) -> dict[int, list[str]]:
     """Make a collection of one passage a document; return the lexemes of each passage."""
     collection_id = new_id()
     with library.database.cursor() as cursor:
         cursor.execute(
             "INSERT INTO collections (id, tenant_id, name) VALUES (%s, %s, %s)",
-            (collection_id, library.tenant_id, name),
+            (collection_id, tenant_id or library.tenant_id, name),
         )
         for number, content in enumerate(contents):
             terms, length = passage_terms(f"T{number}", "", content)
@@ -169,3 +174,21 @@ def test_among_given_passages_scores_are_the_same(
     found = rank_words(library.database, library.tenant_id, "shop", question, 200, among=some)
     expected = {k: v for k, v in reference(passages, question).items() if k in some}
     assert {each.id: each.score for each in found} == pytest.approx(expected)
+
+
+def test_no_search_finds_a_passage_of_another_tenant_or_collection(library: Library) -> None:
+    random, other = Random(9), create_tenant(library.database, "other", library.settings)
+    contents = [text(random, random.randint(1, 40)) for _ in range(30)]
+    places = {
+        (tenant_id, name): set(add(library, name, contents, tenant_id))
+        for tenant_id in (library.tenant_id, other)
+        for name in ("shop", "help")
+    }
+    answered, searches = 0, storm_turns(1000)
+    for _ in range(searches):
+        (tenant_id, name), own = random.choice([*places.items()])
+        question = text(random, random.randint(1, 8))
+        found = {each.id for each in rank_words(library.database, tenant_id, name, question, 50)}
+        assert found <= own
+        answered += bool(found)
+    assert answered > searches / 2
