@@ -112,10 +112,11 @@ file_batches = Table(
 #: Its body is parsed when it is made: which schemas a session searches does not matter to it. It is
 #: said to cost much, because it reads what is stored outside rows: no plan should call it.
 _POSTINGS = """
-CREATE OR REPLACE FUNCTION passage_postings(collection_id uuid, terms tsvector) RETURNS bigint[]
+CREATE OR REPLACE FUNCTION passage_postings(collection_id uuid, terms tsvector) RETURNS tsvector
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE COST 1000
 RETURN (
-    SELECT array_agg(hashtextextended(lexeme, uuid_hash_extended(collection_id, n)))
+    SELECT array_to_tsvector(array_agg(
+        to_hex(hashtextextended(lexeme, uuid_hash_extended(collection_id, n)))))
     FROM unnest(terms)
     CROSS JOIN generate_series(1, least(3, coalesce(array_length(positions, 1), 1))) AS n
 )

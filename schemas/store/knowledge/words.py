@@ -58,20 +58,22 @@ WITH collection AS (
 _LIKELY = """
 , keys AS (
     SELECT q.idf, n::float, q.is_essential,
-        hashtextextended(q.lexeme, uuid_hash_extended(c.id, n)) AS key
+        quote_literal(to_hex(hashtextextended(q.lexeme, uuid_hash_extended(c.id, n)))) AS key
     FROM chosen q CROSS JOIN collection c CROSS JOIN generate_series(1, 3) AS n
     WHERE q.is_essential OR q.is_telling
 ), essential AS (
-    SELECT array_agg(key) AS keys FROM keys WHERE is_essential AND n = 1
+    SELECT string_agg(key, ' | ') AS keys FROM keys WHERE is_essential AND n = 1
+), scans AS (
+    -- One condition: of two, a plan may leave one to a filter, which reads the words.
+    SELECT q.idf, q.n, (q.key || ' & (' || e.keys || ')')::tsquery AS wanted
+    FROM keys q CROSS JOIN essential e
 ), bounds AS (
     SELECT f.id,
         sum(q.idf * 2.2::float * f.k / ((q.n + f.k) * (q.n - 1 + f.k))) AS low,
         sum(q.idf * 2.2::float * f.k / (q.n + f.k)) FILTER (WHERE q.n = 3) AS more
-    FROM keys q CROSS JOIN collection c CROSS JOIN LATERAL (
+    FROM scans q CROSS JOIN collection c CROSS JOIN LATERAL (
         SELECT p.id, 1.2::float * (0.25::float + 0.75::float * p.length / c.usual) AS k
-        FROM passages p
-        WHERE passage_postings(p.collection_id, p.terms) @> ARRAY[q.key]
-            AND passage_postings(p.collection_id, p.terms) && (SELECT keys FROM essential)
+        FROM passages p WHERE passage_postings(p.collection_id, p.terms) @@ q.wanted
     ) AS f
     GROUP BY f.id
 ), unread AS (
