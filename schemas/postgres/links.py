@@ -29,12 +29,13 @@ KEEPALIVE: dict[str, ConnParam] = {
 }
 
 #: The server's half: what it does when we are the one that vanished, or were paused; and what our
-#: statements rely on, whatever the server, the database or the role has as its default.
+#: statements rely on, whatever the server, the database or the role has as its default. To compile
+#: a search of many passages takes longer than the search.
 _SESSION = """
 SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
 SET tcp_user_timeout = '10s'; SET idle_in_transaction_session_timeout = '10s';
 SET client_connection_check_interval = '2s';
-SET idle_session_timeout = 0; SET default_transaction_isolation = 'read committed';
+SET idle_session_timeout = 0; SET jit = off; SET default_transaction_isolation = 'read committed';
 SET default_transaction_read_only = off; SET DateStyle = ISO; SET TimeZone = 'UTC'
 """
 

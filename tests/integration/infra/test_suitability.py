@@ -222,6 +222,7 @@ def test_every_process_refuses_to_start_on_what_cannot_carry_it(
         "TimeZone = 'Asia/Kathmandu'",
         "client_encoding = 'LATIN1'",
         "idle_session_timeout = '1s'",
+        "jit = on",
     ],
 )
 def test_no_default_of_the_database_reaches_our_sessions(
@@ -235,6 +236,7 @@ def test_no_default_of_the_database_reaches_our_sessions(
         "TimeZone": "UTC",
         "client_encoding": "UTF8",
         "idle_session_timeout": "0",
+        "jit": "off",
     }[name]
     alter(database_url, f"SET {default}")
     database = open_database(database_url)
