@@ -54,10 +54,13 @@ class _Now(NamedTuple):
 class Figures:
     """What was measured: a name and a text for each line of the table."""
 
+    console: Console
     rows: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, name: str, text: str) -> None:
+        """Show it, too: a large batch takes many minutes, and may be ended."""
         self.rows.append((name, text))
+        self.console.print(f"{name}: {text}", style="dim", soft_wrap=True)
 
     def table(self) -> Table:
         table = Table("figure", "measured")
@@ -124,7 +127,7 @@ class Watched:
 
 def run_batch(broker: str, rows: int, concurrency: int, console: Console) -> None:
     """Run the batch and print the figures."""
-    figures = Figures()
+    figures = Figures(console)
     with (
         servers(broker, concurrency) as settings,
         closing(Database(_patient(settings))) as database,
