@@ -17,6 +17,8 @@ from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.batches.sweep import (
     CANCEL_BATCH,
+    IN_PAGE,
+    LAST_ROW,
     PAUSE,
     RESUME,
     cancel_running,
@@ -50,13 +52,10 @@ _FAILED = f"state IN ({literals(FAILED)})"
 #: The failed turns of a page, and all others of their conversations: a turn that is answered anew
 #: must not overtake an earlier one. Those that failed since the retry began have had their chance.
 _FIND_FAILED = f"""
-WITH page AS (
-    SELECT id, batch_row, conversation_id, state FROM turns
-    WHERE batch_id = %(batch)s AND batch_row > %(after)s ORDER BY batch_row LIMIT %(size)s
-)
-SELECT (SELECT max(batch_row) FROM page) AS last_row, ARRAY(
+SELECT {LAST_ROW} AS last_row, ARRAY(
     SELECT t.id FROM turns t
-    WHERE t.conversation_id IN (SELECT conversation_id FROM page WHERE {_FAILED})
+    WHERE t.conversation_id = ANY(ARRAY(
+        SELECT conversation_id FROM turns WHERE {IN_PAGE} AND {_FAILED}))
       AND t.batch_id = %(batch)s AND t.{_FAILED} AND t.settled_at < %(before)s
       -- A conversation is taken up where its first failed row is.
       AND NOT EXISTS (
@@ -102,7 +101,7 @@ def cancel_batch(database: Database, batch: Batch, on_swept: OnSwept = lambda ro
 class _FailedPage(NamedTuple):
     """The row of `_FIND_FAILED`."""
 
-    #: None: the page was empty.
+    #: None: no row was left.
     last_row: int | None
     turn_ids: list[UUID]
 

@@ -82,23 +82,21 @@ def results(
 
     Read page by page, so that no transaction stays open while a slow reader writes them away.
     """
-    after = 0
-    while limit is None or limit > 0:
-        size = PAGE_ROWS if limit is None else min(limit, PAGE_ROWS)
-        query = _RESULT.where(
-            turns.c.batch_id == batch_id,
-            turns.c.tenant_id == tenant_id,
-            turns.c.batch_row > after,
-        )
+    own = (turns.c.batch_id == batch_id, turns.c.tenant_id == tenant_id)
+    with database.begin() as connection:
+        last = connection.execute(sa.select(sa.func.max(turns.c.batch_row)).where(*own)).scalar()
+    left = (last or 0) if limit is None else limit
+    # By the rows' numbers: a LIMIT would have the whole batch sorted for each page, by a
+    # PostgreSQL whose statistics are of before the batch.
+    for after in range(0, last or 0, PAGE_ROWS):
+        page_rows = turns.c.batch_row.between(after + 1, after + PAGE_ROWS)
+        query = _RESULT.where(*own, page_rows).order_by(turns.c.batch_row).limit(left)
         with database.begin() as connection:
-            page = typed(
-                _ResultRow, connection.execute(query.order_by(turns.c.batch_row).limit(size))
-            )
+            page = typed(_ResultRow, connection.execute(query))
         yield from map(_result, page)
-        if len(page) < size:
+        left -= len(page)
+        if left <= 0:
             return
-        after = page[-1].batch_row
-        limit = None if limit is None else limit - size
 
 
 def write_results(

@@ -65,15 +65,20 @@ UPDATE batches SET swept_row = %s WHERE id = %s AND (paused_at, resumed_at, canc
 RETURNING set_config('synchronous_commit', 'off', true)
 """
 
+#: The rows of a page, by their numbers: with a LIMIT in place of the second bound, and statistics
+#: of before the batch, PostgreSQL sorts the whole batch for each page.
+IN_PAGE = "batch_id = %(batch)s AND batch_row > %(after)s AND batch_row <= %(after)s + %(size)s"
+
+#: The last row of the page, even if it was never accepted. NULL: no row comes after `after`.
+LAST_ROW = """
+(SELECT nullif(greatest(least(max(batch_row), %(after)s + %(size)s), %(after)s), %(after)s)
+ FROM turns WHERE batch_id = %(batch)s)::int
+"""
+
 #: Hints are found by the ids of their turns, as an array: so PostgreSQL looks them up in the index,
 #: whatever its statistics say, which are of before the last sweep. With a join in its place one
 #: page of 200,000 hints was seen to take more than two minutes.
-_PAGE = """
-page AS (
-    SELECT id, batch_row FROM turns
-    WHERE batch_id = %(batch)s AND batch_row > %(after)s ORDER BY batch_row LIMIT %(size)s
-)
-"""
+_PAGE = f"page AS (SELECT id FROM turns WHERE {IN_PAGE})"
 
 #: A hint that somebody holds is being claimed or published: the claim that follows sees to it.
 #: Hints in quarantine stay there, where a claim passes them over: only they know that they are.
@@ -87,7 +92,7 @@ WITH {_PAGE}, free AS (
         own_until = NULL
     WHERE turn_id = ANY(ARRAY(SELECT turn_id FROM free))
 )
-SELECT max(batch_row) AS last_row FROM page
+SELECT {LAST_ROW} AS last_row
 """
 
 #: Back to their places: the order of a lane is that of times that have not changed. Locked in the
@@ -101,20 +106,14 @@ WITH {_PAGE}, held AS (
     UPDATE outbox o SET lane = (SELECT t.lane FROM turns t WHERE t.id = o.turn_id)
     WHERE turn_id = ANY(ARRAY(SELECT turn_id FROM held))
 )
-SELECT max(batch_row) AS last_row FROM page
+SELECT {LAST_ROW} AS last_row
 """
 
 #: Turns that have ended are not locked: none of a cancelled batch opens again (`retry` refuses).
 _OPEN_TURNS = f"""
-WITH page AS (
-    SELECT id, conversation_id, batch_row, state FROM turns
-    WHERE batch_id = %(batch)s AND batch_row > %(after)s ORDER BY batch_row LIMIT %(size)s
-)
-SELECT max(batch_row) AS last_row,
-    coalesce(array_agg(id) FILTER (WHERE state IN ({OPEN})), '{{}}') AS turn_ids,
-    coalesce(array_agg(DISTINCT conversation_id) FILTER (WHERE state IN ({OPEN})), '{{}}')
-        AS conversation_ids
-FROM page
+SELECT {LAST_ROW} AS last_row, coalesce(array_agg(id), '{{}}') AS turn_ids,
+    coalesce(array_agg(DISTINCT conversation_id), '{{}}') AS conversation_ids
+FROM turns WHERE {IN_PAGE} AND state IN ({OPEN})
 """
 
 _RUNNING = f"""
@@ -136,7 +135,7 @@ class _Decided(NamedTuple):
 
 
 class _Page(NamedTuple):
-    """The row of `_HOLD` and `_RELEASE`. The page was empty: None."""
+    """The row of `_HOLD` and `_RELEASE`. No row was left: None."""
 
     last_row: int | None
 
@@ -144,7 +143,7 @@ class _Page(NamedTuple):
 class _OpenPage(NamedTuple):
     """The row of `_OPEN_TURNS`."""
 
-    #: The page was empty: None.
+    #: No row was left: None.
     last_row: int | None
     turn_ids: list[UUID]
     #: Those of the turns.

@@ -218,7 +218,8 @@ def test_ctrl_c_during_a_cancellation_says_that_it_holds_and_who_does_the_rest(
         open_now = "SELECT count(*) FROM turns WHERE state = 'queued'"
         assert link.execute(open_now).fetchone() == (3,)
     database = Database(load_settings().database)
-    finish_sweeps(database)
+    while finish_sweeps(database):
+        pass
     database.close()
     assert "5/5 done" in turnmill(*command.split())[1]
 
