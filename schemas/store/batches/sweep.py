@@ -67,12 +67,13 @@ RETURNING set_config('synchronous_commit', 'off', true)
 
 #: The rows of a page, by their numbers: with a LIMIT in place of the second bound, and statistics
 #: of before the batch, PostgreSQL sorts the whole batch for each page.
-IN_PAGE = "batch_id = %(batch)s AND batch_row > %(after)s AND batch_row <= %(after)s + %(size)s"
+_NEXT = "%(after)s::int + %(size)s::int"  # psycopg sends small numbers as smallint
+IN_PAGE = f"batch_id = %(batch)s AND batch_row > %(after)s AND batch_row <= {_NEXT}"
 
 #: The last row of the page, even if it was never accepted. NULL: no row comes after `after`.
-LAST_ROW = """
-(SELECT nullif(greatest(least(max(batch_row), %(after)s + %(size)s), %(after)s), %(after)s)
- FROM turns WHERE batch_id = %(batch)s)::int
+LAST_ROW = f"""
+(SELECT nullif(greatest(least(max(batch_row), {_NEXT}), %(after)s), %(after)s)
+ FROM turns WHERE batch_id = %(batch)s)
 """
 
 #: Hints are found by the ids of their turns, as an array: so PostgreSQL looks them up in the index,

@@ -364,6 +364,27 @@ def test_a_sweep_costs_no_more_because_statistics_are_of_before_the_last_one(
     assert rows_read(row[0][0]["Plan"]) < 20_000
 
 
+@pytest.mark.parametrize("decision", [pause, resume, cancel_batch])
+def test_a_sweep_goes_on_from_page_to_page_to_the_last_row_there_is(
+    system: Any, batch: Batch, monkeypatch: pytest.MonkeyPatch, decision: Callable[..., bool]
+) -> None:
+    """Rows between may be missing, and their numbers be larger than a smallint."""
+    for row, number in ((2, 32_000), (3, 32_700), (39, 70_000), (40, 100_000)):
+        system.database.run(
+            "UPDATE turns SET batch_row = %s WHERE batch_id = %s AND batch_row = %s",
+            (number, batch.batch_id, row),
+        )
+    monkeypatch.setattr(sweep, "PAGE_HINTS", 31_000)
+    monkeypatch.setattr(sweep, "PAGE_TURNS", 31_000)
+    if decision is resume:
+        pause(system.database, batch)
+    rows: list[int] = []
+    decision(system.database, batch, rows.append)
+    assert rows == [31_000, 62_000, 93_000, 100_000] and unfinished(system) == 0
+    hints = {pause: {"paused": 30}, resume: {"batch": 30}, cancel_batch: {}}[decision]
+    assert lanes(system) == hints
+
+
 def fail_all(system: Any, batch: Batch) -> int:
     """Answer every row with an error; return their number."""
     settling, count = settler(system), 0
