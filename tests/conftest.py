@@ -48,7 +48,6 @@ ServerT = TypeVar("ServerT", bound=EmbeddedServer)
 LEASE_S = 2.0
 #: Of images and sound, whatever is installed here.
 NO_READERS = {"transcriber": "off", "ocr": "off"}
-_TEMPLATE = "turnmill_template"
 #: Memory that servers write to as if it were a disk, and how much of it must be free.
 _MEMORY = Path("/dev/shm")  # noqa: S108 - its files come from mkdtemp
 _MEMORY_FREE = 2 << 30
@@ -195,29 +194,25 @@ def migrated_template(postgres_url: str) -> str:
     """A migrated database that others are copied from."""
     from turnmill.infra.migrations import upgrade
 
-    with psycopg.connect(postgres_url, autocommit=True) as link:
-        link.execute(f"CREATE DATABASE {_TEMPLATE}")
-        upgrade(_beside(postgres_url, _TEMPLATE))
-        link.execute(f"ALTER DATABASE {_TEMPLATE} ALLOW_CONNECTIONS false")
-    return _TEMPLATE
+    return make_template(postgres_url, "turnmill_template", upgrade)
 
 
 @pytest.fixture
 def database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
-    """A migrated database of the test's own. Copying files costs a fifth of logging each page."""
-    yield from _new_database(postgres_url, f"TEMPLATE {migrated_template} STRATEGY FILE_COPY")
+    """A migrated database of the test's own."""
+    yield from new_database(postgres_url, migrated_template)
 
 
 @pytest.fixture(scope="module")
 def module_database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
     """A migrated database that the tests of a module share."""
-    yield from _new_database(postgres_url, f"TEMPLATE {migrated_template} STRATEGY FILE_COPY")
+    yield from new_database(postgres_url, migrated_template)
 
 
 @pytest.fixture
 def empty_database_url(postgres_url: str) -> Iterator[str]:
     """A database of the test's own, before any migration."""
-    yield from _new_database(postgres_url, "TEMPLATE template0 STRATEGY FILE_COPY")
+    yield from new_database(postgres_url, "template0")
 
 
 @pytest.fixture
@@ -445,10 +440,20 @@ def start_triton(eventually: Callable[..., None]) -> Iterator[Callable[..., Trit
         yield start
 
 
-def _new_database(server_url: str, template: str) -> Iterator[str]:
+def make_template(server_url: str, name: str, prepare: Callable[[str], None]) -> str:
+    """A database that others are copied from, prepared once by what is given its URL."""
+    with psycopg.connect(server_url, autocommit=True) as link:
+        link.execute(f"CREATE DATABASE {name}")
+        prepare(_beside(server_url, name))
+        link.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    return name
+
+
+def new_database(server_url: str, template: str) -> Iterator[str]:
+    """A copy, until the test is over. Copying files costs a fifth of logging each page."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(server_url, autocommit=True) as link:
-        link.execute(f"CREATE DATABASE {name} {template}")
+        link.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         yield _beside(server_url, name)
         link.execute(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from tests.conftest import make_template, new_database
 from turnmill.infra.migrations import upgrade
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.relay.lost import LostHints
@@ -42,14 +43,35 @@ CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
 """
 
 
-@pytest.fixture
-def system(make_system: Callable[..., Any], empty_database_url: str, valkey_url: str) -> Any:
-    with psycopg.connect(empty_database_url, autocommit=True) as link:
+@pytest.fixture(scope="module")
+def stepping_template(postgres_url: str) -> str:
+    """A migrated database with that clock."""
+
+    def prepare(url: str) -> None:
+        with psycopg.connect(url, autocommit=True) as link:
+            link.execute(_CLOCK)
+        find_the_clock(url)
+        upgrade(url)
+
+    return make_template(postgres_url, "stepping_template", prepare)
+
+
+def find_the_clock(url: str) -> None:
+    """For those who connect from now on; a copy of the database does not know of it."""
+    with psycopg.connect(url, autocommit=True) as link:
         name = link.info.dbname
-        link.execute(_CLOCK)
         link.execute(f"ALTER DATABASE {name} SET search_path = public, pg_catalog")
-    upgrade(empty_database_url)
-    return make_system(empty_database_url, valkey_url, hint_lost_after_s=0.5, rescue_every_s=0.3)
+
+
+@pytest.fixture
+def stepping_url(postgres_url: str, stepping_template: str) -> Iterator[str]:
+    yield from new_database(postgres_url, stepping_template)
+
+
+@pytest.fixture
+def system(make_system: Callable[..., Any], stepping_url: str, valkey_url: str) -> Any:
+    find_the_clock(stepping_url)
+    return make_system(stepping_url, valkey_url, hint_lost_after_s=0.5, rescue_every_s=0.3)
 
 
 def step(system: Any, by_s: float) -> None:
