@@ -40,6 +40,8 @@ EVENTS = counter(
 CONCURRENCY = 10
 #: Seconds between tries to open the first connection.
 RECONNECT_S = 5.0
+#: Seconds between pings: where five cannot be sent, the connection is opened again.
+PING_S = 5.0
 
 
 class SocketMode:
@@ -61,6 +63,7 @@ class SocketMode:
             web_client=WebClient(base_url=section.api_url),
             logger=_quiet_logger(),
             concurrency=CONCURRENCY,
+            ping_interval=PING_S,
         )
         self._client.socket_mode_request_listeners.append(self._receive)
         self.health = Health(unready=self._why_unready)

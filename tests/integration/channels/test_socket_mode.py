@@ -69,6 +69,12 @@ def running(
     thread.join()
 
 
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that breaks is noticed by pings."""
+    monkeypatch.setattr("turnmill.producer.channels.slack.socket_mode.PING_S", 1.0)
+
+
 def inputs(database: Database) -> list[str]:
     rows = database.run("SELECT input FROM turns ORDER BY id")
     return [message["content"] for row in rows for message in row.input]
@@ -160,6 +166,7 @@ def test_without_a_database_an_event_is_not_acknowledged(
     assert inputs(database) == ["hi"]
 
 
+@pytest.mark.usefixtures("brisk")
 def test_a_connection_that_slack_replaces_or_that_breaks_is_opened_again(
     running: SocketMode, slack: SocketModeServer, database: Database, eventually: Any
 ) -> None:
