@@ -64,6 +64,18 @@ def library(database_url: str, tmp_path: Path) -> Iterator[Library]:
     database.close()
 
 
+@pytest.fixture
+def reads_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents are read in the tests' process, for searches among many: a child for each of them
+    costs more than all that is looked at.
+    """
+
+    def isolated(work: Callable[..., Any], *arguments: object, **_: object) -> Any:
+        return work(*arguments)
+
+    monkeypatch.setattr("turnmill.workers.readers.reading.isolated", isolated)
+
+
 class Reading(EchoEngine):
     """Keeps its prompts; does what `script` says, and then answers."""
 

@@ -20,6 +20,8 @@ from turnmill.schemas.embedders.filling import fill
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.store.knowledge.spaces import adopt_pgvector, save_space, switch
 
+pytestmark = pytest.mark.usefixtures("reads_here")
+
 FAQ = Path(__file__).parent / "faq"
 
 Results = dict[str, Found]
