@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,16 +102,27 @@ def client(system: Any, eventually: Eventually) -> openai.OpenAI:
 
 
 @pytest.fixture
-def start_calling(
-    system: Any, tmp_path: Path, tiny_llama_maker: Any, tiny_tokenizer: Any, eventually: Eventually
-) -> Callable[[], Any]:
-    """Starts workers with a real model whose chat template knows tools."""
+def calling_tokenizer(tmp_path: Path, tiny_llama_maker: Any, tiny_tokenizer: Any) -> Any:
+    """Of a real model in this folder, whose chat template knows tools, and which has the marks of
+    calls as tokens.
+    """
     pytest.importorskip("torch", reason="pip install 'turnmill[transformers]'")
+    tokenizer = deepcopy(tiny_tokenizer)
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
     model = tiny_llama_maker()
+    model.resize_token_embeddings(len(tokenizer))
     model.config.max_position_embeddings = 4096  # its tokens are bytes
     model.save_pretrained(tmp_path)
-    tiny_tokenizer.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(QWEN)
+    return tokenizer
+
+
+@pytest.fixture
+def start_calling(
+    system: Any, tmp_path: Path, calling_tokenizer: Any, eventually: Eventually
+) -> Callable[[], Any]:
+    """Starts workers with that model."""
 
     def start() -> Any:
         worker = system.start(
@@ -167,6 +179,31 @@ def test_a_kill_inside_arguments_leaves_one_valid_call(
     assert len(call.function.parsed_arguments.digits) == 150
     assert Note.model_validate_json(call.function.arguments)
     assert system.count("attempt = 2 AND crashes = 1") == 1
+
+
+def test_a_call_that_a_model_makes_of_its_own_accord_meets_its_schema(
+    system: Any, client: openai.OpenAI, start_calling: Callable[[], Any], calling_tokenizer: Any
+) -> None:
+    start_calling()
+    function: Any = {name: value for name, value in NOTE["function"].items() if name != "strict"}
+    mark = calling_tokenizer.convert_tokens_to_ids("<tool_call>")
+    with client.chat.completions.stream(
+        model=system.settings.engine.model_name,
+        messages=[{"role": "user", "content": "Note it."}],
+        tools=[{"type": "function", "function": function}],
+        parallel_tool_calls=False,
+        # A random model writes anything: made likely, the mark is its first token.
+        logit_bias={str(mark): 100},
+        max_tokens=1000,
+    ) as stream:
+        [choice] = stream.get_final_completion().choices
+    assert choice.finish_reason == "tool_calls"
+    assert not choice.message.content
+    [call] = choice.message.tool_calls or []
+    assert call.function.name == "Note"
+    assert len(Note.model_validate_json(call.function.arguments).digits) == 150
+    # Nobody validated it, or asked for it again.
+    assert system.count("attempt = 1") == 1
 
 
 def test_what_calls_cannot_be_held_to_is_refused_by_its_place(
