@@ -30,7 +30,7 @@ from turnmill.schemas.records.columns import Columns, describe_unknown
 from turnmill.schemas.records.delimited import DELIMITERS
 from turnmill.schemas.records.encodings import UTF_8
 from turnmill.schemas.records.parquet import import_pyarrow
-from turnmill.schemas.records.registry import READERS, format_of, read_records
+from turnmill.schemas.records.registry import READERS, check_format, format_of, read_records
 from turnmill.schemas.records.text import open_bytes
 
 if TYPE_CHECKING:
@@ -126,6 +126,16 @@ class Backlog:
 
     def _refuse(self, problem: Problem) -> None:
         raise InvalidInput(f"'{self.path.name}' changed since it was checked.")
+
+
+def check_backlog_path(path: Path) -> None:
+    """Find out before other names are looked at whether a file can be a backlog.
+
+    Raises:
+        InvalidInput: there is no such file, or its name is of no format that is read.
+    """
+    _version(path)
+    check_format(path)
 
 
 def read_backlog(
@@ -286,6 +296,8 @@ def _version(path: Path) -> tuple[int, int]:
         status = path.stat()
     except OSError as error:
         raise InvalidInput(f"'{path}' cannot be read: {error.strerror or error}.") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise InvalidInput(f"'{path}' is a folder. Name a file in it.")
     if not stat.S_ISREG(status.st_mode):
         raise InvalidInput(f"'{path}' is not a regular file; a backlog is read twice.")
     return status.st_size, status.st_mtime_ns

@@ -60,7 +60,10 @@ def create_tenant(name: Annotated[str, typer.Argument(help="1 to 100 characters.
 
 @tenants.command("list")
 def list_tenants() -> None:
-    """List the tenants."""
+    """List the tenants.
+
+    Example: turnmill tenants list
+    """
     from turnmill.producer.tenants import list_tenants
 
     table = Table("tenant", "bots", "keys in force", "training", "created", box=None)

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from turnmill.producer.batches import control
+from turnmill.producer.batches.backlog import check_backlog_path
 from turnmill.producer.batches.lookup import find_batch, list_batches
 from turnmill.producer.batches.outputs.place import check_place, default_output
 from turnmill.producer.batches.progress import count_ended, summarize
@@ -104,6 +105,8 @@ def run(
         if said := say_estimate(backlog, bot, tenant, max_tokens):
             console.print(said, soft_wrap=True)
         return
+    # First: the results' name comes from the backlog's.
+    check_backlog_path(file)
     target = Output(output or default_output(file), overwrite, raw, details, shape)
     check_results_path(target.path)
     check_place(target.path, backlog=file, overwrite=overwrite)

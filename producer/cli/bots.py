@@ -133,9 +133,16 @@ def save_bot(
     name: Annotated[str, typer.Argument(help="What API clients send as `model`.")],
     model: Annotated[str | None, typer.Option(help="The workers' model.")] = None,
     instructions: Annotated[str, typer.Option(help="The system message.")] = "",
-    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.0001, max=1)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="0: always the likeliest token.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0001, max=1, help="Draw from the likeliest tokens whose chances add up to this."
+        ),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of the replies.")] = None,
     schema: SchemaOption = None,
     ignore_tools: Annotated[
         bool,

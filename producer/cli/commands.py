@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from inspect import cleandoc
 from typing import Any
 
 import typer
@@ -70,6 +71,7 @@ class _Commands(Mapping[str, object]):
             part.command()(found)
             command = get_command(part)
         command.name = name
+        _unwrap(command)
         return command
 
     def __iter__(self) -> Iterator[str]:
@@ -77,6 +79,18 @@ class _Commands(Mapping[str, object]):
 
     def __len__(self) -> int:
         return len(COMMANDS)
+
+
+def _unwrap(command: Any) -> None:
+    """Make each paragraph of a help text one line, in a group's commands too.
+
+    Typer prints the line breaks of docstrings as they are, and the terminal breaks lines again.
+    """
+    if command.help:
+        paragraphs = cleandoc(command.help).split("\n\n")
+        command.help = "\n\n".join(" ".join(each.split()) for each in paragraphs)
+    for inner in getattr(command, "commands", {}).values():
+        _unwrap(inner)
 
 
 class LazyGroup(TyperGroup):

@@ -28,6 +28,8 @@ def upgrade() -> None:
     """Create the tables, or bring them up to date. Safe to run twice, or on many machines.
 
     A database that cannot carry Turnmill is refused.
+
+    Example: TURNMILL_DATABASE__URL=postgresql://turnmill@db1/turnmill turnmill db upgrade
     """
     from turnmill.infra.migrations import upgrade as upgrade_database
     from turnmill.producer.tenants import ensure_defaults

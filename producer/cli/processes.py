@@ -41,7 +41,10 @@ def api() -> None:
 
 
 def relay() -> None:
-    """Run the relay, which publishes hints to the broker. Several may run."""
+    """Run the relay, which publishes hints to the broker. Several may run.
+
+    Example: TURNMILL_BROKER__URL=redis://127.0.0.1:6379/0 turnmill relay
+    """
     from turnmill.producer.relay.process import Relay
     from turnmill.schemas.observability.telemetry import telemetry
 
@@ -128,6 +131,8 @@ def flower() -> None:
     """Run Flower, which shows each attempt at a turn as a task. It asks for the password you set.
 
     It only looks; TURNMILL_FLOWER__CONTROL=true lets it cancel turns.
+
+    Example: TURNMILL_FLOWER__PASSWORD=secret turnmill flower
     """
     from turnmill.producer.cancel import cancel_anybodys
     from turnmill.workers.consumer.flower import run_flower

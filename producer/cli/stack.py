@@ -1,6 +1,7 @@
 """`turnmill up` and `turnmill demo`: the whole system on this machine, with one command."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -254,4 +255,10 @@ def _introduce(stack: "Stack") -> None:
         rows["API key"] = f"{secret}  (shown once; more: turnmill keys create NAME)"
     for name, value in rows.items():
         console.print(f"  {name:<9} {value}", soft_wrap=True)
-    console.print("\nTry: turnmill ask 'Where is my parcel?'    Ctrl-C stops everything.\n")
+    text = "Try: turnmill ask 'Where is my parcel?'    Ctrl-C stops everything.\n"
+    if (folder := stack.folder.path) != default_data_dir():
+        # `--data` is known to this process alone, and perhaps the variable is too.
+        chosen = shlex.quote(str(folder))
+        text = f"In other terminals, first: export TURNMILL_DATA={chosen}\n{text}"
+    console.print()
+    console.print(plain(text), soft_wrap=True)

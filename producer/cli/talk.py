@@ -21,7 +21,7 @@ console = make_console()
 BotOption = Annotated[
     str | None, typer.Option(help="Which bot; the default model's when left out.")
 ]
-ResumeOption = Annotated[str | None, typer.Option(help="Go on with this conversation: conv_…")]
+ResumeOption = Annotated[str | None, typer.Option(help="Resume this conversation: conv_…")]
 
 
 def ask(

@@ -37,18 +37,24 @@ def format_of(path: Path) -> str:
     return split_format(path)[1].lower().removesuffix(".gz")
 
 
+def check_format(path: Path) -> str:
+    """Return the format of a backlog file. Raises `InvalidInput` where none of ours reads it."""
+    kind = format_of(path)
+    if kind not in READERS or (is_gzipped(path) and kind not in TEXTS):
+        known = ", ".join(READERS)
+        raise InvalidInput(
+            f"'{path.name}' is no backlog format. Known are {known}; text may be gzipped (.gz)."
+        )
+    return kind
+
+
 def read_records(reading: Reading) -> Iterator[Record]:
     """The rows of a backlog file; what cannot be read goes to `report`.
 
     Raises:
         InvalidInput: the file cannot be read at all.
     """
-    path, kind = reading.path, format_of(reading.path)
-    if kind not in READERS or (is_gzipped(path) and kind not in TEXTS):
-        known = ", ".join(READERS)
-        raise InvalidInput(
-            f"'{path.name}' is no backlog format. Known are {known}; text may be gzipped (.gz)."
-        )
+    path, kind = reading.path, check_format(reading.path)
     _check_layout(reading, kind)
     try:
         yield from READERS[kind](reading)

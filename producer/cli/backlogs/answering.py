@@ -78,7 +78,8 @@ def answer_backlog(
     chosen = bot or system.settings.engine.model_name
     batch = _submit(system, chosen, backlog, overrides, name)
     shown = show_id(Prefix.BATCH, batch.batch_id)
-    console.print(plain(f"{backlog.total:,} turns of {backlog.path.name}: {shown}"), soft_wrap=True)
+    turns = "1 turn" if backlog.total == 1 else f"{backlog.total:,} turns"
+    console.print(plain(f"{turns} of {backlog.path.name}: {shown}"), soft_wrap=True)
     if watch_batch(system, batch, output.path, again) is None:
         return INTERRUPTED
     _write(system, batch, backlog, output)

@@ -108,7 +108,7 @@ def sync(
 def search(
     collection: CollectionName,
     question: Annotated[str, typer.Argument(help="As a user would ask.")],
-    limit: Annotated[int, typer.Option(min=1, max=50)] = 5,
+    limit: Annotated[int, typer.Option(min=1, max=50, help="Passages shown.")] = 5,
     tenant: TenantOption = None,
 ) -> None:
     """Show the passages that are likeliest to answer a question.
@@ -158,7 +158,7 @@ def show_list(tenant: TenantOption = None) -> None:
 def show(
     collection: CollectionName,
     after: Annotated[str, typer.Option(help="Documents behind this one.")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=1000)] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Documents shown.")] = 100,
     tenant: TenantOption = None,
 ) -> None:
     """List the documents of a collection with their states and errors, and how it tells that it
@@ -224,7 +224,7 @@ def delete(
     document: Annotated[
         list[str] | None, typer.Argument(help="Documents; the whole collection without any.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     tenant: TenantOption = None,
 ) -> None:
     """Delete documents, or a whole collection. The next turn cannot be shown them any more.

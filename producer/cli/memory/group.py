@@ -31,7 +31,7 @@ UserKey = Annotated[
 @app.command("list")
 def show_list(
     after: Annotated[str, typer.Option(help="Users behind this one.")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=1000)] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Users shown.")] = 100,
     tenant: TenantOption = None,
 ) -> None:
     """List the users of whom anything is kept.
@@ -169,7 +169,7 @@ def forget(
     fact: Annotated[
         str | None, typer.Argument(help="The fact to forget; the whole user without one.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     tenant: TenantOption = None,
 ) -> None:
     """Forget a fact of a user; or the whole user, with all that the user ever said.

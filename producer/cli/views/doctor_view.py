@@ -49,7 +49,10 @@ def to_json(findings: Sequence[Finding]) -> str:
 def _summary(findings: Sequence[Finding]) -> Text:
     counts = Counter(finding.level for finding in findings)
     if counts[Level.BROKEN]:
-        return Text(f"{counts[Level.BROKEN]} broken: mend from the top.", _STYLES[Level.BROKEN])
+        text = f"{counts[Level.BROKEN]} broken: repair them from the top down."
+        return Text(text, _STYLES[Level.BROKEN])
     if counts[Level.WARNING]:
-        return Text(f"Works, with {counts[Level.WARNING]} to mend.", _STYLES[Level.WARNING])
+        count = counts[Level.WARNING]
+        text = f"Works, with {count} {'warning' if count == 1 else 'warnings'}."
+        return Text(text, _STYLES[Level.WARNING])
     return Text("All is well.", _STYLES[Level.OK])

@@ -18,11 +18,13 @@ ALL_MODELS = ""
 
 _PAUSES = "SELECT lane, model, paused_at, paused_by, reason FROM lane_pauses ORDER BY lane, model"
 
-#: A second pause replaces the reason of the first one, not its time.
+#: A second pause replaces the reason of the first one, not its time. Without a reason of its own it
+#: leaves the first one and its author alone.
 _PAUSE = """
 INSERT INTO lane_pauses (lane, model, paused_by, reason)
 VALUES (%(lane)s, %(model)s, %(by)s, %(reason)s)
 ON CONFLICT (lane, model) DO UPDATE SET paused_by = excluded.paused_by, reason = excluded.reason
+WHERE excluded.reason <> ''
 """
 
 _RESUME = """

@@ -79,6 +79,18 @@ def test_a_pause_is_ended_as_it_was_made_and_a_wrong_resume_names_the_right_one(
     assert read_pauses(system.database) == []
 
 
+def test_a_second_pause_without_a_reason_keeps_the_first_one(system: Any) -> None:
+    pause(system)
+    lanes.pause(system.database, Lane.BATCH, None, by="bob@ops", reason="")
+    assert [(each.paused_by, each.reason) for each in read_pauses(system.database)] == [
+        ("ada@ops", "a test")
+    ]
+    lanes.pause(system.database, Lane.BATCH, None, by="bob@ops", reason="until six")
+    assert [(each.paused_by, each.reason) for each in read_pauses(system.database)] == [
+        ("bob@ops", "until six")
+    ]
+
+
 def test_a_model_that_nothing_uses_is_no_typing_error_that_pauses_nothing(system: Any) -> None:
     with pytest.raises(NotFound, match="No bot, worker or turn uses the model 'smolm'"):
         pause(system, Lane.BATCH, "smolm")

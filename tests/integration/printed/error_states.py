@@ -233,7 +233,7 @@ def no_servers_at_all(place: Place) -> Printed:
     return Printed(
         message,
         "turnmill up",
-        serves="Ctrl-C stops everything",
+        serves=f"In other terminals, first: export TURNMILL_DATA={folder}",
         status=128 + signal.SIGTERM,
         then=("turnmill keys create NAME", "turnmill ask 'Where is my parcel?'"),
         fill={"NAME": "web"},

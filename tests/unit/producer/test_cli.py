@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -33,11 +34,17 @@ def commands(command: Any = None, *path: str) -> Iterator[tuple[str, ...]]:
         yield from commands(inner, *path, name)
 
 
-def parameters(path: tuple[str, ...]) -> list[str]:
+def find(path: tuple[str, ...]) -> Any:
     command: Any = get_command(app)
     for name in path:
         command = command.commands[name]
-    return [] if hasattr(command, "commands") else [one.name for one in command.params]
+    return command
+
+
+def parameters(path: tuple[str, ...]) -> list[Any] | None:
+    """A command's arguments and options; None of a group."""
+    command = find(path)
+    return None if hasattr(command, "commands") else command.params
 
 
 @pytest.fixture
@@ -64,8 +71,25 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
     shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "120"})
     assert shown.exit_code == 0
     assert "Usage:" in shown.output
-    if parameters(path):
-        assert f"turnmill {' '.join(path)}" in shown.output.partition("Example:")[2]
+    if parameters(path) is not None:
+        assert f"turnmill {' '.join(path)}" in shown.output.partition("Example")[2]
+
+
+def test_every_option_is_explained_and_yes_has_one_letter() -> None:
+    options = [(" ".join(path), each) for path in commands() for each in parameters(path) or []]
+    assert [(path, each.name) for path, each in options if not each.help] == []
+    # `--yes/--no` is an answer; `--yes` alone means: do not ask.
+    asking = [(path, each) for path, each in options if each.opts and "--yes" in each.opts]
+    assert asking
+    assert [
+        path for path, each in asking if "-y" not in each.opts and not each.secondary_opts
+    ] == []
+
+
+def test_no_help_text_breaks_lines_of_its_own() -> None:
+    """On 80 columns, lines that a docstring breaks end anywhere."""
+    broken = [path for path in commands() if re.search(r"[^\n]\n[^\n]", find(path).help or "")]
+    assert broken == []
 
 
 #: What `--version` has no business loading: it answers in a tenth of a second of CPU.
@@ -189,6 +213,25 @@ def test_a_results_file_of_unknown_format_is_refused_before_the_database_is_aske
     status, _, said = turnmill("batch", "results", "batch_01a2", "-o", "answers.xls")
     assert status == USAGE
     assert "'answers.xls' is no format for results" in said
+
+
+@pytest.mark.parametrize(
+    ("backlog", "reason"),
+    [
+        ("folder", "is a folder"),
+        ("missing.csv", "No such file"),
+        ("old.xls", "'old.xls' is no backlog format"),
+    ],
+)
+def test_what_is_no_backlog_is_refused_by_its_own_name(
+    turnmill: Turnmill, tmp_path: Path, backlog: str, reason: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "old.xls").write_text("prompt")
+    status, _, said = turnmill("batch", "run", str(tmp_path / backlog))
+    assert status == USAGE
+    assert reason in said
+    assert "results" not in said
 
 
 @pytest.mark.parametrize(
