@@ -22,6 +22,7 @@ from turnmill.schemas.store.batches.moves import (
     EndedRow,
     MovedRow,
 )
+from turnmill.schemas.store.changes import OPEN
 from turnmill.schemas.turns import OPEN_STATES, TurnState
 
 #: Rows whose latencies stand for those of all. The 95th percentile of as many errs by about one
@@ -53,6 +54,23 @@ FROM (
 _EXAMPLES = """
 SELECT state, error_code, error_message, idempotency_key FROM turns WHERE id = ANY(%s) ORDER BY id
 """
+
+
+#: An open turn among the last and the first rows of a batch: however large it is, a few pages of an
+#: index. Rows are answered about in their order, so the last ones are open until the batch ends.
+_OPEN = f"""
+SELECT id FROM (
+    (SELECT id, state FROM turns WHERE batch_id = %(batch)s ORDER BY batch_row DESC LIMIT 1000)
+    UNION ALL
+    (SELECT id, state FROM turns WHERE batch_id = %(batch)s ORDER BY batch_row LIMIT 1000)
+) AS row WHERE state IN ({OPEN}) LIMIT 1
+"""
+
+
+class _OpenRow(NamedTuple):
+    """A row of `_OPEN`."""
+
+    id: UUID
 
 
 class _BatchRow(NamedTuple):
@@ -99,6 +117,12 @@ def summarize(database: Database, tenant_id: UUID, batch_id: UUID) -> BatchProgr
     rows = chance.sample(range(1, now.total + 1), min(now.total, SAMPLE_ROWS))
     (latencies,) = database.fetch(_LatencyRow, _LATENCIES, (batch_id, rows))
     return now.model_copy(update=latencies._asdict())
+
+
+def find_open(database: Database, batch_id: UUID) -> UUID | None:
+    """Find a turn of the batch that is not answered yet; None: there are few left, or none."""
+    rows = database.fetch(_OpenRow, _OPEN, {"batch": batch_id})
+    return rows[0].id if rows else None
 
 
 def count_ended(database: Database, batch_ids: Sequence[UUID]) -> dict[UUID, int]:

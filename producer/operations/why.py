@@ -77,6 +77,11 @@ class Why(BaseModel):
     #: A command, where one helps.
     remedy: str | None = None
 
+    def describe(self, of: str) -> str:
+        """Say it in a sentence, with the command that helps on a line of its own."""
+        helps = f"\n→ {self.remedy}" if self.remedy else ""
+        return f"{of} {self.text}{helps}"
+
 
 class _Turn(NamedTuple):
     """The row of `_TURN`. `lane` is its hint's, where it has one."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from turnmill.producer.batches.backlog import Backlog, read_backlog
-from turnmill.producer.batches.progress import progress, summarize
+from turnmill.producer.batches.progress import find_open, progress, summarize
 from turnmill.producer.batches.results import check_results_path, results, write_results
 from turnmill.producer.batches.shapes import Shape
 from turnmill.producer.batches.submission import submit
@@ -17,6 +17,7 @@ from turnmill.producer.cli.context import System
 from turnmill.producer.cli.views import batch_view
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
+from turnmill.producer.operations.why import Explainer
 from turnmill.schemas.batches import Batch, BatchProgress
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, show_id
@@ -139,4 +140,12 @@ def watch_batch(
         lambda: progress(system.database, system.tenant_id, batch.batch_id),
         console,
         resume_command=again or f"turnmill batch status --watch {shown}{system.suffix} && {write}",
+        explain=lambda: _explain(system, batch),
     )
+
+
+def _explain(system: System, batch: Batch) -> str:
+    """Why a turn of the batch is not answered yet; what holds for one holds for most."""
+    turn_id = find_open(system.database, batch.batch_id)
+    why = turn_id and Explainer(system.database, system.settings).explain(turn_id)
+    return why.describe("Its last turn") if why else ""

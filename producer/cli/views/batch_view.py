@@ -28,6 +28,9 @@ REFRESH_S = 0.25
 #: How often a line is printed where there is no terminal.
 LINE_EVERY_S = 5.0
 
+#: A batch of which no turn ends for so long gets a word on why.
+QUIET_S = 5.0
+
 #: Reading the progress of a large batch is work for the database: at most this share of the time.
 _READING_SHARE = 0.1
 
@@ -44,20 +47,24 @@ def watch(
     console: Console,
     *,
     resume_command: str,
+    explain: Callable[[], str] = str,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> BatchProgress | None:
     """Show the progress until the batch is done; None when Ctrl-C ended the watching.
 
-    A database that is away for a while is waited for: the turns are not lost with it.
+    A database that is away for a while is waited for: the turns are not lost with it. `explain`
+    says why no turn ends; it is asked when none has for a while.
     """
     progress = None
+    stall = _Stall(explain, clock)
     try:
         with _display(console, clock) as show:
             while progress is None or not progress.is_done:
                 started, note = clock(), ""
                 try:
                     progress = read()
+                    note = stall.note(progress)
                 except TransientError as error:
                     note = f"{error.message} Still watching."
                 show(progress, note)
@@ -67,6 +74,27 @@ def watch(
         console.print(stopped_watching(resume_command), soft_wrap=True)
         return None
     return progress
+
+
+class _Stall:
+    """Notes that no turn of a batch ends, and asks why now and then."""
+
+    def __init__(self, explain: Callable[[], str], clock: Callable[[], float]) -> None:
+        self._explain = explain
+        self._clock = clock
+        self._settled = -1
+        self._next_at = 0.0
+        self._said = ""
+
+    def note(self, progress: BatchProgress) -> str:
+        """The reason, or an empty string while turns end."""
+        if progress.settled != self._settled or progress.is_done:
+            self._settled, self._said = progress.settled, ""
+            self._next_at = self._clock() + QUIET_S
+        elif self._clock() >= self._next_at:
+            self._said = self._explain()
+            self._next_at = self._clock() + QUIET_S
+        return self._said
 
 
 @contextmanager
@@ -91,8 +119,8 @@ def _line_printer(console: Console, clock: Callable[[], float]) -> Show:
         is_done = progress is not None and progress.is_done
         if clock() >= next_at or is_done:
             next_at = clock() + LINE_EVERY_S
-            text = note or (describe_progress(progress) if progress else "")
-            console.print(Text(text), soft_wrap=True)
+            text = describe_progress(progress) if progress else ""
+            console.print(plain("\n".join(filter(None, (text, note)))), soft_wrap=True)
 
     return print_line
 
@@ -132,7 +160,9 @@ def render_progress(progress: BatchProgress | None, note: str = "") -> Renderabl
     grid = Table.grid(padding=(0, 1))
     grid.add_row(bar, Text(describe_progress(progress)))
     if note:
-        grid.add_row("", Text(note, style="yellow"))
+        warning = plain(note)
+        warning.stylize("yellow")
+        grid.add_row("", warning)
     return grid
 
 

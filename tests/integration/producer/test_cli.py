@@ -19,6 +19,8 @@ from turnmill.producer.batches import control
 from turnmill.producer.batches.backlog import read_backlog
 from turnmill.producer.batches.submission import submit
 from turnmill.producer.cli.app import main
+from turnmill.producer.cli.views import batch_view, reply_view
+from turnmill.producer.operations.why import Explainer, Why
 from turnmill.producer.ratings import rate
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.producer.turns import read_turn
@@ -193,6 +195,48 @@ def test_a_batch_is_paused_resumed_retried_and_cancelled_by_commands(
     assert state() == "3 3 cancelled"
     status, _, said = turnmill("batch", "resume", name)
     assert status and "was cancelled and stays so" in said
+
+
+def test_a_question_that_nobody_answers_says_why_beside_its_reply(
+    turnmill: Turnmill, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explain = Explainer.explain
+
+    def explain_then_end(self: Explainer, turn_id: UUID) -> Why | None:
+        why = explain(self, turn_id)
+        with psycopg.connect(migrated) as link:
+            link.execute("UPDATE turns SET state = 'cancelled', settled_at = now()")
+        return why
+
+    monkeypatch.setattr(reply_view, "QUIET_S", 0.0)
+    monkeypatch.setattr(Explainer, "explain", explain_then_end)
+    status, out, said = turnmill("ask", "Where is my parcel?")
+    assert status == 1
+    assert "The turn waits for a worker: none consumes lane interactive" in said
+    assert "→ turnmill worker --lane interactive" in said
+    assert "→" not in out
+
+
+def test_a_batch_that_nobody_answers_says_why_while_it_is_watched(
+    turnmill: Turnmill, migrated: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, name = submit_rows(tmp_path, "one", "two")
+    explain = Explainer.explain
+
+    def explain_once(self: Explainer, turn_id: UUID) -> Why | None:
+        monkeypatch.setattr(Explainer, "explain", ctrl_c)
+        return explain(self, turn_id)
+
+    def ctrl_c(self: Explainer, turn_id: UUID) -> Why | None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch_view, "QUIET_S", 0.0)
+    monkeypatch.setattr(batch_view, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(Explainer, "explain", explain_once)
+    status, said, _ = turnmill("batch", "status", "--watch", name)
+    assert status == 130
+    assert "Its last turn waits for a worker: none consumes lane batch" in said
+    assert "→ turnmill worker --lane batch" in said
 
 
 def test_ctrl_c_during_a_cancellation_says_that_it_holds_and_who_does_the_rest(

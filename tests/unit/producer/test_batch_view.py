@@ -85,6 +85,34 @@ def test_log_gets_a_line_now_and_then_and_one_at_the_end() -> None:
     assert len(lines) == 3
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_batch_that_stands_still_says_why_and_what_helps(terminal: bool) -> None:
+    target, time, asked = console(terminal=terminal), Time(), []
+
+    def explain() -> str:
+        asked.append(time.now)
+        return "Its last turn is in lane batch, paused\n→ turnmill lanes resume batch"
+
+    steps = iter([at(0)] * 60 + [at(40)])
+    watch(
+        lambda: next(steps), target, resume_command="x", explain=explain,
+        clock=time.clock, sleep=time.sleep,
+    )  # fmt: skip
+    assert "→ turnmill lanes resume batch" in output(target)
+    assert asked == pytest.approx([105.0, 110.0], abs=0.3), "now and then, not at each look"
+    assert "lanes resume" not in output(target).rpartition("40/40 done")[2]
+
+
+def test_a_batch_that_moves_is_not_asked_why() -> None:
+    target, time = console(), Time()
+    steps = iter([at(n // 10) for n in range(401)])
+    watch(
+        lambda: next(steps), target, resume_command="x", explain=lambda: "It stands.",
+        clock=time.clock, sleep=time.sleep,
+    )  # fmt: skip
+    assert "It stands." not in output(target)
+
+
 def test_terminal_gets_a_bar() -> None:
     target, time = console(terminal=True), Time()
     steps = iter([at(0), at(20, failed=1), at(39, failed=1)])
