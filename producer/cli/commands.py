@@ -7,7 +7,7 @@ from inspect import cleandoc
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
 from turnmill.schemas.process.ending import describe_end, ended_by, ending_in_order, exit_status
@@ -81,7 +81,7 @@ class _Commands(Mapping[str, object]):
         return len(COMMANDS)
 
 
-def _unwrap(command: Any) -> None:
+def _unwrap(command: TyperCommand | TyperGroup) -> None:
     """Make each paragraph of a help text one line, in a group's commands too.
 
     Typer prints the line breaks of docstrings as they are, and the terminal breaks lines again.
