@@ -90,14 +90,28 @@ def test_a_server_that_knows_neither_versions_nor_conditions_will_do(
     assert [storage.has(store(storage))] == [True]
 
 
-def test_versions_that_may_not_be_seen_are_a_doubt(bucket: S3Settings, front: Front) -> None:
-    plain = connect(bucket, endpoint=front.url)
-    front.fault = lambda request: (
-        (403, _error("AccessDenied")) if "versions" in request.path.partition("?")[2] else None
-    )
+def _deny_versions(request: BaseHTTPRequestHandler) -> tuple[int, bytes] | None:
+    is_asked = "versions" in request.path.partition("?")[2]
+    return (403, _error("AccessDenied")) if is_asked else None
+
+
+def test_versions_that_may_not_be_seen_are_a_doubt(seaweedfs: SeaweedFS, front: Front) -> None:
+    bucket = seaweedfs.make_bucket("without-versions")
+    front.fault = _deny_versions
+    [doubt] = connect(bucket, endpoint=front.url).check()
+    assert "cannot be seen" in doubt.detail and "s3:ListBucketVersions" in doubt.remedy
+
+
+def test_where_versions_are_kept_a_right_that_is_missing_fails_the_deletion(
+    seaweedfs: SeaweedFS, bucket: S3Settings, front: Front
+) -> None:
+    storage = connect(bucket, endpoint=front.url)
+    key = store(storage)
+    front.fault = _deny_versions
     with pytest.raises(StorageUnavailable, match="AccessDenied") as failed:
-        plain.check()  # versions are kept here, and cannot be deleted
+        storage.delete(key)
     assert "s3:ListBucketVersions" in failed.value.remedy
+    assert seaweedfs.versions(str(bucket.bucket)) != []
 
 
 def test_versions_that_a_server_keeps_secretly_are_a_doubt(
