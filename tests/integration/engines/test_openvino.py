@@ -16,6 +16,7 @@ openvino = pytest.importorskip(
 )
 BATCH = "turnmill.workers.engines.openvino.batch"
 
+GREEDY = GenerationParams(temperature=0)
 MODELS_DIR = Path("~/.cache/turnmill/models").expanduser()
 SLOTS = 4
 
@@ -32,7 +33,9 @@ def loaded() -> Any:
 @pytest.fixture
 def batch(loaded: Any) -> Iterator[Any]:
     """A batch without turns. What the pipeline remembers of prompts is that of all tests."""
-    batch = openvino.OpenVINOBatch(loaded._pipeline, SLOTS, loaded._blocks, loaded._namespaces)
+    batch = openvino.OpenVINOBatch(
+        loaded._pipeline, SLOTS, loaded._step_tokens, loaded._blocks, loaded._namespaces
+    )
     yield batch
     while batch.is_busy:  # or the pipeline complains of what it lost
         for request in (*batch._waiting, *batch._running):
@@ -43,8 +46,7 @@ def batch(loaded: Any) -> Iterator[Any]:
 
 def admit(batch: Any, lane: Lane, count: int, limit: int = 500) -> list[Generation]:
     turns = [
-        Generation(range(100 * n + 1, 100 * n + 21), limit, GenerationParams(temperature=0), lane)
-        for n in range(count)
+        Generation(range(100 * n + 1, 100 * n + 21), limit, GREEDY, lane) for n in range(count)
     ]
     for turn in turns:
         batch.admit(turn)
@@ -73,8 +75,9 @@ def test_an_interactive_turn_gets_its_first_token_in_the_next_step(batch: Any) -
     backlog = admit(batch, Lane.BATCH, SLOTS)
     fill(batch, backlog, SLOTS)
     [asked] = admit(batch, Lane.INTERACTIVE, 1)
-    assert running_count(batch, [*backlog, asked]) == SLOTS, "one of the backlog is paused"
+    assert running_count(batch, [*backlog, asked]) == 1, "the batch lane is left out"
     assert asked.events.qsize() == 1
+    assert running_count(batch, [*backlog, asked]) == SLOTS, "one of the backlog is paused"
 
 
 def test_a_slot_stays_free_while_interactive_turns_are_expected(
@@ -83,7 +86,7 @@ def test_a_slot_stays_free_while_interactive_turns_are_expected(
     backlog = admit(batch, Lane.BATCH, 6)
     fill(batch, backlog, SLOTS)
     admit(batch, Lane.INTERACTIVE, 1, limit=1)
-    assert [running_count(batch, backlog) for _ in range(4)] == [SLOTS - 1] * 4
+    assert [running_count(batch, backlog) for _ in range(4)] == [0, *[SLOTS - 1] * 3]
     monkeypatch.setattr(f"{BATCH}.EXPECTED_S", 0.0)
     assert running_count(batch, backlog) == SLOTS
 
@@ -98,10 +101,133 @@ def test_no_step_computes_a_turn_that_was_dropped(batch: Any) -> None:
     assert batch._pipeline.get_metrics().scheduled_requests == 2
 
 
-def prompt(number: int, namespace: str, lane: Lane = Lane.INTERACTIVE) -> Generation:
-    """So long that a step computes only a part of it."""
-    ids = range(1_000 * number, 1_000 * number + 400)
-    return Generation(ids, 6, GenerationParams(temperature=0), lane, namespace)
+def prompt(
+    number: int,
+    namespace: str,
+    lane: Lane = Lane.INTERACTIVE,
+    *,
+    length: int = 400,
+    limit: int = 6,
+    params: GenerationParams = GREEDY,
+) -> Generation:
+    """Longer than what a step computes, unless the length is given."""
+    ids = range(1_000 * number, 1_000 * number + length)
+    return Generation(ids, limit, params, lane, namespace)
+
+
+def interrupt(batch: Any, number: int) -> Generation:
+    """A short interactive turn that wants one token."""
+    turn = prompt(number, "", length=20, limit=1)
+    batch.admit(turn)
+    return turn
+
+
+def test_no_two_steps_in_a_row_leave_the_batch_lane_out(batch: Any) -> None:
+    backlog = admit(batch, Lane.BATCH, 2)
+    fill(batch, backlog, 2)
+    counts = []
+    for number in range(20, 26):
+        interrupt(batch, number)
+        counts.append(running_count(batch, backlog))
+    assert counts == [0, 2] * 3
+
+
+def test_a_turn_that_cannot_be_put_back_as_it_was_is_in_every_step(batch: Any) -> None:
+    seeded = GenerationParams(temperature=1, top_p=1, seed=1)
+    penalized = GenerationParams(temperature=0, frequency_penalty=0.1)
+    kinds = [(26, GREEDY), (27, seeded), (28, penalized)]
+    backlog = [
+        prompt(number, "", Lane.BATCH, length=20, limit=500, params=params)
+        for number, params in kinds
+    ]
+    for turn in backlog:
+        batch.admit(turn)
+    fill(batch, backlog, len(backlog))
+    interrupt(batch, 29)
+    before = [turn.events.qsize() for turn in backlog]
+    batch.step()
+    gained = [turn.events.qsize() - old for turn, old in zip(backlog, before, strict=True)]
+    assert gained == [0, 1, 1]
+
+
+def test_turns_with_one_prompt_are_in_every_step_together(batch: Any) -> None:
+    """Put back, they would write into one block of the cache."""
+    backlog = [prompt(30, "", Lane.BATCH, length=20, limit=500) for _ in range(3)]
+    for turn in backlog:
+        batch.admit(turn)
+    fill(batch, backlog, 3)
+    interrupt(batch, 31)
+    assert running_count(batch, backlog) == 3
+
+
+def test_no_turn_is_taken_out_of_the_pipeline_while_the_cache_is_nearly_full(
+    batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{BATCH}.MOST_CACHE_USED", -1.0)
+    backlog = admit(batch, Lane.BATCH, 2)
+    fill(batch, backlog, 2)
+    interrupt(batch, 20)
+    assert running_count(batch, backlog) == 2
+
+
+def test_a_turn_that_is_left_out_of_a_step_may_be_cancelled_then(batch: Any) -> None:
+    backlog = admit(batch, Lane.BATCH, 2)
+    fill(batch, backlog, 2)
+    interrupt(batch, 20)
+    assert running_count(batch, backlog) == 0
+    backlog[0].is_unwanted = True
+    batch.drop_unwanted()
+    assert batch.held["turns"] == 1
+    assert running_count(batch, backlog[1:]) == 1
+
+
+def test_a_reply_that_is_left_out_of_every_other_step_stays_the_same(batch: Any) -> None:
+    alone = ask(batch, prompt(32, "alone", Lane.BATCH, length=100, limit=12))
+    turn = prompt(32, "shared", Lane.BATCH, length=100, limit=12)
+    batch.admit(turn)
+    tokens: list[Any] = []
+    while not tokens or tokens[-1].finish_reason is None:
+        interrupt(batch, 20 + len(tokens))
+        batch.step()
+        while not turn.events.empty():
+            tokens.append(turn.events.get())
+    assert [token.id for token in tokens] == alone
+
+
+def test_no_interactive_turn_waits_for_the_end_of_a_long_prompt(batch: Any) -> None:
+    alone = ask(batch, prompt(33, "alone", Lane.BATCH, length=500))
+    long = prompt(33, "shared", Lane.BATCH, length=500)
+    batch.admit(long)
+    batch.step()
+    number = 34
+    while long.events.empty():
+        asked = interrupt(batch, number)
+        batch.step()
+        assert asked.events.qsize() == 1
+        batch.step()
+        number += 1
+    assert number > 38, "the long prompt is computed meanwhile"
+    assert reply(batch, long) == alone
+
+
+def test_two_turns_that_continue_one_text_in_the_middle_of_a_block_spoil_no_reply(
+    batch: Any,
+) -> None:
+    """A client that sends its history with two different questions at once."""
+    text = [*range(15_000, 15_045)]
+
+    def turns(namespace: str) -> list[Generation]:
+        asked = [Generation([*text, last], 6, GREEDY, namespace=namespace) for last in (300, 9_000)]
+        ask(batch, Generation(text, 1, GREEDY, namespace=namespace))
+        return asked
+
+    alone = [ask(batch, turns(f"alone {n}")[n]) for n in range(2)]
+    both = turns("shared")
+    for turn in both:
+        batch.admit(turn)
+    while batch.is_busy:
+        batch.step()
+    assert [[turn.events.get().id for _ in range(6)] for turn in both] == alone
 
 
 def reply(batch: Any, turn: Generation) -> list[int]:

@@ -32,3 +32,19 @@ def test_what_was_used_longest_ago_is_forgotten_first() -> None:
         assert record.known_tokens(range(5)) == 4
     assert record.known_tokens(range(100, 105)) == 0
     assert record.known_tokens(range(200, 205)) == 4
+
+
+def test_a_text_that_ended_in_the_middle_of_a_block_is_known_to_what_continues_it() -> None:
+    record = BlockRecord(block_size=4, capacity=10)
+    record.add(PROMPT)
+    end = record.open_end([*PROMPT, 77])
+    assert end is not None
+    assert record.open_end([*PROMPT, 78, 79]) == end
+    assert record.open_end(PROMPT) is None, "computed whole, there is nothing to write"
+    assert record.open_end([*PROMPT[:9], 77]) is None
+
+
+def test_a_text_that_is_being_continued_has_no_end() -> None:
+    record = BlockRecord(block_size=4, capacity=10)
+    record.add(PROMPT, ends_here=False)
+    assert record.open_end([*PROMPT, 77]) is None

@@ -9,8 +9,9 @@ import structlog
 from turnmill.schemas.capabilities import ALL_FORMATS, ALL_PENALTIES
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.engines.local.scheduling import CPU_PREFILL_TOKENS, Batch, Facts
-from turnmill.workers.engines.openvino.batch import OpenVINOBatch, new_tokens, tensor
+from turnmill.workers.engines.openvino.batch import OpenVINOBatch
 from turnmill.workers.engines.openvino.namespaces import Namespaces, have_second_ids
+from turnmill.workers.engines.openvino.requests import new_tokens, tensor
 from turnmill.workers.engines.openvino.setup import (
     block_record,
     context_window,
@@ -44,7 +45,8 @@ def load_batch(settings: EngineSettings) -> tuple[Batch, Facts]:
     )
     namespaces = Namespaces(rows) if settings.prefix_cache else None
     blocks = block_record(path, settings)
-    return OpenVINOBatch(pipeline, settings.max_batch_size, blocks, namespaces), facts
+    slots = settings.max_batch_size
+    return OpenVINOBatch(pipeline, slots, _step_tokens(settings), blocks, namespaces), facts
 
 
 def _pipeline(path: Path, settings: EngineSettings) -> openvino_genai.ContinuousBatchingPipeline:
@@ -69,7 +71,10 @@ def _scheduler_config(settings: EngineSettings) -> openvino_genai.SchedulerConfi
     config.max_num_seqs = 2 * settings.max_batch_size
     config.enable_prefix_caching = settings.prefix_cache
     config.dynamic_split_fuse = True
-    # The next token of each running turn, and pieces of prompts.
-    prefill_tokens = settings.prefill_tokens or CPU_PREFILL_TOKENS
-    config.max_num_batched_tokens = settings.max_batch_size + prefill_tokens
+    config.max_num_batched_tokens = _step_tokens(settings)
     return config
+
+
+def _step_tokens(settings: EngineSettings) -> int:
+    """The next token of each running turn, and pieces of prompts."""
+    return settings.max_batch_size + (settings.prefill_tokens or CPU_PREFILL_TOKENS)
