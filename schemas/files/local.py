@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID
@@ -122,12 +123,14 @@ class LocalStorage:
             with os.fdopen(number, "w") as file:
                 file.write(owner)
 
-    def belongs_to(self, owner: str) -> bool:
-        """Whether the files are this deployment's; no folder is nobody's."""
+    def owned_since(self, owner: str) -> datetime | None:
+        """Since when the files are this deployment's; no folder is nobody's."""
+        mark = self._root / _OWNER
         try:
-            return (self._root / _OWNER).read_text() == owner
+            is_ours, noted_at = mark.read_text() == owner, _modified_at(mark)
         except OSError:
-            return False
+            return None
+        return datetime.fromtimestamp(noted_at, UTC) if is_ours else None
 
     def check(self) -> list[Doubt]:
         """Look whether the folder may be used, if it is there: the doctor may be somebody else, and

@@ -5,6 +5,7 @@ A key is a tenant's id and a file's: no name that people give becomes a part of 
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import BinaryIO, NamedTuple, Protocol
 from uuid import UUID
 
@@ -91,9 +92,9 @@ class Storage(Protocol):
     def claim(self, owner: str) -> None:
         """Note whose files these are, if nobody's were here before. Raises `StorageUnavailable`."""
 
-    def belongs_to(self, owner: str) -> bool:
-        """Whether the files are this deployment's. What is not is not swept. Raises
-        `StorageUnavailable`.
+    def owned_since(self, owner: str) -> datetime | None:
+        """Since when the files are this deployment's, by the storage's clock; None: they are not,
+        and nothing here is swept. Raises `StorageUnavailable`.
         """
 
     def check(self) -> list[Doubt]:

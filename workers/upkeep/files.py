@@ -1,12 +1,14 @@
 """Retention of files: what has expired, and rows and bytes that a dead process left without each
 other.
 
-Rows without bytes are only deleted where the storage is this deployment's: a worker that sees
-another folder than the API, or none, would take all files for lost.
+Rows without bytes are only deleted where the storage is this deployment's, and was when they were
+made: a worker that sees another folder than the API, or none, would take all files for lost, and
+so would one with a new bucket that the files have not been copied to.
 """
 
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import islice
 from typing import NamedTuple
 from uuid import UUID
@@ -58,7 +60,8 @@ DELETE FROM files WHERE id IN (
 """
 
 _PAGE = """
-SELECT id, tenant_id FROM files WHERE source IS NULL AND id > %s ORDER BY id LIMIT %s
+SELECT id, tenant_id FROM files
+WHERE source IS NULL AND id > %s AND created_at > %s + interval '1 hour' ORDER BY id LIMIT %s
 """
 _KNOWN = "SELECT id FROM files WHERE id = ANY(%s)"
 
@@ -81,8 +84,9 @@ class FileSweep:
             for key in self._pages(_EXPIRED):
                 self._delete(key, is_lost=False)
             owners = self._link.fetch(_Owner, "SELECT id FROM deployment")
-            if owners and self._storage.belongs_to(owners[0].id):
-                keys = self._pages(_PAGE)
+            since = self._storage.owned_since(owners[0].id) if owners else None
+            if since is not None:
+                keys = self._pages(_PAGE, since)
                 while page := list(islice(keys, PAGE_FILES)):
                     for key in self._storage.missing(page):
                         self._delete(key, is_lost=True)
@@ -118,9 +122,9 @@ class FileSweep:
             if self._pause(_PAUSE_S):
                 return
 
-    def _pages(self, statement: str) -> Iterator[Key]:
+    def _pages(self, statement: str, *more: datetime) -> Iterator[Key]:
         after = UUID(int=0)
-        while rows := self._link.fetch(_File, statement, (after, PAGE_FILES)):
+        while rows := self._link.fetch(_File, statement, (after, *more, PAGE_FILES)):
             yield from (Key(row.tenant_id, row.id) for row in rows)
             after = rows[-1].id
             if len(rows) < PAGE_FILES or self._pause(_PAUSE_S):

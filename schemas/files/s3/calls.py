@@ -87,6 +87,7 @@ class Answer(TypedDict, total=False):
     """
 
     Body: Stream
+    LastModified: datetime
     DeleteMarker: bool
     VersionId: str
     Contents: list[Listed]

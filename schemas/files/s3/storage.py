@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import IO, BinaryIO, cast
+from typing import IO, BinaryIO, NamedTuple, cast
 from uuid import UUID
 
 from turnmill.schemas.errors import NotFound, SettingsError, StorageUnavailable
@@ -43,6 +43,13 @@ _MEMORY_BYTES = 1024 * 1024
 _BUFFER_BYTES = 256 * 1024
 #: Objects of one listing, at most.
 PAGE_KEYS = 1000
+
+
+class _Noted(NamedTuple):
+    """What the bucket says of its owner."""
+
+    owner: str
+    at: datetime
 
 
 class S3Draft(FileDraft):
@@ -156,11 +163,12 @@ class S3Storage:
                 self._calls.call("put_object", **given)
         self._has_owner = True
 
-    def belongs_to(self, owner: str) -> bool:
-        """Whether the files are this deployment's; an empty prefix is nobody's. Raises
+    def owned_since(self, owner: str) -> datetime | None:
+        """Since when the files are this deployment's; an empty prefix is nobody's. Raises
         `StorageUnavailable`.
         """
-        return self._owner() == owner
+        noted = self._owner()
+        return noted.at if noted is not None and noted.owner == owner else None
 
     def check(self) -> list[Doubt]:
         """Write, read, list and delete an object that is no file's. Raises `StorageUnavailable`."""
@@ -205,12 +213,12 @@ class S3Storage:
             return None
         return key if self._name(key) == name else None
 
-    def _owner(self) -> str | None:
+    def _owner(self) -> _Noted | None:
         answer = self._calls.find("get_object", Key=self._settings.prefix + _OWNER)
         if answer is None:
             return None
         with Body(answer["Body"]) as body:
-            return body.readall().decode("utf-8", "replace")
+            return _Noted(body.readall().decode("utf-8", "replace"), answer["LastModified"])
 
     def _listed(self, after: str = "") -> Iterator[Listed]:
         """Objects in the order of their names."""

@@ -86,7 +86,7 @@ def test_a_server_that_knows_neither_versions_nor_conditions_will_do(
     front.fault = fault
     storage = connect(bucket, endpoint=front.url)
     storage.claim("me")
-    assert storage.belongs_to("me")
+    assert storage.owned_since("me") is not None
     assert [storage.has(store(storage))] == [True]
 
 
@@ -230,7 +230,7 @@ def test_what_others_have_in_the_bucket_is_nobodys_file(
         seaweedfs.client.put_object(Bucket=bucket.bucket, Key=f"of/turnmill/{name}", Body=b"")
     time.sleep(1.1)  # S3 tells whole seconds
     assert list(storage.keys(0)) == [key]
-    assert not other.belongs_to("me")
+    assert other.owned_since("me") is None
 
 
 @pytest.mark.parametrize(

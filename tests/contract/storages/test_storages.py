@@ -6,6 +6,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -197,13 +198,14 @@ def test_keys_are_those_of_files_that_are_old_enough(
 
 
 def test_files_belong_to_whoever_claims_them_first(place: Place) -> None:
-    assert not place.storage.belongs_to("me")
+    assert place.storage.owned_since("me") is None
     store(place.storage)
     place.storage.claim("me")
     place.again().claim("you")
     place.storage.claim("you")
-    assert place.again().belongs_to("me")
-    assert not place.again().belongs_to("you")
+    since = place.again().owned_since("me")
+    assert since is not None and abs(datetime.now(UTC) - since) < timedelta(minutes=1)
+    assert place.again().owned_since("you") is None
 
 
 def test_of_many_that_claim_at_once_one_has_the_files(place: Place) -> None:
@@ -211,7 +213,7 @@ def test_of_many_that_claim_at_once_one_has_the_files(place: Place) -> None:
     names = [f"deployment-{number}" for number in range(4)]
     with ThreadPoolExecutor(len(names)) as threads:
         list(threads.map(lambda name: place.again().claim(name), names))
-    assert sum(place.storage.belongs_to(name) for name in names) == 1
+    assert sum(place.storage.owned_since(name) is not None for name in names) == 1
 
 
 def test_a_storage_that_is_away_says_so_and_loses_nothing(place: Place) -> None:

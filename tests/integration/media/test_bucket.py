@@ -118,6 +118,7 @@ def test_rows_and_objects_that_lost_each_other_are_pruned(
         draft.write(b"no row has it")
         draft.publish(Key(site.tenant_id, new_id()))
     assert len(stored()) == 2
+    site.made_later()
     site.prune()
     assert [each.id for each in site.openai.files.list()] == [kept.id]
     with pytest.raises(openai.NotFoundError):
@@ -132,12 +133,30 @@ def test_a_worker_that_sees_another_bucket_takes_no_file_for_lost(
     site: Site, seaweedfs: SeaweedFS
 ) -> None:
     file = site.upload(TEXT)
+    site.made_later()
     for other in (seaweedfs.make_bucket("anothers").bucket, "no-bucket-at-all"):
         changed = site.settings.s3.model_copy(update={"bucket": other})
         site.storage = open_storage(  # type: ignore[assignment]
             site.settings.model_copy(update={"s3": changed})
         )
         site.prune()
+    assert site.openai.files.content(file.id).read() == TEXT
+
+
+def test_files_that_were_not_copied_to_a_new_bucket_are_not_lost(
+    site: Site, seaweedfs: SeaweedFS
+) -> None:
+    old = site.storage
+    file = site.upload(TEXT)
+    changed = site.settings.s3.model_copy(update={"bucket": seaweedfs.make_bucket("new").bucket})
+    site.storage = open_storage(  # type: ignore[assignment]
+        site.settings.model_copy(update={"s3": changed})
+    )
+    (deployment,) = site.database.run("SELECT id FROM deployment")
+    site.storage.claim(deployment[0])
+    assert site.storage.owned_since(deployment[0]) is not None
+    site.prune()
+    site.storage = old
     assert site.openai.files.content(file.id).read() == TEXT
 
 

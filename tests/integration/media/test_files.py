@@ -226,6 +226,7 @@ def test_rows_and_bytes_that_lost_each_other_are_deleted(site: Site) -> None:
     for each in (orphan, stranger):
         os.utime(each, (0, 0))
     path.unlink()
+    site.made_later()
     site.prune()
     assert [each.id for each in site.openai.files.list()] == [kept.id]
     assert young.exists() and stranger.exists() and not orphan.exists()
@@ -235,6 +236,7 @@ def test_rows_and_bytes_that_lost_each_other_are_deleted(site: Site) -> None:
 
 def test_a_worker_that_sees_no_storage_takes_no_file_for_lost(site: Site) -> None:
     file = site.upload(TEXT)
+    site.made_later()
     root = site.settings.files_dir
     root.rename(root.with_name("unmounted"))
     site.prune()
