@@ -292,13 +292,12 @@ class PlacesByLane:
         self._lane_of = lane_of
         self._queues: list[str] = []
         self._asked: list[str] = []
-        #: Of each lane, the queue that its last hint came from.
-        self._last_used: dict[str, str] = {}
 
     def update(self, queues: Iterable[str]) -> None:
         """The queues that are consumed."""
         order: dict[str, int] = {lane: place for place, lane in enumerate(Lane)}
-        self._queues = sorted(queues, key=lambda queue: order.get(self._lane_of(queue), 0))
+        # A worker's own queue, whose name is the longer one, before the lane's: it expires.
+        self._queues = sorted(queues, key=lambda q: (order.get(self._lane_of(q), 0), -len(q)))
 
     def consume(self, count: int) -> list[str]:
         """The queues to ask, in the order in which they are emptied."""
@@ -310,11 +309,8 @@ class PlacesByLane:
         return self._places - self._held()[self._lane_of(queue)]
 
     def passed_over(self) -> list[str]:
-        """Of each lane that had no place free at the last poll and has one now, the queue that its
-        last hint came from.
-        """
-        last_used = self._last_used.values()
-        return [q for q in self._free() if q in last_used and q not in self._asked]
+        """The queues of lanes that had no place free at the last poll and have one now."""
+        return [queue for queue in self._free() if queue not in self._asked]
 
     def _free(self) -> list[str]:
         held = self._held()
@@ -327,8 +323,7 @@ class PlacesByLane:
         )
 
     def rotate(self, last_used: str) -> None:
-        """Note the queue; their order stays their lanes'."""
-        self._last_used[self._lane_of(last_used)] = last_used
+        """Their order is their lanes'."""
 
 
 def create_app(settings: Settings, deployment: Deployment, leases: Leases | None = None) -> Celery:

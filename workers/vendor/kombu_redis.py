@@ -62,7 +62,7 @@ class Places(Protocol):
         ...
 
     def passed_over(self) -> Iterable[str]:
-        """Name queues that the last BRPOP was not for and that have room now."""
+        """Name queues that the last BRPOP was not for and that have room now, in its order."""
         ...
 
 
@@ -82,7 +82,7 @@ def handle_together(
     it dies are of hints that nobody minds: their turns are settled.
 
     **A queue whose places were taken** when a BRPOP began is not waited for until that BRPOP has
-    ended. The transaction that gives its places back also takes as many hints of it.
+    ended. After its places are given back, hints are taken of it at once.
     """
     channel.Message = _built_once(channel.Message)
     together = _Together(channel, places, soon, guard)
@@ -136,15 +136,14 @@ class _Together:
     def _flush(self) -> None:
         qos, tags = self._channel.qos, self._ended.copy()
         self._ended.clear()
-        # If nothing waits in a BRPOP, the next one is for all queues that have room.
-        queues = list(self._places.passed_over()) if self._channel._in_poll else []
         with qos.pipe_or_acquire() as pipe:
-            pipe.zrem(qos.unacked_index_key, *tags).hdel(qos.unacked_key, *tags)
-            for queue in queues:
-                pipe.rpop(queue, self._places.room(queue))
-            _, _, *popped = pipe.execute()
-        for queue, items in zip(queues, popped, strict=True):
-            self._deliver_all(self._recorded_of(items or [], queue), queue)
+            pipe.zrem(qos.unacked_index_key, *tags).hdel(qos.unacked_key, *tags).execute()
+        # If nothing waits in a BRPOP, the next one is for all queues that have room.
+        for queue in self._places.passed_over() if self._channel._in_poll else ():
+            if (room := self._places.room(queue)) > 0:  # another queue's may have taken it
+                with self._channel.conn_or_acquire() as client:
+                    popped = client.rpop(queue, room) or []
+                self._deliver_all(self._recorded_of(popped, queue), queue)
 
     def _deliver_all(self, messages: Iterable[object], queue: str) -> None:
         for message in messages:

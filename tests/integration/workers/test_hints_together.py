@@ -10,19 +10,21 @@ from contextlib import ExitStack, closing, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 import redis
 from kombu import Connection, Consumer, Producer, Queue
 from kombu.asynchronous import Hub
 
-from turnmill.schemas.routes import queue_name
+from turnmill.schemas.routes import own_queue_name, queue_name
 from turnmill.schemas.turns import Lane
 from turnmill.workers.consumer.app import HintConsumer, PlacesByLane
 from turnmill.workers.vendor.kombu import CHANNEL_CLOSED_ERRORS, order_queues, wrap_readers
 from turnmill.workers.vendor.kombu_redis import handle_together, reuse_client
 
 QUEUE = queue_name(Lane.BATCH, "echo", "d1")
+OWN = own_queue_name(Lane.BATCH, "echo", "d1", UUID(int=1))
 OTHER_LANE = queue_name(Lane.INTERACTIVE, "echo", "d1")
 PLACES = 32
 
@@ -47,7 +49,7 @@ class Worker:
         reuse_client(self.channel)
         self.places = PlacesByLane(self.channel.qos, places)
         handle_together(self.channel, self.places, self.soon.append, self._guard)
-        queues = [Queue(name, exchange="") for name in (QUEUE, OTHER_LANE)]
+        queues = [Queue(name, exchange="") for name in (QUEUE, OWN, OTHER_LANE)]
         self.consumer = Consumer(self.channel, queues, on_message=self._deliver)
         self.consumer.consume()
         order_queues(self.channel, self.places)
@@ -113,13 +115,13 @@ def client(valkey_url: str) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def publish(valkey_url: str) -> Iterator[Callable[[int], None]]:
+def publish(valkey_url: str) -> Iterator[Callable[..., None]]:
     with Connection(valkey_url) as connection:
         producer = Producer(connection)
 
-        def send(count: int) -> None:
+        def send(count: int, queue: str = QUEUE) -> None:
             for number in range(count):
-                producer.publish({"number": number}, routing_key=QUEUE, serializer="json")
+                producer.publish({"number": number}, routing_key=queue, serializer="json")
 
         yield send
 
@@ -140,7 +142,7 @@ def calls(client: redis.Redis, do: Callable[[], object]) -> int:
 
 
 def test_waiting_hints_are_taken_and_acknowledged_by_few_calls(
-    make_worker: Callable[..., Worker], publish: Callable[[int], None], client: redis.Redis
+    make_worker: Callable[..., Worker], publish: Callable[..., None], client: redis.Redis
 ) -> None:
     publish(100)
     worker = make_worker()
@@ -159,7 +161,7 @@ def test_waiting_hints_are_taken_and_acknowledged_by_few_calls(
 
 
 def test_a_lone_hint_costs_no_more_calls_than_kombu_makes(
-    make_worker: Callable[..., Worker], publish: Callable[[int], None], client: redis.Redis
+    make_worker: Callable[..., Worker], publish: Callable[..., None], client: redis.Redis
 ) -> None:
     publish(1)
     worker = make_worker()
@@ -169,7 +171,7 @@ def test_a_lone_hint_costs_no_more_calls_than_kombu_makes(
 
 
 def test_redis_has_a_record_of_each_hint_before_it_is_delivered(
-    make_worker: Callable[..., Worker], publish: Callable[[int], None], client: redis.Redis
+    make_worker: Callable[..., Worker], publish: Callable[..., None], client: redis.Redis
 ) -> None:
     publish(20)
     worker = make_worker()
@@ -184,7 +186,7 @@ def test_redis_has_a_record_of_each_hint_before_it_is_delivered(
 @pytest.mark.parametrize("places", [1, 3, 8])
 def test_a_worker_takes_no_more_hints_than_it_has_places(
     make_worker: Callable[..., Worker],
-    publish: Callable[[int], None],
+    publish: Callable[..., None],
     client: redis.Redis,
     places: int,
 ) -> None:
@@ -199,7 +201,7 @@ def test_a_worker_takes_no_more_hints_than_it_has_places(
 
 
 def test_places_that_become_free_while_another_lane_is_waited_for_are_filled_at_once(
-    make_worker: Callable[..., Worker], publish: Callable[[int], None], client: redis.Redis
+    make_worker: Callable[..., Worker], publish: Callable[..., None], client: redis.Redis
 ) -> None:
     publish(30)
     worker = make_worker(4)
@@ -208,7 +210,7 @@ def test_places_that_become_free_while_another_lane_is_waited_for_are_filled_at_
     with suppress(TimeoutError):
         worker.drain(timeout_s=0.01)  # begins to wait for the lane that has places
     assert client.info("clients")["blocked_clients"] == 1
-    # One transaction that acknowledges four and takes four, one that records these.
+    # One transaction that acknowledges four and, after four were taken, one that records them.
     assert calls(client, worker.acknowledge) == 2
     assert (numbers(worker), len(worker.held), worker.unrecorded) == (list(range(8)), 4, [])
     worker.held[0].ack()
@@ -216,8 +218,25 @@ def test_places_that_become_free_while_another_lane_is_waited_for_are_filled_at_
     assert (numbers(worker), len(worker.held)) == (list(range(9)), 4)
 
 
+def test_a_full_lane_is_filled_from_the_worker_s_own_queue_first(
+    make_worker: Callable[..., Worker], publish: Callable[..., None]
+) -> None:
+    worker = make_worker(2)
+    for _ in range(2):
+        publish(1)
+        publish(1, OWN)
+    while worker.room:
+        worker.drain()
+    with suppress(TimeoutError):
+        worker.drain(timeout_s=0.01)
+    assert [each.delivery_info["routing_key"] for each in worker.held] == [OWN, OWN]
+    publish(1, OWN)
+    worker.acknowledge()
+    assert [each.delivery_info["routing_key"] for each in worker.held] == [OWN, QUEUE]
+
+
 def test_a_worker_that_consumes_no_more_takes_no_more(
-    make_worker: Callable[..., Worker], publish: Callable[[int], None], client: redis.Redis
+    make_worker: Callable[..., Worker], publish: Callable[..., None], client: redis.Redis
 ) -> None:
     publish(8)
     worker = make_worker(4)
@@ -231,7 +250,7 @@ def test_a_worker_that_consumes_no_more_takes_no_more(
 
 
 def test_a_few_hints_are_shared_by_idle_workers(
-    make_worker: Callable[..., Worker], publish: Callable[[int], None]
+    make_worker: Callable[..., Worker], publish: Callable[..., None]
 ) -> None:
     workers = [make_worker(), make_worker()]
     publish(10)
@@ -241,7 +260,7 @@ def test_a_few_hints_are_shared_by_idle_workers(
 
 
 def test_hints_of_a_dead_worker_are_restored(
-    make_worker: Callable[..., Worker], publish: Callable[[int], None], client: redis.Redis
+    make_worker: Callable[..., Worker], publish: Callable[..., None], client: redis.Redis
 ) -> None:
     publish(20)
     dying, living = make_worker(), make_worker()
@@ -271,7 +290,7 @@ def test_the_loop_does_not_wait_before_it_acknowledges() -> None:
 
 
 def test_acknowledging_over_a_lost_connection_harms_no_new_one(
-    make_worker: Callable[..., Worker], publish: Callable[[int], None]
+    make_worker: Callable[..., Worker], publish: Callable[..., None]
 ) -> None:
     publish(1)
     worker = make_worker()
@@ -287,7 +306,7 @@ def test_acknowledging_over_a_lost_connection_harms_no_new_one(
 
 
 def test_hints_that_a_closing_worker_holds_return_to_their_queue(
-    make_worker: Callable[..., Worker], publish: Callable[[int], None], client: redis.Redis
+    make_worker: Callable[..., Worker], publish: Callable[..., None], client: redis.Redis
 ) -> None:
     publish(10)
     worker = make_worker()
@@ -298,7 +317,7 @@ def test_hints_that_a_closing_worker_holds_return_to_their_queue(
 
 
 def test_foreign_messages_among_hints_are_dropped_alone(
-    make_worker: Callable[..., Worker], publish: Callable[[int], None], client: redis.Redis
+    make_worker: Callable[..., Worker], publish: Callable[..., None], client: redis.Redis
 ) -> None:
     foreign = [b"\xff", b"[[", b"7.", json.dumps({"body": ""}).encode()]
     publish(2)
