@@ -303,7 +303,7 @@ def test_parquet_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     assert "No such file" in refused(tmp_path / "none.jsonl")
-    assert "is not a regular file" in refused(tmp_path)
+    assert "is a folder" in refused(tmp_path)
     for name in ("a.xls", "a.parquet.gz", "a.xlsx.gz", "a"):
         (tmp_path / name).write_text("a")
         assert "Known are .jsonl, .ndjson, .csv, .tsv, .xlsx, .parquet" in refused(tmp_path / name)
