@@ -121,6 +121,8 @@ def test_pyproject_bounds_what_is_held_to_versions_that_were_read(path: Path) ->
 
 #: What Python documents as to be replaced.
 HOOKS = {"sys.unraisablehook"}
+#: Python's own, in spite of their names.
+PUBLIC = ("__future__", "_typeshed")
 
 
 def foreign_names(tree: ast.Module) -> set[str]:
@@ -148,7 +150,7 @@ def holds_in(path: Path) -> Iterator[int]:
                     yield node.lineno
             case ast.ImportFrom(module=str(module), names=names) if "turnmill" not in module:
                 parts = (*module.split("."), *(each.name for each in names))
-                if any(part.startswith("_") and part != "__future__" for part in parts):
+                if any(part.startswith("_") and part not in PUBLIC for part in parts):
                     yield node.lineno
             case ast.Assign(targets=targets):
                 for target in targets:
