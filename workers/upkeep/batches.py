@@ -1,11 +1,17 @@
 """What workers do for batches: merge the rows that count turns, and finish sweeps."""
 
 import time
+from uuid import UUID
+
+import psycopg
+import structlog
 
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.rows import Id
 from turnmill.schemas.store.batches.moves import FORGET_MOVES, MERGE, UNMERGED, Unmerged
 from turnmill.schemas.store.batches.sweep import UNFINISHED, sweep_page
+
+log = structlog.get_logger()
 
 #: A round of sweeps ends after so long, seconds: its process looks after dead workers too.
 ROUND_S = 0.5
@@ -31,12 +37,27 @@ def forget_batch_moves(database: Database) -> None:
 def finish_sweeps(database: Database) -> bool:
     """Continue the pauses, resumptions and cancellations whose commands were ended.
 
-    A command that still sweeps a batch is left to it, and so is another worker. Return whether
-    something remains for the next round. Raises `DatabaseUnavailable`.
+    A command that still sweeps a batch is left to it, and so is another worker. A batch that cannot
+    be swept holds up no other: the log names it. Return whether something remains for the next
+    round. Raises `DatabaseUnavailable`.
     """
     ends_at = time.monotonic() + ROUND_S
     for row in database.fetch(Id, UNFINISHED):
-        while sweep_page(database, row.id, yields=True) is not None:
+        while _goes_on(database, row.id):
             if time.monotonic() > ends_at:
                 return True
     return False
+
+
+def _goes_on(database: Database, batch_id: UUID) -> bool:
+    try:
+        return sweep_page(database, batch_id, yields=True) is not None
+    except psycopg.Error as error:
+        # Without the server's text, which may quote what is in a row.
+        log.error(
+            "batch.sweep_failed",
+            batch_id=batch_id.hex,
+            error=type(error).__name__,
+            sqlstate=error.sqlstate,
+        )
+        return False

@@ -44,8 +44,9 @@ UPDATE batches SET cancelled_at = clock_timestamp(), swept_row = 0,
 WHERE id = %s AND cancelled_at IS NULL RETURNING id
 """
 
-#: Sweeps that nobody works at for certain: workers look for them.
-UNFINISHED = "SELECT id FROM batches WHERE swept_row IS NOT NULL"
+#: Sweeps that nobody works at for certain: workers look for them. In another order each time: a
+#: round may end before the last, and none of them is to be the last in every round.
+UNFINISHED = "SELECT id FROM batches WHERE swept_row IS NOT NULL ORDER BY random()"
 
 #: The turn to sweep a batch, until the transaction ends. Whoever looks after the batch's turns
 #: meanwhile does not take it: only sweeps wait for it.
@@ -70,9 +71,10 @@ RETURNING set_config('synchronous_commit', 'off', true)
 _NEXT = "%(after)s::int + %(size)s::int"  # psycopg sends small numbers as smallint
 IN_PAGE = f"batch_id = %(batch)s AND batch_row > %(after)s AND batch_row <= {_NEXT}"
 
-#: The last row of the page, even if it was never accepted. NULL: no row comes after `after`.
+#: The last row of the page, even if it was never accepted. NULL: no row comes after `after`, or
+#: the batch has none at all. least() and greatest() pass over NULL, so they do not say so.
 LAST_ROW = f"""
-(SELECT nullif(greatest(least(max(batch_row), {_NEXT}), %(after)s), %(after)s)
+(SELECT CASE WHEN max(batch_row) > %(after)s THEN least(max(batch_row), {_NEXT}) END
  FROM turns WHERE batch_id = %(batch)s)
 """
 

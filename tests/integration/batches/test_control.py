@@ -23,6 +23,7 @@ from turnmill.producer.parked.replay import replay
 from turnmill.schemas.batches import Batch, BatchProgress
 from turnmill.schemas.errors import BatchCancelled, LaterTurnAnswered
 from turnmill.schemas.outcomes import Answered, Failed, Snoozed
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.batches import sweep
 from turnmill.schemas.store.batches.sweep import CANCEL_BATCH, PAUSE, RESUME, sweep_page
 from turnmill.schemas.turns import Lane, Reply, TurnState, Usage
@@ -201,6 +202,66 @@ def test_a_worker_ends_a_round_of_sweeps_after_a_while(
         rounds += 1
     assert rounds > 40 // sweep.PAGE_TURNS
     assert read(system, batch).states == {TurnState.CANCELLED: 40}
+
+
+def submit_none(system: Any, name: str) -> Batch:
+    """A batch of which no row was accepted: the first was refused, or somebody pressed Ctrl-C."""
+    (row,) = system.database.run(
+        "INSERT INTO batches (id, tenant_id, name, fingerprint, total, bot) "
+        "VALUES (gen_random_uuid(), %s, %s, sha256(%s), 40, 'bot') RETURNING id",
+        (system.tenant_id, name, name.encode()),
+    )
+    return find_batch(system.database, system.tenant_id, row.id.hex)
+
+
+def never_swept(row: int) -> None:
+    raise AssertionError(f"There is no row {row}.")
+
+
+def test_a_batch_without_any_turn_has_no_row_to_sweep(system: Any) -> None:
+    batch = submit_none(system, "none")
+    assert pause(system.database, batch, never_swept) and unfinished(system) == 0
+    assert resume(system.database, batch, never_swept) and unfinished(system) == 0
+    assert retry(system.database, batch, never_swept).replayed == 0
+    assert cancel_batch(system.database, batch, never_swept) and unfinished(system) == 0
+
+
+def test_workers_pass_over_a_batch_that_cannot_be_swept(
+    system: Any, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "ROUND_S", 60.0)
+    broken = [submit_none(system, f"broken {n}") for n in range(3)]
+    for each in (*broken, batch):
+        system.database.run(PAUSE, (each.batch_id,))
+    # One row more than PostgreSQL can count.
+    last = 2**31 - 1
+    for each in broken:
+        system.database.run(
+            "UPDATE batches SET swept_row = %s WHERE id = %s", (last, each.batch_id)
+        )
+    assert not finish_sweeps(system.database)
+    assert lanes(system) == {"paused": 30} and unfinished(system) == len(broken)
+
+
+def test_a_batch_whose_sweep_takes_long_is_not_always_the_first(
+    system: Any, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "ROUND_S", 0.0)
+    endless = submit_none(system, "endless")
+
+    def sweeps(database: Database, batch_id: UUID, *, yields: bool) -> int | None:
+        if batch_id == endless.batch_id:
+            return 1
+        return sweep_page(database, batch_id, yields=yields)
+
+    monkeypatch.setattr(upkeep, "sweep_page", sweeps)
+    for each in (endless, batch):
+        system.database.run(PAUSE, (each.batch_id,))
+    for _ in range(200):
+        finish_sweeps(system.database)
+        if lanes(system) == {"paused": 30}:
+            return
+    raise AssertionError("The other batch never had its turn.")
 
 
 def test_a_sweep_for_an_overtaken_decision_does_not_move_the_newer_one_on(
