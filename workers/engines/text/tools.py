@@ -105,38 +105,46 @@ class ToolFormat:
     def parse_all(self, text: str, names: Iterable[str]) -> tuple[list[tuple[str, str]], str]:
         """Name and arguments (JSON) of each call, and the text around them.
 
-        The text begins where a call may; others begin behind text that follows calls.
+        The text begins where a call may; others begin behind text. What begins like a call and is
+        none is part of that text.
         """
-        known, calls, around = frozenset(names), [], ""
-        while text:
-            found, text = self.parse(text, known)
-            if not found:
-                break
+        known, opening = frozenset(names), re.compile("|".join(map(re.escape, self.openings)))
+        calls: list[tuple[str, str]] = []
+        around, at = "", 0
+        while at < len(text):
+            found, end = self._parse(text, at, known)
             calls += found
-            places = [at for at in map(text.find, self.openings) if at >= 0]
-            at = min(places, default=len(text))
-            around, text = around + text[:at], text[at:]
-        return calls, around + text
+            start, following = end if found else at, opening.search(text, end)
+            at = following.start() if following else len(text)
+            around += text[start:at]
+        return calls, around
 
     def parse(self, text: str, names: Iterable[str]) -> tuple[list[tuple[str, str]], str]:
         """As `parse_all`, of calls without text between them.
 
         No call, and all of the text, if it is not in this format or calls an unknown tool.
         """
-        known, decoder = frozenset(names), json.JSONDecoder(parse_constant=_refuse_constant)
+        calls, end = self._parse(text, 0, frozenset(names))
+        return (calls, text[end:]) if calls else ([], text)
+
+    def _parse(self, text: str, at: int, known: frozenset[str]) -> tuple[list[tuple[str, str]], int]:
+        """The calls from this position on, and where they end. Where there is none, the position
+        from which on others may begin: behind the marks and the value here.
+        """
+        decoder = json.JSONDecoder(parse_constant=_refuse_constant)
         calls: list[tuple[str, str]] = []
-        at = self._skip(text, 0)
+        end, at = at + 1, self._skip(text, at)
         while at < len(text):
             try:
                 value, end = decoder.raw_decode(text, at)
-                found = [_call(each) for each in (value if isinstance(value, list) else [value])]
             except (ValueError, RecursionError):
                 break
+            found = [_call(each) for each in (value if isinstance(value, list) else [value])]
             if not all(call and call[0] in known for call in found):
                 break
             calls += filter(None, found)
             at = self._skip(text, end)
-        return (calls, text[at:]) if calls else ([], text)
+        return calls, at if calls else max(at, end)
 
     def may_be_call(self, text: str) -> bool:
         """Whether a text that begins with an opening may still become a call."""
@@ -334,7 +342,10 @@ def _call(value: object) -> tuple[str, str] | None:
     called = function if isinstance(function, dict) else value
     name, arguments = called.get("name"), called.get("arguments", called.get("parameters", {}))
     if isinstance(arguments, str):  # some models write JSON within JSON
-        arguments = json.loads(arguments or "{}")
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError):
+            return None
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return None
     return name, json.dumps(arguments, ensure_ascii=False)

@@ -1,6 +1,7 @@
 """Tools that a turn offers are shown to the model, and what it writes to call them is no text."""
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -224,6 +225,44 @@ def test_calls_around_text_are_read_too() -> None:
     chunks = read(HERMES, list(f"First: {call}\nThen: {call}{call} A <tool_call>?"))
     assert [name for name, _ in calls_of(chunks)] == ["time"] * 3
     assert text_of(chunks) == "First: Then: A <tool_call>?"
+
+
+TIME_CALL = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
+NO_CALL = '```json\n{"name": "Bob", "age": 3}\n```\n'
+
+
+@pytest.mark.parametrize(
+    ("form", "said", "count", "shown"),
+    [
+        (HERMES, f"Here:\n{NO_CALL}{TIME_CALL}", 1, f"Here:\n{NO_CALL}"),
+        (HERMES, f"{TIME_CALL} So {NO_CALL}{TIME_CALL}", 2, f"So {NO_CALL}"),
+        (HERMES, f"<tool_call>{{}} {TIME_CALL}", 1, "<tool_call>{} "),
+        (MISTRAL, 'List: [{"name": "Bob"}] now [{"name": "time", "arguments": {}}]', 1,
+         'List: [{"name": "Bob"}] now '),
+        (LLAMA, '{"name": "Bob"} and {"name": "time", "parameters": {}}', 1, '{"name": "Bob"} and '),
+        # What is an argument of something else is no call.
+        (LLAMA, '{"name": "x", "parameters": {"name": "time", "parameters": {}}}', 0, None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [1, 9, 1000])
+def test_calls_behind_what_only_begins_like_one_are_read(
+    form: ToolFormat, said: str, count: int, shown: str | None, size: int
+) -> None:
+    chunks = read(form, [said[at : at + size] for at in range(0, len(said), size)])
+    assert calls_of(chunks) == [("time", {})] * count
+    assert text_of(chunks) == (said if shown is None else shown)
+    assert chunks[-1].finish_reason == ("tool_calls" if count else "stop")
+
+
+@pytest.mark.parametrize(
+    "said",
+    ['<tool_call>{"name": [' * 6000, "```json 1" * 12_000, '<tool_call>{"name": "' * 6000],
+    ids=lambda said: said[:24],
+)
+def test_many_openings_without_calls_are_read_in_no_time(said: str) -> None:
+    before = time.process_time()
+    assert HERMES.parse_all(said, ["time"]) == ([], said)
+    assert time.process_time() - before < 2
 
 
 @pytest.mark.parametrize(
