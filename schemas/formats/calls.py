@@ -61,19 +61,20 @@ def check_tools(params: "GenerationParams") -> None:
 
 
 def kept_formats(tools: "Sequence[Tool]") -> list[ResponseFormat | None]:
-    """The formats of the tools' arguments where no schema was checked; None for a schema that
-    replies cannot be held to, or that is too large beside those before it.
+    """The formats of the tools' arguments where no call is demanded; None for a schema that
+    replies cannot be held to, or that is too large beside the others: `strict` ones go first, then
+    those that come first.
     """
-    formats: list[ResponseFormat | None] = []
+    formats: list[ResponseFormat | None] = [None] * len(tools)
     size = 0
-    for tool in tools:
+    for number, tool in sorted(enumerate(tools), key=lambda each: not each[1].strict):
         try:
             added = _check(tool, "parameters")
         except InvalidInput:
-            added = MAX_FORMAT_BYTES + 1
-        fits = size + added <= MAX_FORMAT_BYTES
-        size += added if fits else 0
-        formats.append(arguments_format(tool) if fits else None)
+            continue
+        if size + added <= MAX_FORMAT_BYTES:
+            size += added
+            formats[number] = arguments_format(tool)
     return formats
 
 

@@ -89,3 +89,18 @@ def test_calls_that_nobody_demands_are_held_to_what_can_be_kept_of_their_schemas
     formats = kept_formats([Tool(name=f"t{n}", parameters=each) for n, each in enumerate(schemas)])
     # Both large ones together are too much, and the last one still fits.
     assert [format is not None for format in formats] == [True, False, False, True, False, True]
+
+
+def test_strict_tools_are_held_to_their_schemas_wherever_they_stand() -> None:
+    large = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x" * 40_000]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    tools = [
+        Tool(name=f"t{number}", parameters=large, strict=is_strict)
+        for number, is_strict in enumerate((None, True, False))
+    ]
+    check_tools(params(*tools))
+    assert [format is not None for format in kept_formats(tools)] == [False, True, False]
