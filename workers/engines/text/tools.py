@@ -127,7 +127,9 @@ class ToolFormat:
         calls, end = self._parse(text, 0, frozenset(names))
         return (calls, text[end:]) if calls else ([], text)
 
-    def _parse(self, text: str, at: int, known: frozenset[str]) -> tuple[list[tuple[str, str]], int]:
+    def _parse(
+        self, text: str, at: int, known: frozenset[str]
+    ) -> tuple[list[tuple[str, str]], int]:
         """The calls from this position on, and where they end. Where there is none, the position
         from which on others may begin: behind the marks and the value here.
         """

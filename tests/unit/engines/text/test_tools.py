@@ -239,7 +239,8 @@ NO_CALL = '```json\n{"name": "Bob", "age": 3}\n```\n'
         (HERMES, f"<tool_call>{{}} {TIME_CALL}", 1, "<tool_call>{} "),
         (MISTRAL, 'List: [{"name": "Bob"}] now [{"name": "time", "arguments": {}}]', 1,
          'List: [{"name": "Bob"}] now '),
-        (LLAMA, '{"name": "Bob"} and {"name": "time", "parameters": {}}', 1, '{"name": "Bob"} and '),
+        (LLAMA, '{"name": "Bob"} and {"name": "time", "parameters": {}}', 1,
+         '{"name": "Bob"} and '),
         # What is an argument of something else is no call.
         (LLAMA, '{"name": "x", "parameters": {"name": "time", "parameters": {}}}', 0, None),
     ],
