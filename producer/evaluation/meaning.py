@@ -46,7 +46,7 @@ class Meaning(BaseModel):
 
 
 class Meanings:
-    """Compares texts. Each is embedded once, and the embedder is loaded for the first."""
+    """Compares texts. Each is embedded once; the embedder is loaded for the first, or before."""
 
     def __init__(self, name: str = LOCAL[0]) -> None:
         """Raises `InvalidInput` for an embedder that is none, or sends texts to a server."""
@@ -58,6 +58,10 @@ class Meanings:
             )
         self._name = name
         self._vectors: dict[str, array[float]] = {}
+
+    def load(self) -> None:
+        """Load the embedder. Raises `SettingsError`: it cannot be."""
+        _ = self._embedder
 
     @property
     def signature(self) -> str:

