@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from turnmill.schemas.content import ToolCall
     from turnmill.schemas.turns import GenerationParams, Tool
 
+#: Of one tool, with options of `anyOf`: vLLM's llguidance breaks off at some 330 to 500 of them, in
+#: the middle of a call, and compiling thousands takes seconds.
+MOST_OPTIONAL = 300
+
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -62,8 +66,8 @@ def check_tools(params: "GenerationParams") -> None:
 
 def kept_formats(tools: "Sequence[Tool]") -> list[ResponseFormat | None]:
     """The formats of the tools' arguments where no call is demanded; None for a schema that
-    replies cannot be held to, or that is too large beside the others: `strict` ones go first, then
-    those that come first.
+    replies cannot be held to, that has more than `MOST_OPTIONAL` optional properties, or that is
+    too large beside the others: `strict` ones go first, then those that come first.
     """
     formats: list[ResponseFormat | None] = [None] * len(tools)
     size = 0
@@ -72,10 +76,28 @@ def kept_formats(tools: "Sequence[Tool]") -> list[ResponseFormat | None]:
             added = _check(tool, "parameters")
         except InvalidInput:
             continue
-        if size + added <= MAX_FORMAT_BYTES:
+        format = arguments_format(tool)
+        plain = plain_schema(format.schema_text or "{}", "parameters", is_strict=bool(tool.strict))
+        is_small = _optional_count(plain) <= MOST_OPTIONAL
+        if is_small and size + added <= MAX_FORMAT_BYTES:
             size += added
-            formats[number] = arguments_format(tool)
+            formats[number] = format
     return formats
+
+
+def _optional_count(plain: object) -> int:
+    """How many properties of a schema, at any depth, may be left out, and how many options it
+    has.
+    """
+    if isinstance(plain, list):
+        return sum(map(_optional_count, plain))
+    if not isinstance(plain, dict):
+        return 0
+    properties, options = plain.get("properties"), plain.get("anyOf")
+    count = len(options) if isinstance(options, list) else 0
+    if isinstance(properties, dict):
+        count += len(properties.keys() - set(plain.get("required", ())))
+    return count + sum(map(_optional_count, plain.values()))
 
 
 def _check(tool: "Tool", place: str) -> int:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from turnmill.schemas.content import ToolCall
+from turnmill.schemas.errors import EngineFailure
 from turnmill.schemas.formats.calls import find_call_fault
+from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.turns import GenerationParams, Tool
 from turnmill.workers.engines.base import Chunk
 from turnmill.workers.engines.local.scheduling import Generation, Token
@@ -132,3 +134,35 @@ def test_text_may_be_anything_but_a_call_of_something_else(
     assert refused('<tool_call>\n{"name": "nobody"') == "b"
     assert refused('<tool_call>\n{"name": "note", "arguments": {"urgency"') == "u"
     assert refused(f"{call}\nand {call}!") == (None if is_parallel else "\n")
+
+
+def held_reply(model: Any, tokenizer: Any, compiled: Any, schema: dict[str, Any]) -> list[Any]:
+    """The events of a reply that is held to a schema."""
+    end = tokenizer.eos_token_id
+    batch = slots.SlotBatch(model, frozenset({end}), slots.Limits(4, 10_000), compiled)
+    wanted = ResponseFormat(type="json_schema", schema_text=json.dumps(schema))
+    generation = Generation(tokenizer.encode("Hi"), 20, GenerationParams(), held_to=wanted)
+    batch.admit(generation)
+    while batch.is_busy:
+        batch.step()
+    events = []
+    while not generation.events.empty():
+        events.append(generation.events.get())
+    return events
+
+
+def test_many_optional_properties_are_kept_to_and_a_limit_is_an_error(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = {
+        "type": "object",
+        "properties": {f"p{number}": {"type": "integer"} for number in range(600)},
+        "additionalProperties": False,
+    }
+    compiled = grammars.Grammars(tokenizer, len(tokenizer), {tokenizer.eos_token_id})
+    events = held_reply(model, tokenizer, compiled, schema)
+    assert all(isinstance(event, Token) for event in events), events
+    assert tokenizer.decode([events[0].id]) == "{"
+    monkeypatch.setattr(grammars, "LIMITS", None)  # llguidance's own
+    *_, last = held_reply(model, tokenizer, compiled, schema)
+    assert isinstance(last, EngineFailure) and "items" in str(last)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import llguidance.hf
 import numpy
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLParserLimits
 
 import torch
 from turnmill.schemas.errors import EngineFailure
@@ -27,12 +27,18 @@ from turnmill.workers.engines.text.call_form import CallForm
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+#: So that a schema of `MAX_FORMAT_BYTES` fits: each optional property that may come next is four
+#: items of a row, each array among options six, and 2000 are llguidance's default.
+LIMITS = LLParserLimits(max_items_in_row=50_000, step_max_items=500_000)
+
 
 class Matcher:
     """What a reply has been so far, and what may follow."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
+        #: What was before is no beginning of a value: the reply ends at once.
+        self._is_lost = matcher.is_error()
 
     def allowed(self, width: int, device: torch.device) -> torch.Tensor:
         """The tokens that may come next, as booleans [width]."""
@@ -46,9 +52,12 @@ class Matcher:
         self._matcher.consume_token(token)
 
     @property
-    def is_done(self) -> bool:
-        """Nothing may follow: the value is whole, or what was before is no beginning of one."""
-        return bool(self._matcher.is_stopped())
+    def failure(self) -> EngineFailure | None:
+        """Why nothing that this matcher allows means anything: it met a limit of llguidance."""
+        if self._is_lost or not self._matcher.is_error():
+            return None
+        reason = self._matcher.get_error().partition("\n")[0]
+        return EngineFailure(f"The engine cannot hold the reply to its format: {reason}")
 
 
 class Grammars:
@@ -69,7 +78,8 @@ class Grammars:
         return self._thread.submit(self._compile, held_to, prefix)
 
     def _compile(self, held_to: ResponseFormat | CallForm, prefix: str) -> Matcher:
-        matcher = LLMatcher(self._tokenizer, grammar_of(held_to, self._special), log_level=0)
+        grammar = grammar_of(held_to, self._special)
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
         if matcher.is_error():
             reason = matcher.get_error().partition("\n")[0]
             raise EngineFailure(f"The engine cannot compile the format: {reason}")

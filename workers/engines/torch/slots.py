@@ -343,6 +343,11 @@ class SlotBatch:
         told = log_probabilities(logits, params)
         tokens = next_tokens(logits, params, generators, contexts, matchers)
         for row, (slot, token) in enumerate(zip(slots, tokens, strict=True)):
+            failure = slot.matcher.failure if slot.matcher else None
+            if failure is not None:
+                slot.is_finished = True
+                slot.generation.events.put(failure)
+                continue
             slot.tokens.append(token)
             reason: FinishReason | None = None
             if token in self._end_tokens:

@@ -104,3 +104,27 @@ def test_strict_tools_are_held_to_their_schemas_wherever_they_stand() -> None:
     ]
     check_tools(params(*tools))
     assert [format is not None for format in kept_formats(tools)] == [False, True, False]
+
+
+def test_a_tool_with_hundreds_of_optional_properties_is_held_to_none_of_them() -> None:
+    def optional(count: int, **more: Any) -> dict[str, Any]:
+        properties = {f"p{number}": {"type": "integer"} for number in range(count)}
+        return {"type": "object", "properties": properties, **more}
+
+    nested = {"type": "object", "properties": {"a": optional(200)}, "required": ["a"]}
+    options = {"anyOf": [optional(100), optional(100), optional(150)]}
+    schemas = [
+        optional(300),
+        optional(301),
+        optional(400, required=[f"p{number}" for number in range(400)]),
+        nested,
+        {"type": "object", "properties": {"a": options}},
+    ]
+    tools = [Tool(name=f"t{number}", parameters=each) for number, each in enumerate(schemas)]
+    assert [format is not None for format in kept_formats(tools)] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
