@@ -53,6 +53,10 @@ class Services:
         """Whether it is a file in OneDrive. Its address has a key in it, and gets no token."""
         return self._is_on(url, frozenset(), _DRIVE)
 
+    def has(self, url: str) -> bool:
+        """Whether it is anything that people sent, at an address that may be fetched."""
+        return self.is_picture(url) or self.is_file(url)
+
     def _is_on(self, url: str, hosts: frozenset[str], domain: str) -> bool:
         """Whether an address is on one of these hosts or below this domain, by HTTPS; or where the
         section says that all of Microsoft's services are.

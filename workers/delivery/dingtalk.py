@@ -24,7 +24,7 @@ from turnmill.schemas.channels.sections.dingtalk import DingTalkSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.base import Job
-from turnmill.workers.delivery.calls.downloads import download, refuse_foreign
+from turnmill.workers.delivery.calls.downloads import download, host_of, refuse_foreign
 from turnmill.workers.delivery.calls.rest import Reply, call
 from turnmill.workers.delivery.calls.tokens import Token
 from turnmill.workers.delivery.parts import PartsDelivery
@@ -92,7 +92,7 @@ class DingTalkDelivery(PartsDelivery):
         self._app = {"appKey": section.client_id, "appSecret": secret}
         self._robot = section.robot_code or section.client_id
         self._url = f"{section.api_url.rstrip('/')}/v1.0"
-        self._host = urlsplit(section.api_url).netloc.lower()
+        self._host = host_of(section.api_url)
         self._timeout_s = settings.timeout_s
         self._token = Token(self._fetch_token)
 
@@ -119,9 +119,10 @@ class DingTalkDelivery(PartsDelivery):
         given = {"downloadCode": ref, "robotCode": self._robot}
         url = str(self._call("robot/messageFiles/download", given).get("downloadUrl", ""))
         refuse_foreign(url, *_FILE_HOSTS, self._host)
-        if urlsplit(url).netloc.lower() != self._host:
+        parts = urlsplit(url)
+        if parts.scheme == "http" and (host := host_of(url)) != self._host:
             # The address is signed, and its scheme is no part of that.
-            url = url.replace("http://", "https://", 1)
+            url = parts._replace(scheme="https", netloc=host).geturl()
         return download("DingTalk", url, {}, self._timeout_s, max_bytes)
 
     def _answer(self, webhook: str, text: str) -> str:
@@ -198,4 +199,4 @@ def _judged(reply: Reply) -> dict[str, Any]:
         raise _limit(reply)
     advice = _ADVICE.get(code, "See the error codes of DingTalk's robot API.")
     shown = code or f"http_{reply.status}"
-    raise DeliveryRefused(f"DingTalk refused the message: {shown}. {advice}", reason=shown)
+    raise DeliveryRefused(f"DingTalk refused the call: {shown}. {advice}", reason=shown)

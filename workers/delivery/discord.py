@@ -11,7 +11,6 @@ https://discord.com/developers/docs/resources/message#create-message
 import time
 from contextlib import suppress
 from dataclasses import replace
-from urllib.parse import urlsplit
 
 from turnmill.schemas.channels.buttons import Button
 from turnmill.schemas.channels.deliveries import DeliveryKind
@@ -21,7 +20,7 @@ from turnmill.schemas.channels.sections.discord import DiscordSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.base import MAX_PAUSE_S, MIN_PAUSE_S, Job, Memory, pause_s
-from turnmill.workers.delivery.calls.downloads import download, refuse_foreign
+from turnmill.workers.delivery.calls.downloads import download, host_of, refuse_foreign
 from turnmill.workers.delivery.calls.rest import Reply, call
 from turnmill.workers.delivery.parts import PartsDelivery
 from turnmill.workers.delivery.texts.dialects import Dialect, translate
@@ -145,7 +144,7 @@ class DiscordDelivery(PartsDelivery):
 
     def fetch(self, ref: str, max_bytes: int) -> bytes:
         """Fetch an attachment by its signed address, which needs no token and gets none."""
-        refuse_foreign(ref, *_CDN_HOSTS, urlsplit(self._url).netloc.lower())
+        refuse_foreign(ref, *_CDN_HOSTS, host_of(self._url))
         return download("Discord", ref, {"User-Agent": USER_AGENT}, self._timeout_s, max_bytes)
 
     def _by_bot(self, job: Job, given: dict[str, object]) -> dict[str, object]:

@@ -60,7 +60,7 @@ _GIVE_BACK = f"""
 UPDATE files SET fetch_at = clock_timestamp(), fetches = fetches - 1 WHERE {_HELD}
 """
 
-#: Its turn then says that the file is gone.
+#: Its turn is then answered without it, or fails where it has nothing else.
 _GIVE_UP = f"DELETE FROM files WHERE {_HELD}"
 
 
@@ -156,6 +156,8 @@ class Fetcher:
             file_id=owed.id.hex,
             channel=owed.channel,
             error=error.code,
+            # Names the remedy, where there is one: a permission that the app lacks, say.
+            reason=error.message,
             tries=owed.fetches,
         )
         self._database.run(_GIVE_UP, (owed.id, owed.leased_until))

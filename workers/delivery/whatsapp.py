@@ -7,7 +7,7 @@ a message in six seconds, and short bursts (131056).
 """
 
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from turnmill.schemas.channels.buttons import Button
 from turnmill.schemas.channels.sections.base import ChannelSection
@@ -15,7 +15,7 @@ from turnmill.schemas.channels.sections.whatsapp import WhatsAppSection
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.settings import DeliverySettings
 from turnmill.workers.delivery.base import Job
-from turnmill.workers.delivery.calls.downloads import download, refuse_foreign, too_large
+from turnmill.workers.delivery.calls.downloads import download, host_of, refuse_foreign, too_large
 from turnmill.workers.delivery.calls.rest import Reply, call, send_form
 from turnmill.workers.delivery.parts import PartsDelivery
 from turnmill.workers.delivery.texts.dialects import Dialect, translate
@@ -111,7 +111,7 @@ class WhatsAppDelivery(PartsDelivery):
         if size.isdecimal() and int(size) > max_bytes:
             raise too_large(max_bytes)
         found = str(reply.data.get("url", ""))
-        refuse_foreign(found, _MEDIA_HOST, urlsplit(self._api_url).netloc.lower())
+        refuse_foreign(found, _MEDIA_HOST, host_of(self._api_url))
         return download("WhatsApp", found, self._headers, self._timeout_s, max_bytes)
 
     def _call(self, **fields: object) -> dict[str, Any]:

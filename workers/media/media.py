@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 
 from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.channels.policies import Policies
-from turnmill.schemas.content import MAX_MESSAGE_CHARS, MediaPart, TextPart
+from turnmill.schemas.content import MAX_MESSAGE_CHARS, MediaPart, TextPart, parts_of
 from turnmill.schemas.errors import NotFound
 from turnmill.schemas.files.files import Files
 from turnmill.schemas.ids import Prefix, parse_id
@@ -106,19 +106,16 @@ class Media:
         Raises:
             Interrupted: `abort` was set.
             InvalidInput: a sound or an image cannot be decoded.
-            NotFound: a file was deleted before its turn was answered.
+            NotFound: a file is gone, be it deleted or never fetched, and no text stands beside it;
+                where one does, the file is named instead.
             SettingsError: the bot wants what is read masked, and the extra `personal` is missing.
             TransientError: a reader, the storage or the database is unavailable.
         """
-        unread = dict.fromkeys(part for part in _unread(claim.messages, taken) if part.file_id)
-        if not unread:
+        if not any(part.file_id for part in _unread(claim.messages, taken)):
             return claim
         known = _known(self.database.fetch(_Row, _OF_TURN, (claim.turn_id,)))
         if not known:
-            known = {
-                str(part.file_id): _storable(claim, self._read(claim.tenant_id, part, abort))
-                for part in unread
-            }
+            known = self._read_all(claim, taken, abort)
             self._pin(claim, list(known.values()))
         return replace(
             claim,
@@ -160,6 +157,22 @@ class Media:
         return MediaPart.model_construct(
             type="image", file_id=part.file_id, url=f"data:{file.mime};base64,{data}"
         )
+
+    def _read_all(self, claim: Claim, taken: frozenset[str], abort: Event) -> dict[str, Reading]:
+        """Read the files of a turn, but for those that are gone and stand beside a text."""
+        known: dict[str, Reading] = {}
+        for message in claim.messages:
+            for part in _unread([message], taken):
+                if part.file_id is None or part.file_id in known:
+                    continue
+                try:
+                    reading = self._read(claim.tenant_id, part, abort)
+                except NotFound:
+                    if not _has_text(message):
+                        raise
+                else:
+                    known[part.file_id] = _storable(claim, reading)
+        return known
 
     def _read(self, tenant_id: UUID, part: MediaPart, abort: Event) -> Reading:
         data = self.files.read(self.files.find(tenant_id, _id(part)))
@@ -260,6 +273,11 @@ def _unread(messages: Sequence[Message], taken: frozenset[str]) -> Iterator[Medi
 def _media(message: Message) -> Iterator[MediaPart]:
     if not isinstance(message.content, str):
         yield from (part for part in message.content if isinstance(part, MediaPart))
+
+
+def _has_text(message: Message) -> bool:
+    parts = parts_of(message.content)
+    return any(isinstance(part, TextPart) and part.text.strip() for part in parts)
 
 
 def _gone(part: MediaPart) -> TextPart:

@@ -133,6 +133,8 @@ class TeamsAPI(MockAPI):
     def _connect(self, call: Call) -> Reply:
         if call.headers.get("authorization", "").removeprefix("Bearer ") not in self.tokens:
             raise Refusal(401, "Unauthorized")
+        if self.errors:
+            raise Refusal(*self.errors.pop(0))
         if self.name(call) == "media":
             picture = call.path.partition("/attachments/")[2].partition("/")[0]
             if picture not in self.pictures:
@@ -141,8 +143,6 @@ class TeamsAPI(MockAPI):
         path = call.path.removeprefix("/teams").removeprefix("/v3/conversations/")
         conversation, _, rest = path.partition("/activities")
         conversation = unquote(conversation)
-        if self.errors:
-            raise Refusal(*self.errors.pop(0))
         if self._is_too_fast(conversation):
             return self.limited(1)
         return self._take(call, conversation, unquote(rest.removeprefix("/")))

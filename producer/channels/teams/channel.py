@@ -30,7 +30,7 @@ class TeamsChannel:
         self._app_id = section.app_id
         # A missing secret is to be found here, though only replies need it.
         section.app_secret.read()
-        services = Services.of(section)
+        self._services = services = Services.of(section)
         self._tokens = Tokens(section.app_id, services, SigningKeys(services.openid_url))
 
     def verify(self, request: Request) -> None:
@@ -48,7 +48,7 @@ class TeamsChannel:
         answer = Answer(b"{}", JSON) if payload.get("type") == "invoke" else Answer()
         try:
             activity = Activity.model_validate(payload)
-            found = read_event(self._name, self._app_id, activity)
+            found = read_event(self._name, self._app_id, self._services, activity)
         except ValidationError:
             return Parsed(answer=answer)
         if isinstance(found, str):

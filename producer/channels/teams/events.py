@@ -8,7 +8,7 @@ from turnmill.producer.channels.teams.payloads import Activity
 from turnmill.producer.channels.teams.texts import text_of
 from turnmill.schemas.channels.buttons import read_button
 from turnmill.schemas.channels.events import Address, Event, Origin, Rating, UserMessage
-from turnmill.schemas.channels.teams import CHANNEL, chat_of, message_key
+from turnmill.schemas.channels.teams import CHANNEL, Services, chat_of, message_key
 
 Score = Literal[-1, 0, 1]
 
@@ -18,7 +18,7 @@ _FEEDBACK: dict[str, Score] = {"like": 1, "dislike": -1}
 _REACTIONS: dict[str, Score] = {"like": 1, "heart": 1, "1f44d": 1, "1f44e": -1}
 
 
-def read_event(channel: str, app_id: str, activity: Activity) -> Event | str:
+def read_event(channel: str, app_id: str, services: Services, activity: Activity) -> Event | str:
     """Read an activity of Teams. Raises pydantic's `ValidationError`."""
     if activity.channelId != CHANNEL:
         return "unknown"
@@ -30,7 +30,7 @@ def read_event(channel: str, app_id: str, activity: Activity) -> Event | str:
         case "message" if isinstance(activity.value, dict) and not activity.text:
             return _button(channel, activity, activity.value)
         case "message":
-            return _message(channel, activity)
+            return _message(channel, services, activity)
         case "invoke":
             return _feedback(channel, activity)
         case "messageReaction":
@@ -40,7 +40,7 @@ def read_event(channel: str, app_id: str, activity: Activity) -> Event | str:
     return "unknown"
 
 
-def _message(channel: str, activity: Activity) -> Event | str:
+def _message(channel: str, services: Services, activity: Activity) -> Event | str:
     bot, place = activity.recipient.id, activity.conversation.conversationType
     mentions = [each.mentioned for each in activity.entities if each.is_mention and each.mentioned]
     is_for_bot = place == "personal" or any(each.id == bot for each in mentions)
@@ -52,7 +52,8 @@ def _message(channel: str, activity: Activity) -> Event | str:
     return UserMessage(
         **_common(channel, activity),
         content=content,
-        files=remote_files(activity.remote),
+        # A picture of another site is named, as files are that nobody reads.
+        files=remote_files(each for each in activity.remote if services.has(each[1])),
         begins=is_for_bot,
     )
 

@@ -65,6 +65,21 @@ def refuse_foreign(url: str, *hosts: str) -> None:
 
     Whoever is sent the token of a channel must be its platform. Raises `DeliveryRefused`.
     """
-    host = urlsplit(url).netloc.lower()
-    if not any(host == each or (each.startswith(".") and host.endswith(each)) for each in hosts):
+    host = host_of(url)
+    is_known = any(host == each or (each.startswith(".") and host.endswith(each)) for each in hosts)
+    if not host or not is_known:
         raise DeliveryRefused("The file is not on the platform.", reason="address_refused")
+
+
+def host_of(url: str) -> str:
+    """The host of an address, with its port where that is not the scheme's own; empty where the
+    address has a user or none of these."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return ""
+    if parts.username is not None:
+        return ""
+    own = {"https": 443, "http": 80}.get(parts.scheme)
+    return host if port in (None, own) else f"{host}:{port}"

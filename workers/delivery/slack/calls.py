@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
-from turnmill.workers.delivery.calls.downloads import download, refuse_foreign
+from turnmill.workers.delivery.calls.downloads import download, host_of, refuse_foreign
 from turnmill.workers.delivery.calls.posting import Answer, request
 
 #: `chat.postMessage` takes one message a second in each channel, and short bursts.
@@ -65,7 +65,7 @@ class Calls:
 
     def download(self, url: str, max_bytes: int) -> bytes:
         """Fetch a file of the workspace. Raises `ChannelUnavailable` and `DeliveryRefused`."""
-        refuse_foreign(url, ".slack.com", urlsplit(self._url).netloc.lower())
+        refuse_foreign(url, ".slack.com", host_of(self._url))
         headers = {"Authorization": f"Bearer {self._token}"}
         return download("Slack", url, headers, self._timeout_s, max_bytes)
 
@@ -77,7 +77,7 @@ class Calls:
         wanted = {"filename": name, "length": len(data)}
         place = self.call("files.getUploadURLExternal", channel, as_form=True, **wanted)
         url, file_id = str(place["upload_url"]), str(place["file_id"])
-        refuse_foreign(url, ".slack.com", urlsplit(self._url).netloc.lower())
+        refuse_foreign(url, ".slack.com", host_of(self._url))
         # The address is a secret of its own, and gets no other.
         headers = {"Content-Type": "application/octet-stream", "User-Agent": "turnmill"}
         answer = request("POST", url, data, headers, self._timeout_s)

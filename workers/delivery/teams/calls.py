@@ -95,6 +95,9 @@ class Calls:
         if answer.status == 401:
             self._token.forget(token)
             answer = self._receive(url, self._token.get(), max_bytes)
+        if answer.status == 412:
+            after_s = answer.retry_after_s or _RETRY_AFTER_S
+            raise ChannelUnavailable("Teams answered 412.", retry_after_s=after_s)
         return file_of("Teams", answer)
 
     def _receive(self, url: str, token: str, max_bytes: int) -> Answer:

@@ -9,6 +9,8 @@ from turnmill.infra.mocks import dingtalk
 from turnmill.infra.mocks.dingtalk import CONVERSATION, USER, Payload
 from turnmill.producer.channels.base import Request
 from turnmill.producer.channels.dingtalk import DingTalkChannel
+from turnmill.producer.channels.dingtalk_check import check_dingtalk
+from turnmill.producer.doctor.findings import Level
 from turnmill.schemas.channels.sections.base import SecretReference
 from turnmill.schemas.channels.sections.dingtalk import DingTalkSection
 
@@ -122,3 +124,20 @@ def test_pictures_and_voice_are_noted_by_their_code(
 def test_what_is_out_of_its_bounds_is_no_event(channel: DingTalkChannel, fields: Payload) -> None:
     body = dingtalk.encode({**dingtalk.message("hi"), **fields})
     assert channel.parse(Request("POST", {}, body, time.time())).events == ()
+
+
+def test_the_check_tells_whether_the_permission_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DINGTALK_SECRET", dingtalk.CLIENT_SECRET)
+    with dingtalk.DingTalkAPI() as api:
+        section = DingTalkSection(
+            kind="dingtalk",
+            bot="b",
+            client_id=dingtalk.CLIENT_ID,
+            client_secret=SecretReference(env="DINGTALK_SECRET"),
+            api_url=api.url,
+        )
+        assert [each.level for each in check_dingtalk(section)] == [Level.OK]
+        api.errors.append((403, "Forbidden.AccessDenied.AccessTokenPermissionDenied"))
+        good, lacking = check_dingtalk(section)
+        assert (good.level, lacking.level) == (Level.OK, Level.WARNING)
+        assert "pictures" in lacking.detail and "qyapi_robot_sendmsg" in lacking.fix

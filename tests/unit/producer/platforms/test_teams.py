@@ -77,6 +77,13 @@ def event_of(channel: TeamsChannel, payload: Payload) -> Any:
     return event
 
 
+def event_at_microsoft(payload: Payload) -> Any:
+    """The event of a bot whose section names no address: files are at Microsoft's hosts."""
+    parsed = TeamsChannel("t", section(None)).parse(Request("POST", {}, encode(payload), 0.0))
+    (event,) = parsed.events
+    return event
+
+
 def test_a_direct_chat_is_one_conversation_and_so_is_each_thread_of_a_channel(
     channel: TeamsChannel, chat: Chat
 ) -> None:
@@ -161,8 +168,26 @@ def test_pictures_and_sounds_are_noted_by_their_address(
     attached: Callable[[Chat], list[Payload]],
     files: list[tuple[str, str, str]],
 ) -> None:
-    event = event_of(channel, chat.message("look", attachments=attached(chat)))
+    event = event_at_microsoft(chat.message("look", attachments=attached(chat)))
     assert [(each.kind, each.ref, each.name) for each in event.files] == files
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://eu-api.asm.skype.com/v1/objects/0-weu/views/imgo",
+        "https://a.example/cat.png",
+        "https://onedrive.live.com/download?resid=1",
+        "https://smba.trafficmanager.net/emea/v3/conversations/a/activities",
+    ],
+)
+def test_a_picture_at_another_site_is_named_and_not_fetched(
+    channel: TeamsChannel, chat: Chat, url: str
+) -> None:
+    for attached in (chat.picture(url), [chat.file("a.png", url)]):
+        event = event_at_microsoft(chat.message("look", attachments=attached))
+        said, named = (part.text for part in event.content)
+        assert (said, named.startswith("[file: "), event.files) == ("look", True, ())
 
 
 @pytest.mark.parametrize(
