@@ -13,6 +13,7 @@ from turnmill.schemas.files.storage import Draft, Key, Storage
 from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.postgres.database import AWAIT_STORAGE, Database
 from turnmill.schemas.postgres.rows import fetch
+from turnmill.schemas.store.fleet.deployment import read_deployment
 from turnmill.schemas.store.knowledge.passages import delete_documents_of_file
 from turnmill.schemas.store.memory.orphans import KEEP_FILE
 
@@ -30,7 +31,7 @@ WHERE %(bytes)s + (SELECT coalesce(sum(bytes), 0) FROM files
     WHERE tenant_id = %(tenant)s AND id <> %(id)s) <= %(max)s
 ON CONFLICT (id) DO UPDATE SET expires_at = greatest(f.expires_at, excluded.expires_at),
     bytes = excluded.bytes, sha256 = excluded.sha256, mime = excluded.mime, source = NULL
-RETURNING {_COLUMNS}, (SELECT id FROM deployment) AS owner
+RETURNING {_COLUMNS}
 """
 
 #: Held until its bytes are there: who is forgotten meanwhile does not come back with them.
@@ -88,25 +89,6 @@ class File(NamedTuple):
         return show_id(Prefix.FILE, self.file_id)
 
 
-class _Inserted(NamedTuple):
-    """A row of `_INSERT`: the file's columns, and the deployment that has it."""
-
-    file_id: UUID
-    tenant_id: UUID
-    name: str
-    purpose: str
-    size: int
-    sha256: bytes
-    mime: str
-    created_at: datetime
-    expires_at: datetime | None
-    owner: str
-
-    @property
-    def file(self) -> File:
-        return File._make(self[:-1])
-
-
 class Files:
     """The files of all tenants."""
 
@@ -114,6 +96,7 @@ class Files:
         self._database = database
         self._storage = storage
         self._max_tenant_bytes = max_tenant_bytes
+        self._is_claimed = False
 
     def save(
         self,
@@ -134,9 +117,10 @@ class Files:
         Raises:
             NotFound: the file is owed no longer.
             StorageFull: the tenant's files together would be too large.
-            StorageUnavailable: the bytes cannot be stored.
+            StorageUnavailable: the bytes cannot be stored, or the storage is another deployment's.
             DatabaseUnavailable: it is not stored, or its bytes are, and retention deletes them.
         """
+        self._claim()
         key = Key(tenant_id, file_id or new_id())
         if file_id is None:
             # Nobody else knows its id: no transaction waits while its bytes travel.
@@ -150,7 +134,7 @@ class Files:
             # The row first, whose lock keeps a deletion of the same content apart.
             rows = fetch(
                 cursor,
-                _Inserted,
+                File,
                 _INSERT,
                 {
                     "id": key.file_id,
@@ -170,8 +154,13 @@ class Files:
                 raise StorageFull
             if file_id is not None:
                 draft.publish(key)
-            self._storage.claim(rows[0].owner)
-        return rows[0].file
+        return rows[0]
+
+    def _claim(self) -> None:
+        """Once, and before anything is stored: another deployment's pruner would delete it."""
+        if not self._is_claimed:
+            self._storage.claim(read_deployment(self._database).id)
+            self._is_claimed = True
 
     def find(self, tenant_id: UUID, file_id: UUID) -> File:
         """Raises `NotFound`, for files of other tenants too."""

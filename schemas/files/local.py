@@ -16,7 +16,7 @@ from uuid import UUID
 
 from turnmill.schemas.errors import NotFound, StorageUnavailable
 from turnmill.schemas.files.drafts import FileDraft
-from turnmill.schemas.files.storage import Doubt, Key
+from turnmill.schemas.files.storage import Doubt, Key, anothers
 from turnmill.schemas.settings import Settings
 
 #: Names the deployment whose files the folder has.
@@ -117,11 +117,20 @@ class LocalStorage:
                     draft.unlink()
 
     def claim(self, owner: str) -> None:
-        """Note whose files these are, if nobody's were here before."""
+        """Note whose files these are, if nobody's were here before. Raises as `refuse_other`."""
         with suppress(FileExistsError), _translated():
             number = os.open(self._root / _OWNER, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             with os.fdopen(number, "w") as file:
                 file.write(owner)
+        self.refuse_other(owner)
+
+    def refuse_other(self, owner: str) -> None:
+        """Look whether the folder is another deployment's. Raises `StorageUnavailable`."""
+        with _translated(), suppress(FileNotFoundError):
+            noted = (self._root / _OWNER).read_text(errors="replace")
+            # One that is just being written is empty.
+            if noted not in ("", owner):
+                raise anothers(noted, self.place, "TURNMILL_DATA")
 
     def owned_since(self, owner: str) -> datetime | None:
         """Since when the files are this deployment's; no folder is nobody's."""

@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import BinaryIO, NamedTuple, Protocol
 from uuid import UUID
 
+from turnmill.schemas.errors import StorageUnavailable
+
 
 class Key(NamedTuple):
     """What bytes are stored under."""
@@ -90,7 +92,14 @@ class Storage(Protocol):
         """
 
     def claim(self, owner: str) -> None:
-        """Note whose files these are, if nobody's were here before. Raises `StorageUnavailable`."""
+        """Note whose files these are, if nobody's were here before. Raises as `refuse_other`."""
+
+    def refuse_other(self, owner: str) -> None:
+        """Look whether the files are another deployment's, whose pruner would delete this one's.
+
+        Raises:
+            StorageUnavailable: they are, or this cannot be seen.
+        """
 
     def owned_since(self, owner: str) -> datetime | None:
         """Since when the files are this deployment's, by the storage's clock; None: they are not,
@@ -99,3 +108,13 @@ class Storage(Protocol):
 
     def check(self) -> list[Doubt]:
         """Try what files need of it, for the doctor. Raises `StorageUnavailable`, with a remedy."""
+
+
+def anothers(owner: str, place: str, setting: str) -> StorageUnavailable:
+    """Build the error for a storage that has the files of another deployment."""
+    return StorageUnavailable(
+        f"The files there are those of another deployment, {owner}, whose pruner would delete "
+        f"this one's ({place}).",
+        f"name another place in {setting}; if that deployment is gone for good, delete 'owner' "
+        "there",
+    )

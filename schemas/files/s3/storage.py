@@ -29,7 +29,7 @@ from turnmill.schemas.files.s3.calls import (
     Listed,
     Version,
 )
-from turnmill.schemas.files.storage import Doubt, Key
+from turnmill.schemas.files.storage import Doubt, Key, anothers
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import S3Settings, Settings
 from turnmill.schemas.urls import is_loopback
@@ -77,7 +77,6 @@ class S3Storage:
             raise SettingsError("TURNMILL_FILES__STORAGE=s3 needs TURNMILL_S3__BUCKET.")
         self._settings = settings
         self._calls = Calls(settings, settings.bucket)
-        self._has_owner = False
 
     @classmethod
     def of(cls, settings: Settings) -> "S3Storage":
@@ -151,9 +150,7 @@ class S3Storage:
                 yield key
 
     def claim(self, owner: str) -> None:
-        """Note whose files these are, if nobody's were here before. Raises `StorageUnavailable`."""
-        if self._has_owner:
-            return
+        """Note whose files these are, if nobody's were here before. Raises as `refuse_other`."""
         if self._owner() is None:
             given = {"Key": self._settings.prefix + _OWNER, "Body": owner.encode()}
             if (
@@ -161,7 +158,13 @@ class S3Storage:
                 in UNKNOWN
             ):
                 self._calls.call("put_object", **given)
-        self._has_owner = True
+        self.refuse_other(owner)
+
+    def refuse_other(self, owner: str) -> None:
+        """Look whether the prefix is another deployment's. Raises `StorageUnavailable`."""
+        noted = self._owner()
+        if noted is not None and noted.owner != owner:
+            raise anothers(noted.owner, self.place, "TURNMILL_S3__PREFIX")
 
     def owned_since(self, owner: str) -> datetime | None:
         """Since when the files are this deployment's; an empty prefix is nobody's. Raises

@@ -160,6 +160,44 @@ def test_files_that_were_not_copied_to_a_new_bucket_are_not_lost(
     assert site.openai.files.content(file.id).read() == TEXT
 
 
+def test_nothing_is_stored_where_another_deployment_has_its_files(
+    site: Site,
+    bucket: S3Settings,
+    stored: Callable[[], list[str]],
+    doctor: Callable[..., Finding],
+) -> None:
+    """Its pruner would take them for bytes whose row is gone."""
+    open_storage(site.settings).claim("production")
+    with pytest.raises(openai.InternalServerError) as failed:
+        site.upload(TEXT)
+    assert (failed.value.status_code, failed.value.code) == (503, "storage_unavailable")
+    assert stored() == []
+    finding = doctor()
+    assert (finding.level, "production" in finding.detail) == (Level.BROKEN, True)
+    assert "TURNMILL_S3__PREFIX" in finding.fix
+    assert doctor(prefix="staging/").level is Level.OK
+    assert site.database.run("SELECT 1 FROM files") == []
+
+
+def test_who_stores_asks_once_whose_the_bucket_is(
+    make_site: MakeSite, bucket: S3Settings, seaweedfs: SeaweedFS
+) -> None:
+    asked: list[str] = []
+
+    def look(request: BaseHTTPRequestHandler) -> None:
+        if request.path.endswith("/owner"):
+            asked.append(request.command)
+
+    with Front(seaweedfs) as front:
+        seen = bucket.model_copy(update={"endpoint": front.url})
+        site = make_site(files={"storage": "s3"}, s3=seen.model_dump())
+        front.fault = look
+        site.upload(TEXT)
+        first = len(asked)
+        site.upload(LARGE)
+    assert asked[:first] == asked and "PUT" in asked
+
+
 def test_while_the_bucket_is_away_uploads_are_refused_and_nothing_is_shown(
     make_site: MakeSite, bucket: S3Settings
 ) -> None:
