@@ -43,6 +43,9 @@ MAX_SEARCHES = 64
 #: Threads and connections of what collections have, and calls that may wait for them.
 STOCK_SIZE = 2
 MAX_STOCK_CALLS = 64
+#: Threads and connections of what stores and opens files, and calls that may wait for them.
+TRANSFER_SIZE = 4
+MAX_TRANSFERS = 64
 #: One that has waited for longer goes by words alone, which take milliseconds, seconds.
 MAX_SEARCH_WAIT_S = 5.0
 
@@ -63,7 +66,8 @@ class Services:
     media: "Queue"
     lookout: "Lookout"
     searches: "Searches"
-    stock: "Stock"
+    stock: "FileThreads"
+    transfers: "FileThreads"
     served: ServedModels
     storage: Storage
     files: Files
@@ -188,17 +192,22 @@ class Searches:
         self._database.close()
 
 
-class Stock:
-    """Threads and connections for what adds documents to collections, deletes them, or reads all of
-    one: there are thousands at once, and who changes them waits for workers that save passages.
+class FileThreads:
+    """Threads and connections for what takes long with files.
+
+    `stock` adds documents to collections, deletes them, or reads all of one: there are thousands at
+    once, and who changes them waits for workers that save passages. `transfers` store and open
+    files: each waits for a bucket.
     """
 
-    def __init__(self, settings: Settings, storage: Storage) -> None:
-        own = settings.database.model_copy(update={"pool_size": STOCK_SIZE})
+    def __init__(
+        self, settings: Settings, storage: Storage, threads: int, name: str, most: int, what: str
+    ) -> None:
+        own = settings.database.model_copy(update={"pool_size": threads})
         self.database = Database(own)
         self.files = Files(self.database, storage, settings.files.max_tenant_bytes)
-        refusal = "The server has too many files of vector stores to see to. Try again shortly."
-        self._queue = Queue(STOCK_SIZE, "stock", MAX_STOCK_CALLS, refusal)
+        refusal = f"The server has too many files {what}. Try again shortly."
+        self._queue = Queue(threads, name, most, refusal)
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a use case. Raises `TransientError` when too many wait already."""
@@ -227,7 +236,9 @@ async def running_services(settings: Settings, storage: Storage) -> AsyncIterato
     media = Queue(1, "media", MAX_MEDIA_CALLS, refusal)
     lookout = Lookout(settings.database)
     searches = Searches(settings)
-    stock = Stock(settings, storage)
+    seen_to, moved = "of vector stores to see to", "to store and to read"
+    stock = FileThreads(settings, storage, STOCK_SIZE, "stock", MAX_STOCK_CALLS, seen_to)
+    transfers = FileThreads(settings, storage, TRANSFER_SIZE, "transfer", MAX_TRANSFERS, moved)
     try:
         async with Follower(database) as follower:
             served = ServedModels(settings.api.model_grace_s)
@@ -242,6 +253,7 @@ async def running_services(settings: Settings, storage: Storage) -> AsyncIterato
                 lookout,
                 searches,
                 stock,
+                transfers,
                 served,
                 storage,
                 files,
@@ -254,6 +266,7 @@ async def running_services(settings: Settings, storage: Storage) -> AsyncIterato
         lookout.close()
         searches.close()
         stock.close()
+        transfers.close()
         database.close()
 
 

@@ -77,14 +77,14 @@ async def create_file(request: Request, services: ServicesOf, tenant_id: TenantO
                 "'file' is missing: send the file as a part of this name.", param="file"
             )
         save = partial(
-            services.files.save,
+            services.transfers.files.save,
             draft,
             tenant_id=tenant_id,
             name=name,
             purpose=_purpose(fields),
             expires_at=_expiry(fields, services.settings.retention.files_days),
         )
-        return FileObject.of(await services.call(save))
+        return FileObject.of(await services.transfers.call(save))
 
 
 async def _store(part: FormPart, draft: Draft, services: Services, max_bytes: int) -> None:
@@ -183,7 +183,7 @@ async def get_file_content(
 ) -> StreamingResponse:
     """The bytes of a file, as they were uploaded."""
     file = await _find(services, tenant_id, file_id)
-    content = await services.call(services.files.open, file)
+    content = await services.transfers.call(services.transfers.files.open, file)
 
     def pieces() -> Iterator[bytes]:
         with content:

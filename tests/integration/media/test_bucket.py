@@ -1,6 +1,8 @@
 """Files in a bucket, as an API, workers and the doctor on several machines have them."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -260,6 +262,31 @@ def test_a_part_of_a_message_may_take_longer_than_transactions_may_be_idle(
                 file_id=new_id(),
             )
     assert site.database.run("SELECT id FROM files")[0].id == file.file_id
+
+
+def test_while_a_bucket_takes_its_time_other_calls_are_answered(
+    make_site: MakeSite, bucket: S3Settings, seaweedfs: SeaweedFS, database_url: str
+) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def hold(request: BaseHTTPRequestHandler) -> None:
+        if request.command == "PUT" and not request.path.endswith("/owner"):
+            begun.set()
+            goes_on.wait(20.0)
+
+    with Front(seaweedfs) as front, ThreadPoolExecutor(1) as threads:
+        slow = bucket.model_copy(update={"endpoint": front.url, "timeout_s": 25})
+        one = {"url": database_url, "pool_size": 3}  # one thread answers all other calls
+        site = make_site(files={"storage": "s3"}, s3=slow.model_dump(), database=one)
+        front.fault = hold
+        upload = threads.submit(site.upload, TEXT)
+        try:
+            assert begun.wait(30.0)
+            listed = site.openai.with_options(timeout=10.0, max_retries=0).files.list()
+            assert listed.data == []
+        finally:
+            goes_on.set()
+        assert upload.result().bytes == len(TEXT)
 
 
 def test_a_team_moves_from_a_folder_to_a_bucket(

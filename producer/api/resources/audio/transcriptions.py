@@ -109,14 +109,14 @@ async def _stored(
             raise InvalidInput("'file' is missing: send the sound as a part of it.", param="file")
         asked = read_fields(fields, (WHISPER, services.settings.media.transcriber_model))
         save = partial(
-            services.files.save,
+            services.transfers.files.save,
             draft,
             tenant_id=tenant_id,
             name=name,
             purpose=Purpose.MESSAGE,
             expires_at=datetime.now(UTC) + _KEPT,
         )
-        file = await services.call(save)
+        file = await services.transfers.call(save)
     try:
         yield file, asked
     finally:
@@ -138,8 +138,9 @@ async def _receive(part: FormPart, draft: Draft, services: Services, max_bytes: 
 async def _forget(services: Services, file: File) -> None:
     """Delete the sound, and with it what a worker heard in it. What cannot be deleted now, the
     pruner deletes within hours."""
+    transfers = services.transfers
     with suppress(NotFound, TransientError):
-        await services.call(services.files.delete, file.tenant_id, file.file_id)
+        await transfers.call(transfers.files.delete, file.tenant_id, file.file_id)
 
 
 async def _wait(
