@@ -34,6 +34,9 @@ ON CONFLICT (id) DO UPDATE SET expires_at = greatest(f.expires_at, excluded.expi
 RETURNING {_COLUMNS}
 """
 
+#: Who stores content again whose row is gone, and who deletes its bytes, have no row to lock.
+LOCK_CONTENT = "SELECT pg_advisory_xact_lock(hashtextextended('file/' || %s::uuid, 0))"
+
 #: Held until its bytes are there: who is forgotten meanwhile does not come back with them.
 _OWED = "SELECT 1 FROM files WHERE tenant_id = %s AND id = %s AND source IS NOT NULL FOR UPDATE"
 
@@ -127,6 +130,8 @@ class Files:
             draft.publish(key)
         with self._database.cursor() as cursor:
             cursor.execute(AWAIT_STORAGE)
+            if file_id is not None:
+                cursor.execute(LOCK_CONTENT, (file_id,))
             if file_id is not None and not is_owed:
                 cursor.execute(KEEP_FILE, key)
             if is_owed and cursor.execute(_OWED, key).fetchone() is None:

@@ -8,6 +8,7 @@ so would one with a new bucket that the files have not been copied to.
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
 from typing import NamedTuple
@@ -17,6 +18,7 @@ import structlog
 from psycopg import Rollback
 
 from turnmill.schemas.errors import StorageUnavailable
+from turnmill.schemas.files.files import LOCK_CONTENT
 from turnmill.schemas.files.storage import Key, Storage
 from turnmill.schemas.postgres.database import AWAIT_STORAGE
 from turnmill.schemas.postgres.links import Link
@@ -30,6 +32,8 @@ log = structlog.get_logger()
 PAGE_FILES = 250
 #: Bytes whose row is not there yet are younger.
 ORPHAN_AGE_S = 3600.0
+#: So many deletions that fail in a row end the round: then it is the storage, and not a file.
+MOST_FAILURES = 10
 #: Between two pages.
 _PAUSE_S = 0.05
 
@@ -77,6 +81,7 @@ class FileSweep:
         self._pause = pause
         self._counts = counts
         self._is_dry = is_dry
+        self._failures = 0
 
     def run(self) -> None:
         """Delete what has expired, then what is orphaned; end where the storage fails."""
@@ -98,10 +103,10 @@ class FileSweep:
         """Delete row and bytes. The row's lock keeps those apart who store the same content; who
         did so just now has brought back what was lost.
         """
-        self._counts["files"] += 1
         if self._is_dry:
+            self._counts["files"] += 1
             return
-        with self._link.transaction() as transaction:
+        with self._tolerated(key, "files"), self._link.transaction() as transaction:
             self._link.execute(AWAIT_STORAGE)
             if self._link.execute(_DELETE, (key.file_id, is_lost)).rowcount:
                 if is_lost and self._storage.has(key):
@@ -111,16 +116,40 @@ class FileSweep:
                 if is_lost:
                     log.warning("file.lost", file_id=key.file_id.hex)
 
+    @contextmanager
+    def _tolerated(self, key: Key, counted: str) -> Iterator[None]:
+        """Count a deletion. One that the storage refuses keeps no other file."""
+        try:
+            yield
+        except StorageUnavailable as error:
+            self._failures += 1
+            if self._failures >= MOST_FAILURES:
+                raise
+            log.warning("file.not_deleted", file_id=key.file_id.hex, reason=error.message)
+        else:
+            self._failures = 0
+            self._counts[counted] += 1
+
     def _delete_bytes_without_row(self) -> None:
         keys = self._storage.keys(ORPHAN_AGE_S)
         while page := {key.file_id: key for key in islice(keys, PAGE_FILES)}:
             known = {row.id for row in self._link.fetch(Id, _KNOWN, (list(page),))}
             for file_id in page.keys() - known:
-                self._counts["files (bytes alone)"] += 1
-                if not self._is_dry:
-                    self._storage.delete(page[file_id])
+                self._delete_bytes(page[file_id])
             if self._pause(_PAUSE_S):
                 return
+
+    def _delete_bytes(self, key: Key) -> None:
+        """Delete bytes whose row is still missing, and is not just being inserted."""
+        counted = "files (bytes alone)"
+        if self._is_dry:
+            self._counts[counted] += 1
+            return
+        with self._tolerated(key, counted), self._link.transaction():
+            self._link.execute(AWAIT_STORAGE)
+            self._link.execute(LOCK_CONTENT, (key.file_id,))
+            if not self._link.fetch(Id, _KNOWN, ([key.file_id],)):
+                self._storage.delete(key)
 
     def _pages(self, statement: str, *more: datetime) -> Iterator[Key]:
         after = UUID(int=0)
