@@ -4,10 +4,10 @@ import shlex
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from turnmill.producer.cli.context import TenantOption, open_system
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.ids import Prefix, parse_id
 from turnmill.schemas.tenants import DEFAULT_SCOPES, Scope
@@ -66,7 +66,7 @@ def list_tenants() -> None:
     """
     from turnmill.producer.tenants import list_tenants
 
-    table = Table("tenant", "bots", "keys in force", "training", "created", box=None)
+    table = Listing("tenant", "bots", "keys in force", "training", "created")
     with open_system() as system:
         for tenant in list_tenants(system.database):
             created = f"{tenant.created_at:%Y-%m-%d %H:%M}"
@@ -139,8 +139,7 @@ def list_keys(tenant: TenantOption = None) -> None:
     """
     from turnmill.producer.tenants import list_keys
 
-    table = Table("id", "name", "starts with", "scopes", "created", "revoked", box=None)
-    table.columns[0].no_wrap = True
+    table = Listing("id", "name", "starts with", "scopes", "created", "revoked")
     with open_system(tenant=tenant) as system:
         for key in list_keys(system.database, system.tenant_id):
             created = f"{key.created_at:%Y-%m-%d %H:%M}"

@@ -13,6 +13,7 @@ from turnmill.producer.cli.channels.policies import PolicyOption, read_policies
 from turnmill.producer.cli.context import TenantOption, open_system
 from turnmill.producer.cli.samples.command import sample
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.formats.files import read_schema, schema_format
@@ -41,8 +42,7 @@ def list_bots(tenant: TenantOption = None) -> None:
     """
     from turnmill.producer.tenants import list_bots
 
-    table = Table("name", "version", "model", "parameters", "policies", "instructions")
-    table.columns[0].overflow = table.columns[2].overflow = "fold"
+    table = Listing("name", "version", "model", "parameters", "policies", "instructions")
     with open_system(tenant=tenant) as system:
         for bot in list_bots(system.database, system.tenant_id):
             params = _shown(bot.params)

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 from rich.filesize import decimal
-from rich.table import Table
 
 from turnmill.producer.cli.context import open_system
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.observability.logs import configure_logging
@@ -74,7 +74,7 @@ def prune(
     if not gone:
         console.print("Nothing is old enough.")
         return
-    table = Table("what", "would go" if dry_run else "rows or months", box=None)
+    table = Listing("what", "would go" if dry_run else "rows or months")
     table.columns[1].justify = "right"
     for name, count in gone.items():
         table.add_row(name, f"{count:,}")
@@ -89,7 +89,7 @@ def size() -> None:
     """
     from turnmill.producer.size import table_sizes
 
-    table = Table("table", "partitions", "rows", "size", "oldest", box=None)
+    table = Listing("table", "partitions", "rows", "size", "oldest")
     for column in table.columns[1:4]:
         column.justify = "right"
     with open_system() as system:

@@ -3,11 +3,11 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from turnmill.producer.cli.context import open_system
 from turnmill.producer.cli.extras import needing
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.channels.configuration import Configuration, find_channel, load_configuration
 from turnmill.schemas.channels.sections.base import ChannelSection
@@ -32,7 +32,7 @@ def list_channels() -> None:
     Example: turnmill channels list
     """
     settings = load_settings()
-    table = Table("name", "kind", "bot", "tenant", "address", box=None)
+    table = Listing("name", "kind", "bot", "tenant", "address")
     for name, section in _configuration(settings).channels.items():
         table.add_row(name, section.kind, plain(section.bot), plain(section.tenant), _path(name))
     console.print(table)

@@ -8,6 +8,7 @@ from rich.table import Table
 from turnmill.producer.cli.channels.policies import PolicyOption, read_policies
 from turnmill.producer.cli.context import TenantOption, open_system
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.reply_view import print_sources
 from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.conversations import read_state, set_policies
@@ -136,8 +137,7 @@ def set_own_policies(
 
 
 def _table(page: HandedOffPage) -> Table:
-    table = Table("conversation", "bot", "since", "turns", "channel", "because", box=None)
-    table.columns[0].no_wrap = True
+    table = Listing("conversation", "bot", "since", "turns", "channel", "because")
     for each in page.conversations:
         since = f"{each.handed_off_at:%Y-%m-%d %H:%M}"
         cells = (each.bot, since, str(each.turn_count), each.channel or "api", each.because)

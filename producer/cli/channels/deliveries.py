@@ -5,7 +5,6 @@ from typing import Annotated
 from uuid import UUID
 
 import typer
-from rich.table import Table
 
 from turnmill.producer.channels.deliveries import (
     drop_deliveries,
@@ -16,6 +15,7 @@ from turnmill.producer.channels.deliveries import (
 )
 from turnmill.producer.cli.context import System, TenantOption, open_system
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.channels.deliveries import DeliveryState
 from turnmill.schemas.errors import InvalidInput
@@ -55,7 +55,7 @@ def show_list(
     if as_json:
         typer.echo(page.model_dump_json(indent=2))
         return
-    table = Table("delivery", "channel", "kind", "state", "attempts", "error", box=None)
+    table = Listing("delivery", "channel", "kind", "state", "attempts", "error")
     for each in page.deliveries:
         cells = (each.id, each.channel, each.kind, each.state, each.attempts, each.error_code or "")
         table.add_row(*(plain(str(cell)) for cell in cells))

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from turnmill.producer.cli.context import TenantOption, open_system
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.ratings import read_ratings, tally_ratings, write_csv, write_jsonl
 from turnmill.schemas.errors import InvalidInput
@@ -29,7 +29,7 @@ def summary(days: DaysOption = None, tenant: TenantOption = None) -> None:
 
     Example: turnmill ratings summary --days 7
     """
-    table = Table("bot", "version", "model", "good", "bad", "good, %", box=None)
+    table = Listing("bot", "version", "model", "good", "bad", "good, %")
     with open_system(tenant=tenant) as system:
         for each in tally_ratings(system.database, system.tenant_id, _since(days)):
             share = f"{100 * each.good / (each.good + each.bad):.0f}"

@@ -10,6 +10,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.cli.views.transfer import showing_transfer
 from turnmill.schemas.errors import InvalidInput, NotFound
@@ -131,7 +132,7 @@ def pulled_table(models_dir: Path) -> Table | None:
     rows = [row for row in _rows(models_dir) if row["pulled"]]
     if not rows:
         return None
-    table = Table("pulled", "forms", "licence", box=None)
+    table = Listing("pulled", "forms", "licence")
     for row in rows:
         table.add_row(row["name"], ", ".join(row["pulled"]), row["licence"])
     return table
@@ -211,13 +212,13 @@ def _rows(models_dir: Path) -> list[_Row]:
 
 
 def _table(rows: list[_Row]) -> Table:
-    table = Table("", "name", "size", "memory", "licence", "languages", "good for", box=None)
+    table = Listing("name", "", "size", "memory", "licence", "languages", "good for")
     for row in rows:
         state = "pulled" if row["pulled"] else "fits" if row["fits"] else "too large"
         marks = [word for word in ("gated", "thinks") if row[word]]
         table.add_row(
-            state,
             row["name"],
+            state,
             decimal(row["size_bytes"]),
             decimal(row["memory_bytes"]),
             row["licence"],

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from turnmill.producer.cli.compression.catalogue import pulled_table
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.settings import load_settings
 
@@ -134,12 +135,12 @@ def _facts(folder: Path, manifest: "Manifest") -> dict[str, str]:
 
 def _artifacts(store: "ModelStore") -> Table:
     promoted = store.promoted()
-    table = Table("", "name", "made of", "weights", "size", "limits", "made", box=None)
+    table = Listing("name", "", "made of", "weights", "size", "limits", "made")
     for name in store.names():
         manifest, folder = store.manifest(name), store.path(name)
         table.add_row(
-            "*" if promoted and promoted.artifact == name else "",
             name,
+            "*" if promoted and promoted.artifact == name else "",
             plain(manifest.base.name),
             manifest.format,
             decimal(_size(folder)),
@@ -150,7 +151,7 @@ def _artifacts(store: "ModelStore") -> Table:
 
 
 def _history(store: "ModelStore") -> Table:
-    table = Table("when", "who", "what", "artifact", "forced past", box=None)
+    table = Listing("when", "who", "what", "artifact", "forced past")
     for each in store.history():
         when = each.at.astimezone().isoformat(" ", "seconds")
         misses = " ".join(each.misses) if each.forced else ""

@@ -6,12 +6,12 @@ from functools import partial
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from turnmill.producer.cli.context import System, TenantOption, open_system
 from turnmill.producer.cli.knowledge.asking import asking
 from turnmill.producer.cli.knowledge.embedding import embed_new
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.knowledge.gaps.closing import answer_gap, dismiss_gaps
 from turnmill.producer.knowledge.gaps.listing import Gap, list_groups, safety_of
@@ -37,8 +37,7 @@ def show_list(
 
     Example: turnmill gaps list --collection shop
     """
-    table = Table("gap", "asked", "last", "collection", "verdict", "question", box=None)
-    table.columns[0].no_wrap = True
+    table = Listing("gap", "asked", "last", "collection", "verdict", "question")
     with open_system(tenant=tenant) as system:
         groups = list_groups(system.database, system.tenant_id, collection)
     for each in groups[:limit]:

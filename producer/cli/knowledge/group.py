@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from turnmill.producer.cli.context import TenantOption, open_system
 from turnmill.producer.cli.knowledge.asking import asking
@@ -19,6 +18,7 @@ from turnmill.producer.cli.knowledge.embedding import embed, embed_new
 from turnmill.producer.cli.knowledge.evaluating import evaluate
 from turnmill.producer.cli.knowledge.waiting import waited
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.knowledge.lookup import (
     delete_collection,
@@ -116,7 +116,7 @@ def search(
     Example: turnmill knowledge search shop "How do I return a kettle?"
     """
     titles = ("score", "words", "cosine", "document", "passage")
-    table = Table(*titles, box=None, show_lines=False)
+    table = Listing(*titles)
     with open_system(tenant=tenant) as system:
         known = find_collection(system.database, system.tenant_id, collection)
         most = max(limit, DEPTH)
@@ -144,7 +144,7 @@ def show_list(tenant: TenantOption = None) -> None:
     Example: turnmill knowledge list
     """
     titles = ("collection", "documents", "passages", "precision", "coverage", "gate")
-    table = Table(*titles, box=None)
+    table = Listing(*titles)
     with open_system(tenant=tenant) as system:
         for each in list_collections(system.database, system.tenant_id):
             counts = (str(each.document_count), str(each.passage_count))
@@ -166,9 +166,7 @@ def show(
 
     Example: turnmill knowledge show shop
     """
-    table = Table(
-        "document", "title", "passages", "version", "updated", "state", "address", box=None
-    )
+    table = Listing("document", "title", "passages", "version", "updated", "state", "address")
     with open_system(tenant=tenant) as system:
         found = find_collection(system.database, system.tenant_id, collection)
         page = list_documents(system.database, found.collection_id, after=after, limit=limit)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from turnmill.producer.cli.context import System, open_system
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.memory.forgetting import forget_user
 from turnmill.schemas.errors import InvalidInput
@@ -72,7 +72,7 @@ def erasures() -> None:
 
     Example: turnmill users erasures
     """
-    table = Table("user (hash)", "asked", "done", box=None)
+    table = Listing("user (hash)", "asked", "done")
     with open_system() as system:
         for each in list_erasures(system.database):
             done = f"{each.done_at:%Y-%m-%d %H:%M}" if each.done_at else "not yet"

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from turnmill.producer.cli.context import TenantOption, open_system
 from turnmill.producer.cli.memory.erasing import add_commands, erase_user, show_erased
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.memory import extraction, users
 from turnmill.producer.memory.users import check_key
@@ -38,7 +38,7 @@ def show_list(
 
     Example: turnmill users list
     """
-    table = Table("user", "memory", "facts", "preferences", "consent", box=None)
+    table = Listing("user", "memory", "facts", "preferences", "consent")
     with open_system(tenant=tenant) as system:
         page = users.list_users(system.database, system.tenant_id, after=after, limit=limit)
         suffix = system.suffix
@@ -58,7 +58,7 @@ def show(user: UserKey, tenant: TenantOption = None) -> None:
 
     Example: turnmill users show api:4711
     """
-    table = Table("fact", "value", "source", "turn", "since", box=None)
+    table = Listing("fact", "value", "source", "turn", "since")
     with open_system(tenant=tenant) as system:
         found = users.read_user(system.database, system.tenant_id, user)
         facts = users.list_facts(system.database, system.tenant_id, user)

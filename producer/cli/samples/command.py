@@ -9,6 +9,7 @@ from rich.table import Table
 from turnmill.producer.cli.context import TenantOption, open_system
 from turnmill.producer.cli.samples.install import Sample, find_sample, install, list_samples
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 
 #: Questions that are suggested.
@@ -48,7 +49,7 @@ def _suggested(sample: Sample) -> list[str]:
 
 
 def _table(samples: list[Sample]) -> Table:
-    table = Table("sample", "what it is", "documents", box=None)
+    table = Listing("sample", "what it is", "documents")
     for each in samples:
         count = len(list(each.documents.iterdir())) if each.documents else 0
         table.add_row(each.name, plain(each.title), str(count) if count else "-")

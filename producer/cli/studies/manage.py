@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from turnmill.producer.cli.context import System, TenantOption, open_system
 from turnmill.producer.cli.views.console import make_console
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.studies.creation import Plan, create_study
 from turnmill.producer.studies.lookup import (
@@ -91,7 +91,7 @@ def show_list(tenant: TenantOption = None) -> None:
 
     Example: turnmill studies list
     """
-    table = Table("study", "kind", "dimensions", "items", "rated", "created", "", box=None)
+    table = Listing("study", "kind", "dimensions", "items", "rated", "created", "")
     with open_system(tenant=tenant) as system:
         for study in list_studies(system.database, system.tenant_id):
             counts = count_study(system.database, study)
@@ -109,7 +109,7 @@ def show(name: StudyName, tenant: TenantOption = None) -> None:
 
     Example: turnmill studies show november
     """
-    table = Table("rater", "rated", "median s", "last", "link until", box=None)
+    table = Listing("rater", "rated", "median s", "last", "link until")
     with open_system(tenant=tenant) as system:
         study = find_study(system.database, system.tenant_id, name)
         counts = count_study(system.database, study)

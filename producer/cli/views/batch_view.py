@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.batches import Batch, BatchFailures, BatchProgress, BatchResult
 from turnmill.schemas.errors import TransientError
@@ -176,8 +177,7 @@ def stopped_watching(resume_command: str) -> Text:
 
 def batches_table(batches: Iterable[Batch], ended: Mapping[UUID, int]) -> Table:
     """The batches, with how many of their turns have ended."""
-    table = Table("batch", "file", "bot", "turns", "ended", "state", "submitted", box=None)
-    table.columns[0].no_wrap = True
+    table = Listing("batch", "file", "bot", "turns", "ended", "state", "submitted")
     for batch in batches:
         count = ended.get(batch.batch_id, 0)
         table.add_row(

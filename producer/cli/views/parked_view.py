@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.parked.replay import Change
 from turnmill.schemas.ids import Prefix, show_id
@@ -25,10 +26,7 @@ def page(parked: ParkedPage, now: datetime) -> RenderableType:
     """The totals by error, then the turns."""
     if not parked.total:
         return "No parked turns."
-    table = Table("turn", "age", "error", "attempts", "lane", "bot", box=None)
-    # On a narrow terminal the last columns give way: an id that is cut off is of no use.
-    for column, min_width in zip(table.columns, (37, 4, 16, 8, 4, 4), strict=True):
-        column.no_wrap, column.min_width = True, min_width
+    table = Listing("turn", "age", "error", "attempts", "lane", "bot")
     for turn in parked.turns:
         attempts = f"{turn.attempts}, {turn.crashes} crashed" if turn.crashes else turn.attempts
         age = _age(now, turn.parked_at)
@@ -96,7 +94,7 @@ def _rows(turn: ParkedDetails, now: datetime) -> dict[str, str]:
 
 
 def _history(turn: ParkedDetails) -> Table:
-    table = Table("attempt", "lane", "worker", "started", "took", "outcome", "error", box=None)
+    table = Listing("attempt", "lane", "worker", "started", "took", "outcome", "error")
     for attempt in turn.history:
         took = _age(attempt.ended_at, attempt.started_at) if attempt.ended_at else ""
         table.add_row(

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.operations.status import (
     LaneStatus,
@@ -36,7 +36,7 @@ def whole(status: Status) -> RenderableType:
 def lanes(status: Status) -> RenderableType:
     """The lanes of each model, and the pauses that hold."""
     names = ("model", "lane", "queued", "snoozed", "waiting", "running", "held", "rate", "left")
-    table = Table(*names, box=None)
+    table = Listing(*names)
     for column in table.columns[2:]:
         column.justify = "right"
     for lane in status.lanes:
@@ -50,9 +50,7 @@ def workers(rows: Sequence[WorkerStatus], *, with_ended: bool) -> RenderableType
     shown = [row for row in rows if with_ended or _is_of_interest(row)]
     if not shown:
         return "No live workers. Start one: turnmill worker"
-    table = Table("worker", "where", "model", "lanes", "busy", "beat", "state", box=None)
-    for column in (table.columns[0], table.columns[6]):
-        column.no_wrap = True
+    table = Listing("worker", "where", "model", "lanes", "busy", "beat", "state")
     for row in shown:
         table.add_row(
             row.worker_id[:_ID_CHARS],

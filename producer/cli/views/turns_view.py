@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.status_view import span
 from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.operations.turns import ListedTurn, TurnPage
@@ -41,8 +42,7 @@ def found(turns: Sequence[ListedTurn], why: Why | None, now: datetime) -> Render
 
 def _table(turns: Sequence[ListedTurn], now: datetime, *, shows_names: bool = False) -> Table:
     names = ["turn", "age", "state", "lane", "attempts", "error", "bot", "tenant"]
-    table = Table(*names, *(["found by"] if shows_names else []), box=None)
-    table.columns[0].no_wrap, table.columns[0].min_width = True, 37
+    table = Listing(*names, *(["found by"] if shows_names else []))
     for turn in turns:
         row = [
             turn.turn_id,
