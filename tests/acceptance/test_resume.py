@@ -22,14 +22,15 @@ from tests.exports import (
     help_desk_xlsx,
     xlsx_rows,
 )
+from turnmill.producer.batches.submission import CHUNK_ROWS
 
 Eventually = Callable[..., None]
 SendsSignal = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 
 INTERRUPTED, USAGE = 130, 64
 
-#: Rows accepted in one transaction are 500: with these, a submission takes two.
-ROWS_BEFORE_GATE, ROWS = 500, 600
+#: With these, a submission takes two transactions.
+ROWS_BEFORE_GATE, ROWS = CHUNK_ROWS, CHUNK_ROWS + 100
 
 ROWS_OF_EXPORT = 300
 EXPORT = range(1, ROWS_OF_EXPORT + 1)

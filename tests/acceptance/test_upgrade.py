@@ -31,6 +31,8 @@ from turnmill.producer.cli.app import main
 main()
 """
 
+_VERSIONS = "infra/migrations/versions"
+
 _OVERTAKEN = """
 SELECT later.id FROM turns earlier JOIN turns later USING (conversation_id)
 WHERE earlier.seq < later.seq AND earlier.settled_at > later.started_at
@@ -50,16 +52,27 @@ def _has_history() -> bool:
     return _git("rev-parse", "--is-shallow-repository").strip() == b"false"
 
 
+def _commit_before() -> str:
+    """The newest one without the newest migration, and with each number of a migration once."""
+    added = _git(
+        *("log", "--diff-filter=A", "--format=%H", "--"), f"{_VERSIONS}/{head_revision()}_*.py"
+    )
+    for commit in _git("log", "--format=%H", f"{added.decode().split()[-1]}~1").decode().split():
+        files = _git("ls-tree", "--name-only", commit, f"{_VERSIONS}/").decode().splitlines()
+        numbers = [Path(file).name.partition("_")[0] for file in files if file.endswith(".py")]
+        if len(numbers) == len(set(numbers)) and head_revision() not in numbers:
+            return commit
+    raise AssertionError("The history has no commit of a release before.")
+
+
 @pytest.fixture
 def folder_before(tmp_path: Path) -> Path:
     """A folder with the module `turnmill_before`."""
     if not _has_history():
         pytest.skip("the repository's history is not here")
-    migration = f"infra/migrations/versions/{head_revision()}_*.py"
-    added = _git("log", "--diff-filter=A", "--format=%H", "--", migration).decode().split()
     code = tmp_path / "before"
     code.mkdir()
-    archive = _git("archive", f"{added[-1]}~1")
+    archive = _git("archive", _commit_before())
     subprocess.run(["tar", "-x", "-C", str(code)], input=archive, check=True)
     runner = _RUNNER.format(before=str(code / ".namespace"))
     (code / "turnmill_before.py").write_text(runner)

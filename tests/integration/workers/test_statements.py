@@ -26,8 +26,8 @@ from turnmill.workers.turn.settle import Ending, end_turns
 
 MANY = 32
 
-#: Find the bots; take the numbers; insert the turns, owe their hints.
-ACCEPT = 4
+#: Find the bots; take the numbers; insert the turns and owe their hints.
+ACCEPT = 3
 #: Notify the relay.
 WAKE = 1
 CLAIM = 1
