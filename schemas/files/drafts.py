@@ -1,6 +1,7 @@
 """What is being written, in a file of this machine, whatever the storage is."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from typing import IO
 
@@ -8,7 +9,7 @@ from typing import IO
 _HEAD_BYTES = 4096
 
 
-class FileDraft:
+class FileDraft(ABC):
     """Bytes in a file that nobody else knows; see `Draft`. Storages add `publish`."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -30,6 +31,6 @@ class FileDraft:
         self.size += len(data)
         self.head += data[: _HEAD_BYTES - len(self.head)]
 
+    @abstractmethod
     def _translated(self) -> AbstractContextManager[None]:
         """Turn errors of the disk into `StorageUnavailable`."""
-        raise NotImplementedError

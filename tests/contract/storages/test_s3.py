@@ -5,7 +5,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -219,16 +219,16 @@ def test_an_error_of_the_server_is_tried_once_more(bucket: S3Settings, front: Fr
 
 
 def test_what_others_have_in_the_bucket_is_nobodys_file(
-    seaweedfs: SeaweedFS, bucket: S3Settings
+    seaweedfs: SeaweedFS, bucket: S3Settings, eventually: Callable[..., None]
 ) -> None:
-    storage = connect(bucket)
-    key = store(storage)
     other = connect(bucket, prefix="of/turnmill/other/")
     store(other)
     store(connect(bucket, prefix=""))
     for name in ("notes.txt", f"{new_id().hex}.x", f"{new_id().hex}.{new_id().hex}.x"):
         seaweedfs.client.put_object(Bucket=bucket.bucket, Key=f"of/turnmill/{name}", Body=b"")
-    time.sleep(1.1)  # S3 tells whole seconds
+    storage = connect(bucket)
+    key = store(storage)  # the youngest: when it is listed, the others would be
+    eventually(lambda: key in storage.keys(0))
     assert list(storage.keys(0)) == [key]
     assert other.owned_since("me") is None
 

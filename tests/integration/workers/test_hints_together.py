@@ -66,6 +66,13 @@ class Worker:
         """One round of the event loop that finds a hint."""
         self._connection.drain_events(timeout=timeout_s)
 
+    def fill(self) -> None:
+        """Take all that find a place, and begin to wait for the other lane."""
+        while self.room:
+            self.drain()
+        with suppress(TimeoutError):
+            self.drain(timeout_s=0.01)
+
     def acknowledge(self) -> None:
         """All hints, in one round of the event loop."""
         for message in self.held:
@@ -205,10 +212,7 @@ def test_places_that_become_free_while_another_lane_is_waited_for_are_filled_at_
 ) -> None:
     publish(30)
     worker = make_worker(4)
-    while worker.room:
-        worker.drain()
-    with suppress(TimeoutError):
-        worker.drain(timeout_s=0.01)  # begins to wait for the lane that has places
+    worker.fill()
     assert client.info("clients")["blocked_clients"] == 1
     # One transaction that acknowledges four and, after four were taken, one that records them.
     assert calls(client, worker.acknowledge) == 2
@@ -225,10 +229,7 @@ def test_a_full_lane_is_filled_from_the_worker_s_own_queue_first(
     for _ in range(2):
         publish(1)
         publish(1, OWN)
-    while worker.room:
-        worker.drain()
-    with suppress(TimeoutError):
-        worker.drain(timeout_s=0.01)
+    worker.fill()
     assert [each.delivery_info["routing_key"] for each in worker.held] == [OWN, OWN]
     publish(1, OWN)
     worker.acknowledge()
@@ -240,10 +241,7 @@ def test_a_worker_that_consumes_no_more_takes_no_more(
 ) -> None:
     publish(8)
     worker = make_worker(4)
-    while worker.room:
-        worker.drain()
-    with suppress(TimeoutError):
-        worker.drain(timeout_s=0.01)
+    worker.fill()
     worker.consumer.cancel()
     worker.acknowledge()
     assert (numbers(worker), client.llen(QUEUE)) == (list(range(4)), 4)
