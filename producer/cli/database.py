@@ -50,9 +50,12 @@ def prune(
 ) -> None:
     """Delete now what is older than TURNMILL_RETENTION__… says, as workers do every hour.
 
+    Files whose deletion failed are tried again at once.
+
     Example: TURNMILL_RETENTION__TURNS_DAYS=90 turnmill db prune --dry-run
     """
     from turnmill.schemas.files.opening import open_storage
+    from turnmill.schemas.store.files.undeleted import retry_now
     from turnmill.workers.upkeep.pruner import prune as prune_database
 
     with open_system() as system, console.status("pruning …") as status:
@@ -60,6 +63,8 @@ def prune(
         def show(counts: Counter[str]) -> None:
             status.update(f"pruning … {counts['turns']:,} turns")
 
+        if not dry_run:
+            retry_now(system.database)
         gone = prune_database(
             system.database,
             system.settings.retention,

@@ -1,6 +1,7 @@
 """What the doctor asks the tables of the work under way, and the rows that answer."""
 
 from typing import NamedTuple
+from uuid import UUID
 
 from turnmill.schemas.channels.deliveries import DeliveryState
 from turnmill.schemas.routes import DELIVERY_LANE, PAUSED_LANE
@@ -30,6 +31,31 @@ UNERASED = """
 SELECT count(*) AS users, extract(epoch FROM clock_timestamp() - min(at))::int AS age_s
 FROM erasures
 WHERE done_at IS NULL AND at < clock_timestamp() - make_interval(secs => %(age_s)s)
+"""
+
+
+class Undeleted(NamedTuple):
+    """Files whose deletion fails for one reason."""
+
+    reason: str
+    is_forgotten: bool
+    remedy: str
+    files: int
+    first: UUID
+    age_s: int
+
+
+UNDELETED = """
+SELECT reason, is_forgotten, max(remedy) AS remedy, count(*) AS files,
+    (array_agg(file_id ORDER BY failed_at))[1] AS first,
+    extract(epoch FROM clock_timestamp() - min(failed_at))::int AS age_s
+FROM (
+    SELECT u.*, EXISTS (
+        SELECT FROM erased_files e WHERE e.tenant_id = u.tenant_id AND e.file_id = u.file_id
+    ) AS is_forgotten
+    FROM undeleted_files u
+) AS undeleted
+GROUP BY reason, is_forgotten ORDER BY min(failed_at)
 """
 
 

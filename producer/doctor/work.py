@@ -180,6 +180,18 @@ def _erasures(target: Target) -> Iterator[Finding]:
         )
 
 
+def _undeleted(target: Target) -> Iterator[Finding]:
+    for row in target.database.fetch(statements.Undeleted, statements.UNDELETED):
+        whose = " of forgotten users" if row.is_forgotten else ""
+        again = "turnmill users reapply" if row.is_forgotten else "turnmill db prune"
+        yield warning(
+            f"{row.files}{whose} cannot be deleted, the first one ({row.first.hex}) for "
+            f"{_span(row.age_s)}: {row.reason.rstrip('.')}",
+            f"{row.remedy or 'mend the reason'}. Workers then try again by themselves, or at once: "
+            f"{again}",
+        )
+
+
 def _span(seconds: int) -> str:
     return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
 
@@ -198,4 +210,5 @@ CHECKS: dict[str, Check[Target]] = {
     "bots of channels": _bots,
     "deliveries": _deliveries,
     "forgotten users": _erasures,
+    "files to delete": _undeleted,
 }

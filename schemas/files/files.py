@@ -13,6 +13,7 @@ from turnmill.schemas.files.storage import Draft, Key, Storage
 from turnmill.schemas.ids import Prefix, new_id, show_id
 from turnmill.schemas.postgres.database import AWAIT_STORAGE, Database
 from turnmill.schemas.postgres.rows import fetch
+from turnmill.schemas.store.files.undeleted import FORGET_UNDELETED
 from turnmill.schemas.store.fleet.deployment import read_deployment
 from turnmill.schemas.store.knowledge.passages import delete_documents_of_file
 from turnmill.schemas.store.memory.orphans import KEEP_FILE
@@ -133,7 +134,7 @@ class Files:
             if file_id is not None:
                 cursor.execute(LOCK_CONTENT, (file_id,))
             if file_id is not None and not is_owed:
-                cursor.execute(KEEP_FILE, key)
+                cursor.execute(KEEP_FILE, key._asdict())
             if is_owed and cursor.execute(_OWED, key).fetchone() is None:
                 raise unknown_file(key.file_id)
             # The row first, whose lock keeps a deletion of the same content apart.
@@ -183,7 +184,7 @@ class Files:
     def prolong(self, tenant_id: UUID, file_id: UUID, expires_at: datetime) -> File:
         """Let a file live until then at least. Raises `NotFound`."""
         with self._database.cursor() as cursor:
-            cursor.execute(KEEP_FILE, (tenant_id, file_id))
+            cursor.execute(KEEP_FILE, Key(tenant_id, file_id)._asdict())
             found = fetch(cursor, File, _PROLONG, (expires_at, tenant_id, file_id))
         if not found:
             raise unknown_file(file_id)
@@ -232,6 +233,7 @@ class Files:
             if cursor.execute(_DELETE, (tenant_id, file_id)).fetchone() is None:
                 raise unknown_file(file_id)
             delete_documents_of_file(cursor, tenant_id, file_id)
+            cursor.execute(FORGET_UNDELETED, ([file_id],))
             self._storage.delete(Key(tenant_id, file_id))
 
 

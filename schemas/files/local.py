@@ -5,6 +5,7 @@ Several machines share the folder by a network file system, or one machine has a
 """
 
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,11 @@ _OWNER = "owner"
 #: What is being written; drafts of processes that died stay until they are this old.
 _DRAFTS = "drafts"
 DRAFT_MAX_AGE_S = 24 * 3600.0
+
+_REMEDY = (
+    "the account of the API, the workers and the delivery processes must own the folder and all in "
+    "it, on a disk that is mounted, writable and not full"
+)
 
 
 class LocalDraft(FileDraft):
@@ -92,12 +98,23 @@ class LocalStorage:
                 raise NotFound("The content of the file is gone.", param="file_id") from None
 
     def has(self, key: Key) -> bool:
-        """Whether there are bytes under this key."""
-        return self.path(key).is_file()
+        """Whether there are bytes under this key. Raises `StorageUnavailable`."""
+        with _translated(), suppress(FileNotFoundError, NotADirectoryError):
+            # Not `is_file`, which takes what cannot be looked at for gone.
+            return stat.S_ISREG(self.path(key).stat().st_mode)
+        return False
 
     def missing(self, keys: Sequence[Key]) -> list[Key]:
-        """Those of some keys, in the order of their files' ids, that there are no bytes under."""
-        return [key for key in keys if not self.has(key)]
+        """Those of some keys, in the order of their files' ids, that there are no bytes under.
+        One that cannot be looked at is not missing.
+        """
+        return [key for key in keys if self._is_missing(key)]
+
+    def _is_missing(self, key: Key) -> bool:
+        try:
+            return not self.has(key)
+        except StorageUnavailable:
+            return False
 
     def delete(self, key: Key) -> None:
         """Delete the bytes, if there are any. Raises `StorageUnavailable`."""
@@ -105,16 +122,25 @@ class LocalStorage:
             self.path(key).unlink(missing_ok=True)
 
     def keys(self, min_age_s: float) -> Iterator[Key]:
-        """All keys of files so old; on the way, drafts that nobody will publish are deleted."""
+        """All keys of files so old; on the way, drafts that nobody will publish are deleted.
+
+        Raises:
+            StorageUnavailable: at the end, if a folder could not be read.
+        """
         before = time.time() - min_age_s
-        for path in self._root.glob("*/*/*"):
-            key = _key_of(path)
-            if key and self.path(key) == path and _modified_at(path) < before:
-                yield key
+        unread: list[OSError] = []
+        for folder, _, names in os.walk(self._root, onerror=unread.append):
+            for path in (Path(folder, name) for name in names):
+                key = _key_of(path)
+                if key and self.path(key) == path and _modified_at(path) < before:
+                    yield key
         for draft in (self._root / _DRAFTS).glob("*"):
             if _modified_at(draft) < time.time() - DRAFT_MAX_AGE_S:
                 with suppress(OSError):
                     draft.unlink()
+        for error in unread:
+            with _translated(), suppress(FileNotFoundError):  # deleted meanwhile
+                raise error
 
     def claim(self, owner: str) -> None:
         """Note whose files these are, if nobody's were here before. Raises as `refuse_other`."""
@@ -160,7 +186,9 @@ def _translated() -> Iterator[None]:
     except FileExistsError:
         raise
     except OSError as error:
-        raise StorageUnavailable(f"The folder of files: {error.strerror or error}") from error
+        raise StorageUnavailable(
+            f"The folder of files: {error.strerror or error}", _REMEDY
+        ) from error
 
 
 def _key_of(path: Path) -> Key | None:

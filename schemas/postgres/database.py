@@ -114,7 +114,7 @@ class Database:
             _autocommit(driver),
         ):
             cursor.execute(statement, params)
-            return cursor.fetchall() if cursor.description else []
+            return [] if cursor.description is None else cursor.fetchall()
 
     def connect(self, *, autocommit: bool = True) -> Link:
         """A connection with a session, for LISTEN and advisory locks: past any pooler.

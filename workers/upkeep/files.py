@@ -4,12 +4,15 @@ other.
 Rows without bytes are only deleted where the storage is this deployment's, and was when they were
 made: a worker that sees another folder than the API, or none, would take all files for lost, and
 so would one with a new bucket that the files have not been copied to.
+
+A file that cannot be deleted keeps no other: it waits (`undeleted.py`), and then comes after those
+that were not tried yet.
 """
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 from uuid import UUID
@@ -23,6 +26,7 @@ from turnmill.schemas.files.storage import Key, Storage
 from turnmill.schemas.postgres.database import AWAIT_STORAGE
 from turnmill.schemas.postgres.links import Link
 from turnmill.schemas.postgres.rows import Id
+from turnmill.schemas.store.files.undeleted import FORGET_STALE, Deletions
 from turnmill.schemas.store.knowledge.passages import delete_documents_of_file
 from turnmill.workers.upkeep.months import Pause
 
@@ -32,8 +36,6 @@ log = structlog.get_logger()
 PAGE_FILES = 250
 #: Bytes whose row is not there yet are younger.
 ORPHAN_AGE_S = 3600.0
-#: So many deletions that fail in a row end the round: then it is the storage, and not a file.
-MOST_FAILURES = 10
 #: Between two pages.
 _PAUSE_S = 0.05
 
@@ -51,10 +53,17 @@ class _Owner(NamedTuple):
     id: str
 
 
+_IS_UNDELETED = "EXISTS (SELECT FROM undeleted_files u WHERE u.file_id = f.id{which})"
+_WAITS = _IS_UNDELETED.format(which=" AND u.due_at > clock_timestamp()")
+
 _EXPIRED = """
-SELECT id, tenant_id FROM files
-WHERE expires_at < clock_timestamp() AND id > %s ORDER BY id LIMIT %s
+SELECT id, tenant_id FROM files f
+WHERE expires_at < clock_timestamp() AND id > %s AND {which} ORDER BY id LIMIT %s
 """
+_EXPIRED_FIRST = _EXPIRED.format(which=f"NOT {_IS_UNDELETED.format(which='')}")
+_EXPIRED_AGAIN = _EXPIRED.format(
+    which=_IS_UNDELETED.format(which=" AND u.due_at <= clock_timestamp()")
+)
 
 #: One that is just being stored anew is passed over.
 _DELETE = """
@@ -63,11 +72,16 @@ DELETE FROM files WHERE id IN (
     FOR UPDATE SKIP LOCKED)
 """
 
-_PAGE = """
-SELECT id, tenant_id FROM files
-WHERE source IS NULL AND id > %s AND created_at > %s + interval '1 hour' ORDER BY id LIMIT %s
+_PAGE = f"""
+SELECT id, tenant_id FROM files f
+WHERE source IS NULL AND id > %s AND created_at > %s + interval '1 hour' AND NOT {_WAITS}
+ORDER BY id LIMIT %s
 """
 _KNOWN = "SELECT id FROM files WHERE id = ANY(%s)"
+_WAITING = """
+SELECT file_id AS id FROM undeleted_files
+WHERE file_id = ANY(%s) AND due_at > clock_timestamp()
+"""
 
 
 class FileSweep:
@@ -81,75 +95,77 @@ class FileSweep:
         self._pause = pause
         self._counts = counts
         self._is_dry = is_dry
-        self._failures = 0
 
     def run(self) -> None:
         """Delete what has expired, then what is orphaned; end where the storage fails."""
         try:
-            for key in self._pages(_EXPIRED):
-                self._delete(key, is_lost=False)
+            if not self._is_dry:
+                self._link.execute(FORGET_STALE)
+            for statement in (_EXPIRED_FIRST, _EXPIRED_AGAIN):
+                self._delete_all(self._pages(statement), is_lost=False)
             owners = self._link.fetch(_Owner, "SELECT id FROM deployment")
             since = self._storage.owned_since(owners[0].id) if owners else None
             if since is not None:
-                keys = self._pages(_PAGE, since)
-                while page := list(islice(keys, PAGE_FILES)):
-                    for key in self._storage.missing(page):
-                        self._delete(key, is_lost=True)
+                self._delete_all(self._lost(since), is_lost=True)
                 self._delete_bytes_without_row()
         except StorageUnavailable as error:
             log.warning("files.not_swept", reason=error.message)
 
-    def _delete(self, key: Key, *, is_lost: bool) -> None:
+    def _delete_all(self, keys: Iterator[Key], *, is_lost: bool) -> None:
+        deletions = Deletions(self._link.cursor(), self._storage)
+        for key in keys:
+            if self._is_dry or deletions.attempt(key, partial(self._delete, key, is_lost=is_lost)):
+                self._counts["files"] += 1
+            if deletions.are_vain:
+                return
+
+    def _delete(self, key: Key, *, is_lost: bool) -> bool:
         """Delete row and bytes. The row's lock keeps those apart who store the same content; who
         did so just now has brought back what was lost.
         """
-        if self._is_dry:
-            self._counts["files"] += 1
-            return
-        with self._tolerated(key, "files"), self._link.transaction() as transaction:
-            self._link.execute(AWAIT_STORAGE)
-            if self._link.execute(_DELETE, (key.file_id, is_lost)).rowcount:
-                if is_lost and self._storage.has(key):
-                    raise Rollback(transaction)
-                delete_documents_of_file(self._link.cursor(), key.tenant_id, key.file_id)
-                self._storage.delete(key)
-                if is_lost:
-                    log.warning("file.lost", file_id=key.file_id.hex)
+        self._link.execute(AWAIT_STORAGE)
+        if not self._link.execute(_DELETE, (key.file_id, is_lost)).rowcount:
+            return False
+        if is_lost and self._storage.has(key):
+            raise Rollback
+        delete_documents_of_file(self._link.cursor(), key.tenant_id, key.file_id)
+        self._storage.delete(key)
+        if is_lost:
+            log.warning("file.lost", file_id=key.file_id.hex)
+        return True
 
-    @contextmanager
-    def _tolerated(self, key: Key, counted: str) -> Iterator[None]:
-        """Count a deletion. One that the storage refuses keeps no other file."""
-        try:
-            yield
-        except StorageUnavailable as error:
-            self._failures += 1
-            if self._failures >= MOST_FAILURES:
-                raise
-            log.warning("file.not_deleted", file_id=key.file_id.hex, reason=error.message)
-        else:
-            self._failures = 0
-            self._counts[counted] += 1
+    def _lost(self, since: datetime) -> Iterator[Key]:
+        """Files whose bytes are gone."""
+        keys = self._pages(_PAGE, since)
+        while page := list(islice(keys, PAGE_FILES)):
+            yield from self._storage.missing(page)
 
     def _delete_bytes_without_row(self) -> None:
         keys = self._storage.keys(ORPHAN_AGE_S)
+        deletions = Deletions(self._link.cursor(), self._storage)
         while page := {key.file_id: key for key in islice(keys, PAGE_FILES)}:
-            known = {row.id for row in self._link.fetch(Id, _KNOWN, (list(page),))}
-            for file_id in page.keys() - known:
-                self._delete_bytes(page[file_id])
+            passed = {
+                row.id
+                for statement in (_KNOWN, _WAITING)
+                for row in self._link.fetch(Id, statement, (list(page),))
+            }
+            for file_id in page.keys() - passed:
+                key = page[file_id]
+                if self._is_dry or deletions.attempt(key, partial(self._delete_bytes, key)):
+                    self._counts["files (bytes alone)"] += 1
+                if deletions.are_vain:
+                    return
             if self._pause(_PAUSE_S):
                 return
 
-    def _delete_bytes(self, key: Key) -> None:
+    def _delete_bytes(self, key: Key) -> bool:
         """Delete bytes whose row is still missing, and is not just being inserted."""
-        counted = "files (bytes alone)"
-        if self._is_dry:
-            self._counts[counted] += 1
-            return
-        with self._tolerated(key, counted), self._link.transaction():
-            self._link.execute(AWAIT_STORAGE)
-            self._link.execute(LOCK_CONTENT, (key.file_id,))
-            if not self._link.fetch(Id, _KNOWN, ([key.file_id],)):
-                self._storage.delete(key)
+        self._link.execute(AWAIT_STORAGE)
+        self._link.execute(LOCK_CONTENT, (key.file_id,))
+        if self._link.fetch(Id, _KNOWN, ([key.file_id],)):
+            return False
+        self._storage.delete(key)
+        return True
 
     def _pages(self, statement: str, *more: datetime) -> Iterator[Key]:
         after = UUID(int=0)

@@ -60,6 +60,15 @@ SELECT count(*) AS turns FROM (SELECT FROM turns WHERE state = 'parked' LIMIT {C
 """
 
 
+class _Undeleted(NamedTuple):
+    files: int
+
+
+_UNDELETED = f"""
+SELECT count(*) AS files FROM (SELECT FROM undeleted_files LIMIT {COUNTED}) AS file
+"""
+
+
 class _HandedOff(NamedTuple):
     conversations: int
     age_s: float | None
@@ -173,6 +182,7 @@ class TurnGauges(Collector):
             running = fetch(cursor, _Running, _RUNNING)
             pauses = fetch(cursor, _Pauses, _PAUSES)
             (parked,) = fetch(cursor, _Parked, _PARKED)
+            (undeleted,) = fetch(cursor, _Undeleted, _UNDELETED)
             (handed_off,) = fetch(cursor, _HandedOff, _HANDED_OFF)
             (workers,) = fetch(cursor, _Workers, _WORKERS)
             deliveries = fetch(cursor, _Deliveries, _DELIVERIES)
@@ -223,6 +233,11 @@ class TurnGauges(Collector):
             {(lane,): 0 for lane in Lane} | {(row.lane,): row.pauses for row in pauses},
         )
         yield from _plain(owed, workers, parked.turns, handed_off, warmth)
+        yield GaugeMetricFamily(
+            "turnmill_files_undeleted_count",
+            "Files whose deletion failed, and is tried again.",
+            value=undeleted.files,
+        )
 
 
 def _plain(

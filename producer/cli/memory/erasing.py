@@ -16,7 +16,9 @@ from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.memory.forgetting import forget_user
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.files.opening import open_storage
-from turnmill.schemas.store.memory.erasures import Erasure, list_erasures
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.store.files.undeleted import retry_now
+from turnmill.schemas.store.memory.erasures import Erasure, list_erasures, list_undeleted
 from turnmill.schemas.store.memory.ledger import merge_ledger
 from turnmill.workers.upkeep.erasures import Erased, erase, erase_all
 
@@ -53,7 +55,7 @@ def reapply(
 ) -> None:
     """Forget again who was forgotten before, after a restore of an older backup.
 
-    Workers do the same when they start.
+    Workers do the same when they start. Files whose deletion failed are tried again at once.
 
     Example: turnmill users reapply
     """
@@ -62,9 +64,10 @@ def reapply(
         if ledger is not None and not ledger.is_file():
             raise InvalidInput(f"There is no file '{ledger}'.", param="ledger")
         merged = merge_ledger(system.database, path)
+        retry_now(system.database)
         erased = erase_all(system.database, open_storage(system.settings))
-    console.print(plain(f"{path}: {merged.to_database} erasures were new to the database."))
-    show_erased(erased)
+        console.print(plain(f"{path}: {merged.to_database} erasures were new to the database."))
+        show_erased(system.database, erased)
 
 
 def erasures() -> None:
@@ -80,7 +83,7 @@ def erasures() -> None:
     console.print(table if table.rows else "Nobody was forgotten yet.")
 
 
-def show_erased(erased: Sequence[Erased]) -> None:
+def show_erased(database: Database, erased: Sequence[Erased]) -> None:
     """Say what was erased, table by table, and what is still waited for."""
     counts = sum((each.counts for each in erased), Counter[str]())
     for name, count in sorted(counts.items()):
@@ -93,6 +96,12 @@ def show_erased(erased: Sequence[Erased]) -> None:
             ),
             soft_wrap=True,
         )
+        return
+    if undeleted := list_undeleted(database, [each.erasure for each in erased]):
+        for row in undeleted:
+            reason = row.reason.rstrip(".")
+            console.print(plain(f"{row.files} files cannot be deleted: {reason}."), soft_wrap=True)
+        console.print("All else is erased. Workers try these files again.")
         return
     console.print("All is erased." if erased else "There is nothing to erase.")
 

@@ -190,7 +190,7 @@ def forget(
         if not yes:
             typer.confirm(f"Erase all that {user} ever said?", abort=True)
         erased = erase_user(system, user)
-    show_erased([erased])
+        show_erased(system.database, [erased])
 
 
 @app.command()

@@ -48,6 +48,22 @@ files = Table(
     Index("ix_files_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
 )
 
+#: Files, or bytes without a row, whose deletion failed (`undeleted.py`).
+undeleted_files = Table(
+    "undeleted_files",
+    metadata,
+    Column("file_id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, nullable=False),
+    #: What went wrong the last time, and what the operator can do about it.
+    Column("reason", Text, nullable=False),
+    Column("remedy", Text, nullable=False, server_default=""),
+    Column("failures", Integer, nullable=False, server_default=text("1")),
+    time_column("failed_at", default_now=True),
+    time_column("tried_at", default_now=True),
+    #: When it is tried again.
+    time_column("due_at", nullable=False),
+)
+
 #: What was read of a turn's sounds and images. Its first attempt decides, so that a later one
 #: continues the answer to the same words.
 turn_readings = Table(

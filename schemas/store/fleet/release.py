@@ -16,7 +16,7 @@ RELEASE = version("turnmill")
 UPGRADE_POLL_S = 1.0
 
 #: The revision of the schema that this release's statements need. Revisions are ordered numbers.
-NEEDED_REVISION = "0039"
+NEEDED_REVISION = "0040"
 
 
 class _IsThere(NamedTuple):

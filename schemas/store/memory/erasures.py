@@ -37,6 +37,20 @@ WHERE tenant_id = %(tenant)s AND key_hash = %(hash)s AND at = %(at)s AND done_at
 RETURNING at
 """
 
+#: A hash is of the tenant's id, too.
+_UNDELETED = """
+SELECT u.reason, count(*) AS files
+FROM erased_files e JOIN undeleted_files u USING (tenant_id, file_id)
+WHERE e.asked_by && %s::bytea[] GROUP BY u.reason ORDER BY files DESC
+"""
+
+
+class Undeleted(NamedTuple):
+    """Files of forgotten users that could not be deleted, by the reason."""
+
+    reason: str
+    files: int
+
 
 class Erasure(NamedTuple):
     """A user who is to be forgotten, or was."""
@@ -90,3 +104,8 @@ def finish_erasure(database: Database, erasure: Erasure) -> bool:
     """
     values = {"tenant": erasure.tenant_id, "hash": erasure.key_hash, "at": erasure.at}
     return bool(database.run(_DONE, values))
+
+
+def list_undeleted(database: Database, erasures: Iterable[Erasure]) -> list[Undeleted]:
+    """List the files that these erasures are not done for because they could not be deleted."""
+    return database.fetch(Undeleted, _UNDELETED, ([each.key_hash for each in erasures],))

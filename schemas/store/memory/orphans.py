@@ -7,7 +7,8 @@ long follows, with the notes locked: no other process fills it. The last one als
 looks again at the turns of the last minute, and pauses afterwards.
 
 A search that has begun ends before files are searched for that were noted meanwhile, so that they
-do not send it back.
+do not send it back. A file that cannot be deleted keeps no other: it waits (`undeleted.py`), and a
+later search begins where this one ended.
 
 No index leads to the turns of one tenant: those of all tenants since then are passed over. Only the
 tenant's own are read beyond their row.
@@ -25,6 +26,7 @@ from turnmill.schemas.files.storage import Key, Storage
 from turnmill.schemas.ids import Prefix, first_id
 from turnmill.schemas.postgres.database import AWAIT_STORAGE, Cursor, Database
 from turnmill.schemas.postgres.rows import fetch
+from turnmill.schemas.store.files.undeleted import FORGET_UNDELETED, Deletions
 
 #: Files that are searched for at a time, and turns in the first slice and in the largest.
 MOST_FILES, FIRST_ROWS, MOST_ROWS = 500, 500, 5_000
@@ -56,14 +58,18 @@ SET asked_by = array_remove(e.asked_by, %(key_hash)s::bytea) || excluded.asked_b
 
 #: Somebody stores the same content again, and names it in a turn that is not accepted yet. Whoever
 #: locks a file, too, does so afterwards, as a search does.
-KEEP_FILE = "DELETE FROM erased_files WHERE tenant_id = %s AND file_id = %s"
+KEEP_FILE = """
+WITH undeleted AS (DELETE FROM undeleted_files WHERE file_id = %(file_id)s)
+DELETE FROM erased_files WHERE tenant_id = %(tenant_id)s AND file_id = %(file_id)s
+"""
 
-#: Those of the search that has begun, or all. Whoever notes one of them waits, until it is known
-#: whether the note stays.
+#: Those of the search that has begun, or all but those that wait. Whoever notes one of them waits,
+#: until it is known whether the note stays.
 _NOTED = f"""
-SELECT e.file_id, e.searched_to, f.created_at
+SELECT e.file_id, coalesce(e.searched_to, e.cleared_to) AS cleared_to, f.created_at
 FROM erased_files e LEFT JOIN files f ON f.id = e.file_id AND f.tenant_id = e.tenant_id
-WHERE e.tenant_id = %(tenant_id)s AND (e.searched_to IS NOT NULL OR %(is_new)s)
+WHERE e.tenant_id = %(tenant_id)s AND (e.searched_to IS NOT NULL OR %(is_new)s AND NOT EXISTS (
+    SELECT FROM undeleted_files u WHERE u.file_id = e.file_id AND u.due_at > clock_timestamp()))
 ORDER BY e.file_id LIMIT {MOST_FILES} FOR UPDATE OF e
 """
 
@@ -80,6 +86,10 @@ FROM slice
 """
 
 _SEARCHED = "UPDATE erased_files SET searched_to = %s WHERE tenant_id = %s AND file_id = ANY(%s)"
+_PUT_OFF = """
+UPDATE erased_files SET searched_to = NULL, cleared_to = %s
+WHERE tenant_id = %s AND file_id = ANY(%s)
+"""
 _FORGET = "DELETE FROM erased_files WHERE tenant_id = %s AND file_id = ANY(%s)"
 _DELETE = "DELETE FROM files WHERE tenant_id = %s AND id = %s"
 
@@ -88,14 +98,14 @@ class _Noted(NamedTuple):
     """A row of `_NOTED`."""
 
     file_id: UUID
-    searched_to: UUID | None
+    cleared_to: UUID | None
     #: None: the row is gone.
     created_at: datetime | None
 
     def after(self) -> UUID:
         """The turn after which the search continues: no turn names a file before it is stored."""
         assert self.created_at is not None
-        return self.searched_to or first_id(self.created_at - _SKEW)
+        return self.cleared_to or first_id(self.created_at - _SKEW)
 
 
 class _Slice(NamedTuple):
@@ -179,13 +189,20 @@ def _step(
         cursor.execute(_LOCK_FILES, (tenant_id, slice_.file_ids))
         found |= _look_again(cursor, slice_._replace(after=late))
         orphans = [each for each in places if each not in found]
-        cursor.execute(_FORGET, (tenant_id, [*places, *done]))
-        _delete(cursor, storage, tenant_id, orphans)
-        return len(orphans)
+        deleted, refused = _delete(cursor, storage, tenant_id, orphans)
+        cursor.execute(_PUT_OFF, (late, tenant_id, refused))
+        _forget(cursor, tenant_id, [*found, *done, *deleted])
+        return len(deleted)
     # Also of files that were stored later, which no turn names up to there.
     cursor.execute(_SEARCHED, (last_id, tenant_id, [each for each in places if each not in found]))
-    cursor.execute(_FORGET, (tenant_id, [*found, *done]))
+    _forget(cursor, tenant_id, [*found, *done])
     return None
+
+
+def _forget(cursor: Cursor, tenant_id: UUID, file_ids: list[UUID]) -> None:
+    """Drop the notes of files that are gone, or that turns refer to."""
+    cursor.execute(_FORGET, (tenant_id, file_ids))
+    cursor.execute(FORGET_UNDELETED, (file_ids,))
 
 
 def _look(cursor: Cursor, slice_: _Slice) -> tuple[UUID | None, set[UUID]]:
@@ -204,11 +221,26 @@ def _look_again(cursor: Cursor, slice_: _Slice) -> set[UUID]:
     return found
 
 
-def _delete(cursor: Cursor, storage: Storage, tenant_id: UUID, file_ids: list[UUID]) -> None:
-    """Delete rows and bytes; a byte that is left without its row goes with the next sweep. A
-    statement for each: the transaction must not be idle for as long as all their bytes take.
+def _delete(
+    cursor: Cursor, storage: Storage, tenant_id: UUID, file_ids: list[UUID]
+) -> tuple[list[UUID], list[UUID]]:
+    """Delete rows and bytes; return the files that are deleted, and those that could not be. The
+    others are left to the next step. A byte that is left without its row goes with the next sweep.
+
+    A statement for each: the transaction must not be idle for as long as all their bytes take.
     """
     cursor.execute(AWAIT_STORAGE)
-    for file_id in file_ids:
-        cursor.execute(_DELETE, (tenant_id, file_id))
-        storage.delete(Key(tenant_id, file_id))
+    deletions = Deletions(cursor, storage)
+    deleted: list[UUID] = []
+    refused: list[UUID] = []
+    for key in (Key(tenant_id, each) for each in file_ids):
+
+        def delete(key: Key = key) -> bool:
+            cursor.execute(_DELETE, key)
+            storage.delete(key)
+            return True
+
+        (deleted if deletions.attempt(key, delete) else refused).append(key.file_id)
+        if deletions.are_vain:
+            break
+    return deleted, refused

@@ -98,6 +98,8 @@ erased_files = Table(
     Column("file_id", Uuid, primary_key=True),
     #: No turn up to this id refers to the file. Null: none was looked at yet.
     Column("searched_to", Uuid),
+    #: Likewise, when its deletion failed (`undeleted_files`): where the next search begins.
+    Column("cleared_to", Uuid),
     #: Whose erasures are not done before (`key_hash`).
     Column("asked_by", ARRAY(LargeBinary), nullable=False, server_default=text("'{}'")),
 )

@@ -162,6 +162,7 @@ FREE: dict[str, frozenset[str]] = {
         "study_ratings": "dimension",
         "tenants": "name",
         "turns": "model lane state error_code",
+        "undeleted_files": "reason remedy",
         "worker_liveness": "host model engine lanes version capabilities unavailable_because "
         "own_lanes drain_asked_by ended_lately",
     }.items()

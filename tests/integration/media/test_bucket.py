@@ -13,7 +13,7 @@ import pytest
 from tests.contract.storages.seaweedfs import ACCESS_KEY, SECRET_KEY, Front, SeaweedFS
 from tests.integration.media.conftest import MakeSite, Site
 from tests.integration.memory.conftest import Listening
-from tests.integration.memory.world import World
+from tests.integration.memory.world import World, forget, send
 from turnmill.infra.migrations import head_revision
 from turnmill.producer.cli.app import main
 from turnmill.producer.doctor import Finding, Level, diagnose
@@ -24,6 +24,8 @@ from turnmill.schemas.files.storage import Key
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres import links
 from turnmill.schemas.settings import S3Settings, Settings, load_settings
+from turnmill.schemas.store.files.undeleted import retry_now
+from turnmill.schemas.store.memory.erasures import list_erasures
 
 pytest.importorskip("botocore", reason="pip install 'turnmill[s3]'")
 
@@ -344,6 +346,46 @@ def test_who_is_forgotten_is_in_no_version_of_any_object(
     world.forget(WORD)
     assert _canaries(seaweedfs, bucket, WORD) == 0
     assert _canaries(seaweedfs, bucket, "archaeopteryx") == 2
+
+
+def test_an_object_that_is_locked_keeps_no_other_file_of_who_is_forgotten(
+    system: Any,
+    bucket: S3Settings,
+    seaweedfs: SeaweedFS,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As object lock answers: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-lock.html"""
+    engine = Listening()
+    monkeypatch.setattr("turnmill.workers.consumer.process.create_engine", lambda _: engine)
+    locked: set[str] = set()
+
+    def fault(request: BaseHTTPRequestHandler) -> tuple[int, bytes] | None:
+        is_locked = any(name in request.path for name in locked)
+        return (403, b"") if request.command == "DELETE" and is_locked else None
+
+    with Front(seaweedfs) as front:
+        front.fault = fault
+        seen = bucket.model_copy(update={"endpoint": front.url})
+        own = settings_of(seen, system.settings.database.url.get_secret_value(), tmp_path)
+        system.settings = system.settings.model_copy(update={"files": own.files, "s3": own.s3})
+        world = World(system, system.database, tmp_path / "data")
+        files = [world.upload(f"{WORD} {each}") for each in range(3)]
+        for file in files:
+            send(world, WORD, file)
+        locked |= {files[0].file_id.hex}
+        forget(world, WORD)
+        assert _canaries(seaweedfs, bucket, WORD) == 1
+        [row] = system.database.run("SELECT file_id, reason, remedy FROM undeleted_files")
+        assert row.file_id == files[0].file_id
+        assert "403" in row.reason and "object lock must be off" in row.remedy
+        locked.clear()
+        world.erase()
+        assert _canaries(seaweedfs, bucket, WORD) == 1, "tried before its pause was over"
+        retry_now(system.database)
+        world.erase()
+    assert _canaries(seaweedfs, bucket, WORD) == 0
+    assert list_erasures(system.database, is_open=True) == []
 
 
 def _canaries(seaweedfs: SeaweedFS, bucket: S3Settings, word: str) -> int:

@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -12,13 +11,11 @@ import openai
 import pytest
 
 from tests.integration.media.conftest import MakeSite, Site
-from turnmill.schemas.errors import StorageUnavailable
 from turnmill.schemas.files.files import Purpose
 from turnmill.schemas.files.local import LocalStorage
 from turnmill.schemas.files.opening import open_files
 from turnmill.schemas.files.storage import Key
 from turnmill.schemas.ids import new_id
-from turnmill.workers.upkeep.files import MOST_FAILURES
 
 TEXT = b"Order 4711 has not arrived.\n"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
@@ -239,43 +236,6 @@ def test_rows_and_bytes_that_lost_each_other_are_deleted(site: Site) -> None:
     assert young.exists() and stranger.exists() and not orphan.exists()
     with pytest.raises(openai.NotFoundError):
         site.openai.files.retrieve(lost.id)
-
-
-class Refusing(LocalStorage):
-    """Deletes all but some files."""
-
-    def __init__(self, root: Path, kept: set[str]) -> None:
-        super().__init__(root)
-        self.kept, self.asked = kept, 0
-
-    def delete(self, key: Key) -> None:
-        self.asked += 1
-        if key.file_id.hex in self.kept:
-            raise StorageUnavailable("It is held.")
-        super().delete(key)
-
-
-def test_a_file_that_cannot_be_deleted_keeps_no_other(site: Site) -> None:
-    held, *others = [site.upload(f"{each}".encode(), "x").id for each in range(3)]
-    site.database.run("UPDATE files SET expires_at = now() - interval '1 s' RETURNING id")
-    site.storage = Refusing(site.settings.files_dir, {held.removeprefix("file_")})
-    orphan = site.storage.path(Key(site.tenant_id, new_id()))
-    orphan.parent.mkdir(exist_ok=True)
-    orphan.write_bytes(b"bytes without a row")
-    os.utime(orphan, (0, 0))
-    site.prune()
-    assert len(others) == 2
-    assert [each.id for each in site.openai.files.list()] == [held]
-    assert len(site.stored()) == 1
-
-
-def test_a_storage_that_deletes_nothing_is_given_up(site: Site) -> None:
-    ids = {site.upload(f"{each}".encode(), "x").id for each in range(MOST_FAILURES + 2)}
-    site.database.run("UPDATE files SET expires_at = now() - interval '1 s' RETURNING id")
-    site.storage = Refusing(site.settings.files_dir, {each.removeprefix("file_") for each in ids})
-    site.prune()
-    assert site.storage.asked == MOST_FAILURES
-    assert {each.id for each in site.openai.files.list()} == ids
 
 
 def test_bytes_that_get_their_row_during_a_sweep_are_kept(site: Site) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ from turnmill.producer.memory.forgetting import forget_user
 from turnmill.producer.operations import lanes
 from turnmill.producer.tenants import create_tenant
 from turnmill.schemas.embedders.registry import EMBEDDERS
-from turnmill.schemas.files.opening import open_files
+from turnmill.schemas.files.files import File, Purpose
+from turnmill.schemas.files.local import LocalStorage
+from turnmill.schemas.files.opening import open_files, open_storage
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings.engine import EMBEDDER_LIBRARIES
+from turnmill.schemas.store.memory.erasures import list_erasures
 from turnmill.schemas.turns import Lane
 from turnmill.workers.upkeep.indexer import Indexer
+from turnmill.workers.upkeep.pruner import prune
 
 #: Its name is no folder's or file's, and needs quoting in a shell.
 OTHER_MODEL = "acme's llama"
@@ -354,6 +359,63 @@ def a_user_whom_nobody_forgets(place: Place) -> Printed:
         "turnmill users reapply",
         has_helped=lambda: not found("forgotten users"),
     )
+
+
+def held_file(place: Place) -> tuple[File, Callable[[], None]]:
+    """A file with a non-empty folder in its place, which no account can unlink; and the repair."""
+    settings = place.system.settings
+    with open_storage(settings).draft() as draft:
+        draft.write(b"a photo")
+        file = open_files(place.system.database, settings).save(
+            draft, tenant_id=place.system.tenant_id, name="photo.png", purpose=Purpose.MESSAGE
+        )
+    path = LocalStorage.of(settings).path(file.key)
+    path.unlink()
+    (path / "held").mkdir(parents=True)
+
+    def repair() -> None:
+        (path / "held").rmdir()
+        path.rmdir()
+
+    return file, repair
+
+
+@prints("producer/doctor/work.py", "turnmill db prune")
+def a_file_that_retention_cannot_delete(place: Place) -> Printed:
+    _, repair = held_file(place)
+    database = place.system.database
+    database.run("UPDATE files SET expires_at = clock_timestamp() RETURNING id")
+    retention = place.system.settings.retention
+    prune(database, retention, lambda _: False, storage=open_storage(place.system.settings))
+    (finding,) = found("files to delete")
+    assert finding.level is Level.WARNING
+    repair()
+    return Printed(
+        told(finding), "turnmill db prune", has_helped=lambda: not found("files to delete")
+    )
+
+
+@prints("producer/doctor/work.py", "turnmill users reapply")
+def a_file_of_a_forgotten_user_that_cannot_be_deleted(place: Place) -> Printed:
+    file, repair = held_file(place)
+    database = place.system.database
+    forget_user(database, place.system.tenant_id, "api:ada")
+    database.run(
+        "INSERT INTO erased_files (tenant_id, file_id, asked_by) "
+        "SELECT tenant_id, %s, ARRAY[key_hash] FROM erasures RETURNING file_id",
+        (file.file_id,),
+    )
+    said = place.turnmill("users", "reapply")[1]
+    assert "Is a directory" in said and "All else is erased." in said
+    (finding,) = found("files to delete")
+    assert "of forgotten users" in finding.detail
+    repair()
+
+    def has_helped() -> bool:
+        (erasure,) = list_erasures(database)
+        return not found("files to delete") and erasure.done_at is not None
+
+    return Printed(told(finding), "turnmill users reapply", has_helped=has_helped)
 
 
 def embedded_shop(place: Place) -> str:

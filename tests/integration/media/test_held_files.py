@@ -1,0 +1,188 @@
+"""Files that their storage refuses to delete: each fails alone in a sweep, rests and is told."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import openai
+import pytest
+from structlog.testing import capture_logs
+
+from tests.integration.media.conftest import Site
+from turnmill.schemas.errors import StorageUnavailable
+from turnmill.schemas.files.local import LocalStorage
+from turnmill.schemas.files.storage import Key
+from turnmill.schemas.ids import new_id
+from turnmill.schemas.store.files import undeleted
+
+TEXT = b"Order 4711 has not arrived.\n"
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
+
+
+def expire_all(site: Site) -> None:
+    site.database.run("UPDATE files SET expires_at = now() - interval '1 s' RETURNING id")
+
+
+def block(site: Site, file: Any) -> Path:
+    """Put into a file's place what no `unlink` removes, not even root's."""
+    place = site.storage.path(Key(site.tenant_id, UUID(hex=file.id.removeprefix("file_"))))
+    place.unlink()
+    place.mkdir()
+    (place / "held").touch()
+    return place
+
+
+def make_due(site: Site) -> None:
+    site.database.run("UPDATE undeleted_files SET due_at = now() RETURNING file_id")
+
+
+class Refusing(LocalStorage):
+    """Deletes all but some files."""
+
+    def __init__(self, root: Path, kept: set[str]) -> None:
+        super().__init__(root)
+        self.kept = kept
+        self.asked: list[str] = []
+
+    def delete(self, key: Key) -> None:
+        self.asked.append(key.file_id.hex)
+        if key.file_id.hex in self.kept:
+            raise StorageUnavailable("It is held.")
+        super().delete(key)
+
+
+def test_files_that_cannot_be_deleted_keep_no_other(site: Site) -> None:
+    held = [site.upload(TEXT) for _ in range(12)]
+    last = site.upload(TEXT)
+    places = [block(site, each) for each in held]
+    expire_all(site)
+    orphan = site.storage.path(Key(site.tenant_id, new_id()))
+    orphan.parent.mkdir(exist_ok=True)
+    orphan.write_bytes(b"bytes without a row")
+    os.utime(orphan, (0, 0))
+    with capture_logs() as logs:
+        for _ in range(2):
+            assert site.prune()["files"] == 1
+            make_due(site)
+            last = site.upload(TEXT)
+            expire_all(site)
+    assert [each["event"] for each in logs].count("file.not_deleted") == 1
+    assert {each.id for each in site.openai.files.list()} == {each.id for each in (*held, last)}
+    assert not orphan.exists()
+    [row] = site.database.run(
+        "SELECT count(*) AS n, min(failures) AS least, max(failures) AS most FROM undeleted_files"
+    )
+    assert (row.n, row.least, row.most) == (12, 2, 2)
+    for place in places:
+        (place / "held").unlink()
+        place.rmdir()
+    # Those that failed rest; what was not tried yet does not wait for them.
+    make_due(site)
+    assert site.prune()["files"] == 13
+    assert list(site.openai.files.list()) == []
+    assert site.database.run("SELECT file_id FROM undeleted_files") == []
+
+
+def test_a_file_that_could_not_be_deleted_rests_and_then_comes_last(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = site.upload(TEXT).id.removeprefix("file_")
+    site.storage = Refusing(site.settings.files_dir, {held})
+    expire_all(site)
+    for _ in range(3):
+        site.prune()
+    assert site.storage.asked == [held]
+    make_due(site)
+    younger = site.upload(TEXT).id.removeprefix("file_")
+    expire_all(site)
+    site.prune()
+    assert site.storage.asked == [held, younger, held]
+
+
+def test_a_storage_that_takes_its_time_to_refuse_ends_the_round(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(undeleted, "VAIN_S", 0.0)
+    ids = {site.upload(f"{each}".encode(), "x").id.removeprefix("file_") for each in range(4)}
+    expire_all(site)
+    site.storage = Refusing(site.settings.files_dir, ids)
+    for tried in range(1, 5):
+        site.prune()
+        # Each round has others: those that failed rest.
+        assert len(site.storage.asked) == len(set(site.storage.asked)) == tried
+
+
+def test_bytes_without_a_row_that_cannot_be_deleted_keep_no_others(site: Site) -> None:
+    site.upload(TEXT)  # claims the storage
+    keys = [Key(site.tenant_id, new_id()) for _ in range(3)]
+    for key in keys:
+        path = site.storage.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"bytes without a row")
+        os.utime(path, (0, 0))
+    held = keys[1].file_id.hex
+    site.storage = Refusing(site.settings.files_dir, {held})
+    for _ in range(2):
+        site.prune()
+    assert [site.storage.has(key) for key in keys] == [False, True, False]
+    assert site.storage.asked.count(held) == 1
+    site.storage.kept = set()
+    make_due(site)
+    site.prune()
+    assert not site.storage.has(keys[1])
+    assert site.database.run("SELECT file_id FROM undeleted_files") == []
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_lost_and_keeps_no_other(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, _, unread = (site.upload(each) for each in (TEXT, PNG, b"on a broken sector"))
+    [path] = [each for each in site.stored() if each.read_bytes() == PNG]
+    path.unlink()
+    site.made_later()
+    look = Path.stat
+
+    def fail(path: Path, **given: Any) -> os.stat_result:
+        if path.name == unread.id.removeprefix("file_"):
+            raise OSError(errno.EIO, "Input/output error")
+        return look(path, **given)
+
+    monkeypatch.setattr(Path, "stat", fail)
+    site.prune()
+    assert {each.id for each in site.openai.files.list()} == {kept.id, unread.id}
+
+
+def test_the_age_of_a_note_that_nobody_needs_is_bounded(site: Site) -> None:
+    """As of a file that a process of an older release has deleted, or kept."""
+    file = site.upload(TEXT)
+    block(site, file)
+    expire_all(site)
+    site.prune()
+    site.database.run("UPDATE files SET expires_at = NULL RETURNING id")
+    make_due(site)
+    site.prune()
+    assert len(site.database.run("SELECT file_id FROM undeleted_files")) == 1
+    site.database.run(
+        "UPDATE undeleted_files SET due_at = now() - interval '3 days' RETURNING file_id"
+    )
+    site.prune()
+    assert site.database.run("SELECT file_id FROM undeleted_files") == []
+    assert [each.id for each in site.openai.files.list()] == [file.id]
+
+
+def test_who_deletes_a_file_that_retention_could_not_deletes_its_note(site: Site) -> None:
+    file = site.upload(TEXT)
+    place = block(site, file)
+    expire_all(site)
+    site.prune()
+    with pytest.raises(openai.InternalServerError):
+        site.openai.files.delete(file.id)
+    assert len(site.database.run("SELECT file_id FROM undeleted_files")) == 1
+    with site.http as http:
+        assert "\nturnmill_files_undeleted_count 1.0\n" in http.get("/metrics").text
+    (place / "held").unlink()
+    place.rmdir()
+    site.openai.files.delete(file.id)
+    assert site.database.run("SELECT file_id FROM undeleted_files") == []

@@ -1,0 +1,248 @@
+"""A file of an erased turn that its storage refuses to delete fails alone, and is told."""
+
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.integration.memory.conftest import Listening
+from tests.integration.memory.world import World, files_of, forget, send
+from turnmill.producer.memory.forgetting import forget_user
+from turnmill.schemas.errors import StorageUnavailable
+from turnmill.schemas.files.files import File
+from turnmill.schemas.files.local import LocalStorage
+from turnmill.schemas.files.storage import Key
+from turnmill.schemas.store.files import undeleted
+from turnmill.schemas.store.memory import orphans
+from turnmill.schemas.store.memory.erasures import list_erasures
+
+WORD, OTHERS = "quetzalcoatlus", "archaeopteryx"
+
+
+@pytest.fixture
+def world(system: Any, engine: Listening, tmp_path: Path) -> World:
+    return World(system, system.database, tmp_path / "data")
+
+
+def block(world: World, file: File) -> Path:
+    """Put into the file's place what no `unlink` removes, not even root's."""
+    assert isinstance(world.storage, LocalStorage)
+    place = world.storage.path(file.key)
+    place.unlink()
+    place.mkdir()
+    (place / "held").write_text(WORD)
+    return place
+
+
+def unblock(place: Path) -> None:
+    (place / "held").unlink()
+    place.rmdir()
+
+
+def noted(world: World) -> dict[UUID, int]:
+    """How often each file that could not be deleted was tried."""
+    rows = world.database.run("SELECT file_id, failures FROM undeleted_files")
+    return {row.file_id: row.failures for row in rows}
+
+
+def make_due(world: World) -> None:
+    world.database.run("UPDATE undeleted_files SET due_at = now() RETURNING file_id")
+
+
+def test_a_file_that_cannot_be_deleted_keeps_no_other(world: World) -> None:
+    held, *others = [world.upload(f"{WORD} {each}") for each in range(4)]
+    for file in (held, *others):
+        send(world, WORD, file)
+    place = block(world, held)
+    forget(world, WORD)
+    assert files_of(world) == {held.file_id}
+    assert world.files_with(f"{WORD} ") == []
+    assert noted(world) == {held.file_id: 1}
+    [row] = world.database.run("SELECT * FROM undeleted_files")
+    assert row.tenant_id == world.tenant_id
+    assert "Is a directory" in row.reason and "account" in row.remedy
+    # The user is not forgotten before all is gone.
+    assert [each.key for each in list_erasures(world.database, is_open=True)] == [f"api:{WORD}"]
+    unblock(place)
+    world.erase()
+    assert files_of(world) == {held.file_id}, "tried before its pause was over"
+    make_due(world)
+    world.erase()
+    assert (files_of(world), noted(world)) == (set(), {})
+    assert world.database.run("SELECT file_id FROM erased_files") == []
+    assert list_erasures(world.database, is_open=True) == []
+
+
+def test_the_pauses_grow_up_to_a_limit(world: World) -> None:
+    file = world.upload(WORD)
+    send(world, WORD, file)
+    block(world, file)
+    forget(world, WORD)
+    pauses = []
+    for _ in range(12):
+        [row] = world.database.run(
+            "SELECT extract(epoch FROM due_at - tried_at)::float AS pause_s FROM undeleted_files"
+        )
+        pauses.append(row.pause_s)
+        make_due(world)
+        world.erase()
+    wanted = [min(60.0 * 2**each, undeleted.MOST_PAUSE_S) for each in range(12)]
+    assert pauses == pytest.approx(wanted, abs=1.0)
+    assert noted(world) == {file.file_id: 13}
+
+
+def test_what_goes_wrong_is_logged_once_for_all_files_and_rounds(world: World) -> None:
+    files = [world.upload(f"{WORD} {each}") for each in range(3)]
+    for file in files:
+        send(world, WORD, file)
+        block(world, file)
+    with capture_logs() as logs:
+        forget(world, WORD)
+        for _ in range(3):
+            make_due(world)
+            world.erase()
+    told = [each for each in logs if each["event"] == "file.not_deleted"]
+    assert [each["file_id"] in {file.file_id.hex for file in files} for each in told] == [True]
+    assert "Is a directory" in told[0]["reason"]
+    assert noted(world) == {file.file_id: 4 for file in files}
+
+
+def test_whoever_is_forgotten_later_does_not_wait_for_a_file_that_cannot_be_deleted(
+    world: World,
+) -> None:
+    held, other = world.upload(WORD), world.upload(OTHERS)
+    send(world, WORD, held)
+    send(world, OTHERS, other)
+    block(world, held)
+    for word in (WORD, OTHERS):
+        forget_user(world.database, world.tenant_id, f"api:{word}")
+        world.erase()
+    assert files_of(world) == {held.file_id}
+    assert [each.key for each in list_erasures(world.database, is_open=True)] == [f"api:{WORD}"]
+
+
+def test_another_try_searches_only_turns_since_the_last_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = world.upload(WORD)
+    send(world, WORD, file)
+    place = block(world, file)
+    forget(world, WORD)
+    [row] = world.database.run("SELECT searched_to, cleared_to FROM erased_files")
+    assert (row.searched_to, row.cleared_to is not None) == (None, True)
+    places: list[UUID] = []
+    look = orphans._look
+
+    def watch(cursor: Any, slice_: Any) -> Any:
+        places.append(slice_.after)
+        return look(cursor, slice_)
+
+    monkeypatch.setattr(orphans, "_look", watch)
+    unblock(place)
+    make_due(world)
+    world.erase()
+    assert places[0] == row.cleared_to
+    assert files_of(world) == set()
+
+
+def test_a_file_that_somebody_sends_while_it_cannot_be_deleted_stays(world: World) -> None:
+    file = world.upload(WORD)
+    send(world, WORD, file)
+    place = block(world, file)
+    forget(world, WORD)
+    unblock(place)
+    place.write_bytes(b"it is there after all")
+    send(world, OTHERS, file)
+    make_due(world)
+    world.erase()
+    assert (files_of(world), noted(world)) == ({file.file_id}, {})
+    assert list_erasures(world.database, is_open=True) == []
+
+
+def test_a_storage_that_does_not_answer_is_no_files_fault(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in range(3):
+        send(world, WORD, world.upload(f"{WORD} {each}"))
+
+    def fail(*_: Any) -> Any:
+        raise StorageUnavailable("It is away.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "delete", fail)
+        patch.setattr(LocalStorage, "owned_since", fail)
+        with pytest.raises(StorageUnavailable):
+            forget(world, WORD)
+    assert (len(files_of(world)), noted(world)) == (3, {})
+    world.erase()
+    assert files_of(world) == set()
+
+
+def test_a_row_that_postgres_refuses_to_delete_keeps_no_other(world: World) -> None:
+    held, other = world.upload(WORD), world.upload(f"{WORD} again")
+    for file in (held, other):
+        send(world, WORD, file)
+    world.database.run(
+        "CREATE TABLE holds (file_id uuid REFERENCES files (id)); "
+        f"INSERT INTO holds VALUES ('{held.file_id}')"
+    )
+    try:
+        forget(world, WORD)
+        assert files_of(world) == {held.file_id}
+        assert world.storage.has(held.key), "bytes without their row's deletion"
+        [row] = world.database.run("SELECT reason FROM undeleted_files")
+        assert "ForeignKeyViolation" in row.reason
+    finally:
+        world.database.run("DROP TABLE holds")
+    make_due(world)
+    world.erase()
+    assert files_of(world) == set()
+
+
+def test_a_process_that_dies_between_bytes_and_commit_leaves_nothing_behind(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [world.upload(f"{WORD} {each}") for each in range(2)]
+    for file in files:
+        send(world, WORD, file)
+    delete, seen = LocalStorage.delete, []
+
+    def die(storage: LocalStorage, key: Key) -> None:
+        seen.append(key.file_id)
+        delete(storage, key)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "delete", die)
+        with pytest.raises(KeyboardInterrupt):
+            forget(world, WORD)
+    assert files_of(world) == {file.file_id for file in files}
+    assert list_erasures(world.database, is_open=True) != []
+    world.erase()
+    assert (files_of(world), noted(world)) == (set(), {})
+    assert list_erasures(world.database, is_open=True) == []
+
+
+def test_refusals_that_take_their_time_do_not_hold_locks_for_all_of_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(undeleted, "VAIN_S", 0.0)
+    files = [world.upload(f"{WORD} {each}") for each in range(3)]
+    for file in files:
+        send(world, WORD, file)
+    block(world, files[0])
+    steps: list[int] = []
+    delete = orphans._delete
+
+    def count(*given: Any) -> Any:
+        steps.append(len(given[-1]))
+        return delete(*given)
+
+    monkeypatch.setattr(orphans, "_delete", count)
+    forget(world, WORD)
+    # Each deletion takes too long for another one in its transaction.
+    assert steps == [3, 2, 1]
+    assert files_of(world) == {files[0].file_id}
