@@ -94,13 +94,27 @@ def test_nothing_of_a_schema_is_left_to_validation(engine: Engine) -> None:
         "fives": {"type": "integer", "minimum": 1, "maximum": 999, "multipleOf": 5},
         "code": {"type": "string", "pattern": "^[a-z]+$", "minLength": 7, "maxLength": 9},
         "found": {"type": "string", "pattern": "[A-C]{2}", "maxLength": 4},
-        "line": {"type": "string", "minLength": 40, "maxLength": 44},
     }
     schema = {"type": "object", "properties": properties, "required": [*properties]}
     wanted = ResponseFormat(type="json_schema", schema_text=json.dumps(schema))
     with ThreadPoolExecutor(8) as pool:
         replies = [*pool.map(lambda seed: text_of(reply(engine, wanted, seed)), range(8))]
     assert [find_fault(wanted, each) for each in replies] == [None] * 8, replies
+
+
+@engines(*HOLDING)
+def test_lengths_are_kept_to(engine: Engine) -> None:
+    """Of texts and lists, which models left to themselves exceed."""
+    properties = {
+        "line": {"type": "string", "minLength": 40, "maxLength": 80},
+        "marks": {"type": "array", "items": {"enum": [0, 1]}, "minItems": 34, "maxItems": 36},
+    }
+    schema = {"type": "object", "properties": properties, "required": [*properties]}
+    wanted = ResponseFormat(type="json_schema", schema_text=json.dumps(schema))
+    with ThreadPoolExecutor(4) as pool:
+        seeds = range(4)
+        replies = [*pool.map(lambda s: text_of(reply(engine, wanted, s, max_tokens=240)), seeds)]
+    assert [find_fault(wanted, each) for each in replies] == [None] * 4, replies
 
 
 @engines(*HOLDING)

@@ -2,7 +2,7 @@
 
 Its own `json_schema` allows any white space, with which small models fill a reply. This grammar
 is compact, and simpler than a schema where that compiles slowly, for a grammar is compiled within
-a step of the batch: long bounds, `multipleOf`, and lengths beside a pattern are left to validation.
+a step of the batch: `multipleOf` and lengths beside a pattern are left to validation.
 https://github.com/mlc-ai/xgrammar/blob/main/docs/tutorials/ebnf_guided_generation.md
 """
 
@@ -27,8 +27,11 @@ from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.workers.engines.openvino.numbers import DIGITS, decimals, integers
 from turnmill.workers.engines.text.call_form import MOST_CALLS, CallForm
 
-#: Longer bounded repetitions take seconds to compile.
-MOST_REPEATED = 32
+#: Larger bounds of repetitions are left to validation.
+MOST_REPEATED = 4_096
+#: Each place in a repetition is compiled by itself, which takes milliseconds: long ones repeat
+#: blocks, which all of them share.
+_BLOCK = 16
 
 #: What a JSON text has no escape for.
 _PLAIN = all_but(chars((0, 31), (34, 34), (92, 92), (127, 159)))
@@ -80,8 +83,8 @@ def _plain(format: ResponseFormat) -> Schema:
 class _Writer:
     def __init__(self) -> None:
         self._rules: list[str] = []
+        self._named: dict[str, str] = {}
         self._uses_any = self._uses_loose = False
-        self._count = 0
         #: Of the definitions of the schema that is written.
         self._prefix = ""
 
@@ -140,11 +143,11 @@ class _Writer:
         return "looseobject"
 
     def _rule(self, body: str) -> str:
-        """A rule's new name; engines read long expressions in parentheses slowly."""
-        name = f"r{self._count}"
-        self._count += 1
-        self._rules.append(f"{name} ::= {body}")
-        return name
+        """The name of the rule with this body; engines read long ones in parentheses slowly."""
+        if body not in self._named:
+            self._named[body] = f"r{len(self._named)}"
+            self._rules.append(f"{self._named[body]} ::= {body}")
+        return self._named[body]
 
     def _value(self, plain: Schema) -> str:
         match plain:
@@ -209,10 +212,11 @@ class _Writer:
         """Items behind others, or the first ones."""
         name = self._rule(item)
         if follows:
-            return f'("," {name}){_times(least, most)}'
+            return self._repeat(f'("," {name})', least, most)
         if most == 0:
             return ""
-        rest = f'{name} ("," {name}){_times(least - 1, None if most is None else most - 1)}'
+        more = self._repeat(f'("," {name})', least - 1, None if most is None else most - 1)
+        rest = f"{name} {more}"
         return rest if least > 0 else f"({rest})?"
 
     def _string(self, plain: Schema) -> str:
@@ -221,7 +225,7 @@ class _Writer:
         least, most = plain.get("minLength", 0), plain.get("maxLength")
         if not least and (most is None or most > MOST_REPEATED):
             return "text"
-        return self._rule(_quoted(f"char{_times(least, most)}"))
+        return self._rule(_quoted(self._repeat("char", least, most)))
 
     def _pattern(self, node: Node) -> str:
         match node:
@@ -233,7 +237,30 @@ class _Writer:
                 return self._rule(_either(map(self._pattern, options)))
             case Repeat(part, least, most):
                 body = self._pattern(part)
-                return body if most == least == 1 else f"({body}){_times(least, most)}"
+                return body if most == least == 1 else self._repeat(f"({body})", least, most)
+
+    def _repeat(self, part: str, least: int, most: int | None) -> str:
+        """Repeat an expression; bounds that are too large are dropped."""
+        least = min(max(0, least), MOST_REPEATED)
+        if most is None or most > MOST_REPEATED:
+            return f"{self._exactly(part, least)} {part}*".lstrip()
+        return f"{self._exactly(part, least)} {self._at_most(part, most - least)}".strip() or '""'
+
+    def _exactly(self, part: str, count: int) -> str:
+        if count <= _BLOCK:
+            return f"{part}{{{count}}}" if count else ""
+        blocks, rest = divmod(count, _BLOCK)
+        return f"{self._exactly(self._block(part), blocks)} {self._exactly(part, rest)}".rstrip()
+
+    def _at_most(self, part: str, count: int) -> str:
+        if count < 2 * _BLOCK:
+            return f"{part}{{0,{count}}}" if count else ""
+        blocks, rest = divmod(count, _BLOCK)
+        # The last block, too, may be broken off anywhere.
+        return f"{self._at_most(self._block(part), blocks - 1)} {part}{{0,{_BLOCK + rest}}}"
+
+    def _block(self, part: str) -> str:
+        return self._rule(f"{part}{{{_BLOCK}}}")
 
     def _number(self, plain: Schema) -> str:
         low, high = bounds(plain)
@@ -250,18 +277,6 @@ def _quoted(body: str) -> str:
 
 def _either(options: Iterable[str]) -> str:
     return " | ".join(dict.fromkeys(options))
-
-
-def _times(least: int, most: int | None) -> str:
-    """A repetition; long bounds are dropped."""
-    least = max(0, least)
-    if most is not None and most > MOST_REPEATED:
-        most = None
-    if least > MOST_REPEATED:
-        least = MOST_REPEATED
-    if most is None:
-        return "*" if least == 0 else "+" if least == 1 else f"{{{least},}}"
-    return f"{{{least},{most}}}"
 
 
 def _compact(value: object) -> str:

@@ -101,15 +101,40 @@ def test_what_a_pattern_allows_is_written_as_json_escapes_it() -> None:
     assert "\\u0022" not in grammar({"type": "string", "pattern": "^[^x]+$"}).split("\ntext ::=")[0]
 
 
-def test_long_bounds_are_left_to_validation() -> None:
-    for schema in ({"maxLength": 200}, {"minLength": 100}, {"pattern": "^a{2,64}$"}):
-        text = grammar({"type": "string", **schema})
-        assert all(
-            int(each) <= MOST_REPEATED for each in re.findall(r"[{,](\d+)", text.split("\ntext")[0])
-        )
+def test_very_long_bounds_are_left_to_validation() -> None:
+    text = grammar({"type": "string", "maxLength": MOST_REPEATED + 1})
+    assert text.startswith("root ::= text\n")
 
 
 def test_a_property_that_may_be_missing_takes_its_comma_along() -> None:
     text = grammar({"type": "object", "properties": {"a": {"const": 1}, "b": {"const": 2}}})
     assert 'r1 ::= "," "\\"b\\":" r0 "}" | "}"\n' in text
     assert "root ::= r6\n" in text
+
+
+def all_rules(text: str) -> re.Pattern[str]:
+    """A grammar of an array of `true`, whose rules do not recur, as one expression."""
+    rules = dict(line.split(" ::= ") for line in text.splitlines())
+    body = rules["root"]
+    while names := re.findall(r"\br\d+\b", body):
+        body = body.replace(names[0], f"({rules[names[0]]})")
+    return as_expression([body])
+
+
+@pytest.mark.parametrize(
+    ("least", "most"),
+    [(0, 1), (0, 31), (0, 33), (1, 80), (33, 33), (17, 48), (0, 200), (40, 300), (0, 600)],
+)
+def test_a_repetition_in_blocks_has_these_lengths_and_no_others(least: int, most: int) -> None:
+    text = grammar({"type": "array", "items": {"const": 1}, "minItems": least, "maxItems": most})
+    written = all_rules(text)
+    found = {n for n in range(most + 40) if written.fullmatch(f"[{','.join('1' * n)}]")}
+    assert found == set(range(least, most + 1))
+
+
+def test_long_bounds_share_their_places() -> None:
+    properties = {f"line{n}": {"type": "string", "maxLength": 200 + n} for n in range(8)}
+    text = grammar({"type": "object", "properties": properties, "required": []})
+    assert text.count("char{16}") == 1
+    places = sum(int(most) for most in re.findall(r"\{(?:0,)?(\d+)\}", text))
+    assert places < 8 * 60
