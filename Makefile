@@ -16,6 +16,7 @@ STORM_TURNS ?= 1000
 
 # CPU time of test-slow.
 SLOW_SHARE ?= 0.25
+TRIAGE_ROWS ?= 2000
 
 # For bench-gpu: one that has torch and transformers.
 GPU_PYTHON ?= $(PYTHON)
@@ -40,7 +41,7 @@ CODE := compression producer schemas workers infra tests
 PACKAGES := turnmill.compression turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-browser test-clients test-vllm test-litert test-media test-trl test-tfserving test-triton test-storm test-slow test-formats chaos check format bench bench-engine bench-gpu bench-compression bench-peers lock picture build servers clean
+.PHONY: help demo up test test-browser test-clients test-vllm test-litert test-media test-trl test-tfserving test-triton test-storm test-slow test-triage test-formats chaos check format bench bench-engine bench-gpu bench-compression bench-peers lock picture build servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -74,6 +75,9 @@ test-storm: $(STAMPS)/dev servers ## The storms of the tests with more turns (ST
 
 test-slow: $(STAMPS)/dev ## The demo with a quarter of the CPU time, in a control group (SLOW_SHARE=0.1; SLOW_MODELS=fresh)
 	SLOW_SHARE=$(SLOW_SHARE) $(BIN)/python -m pytest -n 0 tests/acceptance/test_slow.py $(ARGS)
+
+test-triage: $(STAMPS)/dev ## Make a table of 2,000 tickets typed with the real model, killed three times (TRIAGE_ROWS=200)
+	TRIAGE_ROWS=$(TRIAGE_ROWS) $(BIN)/python -m pytest -n 0 tests/acceptance/test_triage.py $(ARGS)
 
 # 500 replies of each engine; about an hour on two cores (ARGS="-k openvino").
 test-formats: $(STAMPS)/dev ## Hold every local engine to ten schemas, 50 replies each

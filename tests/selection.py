@@ -73,6 +73,8 @@ def environments() -> dict[str, bool]:
         "clients": CLIENTS.exists(),
         # A share of the CPU time that the demo gets, for many minutes.
         "slow": "SLOW_SHARE" in os.environ,
+        # Many replies of the real model, and everything killed meanwhile.
+        "triage": "TRIAGE_ROWS" in os.environ,
         "litert": LITERT.exists() and TENSORFLOW.exists(),
     }
 
