@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from turnmill.producer.cli.commands import LazyGroup
+from turnmill.producer.cli.commands import LazyGroup, todays_name
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.errors import (
     Conflict,
@@ -34,6 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"token_normalize_func": todays_name},
 )
 
 #: sysexits.h: usage, unavailable, software error.

@@ -48,7 +48,9 @@ def engine(
             min=1, help="`generate`, engine alone and in the system, in turn, so many times."
         ),
     ] = 3,
-    out: Annotated[Path, typer.Option(help="Where figures and plot go.")] = Path("bench-runs"),
+    out: Annotated[Path, typer.Option("--output", "-o", help="Where figures and plot go.")] = Path(
+        "bench-runs"
+    ),
 ) -> None:
     """Compare engines with plain `generate`, and the whole system with its engine alone.
 
@@ -172,9 +174,10 @@ def system(
             help="A folder with another version of the code and its .venv; both run in turn."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the figures of a run with --against go.")] = Path(
-        "bench-runs"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Where the figures of a run with --against go."),
+    ] = Path("bench-runs"),
 ) -> None:
     """Measure what the system costs, with an engine that costs nothing.
 
@@ -274,7 +277,10 @@ def compression(
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Where texts, artifacts and reports go; run again, it continues.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="Where texts, artifacts and reports go; run again, it continues."
+        ),
     ] = Path("bench-runs/compression"),
 ) -> None:
     """Make the table of compression: every recipe's quality, size and speed beside its original.

@@ -34,7 +34,9 @@ def chaos(
         list[str] | None, typer.Option(help="Draw from these faults only (repeatable).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Repeat the plan of this seed.")] = None,
-    out: Annotated[Path, typer.Option(help="Where reports go.")] = Path("chaos-runs"),
+    out: Annotated[Path, typer.Option("--output", "-o", help="Where reports go.")] = Path(
+        "chaos-runs"
+    ),
     shows_list: Annotated[
         bool, typer.Option("--list", help="List scenarios, faults and servers, and end.")
     ] = False,

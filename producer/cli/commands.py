@@ -37,7 +37,6 @@ COMMANDS = {
     "studies": "studies.group:app",
     "lanes": "operations.lanes:app",
     "workers": "operations.workers:app",
-    "turn": "turns.turn:app",
     "turns": "turns.listing:app",
     "parked": "turns.parked:app",
     "conversations": "channels.conversations:app",
@@ -54,8 +53,17 @@ COMMANDS = {
     "db": "database:app",
 }
 
+#: Names of before → today's, of commands and of options without their dashes. They still work, and
+#: no help text shows them.
+RENAMED = {"turn": "turns", "error": "error-code", "out": "output", "because": "reason"}
+
 #: They start processes, and stop them whichever signal ends the command.
 STARTING = frozenset(("bench", "chaos", "demo", "up"))
+
+
+def todays_name(name: str) -> str:
+    """The name of today that a command or an option has."""
+    return RENAMED.get(name, name)
 
 
 class _Commands(Mapping[str, object]):

@@ -95,7 +95,7 @@ class _Talk:
         except KeyboardInterrupt:
             shown = show_id(Prefix.TURN, accepted.turn_id)
             console.print(
-                f"\n[dim]The turn goes on: turnmill turn show {shown}{self._system.suffix}[/]"
+                f"\n[dim]The turn goes on: turnmill turns show {shown}{self._system.suffix}[/]"
             )
             raise typer.Exit(130) from None
 

@@ -161,7 +161,7 @@ def test_the_corpus_is_answered_without_a_gap_and_in_order(stack: UpStack, tmp_p
     assert {cell["turn_id"] for cell in cells} == {answer["turn_id"] for answer in answers}
     assert [cell["reply"] for cell in cells] == [answer["reply"] or "" for answer in answers]
 
-    shown = stack.turnmill("turn", "show", answers[0]["turn_id"])
+    shown = stack.turnmill("turns", "show", answers[0]["turn_id"])
     assert rows[0]["prompt"].split()[0] in shown
     assert "completed in lane batch, attempt 1" in shown
 
@@ -203,10 +203,10 @@ def test_an_abandoned_question_goes_on_and_can_be_cancelled(
     assert ask.wait(timeout=10) == 130
     found = TURN.search(log.read_text())
     assert found is not None, log.read_text()
-    assert "running in lane interactive" in stack.turnmill("turn", "show", found.group())
-    assert "Cancelled." in stack.turnmill("turn", "cancel", found.group())
-    assert "cancelled in lane" in stack.turnmill("turn", "show", found.group())
-    assert "already ended" in stack.turnmill("turn", "cancel", found.group())
+    assert "running in lane interactive" in stack.turnmill("turns", "show", found.group())
+    assert "Cancelled." in stack.turnmill("turns", "cancel", found.group())
+    assert "cancelled in lane" in stack.turnmill("turns", "show", found.group())
+    assert "already ended" in stack.turnmill("turns", "cancel", found.group())
 
 
 def test_a_key_opens_the_api_until_it_is_revoked(stack: UpStack, eventually: Eventually) -> None:

@@ -53,7 +53,8 @@ COLUMNS = "uuid,kwargs,state,received,runtime,exception,worker"
 REFUSAL = (
     "Flower cannot do this: Turnmill's workers take no orders over the broker. "
     "To stop a worker: turnmill workers drain ID. To pause a lane: turnmill lanes pause LANE. "
-    "To cancel a turn: turnmill turn cancel ID, or start Flower with TURNMILL_FLOWER__CONTROL=true."
+    "To cancel a turn: turnmill turns cancel ID, or start Flower with "
+    "TURNMILL_FLOWER__CONTROL=true."
 )
 
 #: Cancels a turn, whoever's it is; False: it had ended.

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from turnmill.producer.cli.channels.policies import PolicyOption, read_policies
 from turnmill.producer.cli.context import TenantOption, open_system
+from turnmill.producer.cli.lists.printing import JsonOption, print_json
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.reply_view import print_sources
@@ -32,7 +33,7 @@ def show_list(
     after: Annotated[
         str | None, typer.Option(help="The next page, as the page before names it.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As the API says it.")] = False,
+    as_json: JsonOption = False,
     tenant: TenantOption = None,
 ) -> None:
     """List the conversations that people answer, those first that were handed off first.
@@ -44,7 +45,7 @@ def show_list(
         page = list_handed_off(system.database, system.tenant_id, limit=limit, after=start)
         suffix = system.suffix
     if as_json:
-        typer.echo(page.model_dump_json(indent=2))
+        print_json(page)
         return
     console.print(_table(page) if page.conversations else "No conversation is handed off.")
     if page.next is not None:
@@ -74,17 +75,17 @@ def show(conversation_id: ConversationId, tenant: TenantOption = None) -> None:
 @app.command("hand-off")
 def hand_over(
     conversation_id: ConversationId,
-    because: Annotated[str, typer.Option(help="Why, for those who look.")] = ASKED_BY_OPERATOR,
+    reason: Annotated[str, typer.Option(help="Why, for those who look.")] = ASKED_BY_OPERATOR,
     tenant: TenantOption = None,
 ) -> None:
     """Let a person answer: the open turns end, and the bot sends nothing more.
 
     Example: turnmill conversations hand-off conv_01a20a667dde743da35d0f8a02aa55e1
-    --because "A complaint."
+    --reason "A complaint."
     """
     wanted = parse_id(Prefix.CONVERSATION, conversation_id)
     with open_system(tenant=tenant) as system:
-        hand_off(system.database, system.tenant_id, wanted, because)
+        hand_off(system.database, system.tenant_id, wanted, reason)
         suffix = system.suffix
     hint = f'Handed off. Answer: turnmill conversations answer {conversation_id} "…"{suffix}'
     console.print(plain(hint), soft_wrap=True)

@@ -14,6 +14,7 @@ from turnmill.producer.channels.deliveries import (
     retry_deliveries,
 )
 from turnmill.producer.cli.context import System, TenantOption, open_system
+from turnmill.producer.cli.lists.printing import JsonOption, print_json
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
@@ -35,7 +36,7 @@ def show_list(
     state: Annotated[DeliveryState | None, typer.Option(help="Only those in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Deliveries shown.")] = 50,
     after: Annotated[str | None, typer.Option(help="The next page: the last one shown.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As the API says it.")] = False,
+    as_json: JsonOption = False,
     tenant: TenantOption = None,
 ) -> None:
     """List deliveries, the latest first.
@@ -53,7 +54,7 @@ def show_list(
             after=start,
         )
     if as_json:
-        typer.echo(page.model_dump_json(indent=2))
+        print_json(page)
         return
     table = Listing("delivery", "channel", "kind", "state", "attempts", "error")
     for each in page.deliveries:
@@ -76,7 +77,7 @@ def show(
     with open_system(tenant=tenant) as system:
         wanted = parse_id(Prefix.DELIVERY, delivery_id)
         view = read_delivery(system.database, system.tenant_id, wanted)
-    typer.echo(view.model_dump_json(indent=2))
+    print_json(view)
 
 
 @app.command()

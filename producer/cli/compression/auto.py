@@ -48,7 +48,10 @@ def auto(
         str | None, typer.Option(help="What artifacts' names begin with; the model when left out.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Also write one report of all artifacts into this folder.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Also write one report of all artifacts into this folder."
+        ),
     ] = None,
 ) -> None:
     """Try recipes, the cheapest first, and name the best artifact that is small enough.

@@ -35,7 +35,8 @@ def evaluate(
         typer.Option(help="The original that the others are compared with. Default: the first."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The folder of the report. Default: evaluations/TIME.")
+        Path | None,
+        typer.Option("--output", "-o", help="The folder of the report. Default: evaluations/TIME."),
     ] = None,
     windows: Annotated[
         int, typer.Option(min=2, help="Windows of 256 tokens to score, of each text.")
@@ -56,7 +57,7 @@ def evaluate(
     `turnmill evaluate MODEL…` is short for it.
 
     Example: turnmill evaluate models my-model-f16 --against my-model
-    --data chats.jsonl --out report
+    --data chats.jsonl --output report
     """
     with needing("compression"):
         from turnmill.compression.evaluate.page import quality_table, speed_table, write_report

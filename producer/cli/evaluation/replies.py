@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 console = make_console()
 
 OutOption = Annotated[
-    Path | None, typer.Option(help="The folder of the report. Default: evaluations/TIME.")
+    Path | None,
+    typer.Option("--output", "-o", help="The folder of the report. Default: evaluations/TIME."),
 ]
 ByOption = Annotated[
     str, typer.Option(help="Groups: none, bot, model, tenant, day, week or month.")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from turnmill.producer.cli.context import open_system
+from turnmill.producer.cli.lists.printing import JsonOption
 from turnmill.producer.cli.operations.person import who
 from turnmill.producer.cli.views import status_view
 from turnmill.producer.cli.views.console import make_console
@@ -25,7 +26,7 @@ ModelOption = Annotated[
 
 @app.command("list")
 def list_lanes(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the lanes of each model with their open turns, and the pauses.
 

@@ -1,1 +1,1 @@
-"""Commands about single turns."""
+"""Commands about turns."""

@@ -1,4 +1,4 @@
-"""`turnmill turns`: turns listed by what they have in common, and found by any name."""
+"""`turnmill turns`: listed by what they have in common, found by any name, shown, cancelled."""
 
 import json
 from datetime import UTC, datetime
@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from turnmill.producer.cli.context import open_system
+from turnmill.producer.cli.lists.printing import JsonOption, print_json
 from turnmill.producer.cli.turns.times import parse_past
+from turnmill.producer.cli.turns.turn import cancel, show
 from turnmill.producer.cli.views import turns_view
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.operations.turns import TurnFilter, find_turns, list_turns
@@ -16,13 +18,12 @@ from turnmill.schemas.errors import NotFound
 from turnmill.schemas.ids import Prefix, parse_id
 from turnmill.schemas.turns import Lane, TurnState
 
-app = typer.Typer(help="Turns: listing and finding them.", no_args_is_help=True)
+app = typer.Typer(help="Turns: list, find, show and cancel them.", no_args_is_help=True)
 console = make_console()
 
 TenantFilter = Annotated[
     str | None, typer.Option("--tenant", help="Only this tenant's; of all when left out.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 @app.command("list")
@@ -32,7 +33,7 @@ def show_list(
     model: Annotated[str | None, typer.Option(help="Only turns for this model.")] = None,
     tenant: TenantFilter = None,
     bot: Annotated[str | None, typer.Option(help="Only turns of this bot.")] = None,
-    error: Annotated[str | None, typer.Option(help="Only turns with this error code.")] = None,
+    error_code: Annotated[str | None, typer.Option(help="Only turns with this error code.")] = None,
     older_than: Annotated[
         str | None,
         typer.Option(
@@ -46,20 +47,20 @@ def show_list(
 ) -> None:
     """List turns, the latest accepted first, without what was asked and answered.
 
-    Example: turnmill turns list --state failed --error deadline_exceeded
+    Example: turnmill turns list --state failed --error-code deadline_exceeded
 
     Example: turnmill turns list --state queued --older-than 10m
     """  # fmt: skip
     before = None if older_than is None else parse_past(older_than, "older_than")
     wanted = TurnFilter(
-        tenant=tenant, state=state, lane=lane, model=model, bot=bot, error_code=error,
+        tenant=tenant, state=state, lane=lane, model=model, bot=bot, error_code=error_code,
         before=before,
     )  # fmt: skip
     start = None if after is None else parse_id(Prefix.TURN, after)
     with open_system() as system:
         page = list_turns(system.database, wanted, limit=limit, after=start)
     if as_json:
-        typer.echo(page.model_dump_json(indent=2))
+        print_json(page)
     else:
         console.print(turns_view.page(page, datetime.now(UTC)), soft_wrap=True)
 
@@ -96,3 +97,7 @@ def find(
         typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
         console.print(turns_view.found(found, why, datetime.now(UTC)), soft_wrap=True)
+
+
+app.command()(show)
+app.command()(cancel)

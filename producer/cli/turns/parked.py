@@ -10,6 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from turnmill.producer.cli.context import System, TenantOption, open_system
+from turnmill.producer.cli.lists.printing import JsonOption, print_json
 from turnmill.producer.cli.turns.times import parse_past
 from turnmill.producer.cli.views import parked_view
 from turnmill.producer.cli.views.console import make_console
@@ -47,7 +48,7 @@ def show_list(
     since: SinceOption = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Turns shown.")] = 50,
     after: Annotated[str | None, typer.Option(help="The next page: the last turn shown.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As the API says it.")] = False,
+    as_json: JsonOption = False,
     tenant: TenantOption = None,
 ) -> None:
     """List parked turns, the latest first, and how many there are of each error.
@@ -59,7 +60,7 @@ def show_list(
     with open_system(tenant=tenant) as system:
         page = list_parked(system.database, system.tenant_id, wanted, limit=limit, after=start)
     if as_json:
-        typer.echo(page.model_dump_json(indent=2))
+        print_json(page)
     else:
         console.print(parked_view.page(page, datetime.now(UTC)), soft_wrap=True)
 
@@ -67,7 +68,7 @@ def show_list(
 @app.command()
 def show(
     turn_id: TurnId,
-    as_json: Annotated[bool, typer.Option("--json", help="As the API says it.")] = False,
+    as_json: JsonOption = False,
     tenant: TenantOption = None,
 ) -> None:
     """Show everything about a parked turn, what was asked included.
@@ -77,7 +78,7 @@ def show(
     with open_system(tenant=tenant) as system:
         turn = read_parked(system.database, system.tenant_id, parse_id(Prefix.TURN, turn_id))
     if as_json:
-        typer.echo(turn.model_dump_json(indent=2))
+        print_json(turn)
     else:
         console.print(parked_view.details(turn, datetime.now(UTC)))
 

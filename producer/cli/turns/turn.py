@@ -1,4 +1,4 @@
-"""`turnmill turn`: looking at single turns, and cancelling them."""
+"""`turnmill turns show|cancel`: one turn."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,16 +14,13 @@ from turnmill.schemas.turns import Turn
 if TYPE_CHECKING:
     from turnmill.producer.operations.why import Why
 
-app = typer.Typer(help="Single turns.", no_args_is_help=True)
-
 TurnId = Annotated[str, typer.Argument(help="turn_… as the API and the logs show it.")]
 
 
-@app.command()
 def show(turn_id: TurnId, tenant: TenantOption = None) -> None:
     """Show a turn: its state, its messages and its reply.
 
-    Example: turnmill turn show turn_01a20a667dde743da35d0f8a02aa55e1
+    Example: turnmill turns show turn_01a20a667dde743da35d0f8a02aa55e1
     """
     from turnmill.producer.operations.why import Explainer
     from turnmill.producer.turns import read_turn
@@ -34,11 +31,10 @@ def show(turn_id: TurnId, tenant: TenantOption = None) -> None:
     make_console().print(_table(turn, why))
 
 
-@app.command()
 def cancel(turn_id: TurnId, tenant: TenantOption = None) -> None:
     """Cancel a turn that is not answered yet; its conversation goes on.
 
-    Example: turnmill turn cancel turn_01a20a667dde743da35d0f8a02aa55e1
+    Example: turnmill turns cancel turn_01a20a667dde743da35d0f8a02aa55e1
     """
     from turnmill.producer.cancel import cancel as cancel_turn
 

@@ -36,7 +36,7 @@ def found(turns: Sequence[ListedTurn], why: Why | None, now: datetime) -> Render
             parts.append(Text("→ ", style="bold").append_text(plain(why.remedy)))
     tenant = turns[0].tenant
     suffix = "" if tenant == DEFAULT_TENANT else f" --tenant {shlex.quote(tenant)}"
-    parts.append(plain(f"Its dialogue: turnmill turn show {turns[0].turn_id}{suffix}"))
+    parts.append(plain(f"Its dialogue: turnmill turns show {turns[0].turn_id}{suffix}"))
     return Group(*parts)
 
 

@@ -254,7 +254,7 @@ def test_a_gguf_file_is_evaluated_beside_its_checkpoint(
     turnmill("turnmill compress my-model --recipe f16 --data chats.jsonl")
     gguf = "data/models/artifacts/my-model-f16/model-f16.gguf"
 
-    options = "--data chats.jsonl --windows 2 --replies 0 --speed-rounds 0 --out gguf"
+    options = "--data chats.jsonl --windows 2 --replies 0 --speed-rounds 0 --output gguf"
     turnmill(f"turnmill evaluate {gguf} --against my-model {options}")
 
     row = json.loads((place / "gguf" / "report.json").read_text())["rows"][1]

@@ -36,7 +36,7 @@ FAILED = 1
 
 
 def replay(folder: Path, candidate: str) -> tuple[int, Any]:
-    words = ["--bot", "cool", "--against", candidate, "--out", str(folder)]
+    words = ["--bot", "cool", "--against", candidate, "--output", str(folder)]
     done = CliRunner().invoke(app, ["evaluate", "replay", *words])
     report = json.loads((folder / "report.json").read_text())
     return done.exit_code, {gate["name"]: gate["verdict"] for gate in report["gates"]}

@@ -48,7 +48,7 @@ def talked(desk: Desk) -> Desk:
 
 def replay(folder: Path, *words: str) -> tuple[int, Any]:
     """Run the command; its exit status, and its report."""
-    done = CliRunner().invoke(app, ["evaluate", "replay", "--out", str(folder), *words])
+    done = CliRunner().invoke(app, ["evaluate", "replay", "--output", str(folder), *words])
     if isinstance(done.exception, Exception) and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.exit_code, json.loads((folder / "report.json").read_text())

@@ -19,7 +19,7 @@ from turnmill.schemas.turns import GenerationParams
 
 def evaluate(folder: Path, *words: str) -> Any:
     """Run the command and return the groups of its report."""
-    done = CliRunner().invoke(app, ["evaluate", "turns", "--out", str(folder), *words])
+    done = CliRunner().invoke(app, ["evaluate", "turns", "--output", str(folder), *words])
     assert done.exit_code == 0, done.output
     return json.loads((folder / "report.json").read_text())["groups"]
 
@@ -52,7 +52,7 @@ def test_references_of_a_file_belong_to_their_turns(desk: Desk, tmp_path: Path) 
 def test_tenants_do_not_see_each_others_replies(desk: Desk, tmp_path: Path) -> None:
     desk.ask("mine")
     create_tenant(desk.database, "acme", desk.settings)
-    words = ["evaluate", "turns", "--tenant", "acme", "--out", str(tmp_path)]
+    words = ["evaluate", "turns", "--tenant", "acme", "--output", str(tmp_path)]
 
     assert "no reply" in str(CliRunner().invoke(app, words).exception)
     (group,) = evaluate(tmp_path, "--all-tenants", "--by", "tenant")

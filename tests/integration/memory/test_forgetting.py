@@ -192,7 +192,7 @@ def test_what_is_left_of_erased_turns_can_be_looked_at(world: World, turnmill: A
     assert rows
     commands = [("turns", "list"), ("parked", "list"), ("conversations", "list")]
     commands += [("ratings", "summary")]
-    commands += [("turn", "show", show_id(Prefix.TURN, row.id)) for row in rows]
+    commands += [("turns", "show", show_id(Prefix.TURN, row.id)) for row in rows]
     shown = {show_id(Prefix.CONVERSATION, row.conversation_id) for row in rows}
     commands += [("conversations", "show", conversation) for conversation in sorted(shown)]
     for words in commands:
@@ -221,7 +221,7 @@ def test_a_parked_turn_of_another_user_stays_listed(
     world.forget(WORD)
     assert world.tables_with(WORD) == set()
     name = show_id(Prefix.TURN, parked)
-    for words in (("parked", "list"), ("parked", "show", name), ("turn", "show", name)):
+    for words in (("parked", "list"), ("parked", "show", name), ("turns", "show", name)):
         status, said = turnmill(*words)
         assert (words, status, "Erased." in said) == (words, 0, True), said
         assert name in said

@@ -164,7 +164,7 @@ def test_an_open_turn_says_why_it_waits_wherever_it_is_shown(
     system: Any, turnmill: Turnmill
 ) -> None:
     turn = f"turn_{accept(system.database, system.request('hello')).turn_id.hex}"
-    for words in (("turns", "find", turn), ("turn", "show", turn)):
+    for words in (("turns", "find", turn), ("turns", "show", turn)):
         _, said = turnmill(*words)
         assert "waits for a worker: none consumes lane interactive" in said, words
         assert "turnmill worker --lane interactive" in said, words

@@ -232,7 +232,7 @@ def a_chat_that_was_left(place: Place) -> Printed:
     return Printed(said, f"turnmill chat --conversation {conversation}")
 
 
-@prints("producer/cli/talk.py", "turnmill turn show {…}{…}")
+@prints("producer/cli/talk.py", "turnmill turns show {…}{…}")
 def a_question_that_was_left(place: Place) -> Printed:
     async def leave(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -253,13 +253,13 @@ def a_status_without_workers(place: Place) -> Printed:
     )  # fmt: skip
 
 
-@prints("producer/cli/views/turns_view.py", "turnmill turn show {…}{…}")
+@prints("producer/cli/views/turns_view.py", "turnmill turns show {…}{…}")
 def a_turn_of_another_tenant_that_was_found(place: Place) -> Printed:
     turn = accept(place.system.database, place.system.request("hello"))
     of_tenant(place, "turns")
     shown = f"turn_{turn.turn_id.hex}"
     _, said = place.turnmill("turns", "find", shown)
-    return Printed(said, f"turnmill turn show {shown} --tenant 'acme & sons'")
+    return Printed(said, f"turnmill turns show {shown} --tenant 'acme & sons'")
 
 
 @prints("producer/operations/why.py", "turnmill relay")
@@ -329,11 +329,11 @@ def a_button_of_flower_that_takes_a_queue_away(place: Place) -> Printed:
     )  # fmt: skip
 
 
-@prints("workers/consumer/flower.py", "turnmill turn cancel ID")
+@prints("workers/consumer/flower.py", "turnmill turns cancel ID")
 def a_button_of_flower_that_revokes_a_task(place: Place) -> Printed:
     turn = accept(place.system.database, place.system.request("hello"))
     return Printed(
-        REFUSAL, "turnmill turn cancel ID", fill={"ID": f"turn_{turn.turn_id.hex}"},
+        REFUSAL, "turnmill turns cancel ID", fill={"ID": f"turn_{turn.turn_id.hex}"},
         has_helped=lambda: place.system.count("state = 'cancelled'") == 1,
     )  # fmt: skip
 

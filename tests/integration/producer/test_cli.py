@@ -102,10 +102,10 @@ def test_the_environment_chooses_a_tenant_too(
 ) -> None:
     turnmill("tenants", "create", "acme")
     turn_id = f"turn_{accept_one('whose?').turn_id.hex}"
-    assert turnmill("turn", "show", turn_id)[0] == 0
+    assert turnmill("turns", "show", turn_id)[0] == 0
     monkeypatch.setenv("TURNMILL_TENANT", "acme")
-    assert turnmill("turn", "show", turn_id)[0] == USAGE
-    assert turnmill("turn", "show", turn_id, "--tenant", "default")[0] == 0
+    assert turnmill("turns", "show", turn_id)[0] == USAGE
+    assert turnmill("turns", "show", turn_id, "--tenant", "default")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_the_environment_chooses_a_tenant_too(
         ("parked", "show", f"turn_{NOBODYS}"),
         ("parked", "replay", "--all"),
         ("parked", "drop", "--all"),
-        ("turn", "show", f"turn_{NOBODYS}"),
-        ("turn", "cancel", f"turn_{NOBODYS}"),
+        ("turns", "show", f"turn_{NOBODYS}"),
+        ("turns", "cancel", f"turn_{NOBODYS}"),
         ("ask", "x"),
         ("chat",),
     ],
@@ -304,9 +304,9 @@ def test_a_secret_is_printed_once_and_alone_on_its_line(turnmill: Turnmill, migr
     [
         ("keys", "revoke", f"key_{NOBODYS}"),
         ("keys", "revoke", "slack-bot"),
-        ("turn", "show", f"turn_{NOBODYS}"),
-        ("turn", "show", f"conv_{NOBODYS}"),
-        ("turn", "cancel", f"turn_{NOBODYS}"),
+        ("turns", "show", f"turn_{NOBODYS}"),
+        ("turns", "show", f"conv_{NOBODYS}"),
+        ("turns", "cancel", f"turn_{NOBODYS}"),
         ("parked", "show", f"turn_{NOBODYS}"),
         ("parked", "list", "--after", "latest"),
         ("parked", "replay", f"turn_{NOBODYS}"),
@@ -337,13 +337,13 @@ def test_what_does_not_exist_is_an_error_of_whoever_asked(
 
 def test_an_open_turn_is_shown_and_cancelled_once(turnmill: Turnmill, migrated: str) -> None:
     turn_id = f"turn_{accept_one('Where is my parcel?').turn_id.hex}"
-    status, shown, _ = turnmill("turn", "show", turn_id)
+    status, shown, _ = turnmill("turns", "show", turn_id)
     assert status == 0
     assert "queued in lane interactive, attempt 0" in shown
     assert "Where is my parcel?" in shown
-    assert turnmill("turn", "cancel", turn_id)[1].strip() == "Cancelled."
-    assert "cancelled in lane" in turnmill("turn", "show", turn_id)[1]
-    assert "already ended" in turnmill("turn", "cancel", turn_id)[1]
+    assert turnmill("turns", "cancel", turn_id)[1].strip() == "Cancelled."
+    assert "cancelled in lane" in turnmill("turns", "show", turn_id)[1]
+    assert "already ended" in turnmill("turns", "cancel", turn_id)[1]
 
 
 def test_what_users_write_is_shown_as_it_is_but_cannot_steer_the_terminal(
@@ -352,7 +352,7 @@ def test_what_users_write_is_shown_as_it_is_but_cannot_steer_the_terminal(
     turn = accept_one(HOSTILE)
     turnmill("bots", "save", "odd", "--instructions", HOSTILE)
     for words in (
-        ("turn", "show", f"turn_{turn.turn_id.hex}"),
+        ("turns", "show", f"turn_{turn.turn_id.hex}"),
         ("chat", "--conversation", f"conv_{turn.conversation_id.hex}"),
         ("bots", "list"),
     ):
@@ -527,9 +527,9 @@ def test_parked_turns_are_replayed_by_name_or_all_after_a_question(
     assert "2 parked" in turnmill("parked", "list")[1]
     one = ("parked", "replay", "--all", "--limit", "1", "--into", "quarantine", "--yes")
     assert turnmill(*one)[0] == 0
-    assert "queued in lane quarantine" in turnmill("turn", "show", second)[1]
+    assert "queued in lane quarantine" in turnmill("turns", "show", second)[1]
     assert "1 of 1 parked turn dropped" in turnmill("parked", "drop", "--all", stdin="y\n")[1]
-    _, said, _ = turnmill("turn", "show", third)
+    _, said, _ = turnmill("turns", "show", third)
     assert "failed in lane interactive" in said
     assert "attempts_used_up" in said
     assert "0 of 0 parked turns replayed." in turnmill("parked", "replay", "--all")[1]
@@ -625,7 +625,7 @@ def test_a_conversation_is_handed_off_answered_and_resumed(
     _end(migrated, turn)
     shown = f"conv_{turn.conversation_id.hex}"
     assert "No conversation is handed off." in turnmill("conversations", "list")[1]
-    status, said, _ = turnmill("conversations", "hand-off", shown, "--because", HOSTILE)
+    status, said, _ = turnmill("conversations", "hand-off", shown, "--reason", HOSTILE)
     assert status == 0
     assert f"turnmill conversations answer {shown}" in said
     listed = turnmill("conversations", "list")[1]

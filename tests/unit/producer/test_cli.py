@@ -14,6 +14,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from turnmill.producer.cli.app import app, main
+from turnmill.producer.cli.commands import RENAMED
 from turnmill.producer.cli.views.console import PIPED_WIDTH, make_console
 from turnmill.schemas.errors import SettingsError
 
@@ -86,6 +87,38 @@ def test_every_option_is_explained_and_yes_has_one_letter() -> None:
     ] == []
 
 
+#: Today's spelling of what older releases called otherwise, and the old one.
+OLD_AND_NEW = [
+    (("turns", "list", "--error-code", "worker_lost"), ("turns", "list", "--error=worker_lost")),
+    (("turns", "show", "turn_1"), ("turn", "show", "turn_1")),
+    (("evaluate", "replies", "x", "--output", "y"), ("evaluate", "replies", "x", "--out", "y")),
+    (("chaos", "--output", "y", "--scenario", "x"), ("chaos", "--out", "y", "--scenario", "x")),
+    (
+        ("conversations", "hand-off", "conv_1", "--reason", "x"),
+        ("conversations", "hand-off", "conv_1", "--because", "x"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("new", "old"), OLD_AND_NEW)
+def test_a_name_of_before_means_the_same(
+    turnmill: Turnmill, new: tuple[str, ...], old: tuple[str, ...]
+) -> None:
+    """None is answered without a database or a file: that is how far the words were understood."""
+    said = turnmill(*new)
+    assert "No such" not in said[2]
+    assert turnmill(*old) == said
+
+
+def test_no_command_has_a_name_of_before() -> None:
+    names = {path[-1] for path in commands() if path}
+    for path in commands():
+        opts = [each for param in parameters(path) or [] for each in param.opts]
+        names |= {each.removeprefix("--") for each in opts if each.startswith("--")}
+    assert names >= set(RENAMED.values())
+    assert not names & RENAMED.keys()
+
+
 def test_no_help_text_breaks_lines_of_its_own() -> None:
     """On 80 columns, lines that a docstring breaks end anywhere."""
     broken = [path for path in commands() if re.search(r"[^\n]\n[^\n]", find(path).help or "")]
@@ -120,7 +153,7 @@ def test_an_answer_about_itself_loads_no_more_than_it_needs(
 @pytest.mark.parametrize(
     "words",
     ["--help", "--version", "doctor", "bots list", "batch list", "batch status", "keys list",
-     "tenants list", "models list", "parked list", "conversations list", "db size", "turn show x"],
+     "tenants list", "models list", "parked list", "conversations list", "db size", "turns show x"],
 )  # fmt: skip
 def test_a_command_that_only_reads_makes_no_data_folder(
     turnmill: Turnmill, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str

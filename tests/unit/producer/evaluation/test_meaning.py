@@ -85,7 +85,7 @@ def test_meanings_of_a_file_are_measured_unless_that_is_turned_off(tmp_path: Pat
     def evaluate(*words: str) -> tuple[object, str]:
         out = tmp_path / "report"
         done = CliRunner().invoke(
-            app, ["evaluate", "replies", str(file), "--out", str(out), *words]
+            app, ["evaluate", "replies", str(file), "--output", str(out), *words]
         )
         assert done.exit_code == 0, done.output
         [group] = json.loads((out / "report.json").read_text())["groups"]

@@ -169,7 +169,7 @@ ROWS = [
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_a_file_is_measured_from_the_command_line(tmp_path: Path, suffix: str) -> None:
     file, out = table(tmp_path / f"rows{suffix}", ROWS), tmp_path / "report"
-    words = ["--reply", "answer", "--reference", "human", "--by", "bot", "--out", str(out)]
+    words = ["--reply", "answer", "--reference", "human", "--by", "bot", "--output", str(out)]
 
     done = CliRunner().invoke(app, ["evaluate", "replies", str(file), *words])
 

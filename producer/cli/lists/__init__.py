@@ -1,0 +1,1 @@
+"""What lists are to programs: the shapes that `--json` prints."""
