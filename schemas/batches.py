@@ -39,6 +39,8 @@ MAX_ROW_ID_CHARS = 200
 
 _NO_PARAMS = GenerationParams()
 
+BatchState = Literal["open", "paused", "done", "cancelled"]
+
 #: In which order a judge reads the two replies to a turn: it is asked once in each.
 Order = Literal["ab", "ba"]
 ORDERS: tuple[Order, Order] = ("ab", "ba")
@@ -178,6 +180,14 @@ class Batch(BaseModel):
     created_at: datetime
     paused_at: datetime | None = None
     cancelled_at: datetime | None = None
+
+    def state(self, ended: int) -> BatchState:
+        """How the batch is when so many of its turns have ended."""
+        if self.cancelled_at is not None:
+            return "cancelled"
+        if ended >= self.total:
+            return "done"
+        return "open" if self.paused_at is None else "paused"
 
 
 class BatchFailures(BaseModel):

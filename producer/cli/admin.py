@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from turnmill.producer.cli.context import TenantOption, open_system
+from turnmill.producer.cli.lists.printing import JsonOption, print_json
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
@@ -23,7 +24,7 @@ def doctor(
     strict: Annotated[
         bool, typer.Option("--strict", help="Warnings fail too: for deploy pipelines.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check this installation and the configured servers; exit status 1 if anything is broken.
 
@@ -59,20 +60,25 @@ def create_tenant(name: Annotated[str, typer.Argument(help="1 to 100 characters.
 
 
 @tenants.command("list")
-def list_tenants() -> None:
+def list_tenants(as_json: JsonOption = False) -> None:
     """List the tenants.
 
     Example: turnmill tenants list
     """
+    from turnmill.producer.cli.lists.shapes import TenantList
     from turnmill.producer.tenants import list_tenants
 
-    table = Listing("tenant", "bots", "keys in force", "training", "created")
     with open_system() as system:
-        for tenant in list_tenants(system.database):
-            created = f"{tenant.created_at:%Y-%m-%d %H:%M}"
-            training = "allowed" if tenant.allows_training else "no"
-            counts = str(tenant.bot_count), str(tenant.key_count)
-            table.add_row(plain(tenant.name), *counts, training, created)
+        found = list_tenants(system.database)
+    if as_json:
+        print_json(TenantList.of(found))
+        return
+    table = Listing("tenant", "bots", "keys in force", "training", "created")
+    for tenant in found:
+        created = f"{tenant.created_at:%Y-%m-%d %H:%M}"
+        training = "allowed" if tenant.allows_training else "no"
+        counts = str(tenant.bot_count), str(tenant.key_count)
+        table.add_row(plain(tenant.name), *counts, training, created)
     console.print(table)
 
 
@@ -132,20 +138,25 @@ def create_key(
 
 
 @keys.command("list")
-def list_keys(tenant: TenantOption = None) -> None:
+def list_keys(as_json: JsonOption = False, tenant: TenantOption = None) -> None:
     """List the API keys.
 
     Example: turnmill keys list --tenant acme
     """
+    from turnmill.producer.cli.lists.shapes import KeyList
     from turnmill.producer.tenants import list_keys
 
-    table = Listing("id", "name", "starts with", "scopes", "created", "revoked")
     with open_system(tenant=tenant) as system:
-        for key in list_keys(system.database, system.tenant_id):
-            created = f"{key.created_at:%Y-%m-%d %H:%M}"
-            revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
-            scopes = ", ".join(key.scopes)
-            table.add_row(key.shown_id, plain(key.name), key.hint, scopes, created, revoked)
+        found = list_keys(system.database, system.tenant_id)
+    if as_json:
+        print_json(KeyList.of(found))
+        return
+    table = Listing("id", "name", "starts with", "scopes", "created", "revoked")
+    for key in found:
+        created = f"{key.created_at:%Y-%m-%d %H:%M}"
+        revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
+        scopes = ", ".join(key.scopes)
+        table.add_row(key.shown_id, plain(key.name), key.hint, scopes, created, revoked)
     console.print(table)
 
 

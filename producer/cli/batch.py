@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import typer
-from rich.table import Table
 
 from turnmill.producer.batches import control
 from turnmill.producer.batches.backlog import check_backlog_path
@@ -45,6 +45,8 @@ from turnmill.producer.cli.backlogs.options import (
 from turnmill.producer.cli.backlogs.preview import preview as show_preview
 from turnmill.producer.cli.backlogs.preview import say_estimate
 from turnmill.producer.cli.context import System, TenantOption, open_system
+from turnmill.producer.cli.lists.printing import JsonOption, print_json
+from turnmill.producer.cli.lists.shapes import BatchList
 from turnmill.producer.cli.views import batch_view
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
@@ -135,7 +137,7 @@ def status(
     """
     with open_system(tenant=tenant) as system:
         if batch_id is None:
-            console.print(_overview(system))
+            console.print(batch_view.batches_table(*_found(system)))
             return
         batch = find_batch(system.database, system.tenant_id, batch_id)
         if watch:
@@ -148,13 +150,17 @@ def status(
 
 
 @app.command("list")
-def show_list(tenant: TenantOption = None) -> None:
+def show_list(as_json: JsonOption = False, tenant: TenantOption = None) -> None:
     """List the batches, the newest first, and how many turns of each have ended.
 
     Example: turnmill batch list
     """
     with open_system(tenant=tenant) as system:
-        console.print(_overview(system))
+        found = _found(system)
+    if as_json:
+        print_json(BatchList.of(*found))
+    else:
+        console.print(batch_view.batches_table(*found))
 
 
 @app.command()
@@ -318,7 +324,7 @@ def _say_command(why: str, command: str, batch: Batch, system: System) -> None:
     console.print(plain(text), soft_wrap=True)
 
 
-def _overview(system: System) -> Table:
+def _found(system: System) -> tuple[list[Batch], dict[UUID, int]]:
+    """The batches, and how many turns of each have ended."""
     found = list_batches(system.database, system.tenant_id)
-    ended = count_ended(system.database, [batch.batch_id for batch in found])
-    return batch_view.batches_table(found, ended)
+    return found, count_ended(system.database, [batch.batch_id for batch in found])

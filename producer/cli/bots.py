@@ -11,6 +11,7 @@ from rich.table import Table
 
 from turnmill.producer.cli.channels.policies import PolicyOption, read_policies
 from turnmill.producer.cli.context import TenantOption, open_system
+from turnmill.producer.cli.lists.printing import JsonOption, print_json
 from turnmill.producer.cli.samples.command import sample
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.listing import Listing
@@ -35,20 +36,26 @@ app.command()(sample)
 
 
 @app.command("list")
-def list_bots(tenant: TenantOption = None) -> None:
+def list_bots(as_json: JsonOption = False, tenant: TenantOption = None) -> None:
     """List the bots.
 
     Example: turnmill bots list --tenant acme
     """
     from turnmill.producer.tenants import list_bots
 
-    table = Listing("name", "version", "model", "parameters", "policies", "instructions")
     with open_system(tenant=tenant) as system:
-        for bot in list_bots(system.database, system.tenant_id):
-            params = _shown(bot.params)
-            policies = bot.policies.model_dump_json(exclude_unset=True)
-            columns = (bot.name, str(bot.version), bot.model, params, policies, bot.instructions)
-            table.add_row(*map(plain, columns))
+        found = list_bots(system.database, system.tenant_id)
+    if as_json:
+        from turnmill.producer.cli.lists.resources import BotList
+
+        print_json(BotList.of(found))
+        return
+    table = Listing("name", "version", "model", "parameters", "policies", "instructions")
+    for bot in found:
+        params = _shown(bot.params)
+        policies = bot.policies.model_dump_json(exclude_unset=True)
+        columns = (bot.name, str(bot.version), bot.model, params, policies, bot.instructions)
+        table.add_row(*map(plain, columns))
     console.print(table)
 
 

@@ -6,6 +6,8 @@ import typer
 
 from turnmill.producer.cli.context import open_system
 from turnmill.producer.cli.extras import needing
+from turnmill.producer.cli.lists.printing import JsonOption, print_json
+from turnmill.producer.cli.lists.shapes import ChannelList
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
@@ -26,14 +28,17 @@ URLOption = Annotated[
 
 
 @app.command("list")
-def list_channels() -> None:
+def list_channels(as_json: JsonOption = False) -> None:
     """List the configured channels.
 
     Example: turnmill channels list
     """
-    settings = load_settings()
+    channels = _configuration(load_settings()).channels
+    if as_json:
+        print_json(ChannelList.of(channels, {name: _path(name) for name in channels}))
+        return
     table = Listing("name", "kind", "bot", "tenant", "address")
-    for name, section in _configuration(settings).channels.items():
+    for name, section in channels.items():
         table.add_row(name, section.kind, plain(section.bot), plain(section.tenant), _path(name))
     console.print(table)
 

@@ -3,12 +3,14 @@
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from pydantic import BaseModel
 from rich.filesize import decimal
 from rich.table import Table
 
+from turnmill.producer.cli.lists.printing import JsonOption
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
@@ -17,6 +19,7 @@ from turnmill.schemas.errors import InvalidInput, NotFound
 from turnmill.schemas.settings import DEFAULT_MODEL, load_settings
 
 if TYPE_CHECKING:
+    from turnmill.producer.cli.lists.models import ShownPulled
     from turnmill.workers.engines.catalogue import CatalogueModel, PullForm
 
 console = make_console()
@@ -29,7 +32,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def available(
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List well-known models that `turnmill models pull` fetches, and which fit this machine.
 
@@ -37,7 +40,7 @@ def available(
     """
     rows = _rows(load_settings().models_dir)
     if as_json:
-        console.out(json.dumps(rows, indent=2), highlight=False)
+        typer.echo(json.dumps([row.model_dump() for row in rows], indent=2, ensure_ascii=False))
         return
     console.print(_table(rows))
     console.print(
@@ -127,14 +130,22 @@ def suggestion() -> str | None:
     return f"turnmill models pull {model.name} && turnmill up --model {model.name}"
 
 
-def pulled_table(models_dir: Path) -> Table | None:
-    """Return a table of the models that were pulled; None without any."""
-    rows = [row for row in _rows(models_dir) if row["pulled"]]
-    if not rows:
-        return None
+def pulled_models(models_dir: Path) -> list["ShownPulled"]:
+    """Return the models of the catalogue that were pulled."""
+    from turnmill.producer.cli.lists.models import ShownPulled
+
+    return [
+        ShownPulled(name=row.name, forms=row.pulled, licence=row.licence)
+        for row in _rows(models_dir)
+        if row.pulled
+    ]
+
+
+def pulled_table(models: list["ShownPulled"]) -> Table:
+    """Return a table of the models that were pulled."""
     table = Listing("pulled", "forms", "licence")
-    for row in rows:
-        table.add_row(row["name"], ", ".join(row["pulled"]), row["licence"])
+    for each in models:
+        table.add_row(each.name, ", ".join(each.forms), each.licence)
     return table
 
 
@@ -165,7 +176,7 @@ def _form(text: str) -> "PullForm":
     raise InvalidInput("--form is gguf or safetensors.", param="form")
 
 
-class _Row(TypedDict):
+class Available(BaseModel):
     """A model of the catalogue, as `--json` shows it."""
 
     name: str
@@ -181,49 +192,49 @@ class _Row(TypedDict):
     checkpoint: str
     gated: bool
     thinks: bool
-    pulled: "list[PullForm]"
+    pulled: list[Literal["gguf", "safetensors"]]
 
 
-def _rows(models_dir: Path) -> list[_Row]:
+def _rows(models_dir: Path) -> list[Available]:
     from turnmill.workers.engines.catalogue import CATALOGUE, fits, machine_memory
     from turnmill.workers.engines.hub import pulled_path
 
     memory = machine_memory()
     forms: tuple[PullForm, ...] = ("gguf", "safetensors")
     return [
-        {
-            "name": model.name,
-            "billions": model.billions,
-            "size_bytes": model.gguf_bytes,
-            "memory_bytes": model.memory_needed(),
-            "fits": fits(model.memory_needed(), memory),
-            "licence": model.licence,
-            "languages": model.languages,
-            "engines": {"openvino": "gguf", "transformers": "safetensors", "vllm": "safetensors"},
-            "good_for": model.good_for,
-            "gguf": f"{model.gguf_repo}/{model.gguf_file}",
-            "checkpoint": model.checkpoint_repo,
-            "gated": model.is_gated,
-            "thinks": model.thinks,
-            "pulled": [form for form in forms if pulled_path(model, form, models_dir)],
-        }
+        Available(
+            name=model.name,
+            billions=model.billions,
+            size_bytes=model.gguf_bytes,
+            memory_bytes=model.memory_needed(),
+            fits=fits(model.memory_needed(), memory),
+            licence=model.licence,
+            languages=model.languages,
+            engines={"openvino": "gguf", "transformers": "safetensors", "vllm": "safetensors"},
+            good_for=model.good_for,
+            gguf=f"{model.gguf_repo}/{model.gguf_file}",
+            checkpoint=model.checkpoint_repo,
+            gated=model.is_gated,
+            thinks=model.thinks,
+            pulled=[form for form in forms if pulled_path(model, form, models_dir)],
+        )
         for model in CATALOGUE
     ]
 
 
-def _table(rows: list[_Row]) -> Table:
+def _table(rows: list[Available]) -> Table:
     table = Listing("name", "", "size", "memory", "licence", "languages", "good for")
     for row in rows:
-        state = "pulled" if row["pulled"] else "fits" if row["fits"] else "too large"
-        marks = [word for word in ("gated", "thinks") if row[word]]
+        state = "pulled" if row.pulled else "fits" if row.fits else "too large"
+        marks = [word for word in ("gated", "thinks") if getattr(row, word)]
         table.add_row(
-            row["name"],
+            row.name,
             state,
-            decimal(row["size_bytes"]),
-            decimal(row["memory_bytes"]),
-            row["licence"],
-            row["languages"],
-            "; ".join([row["good_for"], *marks]),
+            decimal(row.size_bytes),
+            decimal(row.memory_bytes),
+            row.licence,
+            row.languages,
+            "; ".join([row.good_for, *marks]),
             style="dim" if state == "too large" else "",
         )
     return table

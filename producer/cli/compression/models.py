@@ -9,7 +9,8 @@ import typer
 from rich.filesize import decimal
 from rich.table import Table
 
-from turnmill.producer.cli.compression.catalogue import pulled_table
+from turnmill.producer.cli.compression.catalogue import pulled_models, pulled_table
+from turnmill.producer.cli.lists.printing import JsonOption, print_json
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
@@ -18,6 +19,7 @@ from turnmill.schemas.settings import load_settings
 if TYPE_CHECKING:
     from turnmill.compression.artifact import Manifest
     from turnmill.compression.store import ModelStore, Promotion
+    from turnmill.producer.cli.lists.models import ShownArtifact
 
 app = typer.Typer(help="Models on this machine, and those to pull.", no_args_is_help=True)
 console = make_console()
@@ -36,21 +38,34 @@ def show_list(
     history: Annotated[
         bool, typer.Option("--history", help="Every promotion and rollback instead.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the artifacts, a star at the promoted one, and the models that were pulled.
 
     Example: turnmill models list --history
     """
+    from turnmill.producer.cli.lists.models import ModelHistory, ModelList
+
     store = open_store()
-    console.print(_history(store) if history else _artifacts(store))
-    if not history and (pulled := pulled_table(load_settings().models_dir)):
-        console.print(pulled)
+    if history and as_json:
+        print_json(ModelHistory(history=list(store.history())))
+        return
+    if history:
+        console.print(_history(store))
+        return
+    found = ModelList(artifacts=_artifacts(store), pulled=pulled_models(load_settings().models_dir))
+    if as_json:
+        print_json(found)
+        return
+    console.print(_artifacts_table(found.artifacts))
+    if found.pulled:
+        console.print(pulled_table(found.pulled))
 
 
 @app.command()
 def show(
     name: NameArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="The whole manifest.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show how an artifact was made and what was measured of it.
 
@@ -59,7 +74,7 @@ def show(
     store = open_store()
     manifest = store.manifest(name)
     if as_json:
-        console.out(manifest.model_dump_json(indent=2), highlight=False)
+        print_json(manifest)
         return
     show_artifact(store, manifest)
 
@@ -133,19 +148,37 @@ def _facts(folder: Path, manifest: "Manifest") -> dict[str, str]:
     }
 
 
-def _artifacts(store: "ModelStore") -> Table:
+def _artifacts(store: "ModelStore") -> list["ShownArtifact"]:
+    from turnmill.producer.cli.lists.models import ShownArtifact
+
     promoted = store.promoted()
-    table = Listing("name", "", "made of", "weights", "size", "limits", "made")
+    found = []
     for name in store.names():
         manifest, folder = store.manifest(name), store.path(name)
+        artifact = ShownArtifact(
+            name=name,
+            is_promoted=promoted is not None and promoted.artifact == name,
+            base=manifest.base.name,
+            weights=manifest.format,
+            size_bytes=_size(folder),
+            misses=list(manifest.misses),
+            made_at=datetime.fromtimestamp(folder.stat().st_mtime).astimezone(),
+        )
+        found.append(artifact)
+    return found
+
+
+def _artifacts_table(artifacts: list["ShownArtifact"]) -> Table:
+    table = Listing("name", "", "made of", "weights", "size", "limits", "made")
+    for each in artifacts:
         table.add_row(
-            name,
-            "*" if promoted and promoted.artifact == name else "",
-            plain(manifest.base.name),
-            manifest.format,
-            decimal(_size(folder)),
-            f"misses {len(manifest.misses)}" if manifest.misses else "kept",
-            datetime.fromtimestamp(folder.stat().st_mtime).astimezone().isoformat(" ", "minutes"),
+            each.name,
+            "*" if each.is_promoted else "",
+            plain(each.base),
+            each.weights,
+            decimal(each.size_bytes),
+            f"misses {len(each.misses)}" if each.misses else "kept",
+            each.made_at.isoformat(" ", "minutes"),
         )
     return table
 

@@ -10,6 +10,8 @@ import typer
 from turnmill.producer.cli.context import System, TenantOption, open_system
 from turnmill.producer.cli.knowledge.asking import asking
 from turnmill.producer.cli.knowledge.embedding import embed_new
+from turnmill.producer.cli.lists.printing import JsonOption, print_json
+from turnmill.producer.cli.lists.shapes import GapList
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
@@ -31,15 +33,19 @@ _SHOWN = 200
 def show_list(
     collection: Annotated[str | None, typer.Option(help="Only of this collection.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Groups shown.")] = 50,
+    as_json: JsonOption = False,
     tenant: TenantOption = None,
 ) -> None:
     """List open gaps, near questions together; what was asked most often first.
 
     Example: turnmill gaps list --collection shop
     """
-    table = Listing("gap", "asked", "last", "collection", "verdict", "question")
     with open_system(tenant=tenant) as system:
         groups = list_groups(system.database, system.tenant_id, collection)
+    if as_json:
+        print_json(GapList.of(groups, limit))
+        return
+    table = Listing("gap", "asked", "last", "collection", "verdict", "question")
     for each in groups[:limit]:
         first = each.first
         question = " ".join(first.question.split())[:_SHOWN]

@@ -17,6 +17,8 @@ from turnmill.producer.cli.knowledge.calibrating import (
 from turnmill.producer.cli.knowledge.embedding import embed, embed_new
 from turnmill.producer.cli.knowledge.evaluating import evaluate
 from turnmill.producer.cli.knowledge.waiting import waited
+from turnmill.producer.cli.lists.printing import JsonOption, print_json
+from turnmill.producer.cli.lists.shapes import CollectionList, DocumentPage, ShownCollection
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
@@ -138,19 +140,22 @@ def search(
 
 
 @app.command("list")
-def show_list(tenant: TenantOption = None) -> None:
+def show_list(as_json: JsonOption = False, tenant: TenantOption = None) -> None:
     """List the collections.
 
     Example: turnmill knowledge list
     """
-    titles = ("collection", "documents", "passages", "precision", "coverage", "gate")
-    table = Listing(*titles)
     with open_system(tenant=tenant) as system:
-        for each in list_collections(system.database, system.tenant_id):
-            counts = (str(each.document_count), str(each.passage_count))
-            table.add_row(*map(plain, (each.name, *counts, *gate_cells(each))))
+        found = list_collections(system.database, system.tenant_id)
+    if as_json:
+        print_json(CollectionList(collections=[ShownCollection.of(each) for each in found]))
+        return
+    table = Listing("collection", "documents", "passages", "precision", "coverage", "gate")
+    for each in found:
+        counts = (str(each.document_count), str(each.passage_count))
+        table.add_row(*map(plain, (each.name, *counts, *gate_cells(each))))
     console.print(
-        table if table.rows else "There is no collection yet: turnmill knowledge sync NAME FOLDER"
+        table if found else "There is no collection yet: turnmill knowledge sync NAME FOLDER"
     )
 
 
@@ -159,6 +164,7 @@ def show(
     collection: CollectionName,
     after: Annotated[str, typer.Option(help="Documents behind this one.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Documents shown.")] = 100,
+    as_json: JsonOption = False,
     tenant: TenantOption = None,
 ) -> None:
     """List the documents of a collection with their states and errors, and how it tells that it
@@ -166,10 +172,13 @@ def show(
 
     Example: turnmill knowledge show shop
     """
-    table = Listing("document", "title", "passages", "version", "updated", "state", "address")
     with open_system(tenant=tenant) as system:
         found = find_collection(system.database, system.tenant_id, collection)
         page = list_documents(system.database, found.collection_id, after=after, limit=limit)
+    if as_json:
+        print_json(DocumentPage.of(found, page, limit))
+        return
+    table = Listing("document", "title", "passages", "version", "updated", "state", "address")
     for each in page:
         counts = (str(each.passage_count), str(each.version))
         updated = f"{each.updated_at:%Y-%m-%d %H:%M}"

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from turnmill.producer.cli.context import System, open_system
+from turnmill.producer.cli.lists.printing import JsonOption, print_json
+from turnmill.producer.cli.lists.shapes import ErasureList
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
@@ -70,17 +72,21 @@ def reapply(
         show_erased(system.database, erased)
 
 
-def erasures() -> None:
+def erasures(as_json: JsonOption = False) -> None:
     """List the erasures of all tenants: by a hash, for who was forgotten is not kept.
 
     Example: turnmill users erasures
     """
-    table = Listing("user (hash)", "asked", "done")
     with open_system() as system:
-        for each in list_erasures(system.database):
-            done = f"{each.done_at:%Y-%m-%d %H:%M}" if each.done_at else "not yet"
-            table.add_row(each.key_hash.hex()[:12], f"{each.at:%Y-%m-%d %H:%M}", done)
-    console.print(table if table.rows else "Nobody was forgotten yet.")
+        found = list_erasures(system.database)
+    if as_json:
+        print_json(ErasureList.of(found))
+        return
+    table = Listing("user (hash)", "asked", "done")
+    for each in found:
+        done = f"{each.done_at:%Y-%m-%d %H:%M}" if each.done_at else "not yet"
+        table.add_row(each.key_hash.hex()[:12], f"{each.at:%Y-%m-%d %H:%M}", done)
+    console.print(table if found else "Nobody was forgotten yet.")
 
 
 def show_erased(database: Database, erased: Sequence[Erased]) -> None:

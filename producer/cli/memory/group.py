@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from turnmill.producer.cli.context import TenantOption, open_system
+from turnmill.producer.cli.lists.printing import JsonOption, print_json
 from turnmill.producer.cli.memory.erasing import add_commands, erase_user, show_erased
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.listing import Listing
@@ -32,16 +33,22 @@ UserKey = Annotated[
 def show_list(
     after: Annotated[str, typer.Option(help="Users behind this one.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Users shown.")] = 100,
+    as_json: JsonOption = False,
     tenant: TenantOption = None,
 ) -> None:
     """List the users of whom anything is kept.
 
     Example: turnmill users list
     """
-    table = Listing("user", "memory", "facts", "preferences", "consent")
     with open_system(tenant=tenant) as system:
         page = users.list_users(system.database, system.tenant_id, after=after, limit=limit)
         suffix = system.suffix
+    if as_json:
+        from turnmill.producer.cli.lists.resources import UserPage
+
+        print_json(UserPage.of(page, limit))
+        return
+    table = Listing("user", "memory", "facts", "preferences", "consent")
     for each in page:
         counts = (str(each.fact_count), str(len(each.preferences)))
         consent = f"{each.consent_at:%Y-%m-%d %H:%M}" if each.consent_at else "–"

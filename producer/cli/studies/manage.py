@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from turnmill.producer.cli.context import System, TenantOption, open_system
+from turnmill.producer.cli.lists.printing import JsonOption, print_json
+from turnmill.producer.cli.lists.shapes import ShownStudy, StudyList
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.texts import plain
@@ -86,21 +88,25 @@ def create(
 
 
 @app.command("list")
-def show_list(tenant: TenantOption = None) -> None:
+def show_list(as_json: JsonOption = False, tenant: TenantOption = None) -> None:
     """List the studies.
 
     Example: turnmill studies list
     """
-    table = Listing("study", "kind", "dimensions", "items", "rated", "created", "")
     with open_system(tenant=tenant) as system:
-        for study in list_studies(system.database, system.tenant_id):
-            counts = count_study(system.database, study)
-            rated = f"{counts.done} of {counts.wanted}"
-            state = "closed" if study.closed_at else ""
-            created = f"{study.created_at:%Y-%m-%d %H:%M}"
-            cells = (study.name, study.kind, ", ".join(study.dimensions), str(counts.items), rated)
-            table.add_row(*map(plain, (*cells, created, state)))
-    console.print(table if table.rows else "There is no study yet.")
+        studies = list_studies(system.database, system.tenant_id)
+        found = [ShownStudy.of(study, count_study(system.database, study)) for study in studies]
+    if as_json:
+        print_json(StudyList(studies=found))
+        return
+    table = Listing("study", "kind", "dimensions", "items", "rated", "created", "")
+    for each in found:
+        rated = f"{each.done} of {each.wanted}"
+        state = "closed" if each.closed_at else ""
+        created = f"{each.created_at:%Y-%m-%d %H:%M}"
+        cells = (each.name, each.kind, ", ".join(each.dimensions), str(each.item_count), rated)
+        table.add_row(*map(plain, (*cells, created, state)))
+    console.print(table if found else "There is no study yet.")
 
 
 @app.command()

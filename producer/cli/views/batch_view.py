@@ -186,18 +186,10 @@ def batches_table(batches: Iterable[Batch], ended: Mapping[UUID, int]) -> Table:
             plain(batch.bot),
             f"{batch.total:,}",
             f"{count:,}",
-            _state(batch, count),
+            batch.state(count),
             f"{batch.created_at:%Y-%m-%d %H:%M}",
         )
     return table
-
-
-def _state(batch: Batch, ended: int) -> str:
-    if batch.cancelled_at is not None:
-        return "cancelled"
-    if ended >= batch.total:
-        return "done"
-    return "open" if batch.paused_at is None else "paused"
 
 
 def replies_table(results: Iterable[BatchResult]) -> Table:
