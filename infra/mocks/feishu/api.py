@@ -16,6 +16,13 @@ APP_ID, APP_SECRET = "cli_turnmill", "made-up-app-secret"
 MAX_CARD, MAX_TABLES = 30 * 1024, 5
 #: Bytes of a file that is handed out.
 MAX_RESOURCE = 100 * 1024 * 1024
+#: Those of docs/channels/feishu.md.
+SCOPES = (
+    "im:message.p2p_msg:readonly", "im:message.group_at_msg:readonly", "im:message:send_as_bot",
+    "im:message:readonly",
+)  # fmt: skip
+#: One of them is enough to get a message's files.
+_RESOURCE_SCOPES = ("im:message", "im:message:readonly", "im:message.history:readonly")
 _TOKEN_PATH = "/open-apis/auth/v3/tenant_access_token/internal"  # noqa: S105
 _MESSAGES = "/open-apis/im/v1/messages/"
 
@@ -35,6 +42,18 @@ class Posted:
         return self.history[-1]
 
 
+def _lacking(scopes: tuple[str, ...]) -> dict[str, object]:
+    """https://open.feishu.cn/document/uAjLw4CM/ugTN1YjL4UTN24CO1UjN/trouble-shooting
+    (how-to-fix-the-99991672-error)
+    """
+    violations = [{"type": "action_scope_required", "subject": scope} for scope in scopes]
+    return {
+        "code": 99991672,
+        "msg": f"Access denied. One of the following scopes is required: [{', '.join(scopes)}]",
+        "error": {"permission_violations": violations},
+    }
+
+
 class Refusal(Exception):
     """Feishu's own code."""
 
@@ -52,6 +71,8 @@ class FeishuAPI(MockAPI):
         self.token_s = 7200
         #: Codes of the next refusals, by the name of a call.
         self.refusals: dict[str, list[int]] = {}
+        #: What the tenant has granted: 1, or 2: asked for, and not granted.
+        self.scopes = dict.fromkeys(SCOPES, 1)
         #: What users sent, by the message's id, the key, and `image` or `file`.
         self.files: dict[tuple[str, str, str], bytes] = {}
         self._by_uuid: dict[str, Posted] = {}
@@ -61,7 +82,7 @@ class FeishuAPI(MockAPI):
         return [message.text for message in self.messages]
 
     def name(self, call: Call) -> str:
-        """`token`, `reply`, `update`, `resource`, `bot`."""
+        """`token`, `reply`, `update`, `resource`, `bot`, `application` (its scopes)."""
         if call.path == _TOKEN_PATH:
             return "token"
         if call.path.startswith(_MESSAGES) and "/resources/" in call.path:
@@ -90,6 +111,8 @@ class FeishuAPI(MockAPI):
             return Reply(refusal.status, {"code": refusal.code, "msg": "refused"})
 
     def _resource(self, call: Call) -> Reply:
+        if not any(self.scopes.get(scope) == 1 for scope in _RESOURCE_SCOPES):
+            return Reply(400, _lacking(_RESOURCE_SCOPES))
         message_id, _, key = call.path.removeprefix(_MESSAGES).partition("/resources/")
         data = self.files.get((message_id, key, call.query.get("type", "")))
         if data is None:
@@ -113,6 +136,9 @@ class FeishuAPI(MockAPI):
             case "update", "PATCH":
                 self._update(message_id, call.given)
                 return {"data": {}}
+            case "application", "GET":
+                scopes = [{"scope_name": k, "grant_status": v} for k, v in self.scopes.items()]
+                return {"data": {"scopes": scopes}}
             case "bot", "GET":
                 return {"bot": {"app_name": "Turnmill", "open_id": "ou_bot", "activate_status": 2}}
         raise Refusal(99991401, 404)

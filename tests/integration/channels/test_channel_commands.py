@@ -277,6 +277,43 @@ def test_a_check_of_feishu_shows_the_bots_id_and_names_a_wrong_secret(
     assert (status, "tenant_access_token: 10014" in said) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("scope", "status", "lost"),
+    [
+        ("im:message:send_as_bot", 1, "no reply is sent"),
+        ("im:message.p2p_msg:readonly", 0, "direct messages do not arrive"),
+        ("im:message.group_at_msg:readonly", 0, "messages of groups do not arrive"),
+        ("im:message:readonly", 0, "pictures and sounds that people send are not fetched"),
+    ],
+)
+def test_a_scope_that_feishu_has_not_granted_is_named_with_its_page(
+    turnmill: Turnmill, feishu: FeishuAPI, scope: str, status: int, lost: str
+) -> None:
+    turnmill("channels", "apply")
+    feishu.scopes[scope] = 2
+    ended, said = turnmill("channels", "check", "lark")
+    assert ended == status
+    assert f"without the scope {scope} {lost}" in said
+    assert f"/app/{FEISHU_APP}/auth?q={scope}" in said
+    assert said.count("without the scope") == 1
+
+
+def test_one_wider_scope_of_feishu_is_as_good(turnmill: Turnmill, feishu: FeishuAPI) -> None:
+    turnmill("channels", "apply")
+    feishu.scopes = {"im:message": 1, "im:message.group_msg": 1, "im:message.p2p_msg": 1}
+    status, said = turnmill("channels", "check", "lark")
+    assert (status, "without the scope" in said, "has the scopes" in said) == (0, False, True)
+
+
+def test_where_feishu_does_not_tell_its_scopes_that_is_said(
+    turnmill: Turnmill, feishu: FeishuAPI
+) -> None:
+    turnmill("channels", "apply")
+    feishu.refusals["application"] = [212100]
+    status, said = turnmill("channels", "check", "lark")
+    assert (status, "scopes are not known: application/v6/scopes: 212100" in said) == (0, True)
+
+
 def test_a_wrong_token_is_named_as_telegram_names_it(
     turnmill: Turnmill, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,10 +21,13 @@ _LATER = frozenset({99991400, 11020, 11021, 230020, 230049})
 _RETRY_AFTER_S = 5.0
 
 #: What to do about errors that stay, besides `turnmill deliveries retry`.
+#: One of the app's scopes is missing, whichever the call needs; the one that files need.
+_NO_SCOPE, _NO_RESOURCE_SCOPE = 99991672, 234009
+
 _ADVICE = {
     10003: "Compare app_id in turnmill.toml with Credentials & Basic Info of the app.",
     10014: "Compare the app secret with Credentials & Basic Info of the app.",
-    99991672: "Add the scope im:message:send_as_bot to the app, and publish a new version.",
+    _NO_SCOPE: "Add the scope im:message:send_as_bot to the app, and publish a new version.",
     230002: "The bot is not in the group. Add it.",
     230006: "Add the bot to the features of the app, and publish a new version.",
     230011: "The message that it answers was recalled. Drop the delivery.",
@@ -32,7 +35,7 @@ _ADVICE = {
     230018: "The group forbids the bot to speak. Change its settings.",
     230027: "Add the scope im:message:send_as_bot to the app, and publish a new version.",
     234004: "The bot is not in the chat that the file is in. Add it.",
-    234009: "Add the scope im:message:readonly to the app, and publish a new version.",
+    _NO_RESOURCE_SCOPE: "Add the scope im:message:readonly to the app, and publish a new version.",
     234037: "Feishu hands out no files above 100 MB.",
     231003: "The message that it answers is gone. Drop the delivery.",
 }
@@ -105,6 +108,9 @@ def _judged(path: str, reply: Reply) -> dict[str, Any]:
         raise ChannelUnavailable("Feishu's limit of calls", retry_after_s=after_s)
     if not isinstance(code, int):
         raise ChannelUnavailable(f"Feishu answered {reply.status}.", is_doubtful=True)
-    advice = _ADVICE.get(code, "See the error at https://open.feishu.cn/search.")
+    is_file = code == _NO_SCOPE and "/resources/" in path
+    advice = _ADVICE.get(
+        _NO_RESOURCE_SCOPE if is_file else code, "See the error at https://open.feishu.cn/search."
+    )
     name = path.partition("/")[2].rpartition("/")[2]
     raise DeliveryRefused(f"Feishu refused {name}: {code}. {advice}", reason=str(code))

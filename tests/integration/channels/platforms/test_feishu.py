@@ -172,3 +172,13 @@ def test_a_reply_is_there_once_at_whatever_step_the_worker_is_killed(
     assert chat.send(text, is_doubtful=True)
     assert len(feishu.texts) > 1
     assert "".join(feishu.texts) == text
+
+
+def test_a_file_without_its_scope_is_refused_by_the_scopes_name(
+    chat: Reply, feishu: FeishuAPI
+) -> None:
+    feishu.files["om_1", "img_1", "image"] = b"picture"
+    assert chat.delivery.fetch("om_1/img_1/image", 10_000) == b"picture"
+    feishu.scopes["im:message:readonly"] = 2
+    with pytest.raises(DeliveryRefused, match="scope im:message:readonly"):
+        chat.delivery.fetch("om_1/img_1/image", 10_000)
