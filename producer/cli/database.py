@@ -131,3 +131,10 @@ def copy_files(
             f"{counts['lost']:,} are in neither."
         )
     )
+    if counts["failed"]:
+        console.print(
+            f"{counts['failed']:,} files could not be copied; the log has each with the reason "
+            "(file.not_copied). Run the command again when that is mended.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)

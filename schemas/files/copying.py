@@ -2,12 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import BinaryIO
 from uuid import UUID
 
-from turnmill.schemas.errors import NotFound
+import structlog
+
+from turnmill.schemas.errors import NotFound, StorageUnavailable
 from turnmill.schemas.files.storage import Key, Storage
 from turnmill.schemas.postgres.database import Database
+
+log = structlog.get_logger()
 
 _PIECE_BYTES = 1024 * 1024
 _PAGE_FILES = 250
@@ -18,13 +21,15 @@ SELECT tenant_id, id AS file_id FROM files WHERE source IS NULL AND id > %s ORDE
 
 def copy_files(database: Database, source: Storage, target: Storage) -> Iterator[Counter[str]]:
     """Copy what the database knows and the target lacks; yield counts after each page of files:
-    `copied`, `there`, and `lost`, which are in neither.
+    `copied`, `there`, `lost`, which are in neither, and `failed`, which keep no others; the log
+    names those.
 
     What is deleted meanwhile may be copied all the same: its row is gone, and the pruner deletes
     the bytes after an hour.
 
     Raises:
-        DatabaseUnavailable, StorageUnavailable: another call copies the rest.
+        DatabaseUnavailable: another call copies the rest.
+        StorageUnavailable: likewise, where one of the storages does not answer at all.
     """
     counts: Counter[str] = Counter()
     after = UUID(int=0)
@@ -32,19 +37,24 @@ def copy_files(database: Database, source: Storage, target: Storage) -> Iterator
         missing = target.missing(page)
         counts["there"] += len(page) - len(missing)
         for key in missing:
-            counts["copied" if _copy(key, source, target) else "lost"] += 1
+            counts[_copy(key, source, target)] += 1
         yield counts
         after = page[-1].file_id
 
 
-def _copy(key: Key, source: Storage, target: Storage) -> bool:
-    """Copy the bytes of one key. False: there are none."""
+def _copy(key: Key, source: Storage, target: Storage) -> str:
+    """Copy the bytes of one key; return what to count it as."""
     try:
-        content: BinaryIO = source.open(key)
+        with source.open(key) as content, target.draft() as draft:
+            while piece := content.read(_PIECE_BYTES):
+                draft.write(piece)
+            draft.publish(key)
     except NotFound:
-        return False
-    with content, target.draft() as draft:
-        while piece := content.read(_PIECE_BYTES):
-            draft.write(piece)
-        draft.publish(key)
-    return True
+        return "lost"
+    except (OSError, StorageUnavailable) as error:
+        for storage in (source, target):
+            storage.owned_since("")  # raises where it is the storage, and not the file
+        reason = error.message if isinstance(error, StorageUnavailable) else error.strerror
+        log.warning("file.not_copied", file_id=key.file_id.hex, reason=reason)
+        return "failed"
+    return "copied"

@@ -1,7 +1,7 @@
 """The sweep: requeue the deliveries of dead workers, and those whose hint was lost."""
 
 import threading
-from collections.abc import Sequence
+from functools import partial
 from uuid import UUID
 
 import structlog
@@ -17,6 +17,7 @@ from turnmill.schemas.store.channels.sending import (
 )
 from turnmill.workers.delivery.claims import Holder
 from turnmill.workers.delivery.metrics import DELIVERIES_LOST
+from turnmill.workers.upkeep.isolated import isolated
 
 log = structlog.get_logger()
 
@@ -26,26 +27,26 @@ EVERY_S = 1.0
 
 def sweep(holder: Holder) -> int:
     """Requeue the deliveries of dead workers, and hint forgotten ones; the conversations' number.
+    One that PostgreSQL refuses to change keeps no other.
 
     Raises `DatabaseUnavailable`.
     """
     lost = holder.database.fetch(Id, LOST_DELIVERIES)
     forgotten = holder.database.fetch(Id, FORGOTTEN_DELIVERIES)
     ids = sorted({row.id for row in (*lost, *forgotten)})
-    if ids:
-        _advance(holder, ids)
-    return len(ids)
+    return len(isolated(partial(_advance, holder), ids, "conversation"))
 
 
-def _advance(holder: Holder, conversation_ids: Sequence[UUID]) -> None:
+def _advance(holder: Holder, conversation_ids: list[UUID]) -> list[UUID]:
     with holder.database.cursor() as cursor:
         lock_conversations(cursor, conversation_ids)
-        params = {"conversations": list(conversation_ids)}
+        params = {"conversations": conversation_ids}
         count = cursor.execute(REQUEUE_LOST, params).rowcount
         advance_deliveries(cursor, conversation_ids)
     if count:
         DELIVERIES_LOST.inc(count)
         log.warning("deliveries.rescued", lost_count=count)
+    return conversation_ids
 
 
 class Sweeper:

@@ -6,8 +6,8 @@ Every worker process runs one; an advisory lock lets one round at a time.
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from typing import NamedTuple
 
 import psycopg
@@ -76,9 +76,12 @@ def prune(
             if not session.is_mine:
                 return None
             current = Round(link, retention, pause, on_progress, is_dry=is_dry)
-            current.run()
+            with _kept() as failed:
+                current.run()
             if storage is not None:
                 FileSweep(link, storage, pause, current.counts, is_dry=is_dry).run()
+            for error in failed:
+                raise error
         except psycopg.errors.InsufficientPrivilege as error:
             raise SettingsError(
                 f"The pruner lacks a right ({str(error).splitlines()[0]}). Let the tables belong "
@@ -87,6 +90,16 @@ def prune(
         except OUTAGES as error:
             raise DatabaseUnavailable(f"The round ended early: {error}") from error
     return +current.counts
+
+
+@contextmanager
+def _kept() -> Iterator[list[psycopg.Error]]:
+    """Keep an error of tables until the files were swept."""
+    failed: list[psycopg.Error] = []
+    try:
+        yield failed
+    except psycopg.Error as error:
+        failed.append(error)
 
 
 class Pruner:

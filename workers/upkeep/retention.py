@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 from uuid import UUID
 
@@ -226,7 +227,7 @@ class Round:
         before = self._span(days).before
         gone = []
         for batch in self._link.fetch(Id, _OLD_BATCHES, (before,)):
-            if self._remove("batches", _ENDED_BATCH, {"batch": batch.id, "before": before}):
+            if isolated(partial(self._remove_batch, before), [batch.id], "batch"):
                 gone.append(batch)
         # Read anew: a round before this one may have been ended between a batch and its turns.
         for batch in gone if self._is_dry else self._link.fetch(Id, _GONE_BATCHES):
@@ -236,14 +237,12 @@ class Round:
     def _prune_deliveries(self, days: int | None) -> None:
         if days is not None:
             for ids in self._pages(_DELIVERY_PAGE, self._span(days)._asdict()):
-                self._remove("deliveries", "deliveries WHERE id = ANY(%s)", (ids,))
+                isolated(self._remove_deliveries, ids, "delivery")
 
     def _prune_idle_threads(self, days: int | None) -> None:
         if days is not None:
             for ids in self._pages(_IDLE_THREAD_PAGE, self._span(days)._asdict()):
-                with self._transaction():
-                    self._remove_conversations(ids)
-                    self._remove_threads(ids)
+                isolated(self._remove_idle_threads, ids, "conversation")
 
     def _prune_events(self) -> None:
         before = self._span(EVENTS_DAYS).before
@@ -317,6 +316,21 @@ class Round:
             self._remove("turns", "turns WHERE id = ANY(%s)", (gone,))
             self._remove_conversations(conversations)
         return gone
+
+    def _remove_batch(self, before: datetime, ids: list[UUID]) -> list[UUID]:
+        """Delete the row of one batch, if it has ended; return its id then."""
+        which = {"batch": ids[0], "before": before}
+        return ids if self._remove("batches", _ENDED_BATCH, which) else []
+
+    def _remove_deliveries(self, ids: list[UUID]) -> list[UUID]:
+        self._remove("deliveries", "deliveries WHERE id = ANY(%s)", (ids,))
+        return ids
+
+    def _remove_idle_threads(self, ids: list[UUID]) -> list[UUID]:
+        with self._transaction():
+            self._remove_conversations(ids)
+            self._remove_threads(ids)
+        return ids
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 from psycopg.types.json import Json, Jsonb
+from structlog.testing import capture_logs
 
 from turnmill.producer.accept import accept_many
 from turnmill.producer.cancel import cancel
@@ -290,6 +291,29 @@ def test_a_process_with_a_shorter_lease_leaves_the_others_their_deliveries(threa
     )
     assert sweep(other) == 1, "the clock was set back"
     assert thread.states() == ["queued"]
+
+
+def test_a_delivery_that_postgres_refuses_to_change_is_swept_alone(system: Any) -> None:
+    held, *others = [Thread(system) for _ in range(3)]
+    for thread in (held, *others):
+        thread.settle(thread.accept(1)[0])
+        delivery = max(thread.ids())
+        assert claim_delivery(Holder(thread.database, new_id(), 300.0), "desk", delivery)
+    system.database.run("UPDATE deliveries SET leased_until = to_timestamp(0)")
+    system.database.run(
+        "ALTER TABLE deliveries ADD CONSTRAINT refuses CHECK (state <> 'queued' "
+        f"OR conversation_id <> '{held.conversation_id}') NOT VALID"
+    )
+    with capture_logs() as logs:
+        assert sweep(Holder(system.database, new_id(), 300.0)) == 2
+    found = system.database.run("SELECT conversation_id, state FROM deliveries")
+    states = {row.conversation_id: row.state for row in found}
+    assert states == {
+        held.conversation_id: "sending",
+        **{other.conversation_id: "queued" for other in others},
+    }
+    [failed] = [each for each in logs if each["event"] == "conversation.sweep_failed"]
+    assert failed["conversation_id"] == held.conversation_id.hex
 
 
 class Telling(Trouble):

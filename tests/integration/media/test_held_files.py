@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.integration.media.conftest import Site
+from turnmill.producer.cli.app import main
 from turnmill.schemas.errors import StorageUnavailable
 from turnmill.schemas.files.local import LocalStorage
 from turnmill.schemas.files.storage import Key
@@ -186,3 +187,35 @@ def test_who_deletes_a_file_that_retention_could_not_deletes_its_note(site: Site
     place.rmdir()
     site.openai.files.delete(file.id)
     assert site.database.run("SELECT file_id FROM undeleted_files") == []
+
+
+def test_a_file_that_cannot_be_read_keeps_no_other_from_being_copied(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held, *others = [site.upload(f"{each}".encode()) for each in range(3)]
+    place = block(site, held)
+    target = tmp_path / "elsewhere"
+    monkeypatch.setenv("TURNMILL_DATA", str(tmp_path))
+    monkeypatch.setenv("TURNMILL_FILES__FOLDER", str(target))
+    url = site.settings.database.url.get_secret_value()
+    monkeypatch.setenv("TURNMILL_DATABASE__URL", url)
+
+    def copy() -> tuple[object, str]:
+        monkeypatch.setattr(
+            "sys.argv", ["turnmill", "db", "copy-files", str(site.settings.files_dir)]
+        )
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return ended.value.code, " ".join((said.out + said.err).split())
+
+    status, said = copy()
+    assert (status, "2 files copied" in said) == (1, True), said
+    assert "1 files could not be copied" in said
+    assert "file.not_copied" in said and "Is a directory" in said
+    assert len([path for path in target.rglob("*") if path.is_file()]) == len(others)
+    (place / "held").unlink()
+    place.rmdir()
+    place.write_bytes(b"0")
+    status, said = copy()
+    assert (status, "1 files copied, 2 were there, 0 are in neither" in said) == (0, True), said

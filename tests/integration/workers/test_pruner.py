@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +15,9 @@ from structlog.testing import capture_logs
 
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.turns import read_conversation
-from turnmill.schemas.errors import NotFound
+from turnmill.schemas.errors import NotFound, SettingsError
+from turnmill.schemas.files.files import Purpose
+from turnmill.schemas.files.opening import open_files, open_storage
 from turnmill.schemas.ids import first_id, new_id
 from turnmill.schemas.settings import RetentionSettings
 from turnmill.schemas.store.partitions import PARTITIONED, Month, create_month, months_from
@@ -282,6 +285,63 @@ def test_turn_that_cannot_be_deleted_stays_alone_and_the_log_names_it(system: An
     assert [row.id for row in system.database.run("SELECT id FROM turns")] == [bad]
     failures = [log["turn_id"] for log in logs if log["event"] == "turn.sweep_failed"]
     assert failures == [bad.hex]
+
+
+def test_rows_of_other_tables_that_cannot_be_deleted_stay_alone_too(system: Any) -> None:
+    notices = [UUID(int=first_id(PAST).int + number) for number in range(3)]
+    for notice in notices:
+        system.database.run(
+            "INSERT INTO deliveries (id, tenant_id, conversation_id, channel, target, kind, "
+            "content, state, settled_at) VALUES (%s, %s, %s, 'desk', '{}', 'notice', 'x', 'sent', "
+            "%s)",
+            (notice, system.tenant_id, new_id(), PAST),
+        )
+    idle = [new_id() for _ in range(3)]
+    for conversation in idle:
+        _begin_thread(system, conversation.hex, conversation)
+        system.database.run(
+            "INSERT INTO conversations (id, tenant_id, bot_id) SELECT %s, tenant_id, id FROM bots",
+            (conversation,),
+        )
+    batches = [add_batch(system, 1) for _ in range(2)]
+    held = {"deliveries": notices[0], "conversations": idle[0], "batches": batches[0]}
+    for table, row_id in held.items():
+        system.database.run(f"CREATE TABLE of_{table} (id uuid REFERENCES {table} (id))")
+        system.database.run(f"INSERT INTO of_{table} VALUES (%s)", (row_id,))
+    with capture_logs() as logs:
+        assert prune_now(system) is not None
+    assert {table: rows(system, table) for table in held} == {
+        "deliveries": {held["deliveries"]},
+        "conversations": {held["conversations"]} | rows(system, "turns", "conversation_id"),
+        "batches": {held["batches"]},
+    }
+    assert rows(system, "turns", "batch_id") == {held["batches"]}
+    failed = {each["event"]: each for each in logs if each["event"].endswith(".sweep_failed")}
+    assert failed["delivery.sweep_failed"]["delivery_id"] == held["deliveries"].hex
+    assert failed["conversation.sweep_failed"]["conversation_id"] == held["conversations"].hex
+    assert failed["batch.sweep_failed"]["batch_id"] == held["batches"].hex
+    assert len(failed) == 3
+
+
+def test_files_do_not_wait_for_tables_that_the_pruner_may_not_change(
+    system: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = system.settings.model_copy(update={"data": tmp_path})
+    with open_storage(settings).draft() as draft:
+        draft.write(b"a photo")
+        open_files(system.database, settings).save(
+            draft, tenant_id=system.tenant_id, name="x", purpose=Purpose.MESSAGE, expires_at=PAST
+        )
+
+    def refuse(*_: object) -> None:
+        raise psycopg.errors.InsufficientPrivilege("must be owner of table attempts")
+
+    monkeypatch.setattr(retention_module, "drop", refuse)
+    past_months(system)
+    add_old(system, 1)
+    with pytest.raises(SettingsError, match="must be owner"):
+        prune_now(system, storage=open_storage(settings))
+    assert rows(system, "files") == set()
 
 
 def test_a_conversation_goes_on_after_its_beginning_was_pruned(system: Any) -> None:
