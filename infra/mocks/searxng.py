@@ -29,6 +29,8 @@ class SearXNG(MockAPI):
         self.pages = list(pages)
         #: `search.formats` of its settings.yml. JSON is none of the formats that it comes with.
         self.formats = {"html", "json"}
+        #: A proxy before it may refuse some; the server itself takes both.
+        self.verbs = {"GET", "POST"}
         #: The parameters of all searches, those in their addresses, and their headers, in their
         #: order.
         self.queries: list[dict[str, str]] = []
@@ -55,6 +57,8 @@ class SearXNG(MockAPI):
     def answer(self, call: Call) -> Reply:
         if self.name(call) != "search":
             return Reply(200, b"OK", {"Content-Type": "text/plain"})
+        if call.verb not in self.verbs:
+            return Reply(405, b"<html><title>405 Not Allowed</title></html>", HTML)
         # Its form is posted or an address: it reads both.
         given = {**call.query, **call.given}
         self.queries.append(given)

@@ -34,6 +34,8 @@ _REMEDIES = {
     401: "Write its login into TURNMILL_SEARCH__URL: https://user:password@host.",
     403: "Add 'json' to 'formats' in the section 'search' of its settings.yml, and restart it.",
     404: "Does TURNMILL_SEARCH__URL name its whole address, with the path before /search?",
+    405: "Let the proxy before it pass POST to /search. Questions are not sent in addresses, which "
+    "access logs keep.",
     429: "Let this machine pass its limiter: 'pass_ip' in its limiter.toml.",
 }
 _NO_RESULTS = "Is TURNMILL_SEARCH__URL the address of a SearXNG?"

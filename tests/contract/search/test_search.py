@@ -131,6 +131,21 @@ def test_a_server_without_json_among_its_formats_is_told_where_to_add_it(
     assert "'json' to 'formats'" in caught.value.remedy
 
 
+@pytest.mark.parametrize("refused", ["GET", "POST"])
+def test_a_proxy_that_passes_one_method_only(
+    server: SearXNG, searcher: Searcher, refused: str
+) -> None:
+    """`server.method` of its settings.yml chooses what its own page does, and refuses neither."""
+    server.verbs.remove(refused)
+    if refused == "GET":
+        assert searcher.search(QUESTION)
+        return
+    with pytest.raises(SearchUnavailable, match="405") as caught:
+        searcher.search(QUESTION)
+    assert "POST to /search" in caught.value.remedy
+    assert server.queries == []
+
+
 def test_a_language_that_the_server_does_not_know_is_told(server: SearXNG) -> None:
     with pytest.raises(SearchUnavailable, match="400") as caught:
         connect(server.url, language="english").search(QUESTION)
