@@ -20,13 +20,15 @@ class Hub:
     """Files by repository and name. `faults` is used up, one for each call of the kind.
 
     Of the list: a status. Of a file: a status, `cut` (the connection breaks half way), `wrong`
-    (other bytes of the same length), `slow` (in ten pieces).
+    (other bytes of the same length), `slow` (in ten pieces), `stall` (no more than half of it until
+    `go_on` is set).
     """
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
         self.list_faults: list[int] = []
         self.file_faults: list[int | str] = []
+        self.go_on = threading.Event()
         #: Without it a request for a range gets the whole file.
         self.knows_ranges = True
         #: The token that gated repositories want.
@@ -45,6 +47,7 @@ class Hub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.go_on.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -60,8 +63,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self._list(path.removeprefix("api/models/").split("/revision/")[0])
             elif "/resolve/" in path:
                 self._resolve(path)
-            else:
+            elif path.startswith("store/"):
                 self._store(path.removeprefix("store/"))
+            else:
+                # As `api/agent-harnesses`, which the client does without.
+                self._refuse(404)
 
         def _list(self, repo: str) -> None:
             if hub.list_faults:
@@ -101,8 +107,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def _write(self, data: bytes, fault: int | str) -> None:
             if fault == "wrong":
                 data = bytes(255 - byte for byte in data)
-            if fault == "cut":
+            if fault in ("cut", "stall"):
                 self.wfile.write(data[: len(data) // 2])
+                if fault == "stall":
+                    hub.go_on.wait()
                 self.close_connection = True
                 return
             pieces = 10 if fault == "slow" else 1
