@@ -30,6 +30,7 @@ SELECT DISTINCT capabilities FROM known WHERE is_alive OR NOT EXISTS (
 _REMEDIES = {
     "tools": ', send "tool_choice": "none", or let the bot ignore tools: '
     "turnmill bots change NAME --ignore-tools",
+    "wide_formats": ", or make more of its properties required",
     "accepts": ", or let a worker read it (docs/media.md)",
 }
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 from turnmill.schemas.content import MediaPart
+from turnmill.schemas.formats.calls import arguments_format, demanded_tools
+from turnmill.schemas.formats.response import ResponseFormat
+from turnmill.schemas.formats.width import MOST_NEXT, width_of
 from turnmill.schemas.turns import GenerationParams, Message, Role
 
 #: What a reply may be made to be.
@@ -34,6 +37,9 @@ class Capabilities(BaseModel):
     accepts: frozenset[str] = frozenset({"text"})
     #: What a reply may be made to be: text, json_object, json_schema, choice.
     formats: frozenset[str] = frozenset({"text"})
+    #: It holds replies to schemas where more than `MOST_NEXT` properties or options may come next.
+    #: Of releases that do not say so, it is tried.
+    wide_formats: bool = True
     #: It resumes such a reply too. Else a reply with a format restarts.
     continues_formats: bool = False
     #: It may answer with calls of tools that it is offered.
@@ -75,10 +81,14 @@ class Need:
     #: The field of `Capabilities` that must be true, or have the value.
     capability: str
     value: str | None = None
+    #: What is too much of it, for people.
+    detail: str = ""
 
     @property
     def title(self) -> str:
         """For people."""
+        if self.detail:
+            return self.detail
         return self.capability if self.value is None else f"{self.capability}: {self.value}"
 
 
@@ -103,13 +113,33 @@ def _of_messages(messages: Sequence[Message]) -> Iterator[Need]:
             yield Need(f"messages[{number}].role", "tools")
 
 
+def _of_demanded(params: GenerationParams) -> Iterator[Need]:
+    demanded = {tool.name for tool in demanded_tools(params)}
+    for number, tool in enumerate(params.tools):
+        if tool.name in demanded:
+            place = f"tools[{number}].function.parameters"
+            yield from _of_width(arguments_format(tool), place, f"the arguments of '{tool.name}'")
+
+
+def _of_width(format: ResponseFormat, place: str, what: str) -> Iterator[Need]:
+    width = width_of(format.schema_text or "")
+    if width > MOST_NEXT:
+        detail = (
+            f"in {what} {width} optional properties or options of 'anyOf' may come next, and "
+            f"{MOST_NEXT} is the most that its engine holds a reply to"
+        )
+        yield Need(place, "wide_formats", detail=detail)
+
+
 def _of_params(params: GenerationParams) -> Iterator[Need]:
     if params.tools:
         yield Need("tools", "tools")
         if params.tool_choice not in (None, "auto"):
             yield Need("tool_choice", "tool_choice")
+        yield from _of_demanded(params)
     if params.response_format is not None:
         yield Need("response_format", "formats", params.response_format.type)
+        yield from _of_width(params.response_format, "response_format", "the schema")
     if params.logprobs is not None:
         yield Need("logprobs", "logprobs")
     if params.logit_bias:

@@ -12,15 +12,18 @@ from turnmill.schemas.content import ToolCall
 from turnmill.schemas.errors import EngineFailure
 from turnmill.schemas.formats.calls import find_call_fault
 from turnmill.schemas.formats.response import ResponseFormat
+from turnmill.schemas.formats.width import MOST_NEXT
 from turnmill.schemas.turns import GenerationParams, Tool
 from turnmill.workers.engines.base import Chunk
 from turnmill.workers.engines.local.scheduling import Generation, Token
 from turnmill.workers.engines.text.tools import HERMES, OfferedTools
+from turnmill.workers.engines.vllm.formats import structured_fields
 
 torch = pytest.importorskip("torch", reason="pip install 'turnmill[transformers]'")
 transformers = pytest.importorskip("transformers", reason="pip install 'turnmill[transformers]'")
 slots = import_module("turnmill.workers.engines.torch.slots")
 grammars = import_module("turnmill.workers.engines.torch.grammars")
+llguidance = import_module("llguidance.hf")
 
 END = "</s>"
 MARKS = ("<tool_call>", "</tool_call>", "<think>")
@@ -166,3 +169,48 @@ def test_many_optional_properties_are_kept_to_and_a_limit_is_an_error(
     monkeypatch.setattr(grammars, "LIMITS", None)  # llguidance's own
     *_, last = held_reply(model, tokenizer, compiled, schema)
     assert isinstance(last, EngineFailure) and "items" in str(last)
+
+
+def _optional(count: int, kind: str = "integer") -> dict[str, Any]:
+    properties = {f"p{number}": {"type": kind} for number in range(count)}
+    return {"type": "object", "properties": properties}
+
+
+def _options(count: int) -> dict[str, Any]:
+    arrays = [{"type": "array", "items": {"enum": [f"v{each}"]}} for each in range(count)]
+    return {"type": "object", "properties": {"a": {"anyOf": arrays}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "reply", "is_held"),
+    [
+        (_optional(MOST_NEXT), {"p0": 1, f"p{MOST_NEXT - 1}": 2}, True),
+        (_optional(MOST_NEXT, "array"), {"p0": [], f"p{MOST_NEXT - 1}": []}, True),
+        (_options(MOST_NEXT), {"a": [f"v{MOST_NEXT - 1}"]}, True),
+        (
+            {
+                "type": "object",
+                "properties": {"a": _optional(MOST_NEXT), "b": _optional(MOST_NEXT)},
+                "required": ["a", "b"],
+            },
+            {"a": {"p0": 1}, "b": {f"p{MOST_NEXT - 1}": 1}},
+            True,
+        ),
+        (_optional(520), {"p0": 1, "p519": 2}, False),
+        (_options(340), {"a": ["v339"]}, False),
+    ],
+)
+def test_the_limit_of_accept_is_within_that_of_vllms_llguidance(
+    tokenizer: Any, schema: dict[str, Any], reply: dict[str, Any], is_held: bool
+) -> None:
+    """vLLM takes llguidance's limits as they come."""
+    asked = ResponseFormat(type="json_schema", schema_text=json.dumps(schema))
+    grammar = grammars.LLMatcher.grammar_from_json_schema(structured_fields(asked)["json"])
+    matcher = grammars.LLMatcher(
+        llguidance.from_tokenizer(tokenizer, n_vocab=len(tokenizer)), grammar, log_level=0
+    )
+    text = json.dumps(reply, separators=(",", ":"))
+    for token in tokenizer.encode(text, add_special_tokens=False):
+        matcher.compute_bitmask()
+        matcher.consume_token(token)
+    assert (matcher.is_accepting() and not matcher.is_error()) is is_held

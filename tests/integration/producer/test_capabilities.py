@@ -94,6 +94,23 @@ def test_what_no_live_worker_can_do_is_refused_by_its_field_and_plain_text_is_no
     assert system.count("true") == 1
 
 
+def test_a_tool_that_is_too_wide_for_all_live_workers_is_refused_by_its_name(
+    system: Any, able: Able, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    properties = {f"p{number}": {"type": "integer"} for number in range(301)}
+    tool = Tool(name="book", parameters={"type": "object", "properties": properties})
+    request = system.request("x", params=GenerationParams(tools=(tool,), tool_choice="book"))
+    can = Capabilities(tools=True, tool_choice=True)
+    monkeypatch.setattr(Able, "declared", can.model_copy(update={"wide_formats": False}))
+    with running_worker(system.settings):
+        with pytest.raises(InvalidInput, match=r"'book' 301 .* 300 is the most") as caught:
+            accept(system.database, request)
+        assert caught.value.param == "tools[0].function.parameters"
+    monkeypatch.setattr(Able, "declared", can)
+    with running_worker(system.settings):
+        assert accept(system.database, request)
+
+
 def test_a_worker_publishes_what_its_engine_declares_and_others_know_it_after_it_died(
     system: Any, able: Able
 ) -> None:

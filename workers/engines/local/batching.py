@@ -62,6 +62,7 @@ class BatchingEngine:
         return Capabilities(
             continues=True,
             formats=facts.formats,
+            wide_formats=facts.wide_formats,
             continues_formats=facts.continues_formats,
             tools=bool(template.tool_format),
             tool_choice=bool(template.tool_format) and "json_schema" in facts.formats,

@@ -66,6 +66,8 @@ class Facts:
     dtype: str = "auto"
     #: As `Capabilities`.
     formats: frozenset[str] = frozenset({"text"})
+    #: Whether it holds replies to schemas as wide as accept takes them.
+    wide_formats: bool = True
     continues_formats: bool = False
     logprobs: bool = False
     logit_bias: bool = False

@@ -96,6 +96,8 @@ class VLLMFront:
             device=current_platform.device_type,
             dtype=str(config.dtype).removeprefix("torch."),
             formats=frozenset({"text"}) if self._special is None else ALL_FORMATS,
+            # Its llguidance has limits that nothing here can raise.
+            wide_formats=False,
             logprobs=True,
             penalties=ALL_PENALTIES,
         )
