@@ -63,7 +63,8 @@ test-browser: $(STAMPS)/dev $(STAMPS)/browser ## Test the raters' page in Debian
 test-vllm: $(STAMPS)/vllm ## Test vLLM on the CPU, as engine and as server, in its own environment (3 GB)
 	$(VLLM)/bin/python -m pytest -W default $(CONTRACT) tests/contract/formats tests/contract/test_openai_http.py \
 	  tests/contract/test_odd_servers.py tests/integration/engines/test_fidelity.py \
-	  tests/integration/engines/test_vllm.py tests/integration/engines/test_vllm_artifacts.py tests/unit/test_vendor.py \
+	  tests/integration/engines/test_vllm.py tests/integration/engines/test_vllm_artifacts.py \
+	  tests/integration/media/test_vllm_sees.py tests/unit/test_vendor.py \
 	  -k "vllm or openai_http" $(ARGS)
 
 test-triton: $(STAMPS)/dev $(STAMPS)/triton ## Test the Triton engine with a real tritonserver (700 MB)

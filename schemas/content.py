@@ -26,6 +26,8 @@ MAX_MESSAGE_CHARS = 400_000
 MAX_PARTS = 128
 MAX_TOOL_CALLS = 128
 MAX_DOCUMENTS = 64
+#: Images of a prompt, at most; the newest ones.
+MAX_IMAGES = 8
 #: Tokens that a turn makes likelier or less likely.
 MAX_BIASES = 1024
 MAX_URL_CHARS = 8_192
@@ -86,6 +88,11 @@ class MediaPart(_Value):
         if (self.file_id is None) == (self.url is None):
             raise PydanticCustomError("source", "needs either file_id or url")
         return self
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether it is an image with its bytes, as a worker gives them to a model that sees."""
+        return self.type == "image" and (self.url or "").startswith("data:")
 
 
 class InlinePart(_Value):

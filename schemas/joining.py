@@ -12,7 +12,9 @@ def joined(messages: Iterable[Message]) -> tuple[Message, ...]:
     result: list[Message] = []
     for message in messages:
         if result and (content := _joined(result[-1], message)) is not None:
-            result[-1] = Message(role=message.role, content=content)
+            # What was valid in two is valid in one. An image's bytes, which a worker gives it for a
+            # prompt, are valid in no message.
+            result[-1] = Message.model_construct(role=message.role, content=content)
         else:
             result.append(message)
     return tuple(result)

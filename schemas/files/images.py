@@ -5,8 +5,9 @@ file behind the first.
 """
 
 import io
+from collections.abc import Callable
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.settings import MediaSettings
@@ -22,6 +23,9 @@ JPEG_QUALITY = 90
 _decoding = Lock()
 
 
+Made = TypeVar("Made")
+
+
 class CleanImage(NamedTuple):
     data: bytes
     mime: str
@@ -33,6 +37,25 @@ def clean_image(data: bytes, limits: MediaSettings) -> CleanImage:
     Raises:
         InvalidInput: it is damaged or too large, or nothing here reads images.
     """
+    return _opened(data, limits.max_image_pixels, _cleaned)
+
+
+def read_pixels(data: bytes, max_pixels: int) -> "Image":
+    """Decode a stored image, as RGB or RGBA. One of more than `max_pixels` is scaled down.
+
+    Raises:
+        InvalidInput: it is damaged, or larger than what is stored, or nothing here reads images.
+    """
+
+    def scaled(image: "Image") -> "Image":
+        share = min(1.0, (max_pixels / (image.width * image.height)) ** 0.5)
+        return _pixels(image, max(1, int(max(image.size) * share)))
+
+    return _opened(data, MAX_SIDE**2, scaled)
+
+
+def _opened(data: bytes, max_pixels: int, use: "Callable[[Image], Made]") -> Made:
+    """Return what `use` makes of an image of at most `max_pixels`. Raises `InvalidInput`."""
     try:
         from PIL import Image
     except ImportError:
@@ -44,9 +67,11 @@ def clean_image(data: bytes, limits: MediaSettings) -> CleanImage:
     with _decoding:
         try:
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF", "WEBP")) as image:
-                return _cleaned(image, limits.max_image_pixels)
+                if image.width * image.height > max_pixels:
+                    raise _too_many_pixels(max_pixels)
+                return use(image)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise _too_many_pixels(limits.max_image_pixels) from None
+            raise _too_many_pixels(max_pixels) from None
         except InvalidInput:
             raise
         # Pillow's decoders raise whatever the damage leads to.
@@ -58,20 +83,22 @@ def clean_image(data: bytes, limits: MediaSettings) -> CleanImage:
             ) from None
 
 
-def _cleaned(image: "Image", max_pixels: int) -> CleanImage:
+def _pixels(image: "Image", max_side: int) -> "Image":
+    """The image upright, as RGB or RGBA, its longer side scaled down to `max_side`."""
     from PIL import ImageOps
 
-    width, height = image.size
-    if width * height > max_pixels:
-        raise _too_many_pixels(max_pixels)
-    is_photo = image.format == "JPEG"
     # Decodes at a fraction of the size where that is enough.
-    image.draft("RGB", (MAX_SIDE, MAX_SIDE))
+    image.draft("RGB", (max_side, max_side))
     has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     pixels = ImageOps.exif_transpose(image).convert("RGBA" if has_alpha else "RGB")
-    pixels.thumbnail((MAX_SIDE, MAX_SIDE))
+    pixels.thumbnail((max_side, max_side))
+    return pixels
+
+
+def _cleaned(image: "Image") -> CleanImage:
+    kind, pixels = image.format, _pixels(image, MAX_SIDE)
     written = io.BytesIO()
-    if is_photo or (image.format == "WEBP" and not has_alpha):
+    if kind == "JPEG" or (kind == "WEBP" and pixels.mode == "RGB"):
         pixels.save(written, "JPEG", quality=JPEG_QUALITY)
         return CleanImage(written.getvalue(), "image/jpeg")
     # Only the pixels: `info` may have texts.

@@ -46,6 +46,9 @@ class EngineSettings(Section):
     #: Prompt tokens computed between two tokens of the turns that are already running; left out,
     #: 96 (OpenVINO, vLLM on a CPU) or 256 (transformers, vLLM on a GPU).
     prefill_tokens: int | None = Field(default=None, ge=16)
+    #: Pixels of an image, at most, that a model is shown (vLLM engine only); a larger image is
+    #: scaled down. With many models, more pixels are more tokens of the prompt.
+    image_pixels: int = Field(default=1024 * 1024, ge=1024, le=2048 * 2048)
     #: Where downloaded and converted models are kept; `models` in the data folder when left out.
     models_dir: Path | None = None
     #: The servers of a remote engine (`openai_http`, `triton`, `tfserving`), as a JSON list of

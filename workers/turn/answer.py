@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import Event
 from typing import Protocol
 from uuid import UUID
@@ -233,10 +234,14 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
     share = worker.summary_share
     summarizer = Summarizer(worker.database, attempt, share) if share else None
     prompt = build_prompt(
-        worker.database, worker.engine, claim, summarizer, documents_share=worker.documents_share
+        worker.database,
+        worker.engine,
+        claim,
+        summarizer,
+        documents_share=worker.documents_share,
+        show=partial(worker.media.show, claim.tenant_id),
     )
     claim = pin_shown(worker.database, claim, prompt.document_count)
-    prompt = replace(prompt, messages=worker.media.show(claim.tenant_id, prompt.messages))
     outcome = _reply(worker, attempt, stream, claim, prompt)
     if not isinstance(outcome, NotMet):
         return outcome

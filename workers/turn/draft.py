@@ -68,6 +68,8 @@ class Draft:
     template_kwargs: TemplateValues = field(default_factory=dict)
     #: What the turn offers the model.
     tools: tuple[Tool, ...] = ()
+    #: As `Prompt.cache_namespace`.
+    cache_namespace: str = ""
 
     def with_documents(self, documents: tuple[Document, ...], budget: int) -> "Draft":
         """With as many of them, from the first on, as take no more tokens than `budget` and leave
@@ -123,7 +125,12 @@ class Draft:
 
     def _count(self, messages: Sequence[Message]) -> int:
         return self.engine.count_tokens(
-            Prompt(tuple(messages), template_kwargs=self.template_kwargs, tools=self.tools)
+            Prompt(
+                tuple(messages),
+                cache_namespace=self.cache_namespace,
+                template_kwargs=self.template_kwargs,
+                tools=self.tools,
+            )
         )
 
     def _asked(self) -> tuple[Message, ...]:

@@ -1,8 +1,9 @@
 """The prompt of a turn: instructions, history, and the new messages, within the context window."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import takewhile
+from dataclasses import replace
+from itertools import chain, islice, takewhile
 
 from turnmill.schemas.errors import EngineFailure, InvalidInput
 from turnmill.schemas.postgres.database import Database
@@ -17,6 +18,9 @@ from turnmill.workers.turn.summary import Summarizer
 #: Turns of history that are looked at; no model of today reads further back.
 HISTORY_LIMIT = 500
 
+#: Gives the newest images of messages their bytes, as `Media.show`.
+Show = Callable[[Sequence[Message]], tuple[Message, ...]]
+
 #: The oldest of them stays the same for so many turns: engines remember how prompts begin.
 HISTORY_STEP = 100
 
@@ -28,6 +32,7 @@ def build_prompt(
     summarizer: Summarizer | None = None,
     *,
     documents_share: float = 0.5,
+    show: Show = tuple,
 ) -> Prompt:
     """The prompt of a claimed turn.
 
@@ -38,8 +43,10 @@ def build_prompt(
     summarizer, a summary of what was dropped stands at the end of it, where it fits. The turn's
     documents stand in its last message of the user, within their share of the context window; no
     later prompt has them.
+
+    `show` gives images of messages their bytes, before anything is counted.
     """
-    draft = _draft(database, engine, claim)
+    draft = _draft(database, engine, claim, show)
     documents = (*claim.documents, *(source.document for source in claim.sources))
     if documents:
         draft = draft.with_documents(documents, int(engine.context_window * documents_share))
@@ -58,19 +65,31 @@ def build_prompt(
     )
 
 
-def _draft(database: Database, engine: Engine, claim: Claim) -> Draft:
+def _draft(database: Database, engine: Engine, claim: Claim, show: Show) -> Draft:
     own = [message.text for message in takewhile(is_system, claim.messages)]
     wanted = claim.params.max_tokens or 1
+    past = _read_past(database, engine, claim) if claim.seq > 1 else ()
+    past, asked = _shown(past, claim.messages[len(own) :], show)
     return Draft(
         engine,
         budget=engine.context_window - min(wanted, engine.context_window // 2),
         instructions=(claim.instructions, *own, claim.remembered),
-        past=_read_past(database, engine, claim) if claim.seq > 1 else (),
-        asked=claim.messages[len(own) :],
+        past=past,
+        asked=asked,
+        cache_namespace=claim.cache_namespace,
         template_kwargs=claim.params.template_kwargs or {},
         tools=claim.params.tools,
         cites=claim.is_to_cite,
     )
+
+
+def _shown(
+    past: Sequence[PastTurn], asked: Sequence[Message], show: Show
+) -> tuple[Sequence[PastTurn], tuple[Message, ...]]:
+    """What is said and was said, with its newest images."""
+    messages = iter(show([*chain.from_iterable(turn.messages for turn in past), *asked]))
+    past = [replace(turn, messages=tuple(islice(messages, len(turn.messages)))) for turn in past]
+    return past, tuple(messages)
 
 
 def _summarized(

@@ -202,3 +202,11 @@ def test_messages_with_tools_are_never_joined() -> None:
         _person(2, (Role.ASSISTANT, "Ada here.")),
     ]
     assert len(replace(draft([]), past=past).messages(0)) == 5
+
+
+def test_an_image_keeps_its_bytes_where_messages_are_joined() -> None:
+    shown = MediaPart.model_construct(type="image", file_id="file_1", url="data:image/png;base64,x")
+    past = [PastTurn(1, (Message.model_construct(role=Role.USER, content=(shown,)),))]
+    asked = (Message(role=Role.USER, content="What is this?"),)
+    message = replace(draft([]), past=past, asked=asked).messages(0)[-1]
+    assert message.content == (shown, TextPart(text="What is this?"))

@@ -16,6 +16,7 @@ from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import FinishReason, GenerationParams
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.local.scheduling import Facts, Generation, Scheduler, Token
+from turnmill.workers.engines.local.seeing import Seen, images_of, with_newest
 from turnmill.workers.engines.local.telling import Telling
 from turnmill.workers.engines.text.chat_template import ChatTemplate
 from turnmill.workers.engines.text.pieces import by_pieces
@@ -69,6 +70,7 @@ class BatchingEngine:
             logprobs=facts.logprobs,
             logit_bias=facts.logit_bias,
             penalties=facts.penalties,
+            accepts=frozenset({"text"} if facts.eyes is None else {"text", "image"}),
         )
 
     @property
@@ -84,7 +86,7 @@ class BatchingEngine:
         try:
             scheduler = self._schedule(self._settings)
             text = _with_one_tokenizer(self._load_text(self._settings))
-            self._model = _Model(text, scheduler, scheduler.facts)
+            self._model = _Model(text, scheduler, _seeing(scheduler.facts, text.template))
         except BaseException as error:
             if scheduler is not None:
                 scheduler.close()
@@ -97,13 +99,18 @@ class BatchingEngine:
         self._loaded().scheduler.check()
 
     def count_tokens(self, prompt: Prompt) -> int:
-        return len(_encode(self._loaded(), prompt))
+        model = self._loaded()
+        prompt_ids, images = _encode(model, prompt)
+        if model.facts.eyes is None or not images:
+            return len(prompt_ids)
+        return model.facts.eyes.count(prompt_ids, images, prompt.cache_namespace)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         model = self._loaded()
         can_hold = self.capabilities.tool_choice
         tools = OfferedTools.of(model.text.template.tool_format, params, can_hold=can_hold)
-        prompt_ids = _encode(model, prompt, tools.begun if tools else "")
+        seen = _see(model, prompt, tools.begun if tools else "")
+        prompt_ids = seen.prompt_ids
         window = model.facts.context_window
         room = window - len(prompt_ids)
         if room < 1:
@@ -122,6 +129,7 @@ class BatchingEngine:
             prompt.cache_namespace,
             held_to=called or params.response_format,
             prefix="" if called else prompt.prefix,
+            inputs=seen.inputs,
         )
         model.scheduler.submit(generation)
         # A text that goes on is decoded after what was there; a new one begins without a space.
@@ -148,6 +156,7 @@ class BatchingEngine:
             device=facts.device,
             dtype=facts.dtype,
             context_window=facts.context_window,
+            accepts=sorted(self.capabilities.accepts),
             max_batch_size=self._settings.max_batch_size,
             kv_cache_gib=self._settings.kv_cache_gib,
         )
@@ -192,11 +201,29 @@ def _with_one_tokenizer(text: TextSide) -> TextSide:
     return replace(text, encode=encode_all, decode=decode, bytes_of=bytes_of)
 
 
-def _encode(model: _Model, prompt: Prompt, begun: str = "") -> list[int]:
-    """The prompt's tokens, with what the reply is made to begin with."""
-    text = model.text.template.render(
-        prompt.messages, prompt.prefix, prompt.template_kwargs, prompt.tools
-    )
+def _seeing(facts: Facts, template: ChatTemplate) -> Facts:
+    """The facts without eyes, where no image can be put into a prompt."""
+    if facts.eyes is None or template.show_images(facts.eyes.mark):
+        return facts
+    log.warning("engine.sees_nothing", reason="its chat template has no place for images")
+    return replace(facts, eyes=None)
+
+
+def _see(model: _Model, prompt: Prompt, begun: str) -> Seen:
+    """The prompt's tokens, with those of its images."""
+    prompt_ids, images = _encode(model, prompt, begun)
+    if model.facts.eyes is None or not images:
+        return Seen(prompt_ids, None)
+    return model.facts.eyes.look(prompt_ids, images, prompt.cache_namespace)
+
+
+def _encode(model: _Model, prompt: Prompt, begun: str = "") -> tuple[list[int], list[str]]:
+    """The prompt's tokens, with what the reply is made to begin with and a mark for each image; and
+    the images.
+    """
+    limit = 0 if model.facts.eyes is None else model.facts.eyes.limit
+    messages = with_newest(prompt.messages, limit)
+    text = model.text.template.render(messages, prompt.prefix, prompt.template_kwargs, prompt.tools)
     try:
         ids = model.text.encode(text + begun)
     except Exception as error:
@@ -204,7 +231,7 @@ def _encode(model: _Model, prompt: Prompt, begun: str = "") -> list[int]:
     # One token outside the vocabulary would end the batch for everyone.
     if not ids or max(ids) >= model.facts.vocabulary_size or min(ids) < 0:
         raise EngineFailure("The prompt cannot be tokenized for this model.")
-    return ids
+    return ids, images_of(messages)
 
 
 def _read_chunks(

@@ -9,6 +9,7 @@ from turnmill.schemas.capabilities import PLAIN
 from turnmill.schemas.errors import TurnmillError
 from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.turns import FinishReason, GenerationParams, Lane
+from turnmill.workers.engines.local.seeing import Eyes
 from turnmill.workers.engines.text.call_form import CallForm
 
 #: What `prefill_tokens` is when left out.
@@ -49,6 +50,8 @@ class Generation:
     events: "SimpleQueue[Token | TurnmillError | None]" = field(default_factory=SimpleQueue)
     #: Tokens of the prompt that the batch did not compute again; known with the last token.
     cached_tokens: int = 0
+    #: The prompt with its images, as `Seen.inputs`; None: it has none. The scheduler takes it.
+    inputs: object = None
     #: Nobody waits for tokens any more: `Batch.drop_unwanted` takes it out.
     is_unwanted: bool = False
 
@@ -72,6 +75,8 @@ class Facts:
     logprobs: bool = False
     logit_bias: bool = False
     penalties: frozenset[str] = PLAIN.penalties
+    #: None: the model does not see.
+    eyes: Eyes | None = None
 
 
 class Scheduler(Protocol):

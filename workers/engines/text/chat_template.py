@@ -6,9 +6,10 @@ messages' texts: whoever could spell them could speak as the system.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import count, groupby
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -17,7 +18,7 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from turnmill.schemas.content import ToolCall
+from turnmill.schemas.content import MediaPart, TextPart, ToolCall, parts_of
 from turnmill.schemas.errors import EngineFailure, InvalidInput
 from turnmill.schemas.turns import Message, Tool
 from turnmill.workers.engines.base import NO_VALUES, TemplateValues, refuse_template_kwargs
@@ -48,6 +49,9 @@ TASK_TEMPLATE = (
 
 #: Names that templates look up, and that no turn gives a value among its own.
 _OURS = frozenset(("messages", "add_generation_prompt", "tools", "documents"))
+
+#: What a template is tried with.
+_PROBE, _IMAGE = "\ue000probe\ue001", {"type": "image"}
 
 #: Texts without marks that are remembered, and characters of the longest of them.
 REMEMBERED_TEXTS, LONGEST_TEXT = 2048, 1 << 14
@@ -110,6 +114,11 @@ class ChatTemplate:
             {*control_tokens} - {""}, key=lambda token: (-len(token), token)
         )
         self._joint = joint
+        #: Templates of models that see may show no text but in a list of parts.
+        self._wants_parts = not self._shows(_PROBE) and self._shows([_text_part(_PROBE)])
+        self._shows_images = False
+        #: What stands for the nth image in a text; None: the template itself writes it.
+        self._image_mark: Callable[[int], str | None] | None = None
         marks = unusual({*self.control_tokens, *own_tokens})
         self._break_marks = breaker({*find_marks(self._render), *self._reserved(), *marks}, joint)
         #: A conversation's past is part of each of its prompts.
@@ -131,7 +140,7 @@ class ChatTemplate:
         """
         refuse_template_kwargs(kwargs, self._knows)
         given = {name: self._safe_within(value) for name, value in kwargs.items()}
-        entries = self._safe_within(_entries(messages))
+        entries = self._formed(self._safe_within(_entries(messages)))
         offered = self._safe_within(described(tools)) or None
         try:
             # The prefix is the model's own: it continues from the tokens that it generated.
@@ -142,6 +151,48 @@ class ChatTemplate:
             ) from None
         except Exception as error:
             raise EngineFailure(f"The model's chat template fails: {error}") from error
+
+    def show_images(self, mark: Callable[[int], str | None]) -> bool:
+        """Show the images of messages from now on. Return False if that is not possible.
+
+        `mark`: what the model reads for the nth image of a prompt, from 1 on; None if it does not
+        say. It is written where the template itself has nothing for images.
+        """
+        parts = [_text_part(_PROBE)]
+        plain, shown = self._tried(parts), self._tried([_IMAGE, *parts])
+        # Some write a list as Python does.
+        reads_parts = self._wants_parts or plain == self._tried(_PROBE) != ""
+        if reads_parts and _PROBE in shown and shown != plain:
+            self._shows_images = True
+        elif mark(1) is not None:
+            self._shows_images, self._image_mark = True, mark
+        return self._shows_images
+
+    def _shows(self, content: object) -> bool:
+        return _PROBE in self._tried(content)
+
+    def _tried(self, content: object) -> str:
+        """What becomes of a message of the user; nothing where the template refuses it."""
+        try:
+            return self._rendered([{"role": "user", "content": content}], NO_VALUES, None)
+        except Exception:  # A template may raise anything.
+            return ""
+
+    def _formed(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The entries with their parts as the template takes them."""
+        numbers = count(1)
+        return [entry | {"content": self._form(entry["content"], numbers)} for entry in entries]
+
+    def _form(self, parts: list[dict[str, str]], numbers: Iterator[int]) -> object:
+        if not self._shows_images:
+            parts = [_text_part("[image]") if part == _IMAGE else part for part in parts]
+        elif mark := self._image_mark:
+            parts = [
+                _text_part(mark(next(numbers)) or "") if part == _IMAGE else part for part in parts
+            ]
+        if self._wants_parts or _IMAGE in parts:
+            return list(_with_one_text(parts))
+        return _one_text(parts)
 
     def _safe(self, text: str) -> str:
         """The text without roles' marks and control tokens."""
@@ -165,7 +216,7 @@ class ChatTemplate:
         return text
 
     def _render(self, messages: Sequence[Message]) -> str:
-        return self._rendered(_entries(messages), NO_VALUES, None)
+        return self._rendered(self._formed(_entries(messages)), NO_VALUES, None)
 
     def _rendered(
         self, entries: list[dict[str, object]], kwargs: TemplateValues, tools: object
@@ -175,14 +226,30 @@ class ChatTemplate:
         )
 
 
+def _text_part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _one_text(parts: Iterable[Mapping[str, str]]) -> str:
+    return "\n".join(part["text"] for part in parts)
+
+
+def _with_one_text(parts: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """The parts; texts without an image between them are one."""
+    for is_image, group in groupby(parts, _IMAGE.__eq__):
+        alike = list(group)
+        yield from alike if is_image else [_text_part(_one_text(alike))]
+
+
 def _entries(messages: Sequence[Message]) -> list[dict[str, object]]:
-    """The messages as templates read them, calls and results of tools included."""
+    """The messages in parts, calls and results of tools included."""
     names = {call.id: call.name for each in messages for call in each.tool_calls}
     return [_entry(each, names) for each in messages]
 
 
 def _entry(message: Message, names: Mapping[str, str]) -> dict[str, object]:
-    entry: dict[str, object] = {"role": message.role.value, "content": message.text}
+    parts = list(map(_part, parts_of(message.content)))
+    entry: dict[str, object] = {"role": message.role.value, "content": parts}
     if message.tool_calls:
         entry["tool_calls"] = [
             {
@@ -196,6 +263,13 @@ def _entry(message: Message, names: Mapping[str, str]) -> dict[str, object]:
         entry |= {"tool_call_id": message.tool_call_id}
         entry |= {"name": names.get(message.tool_call_id, "")}
     return entry
+
+
+def _part(part: TextPart | MediaPart) -> dict[str, str]:
+    """An image has its bytes in its URL; what has none is named."""
+    if isinstance(part, MediaPart):
+        return dict(_IMAGE) if part.is_shown else _text_part(f"[{part.type}]")
+    return _text_part(part.text)
 
 
 def _arguments(call: ToolCall) -> object:

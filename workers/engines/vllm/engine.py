@@ -15,6 +15,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 # It would report every start to its makers.
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
+from turnmill.schemas.content import MAX_IMAGES
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.engines.local.batching import BatchingEngine
@@ -53,7 +54,7 @@ def start_front(settings: EngineSettings) -> VLLMFront:
     _check_device(settings)
     if current_platform.is_cpu():
         check_weights(Path(path), settings)
-    return VLLMFront(_arguments(path, settings), settings.max_batch_size)
+    return VLLMFront(_arguments(path, settings), settings.max_batch_size, settings.image_pixels)
 
 
 def _arguments(path: str, settings: EngineSettings) -> AsyncEngineArgs:
@@ -73,6 +74,10 @@ def _arguments(path: str, settings: EngineSettings) -> AsyncEngineArgs:
         kv_cache_memory_bytes=int(settings.kv_cache_gib * 2**30),
         enable_prefix_caching=settings.prefix_cache,
         scheduling_policy="priority",
+        # A model that does not see ignores it.
+        limit_mm_per_prompt={"image": MAX_IMAGES, "video": 0, "audio": 0},
+        # It knows no tenants (`eyes.py`).
+        mm_processor_cache_gb=0,
         structured_outputs_config=StructuredOutputsConfig(**STRUCTURED_OUTPUTS),
         **(_cpu_arguments() if on_cpu else _gpu_arguments(prefill_tokens)),
         disable_log_stats=True,

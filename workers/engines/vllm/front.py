@@ -31,6 +31,7 @@ from turnmill.schemas.turns import Lane
 from turnmill.workers.engines.local.guidance import special_tokens
 from turnmill.workers.engines.local.scheduling import Facts, Generation, Token
 from turnmill.workers.engines.text.call_form import CallForm
+from turnmill.workers.engines.vllm.eyes import VLLMEyes
 from turnmill.workers.engines.vllm.formats import structured_fields
 from turnmill.workers.engines.vllm.plugin import dying_with_this_process
 from turnmill.workers.vendor.vllm import silence_end, unfinished_count
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.exceptions import VLLMClientError
-from vllm.inputs import tokens_input
+from vllm.inputs import EngineInput, tokens_input
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -71,7 +72,7 @@ class VLLMFront:
         Exception: what vLLM raises when it cannot load the model.
     """
 
-    def __init__(self, arguments: AsyncEngineArgs, slots: int) -> None:
+    def __init__(self, arguments: AsyncEngineArgs, slots: int, image_pixels: int) -> None:
         self._tasks: dict[Generation, asyncio.Task[None]] = {}
         # Never the turn's own id: the same turn may come again while it is still here.
         self._ids = itertools.count()
@@ -86,6 +87,8 @@ class VLLMFront:
         self._thread.start()
         self._llm = self._started.result()
         self._special = _special(self._llm.renderer.tokenizer)
+        eyes = VLLMEyes(self._llm, image_pixels)
+        self._eyes = eyes if eyes.limit else None
 
     @property
     def facts(self) -> Facts:
@@ -100,6 +103,7 @@ class VLLMFront:
             wide_formats=False,
             logprobs=True,
             penalties=ALL_PENALTIES,
+            eyes=self._eyes,
         )
 
     @property
@@ -196,11 +200,8 @@ class VLLMFront:
             generation.events.put(end)
 
     async def _pass_on(self, generation: Generation, sampling: SamplingParams) -> None:
-        inputs = tokens_input(generation.prompt_ids)
-        if generation.namespace:
-            inputs["cache_salt"] = generation.namespace
         outputs = self._llm.generate(
-            inputs,
+            _inputs(generation),
             sampling,
             f"turn-{next(self._ids)}",
             priority=PRIORITIES.get(generation.lane, LAST),
@@ -210,6 +211,15 @@ class VLLMFront:
                 generation.cached_tokens = output.num_cached_tokens or 0
                 for token in _new_tokens(output):
                     generation.events.put(token)
+
+
+def _inputs(generation: Generation) -> EngineInput:
+    """The prompt. Its images are vLLM's from now on: a generation would hold them to its end."""
+    seen, generation.inputs = generation.inputs, None
+    if seen is not None:
+        inputs: EngineInput = seen
+        return inputs
+    return tokens_input(generation.prompt_ids, cache_salt=generation.namespace or None)
 
 
 def _sampling(generation: Generation, special: Mapping[str, int]) -> SamplingParams:
