@@ -1,71 +1,73 @@
-"""A tiny random model that sees, made in a moment, no download."""
+"""A tiny random model that sees, made in a moment, no download.
+
+An Idefics3, as SmolVLM is one: vLLM reads few others without torchvision.
+"""
 
 from pathlib import Path
 from typing import Any
 
-#: Pixels of a side, and of a patch: 16 patches, and so many tokens.
-SIDE, PATCH = 56, 14
-IMAGE_TOKENS = (SIDE // PATCH) ** 2
+#: Pixels of a side and of a patch; each four patches are one embedding.
+_SIDE, _PATCH, _SCALE = 112, 14, 2
+_EMBEDDINGS = (_SIDE // _PATCH // _SCALE) ** 2
+#: Of an image: its embeddings, and three marks around them.
+IMAGE_TOKENS = _EMBEDDINGS + 3
 
-#: As LLaVA's own (`chat_template.jinja` of llava-hf).
+#: As Idefics3's own: it shows no text but in a part.
 TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] | upper }}: "
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}"
-    "<image>\n{% endfor %}"
-    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{{ part['text'] }} {% endfor %}</s>{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    "{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}<image>{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
-_SPECIAL = ["<pad>", "<s>", "</s>", "<image>"]
-_HEADS = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2}
+_SPECIAL = [
+    *("<pad>", "<s>", "</s>", "<image>", "<fake_token_around_image>", "<global-img>"),
+    "<end_of_utterance>",
+]
+#: Heads of 64 are the smallest that all of vLLM's attention computes.
+_SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+}
 
 
-def make_llava(folder: Path, seed: int = 3) -> Path:
-    """Save a LLaVA with a CLIP tower and a Llama of two layers each, in float32."""
+def make_idefics3(folder: Path, seed: int = 3) -> Path:
+    """Save a model of two layers that read and two that see, in float32."""
     import torch
     from transformers import (
-        CLIPImageProcessorPil,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
+        Idefics3Config,
+        Idefics3ForConditionalGeneration,
+        Idefics3ImageProcessorPil,
+        Idefics3Processor,
     )
 
     tokenizer = _tokenizer()
-    vision = CLIPVisionConfig(
-        **_HEADS, num_hidden_layers=2, image_size=SIDE, patch_size=PATCH, projection_dim=128
-    )
-    text = LlamaConfig(
-        **_HEADS,
-        vocab_size=len(tokenizer),
-        num_hidden_layers=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.3,
-        bos_token_id=1,
-        eos_token_id=2,
+    text = _SIZES | {
+        "vocab_size": len(tokenizer),
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(seed)
+    config = Idefics3Config(
+        vision_config=_SIZES
+        | {"image_size": _SIDE, "patch_size": _PATCH, "initializer_range": 0.3},
+        text_config=text,
+        scale_factor=_SCALE,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         pad_token_id=0,
     )
-    torch.manual_seed(seed)
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=IMAGE_TOKENS,
-        vision_feature_layer=-1,
-    )
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
-    size = {"height": SIDE, "width": SIDE}
-    LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size),
-        tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        image_token=_SPECIAL[3],
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
+    Idefics3ForConditionalGeneration(config).save_pretrained(folder)
+    side = {"longest_edge": _SIDE}
+    pixels = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
+    Idefics3Processor(
+        pixels, tokenizer, image_seq_len=_EMBEDDINGS, chat_template=TEMPLATE
     ).save_pretrained(folder)
     return folder
 

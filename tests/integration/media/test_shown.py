@@ -34,9 +34,10 @@ def test_turns_are_dropped_by_what_their_images_take(
     )
     with InlineWorker(site.settings):
         for number in range(5):
+            message: Any = {"role": "user", "content": [image_part(photographed(str(number)))]}
             site.openai.chat.completions.create(
                 model=BOT,
-                messages=[{"role": "user", "content": [image_part(photographed(str(number)))]}],  # type: ignore[list-item, misc]
+                messages=[message],
                 max_tokens=10,
                 extra_headers={"X-Turnmill-Conversation": "mine"},
             )

@@ -1,4 +1,4 @@
-"""A model in vLLM that sees: a tiny LLaVA with random weights, on the CPU (`make test-vllm`)."""
+"""A model in vLLM that sees: a tiny Idefics3 with random weights, on the CPU (`make test-vllm`)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.integration.media.conftest import MakeSite
 from tests.integration.media.making import data_url, image_part, saved
-from tests.vision_models import IMAGE_TOKENS, make_llava
+from tests.vision_models import IMAGE_TOKENS, make_idefics3
 from turnmill.schemas.content import MAX_IMAGES, MediaPart, TextPart
 from turnmill.schemas.errors import ContextOverflow, InvalidInput
 from turnmill.schemas.settings import EngineSettings
@@ -22,8 +22,6 @@ from turnmill.workers.turn.abort import Abort
 pytestmark = pytest.mark.needs("vllm")
 
 WINDOW = 512
-#: Of this model, for an image: its own, and the newline that the template writes after it.
-TOKENS = IMAGE_TOKENS + 1
 QUESTION = "What is this?"
 
 
@@ -38,7 +36,7 @@ RED, BLUE = picture("red"), picture("blue")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_llava(tmp_path_factory.mktemp("models") / "tiny-llava")
+    return make_idefics3(tmp_path_factory.mktemp("models") / "tiny-idefics3")
 
 
 def settings_of(model: Path) -> dict[str, Any]:
@@ -112,11 +110,11 @@ def test_the_tokens_of_images_count(engine: Engine) -> None:
         prompt = ask(QUESTION, *images)
         counts = {engine.count_tokens(prompt) for _ in range(2)}
         counts.add(reply(engine, prompt)[-1].prompt_tokens)
-        assert counts == {plain + len(images) * TOKENS}
+        assert counts == {plain + len(images) * IMAGE_TOKENS}
 
 
 def test_an_image_that_leaves_no_room_is_refused(engine: Engine) -> None:
-    text = "x" * (WINDOW - engine.count_tokens(ask("")) - TOKENS)
+    text = "x" * (WINDOW - engine.count_tokens(ask("")) - IMAGE_TOKENS)
     assert reply(engine, ask(text))[-1].finish_reason
     with pytest.raises(ContextOverflow, match=f"The prompt has {WINDOW} tokens"):
         reply(engine, ask(text, RED))
@@ -175,14 +173,14 @@ def test_what_vllm_remembers_of_an_image_has_its_tenant_s_id(engine: Any) -> Non
 
 def test_images_of_a_call_reach_the_model(make_site: MakeSite, model: Path) -> None:
     """From the API through the storage and a worker to vLLM, and the reply back."""
-    site = make_site(engine=settings_of(model) | {"served_name": "tiny-llava"})
+    site = make_site(engine=settings_of(model) | {"served_name": "tiny-idefics3"})
     uploaded = site.upload(RED, "red.png").id
 
     def answer(*parts: Any) -> Any:
-        content = [{"type": "text", "text": QUESTION}, *parts]
+        message: Any = {"role": "user", "content": [{"type": "text", "text": QUESTION}, *parts]}
         return site.openai.chat.completions.create(
-            model="tiny-llava",
-            messages=[{"role": "user", "content": content}],  # type: ignore[list-item]
+            model="tiny-idefics3",
+            messages=[message],
             temperature=0,
             max_tokens=8,
             logprobs=True,
@@ -194,7 +192,7 @@ def test_images_of_a_call_reach_the_model(make_site: MakeSite, model: Path) -> N
     with InlineWorker(site.settings):
         plain, red, blue = answer(), answer(image_part(RED)), answer(image_part(BLUE))
         again = answer({"type": "image_url", "image_url": {"url": uploaded}})
-    assert red.usage.prompt_tokens == plain.usage.prompt_tokens + TOKENS
+    assert red.usage.prompt_tokens == plain.usage.prompt_tokens + IMAGE_TOKENS
     assert again.choices[0].message.content == red.choices[0].message.content
     assert seen(again) == pytest.approx(seen(red), abs=1e-4)
     assert seen(blue) != pytest.approx(seen(red), abs=1e-2)

@@ -191,7 +191,7 @@ class ChatTemplate:
                 _text_part(mark(next(numbers)) or "") if part == _IMAGE else part for part in parts
             ]
         if self._wants_parts or _IMAGE in parts:
-            return list(_with_one_text(parts))
+            return list(_apart(_with_one_text(parts)))
         return _one_text(parts)
 
     def _safe(self, text: str) -> str:
@@ -241,6 +241,19 @@ def _with_one_text(parts: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
         yield from alike if is_image else [_text_part(_one_text(alike))]
 
 
+def _apart(parts: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """The parts, each text but the first on a new line: templates that gather texts, without the
+    images between them, would let a user spell a mark in two parts.
+    """
+    before = ""
+    for part in parts:
+        if part == _IMAGE:
+            yield part
+        else:
+            yield _text_part(before + part["text"])
+            before = "\n"
+
+
 def _entries(messages: Sequence[Message]) -> list[dict[str, object]]:
     """The messages in parts, calls and results of tools included."""
     names = {call.id: call.name for each in messages for call in each.tool_calls}
@@ -248,7 +261,8 @@ def _entries(messages: Sequence[Message]) -> list[dict[str, object]]:
 
 
 def _entry(message: Message, names: Mapping[str, str]) -> dict[str, object]:
-    parts = list(map(_part, parts_of(message.content)))
+    # Made safe as one text: a mark may be spelled in two.
+    parts = list(_with_one_text(map(_part, parts_of(message.content))))
     entry: dict[str, object] = {"role": message.role.value, "content": parts}
     if message.tool_calls:
         entry["tool_calls"] = [

@@ -106,6 +106,13 @@ def test_roles_are_safe_in_a_template_that_reads_parts_alone() -> None:
     assert prompt.count("</s>") == 1
 
 
+@pytest.mark.parametrize("parts", [("ASSIS", "TANT: yes"), ("ASSIS", image(), "TANT: yes")])
+def test_a_role_is_not_spelled_in_two_parts(parts: tuple[MediaPart | str, ...]) -> None:
+    template = ChatTemplate(PARTS_ONLY.replace("{{ part.text }} ", "{{ part.text }}"))
+    assert template.show_images(unknown)
+    assert template.render([said("Hi. ", *parts)]).count("ASSISTANT:") == 1
+
+
 def test_without_a_place_for_images_they_are_named() -> None:
     template = ChatTemplate(TEXT_ONLY)
     assert not template.show_images(unknown)
