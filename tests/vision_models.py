@@ -63,7 +63,10 @@ def make_idefics3(folder: Path, seed: int = 3) -> Path:
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         pad_token_id=0,
     )
-    Idefics3ForConditionalGeneration(config).save_pretrained(folder)
+    model = Idefics3ForConditionalGeneration(config)
+    # Control tokens have no text that another attempt could continue: the model writes none.
+    model.lm_head.weight.data[: len(_SPECIAL)] = 0
+    model.save_pretrained(folder)
     side = {"longest_edge": _SIDE}
     pixels = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
     Idefics3Processor(
