@@ -1,8 +1,8 @@
 """Holds on how vLLM takes images."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from vllm.inputs import MultiModalInput
 from vllm.model_executor.model_loader import get_model_cls
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -35,6 +35,6 @@ def image_mark(llm: AsyncLLM, number: int) -> str | None:
     return mark
 
 
-def image_lengths(inputs: Mapping[str, Any]) -> Sequence[int]:
+def image_lengths(inputs: MultiModalInput) -> Sequence[int]:
     """Return how many tokens of a rendered prompt each of its images has, marks around it too."""
     return [each.length for each in inputs["mm_placeholders"]["image"]]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.integration.engines.vision_models import IMAGE_TOKENS, make_idefics3
 from tests.integration.media.conftest import MakeSite
 from tests.integration.media.making import data_url, image_part, saved
-from tests.vision_models import IMAGE_TOKENS, make_idefics3
 from turnmill.schemas.content import MAX_IMAGES, MediaPart, TextPart
 from turnmill.schemas.errors import ContextOverflow, InvalidInput
 from turnmill.schemas.settings import EngineSettings

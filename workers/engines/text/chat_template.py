@@ -178,12 +178,13 @@ class ChatTemplate:
         except Exception:  # A template may raise anything.
             return ""
 
-    def _formed(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _formed(self, entries: list[dict[str, object]]) -> list[dict[str, object]]:
         """The entries with their parts as the template takes them."""
         numbers = count(1)
         return [entry | {"content": self._form(entry["content"], numbers)} for entry in entries]
 
-    def _form(self, parts: list[dict[str, str]], numbers: Iterator[int]) -> object:
+    def _form(self, parts: object, numbers: Iterator[int]) -> object:
+        assert isinstance(parts, list)
         if not self._shows_images:
             parts = [_text_part("[image]") if part == _IMAGE else part for part in parts]
         elif mark := self._image_mark:

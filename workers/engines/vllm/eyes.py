@@ -11,13 +11,12 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
-from typing import Any
 
 from turnmill.schemas.errors import EngineBrokeOff, EngineFailure, InvalidInput
 from turnmill.schemas.files.images import read_pixels
 from turnmill.workers.engines.local.seeing import Seen
 from turnmill.workers.vendor.vllm_images import image_lengths, image_limit, image_mark
-from vllm.inputs import TokensPrompt
+from vllm.inputs import MultiModalInput, TokensPrompt
 from vllm.renderers import TokenizeParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -74,7 +73,7 @@ class VLLMEyes:
             data = b""  # refused as what it is: no image
         return read_pixels(data, self._max_pixels)
 
-    def _rendered(self, prompt: TokensPrompt) -> Any:
+    def _rendered(self, prompt: TokensPrompt) -> MultiModalInput:
         try:
             [inputs] = self._llm.renderer.render_cmpl([prompt], _WHOLE)
         except MemoryError as error:
