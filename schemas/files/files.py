@@ -7,11 +7,11 @@ from typing import BinaryIO, NamedTuple
 from uuid import UUID
 
 from turnmill.schemas.content import MAX_NAME_CHARS, storable
-from turnmill.schemas.errors import NotFound, StorageFull
+from turnmill.schemas.errors import NotFound, StorageFull, StorageUnavailable
 from turnmill.schemas.files.sniffing import sniff
 from turnmill.schemas.files.storage import Draft, Key, Storage
 from turnmill.schemas.ids import Prefix, new_id, show_id
-from turnmill.schemas.postgres.database import AWAIT_STORAGE, Database
+from turnmill.schemas.postgres.database import AWAIT_STORAGE, Cursor, Database
 from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.store.files.undeleted import FORGET_UNDELETED
 from turnmill.schemas.store.fleet.deployment import read_deployment
@@ -40,6 +40,8 @@ LOCK_CONTENT = "SELECT pg_advisory_xact_lock(hashtextextended('file/' || %s::uui
 
 #: Held until its bytes are there: who is forgotten meanwhile does not come back with them.
 _OWED = "SELECT 1 FROM files WHERE tenant_id = %s AND id = %s AND source IS NOT NULL FOR UPDATE"
+
+_KNOWN = "SELECT 1 FROM files WHERE tenant_id = %s AND id = %s"
 
 _FIND = f"SELECT {_COLUMNS} FROM files WHERE tenant_id = %s AND id = ANY(%s)"
 
@@ -126,41 +128,42 @@ class Files:
         """
         self._claim()
         key = Key(tenant_id, file_id or new_id())
-        if file_id is None:
-            # Nobody else knows its id: no transaction waits while its bytes travel.
+        row = {
+            "id": key.file_id,
+            "tenant": tenant_id,
+            "name": shown_name(name),
+            "purpose": purpose,
+            "bytes": draft.size,
+            "sha256": draft.digest,
+            "mime": sniff(draft.head),
+            "expires_at": expires_at,
+            "max": self._max_tenant_bytes,
+        }
+        if not is_owed:
+            # No transaction waits while its bytes travel, and nobody looks for them without a row.
             draft.publish(key)
         with self._database.cursor() as cursor:
             cursor.execute(AWAIT_STORAGE)
-            if file_id is not None:
-                cursor.execute(LOCK_CONTENT, (file_id,))
-            if file_id is not None and not is_owed:
+            cursor.execute(LOCK_CONTENT, (key.file_id,))
+            if not is_owed:
                 cursor.execute(KEEP_FILE, key._asdict())
-            if is_owed and cursor.execute(_OWED, key).fetchone() is None:
+            elif cursor.execute(_OWED, key).fetchone() is None:
                 raise unknown_file(key.file_id)
-            # The row first, whose lock keeps a deletion of the same content apart.
-            rows = fetch(
-                cursor,
-                File,
-                _INSERT,
-                {
-                    "id": key.file_id,
-                    "tenant": tenant_id,
-                    "name": shown_name(name),
-                    "purpose": purpose,
-                    "bytes": draft.size,
-                    "sha256": draft.digest,
-                    "mime": sniff(draft.head),
-                    "expires_at": expires_at,
-                    "max": self._max_tenant_bytes,
-                },
-            )
+            # The row's lock keeps a deletion of the same content apart.
+            rows = fetch(cursor, File, _INSERT, row)
             if not rows:
-                if file_id is None:
-                    self._storage.delete(key)
+                self._delete_bytes_alone(cursor, key)
                 raise StorageFull
-            if file_id is not None:
+            if is_owed:
                 draft.publish(key)
+            elif file_id is not None and not self._storage.has(key):
+                raise StorageUnavailable("The same content was just being deleted. Try again.")
         return rows[0]
+
+    def _delete_bytes_alone(self, cursor: Cursor, key: Key) -> None:
+        """Delete bytes unless a row has them. The content is locked."""
+        if cursor.execute(_KNOWN, key).fetchone() is None:
+            self._storage.delete(key)
 
     def _claim(self) -> None:
         """Once, and before anything is stored: another deployment's pruner would delete it."""

@@ -23,7 +23,7 @@ from turnmill.schemas.errors import TransientError
 from turnmill.schemas.files.storage import Storage
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.memory.erasing import erase_conversation, erase_person
-from turnmill.schemas.store.memory.erasures import Erasure, finish_erasure, list_erasures
+from turnmill.schemas.store.memory.erasures import Asked, Erasure, finish_erasure, list_erasures
 from turnmill.schemas.store.memory.finding import (
     Person,
     find_conversations,
@@ -71,15 +71,29 @@ def erase(
     return erased
 
 
-def erase_all(database: Database, storage: Storage, *, search_s: float = math.inf) -> list[Erased]:
+def erase_all(
+    database: Database,
+    storage: Storage,
+    *,
+    search_s: float = math.inf,
+    said: set[Asked] | None = None,
+) -> list[Erased]:
     """Do what is not done of all erasures. Files are searched for last, `search_s` long, of which
     each tenant has an equal share, and one slice at least. Raises as `erase`, once all were tried.
+
+    `said`: erasures of which an earlier call has left nothing but files, which may take days to be
+    deleted; this call keeps it up to date.
     """
-    erased: list[Erased] = []
+    said = set() if said is None else said
+    pending = list_erasures(database, is_open=True)
+    said &= {each.asked for each in pending}
+    erased = [Erased(each, Counter(), 0) for each in pending if each.asked in said]
     failed: list[Exception] = []
-    for each in find_keys(database, list_erasures(database, is_open=True)):
+    for each in find_keys(database, [each for each in pending if each.asked not in said]):
         with _kept(failed):
             erased.append(_erase_said(database, each))
+            if not erased[-1].waiting:
+                said.add(each.asked)
     ends = time.monotonic() + search_s
     tenants = list(dict.fromkeys(each.erasure.tenant_id for each in erased))
     for done, tenant_id in enumerate(tenants):
@@ -151,6 +165,9 @@ class Eraser:
         self._storage = storage
         self._ledger = ledger
         self._merged_at = -MERGE_EVERY_S
+        #: Erasures that the copy has, and those of which only files are left.
+        self._merged: set[Asked] = set()
+        self._said: set[Asked] = set()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="eraser", daemon=True)
 
@@ -176,19 +193,22 @@ class Eraser:
                 return
 
     def _round(self) -> None:
-        pending = list_erasures(self._database, is_open=True)
-        if pending or time.monotonic() - self._merged_at >= MERGE_EVERY_S:
-            self._merge()
-        for each in erase_all(self._database, self._storage, search_s=SEARCH_S):
+        pending = {each.asked for each in list_erasures(self._database, is_open=True)}
+        if pending - self._merged or time.monotonic() - self._merged_at >= MERGE_EVERY_S:
+            self._merge(pending)
+        for each in erase_all(self._database, self._storage, search_s=SEARCH_S, said=self._said):
             if each.waiting:
                 log.info("user.erasure_waits", conversations=each.waiting)
 
-    def _merge(self) -> None:
+    def _merge(self, pending: set[Asked]) -> None:
         try:
             merged = merge_ledger(self._database, self._ledger)
         except OSError as error:
             log.warning("erasures.not_copied", reason=error.strerror, path=str(self._ledger))
             return
         self._merged_at = time.monotonic()
+        self._merged = pending
+        # Should a backup have been restored meanwhile, what was said is there again.
+        self._said.clear()
         if merged.to_database:
             log.warning("erasures.reapplied", users=merged.to_database)

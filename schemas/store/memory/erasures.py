@@ -52,6 +52,14 @@ class Undeleted(NamedTuple):
     files: int
 
 
+class Asked(NamedTuple):
+    """What an erasure is known by: who is forgotten once more is another one."""
+
+    tenant_id: UUID
+    key_hash: bytes
+    at: datetime
+
+
 class Erasure(NamedTuple):
     """A user who is to be forgotten, or was."""
 
@@ -61,6 +69,10 @@ class Erasure(NamedTuple):
     #: While it is not done, where somebody said it.
     key: str | None = None
     done_at: datetime | None = None
+
+    @property
+    def asked(self) -> Asked:
+        return Asked(self.tenant_id, self.key_hash, self.at)
 
 
 def key_hash(tenant_id: UUID, key: str) -> bytes:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import openai
 import pytest
@@ -17,9 +18,10 @@ from tests.integration.memory.world import World, forget, send
 from turnmill.infra.migrations import head_revision
 from turnmill.producer.cli.app import main
 from turnmill.producer.doctor import Finding, Level, diagnose
-from turnmill.schemas.errors import StorageFull
-from turnmill.schemas.files.files import Purpose
+from turnmill.schemas.errors import StorageFull, StorageUnavailable
+from turnmill.schemas.files.files import File, Purpose
 from turnmill.schemas.files.opening import open_files, open_storage
+from turnmill.schemas.files.s3.storage import S3Draft
 from turnmill.schemas.files.storage import Key
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.postgres import links
@@ -214,8 +216,24 @@ def test_while_the_bucket_is_away_uploads_are_refused_and_nothing_is_shown(
     assert site.database.run("SELECT 1 FROM files") == []
 
 
-def test_no_transaction_waits_for_the_bytes_of_an_upload(
-    make_site: MakeSite, bucket: S3Settings, seaweedfs: SeaweedFS
+def save(
+    site: Site, settings: Settings, file_id: UUID | None = None, *, is_owed: bool = False
+) -> File:
+    with open_storage(settings).draft() as draft:
+        draft.write(TEXT)
+        return open_files(site.database, settings).save(
+            draft,
+            tenant_id=site.tenant_id,
+            name="x",
+            purpose=Purpose.MESSAGE,
+            file_id=file_id,
+            is_owed=is_owed,
+        )
+
+
+@pytest.mark.parametrize("is_part", [False, True])
+def test_no_transaction_waits_for_the_bytes_of_an_upload_or_a_part(
+    make_site: MakeSite, bucket: S3Settings, seaweedfs: SeaweedFS, is_part: bool
 ) -> None:
     """PostgreSQL ends a transaction that is idle for 10 s; a large upload may take minutes."""
     found: list[list[Any]] = []
@@ -228,18 +246,22 @@ def test_no_transaction_waits_for_the_bytes_of_an_upload(
         seen = bucket.model_copy(update={"endpoint": front.url})
         site = make_site(files={"storage": "s3"}, s3=seen.model_dump())
         front.fault = look
-        assert site.openai.files.content(site.upload(TEXT).id).read() == TEXT
+        if is_part:
+            file = save(site, site.settings, new_id())
+            assert open_files(site.database, site.settings).read(file) == TEXT
+        else:
+            assert site.openai.files.content(site.upload(TEXT).id).read() == TEXT
     assert found == [[]]
 
 
-def test_a_part_of_a_message_may_take_longer_than_transactions_may_be_idle(
+def test_what_a_channel_fetches_may_take_longer_than_transactions_may_be_idle(
     make_site: MakeSite,
     bucket: S3Settings,
     seaweedfs: SeaweedFS,
     eventually: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its row's lock keeps apart who stores and who deletes the same content."""
+    """Its row is locked meanwhile: who is forgotten does not come back with the bytes."""
     session = "turnmill.schemas.postgres.links._SESSION"
     monkeypatch.setattr(
         session, links._SESSION.replace("session_timeout = '10s'", "session_timeout = '100ms'")
@@ -253,17 +275,47 @@ def test_a_part_of_a_message_may_take_longer_than_transactions_may_be_idle(
     with Front(seaweedfs) as front:
         slow = bucket.model_copy(update={"endpoint": front.url})
         site = make_site(files={"storage": "s3"}, s3=slow.model_dump())
+        file = save(site, site.settings, new_id())
+        site.database.run("UPDATE files SET source = '{}' RETURNING id")
         front.fault = hold
-        with open_storage(site.settings).draft() as draft:
-            draft.write(TEXT)
-            file = open_files(site.database, site.settings).save(
-                draft,
-                tenant_id=site.tenant_id,
-                name="x",
-                purpose=Purpose.MESSAGE,
-                file_id=new_id(),
-            )
-    assert site.database.run("SELECT id FROM files")[0].id == file.file_id
+        save(site, site.settings, file.file_id, is_owed=True)
+    assert site.database.run("SELECT source FROM files")[0].source is None
+
+
+def test_a_part_whose_tenant_is_full_leaves_nothing_and_takes_nothing(
+    site: Site, stored: Callable[[], list[str]]
+) -> None:
+    full = site.settings.model_copy(
+        update={"files": site.settings.files.model_copy(update={"max_tenant_bytes": 10})}
+    )
+    with pytest.raises(StorageFull):
+        save(site, full, new_id())
+    assert stored() == []
+    there = save(site, site.settings, new_id())
+    site.upload(TEXT)
+    with pytest.raises(StorageFull):
+        save(site, full, there.file_id)
+    assert open_files(site.database, site.settings).read(there) == TEXT
+
+
+def test_a_part_that_is_deleted_while_it_is_stored_again_is_not_there_without_bytes(
+    site: Site, stored: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its bytes and its row, another process deletes the same content."""
+    file = save(site, site.settings, new_id())
+    files = open_files(site.database, site.settings)
+    publish = S3Draft.publish
+
+    def publish_and_lose(draft: S3Draft, key: Key) -> None:
+        publish(draft, key)
+        files.delete(site.tenant_id, file.file_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(S3Draft, "publish", publish_and_lose)
+        with pytest.raises(StorageUnavailable, match="Try again"):
+            save(site, site.settings, file.file_id)
+    assert (site.database.run("SELECT id FROM files"), stored()) == ([], [])
+    assert files.read(save(site, site.settings, file.file_id)) == TEXT
 
 
 def test_while_a_bucket_takes_its_time_other_calls_are_answered(

@@ -17,6 +17,8 @@ from turnmill.schemas.files.storage import Key
 from turnmill.schemas.store.files import undeleted
 from turnmill.schemas.store.memory import orphans
 from turnmill.schemas.store.memory.erasures import list_erasures
+from turnmill.schemas.store.memory.finding import find_conversations
+from turnmill.workers.upkeep.erasures import erase_all
 
 WORD, OTHERS = "quetzalcoatlus", "archaeopteryx"
 
@@ -246,3 +248,33 @@ def test_refusals_that_take_their_time_do_not_hold_locks_for_all_of_them(
     # Each deletion takes too long for another one in its transaction.
     assert steps == [3, 2, 1]
     assert files_of(world) == {files[0].file_id}
+
+
+def test_what_is_erased_is_not_looked_for_again_while_a_file_cannot_be_deleted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for word in (WORD, OTHERS):
+        send(world, word, world.upload(word))
+    held = world.upload(f"{WORD} again")
+    send(world, WORD, held)
+    place = block(world, held)
+    looked: list[str] = []
+
+    def look(database: Any, person: Any) -> Any:
+        looked.append(person.key)
+        return find_conversations(database, person)
+
+    monkeypatch.setattr("turnmill.workers.upkeep.erasures.find_conversations", look)
+    said: set[Any] = set()
+    for word in (WORD, OTHERS, WORD):
+        forget_user(world.database, world.tenant_id, f"api:{word}")
+        erase_all(world.database, world.storage, said=said)
+        erase_all(world.database, world.storage, said=said)
+    # Once for each time that somebody asked for it.
+    assert looked == [f"api:{word}" for word in (WORD, OTHERS, WORD)]
+    unblock(place)
+    make_due(world)
+    erase_all(world.database, world.storage, said=said)
+    assert list_erasures(world.database, is_open=True) == []
+    erase_all(world.database, world.storage, said=said)
+    assert (len(looked), said) == (3, set())
