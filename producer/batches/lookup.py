@@ -14,9 +14,13 @@ from turnmill.schemas.postgres.rows import typed
 from turnmill.schemas.store.tables import batches
 
 
-def list_batches(database: Database, tenant_id: UUID, limit: int = 100) -> list[Batch]:
-    """The tenant's batches, the newest first."""
+def list_batches(
+    database: Database, tenant_id: UUID, *, limit: int = 100, after: UUID | None = None
+) -> list[Batch]:
+    """A page of the tenant's batches, the newest first: those that are older than `after`."""
     query = sa.select(batches).where(batches.c.tenant_id == tenant_id)
+    if after is not None:
+        query = query.where(batches.c.id < after)
     with database.begin() as connection:
         rows = connection.execute(query.order_by(batches.c.id.desc()).limit(limit))
         return list(map(to_batch, typed(BatchRow, rows)))

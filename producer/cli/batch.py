@@ -46,13 +46,13 @@ from turnmill.producer.cli.backlogs.preview import preview as show_preview
 from turnmill.producer.cli.backlogs.preview import say_estimate
 from turnmill.producer.cli.context import System, TenantOption, open_system
 from turnmill.producer.cli.lists.printing import JsonOption, print_json
-from turnmill.producer.cli.lists.shapes import BatchList
+from turnmill.producer.cli.lists.shapes import BatchPage
 from turnmill.producer.cli.views import batch_view
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.batches import Batch
 from turnmill.schemas.errors import InvalidInput
-from turnmill.schemas.ids import Prefix, show_id
+from turnmill.schemas.ids import Prefix, parse_id, show_id
 
 app = typer.Typer(help="Backlog files: JSONL, CSV, XLSX, Parquet.", no_args_is_help=True)
 console = make_console()
@@ -150,17 +150,28 @@ def status(
 
 
 @app.command("list")
-def show_list(as_json: JsonOption = False, tenant: TenantOption = None) -> None:
+def show_list(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Batches shown.")] = 100,
+    after: Annotated[str | None, typer.Option(help="The next page: the last batch shown.")] = None,
+    as_json: JsonOption = False,
+    tenant: TenantOption = None,
+) -> None:
     """List the batches, the newest first, and how many turns of each have ended.
 
     Example: turnmill batch list
     """
+    start = None if after is None else parse_id(Prefix.BATCH, after)
     with open_system(tenant=tenant) as system:
-        found = _found(system)
+        batches, ended = _found(system, limit, start)
+        suffix = system.suffix
+    page = BatchPage.of(batches, ended, limit)
     if as_json:
-        print_json(BatchList.of(*found))
-    else:
-        console.print(batch_view.batches_table(*found))
+        print_json(page)
+        return
+    console.print(batch_view.batches_table(batches, ended))
+    if page.next is not None:
+        more = f"More: turnmill batch list --after {page.next}{suffix}"
+        console.print(plain(more), soft_wrap=True)
 
 
 @app.command()
@@ -324,7 +335,9 @@ def _say_command(why: str, command: str, batch: Batch, system: System) -> None:
     console.print(plain(text), soft_wrap=True)
 
 
-def _found(system: System) -> tuple[list[Batch], dict[UUID, int]]:
-    """The batches, and how many turns of each have ended."""
-    found = list_batches(system.database, system.tenant_id)
+def _found(
+    system: System, limit: int = 100, after: UUID | None = None
+) -> tuple[list[Batch], dict[UUID, int]]:
+    """A page of batches, and how many turns of each have ended."""
+    found = list_batches(system.database, system.tenant_id, limit=limit, after=after)
     return found, count_ended(system.database, [batch.batch_id for batch in found])

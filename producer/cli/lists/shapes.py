@@ -37,12 +37,15 @@ class ShownBatch(_Shown):
     created_at: datetime
 
 
-class BatchList(_Shown):
+class BatchPage(_Shown):
     batches: list[ShownBatch]
+    #: What `--after` takes for the next page.
+    next: str | None
 
     @classmethod
-    def of(cls, batches: list[Batch], ended: Mapping[UUID, int]) -> Self:
-        """Show the batches with how many of their turns have ended."""
+    def of(cls, batches: list[Batch], ended: Mapping[UUID, int], limit: int) -> Self:
+        """Show a page of batches with how many of their turns have ended."""
+        following = show_id(Prefix.BATCH, batches[-1].batch_id) if len(batches) == limit else None
         return cls(
             batches=[
                 ShownBatch(
@@ -51,7 +54,8 @@ class BatchList(_Shown):
                     state=each.state(ended.get(each.batch_id, 0)), created_at=each.created_at,
                 )
                 for each in batches
-            ]
+            ],
+            next=following,
         )  # fmt: skip
 
 

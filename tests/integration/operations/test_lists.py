@@ -119,6 +119,11 @@ def test_batches_with_their_states(system: Any, listed: Callable[..., Any], tmp_
     control.cancel_batch(system.database, batch)
     (shown,) = listed("batch list")["batches"]
     assert (shown["state"], shown["ended"]) == ("cancelled", 2)
+    submit(*place, system.settings.engine.model_name, backlog, GenerationParams(), name="again")
+    newest = listed("batch list", "--limit", "1")
+    assert [each["name"] for each in newest["batches"]] == ["again"]
+    older = listed("batch list", "--after", newest["next"])
+    assert ([each["name"] for each in older["batches"]], older["next"]) == (["tickets.csv"], None)
 
 
 def test_knowledge_and_gaps(

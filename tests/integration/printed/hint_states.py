@@ -111,6 +111,13 @@ def batch_of(place: Place, *, is_open: bool) -> str:
     return f"batch_{row.id.hex}"
 
 
+@prints("producer/cli/batch.py", "turnmill batch list --after {…}{…}")
+def more_batches(place: Place) -> Printed:
+    batch = batch_of(place, is_open=True)
+    _, said = place.turnmill("batch", "list", "--limit", "1")
+    return Printed(said, f"turnmill batch list --after {batch}")
+
+
 @prints("producer/cli/batch.py", "{…}: turnmill batch {…} {…}{…}")
 @prints("producer/operations/why.py", "turnmill batch resume {…}")
 def a_batch_that_is_paused(place: Place) -> Printed:

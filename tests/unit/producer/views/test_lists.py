@@ -23,7 +23,7 @@ DOCS = Path(__file__).parents[4] / "docs" / "operations.md"
 
 #: What each command's `--json` prints.
 LISTS: dict[str, Any] = {
-    "batch list": shapes.BatchList,
+    "batch list": shapes.BatchPage,
     "bots list": resources.BotList,
     "channels list": shapes.ChannelList,
     "conversations list": HandedOffPage,
