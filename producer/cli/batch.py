@@ -14,7 +14,7 @@ from turnmill.producer.batches import control
 from turnmill.producer.batches.backlog import check_backlog_path
 from turnmill.producer.batches.lookup import find_batch, list_batches
 from turnmill.producer.batches.outputs.place import check_place, default_output
-from turnmill.producer.batches.progress import count_ended, summarize
+from turnmill.producer.batches.progress import count_ended, progress, summarize
 from turnmill.producer.batches.results import check_results_path, results, write_results
 from turnmill.producer.batches.shapes import read_shape
 from turnmill.producer.cli.backlogs.answering import (
@@ -46,7 +46,7 @@ from turnmill.producer.cli.backlogs.preview import preview as show_preview
 from turnmill.producer.cli.backlogs.preview import say_estimate
 from turnmill.producer.cli.context import System, TenantOption, open_system
 from turnmill.producer.cli.lists.printing import JsonOption, print_json
-from turnmill.producer.cli.lists.shapes import BatchPage
+from turnmill.producer.cli.lists.shapes import BatchPage, ShownProgress
 from turnmill.producer.cli.views import batch_view
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
@@ -129,18 +129,29 @@ def run(
 def status(
     batch_id: Annotated[str | None, typer.Argument(help="All batches when left out.")] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay until it is done.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON of one batch, for programs.")
+    ] = False,
     tenant: TenantOption = None,
 ) -> None:
     """Show how far a batch is.
 
     Example: turnmill batch status --watch batch_01a2
     """
+    if as_json and (watch or batch_id is None):
+        raise InvalidInput(
+            "--json shows one batch, once: name it, and leave out --watch. `batch list --json` "
+            "shows all."
+        )
     with open_system(tenant=tenant) as system:
         if batch_id is None:
             console.print(batch_view.batches_table(*_found(system)))
             return
         batch = find_batch(system.database, system.tenant_id, batch_id)
-        if watch:
+        if as_json:
+            now = progress(system.database, system.tenant_id, batch.batch_id)
+            print_json(ShownProgress.at(batch, now))
+        elif watch:
             if watch_batch(system, batch, Path("results.jsonl")) is None:
                 raise typer.Exit(INTERRUPTED)
         else:

@@ -16,10 +16,11 @@ from turnmill.producer.knowledge.lookup import Collection, KnownDocument
 from turnmill.producer.studies.lookup import Counts
 from turnmill.producer.studies.model import Study
 from turnmill.producer.tenants import APIKey, Tenant
-from turnmill.schemas.batches import Batch, BatchState
+from turnmill.schemas.batches import Batch, BatchFailures, BatchProgress, BatchState
 from turnmill.schemas.channels.sections.base import ChannelSection
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.store.memory.erasures import Erasure
+from turnmill.schemas.turns import TurnState
 
 
 class _Shown(BaseModel):
@@ -56,6 +57,31 @@ class BatchPage(_Shown):
                 for each in batches
             ],
             next=following,
+        )  # fmt: skip
+
+
+class ShownProgress(ShownBatch):
+    """One batch, as `batch status --json` shows it."""
+
+    states: dict[TurnState, int]
+    attempts: int
+    prompt_tokens: int
+    completion_tokens: int
+    turns_per_s: float | None
+    #: Seconds until it is done at this rate.
+    left_s: float | None
+    #: The commonest first.
+    failures: list[BatchFailures]
+
+    @classmethod
+    def at(cls, batch: Batch, now: BatchProgress) -> Self:
+        """Show how far a batch is."""
+        return cls(
+            batch_id=show_id(Prefix.BATCH, batch.batch_id), name=batch.name, bot=batch.bot,
+            total=now.total, ended=now.settled, state=batch.state(now.settled),
+            created_at=batch.created_at, states=now.states, attempts=now.attempts,
+            prompt_tokens=now.prompt_tokens, completion_tokens=now.completion_tokens,
+            turns_per_s=now.turns_per_s, left_s=now.left_s, failures=list(now.failures),
         )  # fmt: skip
 
 

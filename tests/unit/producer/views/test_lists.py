@@ -24,6 +24,7 @@ DOCS = Path(__file__).parents[4] / "docs" / "operations.md"
 #: What each command's `--json` prints.
 LISTS: dict[str, Any] = {
     "batch list": shapes.BatchPage,
+    "batch status": shapes.ShownProgress,
     "bots list": resources.BotList,
     "channels list": shapes.ChannelList,
     "conversations list": HandedOffPage,
