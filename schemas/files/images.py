@@ -49,7 +49,7 @@ def read_pixels(data: bytes, max_pixels: int) -> "Image":
 
     def scaled(image: "Image") -> "Image":
         share = min(1.0, (max_pixels / (image.width * image.height)) ** 0.5)
-        return _pixels(image, max(1, int(max(image.size) * share)))
+        return _pixels(image, (int(image.width * share) or 1, int(image.height * share) or 1))
 
     return _opened(data, MAX_SIDE**2, scaled)
 
@@ -83,20 +83,20 @@ def _opened(data: bytes, max_pixels: int, use: "Callable[[Image], Made]") -> Mad
             ) from None
 
 
-def _pixels(image: "Image", max_side: int) -> "Image":
-    """The image upright, as RGB or RGBA, its longer side scaled down to `max_side`."""
+def _pixels(image: "Image", size: tuple[int, int]) -> "Image":
+    """The image upright, as RGB or RGBA, scaled down to fit into `size`."""
     from PIL import ImageOps
 
     # Decodes at a fraction of the size where that is enough.
-    image.draft("RGB", (max_side, max_side))
+    image.draft("RGB", size)
     has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     pixels = ImageOps.exif_transpose(image).convert("RGBA" if has_alpha else "RGB")
-    pixels.thumbnail((max_side, max_side))
+    pixels.thumbnail(size)
     return pixels
 
 
 def _cleaned(image: "Image") -> CleanImage:
-    kind, pixels = image.format, _pixels(image, MAX_SIDE)
+    kind, pixels = image.format, _pixels(image, (MAX_SIDE, MAX_SIDE))
     written = io.BytesIO()
     if kind == "JPEG" or (kind == "WEBP" and pixels.mode == "RGB"):
         pixels.save(written, "JPEG", quality=JPEG_QUALITY)

@@ -1,12 +1,15 @@
-"""What images take of the context window."""
+"""What a model that sees is shown, and what that takes of the context window."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.integration.media.conftest import BOT, MakeSite
-from tests.integration.media.making import image_part, photographed
+from tests.integration.media.making import bomb, image_part, photographed, saved
+from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.files.images import read_pixels
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.echo import EchoEngine
 from turnmill.workers.engines.local.seeing import images_of
@@ -43,3 +46,18 @@ def test_turns_are_dropped_by_what_their_images_take(
             )
     assert shown[:3] == [1, 2, 3]
     assert len(shown) == 5 and 1 <= min(shown[3:]) <= max(shown[3:]) <= 3
+
+
+@pytest.mark.parametrize("size", [(2000, 1000), (1000, 2000), (40, 2048), (60, 30)])
+def test_an_image_is_scaled_to_the_pixels_that_a_model_is_to_see(size: tuple[int, int]) -> None:
+    most = 128 * 128
+    shown = read_pixels(saved(Image.new("RGBA", size, "red")), most)
+    assert shown.mode == "RGBA"
+    assert shown.width * shown.height <= most
+    assert shown.size == size or shown.width * shown.height > most * 0.9
+    assert shown.width / shown.height == pytest.approx(size[0] / size[1], rel=0.2)
+
+
+def test_an_image_larger_than_what_is_stored_is_not_decoded() -> None:
+    with pytest.raises(InvalidInput, match="pixels"):
+        read_pixels(bomb(4096), 128 * 128)

@@ -80,8 +80,8 @@ class VLLMEyes:
             raise EngineBrokeOff("Memory ran out while an image was prepared.") from error
         except ValueError as error:  # of the checkpoint's own processor, or of vLLM
             raise InvalidInput(
-                f"The model cannot read the images: {error.__cause__ or error} Send other images, "
-                "or leave them out.",
+                f"The model cannot read the images ({error.__cause__ or error}). Send other "
+                "images, or leave them out.",
                 param="messages",
             ) from error
         except Exception as error:
