@@ -139,11 +139,12 @@ def test_who_comes_back_is_remembered_anew(world: World) -> None:
 def test_a_job_that_is_interrupted_resumes(
     full_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(key: object) -> None:
+    def fail(_: object) -> None:
         raise StorageUnavailable("The disk is away.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(full_world.storage, "delete", fail)
+        for call in ("delete", "owned_since"):
+            patch.setattr(full_world.storage, call, fail)
         with pytest.raises(StorageUnavailable):
             full_world.forget(WORD)
     assert full_world.tables_with(WORD)
