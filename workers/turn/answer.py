@@ -227,10 +227,14 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
         return _aborted(worker, attempt)
     if (declined := decline(worker.database, claim, consulted)) is not None:
         return declined
-    claim = replace(claim, sources=consulted.sources)
+    # Most turns have none of the three, and a copy of a claim takes longer than to look.
+    if consulted.sources:
+        claim = replace(claim, sources=consulted.sources)
     engine, claim = made_safe(worker.engine, claim)
-    worker = replace(worker, engine=engine)
-    claim = replace(claim, remembered=recall(worker.database, worker.engine, claim))
+    if engine is not worker.engine:
+        worker = replace(worker, engine=engine)
+    if remembered := recall(worker.database, worker.engine, claim):
+        claim = replace(claim, remembered=remembered)
     share = worker.summary_share
     summarizer = Summarizer(worker.database, attempt, share) if share else None
     prompt = build_prompt(

@@ -35,6 +35,8 @@ class StopFilter:
 
     def push(self, text: str, token_count: int = 1, *, is_last: bool = False) -> Chunk:
         """What is certain to belong to the reply, of this text and what was held back before."""
+        if not self._stops:
+            return Chunk(text, token_count)
         if self.is_stopped:
             return Chunk("")
         self._held.append(Chunk(text, token_count))
