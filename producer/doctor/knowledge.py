@@ -56,8 +56,8 @@ def _gates(target: Target) -> Iterator[Finding]:
             option = tenant_option(each.tenant, target.settings.tenant)
             whose = f" of tenant {each.tenant}" if option else ""
             yield note(
-                f"'{each.name}'{whose} changed much since its gate was calibrated: how often it "
-                "is right is not known any more",
+                f"'{each.name}'{whose} changed much since its gate was calibrated, or another "
+                "release calibrated it: how often it is right is not known any more",
                 f"turnmill knowledge calibrate {each.name}{option}",
             )
 

@@ -58,8 +58,12 @@ class Collection(NamedTuple):
 
     @property
     def is_stale(self) -> bool:
-        """Whether much of what the gate was fitted to has changed since, or was added."""
+        """Whether much of what the gate was fitted to has changed since, or was added, or an
+        earlier release has fitted it.
+        """
         gate = self.gate
+        if gate is not None and gate.is_outdated:
+            return True
         most = 0 if gate is None else max(gate.passage_count, self.passage_count)
         return self.unchanged_count < most * _UNCHANGED_SHARE
 

@@ -114,10 +114,14 @@ def _show_measured(measured: Measured, kind: str) -> None:
         f"{measured.unanswerable} that have none",
         "precision": f"{_precision(measured)}: of the questions that pass, those whose answer "
         "is shown",
+        "half and half": f"{measured.balanced or 0.0:.0%}: the precision where as many questions "
+        "have no answer as have one",
         "coverage": f"{measured.coverage:.0%}: of the questions that have an answer, those that "
         "pass",
         "AUROC": f"{measured.auroc:.3f}",
     }
+    if measured.balanced is None:
+        del rows["half and half"]
     for title, value in rows.items():
         table.add_row(f"[dim]{title}[/]", plain(value))
     console.print(table)

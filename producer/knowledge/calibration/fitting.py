@@ -1,9 +1,9 @@
 """Fit a logistic regression, and choose the threshold that an owner's precision needs.
 
-Plain Python: there are ten features and at most some thousand questions.
+Plain Python: there are some sixteen features and at most some thousand questions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from math import sqrt
 from statistics import fmean, pstdev
@@ -40,6 +40,13 @@ class Fitted(NamedTuple):
     logistic: Logistic
     threshold: float
     measured: Measured
+
+
+class Unreachable(NamedTuple):
+    """No threshold has the wanted precision."""
+
+    #: The highest lower bound that a threshold's precision has.
+    most: float
 
 
 def fit(examples: Sequence[Example]) -> Logistic:
@@ -105,21 +112,25 @@ def _solve(matrix: list[list[float]], values: list[float]) -> list[float]:
 
 
 def calibrate(
-    examples: Sequence[Example], wanted: float, judges: Sequence[Example] = ()
-) -> Fitted | None:
-    """Fit to all examples, and measure by cross-validation; None if no threshold has the precision.
+    examples: Sequence[Example],
+    wanted: float,
+    judges: Sequence[Example] = (),
+    *,
+    margin: float = 0.0,
+) -> Fitted | Unreachable:
+    """Fit to all examples, and measure by cross-validation.
 
     The threshold is chosen by the scores that each fifth of the questions has from a fit to the
     other four. It is measured fifth by fifth, too, with thresholds chosen on the other four.
     With `judges`, people's questions, these alone choose the threshold and are measured; they are
-    fitted to as well.
+    fitted to as well. `margin`: as `choose_threshold` has it.
     """
     scored = _cross_validate(examples, judges)
-    threshold = choose_threshold(scored, wanted)
+    threshold = choose_threshold(scored, wanted, margin)
     if threshold is None:
-        return None
+        return Unreachable(max((bound for _, bound in _bounds(scored, margin)), default=0.0))
     chosen = {
-        fold: choose_threshold([each for each in scored if each.fold != fold], wanted)
+        fold: choose_threshold([each for each in scored if each.fold != fold], wanted, margin)
         for fold in range(_FOLDS)
     }
     passed = [
@@ -128,7 +139,7 @@ def calibrate(
     ]  # fmt: skip
     measured = measure(scored, passed)
     if measured.precision_high < wanted:  # a few lucky ones at the top
-        return None
+        return Unreachable(measured.precision_high)
     return Fitted(fit([*examples, *judges]), threshold, measured)
 
 
@@ -145,41 +156,53 @@ def _cross_validate(examples: Sequence[Example], judges: Sequence[Example]) -> l
     return scored
 
 
-def choose_threshold(scored: Sequence[Scored], wanted: float) -> float | None:
-    """The lowest threshold above which the share of answered questions is as wanted."""
-    best, hits = None, 0
+def choose_threshold(scored: Sequence[Scored], wanted: float, margin: float = 0.0) -> float | None:
+    """The lowest threshold above which the share of answered questions is as wanted.
+
+    `margin`: of a normal distribution. With 1.645 it is not the share but its lower bound, which
+    holds in 95 %, that must be as wanted: Geifman and El-Yaniv 2017, "Selective Classification for
+    Deep Neural Networks", https://arxiv.org/abs/1705.08500
+    """
+    return min((each for each, bound in _bounds(scored, margin) if bound >= wanted), default=None)
+
+
+def _bounds(scored: Sequence[Scored], margin: float) -> Iterator[tuple[float, float]]:
+    """Each threshold, the highest first, with the lower bound of its precision."""
+    hits = count = 0
     ranked = sorted(scored, key=lambda each: -each.probability)
-    for count, each in enumerate(ranked, start=1):
-        hits += each.is_answered
-        is_last_of_equals = count == len(ranked) or ranked[count].probability < each.probability
-        if is_last_of_equals and hits >= wanted * count:
-            best = each.probability
-    return best
+    for probability, equal in groupby(ranked, key=lambda each: each.probability):
+        labels = [each.is_answered for each in equal]
+        hits, count = hits + sum(labels), count + len(labels)
+        yield probability, wilson(hits, count, margin)[0]
 
 
 def measure(scored: Sequence[Scored], passed: Sequence[Scored]) -> Measured:
     """Measure what passed of all that was asked."""
     answerable = sum(each.is_answered for each in scored)
+    unanswerable = len(scored) - answerable
     hits = sum(each.is_answered for each in passed)
     low, high = wilson(hits, len(passed))
+    coverage = hits / answerable if answerable else 0.0
+    mistaken = (len(passed) - hits) / unanswerable if unanswerable else 0.0
     return Measured(
         answerable=answerable,
-        unanswerable=len(scored) - answerable,
+        unanswerable=unanswerable,
         precision=hits / len(passed) if passed else 0.0,
         precision_low=low,
         precision_high=high,
-        coverage=hits / answerable if answerable else 0.0,
+        balanced=coverage / (coverage + mistaken) if passed else 0.0,
+        coverage=coverage,
         auroc=auroc(scored),
     )
 
 
-def wilson(hits: int, count: int) -> tuple[float, float]:
+def wilson(hits: int, count: int, z: float = _Z) -> tuple[float, float]:
     """Wilson's score interval of a share (1927), https://doi.org/10.1080/01621459.1927.10502953"""
     if count == 0:
         return 0.0, 1.0
-    share, square = hits / count, _Z * _Z / count
+    share, square = hits / count, z * z / count
     middle = share + square / 2
-    half = _Z * sqrt(share * (1 - share) / count + square / (4 * count))
+    half = z * sqrt(share * (1 - share) / count + square / (4 * count))
     return max((middle - half) / (1 + square), 0.0), min((middle + half) / (1 + square), 1.0)
 
 

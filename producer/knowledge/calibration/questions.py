@@ -28,6 +28,9 @@ _MAX_WORDS = 8
 _MIN_WORDS = 6
 #: How often the choice is made anew within Chinese text, where a word is several pairs long.
 _RUN_ENDS = 0.35
+#: Of its sentence, what an embedder reads. In chosen words alone it finds no meaning, and their
+#: cosines are lower than those of people's questions; a whole sentence has higher ones.
+_LEAST_MEANT, _MOST_MEANT = 0.3, 0.7
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？；\n])")
 
@@ -67,7 +70,10 @@ class _Frequency(NamedTuple):
 class Made(NamedTuple):
     """A question, the passage it was made of, and that passage's number."""
 
+    #: Its words.
     text: str
+    #: What an embedder reads of it: text as people write it.
+    meaning: str
     source: Source
     group: int
 
@@ -93,10 +99,10 @@ def make_questions(database: Database, collection_id: UUID) -> list[Made]:
     maker = _Maker({row.lexeme: row.df for row in rows}, sources)
     variants = min(_MAX_VARIANTS, max(1, _MIN_QUESTIONS // max(len(sources), 1)))
     return [
-        Made(text, source, group)
+        Made(*made, source, group)
         for group, source in enumerate(sources)
         for _ in range(variants)
-        if (text := maker.ask(source))
+        if (made := maker.ask(source))
     ]
 
 
@@ -120,23 +126,35 @@ class _Maker:
         self._frequencies = frequencies
         self._words = [word for source in sources for word in {*lexemes(source.content)}]
         self._words.sort()
-        # The same questions each time.
-        self._random = Random(len(self._words))
+        # The same questions each time, and the same words with or without vectors.
+        self._random, self._meant = Random(len(self._words)), Random(len(self._words))
 
-    def ask(self, source: Source) -> str:
-        """A question that the passage answers; empty if it has no sentence to make one of."""
+    def ask(self, source: Source) -> tuple[str, str] | None:
+        """The words of a question that the passage answers, and its meaning; None if it has no
+        sentence to make one of.
+        """
         own = source.heading.rpartition(" › ")[2]
         if own.rstrip().endswith(("?", "？")):
             # People ask in words of the answer, too.
-            sentences = [lexemes(f"{own} {source.content}")]
+            sentences = [f"{own} {source.content}"]
         else:
-            found = map(lexemes, _SENTENCE_END.split(source.content))
-            sentences = [each for each in found if len({*each}) >= _MIN_WORDS]
+            found = map(str.strip, _SENTENCE_END.split(source.content))
+            sentences = [each for each in found if len({*lexemes(each)}) >= _MIN_WORDS]
         if not sentences:
-            return ""
-        kept = self._some_of(self._random.choice(sentences))
+            return None
+        sentence = self._random.choice(sentences)
+        kept = self._some_of(lexemes(sentence))
         foreign = round(len(kept) * self._random.uniform(0, 2 * _FOREIGN_SHARE))
-        return " ".join([*_text(kept), *self._random.choices(self._words, k=foreign)])
+        words = [*_text(kept), *self._random.choices(self._words, k=foreign)]
+        return " ".join(words), self._part_of(sentence)
+
+    def _part_of(self, sentence: str) -> str:
+        """A part of a sentence as it stands there."""
+        units = list(sentence) if _is_unspaced(sentence) else sentence.split()
+        share = self._meant.uniform(_LEAST_MEANT, _MOST_MEANT)
+        size = max(1, round(len(units) * share))
+        begin = self._meant.randrange(len(units) - size + 1)
+        return ("" if _is_unspaced(sentence) else " ").join(units[begin : begin + size])
 
     def _some_of(self, sentence: Sequence[str]) -> list[tuple[int, str]]:
         """Words of a sentence with their places: of Chinese, runs of pairs."""
@@ -166,3 +184,8 @@ def _text(kept: Sequence[tuple[int, str]]) -> Iterator[str]:
             run = word
         last = at
     yield from filter(None, [run])
+
+
+def _is_unspaced(text: str) -> bool:
+    """Whether a text is mostly of a script that is written without spaces."""
+    return sum(map(is_paired, text)) > len(text) / 3

