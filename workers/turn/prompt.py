@@ -9,6 +9,7 @@ from turnmill.schemas.errors import EngineFailure, InvalidInput
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.history import PastTurn, is_system, read_past
 from turnmill.schemas.turns import Message
+from turnmill.workers.context.format_note import note_of
 from turnmill.workers.engines.base import Engine, Prompt
 from turnmill.workers.media.media import recalled
 from turnmill.workers.turn.claim import Claim
@@ -39,14 +40,15 @@ def build_prompt(
     History is dropped by whole turns, oldest first, until the reply has room; the bot's
     instructions and the turn's own messages always stay. The instructions and the system texts
     at the beginning of the turn's messages become one system message, because many chat
-    templates know no second one. What is remembered of the user stands below them. With a
+    templates know no second one. What is remembered of the user stands below them, and the format
+    of the reply, which the grammar enforces and the model else knows nothing of. With a
     summarizer, a summary of what was dropped stands at the end of it, where it fits. The turn's
     documents stand in its last message of the user, within their share of the context window; no
     later prompt has them.
 
     `show` gives images of messages their bytes, before anything is counted.
     """
-    draft = _draft(database, engine, claim, show)
+    draft = _with_format(_draft(database, engine, claim, show), claim)
     documents = (*claim.documents, *(source.document for source in claim.sources))
     if documents:
         draft = draft.with_documents(documents, int(engine.context_window * documents_share))
@@ -81,6 +83,18 @@ def _draft(database: Database, engine: Engine, claim: Claim, show: Show) -> Draf
         tools=claim.params.tools,
         cites=claim.is_to_cite,
     )
+
+
+def _with_format(draft: Draft, claim: Claim) -> Draft:
+    """With the format of the reply, where the turn still fits and the model takes instructions."""
+    note = note_of(claim.params.response_format, draft.engine)
+    if not note:
+        return draft
+    noted = replace(draft, instructions=(*draft.instructions, note))
+    with suppress(EngineFailure, InvalidInput):  # a chat template may know no system message
+        if noted.fits(len(draft.past)):
+            return noted
+    return draft
 
 
 def _shown(

@@ -175,10 +175,61 @@ def test_a_reply_that_is_not_in_its_format_is_asked_for_once_more(
     reply = answered(system, TRIAGE).reply
     assert reply is not None and reply.content == good
     _, again = engine.prompts
-    assert [message.role for message in again.messages] == ["user", "assistant", "user"]
+    assert [each.role for each in again.messages] == ["system", "user", "assistant", "user"]
     assert "it is not JSON" in again.messages[-1].text
     # Both were computed.
     assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (6, 2)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shown"),
+    [
+        (TRIAGE.response_format, ["JSON Schema", '"urgency":{"maximum":5,"minimum":1']),
+        (ResponseFormat(type="choice", choices=("yes", "no")), ["\nyes\nno"]),
+        (ResponseFormat(type="json_object"), []),
+    ],
+)
+def test_a_model_is_told_the_format_below_its_instructions(
+    system: Any, use: Callable[[Scripted], Scripted], wanted: ResponseFormat, shown: list[str]
+) -> None:
+    bot = system.settings.engine.model_name
+    save_bot(system.database, system.tenant_id, bot, bot, "Be brief.", GenerationParams())
+    engine = use(Scripted("{}", "{}"))
+    answered(system, GenerationParams(response_format=wanted))
+    instructions = engine.prompts[0].messages[0]
+    assert instructions.role == "system" and instructions.text.startswith("Be brief.")
+    assert all(each in instructions.text for each in shown)
+    assert bool(shown) == (instructions.text != "Be brief.")
+
+
+class NoSystem(Scripted):
+    """Its chat template knows no system message."""
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        if prompt.messages and prompt.messages[0].role == "system":
+            raise InvalidInput("The chat template knows no system message.", param="messages")
+        return super().count_tokens(prompt)
+
+
+def test_a_template_without_a_system_message_and_a_server_of_others_are_told_no_format(
+    system: Any, use: Callable[[Scripted], Scripted]
+) -> None:
+    remote = EchoEngine(EngineSettings()).capabilities.model_copy(update={"remote": True})
+    for engine in (NoSystem("{}", "{}"), Scripted("{}", "{}", can=remote)):
+        use(engine)
+        answered(system, TRIAGE)
+        assert [each.role for each in engine.prompts[0].messages] == ["user"]
+
+
+def test_a_schema_that_would_take_much_of_the_window_is_not_shown(
+    system: Any, use: Callable[[Scripted], Scripted]
+) -> None:
+    schema = {"type": "object", "description": "x" * 20_000}
+    wanted = ResponseFormat(type="json_schema", schema_text=json.dumps(schema))
+    engine = use(Scripted("{}"))
+    assert engine.context_window < 20_000
+    answered(system, GenerationParams(response_format=wanted))
+    assert [each.role for each in engine.prompts[0].messages] == ["user"]
 
 
 def test_a_second_reply_that_has_no_room_is_not_the_client_s_fault(
