@@ -100,8 +100,13 @@ class LocalStorage:
     def has(self, key: Key) -> bool:
         """Whether there are bytes under this key. Raises `StorageUnavailable`."""
         with _translated(), suppress(FileNotFoundError, NotADirectoryError):
-            # Not `is_file`, which takes what cannot be looked at for gone.
-            return stat.S_ISREG(self.path(key).stat().st_mode)
+            # Opened, since NFS asks its server then: `stat` may answer from what the client cached,
+            # for a file that another machine has just deleted (`man 5 nfs`, close-to-open).
+            number = os.open(self.path(key), os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                return stat.S_ISREG(os.fstat(number).st_mode)
+            finally:
+                os.close(number)
         return False
 
     def missing(self, keys: Sequence[Key]) -> list[Key]:

@@ -1,8 +1,10 @@
 """Files: what is known of them, and what was read of them. Their bytes are in the storage
 (`schemas/files`).
 
-The row's transaction publishes or deletes the bytes before it commits. A process that dies in
-between leaves bytes without a row, or a row without bytes; retention deletes either.
+The bytes of an upload or of a message's part are published before the transaction that inserts the
+row; those of what a channel fetches in it, and it is the row's transaction that deletes bytes. A
+process that dies in between leaves bytes without a row, or a row without bytes; retention deletes
+either.
 """
 
 from sqlalchemy import (

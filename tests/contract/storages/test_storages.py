@@ -16,6 +16,7 @@ import pytest
 
 from tests.contract.storages.seaweedfs import SeaweedFS
 from turnmill.schemas.errors import NotFound, StorageUnavailable
+from turnmill.schemas.files.local import LocalStorage
 from turnmill.schemas.files.opening import STORAGES, open_storage
 from turnmill.schemas.files.storage import Key, Storage
 from turnmill.schemas.ids import new_id
@@ -169,6 +170,20 @@ def test_what_is_deleted_is_kept_nowhere(place: Place) -> None:
     place.storage.delete(key)  # again, as after a transaction that was rolled back
     assert sorted(place.kept()) == sorted(before)
     assert read(place.storage, other) == TEXT
+
+
+def test_a_file_that_another_machine_deleted_is_gone_whatever_the_cache_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, whose client answers `stat` from its attribute cache for some seconds."""
+    storage = LocalStorage(tmp_path)
+    key = store(storage)
+    cached = storage.path(key).stat()
+    storage.path(key).unlink()
+    monkeypatch.setattr(os, "stat", lambda *_, **__: cached)
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: cached)
+    assert not storage.has(key)
+    assert storage.missing([key]) == [key]
 
 
 def test_what_is_missing_is_found_among_many(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
