@@ -122,11 +122,10 @@ def _of_demanded(params: GenerationParams) -> Iterator[Need]:
 
 
 def _of_width(format: ResponseFormat, place: str, what: str) -> Iterator[Need]:
-    width = width_of(format.schema_text or "")
-    if width > MOST_NEXT:
+    if width_of(format.schema_text or "") > MOST_NEXT:
         detail = (
-            f"in {what} {width} optional properties or options of 'anyOf' may come next, and "
-            f"{MOST_NEXT} is the most that its engine holds a reply to"
+            f"in {what} more than {MOST_NEXT} optional properties or options of 'anyOf' may come "
+            "next, the most that its engine holds a reply to"
         )
         yield Need(place, "wide_formats", detail=detail)
 

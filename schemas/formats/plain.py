@@ -72,12 +72,20 @@ def depth_of(plain: Schema, known: dict[str, float]) -> float:
 
 def is_left_recursive(whole: Schema) -> bool:
     """Whether a definition leads to itself before any array or object begins: that never ends."""
-    leads_to = {name: set(_same_value(plain)) for name, plain in whole["$defs"].items()}
     try:
-        TopologicalSorter(leads_to).prepare()
+        inner_first(whole)
     except CycleError:
         return True
     return False
+
+
+def inner_first(whole: Schema) -> list[str]:
+    """The definitions, each after those that it refers to for the very same value.
+
+    Raises `CycleError`: one leads to itself.
+    """
+    leads_to = {name: set(_same_value(plain)) for name, plain in whole["$defs"].items()}
+    return list(TopologicalSorter(leads_to).static_order())
 
 
 def _same_value(plain: Schema) -> Iterator[str]:
