@@ -73,6 +73,8 @@ class FeishuAPI(MockAPI):
         self.refusals: dict[str, list[int]] = {}
         #: What the tenant has granted: 1, or 2: asked for, and not granted.
         self.scopes = dict.fromkeys(SCOPES, 1)
+        #: The same for what it may do in the name of a user.
+        self.user_scopes: dict[str, int] = {}
         #: What users sent, by the message's id, the key, and `image` or `file`.
         self.files: dict[tuple[str, str, str], bytes] = {}
         self._by_uuid: dict[str, Posted] = {}
@@ -137,11 +139,17 @@ class FeishuAPI(MockAPI):
                 self._update(message_id, call.given)
                 return {"data": {}}
             case "application", "GET":
-                scopes = [{"scope_name": k, "grant_status": v} for k, v in self.scopes.items()]
-                return {"data": {"scopes": scopes}}
+                return {"data": {"scopes": [*self._rows("tenant", self.scopes),
+                                            *self._rows("user", self.user_scopes)]}}  # fmt: skip
             case "bot", "GET":
                 return {"bot": {"app_name": "Turnmill", "open_id": "ou_bot", "activate_status": 2}}
         raise Refusal(99991401, 404)
+
+    def _rows(self, kind: str, scopes: dict[str, int]) -> list[dict[str, object]]:
+        return [
+            {"scope_name": name, "grant_status": status, "scope_type": kind}
+            for name, status in scopes.items()
+        ]
 
     def _reply(self, answers: str, given: Payload) -> str:
         if len(given["uuid"]) > 50:

@@ -93,10 +93,12 @@ def _scopes(section: FeishuSection, answer: dict[str, object]) -> Iterator[Findi
 
 
 def _granted(answer: dict[str, object]) -> set[str] | None:
-    """The names of the scopes in force; None: the answer holds none that can be read."""
+    """The names of the scopes in force that the app has itself, and not only for a user who signs
+    in; None: the answer holds none that can be read.
+    """
     data = answer.get("data")
     scopes = data.get("scopes") if isinstance(data, dict) else None
     if answer.get("code") != 0 or not isinstance(scopes, list):
         return None
-    rows = [row for row in scopes if isinstance(row, dict)]
+    rows = [row for row in scopes if isinstance(row, dict) and row.get("scope_type") != "user"]
     return {str(row.get("scope_name")) for row in rows if row.get("grant_status") == _GRANTED}

@@ -291,6 +291,7 @@ def test_a_scope_that_feishu_has_not_granted_is_named_with_its_page(
 ) -> None:
     turnmill("channels", "apply")
     feishu.scopes[scope] = 2
+    feishu.user_scopes[scope] = 1
     ended, said = turnmill("channels", "check", "lark")
     assert ended == status
     assert f"without the scope {scope} {lost}" in said

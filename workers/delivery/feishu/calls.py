@@ -20,10 +20,10 @@ _LATER = frozenset({99991400, 11020, 11021, 230020, 230049})
 #: A limit that does not say how long to wait, seconds.
 _RETRY_AFTER_S = 5.0
 
-#: What to do about errors that stay, besides `turnmill deliveries retry`.
 #: One of the app's scopes is missing, whichever the call needs; the one that files need.
 _NO_SCOPE, _NO_RESOURCE_SCOPE = 99991672, 234009
 
+#: What to do about errors that stay, besides `turnmill deliveries retry`.
 _ADVICE = {
     10003: "Compare app_id in turnmill.toml with Credentials & Basic Info of the app.",
     10014: "Compare the app secret with Credentials & Basic Info of the app.",
