@@ -173,13 +173,13 @@ def show_list(
     """
     start = None if after is None else parse_id(Prefix.BATCH, after)
     with open_system(tenant=tenant) as system:
-        batches, ended = _found(system, limit, start)
+        found, ended = _found(system, limit + 1, start)
         suffix = system.suffix
-    page = BatchPage.of(batches, ended, limit)
+    page = BatchPage.of(found, ended, limit)
     if as_json:
         print_json(page)
         return
-    console.print(batch_view.batches_table(batches, ended))
+    console.print(batch_view.batches_table(found[:limit], ended))
     if page.next is not None:
         more = f"More: turnmill batch list --after {page.next}{suffix}"
         console.print(plain(more), soft_wrap=True)

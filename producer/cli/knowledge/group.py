@@ -174,10 +174,13 @@ def show(
     """
     with open_system(tenant=tenant) as system:
         found = find_collection(system.database, system.tenant_id, collection)
-        page = list_documents(system.database, found.collection_id, after=after, limit=limit)
+        documents = list_documents(
+            system.database, found.collection_id, after=after, limit=limit + 1
+        )
     if as_json:
-        print_json(DocumentPage.of(found, page, limit))
+        print_json(DocumentPage.of(found, documents, limit))
         return
+    page = documents[:limit]
     table = Listing("document", "title", "passages", "version", "updated", "state", "address")
     for each in page:
         counts = (str(each.passage_count), str(each.version))
@@ -192,7 +195,7 @@ def show(
         show_gate(collection, found.gate)
     else:
         console.print("It is not calibrated.")
-    if len(page) == limit:
+    if len(documents) > limit:
         console.print(plain(f"More: turnmill knowledge show {collection} --after '{page[-1].uri}'"))
 
 

@@ -28,7 +28,8 @@ class UserPage(BaseModel):
     next: str | None
 
     @classmethod
-    def of(cls, page: list[User], limit: int) -> Self:
-        """Show a page of users."""
-        following = page[-1].key if len(page) == limit else None
+    def of(cls, found: list[User], limit: int) -> Self:
+        """Show up to `limit` users. One more that was found says that there is a next page."""
+        page = found[:limit]
+        following = page[-1].key if len(found) > limit else None
         return cls(users=[UserBody.of(each) for each in page], next=following)

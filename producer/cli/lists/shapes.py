@@ -44,9 +44,13 @@ class BatchPage(_Shown):
     next: str | None
 
     @classmethod
-    def of(cls, batches: list[Batch], ended: Mapping[UUID, int], limit: int) -> Self:
-        """Show a page of batches with how many of their turns have ended."""
-        following = show_id(Prefix.BATCH, batches[-1].batch_id) if len(batches) == limit else None
+    def of(cls, found: list[Batch], ended: Mapping[UUID, int], limit: int) -> Self:
+        """Show up to `limit` batches with how many of their turns have ended.
+
+        One more that was found says that there is a next page.
+        """
+        batches = found[:limit]
+        following = show_id(Prefix.BATCH, batches[-1].batch_id) if len(found) > limit else None
         return cls(
             batches=[
                 ShownBatch(
@@ -219,12 +223,16 @@ class DocumentPage(_Shown):
     next: str | None
 
     @classmethod
-    def of(cls, collection: Collection, page: list[KnownDocument], limit: int) -> Self:
-        """Show a page of a collection's documents."""
+    def of(cls, collection: Collection, found: list[KnownDocument], limit: int) -> Self:
+        """Show up to `limit` documents of a collection.
+
+        One more that was found says that there is a next page.
+        """
+        page = found[:limit]
         return cls(
             collection=ShownCollection.of(collection),
             documents=[ShownDocument(**each._asdict()) for each in page],
-            next=page[-1].uri if len(page) == limit else None,
+            next=page[-1].uri if len(found) > limit else None,
         )
 
 

@@ -41,20 +41,21 @@ def show_list(
     Example: turnmill users list
     """
     with open_system(tenant=tenant) as system:
-        page = users.list_users(system.database, system.tenant_id, after=after, limit=limit)
+        found = users.list_users(system.database, system.tenant_id, after=after, limit=limit + 1)
         suffix = system.suffix
     if as_json:
         from turnmill.producer.cli.lists.resources import UserPage
 
-        print_json(UserPage.of(page, limit))
+        print_json(UserPage.of(found, limit))
         return
+    page = found[:limit]
     table = Listing("user", "memory", "facts", "preferences", "consent")
     for each in page:
         counts = (str(each.fact_count), str(len(each.preferences)))
         consent = f"{each.consent_at:%Y-%m-%d %H:%M}" if each.consent_at else "–"
         table.add_row(*map(plain, (each.key, _memory(each.memory_on), *counts, consent)))
     console.print(table if page else "Nothing is remembered of anybody yet.")
-    if len(page) == limit:
+    if len(found) > limit:
         more = f"More: turnmill users list --after '{page[-1].key}'{suffix}"
         console.print(plain(more), soft_wrap=True)
 

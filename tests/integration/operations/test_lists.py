@@ -125,7 +125,7 @@ def test_batches_with_their_states(system: Any, listed: Callable[..., Any], tmp_
     submit(*place, system.settings.engine.model_name, backlog, GenerationParams(), name="again")
     newest = listed("batch list", "--limit", "1")
     assert [each["name"] for each in newest["batches"]] == ["again"]
-    older = listed("batch list", "--after", newest["next"])
+    older = listed("batch list", "--limit", "1", "--after", newest["next"])
     assert ([each["name"] for each in older["batches"]], older["next"]) == (["tickets.csv"], None)
 
 
@@ -139,7 +139,7 @@ def test_knowledge_and_gaps(
     assert (shop["name"], shop["document_count"], shop["gate"]) == ("shop", 2, None)
     page = listed("knowledge show", "shop", "--limit", "1")
     assert [each["uri"] for each in page["documents"]] == ["a.md"]
-    page = listed("knowledge show", "shop", "--limit", "2", "--after", page["next"])
+    page = listed("knowledge show", "shop", "--limit", "1", "--after", page["next"])
     assert ([each["uri"] for each in page["documents"]], page["next"]) == (["b.md"], None)
     turns = set()
     for question in (HOSTILE, "Do you sell kettles of copper?"):
@@ -161,6 +161,8 @@ def test_users_studies_and_channels(
         turnmill("users", "remember", user, "city", HOSTILE)
     page = listed("users list", "--limit", "1")
     assert ([each["key"] for each in page["users"]], page["next"]) == (["api:1"], "api:1")
+    rest = listed("users list", "--limit", "1", "--after", page["next"])
+    assert ([each["key"] for each in rest["users"]], rest["next"]) == (["api:2"], None)
     turnmill("users", "forget", "api:1", "--yes")
     assert [each["key"] for each in listed("users list")["users"]] == ["api:2"]
     (erased,) = listed("users erasures")["erasures"]

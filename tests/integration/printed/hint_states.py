@@ -113,9 +113,12 @@ def batch_of(place: Place, *, is_open: bool) -> str:
 
 @prints("producer/cli/batch.py", "turnmill batch list --after {…}{…}")
 def more_batches(place: Place) -> Printed:
-    batch = batch_of(place, is_open=True)
+    batch_of(place, is_open=True)
+    system, file = place.system, place.folder / "tickets.jsonl"
+    submit(system.database, system.tenant_id, BOT, read_backlog(file), name="again")
+    newest = system.database.run("SELECT id FROM batches ORDER BY id DESC")[0].id
     _, said = place.turnmill("batch", "list", "--limit", "1")
-    return Printed(said, f"turnmill batch list --after {batch}")
+    return Printed(said, f"turnmill batch list --after batch_{newest.hex}")
 
 
 @prints("producer/cli/batch.py", "{…}: turnmill batch {…} {…}{…}")
