@@ -49,7 +49,11 @@ def read_pixels(data: bytes, max_pixels: int) -> "Image":
 
     def scaled(image: "Image") -> "Image":
         share = min(1.0, (max_pixels / (image.width * image.height)) ** 0.5)
-        return _pixels(image, (int(image.width * share) or 1, int(image.height * share) or 1))
+        # A side has at least one pixel: the other one then has them all.
+        width, height = (
+            min(int(side * share) or 1, max_pixels) for side in (image.width, image.height)
+        )
+        return _pixels(image, (width, height))
 
     return _opened(data, MAX_SIDE**2, scaled)
 

@@ -58,6 +58,12 @@ def test_an_image_is_scaled_to_the_pixels_that_a_model_is_to_see(size: tuple[int
     assert shown.width / shown.height == pytest.approx(size[0] / size[1], rel=0.2)
 
 
+@pytest.mark.parametrize("size", [(2048, 1), (1, 2048), (2047, 2)])
+def test_a_line_of_pixels_is_scaled_too(size: tuple[int, int]) -> None:
+    shown = read_pixels(saved(Image.new("RGB", size, "red")), 1024)
+    assert 900 < shown.width * shown.height <= 1024
+
+
 def test_an_image_larger_than_what_is_stored_is_not_decoded() -> None:
     with pytest.raises(InvalidInput, match="pixels"):
         read_pixels(bomb(4096), 128 * 128)
