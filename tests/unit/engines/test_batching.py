@@ -6,7 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import structlog
 
+from turnmill.schemas.content import MediaPart
 from turnmill.schemas.errors import (
     EngineAway,
     EngineDied,
@@ -34,6 +36,7 @@ from turnmill.workers.engines.local.batching import (
 )
 from turnmill.workers.engines.local.child import ChildScheduler
 from turnmill.workers.engines.local.scheduling import Facts, Generation, Token
+from turnmill.workers.engines.local.seeing import Seen
 from turnmill.workers.engines.text.chat_template import ChatTemplate
 from turnmill.workers.turn.abort import Abort
 
@@ -213,6 +216,64 @@ def test_what_the_chat_template_is_given_is_counted_as_it_is_generated_from() ->
         assert engine.count_tokens(prompt) == 7
     finally:
         engine.close()
+
+
+class Pixels:
+    """What eyes prepare of an image."""
+
+
+class LookingEyes:
+    limit = 8
+
+    def mark(self, number: int) -> str | None:
+        return f"<{number}>"
+
+    def count(self, prompt_ids: Sequence[int], images: Sequence[str], namespace: str) -> int:
+        return len(self.look(prompt_ids, images, namespace).prompt_ids)
+
+    def look(self, prompt_ids: Sequence[int], images: Sequence[str], namespace: str) -> Seen:
+        return Seen(prompt_ids, Pixels())
+
+
+class HereScheduler:
+    """Says a letter for each prompt at once, in this process, and takes what it is given."""
+
+    held: Mapping[str, float] = {}
+    facts = Facts(context_window=1000, vocabulary_size=128, eyes=LookingEyes())
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.taken: list[weakref.ref[Pixels]] = []
+
+    def submit(self, generation: Generation) -> None:
+        inputs, generation.inputs = generation.inputs, None
+        assert isinstance(inputs, Pixels)
+        self.taken.append(weakref.ref(inputs))
+        generation.events.put(Token(ord("a")))
+
+    def give_up(self, generation: Generation) -> None: ...
+
+    def check(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def shown(*numbers: int, role: Role = Role.USER) -> Message:
+    url = "data:image/png;base64,"
+    parts = tuple(
+        MediaPart.model_construct(type="image", file_id=f"file_{number}", url=f"{url}{number}")
+        for number in numbers
+    )
+    return Message.model_construct(role=role, content=parts)
+
+
+def test_what_was_prepared_of_images_is_let_go_of_before_the_reply_ends() -> None:
+    scheduler = HereScheduler(EngineSettings())
+    engine = BatchingEngine(EngineSettings(model="letters"), load_text, lambda _: scheduler)
+    engine.start()
+    chunks = engine.generate(Prompt((shown(1),)), DEFAULT_PARAMS, Abort())
+    assert next(iter(chunks)).text == "a"
+    assert [each() for each in scheduler.taken] == [None]
+    engine.close()
 
 
 def test_one_thread_at_a_time_asks_the_tokenizer() -> None:

@@ -131,6 +131,7 @@ class BatchingEngine:
             prefix="" if called else prompt.prefix,
             inputs=seen.inputs,
         )
+        del seen  # the scheduler lets go of the images before the reply ends
         model.scheduler.submit(generation)
         # A text that goes on is decoded after what was there; a new one begins without a space.
         detokenizer = Detokenizer(model.text.decode, prompt_ids[-1:] if prompt.prefix else ())

@@ -18,7 +18,7 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from turnmill.schemas.content import MediaPart, TextPart, ToolCall, parts_of
+from turnmill.schemas.content import MAX_IMAGES, MediaPart, TextPart, ToolCall, parts_of
 from turnmill.schemas.errors import EngineFailure, InvalidInput
 from turnmill.schemas.turns import Message, Tool
 from turnmill.workers.engines.base import NO_VALUES, TemplateValues, refuse_template_kwargs
@@ -120,7 +120,8 @@ class ChatTemplate:
         #: What stands for the nth image in a text; None: the template itself writes it.
         self._image_mark: Callable[[int], str | None] | None = None
         marks = unusual({*self.control_tokens, *own_tokens})
-        self._break_marks = breaker({*find_marks(self._render), *self._reserved(), *marks}, joint)
+        self._marks = {*find_marks(self._render), *self._reserved(), *marks}
+        self._break_marks = breaker(self._marks, joint)
         #: A conversation's past is part of each of its prompts.
         self._remembered = lru_cache(REMEMBERED_TEXTS)(self._made_safe)
 
@@ -156,8 +157,12 @@ class ChatTemplate:
         """Show the images of messages from now on. Return False if that is not possible.
 
         `mark`: what the model reads for the nth image of a prompt, from 1 on; None if it does not
-        say. It is written where the template itself has nothing for images.
+        say. It is written where the template itself has nothing for images, and broken in what
+        messages say: in some vocabularies it is no token of its own.
         """
+        marks = {(mark(number) or "").strip() for number in range(1, MAX_IMAGES + 1)} - {""}
+        self._break_marks = breaker(self._marks | marks, self._joint)
+        self._remembered.cache_clear()
         parts = [_text_part(_PROBE)]
         plain, shown = self._tried(parts), self._tried([_IMAGE, *parts])
         # Some write a list as Python does.
