@@ -1,5 +1,6 @@
 """Copy files from one storage to another, as when a team moves from a folder to a bucket."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from uuid import UUID
@@ -9,11 +10,14 @@ import structlog
 from turnmill.schemas.errors import NotFound, StorageUnavailable
 from turnmill.schemas.files.storage import Key, Storage
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.store.files.undeleted import VAIN_S
 
 log = structlog.get_logger()
 
 _PIECE_BYTES = 1024 * 1024
 _PAGE_FILES = 250
+#: So many failures in a row, and `VAIN_S` of them, are no fault of single files.
+_VAIN_FILES = 10
 _PAGE = """
 SELECT tenant_id, id AS file_id FROM files WHERE source IS NULL AND id > %s ORDER BY id LIMIT %s
 """
@@ -29,15 +33,23 @@ def copy_files(database: Database, source: Storage, target: Storage) -> Iterator
 
     Raises:
         DatabaseUnavailable: another call copies the rest.
-        StorageUnavailable: likewise, where one of the storages does not answer at all.
+        StorageUnavailable: likewise, where one of the storages does not answer at all, or has
+            refused one file after the other for so long that it will not take the next.
     """
     counts: Counter[str] = Counter()
-    after = UUID(int=0)
+    after, failures, vain_s = UUID(int=0), 0, 0.0
     while page := database.fetch(Key, _PAGE, (after, _PAGE_FILES)):
         missing = target.missing(page)
         counts["there"] += len(page) - len(missing)
         for key in missing:
-            counts[_copy(key, source, target)] += 1
+            began = time.monotonic()
+            counts[result := _copy(key, source, target)] += 1
+            if result == "copied":
+                failures, vain_s = 0, 0.0
+            elif result == "failed":
+                failures, vain_s = failures + 1, vain_s + time.monotonic() - began
+            if failures >= _VAIN_FILES and vain_s >= VAIN_S:
+                raise StorageUnavailable(_in_vain(counts, failures))
         yield counts
         after = page[-1].file_id
 
@@ -58,3 +70,11 @@ def _copy(key: Key, source: Storage, target: Storage) -> str:
         log.warning("file.not_copied", file_id=key.file_id.hex, reason=reason)
         return "failed"
     return "copied"
+
+
+def _in_vain(counts: Counter[str], failures: int) -> str:
+    return (
+        f"{counts['copied']:,} files were copied, and then {failures:,} in a row could not be; the "
+        "rest was not tried. The log has each with the reason (file.not_copied). Run the command "
+        "again when that is mended."
+    )

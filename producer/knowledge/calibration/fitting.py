@@ -5,7 +5,7 @@ Plain Python: there are some sixteen features and at most some thousand question
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from math import sqrt
+from math import floor, sqrt
 from statistics import fmean, pstdev
 from typing import NamedTuple
 
@@ -45,8 +45,15 @@ class Fitted(NamedTuple):
 class Unreachable(NamedTuple):
     """No threshold has the wanted precision."""
 
-    #: The highest lower bound that a threshold's precision has.
     most: float
+    #: Whether it is the lower bound of a precision, and not a share as it was measured.
+    is_bound: bool
+
+    @property
+    def said(self) -> str:
+        """The highest precision, for people: rounded down, so that it can be asked for."""
+        percents = floor(round(self.most * 100, 6))
+        return f"{percents}% at most {'are sure' if self.is_bound else 'were measured'}"
 
 
 def fit(examples: Sequence[Example]) -> Logistic:
@@ -128,7 +135,8 @@ def calibrate(
     scored = _cross_validate(examples, judges)
     threshold = choose_threshold(scored, wanted, margin)
     if threshold is None:
-        return Unreachable(max((bound for _, bound in _bounds(scored, margin)), default=0.0))
+        most = max((bound for _, bound in _bounds(scored, margin)), default=0.0)
+        return Unreachable(most, is_bound=margin > 0)
     chosen = {
         fold: choose_threshold([each for each in scored if each.fold != fold], wanted, margin)
         for fold in range(_FOLDS)
@@ -139,7 +147,7 @@ def calibrate(
     ]  # fmt: skip
     measured = measure(scored, passed)
     if measured.precision_high < wanted:  # a few lucky ones at the top
-        return Unreachable(measured.precision_high)
+        return Unreachable(measured.precision_low, is_bound=True)
     return Fitted(fit([*examples, *judges]), threshold, measured)
 
 
@@ -159,9 +167,12 @@ def _cross_validate(examples: Sequence[Example], judges: Sequence[Example]) -> l
 def choose_threshold(scored: Sequence[Scored], wanted: float, margin: float = 0.0) -> float | None:
     """The lowest threshold above which the share of answered questions is as wanted.
 
-    `margin`: of a normal distribution. With 1.645 it is not the share but its lower bound, which
-    holds in 95 %, that must be as wanted: Geifman and El-Yaniv 2017, "Selective Classification for
-    Deep Neural Networks", https://arxiv.org/abs/1705.08500
+    `margin`: of a normal distribution. With 1.645 it is not the share but its one-sided lower bound
+    that must be as wanted. The bound is of one threshold and of independent questions: the lowest
+    of many thresholds is below what is wanted more often than in 5 %, and much more often where
+    several questions are made of each passage. A guarantee takes an exact bound for all thresholds
+    at once, which few questions never reach: Geifman and El-Yaniv 2017, "Selective Classification
+    for Deep Neural Networks", https://arxiv.org/abs/1705.08500
     """
     return min((each for each, bound in _bounds(scored, margin) if bound >= wanted), default=None)
 

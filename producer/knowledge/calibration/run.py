@@ -36,7 +36,7 @@ MIN_PASSAGES = 20
 MIN_LABELLED = 30
 
 #: Where vectors are searched, too: made questions are then easier to tell apart than people's, so
-#: that the lower bound of the precision, which holds in 95 %, must be as wanted.
+#: that the lower bound of the precision must be as wanted (`choose_threshold`).
 _MARGIN = 1.645
 
 _NOW = "SELECT clock_timestamp() AS now"
@@ -102,9 +102,9 @@ def calibrate_collection(
     )
     if isinstance(fitted, Unreachable):
         raise InvalidInput(
-            f"No threshold of '{name}' has a precision of {wanted:.0%}: {fitted.most:.0%} at most "
-            "are sure. Its passages are too much alike, the questions have too few of their words, "
-            "or there are too few questions. Ask for less: --precision"
+            f"No threshold of '{name}' has a precision of {wanted * 100:g}%: {fitted.said}. Its "
+            "passages are too much alike, the questions have too few of their words, or there are "
+            "too few questions. Ask for less: --precision"
         )
     gate = Gate(
         logistic=fitted.logistic,

@@ -102,7 +102,7 @@ def test_a_precision_that_no_threshold_has_is_refused_with_the_highest(
     former = calibrated("en")
     place = (library.database, library.tenant_id, "shop")
     mistaken = [Labelled(f"{each.text} {n}", "nowhere.md") for n in "ab" for each in asked("en")]
-    with pytest.raises(InvalidInput, match=r"a precision of 90%: \d+% at most are sure"):
+    with pytest.raises(InvalidInput, match=r"a precision of 90%: \d+% at most were measured"):
         calibrate_collection(*place, 0.9, mistaken)
     assert read_gate(*place)[1] == former
 

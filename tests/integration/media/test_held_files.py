@@ -2,6 +2,8 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,7 +15,8 @@ from structlog.testing import capture_logs
 from tests.integration.media.conftest import Site
 from turnmill.producer.cli.app import main
 from turnmill.schemas.errors import StorageUnavailable
-from turnmill.schemas.files.local import LocalStorage
+from turnmill.schemas.files import copying
+from turnmill.schemas.files.local import LocalDraft, LocalStorage
 from turnmill.schemas.files.storage import Key
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.store.files import undeleted
@@ -219,3 +222,34 @@ def test_a_file_that_cannot_be_read_keeps_no_other_from_being_copied(
     place.write_bytes(b"0")
     status, said = copy()
     assert (status, "1 files copied, 2 were there, 0 are in neither" in said) == (0, True), said
+
+
+class Full(LocalStorage):
+    """Takes some files, and refuses each after these."""
+
+    def __init__(self, root: Path, taken: int) -> None:
+        super().__init__(root)
+        self.asked, self.taken = 0, taken
+
+    @contextmanager
+    def draft(self) -> Iterator[LocalDraft]:
+        self.asked += 1
+        if self.asked > self.taken:
+            raise StorageUnavailable("It is full.")
+        with super().draft() as draft:
+            yield draft
+
+
+def test_a_target_that_refuses_every_file_is_not_asked_for_all_of_them(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in range(14):
+        site.upload(f"{each}".encode())
+    one_by_one = Full(tmp_path / "target", 2)
+    *_, counts = copying.copy_files(site.database, site.storage, one_by_one)
+    assert counts == {"copied": 2, "failed": 12, "there": 0}  # refused within milliseconds
+    monkeypatch.setattr(copying, "VAIN_S", 0.0)
+    full = Full(tmp_path / "other", 2)
+    with pytest.raises(StorageUnavailable, match=r"2 files were copied, .* 10 in a row could not"):
+        list(copying.copy_files(site.database, site.storage, full))
+    assert full.asked == 12

@@ -85,6 +85,19 @@ def test_with_a_margin_the_lower_bound_must_be_as_wanted() -> None:
     refused = calibrate(few, 0.95, margin=1.645)
     assert isinstance(refused, Unreachable)
     assert 0.7 < refused.most < 0.95
+    assert refused.is_bound
+
+
+def test_a_refusal_names_no_precision_that_would_be_refused_again() -> None:
+    assert Unreachable(0.896, is_bound=True).said == "89% at most are sure"
+    assert Unreachable(0.29, is_bound=False).said == "29% at most were measured"
+    # A few lucky ones choose the thresholds, and the others tell: half are answered.
+    random = Random(1)
+    lucky = [Example({"x": random.random()}, random.random() < 0.5, n) for n in range(400)]
+    refused = calibrate(lucky, wanted=0.9)
+    assert isinstance(refused, Unreachable)
+    assert refused.is_bound
+    assert refused.most < 0.5
 
 
 def test_precision_at_half_and_half_does_not_depend_on_who_asks() -> None:
