@@ -171,6 +171,24 @@ def test_what_vllm_remembers_of_an_image_has_its_tenant_s_id(engine: Any) -> Non
     assert model.scheduler._llm.renderer.mm_processor_cache is None
 
 
+def test_an_image_of_another_length_has_another_id(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some models look at several images less closely (DeepSeek-VL2)."""
+    model = engine._loaded()
+    url, ids = data_url(RED), [4, model.text.encode("<image>")[0], 5]
+
+    def id_of() -> str:
+        seen = model.facts.eyes.look(ids, [url], "lengths")
+        (id,) = seen.inputs["mm_hashes"]["image"]
+        return str(id)
+
+    whole = id_of()
+    assert id_of() == whole
+    monkeypatch.setattr("turnmill.workers.engines.vllm.eyes.image_lengths", lambda _: [9])
+    assert id_of() != whole
+
+
 def test_images_of_a_call_reach_the_model(make_site: MakeSite, model: Path) -> None:
     """From the API through the storage and a worker to vLLM, and the reply back."""
     site = make_site(engine=settings_of(model) | {"served_name": "tiny-idefics3"})

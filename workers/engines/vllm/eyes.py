@@ -2,8 +2,8 @@
 
 So they count before the turn is submitted, and vLLM's loop never waits for an image. What vLLM
 remembers of an image (its embedding, its KV-cache blocks) has an id in which the prompt's namespace
-stands: no tenant finds what another one's image left. vLLM's own cache of prepared images is off,
-since it knows no namespaces.
+and the image's length stand: no tenant finds what another one's image left. vLLM's own cache of
+prepared images is off, since it knows no namespaces.
 """
 
 import base64
@@ -61,9 +61,13 @@ class VLLMEyes:
             prompt["cache_salt"] = namespace
         with self._lock:
             inputs = self._rendered(prompt)
-            self._remember(
-                ids, image_lengths(inputs), len(inputs["prompt_token_ids"]) - len(prompt_ids)
-            )
+            lengths = image_lengths(inputs)
+            self._remember(ids, lengths, len(inputs["prompt_token_ids"]) - len(prompt_ids))
+        # Known only now, and part of what vLLM's caches tell apart: among several images, some
+        # models look at one less closely.
+        inputs["mm_hashes"]["image"] = [
+            f"{id}-{length}" for id, length in zip(ids, lengths, strict=True)
+        ]
         return Seen(inputs["prompt_token_ids"], inputs)
 
     def _pixels(self, image: str) -> object:
