@@ -23,6 +23,7 @@ from turnmill.schemas.errors import (
     EngineDied,
     EngineFailure,
     EngineUnavailable,
+    InvalidInput,
     PermanentError,
     SettingsError,
 )
@@ -232,7 +233,12 @@ class LookingEyes:
         return len(self.look(prompt_ids, images, namespace).prompt_ids)
 
     def look(self, prompt_ids: Sequence[int], images: Sequence[str], namespace: str) -> Seen:
+        if any(image.endswith("13") for image in images):
+            raise InvalidInput("The model cannot read the images.")
         return Seen(prompt_ids, Pixels())
+
+
+SHOWN = "{% for message in messages %}{{ message.content }} {% endfor %}"
 
 
 class HereScheduler:
@@ -243,11 +249,13 @@ class HereScheduler:
 
     def __init__(self, settings: EngineSettings) -> None:
         self.taken: list[weakref.ref[Pixels]] = []
+        self.prompts: list[str] = []
 
     def submit(self, generation: Generation) -> None:
         inputs, generation.inputs = generation.inputs, None
         assert isinstance(inputs, Pixels)
         self.taken.append(weakref.ref(inputs))
+        self.prompts.append("".join(map(chr, generation.prompt_ids)))
         generation.events.put(Token(ord("a")))
 
     def give_up(self, generation: Generation) -> None: ...
@@ -273,6 +281,28 @@ def test_what_was_prepared_of_images_is_let_go_of_before_the_reply_ends() -> Non
     chunks = engine.generate(Prompt((shown(1),)), DEFAULT_PARAMS, Abort())
     assert next(iter(chunks)).text == "a"
     assert [each() for each in scheduler.taken] == [None]
+    engine.close()
+
+
+def test_an_image_of_the_past_that_cannot_be_read_is_named() -> None:
+    def load(settings: EngineSettings) -> TextSide:
+        return replace(load_text(settings), template=ChatTemplate(SHOWN))
+
+    scheduler = HereScheduler(EngineSettings())
+    engine = BatchingEngine(EngineSettings(model="letters"), load, lambda _: scheduler)
+    engine.start()
+    params = GenerationParams(max_tokens=1).over(DEFAULT_PARAMS)
+    said = Message(role=Role.ASSISTANT, content="ok")
+    for _ in range(2):
+        prompt = Prompt((shown(1, 13), said, shown(2)))
+        assert engine.count_tokens(prompt) == len("<1>\n[image] ok <2> ")
+        next(iter(engine.generate(prompt, params, Abort())))
+        for own in (Prompt((shown(1), said, shown(13))), Prompt((shown(13), said, shown(13)))):
+            with pytest.raises(InvalidInput):
+                engine.count_tokens(own)
+            with pytest.raises(InvalidInput):
+                next(iter(engine.generate(own, params, Abort())))
+    assert scheduler.prompts == ["<1>\n[image] ok <2> "] * 2
     engine.close()
 
 

@@ -5,18 +5,32 @@ which turns tokens into text: a turn that cannot be decoded harms itself only.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
+from typing import TypeVar
 
 import structlog
 
 from turnmill.schemas.capabilities import Capabilities
-from turnmill.schemas.errors import ContextOverflow, EngineFailure, EngineUnavailable, TurnmillError
+from turnmill.schemas.content import MediaPart
+from turnmill.schemas.errors import (
+    ContextOverflow,
+    EngineFailure,
+    EngineUnavailable,
+    InvalidInput,
+    TurnmillError,
+)
 from turnmill.schemas.settings import EngineSettings
-from turnmill.schemas.turns import FinishReason, GenerationParams
+from turnmill.schemas.turns import FinishReason, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.local.scheduling import Facts, Generation, Scheduler, Token
-from turnmill.workers.engines.local.seeing import Seen, images_of, with_newest
+from turnmill.workers.engines.local.seeing import (
+    Seen,
+    Unreadable,
+    images_of,
+    split_past,
+    with_newest,
+)
 from turnmill.workers.engines.local.telling import Telling
 from turnmill.workers.engines.text.chat_template import ChatTemplate
 from turnmill.workers.engines.text.pieces import by_pieces
@@ -25,6 +39,8 @@ from turnmill.workers.engines.text.tools import OfferedTools
 from turnmill.workers.turn.abort import Abort
 
 log = structlog.get_logger(__name__)
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +116,13 @@ class BatchingEngine:
 
     def count_tokens(self, prompt: Prompt) -> int:
         model = self._loaded()
-        prompt_ids, images = _encode(model, prompt)
-        if model.facts.eyes is None or not images:
-            return len(prompt_ids)
-        return model.facts.eyes.count(prompt_ids, images, prompt.cache_namespace)
+
+        def count(prompt_ids: list[int], images: list[str]) -> int:
+            if model.facts.eyes is None or not images:
+                return len(prompt_ids)
+            return model.facts.eyes.count(prompt_ids, images, prompt.cache_namespace)
+
+        return _read(model, prompt, "", count)
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
         model = self._loaded()
@@ -173,6 +192,7 @@ class _Model:
     text: TextSide
     scheduler: Scheduler
     facts: Facts
+    unreadable: Unreadable = field(default_factory=Unreadable)
 
 
 def cannot_load(settings: EngineSettings, error: Exception) -> EngineFailure:
@@ -212,10 +232,54 @@ def _seeing(facts: Facts, template: ChatTemplate) -> Facts:
 
 def _see(model: _Model, prompt: Prompt, begun: str) -> Seen:
     """The prompt's tokens, with those of its images."""
-    prompt_ids, images = _encode(model, prompt, begun)
-    if model.facts.eyes is None or not images:
-        return Seen(prompt_ids, None)
-    return model.facts.eyes.look(prompt_ids, images, prompt.cache_namespace)
+
+    def look(prompt_ids: list[int], images: list[str]) -> Seen:
+        if model.facts.eyes is None or not images:
+            return Seen(prompt_ids, None)
+        return model.facts.eyes.look(prompt_ids, images, prompt.cache_namespace)
+
+    return _read(model, prompt, begun, look)
+
+
+def _read(
+    model: _Model, prompt: Prompt, begun: str, use: Callable[[list[int], list[str]], Read]
+) -> Read:
+    """What `use` makes of the prompt's tokens and images; images of past turns that the model
+    cannot read are named.
+    """
+    while True:
+        prompt_ids, images = _encode(model, prompt, begun)
+        try:
+            return use(prompt_ids, images)
+        except InvalidInput:
+            if not _find_unreadable(model, prompt, images):
+                raise
+
+
+def _find_unreadable(model: _Model, prompt: Prompt, images: Sequence[str]) -> bool:
+    """Whether one of these images, of past turns only, cannot be read: from now on it is named."""
+    past, own = (set(images_of(each)) for each in split_past(prompt.messages))
+    unreadable = [
+        image
+        for image in (past - own).intersection(images)
+        # Another thread may have found out meanwhile.
+        if image in model.unreadable or not _is_readable(model, image, prompt.cache_namespace)
+    ]
+    for image in unreadable:
+        model.unreadable.add(image)
+    return bool(unreadable)
+
+
+def _is_readable(model: _Model, image: str, namespace: str) -> bool:
+    part = MediaPart.model_construct(type="image", file_id="", url=image)
+    message = Message.model_construct(role=Role.USER, content=(part,))
+    prompt_ids, images = _encode(model, Prompt((message,)))
+    try:
+        if model.facts.eyes is not None:
+            model.facts.eyes.look(prompt_ids, images, namespace)
+    except InvalidInput:
+        return False
+    return True
 
 
 def _encode(model: _Model, prompt: Prompt, begun: str = "") -> tuple[list[int], list[str]]:
@@ -223,7 +287,7 @@ def _encode(model: _Model, prompt: Prompt, begun: str = "") -> tuple[list[int], 
     the images.
     """
     limit = 0 if model.facts.eyes is None else model.facts.eyes.limit
-    messages = with_newest(prompt.messages, limit)
+    messages = with_newest(model.unreadable.without(prompt.messages), limit)
     text = model.text.template.render(messages, prompt.prefix, prompt.template_kwargs, prompt.tools)
     try:
         ids = model.text.encode(text + begun)

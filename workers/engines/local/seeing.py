@@ -1,11 +1,18 @@
 """Images of a prompt, for models in this process that see."""
 
-from collections.abc import Sequence
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
+from threading import Lock
 from typing import Protocol
 
 from turnmill.schemas.content import MediaPart, TextPart, parts_of
-from turnmill.schemas.turns import Message
+from turnmill.schemas.turns import Message, Role
+
+#: Images that are known to be unreadable.
+REMEMBERED_UNREADABLE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +65,55 @@ def with_newest(messages: Sequence[Message], limit: int) -> Sequence[Message]:
     surplus = len(images_of(messages)) - limit
     if surplus <= 0:
         return messages
-    kept = []
-    for message in messages:
-        parts: list[TextPart | MediaPart] = []
-        for part in parts_of(message.content):
-            if surplus > 0 and isinstance(part, MediaPart) and part.is_shown:
-                surplus -= 1
-                part = TextPart(text=f"[{part.type}]")
-            parts.append(part)
-        content = message.content if isinstance(message.content, str) else tuple(parts)
-        kept.append(message.model_copy(update={"content": content}))
-    return kept
+    numbers = count()
+    return [_named(message, lambda _: next(numbers) < surplus) for message in messages]
+
+
+def split_past(messages: Sequence[Message]) -> tuple[Sequence[Message], Sequence[Message]]:
+    """Return the messages before the last one of the user, and those from it on."""
+    asked = [number for number, each in enumerate(messages) if each.role is Role.USER]
+    at = asked[-1] if asked else len(messages)
+    return messages[:at], messages[at:]
+
+
+class Unreadable:
+    """Images that a model could not read, by their hash. In a conversation's past they are named,
+    or no later turn of it would be answered.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: OrderedDict[bytes, None] = OrderedDict()
+        self._lock = Lock()
+
+    def __contains__(self, image: str) -> bool:
+        with self._lock:
+            return _hash(image) in self._hashes
+
+    def add(self, image: str) -> None:
+        with self._lock:
+            self._hashes[_hash(image)] = None
+            if len(self._hashes) > REMEMBERED_UNREADABLE:
+                self._hashes.popitem(last=False)
+
+    def without(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Return the messages with those of the past's images named."""
+        past, rest = split_past(messages)
+        if not self._hashes or not images_of(past):
+            return messages
+        return [*(_named(message, self.__contains__) for message in past), *rest]
+
+
+def _hash(image: str) -> bytes:
+    return hashlib.sha256(image.encode()).digest()
+
+
+def _named(message: Message, is_named: Callable[[str], bool]) -> Message:
+    """The message with those of its images named whose URL is one of these."""
+    if isinstance(message.content, str):
+        return message
+    parts: list[TextPart | MediaPart] = []
+    for part in parts_of(message.content):
+        if isinstance(part, MediaPart) and part.is_shown and is_named(str(part.url)):
+            part = TextPart(text=f"[{part.type}]")
+        parts.append(part)
+    return message.model_copy(update={"content": tuple(parts)})
