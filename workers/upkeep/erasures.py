@@ -23,7 +23,13 @@ from turnmill.schemas.errors import TransientError
 from turnmill.schemas.files.storage import Storage
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.memory.erasing import erase_conversation, erase_person
-from turnmill.schemas.store.memory.erasures import Asked, Erasure, finish_erasure, list_erasures
+from turnmill.schemas.store.memory.erasures import (
+    Asked,
+    Erasure,
+    finish_erasure,
+    list_erasures,
+    list_searched,
+)
 from turnmill.schemas.store.memory.finding import (
     Person,
     find_conversations,
@@ -53,6 +59,8 @@ class Erased(NamedTuple):
     counts: Counter[str]
     #: Conversations in which something is still being answered or sent.
     waiting: int
+    #: An earlier pass looked for what the user said, and this one did not.
+    only_files: bool = False
 
 
 def erase(
@@ -82,12 +90,13 @@ def erase_all(
     each tenant has an equal share, and one slice at least. Raises as `erase`, once all were tried.
 
     `said`: erasures of which an earlier call has left nothing but files, which may take days to be
-    deleted; this call keeps it up to date.
+    deleted; this call keeps it up to date. Once their files are gone, what was said is looked for
+    again before they are done: a failover or a restore may have brought it back meanwhile.
     """
     said = set() if said is None else said
     pending = list_erasures(database, is_open=True)
-    said &= {each.asked for each in pending}
-    erased = [Erased(each, Counter(), 0) for each in pending if each.asked in said]
+    said.intersection_update(list_searched(database) if said else ())
+    erased = [Erased(each, Counter(), 0, only_files=True) for each in pending if each.asked in said]
     failed: list[Exception] = []
     for each in find_keys(database, [each for each in pending if each.asked not in said]):
         with _kept(failed):
@@ -134,7 +143,9 @@ def _erase_said(
 def _erase_files(
     database: Database, storage: Storage, erased: Sequence[Erased], within_s: float = math.inf
 ) -> None:
-    """Delete files that users of one tenant sent, and finish the erasures that waited for it."""
+    """Delete files that users of one tenant sent, and finish the erasures that waited for it, if
+    this pass looked for what was said.
+    """
     counts = erased[0].counts
     counts += delete_orphans(database, storage, erased[0].erasure.tenant_id, within_s=within_s)
     for each in erased:
@@ -142,7 +153,8 @@ def _erase_files(
 
 
 def _finish(database: Database, erased: Erased) -> None:
-    if not erased.waiting and finish_erasure(database, erased.erasure):
+    is_open = erased.waiting or erased.only_files
+    if not is_open and finish_erasure(database, erased.erasure):
         key_hash = erased.erasure.key_hash.hex()[:12]
         log.info("user.erased", key_hash=key_hash, **erased.counts)
 
@@ -205,10 +217,11 @@ class Eraser:
             merged = merge_ledger(self._database, self._ledger)
         except OSError as error:
             log.warning("erasures.not_copied", reason=error.strerror, path=str(self._ledger))
-            return
+        else:
+            if merged.to_database:
+                log.warning("erasures.reapplied", users=merged.to_database)
+        # Whether it was copied or not: a folder that cannot be written stays so for a while.
         self._merged_at = time.monotonic()
         self._merged = pending
         # Should a backup have been restored meanwhile, what was said is there again.
         self._said.clear()
-        if merged.to_database:
-            log.warning("erasures.reapplied", users=merged.to_database)

@@ -37,6 +37,12 @@ WHERE tenant_id = %(tenant)s AND key_hash = %(hash)s AND at = %(at)s AND done_at
 RETURNING at
 """
 
+_SEARCHED = """
+SELECT tenant_id, key_hash, at FROM erasures
+WHERE done_at IS NULL
+  AND (tenant_id, key_hash) IN (SELECT tenant_id, unnest(asked_by) FROM erased_files)
+"""
+
 #: A hash is of the tenant's id, too.
 _UNDELETED = """
 SELECT u.reason, count(*) AS files
@@ -99,6 +105,11 @@ def list_erasures(database: Database, *, is_open: bool = False) -> list[Erasure]
     """All erasures, or those that are not done; the first ones first."""
     which = "WHERE done_at IS NULL" if is_open else ""
     return database.fetch(Erasure, f"{_LIST} {which} ORDER BY at, key_hash")
+
+
+def list_searched(database: Database) -> list[Asked]:
+    """Those that are not done, and whose users' files are still searched for."""
+    return database.fetch(Asked, _SEARCHED)
 
 
 def find_erasure(database: Database, tenant_id: UUID, key: str) -> Erasure | None:

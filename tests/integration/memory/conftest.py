@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from turnmill.producer.api.app import Server
 from turnmill.producer.cli.app import main
 from turnmill.producer.tenants import save_bot
 from turnmill.schemas.channels.policies import Policies
+from turnmill.schemas.ids import new_id
 from turnmill.schemas.settings import EngineSettings, Settings
 from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.engines.base import Chunk, Prompt
@@ -110,3 +112,25 @@ def let_remember(system: Any, **memory: Any) -> None:
         GenerationParams(),
         policies=policies,
     )
+
+
+@pytest.fixture
+def make_copy(postgres_url: str) -> Iterator[Callable[[str], str]]:
+    """Copy a database, as a backup that is restored; return the copy's URL."""
+    made: list[str] = []
+
+    def copy(url: str) -> str:
+        source = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
+        made.append(f"restored_{new_id().hex}")
+        with psycopg.connect(postgres_url, autocommit=True) as link:
+            link.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                (source,),
+            )
+            link.execute(f'CREATE DATABASE "{made[-1]}" TEMPLATE "{source}"')
+        return url.replace(f"/{source}", f"/{made[-1]}")
+
+    yield copy
+    with psycopg.connect(postgres_url, autocommit=True) as link:
+        for name in made:
+            link.execute(f'DROP DATABASE "{name}" WITH (FORCE)')

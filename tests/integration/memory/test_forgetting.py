@@ -5,7 +5,7 @@ test that no column is missing there. Then each column of each table is searched
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from turnmill.producer.tenants import create_key, set_training
 from turnmill.producer.turns import read_conversation, read_turn
 from turnmill.schemas.channels.policies import Policies
 from turnmill.schemas.errors import InvalidInput, StorageUnavailable
-from turnmill.schemas.ids import Prefix, new_id, show_id
+from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.memory.erasing import erase_conversation
 from turnmill.schemas.store.memory.erasures import find_erasure, list_erasures
@@ -100,28 +100,6 @@ def test_a_restored_backup_forgets_again(
         assert HELD.keys() - old.tables_with(OTHERS) == set()
     finally:
         database.close()
-
-
-@pytest.fixture
-def make_copy(postgres_url: str) -> Iterator[Callable[[str], str]]:
-    """Copy a database, as a backup that is restored; return the copy's URL."""
-    made: list[str] = []
-
-    def copy(url: str) -> str:
-        source = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
-        made.append(f"restored_{new_id().hex}")
-        with psycopg.connect(postgres_url, autocommit=True) as link:
-            link.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
-                (source,),
-            )
-            link.execute(f'CREATE DATABASE "{made[-1]}" TEMPLATE "{source}"')
-        return url.replace(f"/{source}", f"/{made[-1]}")
-
-    yield copy
-    with psycopg.connect(postgres_url, autocommit=True) as link:
-        for name in made:
-            link.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 def test_who_comes_back_is_remembered_anew(world: World) -> None:

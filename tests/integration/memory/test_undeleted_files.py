@@ -1,10 +1,13 @@
 """A file of an erased turn that its storage refuses to delete fails alone, and is told."""
 
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from tests.integration.memory.conftest import Listening
@@ -14,11 +17,12 @@ from turnmill.schemas.errors import StorageUnavailable
 from turnmill.schemas.files.files import File
 from turnmill.schemas.files.local import LocalStorage
 from turnmill.schemas.files.storage import Key
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.files import undeleted
 from turnmill.schemas.store.memory import orphans
 from turnmill.schemas.store.memory.erasures import list_erasures
 from turnmill.schemas.store.memory.finding import find_conversations
-from turnmill.workers.upkeep.erasures import erase_all
+from turnmill.workers.upkeep.erasures import Eraser, erase_all
 
 WORD, OTHERS = "quetzalcoatlus", "archaeopteryx"
 
@@ -275,6 +279,56 @@ def test_what_is_erased_is_not_looked_for_again_while_a_file_cannot_be_deleted(
     unblock(place)
     make_due(world)
     erase_all(world.database, world.storage, said=said)
+    assert (files_of(world), len(list_erasures(world.database, is_open=True))) == (set(), 1)
+    # Once more when its files are gone, before it is done.
+    erase_all(world.database, world.storage, said=said)
     assert list_erasures(world.database, is_open=True) == []
     erase_all(world.database, world.storage, said=said)
-    assert (len(looked), said) == (3, set())
+    assert (len(looked), said) == (4, set())
+
+
+def test_an_older_state_of_the_database_is_not_taken_for_erased(
+    world: World, database_url: str, make_copy: Callable[[str], str]
+) -> None:
+    """A failover that loses the last commits, or a backup of between request and erasing."""
+    file = world.upload(WORD)
+    send(world, WORD, file)
+    world.call(WORD, f"A {WORD}!")
+    block(world, file)
+    forget_user(world.database, world.tenant_id, f"api:{WORD}")
+    world.database.close()  # it opens again; no connection may be open while it is copied
+    url = make_copy(database_url)
+    said: set[Any] = set()
+    erase_all(world.database, world.storage, said=said)
+    assert len(said) == 1
+    settings = world.settings.database.model_copy(update={"url": SecretStr(url)})
+    with closing(Database(settings)) as database:
+        old = World(world.system, database, world.settings.data)
+        for _ in range(3):
+            erase_all(database, old.storage, said=said)
+            make_due(old)
+        assert list_erasures(database, is_open=True) != []
+        assert "turns" not in old.tables_with(WORD)
+        unblock(world.storage.path(file.key))
+        for _ in range(2):
+            erase_all(database, old.storage, said=said)
+        assert old.tables_with(WORD) == set()
+        assert list_erasures(database, is_open=True) == []
+
+
+def test_a_ledger_that_cannot_be_written_is_told_once_in_a_while(
+    world: World, tmp_path: Path
+) -> None:
+    file = world.upload(WORD)
+    send(world, WORD, file)
+    block(world, file)
+    forget_user(world.database, world.tenant_id, f"api:{WORD}")
+    (tmp_path / "in the way").touch()
+    eraser = Eraser(world.database, world.storage, tmp_path / "in the way" / "erasures.jsonl")
+    with capture_logs() as logs:
+        for _ in range(3):
+            eraser._round()
+        forget_user(world.database, world.tenant_id, f"api:{OTHERS}")
+        eraser._round()
+    # Once for all that is open, and once for the one that is new.
+    assert [each["event"] for each in logs].count("erasures.not_copied") == 2
