@@ -1,6 +1,7 @@
 """The sweep: requeue the deliveries of dead workers, and those whose hint was lost."""
 
 import threading
+import time
 from functools import partial
 from uuid import UUID
 
@@ -24,17 +25,31 @@ log = structlog.get_logger()
 #: Pause between two sweeps, seconds. Any number of processes may sweep: they change nothing twice.
 EVERY_S = 1.0
 
+#: So long a conversation that PostgreSQL refuses to change is left alone, seconds. Only so many are
+#: looked at in a sweep, and all of them one by one where one is refused.
+REST_S = 60.0
 
-def sweep(holder: Holder) -> int:
+
+def sweep(holder: Holder, resting: dict[UUID, float] | None = None) -> int:
     """Requeue the deliveries of dead workers, and hint forgotten ones; the conversations' number.
     One that PostgreSQL refuses to change keeps no other.
 
+    `resting`: those that were refused by earlier calls, and until when (`time.monotonic`) they are
+    passed over; this call keeps it up to date.
+
     Raises `DatabaseUnavailable`.
     """
-    lost = holder.database.fetch(Id, LOST_DELIVERIES)
-    forgotten = holder.database.fetch(Id, FORGOTTEN_DELIVERIES)
+    resting = {} if resting is None else resting
+    now = time.monotonic()
+    for each in [each for each, until in resting.items() if until <= now]:
+        del resting[each]
+    params = {"resting": list(resting)}
+    lost = holder.database.fetch(Id, LOST_DELIVERIES, params)
+    forgotten = holder.database.fetch(Id, FORGOTTEN_DELIVERIES, params)
     ids = sorted({row.id for row in (*lost, *forgotten)})
-    return len(isolated(partial(_advance, holder), ids, "conversation"))
+    swept = isolated(partial(_advance, holder), ids, "conversation")
+    resting.update(dict.fromkeys(set(ids).difference(swept), time.monotonic() + REST_S))
+    return len(swept)
 
 
 def _advance(holder: Holder, conversation_ids: list[UUID]) -> list[UUID]:
@@ -54,6 +69,7 @@ class Sweeper:
 
     def __init__(self, holder: Holder) -> None:
         self._holder = holder
+        self._resting: dict[UUID, float] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
@@ -68,7 +84,7 @@ class Sweeper:
     def _run(self) -> None:
         while not self._stopping.wait(EVERY_S):
             try:
-                sweep(self._holder)
+                sweep(self._holder, self._resting)
             except DatabaseUnavailable as error:
                 log.warning("sweeper.stalled", error=error.message)
             except Exception:

@@ -192,8 +192,12 @@ SELECT id, pg_notify('{OUTBOX_CHANNEL}', '') FROM again
 """
 
 #: Conversations with a delivery whose worker died.
+#: Not one that PostgreSQL refused to change just now: others are before it.
+_AWAKE = "conversation_id <> ALL(%(resting)s::uuid[])"
+
 LOST_DELIVERIES = f"""
-SELECT DISTINCT conversation_id AS id FROM deliveries WHERE {_SENDING} AND {_IS_FREE} LIMIT 100
+SELECT DISTINCT conversation_id AS id FROM deliveries WHERE {_SENDING} AND {_IS_FREE} AND {_AWAKE}
+LIMIT 100
 """
 
 #: The lease stays, ended: what the dead worker's last call did is in doubt.
@@ -205,7 +209,7 @@ WHERE conversation_id = ANY(%(conversations)s) AND {_AGAIN.guard} AND {_IS_FREE}
 #: Conversations whose deliveries an older release's worker, or a hand, left behind: pending though
 #: the turn has ended, or first in the queue and without a hint.
 FORGOTTEN_DELIVERIES = f"""
-SELECT DISTINCT conversation_id AS id FROM deliveries d WHERE state IN ({UNSENT}) AND (
+SELECT DISTINCT conversation_id AS id FROM deliveries d WHERE state IN ({UNSENT}) AND {_AWAKE} AND (
     {_PENDING} AND NOT EXISTS (
         SELECT 1 FROM turns t WHERE t.id = d.turn_id AND t.state IN ({OPEN}))
     OR {_QUEUED} AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.turn_id = d.id)

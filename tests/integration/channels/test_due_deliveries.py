@@ -304,8 +304,11 @@ def test_a_delivery_that_postgres_refuses_to_change_is_swept_alone(system: Any) 
         "ALTER TABLE deliveries ADD CONSTRAINT refuses CHECK (state <> 'queued' "
         f"OR conversation_id <> '{held.conversation_id}') NOT VALID"
     )
+    resting: dict[UUID, float] = {}
     with capture_logs() as logs:
-        assert sweep(Holder(system.database, new_id(), 300.0)) == 2
+        assert sweep(Holder(system.database, new_id(), 300.0), resting) == 2
+        # It rests, so that it is not told of each second, nor keeps a place from others.
+        assert sweep(Holder(system.database, new_id(), 300.0), resting) == 0
     found = system.database.run("SELECT conversation_id, state FROM deliveries")
     states = {row.conversation_id: row.state for row in found}
     assert states == {
@@ -314,6 +317,11 @@ def test_a_delivery_that_postgres_refuses_to_change_is_swept_alone(system: Any) 
     }
     [failed] = [each for each in logs if each["event"] == "conversation.sweep_failed"]
     assert failed["conversation_id"] == held.conversation_id.hex
+    system.database.run("ALTER TABLE deliveries DROP CONSTRAINT refuses")
+    assert sweep(Holder(system.database, new_id(), 300.0), resting) == 0
+    resting[held.conversation_id] = time.monotonic()
+    assert sweep(Holder(system.database, new_id(), 300.0), resting) == 1
+    assert resting == {}
 
 
 class Telling(Trouble):
