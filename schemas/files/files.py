@@ -233,10 +233,10 @@ class Files:
         """
         with self._database.cursor() as cursor:
             cursor.execute(AWAIT_STORAGE)
+            cursor.execute(FORGET_UNDELETED, ([file_id],))
             if cursor.execute(_DELETE, (tenant_id, file_id)).fetchone() is None:
                 raise unknown_file(file_id)
             delete_documents_of_file(cursor, tenant_id, file_id)
-            cursor.execute(FORGET_UNDELETED, ([file_id],))
             self._storage.delete(Key(tenant_id, file_id))
 
 

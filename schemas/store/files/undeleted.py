@@ -39,11 +39,23 @@ RETURNING (NOT EXISTS (
 FORGET_UNDELETED = "DELETE FROM undeleted_files WHERE file_id = ANY(%s)"
 
 #: Whoever repaired the storage does not wait for the end of a pause.
-_MAKE_DUE = "UPDATE undeleted_files SET due_at = clock_timestamp() WHERE due_at > clock_timestamp()"
+_MAKE_DUE = """
+UPDATE undeleted_files SET due_at = clock_timestamp() WHERE file_id IN (
+    SELECT file_id FROM undeleted_files WHERE due_at > clock_timestamp() FOR UPDATE SKIP LOCKED)
+"""
 
-#: Nobody tries them any more: somebody of an older release deleted or kept them.
+#: Nobody tries them any more: somebody of an older release deleted or kept them. Those that are
+#: still to be deleted only wait for their turn behind many others.
 FORGET_STALE = """
-DELETE FROM undeleted_files WHERE due_at < clock_timestamp() - interval '2 days'
+DELETE FROM undeleted_files u WHERE due_at < clock_timestamp() - interval '2 days'
+    AND NOT EXISTS (SELECT FROM files WHERE id = u.file_id AND expires_at < clock_timestamp())
+    AND NOT EXISTS (
+        SELECT FROM erased_files WHERE (tenant_id, file_id) = (u.tenant_id, u.file_id))
+"""
+
+#: Whoever locks rows of `files` too locks these before, and rows of `erased_files` before both.
+LOCK_UNDELETED = """
+SELECT 1 FROM undeleted_files WHERE file_id = ANY(%s) ORDER BY file_id FOR UPDATE
 """
 
 

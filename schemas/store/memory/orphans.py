@@ -26,7 +26,7 @@ from turnmill.schemas.files.storage import Key, Storage
 from turnmill.schemas.ids import Prefix, first_id
 from turnmill.schemas.postgres.database import AWAIT_STORAGE, Cursor, Database
 from turnmill.schemas.postgres.rows import fetch
-from turnmill.schemas.store.files.undeleted import FORGET_UNDELETED, Deletions
+from turnmill.schemas.store.files.undeleted import FORGET_UNDELETED, LOCK_UNDELETED, Deletions
 
 #: Files that are searched for at a time, and turns in the first slice and in the largest.
 MOST_FILES, FIRST_ROWS, MOST_ROWS = 500, 500, 5_000
@@ -35,6 +35,9 @@ MOST_FILES, FIRST_ROWS, MOST_ROWS = 500, 500, 5_000
 SLICE_S = 0.05
 #: The pause after a slice is as long as the slice took, and no longer than this.
 MOST_PAUSE_S = 1.0
+
+#: So long a step deletes files, seconds: whoever stores the same content, or deletes it, waits.
+HOLD_S = 2.0
 
 #: Ids of turns are made before their transactions commit, by clocks that differ.
 LATE = timedelta(minutes=1)
@@ -57,7 +60,7 @@ SET asked_by = array_remove(e.asked_by, %(key_hash)s::bytea) || excluded.asked_b
 """
 
 #: Somebody stores the same content again, and names it in a turn that is not accepted yet. Whoever
-#: locks a file, too, does so afterwards, as a search does.
+#: locks a file, too, does so afterwards, as a search does (`LOCK_UNDELETED`).
 KEEP_FILE = """
 WITH undeleted AS (DELETE FROM undeleted_files WHERE file_id = %(file_id)s)
 DELETE FROM erased_files WHERE tenant_id = %(tenant_id)s AND file_id = %(file_id)s
@@ -186,6 +189,7 @@ def _step(
     slice_ = _Slice(tenant_id, list(places), min(places.values(), default=late), rows)
     last_id, found = _look(cursor, slice_)
     if last_id is None or last_id >= late:
+        cursor.execute(LOCK_UNDELETED, (slice_.file_ids,))
         cursor.execute(_LOCK_FILES, (tenant_id, slice_.file_ids))
         found |= _look_again(cursor, slice_._replace(after=late))
         orphans = [each for each in places if each not in found]
@@ -231,6 +235,7 @@ def _delete(
     """
     cursor.execute(AWAIT_STORAGE)
     deletions = Deletions(cursor, storage)
+    ends = time.monotonic() + HOLD_S
     deleted: list[UUID] = []
     refused: list[UUID] = []
     for key in (Key(tenant_id, each) for each in file_ids):
@@ -241,6 +246,6 @@ def _delete(
             return True
 
         (deleted if deletions.attempt(key, delete) else refused).append(key.file_id)
-        if deletions.are_vain:
+        if time.monotonic() >= ends:
             break
     return deleted, refused

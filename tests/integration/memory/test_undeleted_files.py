@@ -1,11 +1,13 @@
 """A file of an erased turn that its storage refuses to delete fails alone, and is told."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
@@ -167,21 +169,22 @@ def test_a_file_that_somebody_sends_while_it_cannot_be_deleted_stays(world: Worl
     assert list_erasures(world.database, is_open=True) == []
 
 
-def test_a_storage_that_does_not_answer_is_no_files_fault(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for each in range(3):
-        send(world, WORD, world.upload(f"{WORD} {each}"))
-
-    def fail(*_: Any) -> Any:
-        raise StorageUnavailable("It is away.")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LocalStorage, "delete", fail)
-        patch.setattr(LocalStorage, "owned_since", fail)
-        with pytest.raises(StorageUnavailable):
-            forget(world, WORD)
+def test_a_storage_that_does_not_answer_is_no_files_fault(world: World) -> None:
+    files = [world.upload(f"{WORD} {each}") for each in range(3)]
+    places = []
+    for file in files:
+        send(world, WORD, file)
+        places.append(block(world, file))
+    mark = world.settings.files_dir / "owner"
+    mark.rename(mark.with_name("kept"))
+    mark.symlink_to(mark)  # cannot be read, even by root
+    with pytest.raises(StorageUnavailable):
+        forget(world, WORD)
     assert (len(files_of(world)), noted(world)) == (3, {})
+    mark.unlink()
+    mark.with_name("kept").rename(mark)
+    for place in places:
+        unblock(place)
     world.erase()
     assert files_of(world) == set()
 
@@ -232,14 +235,16 @@ def test_a_process_that_dies_between_bytes_and_commit_leaves_nothing_behind(
     assert list_erasures(world.database, is_open=True) == []
 
 
-def test_refusals_that_take_their_time_do_not_hold_locks_for_all_of_them(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_deletions_that_take_their_time_do_not_hold_locks_for_all_of_them(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_refused: bool
 ) -> None:
-    monkeypatch.setattr(undeleted, "VAIN_S", 0.0)
+    monkeypatch.setattr(orphans, "HOLD_S", 0.0)
     files = [world.upload(f"{WORD} {each}") for each in range(3)]
     for file in files:
         send(world, WORD, file)
-    block(world, files[0])
+    if is_refused:
+        block(world, files[0])
     steps: list[int] = []
     delete = orphans._delete
 
@@ -251,7 +256,27 @@ def test_refusals_that_take_their_time_do_not_hold_locks_for_all_of_them(
     forget(world, WORD)
     # Each deletion takes too long for another one in its transaction.
     assert steps == [3, 2, 1]
-    assert files_of(world) == {files[0].file_id}
+    assert files_of(world) == ({files[0].file_id} if is_refused else set())
+
+
+def test_a_search_locks_notes_before_files_as_who_deletes_a_file_does(
+    world: World, database_url: str, eventually: Any
+) -> None:
+    file = world.upload(WORD)
+    send(world, WORD, file)
+    place = block(world, file)
+    forget(world, WORD)
+    unblock(place)
+    make_due(world)
+    waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(database_url) as link:
+        link.execute("SELECT FROM undeleted_files FOR UPDATE")
+        erased = pool.submit(world.erase)
+        eventually(lambda: world.database.run(waits, (link.info.dbname,)))
+        link.execute("SELECT FROM files FOR UPDATE NOWAIT")
+        link.rollback()
+        erased.result(20)
+    assert files_of(world) == set()
 
 
 def test_what_is_erased_is_not_looked_for_again_while_a_file_cannot_be_deleted(
