@@ -134,7 +134,10 @@ class LocalStorage:
         """
         before = time.time() - min_age_s
         unread: list[OSError] = []
-        for folder, _, names in os.walk(self._root, onerror=unread.append):
+        for folder, folders, names in os.walk(self._root, onerror=unread.append):
+            if Path(folder) == self._root:
+                # Others at the root of a volume may be root's, such as `lost+found`.
+                folders[:] = [each for each in folders if _id_of(each)]
             for path in (Path(folder, name) for name in names):
                 key = _key_of(path)
                 if key and self.path(key) == path and _modified_at(path) < before:
@@ -164,13 +167,14 @@ class LocalStorage:
                 raise anothers(noted, self.place, "TURNMILL_DATA")
 
     def owned_since(self, owner: str) -> datetime | None:
-        """Since when the files are this deployment's; no folder is nobody's."""
+        """Since when the files are this deployment's; no folder is nobody's. Raises
+        `StorageUnavailable`.
+        """
         mark = self._root / _OWNER
-        try:
-            is_ours, noted_at = mark.read_text() == owner, _modified_at(mark)
-        except OSError:
-            return None
-        return datetime.fromtimestamp(noted_at, UTC) if is_ours else None
+        with _translated(), suppress(FileNotFoundError):
+            if mark.read_text(errors="replace") == owner:
+                return datetime.fromtimestamp(mark.stat().st_mtime, UTC)
+        return None
 
     def check(self) -> list[Doubt]:
         """Look whether the folder may be used, if it is there: the doctor may be somebody else, and
@@ -197,8 +201,13 @@ def _translated() -> Iterator[None]:
 
 
 def _key_of(path: Path) -> Key | None:
+    tenant_id, file_id = _id_of(path.parent.parent.name), _id_of(path.name)
+    return Key(tenant_id, file_id) if tenant_id and file_id else None
+
+
+def _id_of(name: str) -> UUID | None:
     try:
-        return Key(UUID(hex=path.parent.parent.name), UUID(hex=path.name))
+        return UUID(hex=name)
     except ValueError:
         return None
 

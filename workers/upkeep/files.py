@@ -11,6 +11,7 @@ that were not tried yet.
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -19,6 +20,7 @@ from uuid import UUID
 
 import structlog
 from psycopg import Rollback
+from psycopg.errors import LockNotAvailable
 
 from turnmill.schemas.errors import StorageUnavailable
 from turnmill.schemas.files.files import LOCK_CONTENT
@@ -100,7 +102,8 @@ class FileSweep:
         """Delete what has expired, then what is orphaned; end where the storage fails."""
         try:
             if not self._is_dry:
-                self._link.execute(FORGET_STALE)
+                with suppress(LockNotAvailable):  # the next round forgets them
+                    self._link.execute(FORGET_STALE)
             for statement in (_EXPIRED_FIRST, _EXPIRED_AGAIN):
                 self._delete_all(self._pages(statement), is_lost=False)
             owners = self._link.fetch(_Owner, "SELECT id FROM deployment")
@@ -116,7 +119,8 @@ class FileSweep:
         for key in keys:
             if self._is_dry or deletions.attempt(key, partial(self._delete, key, is_lost=is_lost)):
                 self._counts["files"] += 1
-            if deletions.are_vain:
+            # Whoever stops does not wait for a page of slow deletions.
+            if deletions.are_vain or self._pause(0.0):
                 return
 
     def _delete(self, key: Key, *, is_lost: bool) -> bool:
@@ -141,9 +145,8 @@ class FileSweep:
             yield from self._storage.missing(page)
 
     def _delete_bytes_without_row(self) -> None:
-        keys = self._storage.keys(ORPHAN_AGE_S)
         deletions = Deletions(self._link.cursor(), self._storage)
-        while page := {key.file_id: key for key in islice(keys, PAGE_FILES)}:
+        for page in _paged(self._storage.keys(ORPHAN_AGE_S)):
             passed = {
                 row.id
                 for statement in (_KNOWN, _WAITING)
@@ -153,7 +156,7 @@ class FileSweep:
                 key = page[file_id]
                 if self._is_dry or deletions.attempt(key, partial(self._delete_bytes, key)):
                     self._counts["files (bytes alone)"] += 1
-                if deletions.are_vain:
+                if deletions.are_vain or self._pause(0.0):
                     return
             if self._pause(_PAUSE_S):
                 return
@@ -174,3 +177,18 @@ class FileSweep:
             after = rows[-1].id
             if len(rows) < PAGE_FILES or self._pause(_PAUSE_S):
                 return
+
+
+def _paged(keys: Iterator[Key]) -> Iterator[dict[UUID, Key]]:
+    """Pages of keys, by their files' ids. What came before an error is a page, too."""
+    page: dict[UUID, Key] = {}
+    try:
+        for key in keys:
+            page[key.file_id] = key
+            if len(page) == PAGE_FILES:
+                yield page
+                page = {}
+    except StorageUnavailable:
+        yield page
+        raise
+    yield page

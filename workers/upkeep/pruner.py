@@ -78,7 +78,8 @@ def prune(
             current = Round(link, retention, pause, on_progress, is_dry=is_dry)
             with _kept() as failed:
                 current.run()
-            if storage is not None:
+            # Nothing begins that a stopping worker, or a lost connection, would end half-way.
+            if storage is not None and not (link.closed or pause(0.0)):
                 FileSweep(link, storage, pause, current.counts, is_dry=is_dry).run()
             for error in failed:
                 raise error

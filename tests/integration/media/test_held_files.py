@@ -3,12 +3,14 @@
 import errno
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import openai
+import psycopg
 import pytest
 from structlog.testing import capture_logs
 
@@ -20,6 +22,7 @@ from turnmill.schemas.files.local import LocalDraft, LocalStorage
 from turnmill.schemas.files.storage import Key
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.store.files import undeleted
+from turnmill.schemas.store.memory.orphans import KEEP_FILE
 
 TEXT = b"Order 4711 has not arrived.\n"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
@@ -158,6 +161,54 @@ def test_a_file_that_cannot_be_looked_at_is_not_lost_and_keeps_no_other(
     assert {each.id for each in site.openai.files.list()} == {kept.id, unread.id}
 
 
+def test_a_folder_that_cannot_be_read_keeps_no_other_from_being_swept(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.upload(TEXT)  # claims the storage
+    orphan, unread = (site.storage.path(Key(tenant, new_id())) for tenant in (new_id(), new_id()))
+    for path in (orphan, unread):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"bytes without a row")
+        os.utime(path, (0, 0))
+    scan, locked = os.scandir, {unread.parent}
+
+    def fail(folder: Any) -> Any:
+        if Path(folder) in locked:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", fail)  # root may read all
+    with capture_logs() as logs:
+        site.prune()
+    assert (orphan.exists(), unread.exists()) == (False, True)
+    assert [each["event"] for each in logs] == ["files.not_swept"]
+    # What a volume has at its root is nobody's tenant.
+    locked.clear()
+    locked.add(site.settings.files_dir / "lost+found")
+    (site.settings.files_dir / "lost+found").mkdir()
+    with capture_logs() as logs:
+        site.prune()
+    assert (unread.exists(), logs) == (False, [])
+
+
+def test_a_folder_that_does_not_answer_ends_the_round_and_is_no_files_fault(site: Site) -> None:
+    places = [block(site, site.upload(text)) for text in (TEXT, PNG)]
+    expire_all(site)
+    mark = site.settings.files_dir / "owner"
+    mark.rename(mark.with_name("kept"))
+    mark.symlink_to(mark)  # cannot be read, even by root
+    with capture_logs() as logs:
+        site.prune()
+    assert [each["event"] for each in logs] == ["files.not_swept"]
+    assert site.database.run("SELECT file_id FROM undeleted_files") == []
+    mark.unlink()
+    mark.with_name("kept").rename(mark)
+    for place in places:
+        (place / "held").unlink()
+        place.rmdir()
+    assert site.prune()["files"] == 2
+
+
 def test_the_age_of_a_note_that_nobody_needs_is_bounded(site: Site) -> None:
     """As of a file that a process of an older release has deleted, or kept."""
     file = site.upload(TEXT)
@@ -174,6 +225,51 @@ def test_the_age_of_a_note_that_nobody_needs_is_bounded(site: Site) -> None:
     site.prune()
     assert site.database.run("SELECT file_id FROM undeleted_files") == []
     assert [each.id for each in site.openai.files.list()] == [file.id]
+
+
+def test_a_note_of_a_file_that_waits_behind_many_others_is_kept(site: Site) -> None:
+    block(site, site.upload(TEXT))
+    expire_all(site)
+    site.prune()
+    site.database.run("UPDATE undeleted_files SET due_at = now() - interval '3 days'")
+    site.prune()
+    [row] = site.database.run("SELECT failures FROM undeleted_files")
+    assert row.failures == 2
+
+
+def test_a_note_that_is_locked_keeps_no_file_from_being_swept(
+    site: Site, database_url: str
+) -> None:
+    block(site, site.upload(TEXT))
+    expire_all(site)
+    site.prune()
+    site.upload(PNG)
+    site.database.run("UPDATE undeleted_files SET due_at = now() - interval '3 days'")
+    site.database.run("UPDATE files SET expires_at = NULL WHERE mime = 'text/plain'")
+    site.database.run("UPDATE files SET expires_at = to_timestamp(0) WHERE mime = 'image/png'")
+    with psycopg.connect(database_url) as link:
+        link.execute("SELECT FROM undeleted_files FOR UPDATE")
+        assert site.prune()["files"] == 1
+
+
+def test_who_deletes_a_file_and_who_stores_it_again_lock_its_note_first(
+    site: Site, database_url: str, eventually: Any
+) -> None:
+    file = site.upload(TEXT)
+    place = block(site, file)
+    expire_all(site)
+    site.prune()
+    (place / "held").unlink()
+    place.rmdir()
+    [key] = site.database.fetch(Key, "SELECT tenant_id, id AS file_id FROM files")
+    waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(database_url) as link:
+        link.execute(KEEP_FILE, key._asdict())
+        deleted = pool.submit(site.openai.files.delete, file.id)
+        eventually(lambda: site.database.run(waits, (link.info.dbname,)))
+        link.execute("SELECT FROM files FOR UPDATE NOWAIT")
+        link.rollback()
+        assert deleted.result(20).deleted
 
 
 def test_who_deletes_a_file_that_retention_could_not_deletes_its_note(site: Site) -> None:

@@ -15,10 +15,12 @@ from structlog.testing import capture_logs
 
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.turns import read_conversation
-from turnmill.schemas.errors import NotFound, SettingsError
+from turnmill.schemas.errors import DatabaseUnavailable, NotFound, SettingsError
 from turnmill.schemas.files.files import Purpose
 from turnmill.schemas.files.opening import open_files, open_storage
+from turnmill.schemas.files.storage import Storage
 from turnmill.schemas.ids import first_id, new_id
+from turnmill.schemas.postgres.links import Link
 from turnmill.schemas.settings import RetentionSettings
 from turnmill.schemas.store.partitions import PARTITIONED, Month, create_month, months_from
 from turnmill.schemas.store.tables import PRUNER_LOCK_KEY
@@ -323,16 +325,43 @@ def test_rows_of_other_tables_that_cannot_be_deleted_stay_alone_too(system: Any)
     assert len(failed) == 3
 
 
-def test_files_do_not_wait_for_tables_that_the_pruner_may_not_change(
-    system: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def photos(system: Any, tmp_path: Path) -> Storage:
+    """The storage of a file that has expired."""
     settings = system.settings.model_copy(update={"data": tmp_path})
-    with open_storage(settings).draft() as draft:
+    storage = open_storage(settings)
+    with storage.draft() as draft:
         draft.write(b"a photo")
         open_files(system.database, settings).save(
             draft, tenant_id=system.tenant_id, name="x", purpose=Purpose.MESSAGE, expires_at=PAST
         )
+    return storage
 
+
+def test_a_stopping_pruner_begins_with_no_files(system: Any, photos: Storage) -> None:
+    assert prune(system.database, YEAR, lambda _: True, storage=photos) is not None
+    assert len(rows(system, "files")) == 1
+
+
+def test_a_pruner_that_lost_its_connection_says_why_and_begins_with_no_files(
+    system: Any, photos: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links: list[Link] = []
+
+    def lose(_: object) -> None:
+        pid = links[0].info.backend_pid
+        system.database.run("SELECT pg_terminate_backend(%s, 10000)", (pid,))
+        links[0].execute("SELECT 1")
+
+    monkeypatch.setattr(retention_module.Round, "run", lose)
+    with pytest.raises(DatabaseUnavailable, match="terminating connection"):
+        prune_now(system, on_link=links.append, storage=photos)
+    assert len(rows(system, "files")) == 1
+
+
+def test_files_do_not_wait_for_tables_that_the_pruner_may_not_change(
+    system: Any, photos: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise psycopg.errors.InsufficientPrivilege("must be owner of table attempts")
 
@@ -340,7 +369,7 @@ def test_files_do_not_wait_for_tables_that_the_pruner_may_not_change(
     past_months(system)
     add_old(system, 1)
     with pytest.raises(SettingsError, match="must be owner"):
-        prune_now(system, storage=open_storage(settings))
+        prune_now(system, storage=photos)
     assert rows(system, "files") == set()
 
 
