@@ -75,7 +75,7 @@ def test_a_table_that_was_killed_three_times_is_whole_and_typed(
         eventually(
             lambda: run.poll() is not None or answered(stack) >= wanted,  # noqa: B023
             ROWS * ROW_S,
-            1.0,
+            10.0,
         )
         assert run.poll() is None, (tmp_path / f"run-{kill}.log").read_text()
         assert answered(stack) < ROWS
