@@ -64,6 +64,11 @@ class UpStack:
         os.killpg(self._process.pid, signal.SIGINT)
         return self._process.wait(timeout=20)
 
+    def kill(self) -> None:
+        """Everything of it at once, PostgreSQL too."""
+        self.terminal.kill()
+        self._process.wait()
+
     def turnmill(self, *arguments: str, stdin: str = "", status: int = 0) -> str:
         """What a command prints; it must end with this exit status."""
         done = self.terminal.run(*arguments, stdin=stdin)

@@ -54,6 +54,7 @@ def typed(cells: dict[str, str]) -> dict[str, Any]:
         if "enum" in shape or shape["type"] == "string"
         else json.loads(cells[name])
         for name, shape in SCHEMA["properties"].items()
+        for cell in [cells[f"reply.{name}"]]
     }
 
 
@@ -79,7 +80,7 @@ def test_a_table_that_was_killed_three_times_is_whole_and_typed(
         )
         assert run.poll() is None, (tmp_path / f"run-{kill}.log").read_text()
         assert answered(stack) < ROWS
-        terminal.kill()
+        stack.kill()
         run.wait()
         stack.start()
     said = terminal.run(*command, timeout_s=ROWS * ROW_S)
@@ -87,7 +88,7 @@ def test_a_table_that_was_killed_three_times_is_whole_and_typed(
 
     head, *found = csv_rows(answers, ";")
     titles = [head[0].lstrip("\ufeff"), *head[1:]]
-    assert titles == [*TITLES, "question", *SCHEMA["properties"], *STATES]
+    assert titles == [*TITLES, *(f"reply.{name}" for name in SCHEMA["properties"]), *STATES]
     assert [row[: len(TITLES)] for row in found] == rows
     for row in found:
         cells = dict(zip(titles[len(TITLES) :], row[len(TITLES) :], strict=True))
