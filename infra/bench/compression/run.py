@@ -4,9 +4,10 @@ The rows run as a search does: a finished row is not made again, and a run that 
 continues. Quality comes first; speed is then measured of all rows, interleaved.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from turnmill.compression.checkpoint import load_tokenizer
@@ -210,14 +211,18 @@ def _with_peer(plan: Plan, report: Report, model: Path, progress: Progress) -> R
 
 
 def _students(plan: Plan, progress: Progress) -> Path:
-    from turnmill.infra.bench.compression.students import Comparison, page_of
+    from turnmill.infra.bench.compression.students import Comparison, Learned, page_of
 
     texts = _dialogue_texts(plan, plan.model)
     folder = plan.folder / "students"
-    found = []
-    for each in Comparison(plan.model, texts, folder / "runs", progress).run():
+    kept = folder / "students.jsonl"
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    found = [Learned(**json.loads(line)) for line in lines]
+    for each in Comparison(plan.model, texts, folder / "runs", progress).run(found):
         found.append(each)
         progress.note(f"{each}")
+        with kept.open("a") as file:
+            file.write(json.dumps(asdict(each)) + "\n")
         (folder / "report.md").write_text(page_of(found), encoding="utf-8")
     return folder / "report.md"
 

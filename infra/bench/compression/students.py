@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 #: labels alone takes as many steps more as cost the same time.
 STUDENTS = {0.8: 16, 0.2: 48}
 SEEDS = (1, 2, 3)
+LABELS = ("hard", "hard and soft")
 
 #: The teacher's own steps, the windows that it comments on, and the steps whose time is taken.
 _TEACHER_STEPS, _WINDOWS, _TIMED = 24, 256, 4
@@ -40,7 +41,10 @@ _ALPHA, _TEMPERATURE = 0.5, 1.0
 
 @dataclass(frozen=True)
 class Learned:
-    """A student after its training: perplexities on held-out dialogue and on prose."""
+    """A student after its training: perplexities on held-out dialogue and on prose.
+
+    Seed 0 has one of a few steps, whose time says how many steps the others get.
+    """
 
     layers: int
     labels: str
@@ -73,17 +77,23 @@ class Comparison:
         )
         self._losses["hard and soft"] = distillation(self._windows, cache, _ALPHA, _TEMPERATURE)
 
-    def run(self) -> Iterator[Learned]:
-        """Train and judge every student."""
+    def run(self, found: Sequence[Learned]) -> Iterator[Learned]:
+        """Train and judge every student that is not among those found before."""
+        known = {(each.layers, each.labels, each.seed): each for each in found}
         for share, steps in STUDENTS.items():
             layers = self._layers(share)
-            costs = {
-                labels: self._learn(layers, labels, _TIMED, 0).cpu_s for labels in self._losses
-            }
+            costs = {}
+            for labels in self._losses:
+                timed = known.get((len(layers), labels, 0))
+                if timed is None:
+                    timed = self._learn(layers, labels, _TIMED, 0)
+                    yield timed
+                costs[labels] = timed.cpu_s
             for seed in SEEDS:
                 for labels, cost in costs.items():
-                    equal = round(steps * costs["hard and soft"] / cost)
-                    yield self._learn(layers, labels, equal, seed)
+                    if (len(layers), labels, seed) not in known:
+                        equal = round(steps * costs["hard and soft"] / cost)
+                        yield self._learn(layers, labels, equal, seed)
 
     def _layers(self, share: float) -> tuple[int, ...]:
         """Those that turn their input most, where most are kept; else evenly spaced ones."""
@@ -123,7 +133,10 @@ class Comparison:
 
 
 def page_of(found: Sequence[Learned]) -> str:
-    """Render every student, and by how much soft labels win or lose in the mean over seeds."""
+    """Render every student, and by how much soft labels win or lose in the mean over the seeds that
+    have students of both.
+    """
+    found = [each for each in found if each.seed]
     head = ("layers", "labels", "seed", "steps", "processor s", "dialogue", "prose")
     lines = [
         (
@@ -142,12 +155,21 @@ def page_of(found: Sequence[Learned]) -> str:
 
 
 def _verdict(found: Sequence[Learned], layers: int) -> str:
+    students = [each for each in found if each.layers == layers]
+    seeds = [{each.seed for each in students if each.labels == labels} for labels in LABELS]
+    both = set.intersection(*seeds)
+    if not both:
+        return f"- {layers} layers: not compared yet."
+
     def mean(labels: str, domain: str) -> float:
-        chosen = (each for each in found if (each.layers, each.labels) == (layers, labels))
+        chosen = (each for each in students if each.labels == labels and each.seed in both)
         return fmean(getattr(each, domain) for each in chosen)
 
     ratios = (
         f"{mean('hard and soft', domain) / mean('hard', domain):.3f}× on {domain}"
         for domain in ("dialogue", "prose")
     )
-    return f"- {layers} layers: hard and soft labels over hard labels alone: {', '.join(ratios)}."
+    return (
+        f"- {layers} layers, {len(both)} seeds: hard and soft labels over hard labels alone: "
+        f"{', '.join(ratios)}."
+    )

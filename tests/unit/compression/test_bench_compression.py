@@ -160,3 +160,39 @@ def test_students_are_compared_in_the_mean_over_seeds() -> None:
     assert "24 layers" in (page := page_of(found))
     assert "0.900× on dialogue, 1.000× on prose" in page
     assert page.count("| hard |") == 2
+
+
+def test_students_are_reported_before_both_kinds_are_made() -> None:
+    from turnmill.infra.bench.compression.students import Learned, page_of
+
+    page = page_of([Learned(24, "hard", seed, 16, 60.0, 20.0, 100.0) for seed in (0, 1)])
+    assert "24 layers: not compared yet" in page
+    assert page.count("| hard |") == 1  # that of seed 0 is no student
+
+
+def test_a_comparison_of_students_goes_on_where_it_was_interrupted() -> None:
+    from turnmill.infra.bench.compression.students import (
+        LABELS,
+        SEEDS,
+        STUDENTS,
+        Comparison,
+        Learned,
+    )
+
+    class Quick(Comparison):
+        def __init__(self) -> None:
+            self._losses = dict.fromkeys(LABELS)
+
+        def _layers(self, share: float) -> tuple[int, ...]:
+            return tuple(range(int(share * 10)))
+
+        def _learn(self, layers: tuple[int, ...], labels: str, steps: int, seed: int) -> Learned:
+            spent = steps * (1.5 if labels == "hard" else 3.0)
+            return Learned(len(layers), labels, seed, steps, spent, 1.0, 1.0)
+
+    whole = list(Quick().run([]))
+    assert len(whole) == len(STUDENTS) * 2 * (len(SEEDS) + 1)
+    # Equal time: twice the steps at half the cost.
+    assert [each.steps for each in whole if each.seed == 1 and each.layers == 8] == [32, 16]
+    assert list(Quick().run(whole[:5])) == whole[5:]
+    assert list(Quick().run(whole)) == []
