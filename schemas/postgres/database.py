@@ -12,6 +12,7 @@ import psycopg
 import sqlalchemy
 import sqlalchemy.event
 from psycopg.abc import Params
+from psycopg.pq import TransactionStatus
 from psycopg.rows import RowFactory, namedtuple_row
 from sqlalchemy.engine import Connection
 from sqlalchemy.pool import PoolProxiedConnection
@@ -152,17 +153,19 @@ class Database:
     def _driver(self) -> Iterator[psycopg.Connection[object]]:
         """A pooled psycopg connection, dropped with all of the pool when it breaks."""
         proxy = self._checkout()
+        driver = proxy.driver_connection
+        assert driver is not None
         try:
-            driver = proxy.driver_connection
-            assert driver is not None
             yield driver
         except OUTAGES as error:
-            driver = proxy.driver_connection
-            if driver is None or driver.closed or isinstance(error, OUTAGES[-1]):
+            if proxy.driver_connection is None or driver.closed or isinstance(error, OUTAGES[-1]):
                 # The pool's other connections are as dead as this one: replaced when next used.
                 forget_all(self._engine.pool, proxy)
             raise self._unavailable(error) from error
         finally:
+            if proxy.is_valid and driver.info.transaction_status is TransactionStatus.ACTIVE:
+                # A signal's exception came within a statement: no ROLLBACK can follow it.
+                proxy.invalidate()
             proxy.close()
 
     def _checkout(self) -> PoolProxiedConnection:

@@ -10,7 +10,9 @@ import psycopg
 import pytest
 
 from turnmill.schemas.postgres import links
+from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.links import AsyncLink, Link, Stop
+from turnmill.schemas.settings import DatabaseSettings
 
 
 async def open_async(url: str) -> None:
@@ -82,3 +84,15 @@ def test_a_connection_that_breaks_ends_the_wait(postgres_url: str) -> None:
         threading.Timer(0.1, lambda: other.execute(*end)).start()
         with pytest.raises(psycopg.OperationalError):
             link.wait_for_notifications(60, Stop())
+
+
+def test_an_end_within_a_statement_costs_its_connection_and_says_nothing(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = Database(DatabaseSettings.model_validate({"url": database_url}))
+    with pytest.raises(KeyboardInterrupt), database.cursor() as cursor:
+        cursor.connection.pgconn.send_query(b"SELECT pg_sleep(3)")
+        raise KeyboardInterrupt
+    assert database.run("SELECT 2 AS n") == [(2,)]
+    database.close()
+    assert caplog.text == ""

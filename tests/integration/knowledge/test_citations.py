@@ -16,7 +16,7 @@ from turnmill.producer.batches.backlog import read_backlog
 from turnmill.producer.batches.results import results, write_results
 from turnmill.producer.batches.submission import submit
 from turnmill.producer.cli.channels.conversations import app as conversation_commands
-from turnmill.producer.cli.turns.turn import app as turn_commands
+from turnmill.producer.cli.turns.listing import app as turn_commands
 from turnmill.producer.tenants import create_key, save_bot
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.channels.policies import Policies
