@@ -48,11 +48,9 @@ def write_table(path: Path) -> list[list[str]]:
 
 
 def typed(cells: dict[str, str]) -> dict[str, Any]:
-    """A reply as an object, from its columns: text stands as it is, all else as JSON."""
+    """A reply as an object, from its columns: text stands as it is, a number as JSON."""
     return {
-        name: cells[name]
-        if "enum" in shape or shape["type"] == "string"
-        else json.loads(cells[name])
+        name: json.loads(cell) if shape.get("type") == "integer" else cell
         for name, shape in SCHEMA["properties"].items()
         for cell in [cells[f"reply.{name}"]]
     }
