@@ -181,7 +181,9 @@ def test_a_folder_that_cannot_be_read_keeps_no_other_from_being_swept(
     with capture_logs() as logs:
         site.prune()
     assert (orphan.exists(), unread.exists()) == (False, True)
-    assert [each["event"] for each in logs] == ["files.not_swept"]
+    assert [each["event"] for each in logs if each["event"] != "call.answered"] == [
+        "files.not_swept"
+    ]
     # What a volume has at its root is nobody's tenant.
     locked.clear()
     locked.add(site.settings.files_dir / "lost+found")
@@ -199,7 +201,9 @@ def test_a_folder_that_does_not_answer_ends_the_round_and_is_no_files_fault(site
     mark.symlink_to(mark)  # cannot be read, even by root
     with capture_logs() as logs:
         site.prune()
-    assert [each["event"] for each in logs] == ["files.not_swept"]
+    assert [each["event"] for each in logs if each["event"] != "call.answered"] == [
+        "files.not_swept"
+    ]
     assert site.database.run("SELECT file_id FROM undeleted_files") == []
     mark.unlink()
     mark.with_name("kept").rename(mark)

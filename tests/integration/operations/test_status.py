@@ -183,7 +183,7 @@ def test_lanes_are_counted_by_state_and_the_oldest_turn_is_named(
 def test_the_rate_is_that_of_the_live_workers_and_tells_when_the_lane_will_be_empty(
     system: Any, worker: Leases, eventually: Eventually
 ) -> None:
-    assert lane(system).turns_per_s == 0.0
+    eventually(lambda: lane(system).turns_per_s == 0.0)
     assert lane(system).left_s is None
     for _ in range(120):
         worker.ended.note(Lane.INTERACTIVE)
