@@ -5,9 +5,11 @@ command.
 """
 
 import csv
+import functools
 import json
 import os
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,11 +73,7 @@ def test_a_table_that_was_killed_three_times_is_whole_and_typed(
         with (tmp_path / f"run-{kill}.log").open("wb") as log:
             run = terminal.start(*command, output=log)
         wanted = ROWS * kill // (KILLS + 1)
-        eventually(
-            lambda: run.poll() is not None or answered(stack) >= wanted,  # noqa: B023
-            ROWS * ROW_S,
-            10.0,
-        )
+        eventually(functools.partial(has_answered, stack, run, wanted), ROWS * ROW_S, 10.0)
         assert run.poll() is None, (tmp_path / f"run-{kill}.log").read_text()
         assert answered(stack) < ROWS
         stack.kill()
@@ -93,6 +91,10 @@ def test_a_table_that_was_killed_three_times_is_whole_and_typed(
         assert (cells["state"], cells["error"]) == ("completed", "")
         jsonschema.validate(typed(cells), SCHEMA)
     stack.press_ctrl_c()
+
+
+def has_answered(stack: UpStack, run: "subprocess.Popen[bytes]", count: int) -> bool:
+    return run.poll() is not None or answered(stack) >= count
 
 
 def answered(stack: UpStack) -> int:

@@ -1,8 +1,8 @@
-"""What a model is told of the format that its reply is held to.
+"""What a model reads about the format that its reply is held to.
 
-A grammar lets through only what meets a schema, and of that the model writes what seems likeliest:
-one that was never told of the schema takes a "language" that is none, and reads no `description`.
-OpenAI shows its models the schema as well, and counts its tokens.
+A grammar only takes away what would not meet a schema. Of what is left, a model that never saw the
+schema writes what seems likeliest: any of the languages allowed, and nothing that a `description`
+asks for. OpenAI shows its models the schema as well, and counts its tokens.
 https://platform.openai.com/docs/guides/structured-outputs
 """
 
@@ -13,9 +13,6 @@ from turnmill.workers.engines.base import Engine
 
 _SCHEMA = "Reply with JSON that meets this JSON Schema, and with nothing else:"
 _CHOICES = "Reply with one of these texts, and with nothing else:"
-
-#: Characters of a note for each token of the context window, at most: about a quarter of it.
-_MOST_CHARACTERS = 1
 
 
 def note_of(format: ResponseFormat | None, engine: Engine) -> str:
@@ -30,4 +27,5 @@ def note_of(format: ResponseFormat | None, engine: Engine) -> str:
         note = f"{_SCHEMA}\n{json.dumps(schema, ensure_ascii=False, separators=(',', ':'))}"
     elif format.type == "choice":
         note = "\n".join((_CHOICES, *format.choices))
-    return note if len(note) <= _MOST_CHARACTERS * engine.context_window else ""
+    # A token of English or JSON has about four characters: at most a quarter of the window.
+    return note if len(note) <= engine.context_window else ""

@@ -387,10 +387,7 @@ def test_who_is_forgotten_is_in_no_version_of_any_object(
 ) -> None:
     engine = Listening()
     monkeypatch.setattr("turnmill.workers.consumer.process.create_engine", lambda _: engine)
-    url = system.settings.database.url.get_secret_value()
-    own = settings_of(bucket, url, tmp_path)
-    system.settings = system.settings.model_copy(update={"files": own.files, "s3": own.s3})
-    world = World(system, system.database, tmp_path / "data")
+    world = _world_in(bucket, system, tmp_path)
     for word in (WORD, "archaeopteryx"):
         world.upload_and_ask(word)
         world.upload_and_ask(word)
@@ -419,9 +416,7 @@ def test_an_object_that_is_locked_keeps_no_other_file_of_who_is_forgotten(
     with Front(seaweedfs) as front:
         front.fault = fault
         seen = bucket.model_copy(update={"endpoint": front.url})
-        own = settings_of(seen, system.settings.database.url.get_secret_value(), tmp_path)
-        system.settings = system.settings.model_copy(update={"files": own.files, "s3": own.s3})
-        world = World(system, system.database, tmp_path / "data")
+        world = _world_in(seen, system, tmp_path)
         files = [world.upload(f"{WORD} {each}") for each in range(3)]
         for file in files:
             send(world, WORD, file)
@@ -438,6 +433,13 @@ def test_an_object_that_is_locked_keeps_no_other_file_of_who_is_forgotten(
         world.erase()
     assert _canaries(seaweedfs, bucket, WORD) == 0
     assert list_erasures(system.database, is_open=True) == []
+
+
+def _world_in(bucket: S3Settings, system: Any, folder: Path) -> World:
+    """Where users are forgotten whose files are in the bucket."""
+    own = settings_of(bucket, system.settings.database.url.get_secret_value(), folder)
+    system.settings = system.settings.model_copy(update={"files": own.files, "s3": own.s3})
+    return World(system, system.database, folder / "data")
 
 
 def _canaries(seaweedfs: SeaweedFS, bucket: S3Settings, word: str) -> int:
