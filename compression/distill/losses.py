@@ -97,20 +97,28 @@ def top_probabilities(logits: Tensor, k: int, temperature: float) -> TopProbabil
     return TopProbabilities(values - total, indices, (rest - total).squeeze(-1))
 
 
-def soft_loss_from_top(student: Tensor, teacher: TopProbabilities, temperature: float) -> Tensor:
-    """Return the soft loss with the teacher's unlikely classes merged into one.
+def hard_and_soft_loss(
+    student: Tensor, teacher: TopProbabilities, labels: Tensor, alpha: float, temperature: float
+) -> Tensor:
+    """Return α · hard + (1 - α) · soft loss, the teacher's unlikely classes merged into one.
 
-    It is a lower bound of `soft_loss`, and equals it when every class was kept.
+    The soft loss is a lower bound of `soft_loss`, and equals it when every class was kept. No
+    label is ignored. A vocabulary is large and memory slow: at a temperature of 1 one pass over
+    the classes serves both losses, so that a step costs little more than one of hard labels.
     """
-    q = _soft(student, temperature)
-    picked = q.gather(-1, teacher.indices)
-    q_rest = torch.logsumexp(q.scatter(-1, teacher.indices, -torch.inf), dim=-1)
+    total = torch.logsumexp(student, dim=-1)
+    hard = (total - student.gather(-1, labels.unsqueeze(-1)).squeeze(-1)).mean()
+    if temperature != 1:
+        total = torch.logsumexp(student / temperature, dim=-1)
+    picked = student.gather(-1, teacher.indices) / temperature - total.unsqueeze(-1)
+    # What rounding leaves of this difference says nothing, and at 0 its logarithm has no gradient.
+    q_rest = (1 - picked.exp().sum(-1)).clamp_min(8 * torch.finfo(student.dtype).eps).log()
     named = (teacher.values.exp() * (teacher.values - picked)).sum(-1)
-    # 0 · log 0 = 0: no class may be left over, on the teacher's side and then on the student's.
+    # 0 · log 0 = 0: no class may be left over.
     is_rest = teacher.rest > -torch.inf
-    rest, q_rest = (torch.where(is_rest, each, 0.0) for each in (teacher.rest, q_rest))
+    rest = torch.where(is_rest, teacher.rest, 0.0)
     others = torch.where(is_rest, rest.exp() * (rest - q_rest), 0.0)
-    return temperature**2 * (named + others).mean()
+    return alpha * hard + (1 - alpha) * temperature**2 * (named + others).mean()
 
 
 def _soft(logits: Tensor, temperature: float) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from turnmill.compression.distill import students
 from turnmill.compression.distill.cache import TeacherCache, bytes_per_window, cache_teacher
 from turnmill.compression.distill.finetune import next_token_loss, rows_of_length
-from turnmill.compression.distill.losses import hard_loss, soft_loss_from_top
+from turnmill.compression.distill.losses import hard_and_soft_loss
 from turnmill.compression.distill.training import Loss, TrainingOptions, train
 from turnmill.compression.distill.written import written_windows
 from turnmill.compression.step import Progress, State
@@ -131,9 +131,7 @@ def distillation(windows: Tensor, teacher: TeacherCache, alpha: float, temperatu
     def loss(model: "PreTrainedModel", rows: Tensor) -> Tensor:
         batch = windows[rows]
         logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-        hard = hard_loss(logits, batch[:, 1:])
-        soft = soft_loss_from_top(logits, teacher[rows], temperature)
-        return alpha * hard + (1 - alpha) * soft
+        return hard_and_soft_loss(logits, teacher[rows], batch[:, 1:], alpha, temperature)
 
     return loss
 

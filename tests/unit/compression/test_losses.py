@@ -10,12 +10,13 @@ from torch import Tensor
 from turnmill.compression.distill.losses import (
     DIVERGENCES,
     IGNORED,
+    TopProbabilities,
     combined_loss,
+    hard_and_soft_loss,
     hard_loss,
     jensen_shannon_loss,
     reverse_loss,
     soft_loss,
-    soft_loss_from_top,
     top_probabilities,
 )
 
@@ -29,7 +30,12 @@ LABELS = torch.randint(7, (3, 5), generator=torch.Generator().manual_seed(3))
 
 
 def from_top(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    return soft_loss_from_top(student, top_probabilities(teacher, 3, temperature), temperature)
+    return soft_from(student, top_probabilities(teacher, 3, temperature), temperature)
+
+
+def soft_from(student: Tensor, top: TopProbabilities, temperature: float) -> Tensor:
+    labels = torch.zeros(student.shape[:-1], dtype=torch.int64)
+    return hard_and_soft_loss(student, top, labels, 0.0, temperature)
 
 
 def test_the_hard_loss_is_the_mean_negative_log_probability_of_the_labels() -> None:
@@ -111,7 +117,7 @@ def test_all_classes_kept_give_the_whole_soft_loss() -> None:
     top = top_probabilities(TEACHER, 7, 2.0)
     assert torch.isneginf(top.rest).all()
     student = STUDENT.clone().requires_grad_()
-    found = soft_loss_from_top(student, top, 2.0)
+    found = soft_from(student, top, 2.0)
     assert torch.allclose(found, soft_loss(STUDENT, TEACHER, 2.0))
     (gradient,) = torch.autograd.grad(found, student)
     assert gradient.isfinite().all()
@@ -119,12 +125,25 @@ def test_all_classes_kept_give_the_whole_soft_loss() -> None:
 
 def test_fewer_classes_kept_bound_the_soft_loss_from_below_ever_more_loosely() -> None:
     found = [
-        float(soft_loss_from_top(STUDENT, top_probabilities(TEACHER, k, 2.0), 2.0))
-        for k in (1, 3, 5, 6)
+        float(soft_from(STUDENT, top_probabilities(TEACHER, k, 2.0), 2.0)) for k in (1, 3, 5, 6)
     ]
     assert found == sorted(found)
     # Six of seven classes and the sum of the seventh are all seven.
     assert found[-1] == pytest.approx(float(soft_loss(STUDENT, TEACHER, 2.0)))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_kept_probabilities_and_labels_give_the_weighted_sum_of_both(temperature: float) -> None:
+    top = top_probabilities(TEACHER, 7, temperature)
+    found = hard_and_soft_loss(STUDENT, top, LABELS, 0.3, temperature)
+    assert torch.allclose(found, combined_loss(STUDENT, TEACHER, LABELS, 0.3, temperature))
+
+
+def test_a_student_that_leaves_nothing_to_the_rest_has_a_finite_gradient() -> None:
+    sure = (STUDENT * 1000).float().requires_grad_()
+    top = top_probabilities(TEACHER.float(), 3, 1.0)
+    (gradient,) = torch.autograd.grad(hard_and_soft_loss(sure, top, LABELS, 0.5, 1.0), sure)
+    assert gradient.isfinite().all()
 
 
 def test_kept_probabilities_and_the_rest_sum_to_one() -> None:
