@@ -52,6 +52,18 @@ def storable(text: str) -> str:
     return paired.replace("\0", "\ufffd")
 
 
+def storable_json(value: object) -> object:
+    """Replace what PostgreSQL cannot store in all strings of a JSON value."""
+    match value:
+        case str():
+            return storable(value)
+        case dict():
+            return {storable(key): storable_json(each) for key, each in value.items()}
+        case list():
+            return [storable_json(each) for each in value]
+    return value
+
+
 def refuse_nul(text: str) -> str:
     """PostgreSQL cannot store U+0000, which JSON can escape."""
     if "\0" in text:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from turnmill.producer.converse import Received
 from turnmill.schemas.channels.events import (
@@ -14,7 +14,7 @@ from turnmill.schemas.channels.events import (
     Event,
     RemoteFile,
 )
-from turnmill.schemas.content import MAX_PARTS, Content, TextPart, storable
+from turnmill.schemas.content import MAX_PARTS, Content, TextPart, storable_json
 from turnmill.schemas.errors import InvalidInput
 
 JSON = "application/json"
@@ -116,18 +116,6 @@ def read_json(body: bytes | str) -> dict[str, object]:
     if not isinstance(payload, dict):
         raise InvalidInput("The body is not a JSON object.")
     return payload
-
-
-def storable_json(value: object) -> Any:
-    """Replace what PostgreSQL cannot store in all strings of a JSON value."""
-    match value:
-        case str():
-            return storable(value)
-        case dict():
-            return {storable(key): storable_json(each) for key, each in value.items()}
-        case list():
-            return [storable_json(each) for each in value]
-    return value
 
 
 def remote_files(found: Iterable[tuple[str, str, str]]) -> tuple[RemoteFile, ...]:

@@ -10,6 +10,7 @@ import threading
 
 import structlog
 
+from turnmill.schemas.content import storable
 from turnmill.schemas.errors import EngineDied, EngineUnavailable
 from turnmill.workers.engines.base import Engine
 from turnmill.workers.turn.leases import Leases
@@ -57,7 +58,8 @@ class Availability:
             if self._is_back.is_set():
                 log.warning("engine.away", reason=error.message)
             self._is_back.clear()
-            self._leases.unavailable_because = error.message
+            # A server's words may be in it, and the row is written with every heartbeat.
+            self._leases.unavailable_because = storable(error.message)
 
     def _resume(self) -> None:
         with self._lock:

@@ -7,6 +7,7 @@ from typing import Annotated, NamedTuple, Protocol, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from turnmill.schemas.content import storable
 from turnmill.schemas.errors import EngineUnavailable
 
 T = TypeVar("T")
@@ -15,8 +16,8 @@ T = TypeVar("T")
 _LOOK_S = 0.2
 
 
-#: A text that PostgreSQL can store.
-Words = Annotated[str, AfterValidator(lambda text: text.replace("\0", ""))]
+#: A text from a reader of sound or images, cleaned where it enters the worker.
+Words = Annotated[str, AfterValidator(storable)]
 
 
 class Reading(BaseModel):
@@ -27,10 +28,10 @@ class Reading(BaseModel):
     file_id: str
     #: `audio` or `image`.
     kind: str
-    text: str
+    text: Words
     #: 0 to 1; for images 1, where there is text.
     confidence: float = 1.0
-    language: str = ""
+    language: Words = ""
 
 
 class Segment(BaseModel):

@@ -7,9 +7,10 @@ import json
 import re
 from collections.abc import Collection, Iterable
 
-from turnmill.producer.channels.base import remote_files, storable_json, type_of_name
+from turnmill.producer.channels.base import remote_files, type_of_name
 from turnmill.producer.channels.feishu.payloads import Mention, Message
 from turnmill.schemas.channels.events import RemoteFile
+from turnmill.schemas.content import storable_json
 
 
 def text_of(message: Message, of_bot: Collection[Mention]) -> str:

@@ -17,10 +17,11 @@ from slack_sdk.socket_mode.client import BaseSocketModeClient
 from slack_sdk.socket_mode.request import SocketModeRequest
 from slack_sdk.socket_mode.response import SocketModeResponse
 
-from turnmill.producer.channels.base import JSON, Answer, Parsed, storable_json
+from turnmill.producer.channels.base import JSON, Answer, Parsed
 from turnmill.producer.channels.pipeline import Pipeline
 from turnmill.producer.channels.slack.channel import SlackChannel
 from turnmill.schemas.channels.sections.slack import SlackSection
+from turnmill.schemas.content import storable, storable_json
 from turnmill.schemas.errors import SettingsError, TransientError, TurnmillError
 from turnmill.schemas.observability.telemetry import Health, counter
 from turnmill.schemas.postgres.database import Database
@@ -123,7 +124,7 @@ class SocketMode:
         log.info("socket.acknowledged", type=request.type, duration_s=duration_s)
 
     def _parse(self, request: SocketModeRequest) -> Parsed:
-        payload: dict[str, object] = storable_json(request.payload)
+        payload = {storable(key): storable_json(each) for key, each in request.payload.items()}
         match request.type:
             case "events_api":
                 return self._channel.parse_callback(payload)

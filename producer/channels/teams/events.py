@@ -9,6 +9,7 @@ from turnmill.producer.channels.teams.texts import text_of
 from turnmill.schemas.channels.buttons import read_button
 from turnmill.schemas.channels.events import Address, Event, Origin, Rating, UserMessage
 from turnmill.schemas.channels.teams import CHANNEL, Services, chat_of, message_key
+from turnmill.schemas.content import storable_json
 
 Score = Literal[-1, 0, 1]
 
@@ -82,7 +83,7 @@ def _feedback(channel: str, activity: Activity) -> Event | str:
 def _comment(feedback: object) -> str | None:
     """What was written into the form, a string of JSON."""
     try:
-        found = json.loads(feedback) if isinstance(feedback, str) else feedback
+        found = storable_json(json.loads(feedback)) if isinstance(feedback, str) else feedback
     except (ValueError, RecursionError):
         return None
     text = found.get("feedbackText") if isinstance(found, dict) else None

@@ -304,6 +304,13 @@ def test_an_image_is_read_for_a_model_that_does_not_see_and_is_no_instruction(
     assert ask(reading, "And this?", image_part(other)) == "And this?\n[An image without text]"
 
 
+def test_what_was_read_of_an_image_is_pinned_without_what_cannot_be_stored(
+    reading: Site, reads: Read
+) -> None:
+    reads.text = "Order \ud83d and \0"
+    assert "Order \ufffd and \ufffd" in ask(reading, "What does it say?", image_part(TICKET))
+
+
 @pytest.mark.parametrize("heard_as", [Transcript(text="mumble", confidence=0.1), ""])
 def test_what_was_not_understood_is_asked_for_again(
     listening: Site, heard: Heard, heard_as: Any

@@ -251,11 +251,20 @@ def test_a_server_is_sent_the_sound_and_says_how_sure_it_is() -> None:
 def test_a_server_that_says_only_the_text_is_believed_and_silence_is_not() -> None:
     with listening() as server:
         transcriber = transcriber_of(server)
-        for text, confidence in (("yes\0", 1.0), ("", 0.0)):
+        for text, confidence in (("yes", 1.0), ("", 0.0)):
             server.answer = (200, {"text": text})
             heard = transcriber.transcribe(tone(), Hints(), Event())
-            assert heard.confidence == confidence
-            assert "\0" not in heard.text  # PostgreSQL stores none
+            assert (heard.text, heard.confidence) == (text, confidence)
+
+
+def test_what_a_server_hears_and_postgresql_cannot_store_is_replaced() -> None:
+    pieces = [{"start": 0, "end": 1, "text": "cut \ud83d"}]
+    said = {"text": "nul \0 cut \ud83d", "language": "\ude00", "segments": pieces}
+    with listening() as server:
+        server.answer = (200, said)
+        heard = transcriber_of(server).transcribe(tone(), Hints(), Event())
+    assert (heard.text, heard.language) == ("nul \ufffd cut \ufffd", "\ufffd")
+    assert [each.text for each in heard.segments] == ["cut \ufffd"]
 
 
 @pytest.mark.parametrize(

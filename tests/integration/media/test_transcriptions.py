@@ -106,6 +106,17 @@ def test_a_sound_is_transcribed_in_each_format_and_nothing_of_it_is_kept(site: S
     assert left(site) == ([], [], [])
 
 
+def test_a_transcript_with_half_a_character_in_it_is_stored_without(site: Site, ear: Ear) -> None:
+    piece = Segment(start=0, end=1, text="cut \ud83d")
+    ear.script = [Transcript(text="cut \ud83d", confidence=0.9, language="\0", segments=(piece,))]
+    heard = transcribe(site, response_format="verbose_json")
+    assert (heard.text, heard.language, heard.segments[0].text) == (
+        "cut \ufffd",
+        "\ufffd",
+        "cut \ufffd",
+    )
+
+
 def test_language_and_prompt_reach_the_transcriber(site: Site, ear: Ear) -> None:
     transcribe(site, language="zh", prompt="ACME, Turnmill", temperature=0)
     transcribe(site)

@@ -1,9 +1,18 @@
-"""Text from engines: whatever comes in, only what PostgreSQL and UTF-8 can hold passes."""
+"""Text from outside: whatever comes in, only what PostgreSQL and UTF-8 can hold passes."""
 
+import json
 import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from turnmill.producer.channels.teams.events import _comment
+from turnmill.schemas.content import storable_json
+from turnmill.schemas.errors import EngineUnavailable
+from turnmill.workers.consumer.availability import Availability
+from turnmill.workers.delivery.calls.rest import read_body
 from turnmill.workers.engines.base import Chunk
 from turnmill.workers.turn.clean import clean, storable
 
@@ -39,3 +48,29 @@ def test_however_a_text_is_cut_into_chunks_it_reads_the_same() -> None:
 def test_all_but_the_text_of_a_chunk_stays_as_it_was() -> None:
     last = Chunk("\0", 3, "length", prompt_tokens=5, cached_tokens=2)
     assert list(clean([last])) == [Chunk("\ufffd", 3, "length", prompt_tokens=5, cached_tokens=2)]
+
+
+#: As platforms may write it: JSON escapes what UTF-8 cannot encode.
+UNSTORABLE = {"id": "\0", "error": ["cut \ud83d", {"\ude00": SMILE}]}
+STORABLE = {"id": "\ufffd", "error": ["cut \ufffd", {"\ufffd": SMILE}]}
+
+
+def test_what_platforms_answer_is_cleaned_at_any_depth() -> None:
+    assert storable_json(UNSTORABLE) == STORABLE
+    assert read_body(json.dumps(UNSTORABLE).encode()) == STORABLE
+    assert _comment(json.dumps({"feedbackText": "cut \ud83d"})) == "cut \ufffd"
+
+
+def test_why_an_engine_is_away_does_not_keep_its_worker_from_writing_that_it_lives() -> None:
+    leases: Any = SimpleNamespace(unavailable_because=None)
+    engine: Any = None
+    Availability(engine, leases).report(EngineUnavailable("its model is 'cut \ud83d'"))
+    assert leases.unavailable_because == "its model is 'cut \ufffd'"
+
+
+@pytest.mark.parametrize("folder", ["producer/channels", "workers/delivery"])
+def test_nothing_reads_json_of_platforms_without_cleaning_it(folder: str) -> None:
+    root = Path(__file__).parents[3]
+    readers = [path for path in (root / folder).rglob("*.py") if "json.loads(" in path.read_text()]
+    assert readers
+    assert [path for path in readers if "storable" not in path.read_text()] == []

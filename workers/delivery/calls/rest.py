@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from turnmill.schemas.content import storable_json
 from turnmill.schemas.errors import ChannelUnavailable
 from turnmill.workers.delivery.calls.posting import MAX_BODY, Answer, request
 
@@ -89,9 +90,11 @@ def _judged(platform: str, answer: Answer) -> Reply:
 
 
 def read_body(body: bytes) -> dict[str, Any]:
-    """Read a JSON object; an empty one stands for what is none."""
+    """Read a JSON object with strings that PostgreSQL can store: ids and errors of platforms are
+    stored. An empty one stands for what is none.
+    """
     try:
-        data = json.loads(body)
+        data = storable_json(json.loads(body))
     except (ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

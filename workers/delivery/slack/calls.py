@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.workers.delivery.calls.downloads import download, host_of, refuse_foreign
 from turnmill.workers.delivery.calls.posting import Answer, request
+from turnmill.workers.delivery.calls.rest import read_body
 
 #: `chat.postMessage` takes one message a second in each channel, and short bursts.
 POST_EVERY_S = 1.0
@@ -102,7 +103,7 @@ class Calls:
         place = "channel_id" if method.startswith("assistant.") else "channel"
         given = {place: channel, **arguments}
         answer = self._post(f"{self._url}/{method}", given, as_form=as_form)
-        data = _read(answer.body)
+        data = read_body(answer.body)
         if answer.status != 200 or not data.get("ok"):
             raise self._translated(method, channel, answer, str(data.get("error", "")))
         return data
@@ -185,11 +186,3 @@ class Calls:
 
 def _pause_s(answer: Answer) -> float:
     return _RETRY_AFTER_S if answer.retry_after_s is None else answer.retry_after_s
-
-
-def _read(body: bytes) -> dict[str, Any]:
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}

@@ -5,7 +5,6 @@ and https://learn.microsoft.com/microsoftteams/platform/bots/how-to/rate-limit, 
 and 504 tried again as 429 is.
 """
 
-import json
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -14,7 +13,7 @@ from turnmill.schemas.channels.teams import SCOPE, Services
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.workers.delivery.calls.downloads import download, file_of, received
 from turnmill.workers.delivery.calls.posting import Answer, request
-from turnmill.workers.delivery.calls.rest import Reply, call
+from turnmill.workers.delivery.calls.rest import Reply, call, read_body
 from turnmill.workers.delivery.calls.tokens import Token
 
 #: The message that is to be edited is gone.
@@ -116,7 +115,7 @@ class Calls:
         except ChannelUnavailable as error:
             # Whatever became of it, no message was sent.
             raise ChannelUnavailable(error.message) from None
-        data = _read(answer)
+        data = read_body(answer.body)
         if 400 <= answer.status < 500 and answer.status != 429:
             code = str(data.get("error") or f"http_{answer.status}")
             raise DeliveryRefused(f"Microsoft gives no token: {code}. {_SECRETS}", reason=code)
@@ -124,14 +123,6 @@ class Calls:
             after_s = answer.retry_after_s
             raise ChannelUnavailable("Microsoft gives no token right now.", retry_after_s=after_s)
         return str(data["access_token"]), float(data.get("expires_in", 3600))
-
-
-def _read(answer: Answer) -> dict[str, Any]:
-    try:
-        data = json.loads(answer.body)
-    except (ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def _judged(method: str, reply: Reply) -> dict[str, Any]:
