@@ -99,6 +99,14 @@ class Answer(TypedDict, total=False):
     NextVersionIdMarker: str
 
 
+class _Meta(Protocol):
+    endpoint_url: str
+
+
+class _Client(Protocol):
+    meta: _Meta
+
+
 class Calls:
     """The API, for one bucket. Threads may share it."""
 
@@ -139,20 +147,32 @@ class Calls:
         return operation
 
     @cached_property
-    def _client(self) -> object:
+    def _client(self) -> _Client:
         """Made when it is first needed: most processes read no file."""
+        client = self._made(follows_aws=False)
+        # Neither followed nor passed over in silence: the files would go where nobody meant them.
+        if self._made(follows_aws=True).meta.endpoint_url != client.meta.endpoint_url:
+            raise StorageUnavailable(
+                "AWS_ENDPOINT_URL…, or endpoint_url in AWS's configuration file, names another "
+                "server for the bucket of files.",
+                "write it, or AWS's own address, into TURNMILL_S3__ENDPOINT, or remove it",
+            )
+        return client
+
+    def _made(self, *, follows_aws: bool) -> _Client:
+        """`follows_aws`: to whatever server AWS's own settings name."""
         settings = self._settings
         secrets = settings.access_key, settings.secret_key
         access_key, secret_key = (each and each.get_secret_value() for each in secrets)
         endpoint = settings.endpoint and settings.endpoint.get_secret_value()
-        client: object = botocore.session.Session().create_client(
+        client: _Client = botocore.session.Session().create_client(
             "s3",
             endpoint_url=endpoint,
             # Other servers take any region, and this one by default.
             region_name=settings.region or ("us-east-1" if endpoint else None),
             aws_access_key_id=access_key,
             aws_secret_access_key=secret_key,
-            config=_configuration(settings),
+            config=_configuration(settings, follows_aws=follows_aws),
         )
         return client
 
@@ -182,20 +202,27 @@ class Body(io.RawIOBase):
         super().close()
 
 
-def _configuration(settings: S3Settings) -> Config:
-    path_style = settings.path_style
-    if path_style is None:
-        path_style = settings.endpoint is not None
+def _configuration(settings: S3Settings, *, follows_aws: bool) -> Config:
+    """AWS's own settings may choose its hosts for FIPS, IPv6 and acceleration. Servers of others
+    have none, and botocore refuses to call those then.
+    """
+    is_aws = settings.endpoint is None
+    path_style = not is_aws if settings.path_style is None else settings.path_style
+    aws_alone = None if is_aws else False
     return Config(
         connect_timeout=min(_CONNECT_TIMEOUT_S, settings.timeout_s),
         read_timeout=settings.timeout_s,
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
         max_pool_connections=_CONNECTIONS,
+        ignore_configured_endpoint_urls=not follows_aws,
+        use_fips_endpoint=aws_alone,
+        use_dualstack_endpoint=aws_alone,
         # The body's SHA-256 is part of the signature, which every server checks; the newer
         # checksums of AWS are refused by some.
         s3={
             "addressing_style": "path" if path_style else "virtual",
             "payload_signing_enabled": True,
+            **({} if is_aws else {"use_accelerate_endpoint": False}),
         },
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +155,46 @@ def test_credentials_come_from_where_awss_tools_look(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
     storage = connect(bucket, access_key=None, secret_key=None)
+    assert read(storage, store(storage)) == TEXT
+
+
+#: How AWS's own tools are led to another server.
+ELSEWHERE = {
+    "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    "AWS_CONFIG_FILE": "[default]\nendpoint_url = http://127.0.0.1:9",
+    "AWS_PROFILE": "[profile x]\nservices = s\n[services s]\ns3 =\n  endpoint_url = http://127.0.0.1:9",
+}
+
+
+@pytest.mark.parametrize("variable", ELSEWHERE)
+def test_awss_own_settings_lead_the_files_to_no_other_server(
+    bucket: S3Settings, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config"
+    given = {variable: ELSEWHERE[variable]}
+    if "endpoint_url =" in ELSEWHERE[variable]:
+        file.write_text(ELSEWHERE[variable])
+        given = {"AWS_PROFILE": "x"} if variable == "AWS_PROFILE" else {}
+        given["AWS_CONFIG_FILE"] = str(file)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    storage = connect(bucket)
+    assert read(storage, store(storage)) == TEXT
+    with pytest.raises(StorageUnavailable, match="names another server") as refused:
+        connect(bucket, endpoint=None, region="eu-west-1").has(Key(TENANT, new_id()))
+    assert "TURNMILL_S3__ENDPOINT" in refused.value.remedy
+
+
+def test_hosts_that_only_aws_has_do_not_concern_other_servers(
+    bucket: S3Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = "  use_accelerate_endpoint = true\n  use_dualstack_endpoint = true\n"
+    (tmp_path / "config").write_text(f"[default]\ns3 =\n{hosts}")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    for name in ("AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"):
+        monkeypatch.setenv(name, "true")
+    storage = connect(bucket)
     assert read(storage, store(storage)) == TEXT
 
 
