@@ -7,6 +7,8 @@
     │   ├── BrokerUnavailable
     │   ├── EngineUnavailable
     │   │   ├── EngineAway          it takes no turns now; says nothing about the turn
+    │   │   ├── EngineRefused       it turns this turn down and answers others
+    │   │   ├── EngineBusy          the same, for having too much to do
     │   │   ├── EngineBrokeOff      it failed in the middle of the turn, and still serves others
     │   │   ├── EngineDied          its worker has to be started again
     │   │   └── Unanswered          a server of the engine said nothing in time
@@ -107,6 +109,14 @@ class EngineUnavailable(TransientError):
 
 class EngineAway(EngineUnavailable):
     """The engine takes no turns: it cannot be reached, is loading, or has too much to do."""
+
+
+class EngineRefused(EngineUnavailable):
+    """The engine turns the turn down, and not for what its request looks like."""
+
+
+class EngineBusy(EngineUnavailable):
+    """The engine has no room for the turn."""
 
 
 class EngineBrokeOff(EngineUnavailable):

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from turnmill.schemas.errors import EngineFailure, EngineUnavailable, InvalidInput, TurnmillError
+from turnmill.schemas.errors import (
+    EngineAway,
+    EngineFailure,
+    EngineUnavailable,
+    InvalidInput,
+    TurnmillError,
+)
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
@@ -190,20 +196,54 @@ def test_a_filter_that_withholds_replies_harms_no_neighbour(ask: Ask, odd: OddSe
     assert len(odd.bodies) == 1 + len(prompts)
 
 
+FLAGGED = {"reasons": ["violence"], "flagged_input": "Hi", "provider_name": "OpenAI"}
+BREACH = "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO"
+
+
 @pytest.mark.parametrize(
-    "error",
+    ("status", "error"),
     [
-        {"message": "filtered", "code": "content_filter"},
-        {"message": "no", "code": None, "innererror": {"code": "ResponsibleAIPolicyViolation"}},
-        {"message": "no", "type": "content_policy_violation"},
+        (400, {"message": "filtered", "code": "content_filter"}),
+        (400, {"code": None, "innererror": {"code": "ResponsibleAIPolicyViolation"}}),
+        (400, {"message": "no", "type": "content_policy_violation"}),
+        (400, {"message": "Content Exists Risk", "type": "invalid_request_error"}),
+        (400, {"message": "no", "code": "InputTextSensitiveContentDetected"}),
+        (403, {"message": "Input was flagged", "code": 403, "metadata": FLAGGED}),
+        (403, {"message": "no", "metadata": {"error_type": "content_policy_violation"}}),
+        (403, {"message": "Blocked", "code": 403, "metadata": {"patterns": ["override"]}}),
+        (403, BREACH),
     ],
 )
 def test_a_prompt_that_a_filter_withholds_ends_with_content_filter(
-    ask: Ask, odd: OddServer, error: Any
+    ask: Ask, odd: OddServer, status: int, error: Any
 ) -> None:
-    odd.refuses = lambda body: (400, {"error": error})
+    odd.refuses = lambda body: (status, {"error": error})
     for _ in range(2 * FAILURES_TO_OPEN):
         assert end_of(ask()) == ("", "content_filter")
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 408, 429, 500, 502, 503, 504, 529])
+def test_a_status_that_one_prompt_gets_harms_no_neighbour(
+    ask: Ask, odd: OddServer, status: int
+) -> None:
+    no = (status, {"error": {"message": "no"}})
+    odd.refuses = lambda body: no if body["messages"][-1]["content"] == "POISON" else None
+    for _ in range(2 * FAILURES_TO_OPEN):
+        with pytest.raises(EngineUnavailable) as caught:
+            ask("POISON")
+        assert not isinstance(caught.value, EngineAway)
+    assert end_of(ask()) == ("Hello", "stop")
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 408, 429, 502, 503, 504, 529])
+def test_a_status_that_every_prompt_gets_is_no_turn_s_fault(
+    ask: Ask, odd: OddServer, status: int
+) -> None:
+    odd.refuses = lambda body: (status, {"error": {"message": "no"}})
+    for _ in range(2 * FAILURES_TO_OPEN):
+        with pytest.raises(EngineAway):
+            ask()
+    assert len(odd.bodies) == 2 * FAILURES_TO_OPEN, "turns and control questions, then no more"
 
 
 def test_parameters_at_their_neutral_value_are_not_sent(ask: Ask, odd: OddServer) -> None:

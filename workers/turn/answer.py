@@ -18,6 +18,7 @@ from turnmill.schemas.errors import (
     DatabaseUnavailable,
     EngineAway,
     EngineBrokeOff,
+    EngineBusy,
     EngineDied,
     PermanentError,
     TransientError,
@@ -50,7 +51,7 @@ from turnmill.workers.safety.sifting import refuse_blocked
 from turnmill.workers.search.searches import Searches
 from turnmill.workers.turn.abort import Abort
 from turnmill.workers.turn.attempt import AbortReason, Attempt
-from turnmill.workers.turn.backoff import backoff_s
+from turnmill.workers.turn.backoff import backoff_s, postponed
 from turnmill.workers.turn.claim import Claim
 from turnmill.workers.turn.clean import clean
 from turnmill.workers.turn.leases import Leases
@@ -179,8 +180,10 @@ def _after(worker: Worker, attempt: Attempt, error: TransientError) -> Outcome:
         attempt.has_progressed and _continues(worker.engine, claim)
     ):
         return Crashed()
-    if isinstance(error, EngineAway):
+    if isinstance(error, EngineAway | EngineBusy):
         worker.availability.report(error)
+    if isinstance(error, EngineBusy):
+        return postponed(worker.database, claim)
     if isinstance(error, EngineAway | EngineBrokeOff):
         delay_s = backoff_s(claim.attempt, cap_s=AWAY_CAP_S)
         return Snoozed(delay_s, error.public_message, counts=False, code=error.code)

@@ -1,6 +1,25 @@
-"""How long to wait before trying again."""
+"""How long to wait before trying again, and for how long that costs nothing."""
 
 import random
+from typing import NamedTuple
+
+from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.outcomes import Snoozed
+from turnmill.schemas.postgres.database import Database
+from turnmill.workers.turn.claim import Claim
+
+#: What an attempt ends with at an engine that is too busy for this turn and answers others.
+POSTPONED = "The engine has no room for this turn, and answers others."
+#: How many of these count nothing: an hour and a half. Where many turns share a rate that has room
+#: for few, each is postponed often by mere chance.
+FREE_POSTPONEMENTS = 240
+
+
+class _Count(NamedTuple):
+    tries: int
+
+
+_COUNT = "SELECT count(*)::int AS tries FROM attempts WHERE turn_id = %s AND error = %s"
 
 
 def backoff_s(tries: int, *, base_s: float = 0.5, cap_s: float = 30.0) -> float:
@@ -10,3 +29,17 @@ def backoff_s(tries: int, *, base_s: float = 0.5, cap_s: float = 30.0) -> float:
     """
     ceiling = min(cap_s, base_s * 2.0 ** min(tries - 1, 32))
     return random.uniform(ceiling / 2, ceiling)
+
+
+def postponed(database: Database, claim: Claim) -> Snoozed:
+    """The outcome of an attempt for which a busy engine has no room.
+
+    It counts once the turn was postponed `FREE_POSTPONEMENTS` times: an engine that always has
+    room for others will never have room for this one.
+    """
+    try:
+        (row,) = database.fetch(_Count, _COUNT, (claim.turn_id, POSTPONED))
+    except DatabaseUnavailable:
+        return Snoozed(backoff_s(claim.attempt), POSTPONED, counts=False)
+    counts = row.tries >= FREE_POSTPONEMENTS
+    return Snoozed(backoff_s(row.tries + 1), POSTPONED, counts=counts)

@@ -40,7 +40,8 @@ class CountingReplica:
             raise EngineUnavailable("it does not answer")
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
-        self.asked.append((prompt.prefix, params.max_tokens))
+        if prompt.messages == PROMPT.messages:  # and not the control question
+            self.asked.append((prompt.prefix, params.max_tokens))
         begin = next(n for n in range(5) if "".join(WORDS[:n]) == prompt.prefix)
         for count, word in enumerate(WORDS[begin:]):
             if count == self.breaks_after:

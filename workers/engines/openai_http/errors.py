@@ -11,34 +11,48 @@ import httpx
 
 from turnmill.schemas.errors import (
     ContextOverflow,
-    EngineAway,
     EngineBrokeOff,
+    EngineBusy,
     EngineFailure,
+    EngineRefused,
     EngineUnavailable,
     InvalidInput,
     TurnmillError,
 )
 
-#: Statuses that say something about the server and nothing about the turn.
-BUSY = frozenset({408, 409, 425, 429, 502, 503, 504})
+#: Statuses of a server that has too much to do, for every turn or for one. 529 is Anthropic's and
+#: OpenRouter's 503.
+BUSY = frozenset({409, 425, 429, 503, 529})
+#: Those of a gateway that got no answer, to any turn or to one. 524 is Cloudflare's 504.
+UNANSWERED = frozenset({408, 502, 504, 524})
+#: What may be set wrong, where a status concerns every turn.
 REMEDIES = {
     401: "set TURNMILL_ENGINE__ENDPOINT_KEY",
+    402: "top up the account of TURNMILL_ENGINE__ENDPOINT_KEY",
     403: "set TURNMILL_ENGINE__ENDPOINT_KEY",
     404: "check TURNMILL_ENGINE__ENDPOINTS and TURNMILL_ENGINE__REMOTE_MODEL",
 }
 
-#: What a server calls a prompt that its filter withholds: Azure (and, within, the second), LiteLLM,
-#: Alibaba's Model Studio.
+#: What a server calls a prompt that its filter withholds: Azure (and, within, the second), LiteLLM
+#: and OpenRouter, Alibaba's Model Studio, Volcengine's Ark.
 #: https://learn.microsoft.com/azure/ai-foundry/openai/concepts/content-filter
 #: https://docs.litellm.ai/docs/exception_mapping
+#: https://openrouter.ai/docs/api/reference/errors-and-debugging
 FILTERED = frozenset(
     {
         "content_filter",
         "ResponsibleAIPolicyViolation",
         "content_policy_violation",
         "data_inspection_failed",
+        "InputTextSensitiveContentDetected",
+        "SensitiveContentDetected",
     }
 )
+#: In lower case, what those say whose code for it means other things too: xAI with 403, DeepSeek
+#: with 400.
+FILTER_WORDS = ("content violates usage guidelines", "content exists risk")
+#: Fields of OpenRouter's `metadata` when a prompt is flagged (403), or blocked by a guardrail.
+FLAGS = frozenset({"flagged_input", "reasons", "patterns"})
 #: Types of an error within a stream that blames the turn (OpenAI's, vLLM's).
 REFUSALS = frozenset({"invalid_request_error", "BadRequestError"})
 
@@ -51,7 +65,7 @@ MAX_SAID = 300
 REPEATED = 24
 
 
-class NotServed(EngineAway):
+class NotServed(EngineRefused):
     """The server has nothing at that path, or no such model."""
 
 
@@ -64,13 +78,18 @@ def translated(status: int, text: str) -> TurnmillError:
     error = _error_of(text)
     if any(word in _said(error).lower() for word in TEMPLATE_WORDS):
         return InvalidInput("The model's chat template refuses the messages.", param="messages")
-    if status in REMEDIES and not _is_filtered(error):
-        kind = NotServed if status == httpx.codes.NOT_FOUND else EngineAway
-        return kind(f"it answers {status} ({_said(error)}): {REMEDIES[status]}")
+    if _is_filtered(error):
+        return _refused(error)
+    said = f"it answers {status} ({_said(error)})"
+    if status in REMEDIES:
+        kind = NotServed if status == httpx.codes.NOT_FOUND else EngineRefused
+        return kind(f"{said}: {REMEDIES[status]}")
     if status in BUSY:
-        return EngineAway(f"it answers {status} ({_said(error)})")
+        return EngineBusy(said)
+    if status in UNANSWERED:
+        return EngineRefused(said)
     if not 400 <= status < 500:
-        return EngineUnavailable(f"it answers {status} ({_said(error)})")
+        return EngineUnavailable(said)
     return _refused(error)
 
 
@@ -123,9 +142,15 @@ def _said(error: object) -> str:
 
 
 def _is_filtered(error: object) -> bool:
+    if any(words in _said(error).lower() for words in FILTER_WORDS):
+        return True
     if not isinstance(error, dict):
         return False
-    inner = error.get("innererror")
     codes = [error.get("code"), error.get("type")]
-    codes += [inner.get("code")] if isinstance(inner, dict) else []
+    if isinstance(inner := error.get("innererror"), dict):
+        codes.append(inner.get("code"))
+    if isinstance(metadata := error.get("metadata"), dict):
+        codes.append(metadata.get("error_type"))
+        if FLAGS & metadata.keys():
+            return True
     return any(code in FILTERED for code in codes if isinstance(code, str))

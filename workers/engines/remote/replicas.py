@@ -2,8 +2,9 @@
 
 A turn goes to the usable replica that owes the fewest tokens. One that fails its health check, or
 whose circuit is open, is passed over (the circuit breaker of Nygard's "Release It!", 2007). One
-that leaves a question unanswered while it delivers tokens is busy, and fails neither. A turn
-whose replica fails goes on at another one.
+that leaves a question unanswered while it delivers tokens is busy, and fails neither. Nor does one
+that fails at a turn and answers the control question: the failure is that turn's. A turn whose
+replica fails goes on at another one.
 """
 
 import math
@@ -19,12 +20,15 @@ import structlog
 from turnmill.schemas.errors import (
     EngineAway,
     EngineBrokeOff,
+    EngineBusy,
+    EngineRefused,
     EngineUnavailable,
     TurnmillError,
     Unanswered,
 )
 from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.remote.control import answers
 from turnmill.workers.turn.abort import Abort
 
 log = structlog.get_logger(__name__)
@@ -275,9 +279,7 @@ class ReplicaPool(Generic[ReplicaT]):
         except EngineUnavailable as error:
             if self._closed.is_set():
                 raise
-            reasons[debt.member] = error
-            if self._count_failure(debt, error):
-                reasons[debt.member] = EngineAway(error.message)
+            reasons[debt.member] = self._judged(debt, error)
         except TurnmillError:
             debt.is_answered = True  # the turn is wrong, not the replica
             raise
@@ -323,18 +325,28 @@ class ReplicaPool(Generic[ReplicaT]):
             if debt.is_answered:
                 debt.member.failures_in_a_row = 0
 
-    def _count_failure(self, debt: _Debt[ReplicaT], error: EngineUnavailable) -> bool:
-        """Count what the replica failed at; True if it is merely busy with other turns."""
+    def _judged(self, debt: _Debt[ReplicaT], error: EngineUnavailable) -> EngineUnavailable:
+        """Return the error as it concerns the turn. A failure of the replica is counted."""
         member, reason = debt.member, error.message
         with self._lock:
-            event, is_busy = "replica.busy", member.is_busy(error, debt.began_at)
-            if not is_busy:
-                event = "replica.failed"
-                member.failures_in_a_row += 1
-                member.last_error = reason
-                member.open_until = self._clock() + OPEN_S
+            is_busy = member.is_busy(error, debt.began_at)
+        if is_busy:
+            event, error = "replica.busy", EngineBusy(reason)
+        elif _can_be_the_turns(error) and answers(member.replica):
+            event, debt.is_answered = "replica.refused_turn", True
+        else:
+            event = "replica.failed"
+            self._count_failure(member, reason)
+            if isinstance(error, EngineRefused | EngineBusy):
+                error = EngineAway(reason)
         log.warning(event, replica=member.replica.name, reason=reason)
-        return is_busy
+        return error
+
+    def _count_failure(self, member: Member[ReplicaT], reason: str) -> None:
+        with self._lock:
+            member.failures_in_a_row += 1
+            member.last_error = reason
+            member.open_until = self._clock() + OPEN_S
 
     def _watch(self, member: Member[ReplicaT]) -> None:
         while not self._closed.wait(self._check_every_s):
@@ -357,15 +369,19 @@ class ReplicaPool(Generic[ReplicaT]):
             log.info(event, replica=member.replica.name, reason=because)
 
 
+def _can_be_the_turns(error: EngineUnavailable) -> bool:
+    """Not that of a server that cannot be reached, or that has been silent for long already."""
+    return not isinstance(error, EngineAway | Unanswered)
+
+
 def _no_replica(reasons: Reasons, more: str = "") -> EngineUnavailable:
     """The worst of the replicas' errors: the engine is away only if none of them tried the turn."""
     each = "; ".join(
         f"{member.replica.name}: {error.message.rstrip('.')}" for member, error in reasons.items()
     )
-    kinds: tuple[type[EngineUnavailable], ...] = (EngineAway, EngineBrokeOff)
-    found = reasons.values()
+    found = {type(error) for error in reasons.values()}
     kind: type[EngineUnavailable] = EngineUnavailable
-    if all(isinstance(error, kinds) for error in found):
-        broke_off = any(isinstance(error, EngineBrokeOff) for error in found)
-        kind = EngineBrokeOff if broke_off else EngineAway
+    if found <= {EngineAway, EngineBusy, EngineBrokeOff}:
+        kinds = (EngineBrokeOff, EngineBusy, EngineAway)
+        kind = next(each for each in kinds if each in found)
     return kind(f"No replica can take the turn. {each}.{more}")
