@@ -69,7 +69,7 @@ SELECT name FROM pg_available_extensions WHERE name = 'vector' AND installed_ver
 """
 
 #: For tests: survives `kill -9`, but not a power cut.
-_VOLATILE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_VOLATILE = {"fsync": "off", "full_page_writes": "off"}
 
 
 class EmbeddedPostgres(EmbeddedServer):

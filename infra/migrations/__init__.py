@@ -74,11 +74,10 @@ def upgrade(url: str, revision: str = "head") -> None:
 
 
 def _upgrade(url: str, revision: str) -> None:
-    # A migration may take its time: no limit on an answer, whatever the server's default is.
+    # A migration may take its time: no limit on an answer.
     settings = DatabaseSettings(url=SecretUrl(url), pool_size=2, answer_timeout_s=inf)
-    patient = "SET statement_timeout = 0; SET lock_timeout = 0"
     with (
-        closing(Database(settings, session=patient)) as database,
+        closing(Database(settings)) as database,
         _alone(database),
         database.steps() as connection,
     ):

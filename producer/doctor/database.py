@@ -18,7 +18,6 @@ _BESIDE_POOL = 3
 _DURABILITY = {
     "fsync": "a crash of its machine may leave the database unreadable",
     "full_page_writes": "a crash of its machine may leave the database unreadable",
-    "synchronous_commit": "a crash may forget turns that were accepted and replies that were shown",
 }
 
 

@@ -31,12 +31,23 @@ KEEPALIVE: dict[str, ConnParam] = {
 #: The server's half: what it does when we are the one that vanished, or were paused; and what our
 #: statements rely on, whatever the server, the database or the role has as its default. To compile
 #: a search of many passages takes longer than the search.
+#:
+#: A limit that is shorter than ours would end statements that make progress; PostgreSQL 17 has one
+#: more than older ones. `synchronous_commit` is raised from `off`, by which PostgreSQL forgets at a
+#: crash what was accepted; the other levels are an operator's choice between standbys. So is
+#: `search_path`: a schema may be chosen by it.
 _SESSION = """
+SET statement_timeout = 0; SET lock_timeout = 0;
+SELECT set_config('transaction_timeout', '0', false)
+WHERE current_setting('transaction_timeout', true) <> '0';
+SELECT set_config('synchronous_commit', 'on', false)
+WHERE current_setting('synchronous_commit') = 'off';
 SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
 SET tcp_user_timeout = '10s'; SET idle_in_transaction_session_timeout = '10s';
 SET client_connection_check_interval = '2s';
 SET idle_session_timeout = 0; SET jit = off; SET default_transaction_isolation = 'read committed';
-SET default_transaction_read_only = off; SET DateStyle = ISO; SET TimeZone = 'UTC'
+SET default_transaction_read_only = off; SET DateStyle = ISO; SET TimeZone = 'UTC';
+SET IntervalStyle = postgres; SET extra_float_digits = 1; SET standard_conforming_strings = on
 """
 
 #: For a process of few statements that read their tables by indexes: PostgreSQL plans each once for

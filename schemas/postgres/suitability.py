@@ -4,7 +4,7 @@
 Otherwise a system would start and look healthy, and then fail its calls or be seconds late.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from turnmill.schemas.errors import DatabaseUnavailable, SettingsError
 from turnmill.schemas.postgres.database import OUTAGES, Database
-from turnmill.schemas.postgres.links import Stop
+from turnmill.schemas.postgres.links import Link, Stop
 from turnmill.schemas.settings import DatabaseSettings
 
 OLDEST_VERSION = 15
@@ -21,21 +21,81 @@ OLDEST_VERSION = 15
 _NOTIFIED_WITHIN_S, _STARTED_WITHIN_S = 3.0, 15.0
 
 
+#: Statements of ours wait for a lock as long as this, seconds.
+_SHORTEST_LIMIT_S = 5.0
+
+
 class _Server(NamedTuple):
     version: int
     encoding: str
     ctype: str
     name: str
-    isolation: str
+    #: As it may be written in a statement.
+    role: str
+    #: Where tables are made; None: `search_path` names no schema that is there.
+    schema: str | None
+    search_path: str
 
 
-#: The isolation is what our own sessions set, or the server's default where a pooler is between.
 _SERVER = """
 SELECT current_setting('server_version_num')::int / 10000 AS version,
        pg_encoding_to_char(encoding) AS encoding, datctype AS ctype, datname AS name,
-       current_setting('default_transaction_isolation') AS isolation
+       quote_ident(current_user) AS role, current_schema()::text AS schema,
+       current_setting('search_path') AS search_path
 FROM pg_database WHERE datname = current_database()
 """
+
+
+class _Schema(NamedTuple):
+    schema: str | None
+
+
+_SCHEMA = "SELECT current_schema()::text AS schema"
+
+
+@dataclass(frozen=True, slots=True)
+class _Default:
+    """A setting that our sessions set themselves, except where a pooler is between."""
+
+    #: Whether we can work with it, as `pg_settings` shows it.
+    is_fit: Callable[[str], bool]
+    #: What to set instead.
+    value: str
+    harm: str
+
+
+def _is_long(limit_ms: str) -> bool:
+    return limit_ms == "0" or float(limit_ms) >= _SHORTEST_LIMIT_S * 1000
+
+
+_DEFAULTS = {
+    "default_transaction_isolation": _Default(
+        "read committed".__eq__, "'read committed'", "transactions would fail when they meet"
+    ),
+    "default_transaction_read_only": _Default("off".__eq__, "off", "nothing could be written"),
+    "synchronous_commit": _Default(
+        "off".__ne__,
+        "on",
+        "a crash may forget turns that were accepted and replies that were shown",
+    ),
+    "statement_timeout": _Default(_is_long, "0", "statements would be ended half-way"),
+    "lock_timeout": _Default(_is_long, "0", "statements would be ended while they wait"),
+    "transaction_timeout": _Default(_is_long, "0", "connections would be ended half-way"),
+    "idle_in_transaction_session_timeout": _Default(
+        _is_long, "'10s'", "connections would be ended half-way"
+    ),
+}
+
+
+class _Setting(NamedTuple):
+    """A row of `_SETTINGS`: in milliseconds, where it is a limit."""
+
+    name: str
+    setting: str
+
+
+#: An older PostgreSQL does not have all of them.
+_SETTINGS = "SELECT name, setting FROM pg_settings WHERE name = ANY(%s) ORDER BY name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +138,44 @@ def examine_server(
             f"its LC_CTYPE is {row.ctype}, which knows no letters beyond ASCII: searches miss them",
             anew,
         )
-    if row.isolation != "read committed":
+    if row.schema is None:
         yield Unsuitable(
-            f"through the pooler transactions are {row.isolation} by default, and would fail when "
-            "they meet",
-            f"ALTER DATABASE {row.name} SET default_transaction_isolation = 'read committed', and "
-            "let the pooler reconnect",
+            f"its search_path is {row.search_path!r}, where no schema is that this user may use",
+            "make that schema (CREATE SCHEMA), or choose another one (ALTER ROLE "
+            f"{row.role} IN DATABASE {row.name} SET search_path = public)",
         )
-    if not _notifies(database, notified_within_s):
+    yield from _examine_defaults(database, row)
+    with database.connect() as link:
+        yield from _examine_ways(database, link, row, notified_within_s)
+
+
+def _examine_defaults(database: Database, row: _Server) -> Iterator[Unsuitable]:
+    """Look at what our sessions set, for where they cannot: behind a pooler."""
+    for name, setting in database.fetch(_Setting, _SETTINGS, (list(_DEFAULTS),)):
+        default = _DEFAULTS[name]
+        if not default.is_fit(setting):
+            unit = " ms" if default.is_fit is _is_long else ""
+            # Wins over what ALTER DATABASE and ALTER ROLE have set.
+            yield Unsuitable(
+                f"through the pooler {name} is {setting}{unit} by default: {default.harm}",
+                f"ALTER ROLE {row.role} IN DATABASE {row.name} SET {name} = {default.value}, and "
+                "let the pooler reconnect",
+            )
+
+
+def _examine_ways(
+    database: Database, link: Link, row: _Server, notified_within_s: float
+) -> Iterator[Unsuitable]:
+    """Compare a pooled connection with one that has a session (`link`)."""
+    (direct,) = link.fetch(_Schema, _SCHEMA)
+    if direct.schema != row.schema:
+        yield Unsuitable(
+            f"tables are made in the schema {direct.schema}, and looked for in {row.schema} "
+            "through the pooler, which passes no options of a URL on",
+            f"ALTER ROLE {row.role} IN DATABASE {row.name} SET search_path = the schema of the "
+            "tables, and let the pooler reconnect",
+        )
+    if not _notifies(database, link, notified_within_s):
         yield Unsuitable(
             "a notification does not arrive: a pooler in transaction mode stands before it, or "
             "TURNMILL_DATABASE__DIRECT_URL leads elsewhere",
@@ -93,13 +183,12 @@ def examine_server(
         )
 
 
-def _notifies(database: Database, within_s: float) -> bool:
+def _notifies(database: Database, link: Link, within_s: float) -> bool:
     """Whether a connection with a session receives what a pooled one notifies.
 
     LISTEN, and advisory locks alike, need a server connection of their own, in the same database.
     """
     channel = f"turnmill_{uuid4().hex}"
-    with database.connect() as link:
-        link.execute(f"LISTEN {channel}")
-        database.run("SELECT pg_notify(%s, 'heard')", (channel,))
-        return "heard" in link.wait_for_notifications(within_s, Stop())
+    link.execute(f"LISTEN {channel}")
+    database.run("SELECT pg_notify(%s, 'heard')", (channel,))
+    return "heard" in link.wait_for_notifications(within_s, Stop())

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -125,6 +126,13 @@ def alter(url: str, change: str) -> None:
         link.execute(f"ALTER DATABASE {urlsplit(url).path[1:]} {change}")
 
 
+def set_default(url: str, default: str) -> None:
+    try:
+        alter(url, f"SET {default}")
+    except psycopg.errors.UndefinedObject:
+        pytest.skip("a setting of later releases of PostgreSQL")
+
+
 def command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "turnmill.producer.cli", *words],
@@ -223,6 +231,14 @@ def test_every_process_refuses_to_start_on_what_cannot_carry_it(
         "client_encoding = 'LATIN1'",
         "idle_session_timeout = '1s'",
         "jit = on",
+        "synchronous_commit = off",
+        "statement_timeout = '50ms'",
+        "lock_timeout = '50ms'",
+        "transaction_timeout = '50ms'",
+        "idle_in_transaction_session_timeout = '50ms'",
+        "IntervalStyle = iso_8601",
+        "extra_float_digits = -15",
+        "standard_conforming_strings = off",
     ],
 )
 def test_no_default_of_the_database_reaches_our_sessions(
@@ -237,8 +253,16 @@ def test_no_default_of_the_database_reaches_our_sessions(
         "client_encoding": "UTF8",
         "idle_session_timeout": "0",
         "jit": "off",
+        "synchronous_commit": "on",
+        "statement_timeout": "0",
+        "lock_timeout": "0",
+        "transaction_timeout": "0",
+        "idle_in_transaction_session_timeout": "10s",
+        "IntervalStyle": "postgres",
+        "extra_float_digits": "1",
+        "standard_conforming_strings": "on",
     }[name]
-    alter(database_url, f"SET {default}")
+    set_default(database_url, default)
     database = open_database(database_url)
     show = f"SELECT current_setting('{name}') AS value, clock_timestamp() AS now, '客服' AS text"
 
@@ -253,12 +277,99 @@ def test_no_default_of_the_database_reaches_our_sessions(
     assert list(examine_server(database)) == []
 
 
-def test_behind_a_pooler_a_default_isolation_that_would_fail_calls_is_refused(
+@pytest.mark.parametrize("level", ["local", "remote_write", "remote_apply"])
+def test_an_operators_choice_of_what_a_commit_waits_for_stays(
+    database_url: str, level: str, open_database: Callable[..., Database]
+) -> None:
+    alter(database_url, f"SET synchronous_commit = {level}")
+    with open_database(database_url).connect() as link:
+        assert link.execute("SHOW synchronous_commit").fetchone() == (level,)
+
+
+@pytest.mark.parametrize(
+    ("default", "mend"),
+    [
+        ("default_transaction_isolation = 'repeatable read'", "'read committed'"),
+        ("default_transaction_read_only = on", "off"),
+        ("synchronous_commit = off", "on"),
+        ("statement_timeout = '50ms'", "0"),
+        ("lock_timeout = '50ms'", "0"),
+        ("transaction_timeout = '1s'", "0"),
+        ("idle_in_transaction_session_timeout = '1s'", "'10s'"),
+    ],
+)
+def test_behind_a_pooler_a_default_that_would_fail_calls_is_refused_with_its_remedy(
+    pooled_url: str,
+    database_url: str,
+    default: str,
+    mend: str,
+    open_database: Callable[..., Database],
+) -> None:
+    name = default.partition(" ")[0]
+    set_default(database_url, default)
+    with pytest.raises(SettingsError) as refused:
+        refuse_unsuitable(open_database(pooled_url, direct_url=database_url))
+    assert name in str(refused.value)
+    remedy = re.search(r"(ALTER ROLE .*), and let the pooler", str(refused.value))
+    assert remedy is not None
+    assert remedy[1].endswith(f"{name} = {mend}")
+
+
+def test_behind_a_pooler_the_printed_remedy_makes_the_database_suitable(
+    start_pooler: Callable[..., int], database_url: str, open_database: Callable[..., Database]
+) -> None:
+    alter(database_url, "SET statement_timeout = '50ms'")
+    pooled_url = _at_port(database_url, start_pooler("transaction", size=2))
+    (said,) = examine_server(open_database(pooled_url, direct_url=database_url))
+    with open_database(database_url).connect() as link:
+        link.execute(said.fix.partition(",")[0])
+        # What PgBouncer does at RECONNECT.
+        link.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    assert list(examine_server(open_database(pooled_url, direct_url=database_url))) == []
+
+
+def test_limits_that_no_statement_of_ours_reaches_pass_behind_a_pooler(
     pooled_url: str, database_url: str, open_database: Callable[..., Database]
 ) -> None:
-    alter(database_url, "SET default_transaction_isolation = 'repeatable read'")
-    with pytest.raises(SettingsError, match="default_transaction_isolation = 'read committed'"):
-        refuse_unsuitable(open_database(pooled_url, direct_url=database_url))
+    for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
+        alter(database_url, f"SET {name} = '30s'")
+    assert list(examine_server(open_database(pooled_url, direct_url=database_url))) == []
+
+
+def test_a_search_path_without_a_schema_is_refused_and_one_that_chooses_a_schema_is_obeyed(
+    make_system: Callable[..., Any], postgres_url: str, open_database: Callable[..., Database]
+) -> None:
+    url = f"{postgres_url.rpartition('/')[0]}/chosen_schema"
+    with psycopg.connect(postgres_url, autocommit=True) as link:
+        link.execute(
+            "CREATE DATABASE chosen_schema TEMPLATE template0 ENCODING 'UTF8' "
+            "LC_CTYPE 'C.UTF-8' LC_COLLATE 'C.UTF-8'"
+        )
+    alter(url, "SET search_path = nowhere")
+    with pytest.raises(SettingsError, match=r"search_path is .nowhere.*CREATE SCHEMA"):
+        refuse_unsuitable(open_database(url))
+    with psycopg.connect(url, autocommit=True) as link:
+        link.execute("CREATE SCHEMA app")
+    chosen = f"{url}?options=-csearch_path%3Dapp"
+    assert list(examine_server(open_database(chosen))) == []
+    upgrade(chosen)
+    system = make_system(chosen, NO_BROKER)
+    accept(system.database, system.request("hello"))
+    with psycopg.connect(url) as link:
+        assert link.execute("SELECT count(*) FROM app.turns").fetchone() == (1,)
+
+
+def test_a_schema_that_the_pooler_does_not_choose_is_refused(
+    pooled_url: str, database_url: str, open_database: Callable[..., Database]
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as link:
+        link.execute("CREATE SCHEMA app")
+    direct_url = f"{database_url}?options=-csearch_path%3Dapp"
+    with pytest.raises(SettingsError, match="made in the schema app, and looked for in public"):
+        refuse_unsuitable(open_database(pooled_url, direct_url=direct_url))
 
 
 @pytest.mark.parametrize(

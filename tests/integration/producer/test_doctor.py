@@ -325,7 +325,6 @@ def test_a_database_that_forgets_what_it_confirmed_is_broken(
     assert [finding.detail.split()[0] for finding in findings] == [
         "fsync",
         "full_page_writes",
-        "synchronous_commit",
     ]
     assert {finding.level for finding in findings} == {Level.BROKEN}
 
