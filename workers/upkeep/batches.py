@@ -1,6 +1,7 @@
 """What workers do for batches: merge the rows that count turns, and finish sweeps."""
 
 import time
+from functools import partial
 from uuid import UUID
 
 import psycopg
@@ -8,8 +9,16 @@ import structlog
 
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.rows import Id
-from turnmill.schemas.store.batches.moves import FORGET_MOVES, MERGE, UNMERGED, Unmerged
+from turnmill.schemas.store.batches.moves import (
+    FORGET_MOVES,
+    FORGOTTEN,
+    MERGE,
+    UNMERGED,
+    Forgotten,
+    Unmerged,
+)
 from turnmill.schemas.store.batches.sweep import UNFINISHED, sweep_page
+from turnmill.workers.upkeep.isolated import isolated
 
 log = structlog.get_logger()
 
@@ -20,18 +29,22 @@ ROUND_S = 0.5
 def merge_batch_moves(database: Database) -> int:
     """Merge what has gathered since the last time; return the number of batches merged.
 
-    Two processes that merge at once do no harm: the one that comes second finds nothing left.
-    Raises `DatabaseUnavailable`.
+    Two processes that merge at once do no harm: the one that comes second finds nothing left. A
+    batch that cannot be merged holds up no other: the log names it. Raises `DatabaseUnavailable`.
     """
     busy = [row.batch_id for row in database.fetch(Unmerged, UNMERGED)]
-    for batch_id in busy:
-        database.run(MERGE, {"batch": batch_id})
-    return len(busy)
+    return sum(len(isolated(partial(_merge, database), [batch_id], "batch")) for batch_id in busy)
+
+
+def _merge(database: Database, batch_ids: list[UUID]) -> list[UUID]:
+    database.run(MERGE, {"batch": batch_ids[0]})
+    return batch_ids
 
 
 def forget_batch_moves(database: Database) -> None:
     """Delete the rows of batches that the pruner has deleted. Raises `DatabaseUnavailable`."""
-    database.run(FORGET_MOVES)
+    gone = [row.batch_id for row in database.fetch(Forgotten, FORGOTTEN)]
+    isolated(lambda ids: database.run(FORGET_MOVES, (ids,)), gone, "batch")
 
 
 def finish_sweeps(database: Database) -> bool:

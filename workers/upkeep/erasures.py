@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
+import psycopg
 import structlog
 
 from turnmill.schemas.errors import TransientError
@@ -123,18 +124,23 @@ def _erase_said(
     """Erase all but files. Without the user's key (`find_keys`) nothing is known of the user."""
     counts: Counter[str] = Counter()
     waiting: set[UUID] = set()
+    failed: list[Exception] = []
     if erasure.key is not None:
         person = Person(erasure.tenant_id, erasure.key, erasure)
         waits = datetime.now(UTC) - erasure.at < MOST_WAIT
         for conversation_id in chain(
             find_conversations(database, person), find_late(database, person, waiting)
         ):
-            changed = erase_conversation(database, person, conversation_id, waits=waits)
+            changed = None
+            with _kept(failed, psycopg.Error):  # what ails PostgreSQL as a whole is another
+                changed = erase_conversation(database, person, conversation_id, waits=waits)
             if changed is None:
                 waiting.add(conversation_id)
             counts += changed or Counter()
             on_progress(counts)
         counts += erase_person(database, person)
+    if failed:
+        raise failed[0]
     erased = Erased(erasure, counts, len(waiting))
     _finish(database, erased)
     return erased
@@ -160,11 +166,11 @@ def _finish(database: Database, erased: Erased) -> None:
 
 
 @contextmanager
-def _kept(failed: list[Exception]) -> Iterator[None]:
+def _kept(failed: list[Exception], kind: type[Exception] = Exception) -> Iterator[None]:
     """Keep an error until all others were tried."""
     try:
         yield
-    except Exception as error:
+    except kind as error:
         log.warning("erasure.failed", error=type(error).__name__)
         failed.append(error)
 

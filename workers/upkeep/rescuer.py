@@ -7,6 +7,7 @@ that PostgreSQL refuses to change holds up no other (`isolated.py`).
 
 import threading
 import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
@@ -52,25 +53,38 @@ guard AS MATERIALIZED (
 #: After a step back, leases and hints of before would last until the clock shows their times
 #: again. They are cut to what they would be if written now: the leases of workers that were last
 #: seen in the future (one that lives is seen twice a second), and hints published there.
-_CUT = f"""
+_LONG_LEASES = f"""
+FROM turns t LEFT JOIN worker_liveness w ON w.id = t.worker_id
+WHERE (SELECT is_mine FROM guard) AND t.state = 'running'
+  AND t.leased_until > clock_timestamp() + make_interval(secs => %(lease_s)s + {TOLERANCE_S})
+  AND (w.id IS NULL OR w.seen_at > clock_timestamp() + make_interval(secs => {TOLERANCE_S}))
+"""
+_LATE_HINTS = f"""
+FROM outbox WHERE (SELECT is_mine FROM guard)
+  AND published_at > clock_timestamp() + make_interval(secs => {TOLERANCE_S})
+"""
+
+_FUTURE = f"""
+WITH {_GUARD}
+SELECT t.id, true AS is_lease {_LONG_LEASES}
+UNION ALL SELECT turn_id, false {_LATE_HINTS}
+"""
+
+_CUT_LEASES = f"""
 WITH {_GUARD}, held AS (
-    SELECT t.id FROM turns t LEFT JOIN worker_liveness w ON w.id = t.worker_id
-    WHERE (SELECT is_mine FROM guard) AND t.state = 'running'
-      AND t.leased_until > clock_timestamp() + make_interval(secs => %(lease_s)s + {TOLERANCE_S})
-      AND (w.id IS NULL OR w.seen_at > clock_timestamp() + make_interval(secs => {TOLERANCE_S}))
+    SELECT t.id {_LONG_LEASES} AND t.id = ANY(%(turns)s)
     ORDER BY t.id FOR NO KEY UPDATE OF t SKIP LOCKED
-), leases AS (
-    UPDATE turns t SET leased_until = clock_timestamp() + make_interval(secs => %(lease_s)s)
-    FROM held WHERE t.id = held.id RETURNING t.id
-), hinted AS (
-    SELECT turn_id FROM outbox WHERE (SELECT is_mine FROM guard)
-      AND published_at > clock_timestamp() + make_interval(secs => {TOLERANCE_S})
-    FOR UPDATE SKIP LOCKED
-), hints AS (
-    UPDATE outbox o SET published_at = clock_timestamp()
-    FROM hinted WHERE o.turn_id = hinted.turn_id RETURNING o.turn_id
 )
-SELECT (SELECT count(*) FROM leases) AS lease_count, (SELECT count(*) FROM hints) AS hint_count
+UPDATE turns t SET leased_until = clock_timestamp() + make_interval(secs => %(lease_s)s)
+FROM held WHERE t.id = held.id RETURNING t.id
+"""
+
+_CUT_HINTS = f"""
+WITH {_GUARD}, hinted AS (
+    SELECT turn_id {_LATE_HINTS} AND turn_id = ANY(%(turns)s) FOR UPDATE SKIP LOCKED
+)
+UPDATE outbox o SET published_at = clock_timestamp()
+FROM hinted WHERE o.turn_id = hinted.turn_id RETURNING o.turn_id AS id
 """
 
 #: A worker without a row is not dead: its row was deleted, or restored away, and it writes it
@@ -103,18 +117,22 @@ SELECT weighed.*, pg_notify('{OUTBOX_CHANNEL}', '') FROM weighed
 """
 
 #: Rows of workers long dead say nothing any more.
-_FORGET = f"""
+_LONG_DEAD = f"""
 WITH {ALIVE}
-DELETE FROM worker_liveness w WHERE w.seen_at < clock_timestamp() - interval '1 hour'
+SELECT w.id FROM worker_liveness w WHERE w.seen_at < clock_timestamp() - interval '1 hour'
 AND w.id NOT IN (SELECT id FROM alive)
+"""
+_FORGET = """
+DELETE FROM worker_liveness
+WHERE id = ANY(%s) AND seen_at < clock_timestamp() - interval '1 hour'
 """
 
 
-class _Cut(NamedTuple):
-    """The row of `_CUT`."""
+class _Future(NamedTuple):
+    """A row of `_FUTURE`: a turn, whose lease is too long, or else whose hint is of the future."""
 
-    lease_count: int
-    hint_count: int
+    id: UUID
+    is_lease: bool
 
 
 class _Lost(NamedTuple):
@@ -143,11 +161,9 @@ def sweep(database: Database, settings: WorkerSettings, *, latest_s: float = flo
     """
     began_at = time.monotonic()
     clock: dict[str, object] = {"latest_s": latest_s}
-    (cut,) = database.fetch(_Cut, _CUT, clock | {"lease_s": settings.lease_s})
+    _cut_future(database, clock | {"lease_s": settings.lease_s})
     if time.monotonic() - began_at >= STALL_S:
         return 0
-    if cut.lease_count or cut.hint_count:
-        log.warning("clock.stepped_back", **cut._asdict())
     lost = _requeue_lost(database, clock | {"quarantine_after": settings.quarantine_after})
     spent = {row.id: row for row in lost if row.is_spent}
     isolated(lambda ids: _park(database, [spent[turn_id] for turn_id in ids]), list(spent))
@@ -156,6 +172,27 @@ def sweep(database: Database, settings: WorkerSettings, *, latest_s: float = flo
             TURNS_RESCUED.labels("parked" if row.is_spent else "requeued").inc()
         log.info("turns.rescued", lost_count=len(lost))
     return len(lost)
+
+
+def _cut_future(database: Database, params: dict[str, object]) -> None:
+    future = database.fetch(_Future, _FUTURE, params)
+
+    def cut(statement: str, ids: list[UUID]) -> int:
+        return len(isolated(lambda some: run(statement, some), ids))
+
+    def run(statement: str, ids: list[UUID]) -> list[Id]:
+        return database.fetch(Id, statement, params | {"turns": ids})
+
+    leases = cut(_CUT_LEASES, [row.id for row in future if row.is_lease])
+    hints = cut(_CUT_HINTS, [row.id for row in future if not row.is_lease])
+    if leases or hints:
+        log.warning("clock.stepped_back", lease_count=leases, hint_count=hints)
+
+
+def forget_workers(database: Database) -> None:
+    """Delete the rows of workers long dead. Raises `DatabaseUnavailable`."""
+    dead = [row.id for row in database.fetch(Id, _LONG_DEAD)]
+    isolated(lambda ids: database.run(_FORGET, (ids,)), dead, "worker")
 
 
 def _requeue_lost(database: Database, params: dict[str, object]) -> list[_Lost]:
@@ -225,27 +262,38 @@ class Rescuer:
                 self._stopping.wait(GRACE_S / 4)
                 continue
             try:
-                self._sweep()
-                self._tidy(sweeps)
+                for chore in (self._sweep, *self._chores(sweeps)):
+                    self._do(chore)
                 sweeps += 1
             except DatabaseUnavailable as error:
                 self._has_stalled = True
                 log.warning("rescuer.stalled", error=error.message)
-            except Exception:
-                # Without a rescuer nothing looks after dead workers: it must not die of one turn.
-                log.exception("rescuer.failed")
             self._wake.wait(self._settings.rescue_every_s)
             self._wake.clear()
 
-    def _tidy(self, sweeps: int) -> None:
-        """Do the chores that do not belong to every sweep."""
+    def _do(self, chore: Callable[[], object]) -> None:
+        """Whatever ails one chore holds up none of the others. Raises `DatabaseUnavailable`."""
+        try:
+            chore()
+        except DatabaseUnavailable:
+            raise
+        except Exception:
+            # Without a rescuer nothing looks after dead workers: it must not die of one turn.
+            log.exception("rescuer.failed")
+
+    def _chores(self, sweeps: int) -> Iterator[Callable[[], object]]:
+        """Yield the chores that do not belong to every sweep."""
         if sweeps % 5 == 0:
-            merge_batch_moves(self._database)
+            yield lambda: merge_batch_moves(self._database)
         if sweeps % 5 == 0 or self._has_sweeps:
-            self._has_sweeps = finish_sweeps(self._database)
+            yield self._finish_sweeps
         if sweeps % 600 == 0:
-            self._database.run(_FORGET)
-            forget_batch_moves(self._database)
+            yield lambda: forget_workers(self._database)
+            yield lambda: forget_batch_moves(self._database)
+
+    def _finish_sweeps(self) -> None:
+        self._has_sweeps = False
+        self._has_sweeps = finish_sweeps(self._database)
 
     def _sweep(self) -> None:
         """After a stall, find out first whether the tables are free again, and judge nobody.

@@ -15,10 +15,12 @@ from functools import partial
 from typing import NamedTuple
 from uuid import UUID
 
+import psycopg
 import structlog
 from psycopg.abc import Params
 
 from turnmill.schemas.ids import first_id
+from turnmill.schemas.postgres.database import OUTAGES
 from turnmill.schemas.postgres.links import Link
 from turnmill.schemas.postgres.rows import Id
 from turnmill.schemas.settings import RetentionSettings
@@ -198,18 +200,35 @@ class Round:
         self.counts: Counter[str] = Counter()
 
     def run(self) -> None:
-        if not self._is_dry:
-            self._make_months()
+        """Run each step, whatever ails those before it.
+
+        Raises:
+            psycopg.Error: the first one, once all steps were tried; at once what is the server's.
+        """
+        failed: list[psycopg.Error] = []
+        for step in self._steps():
+            try:
+                step()
+            except OUTAGES:
+                raise
+            except psycopg.Error as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
+
+    def _steps(self) -> Iterator[Callable[[], None]]:
         kept = self._retention
-        self._prune_batches(kept.kept_batches_days)
-        self._prune_turns(_AGED_PAGE, kept.turns_days, _AGED)
-        self._prune_turns(_PARKED_PAGE, kept.kept_parked_days, [TurnState.PARKED])
-        self._prune_deliveries(kept.turns_days)
-        self._prune_idle_threads(kept.turns_days)
-        self._prune_events()
-        self._prune_stray_attempts(kept.attempts_days)
-        self._drop_months("attempts", kept.attempts_days)
-        self._drop_months("replies", kept.kept_replies_days)
+        if not self._is_dry:
+            yield self._make_months
+        yield partial(self._prune_batches, kept.kept_batches_days)
+        yield partial(self._prune_turns, _AGED_PAGE, kept.turns_days, _AGED)
+        yield partial(self._prune_turns, _PARKED_PAGE, kept.kept_parked_days, [TurnState.PARKED])
+        yield partial(self._prune_deliveries, kept.turns_days)
+        yield partial(self._prune_idle_threads, kept.turns_days)
+        yield self._prune_events
+        yield partial(self._prune_stray_attempts, kept.attempts_days)
+        yield partial(self._drop_months, "attempts", kept.attempts_days)
+        yield partial(self._drop_months, "replies", kept.kept_replies_days)
 
     def _make_months(self) -> None:
         for table in PARTITIONED:
@@ -261,8 +280,7 @@ class Round:
                 _STRAY_PAGE, {"open": open_states, **self._span(days)._asdict()}
             ):
                 # Not the one that runs: its turn may just have been taken up again.
-                which = "attempts_default WHERE turn_id = ANY(%s) AND ended_at IS NOT NULL"
-                self._remove("attempts", which, (ids,))
+                isolated(self._remove_attempts, ids)
 
     def _drop_months(self, table: str, days: int | None) -> None:
         if days is None:
@@ -321,6 +339,11 @@ class Round:
         """Delete the row of one batch, if it has ended; return its id then."""
         which = {"batch": ids[0], "before": before}
         return ids if self._remove("batches", _ENDED_BATCH, which) else []
+
+    def _remove_attempts(self, turn_ids: list[UUID]) -> list[UUID]:
+        which = "attempts_default WHERE turn_id = ANY(%s) AND ended_at IS NOT NULL"
+        self._remove("attempts", which, (turn_ids,))
+        return turn_ids
 
     def _remove_deliveries(self, ids: list[UUID]) -> list[UUID]:
         self._remove("deliveries", "deliveries WHERE id = ANY(%s)", (ids,))

@@ -131,8 +131,15 @@ SELECT batch_id, old_state, new_state, sum(turns), error_code,
 FROM gone GROUP BY batch_id, old_state, new_state, error_code, bin
 """
 
+
+class Forgotten(NamedTuple):
+    """A row of `FORGOTTEN`: a batch that is gone."""
+
+    batch_id: UUID
+
+
 #: Batches are found by skipping through the index.
-FORGET_MOVES = """
+FORGOTTEN = """
 WITH RECURSIVE counted AS (
     (SELECT batch_id FROM batch_moves ORDER BY batch_id LIMIT 1)
     UNION ALL
@@ -140,7 +147,8 @@ WITH RECURSIVE counted AS (
             ORDER BY m.batch_id LIMIT 1)
     FROM counted WHERE counted.batch_id IS NOT NULL
 )
-DELETE FROM batch_moves WHERE batch_id IN (
-    SELECT batch_id FROM counted
-    WHERE batch_id IS NOT NULL AND NOT EXISTS (SELECT FROM batches WHERE id = counted.batch_id))
+SELECT batch_id FROM counted
+WHERE batch_id IS NOT NULL AND NOT EXISTS (SELECT FROM batches WHERE id = counted.batch_id)
 """
+
+FORGET_MOVES = "DELETE FROM batch_moves WHERE batch_id = ANY(%s)"

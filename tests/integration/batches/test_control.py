@@ -30,7 +30,9 @@ from turnmill.schemas.turns import Lane, Reply, TurnState, Usage
 from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
 from turnmill.workers.upkeep import batches as upkeep
+from turnmill.workers.upkeep import rescuer as rescuers
 from turnmill.workers.upkeep.batches import finish_sweeps
+from turnmill.workers.upkeep.rescuer import Rescuer
 
 REPLY = Answered(Reply(content="yes", finish_reason="stop", usage=Usage()))
 
@@ -175,6 +177,31 @@ def test_workers_finish_a_sweep_whose_command_was_ended(
     expected = {"pause": {"paused": 30}, "resume": {"batch": 30}, "cancel": {}}[decision]
     assert lanes(system) == expected
     assert read(system, batch).is_done == (decision == "cancel")
+
+
+@pytest.mark.parametrize("failing", ["sweep", "merge_batch_moves"])
+def test_a_chore_of_the_rescuer_that_fails_keeps_no_other(
+    system: Any,
+    batch: Batch,
+    failing: str,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[..., None],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(rescuers, failing, fail)
+    system.database.run(PAUSE, (batch.batch_id,))
+    settings = system.settings.worker.model_copy(update={"rescue_every_s": 0.05})
+    leases = new_leases(system)
+    rescuer = Rescuer(system.database, settings, leases)
+    leases.start()
+    rescuer.start()
+    try:
+        eventually(lambda: unfinished(system) == 0)
+    finally:
+        rescuer.close()
+        leases.close()
 
 
 @pytest.mark.parametrize("decision", [PAUSE, CANCEL_BATCH])

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from turnmill.infra.migrations import upgrade
 from turnmill.producer.accept import accept_many
@@ -202,6 +203,49 @@ def test_the_summary_names_a_row_for_each_kind_of_failure(system: Any) -> None:
             (row_key(walk.batch_id, each.example or ""),),
         )
         assert (row.error_code, row.error_message) == (each.error_code, each.message)
+
+
+def test_a_batch_that_cannot_be_merged_holds_up_no_other_and_the_log_names_it(system: Any) -> None:
+    bad, good = (make_batch(system.database, system.tenant_id, 2) for _ in range(2))
+    for batch_id in (bad, good):
+        system.database.run(
+            "INSERT INTO batch_moves (batch_id, old_state, new_state, turns, first_at, last_at) "
+            "SELECT %s, 'running', 'completed', 1, at, at FROM generate_series(1, 2), "
+            "(SELECT clock_timestamp() - interval '1 hour' AS at)",
+            (batch_id,),
+        )
+    refuse_moves(system, "NOT is_merged", bad)
+    with capture_logs() as logs:
+        assert merge_batch_moves(system.database) == 1
+    merged = "SELECT batch_id FROM batch_moves WHERE is_merged"
+    assert [row.batch_id for row in system.database.run(merged)] == [good]
+    (failure,) = [log for log in logs if log["event"] == "batch.sweep_failed"]
+    assert (failure["batch_id"], failure["constraint"]) == (bad.hex, "refuses")
+
+
+def refuse_moves(system: Any, rule: str, batch_id: UUID) -> None:
+    system.database.run(
+        f"ALTER TABLE batch_moves ADD CONSTRAINT refuses CHECK ({rule} OR batch_id <> '{batch_id}')"
+    )
+
+
+def test_counters_that_cannot_be_deleted_keep_no_others(system: Any) -> None:
+    bad, gone = (Walk(system, seed) for seed in (1, 2))
+    system.database.run(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "RAISE check_violation; END $$"
+    )
+    system.database.run(
+        "CREATE TRIGGER refuse BEFORE DELETE ON batch_moves FOR EACH ROW "
+        f"WHEN (OLD.batch_id = '{bad.batch_id}') EXECUTE FUNCTION refuse()"
+    )
+    ids = [bad.batch_id, gone.batch_id]
+    system.database.run("DELETE FROM batches WHERE id = ANY(%s)", (ids,))
+    with capture_logs() as logs:
+        forget_batch_moves(system.database)
+    left = system.database.run("SELECT DISTINCT batch_id FROM batch_moves")
+    assert [row.batch_id for row in left] == [bad.batch_id]
+    assert [log["batch_id"] for log in logs] == [bad.batch_id.hex]
 
 
 def test_counters_of_deleted_batches_are_forgotten(system: Any) -> None:

@@ -302,3 +302,28 @@ def test_later_prompts_have_nothing_of_what_was_erased(world: World, engine: Lis
     world.call(OTHERS, "What was that?", first.conversation_id)
     assert WORD not in str(engine.prompts[-1])
     assert len(engine.prompts[-1]) == 2
+
+
+def test_a_conversation_that_postgres_refuses_to_change_keeps_no_other_of_the_user(
+    world: World,
+) -> None:
+    first, _, last = [world.call(WORD, f"What is a {WORD}?") for _ in range(3)]
+    world.database.run(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "RAISE check_violation; END $$"
+    )
+    world.database.run(
+        "CREATE TRIGGER refuse BEFORE UPDATE ON turns FOR EACH ROW WHEN (OLD.conversation_id IN "
+        f"('{first.conversation_id}', '{last.conversation_id}')) EXECUTE FUNCTION refuse()"
+    )
+    forget_user(world.database, world.tenant_id, f"api:{WORD}")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        world.erase()
+    said = f"SELECT conversation_id AS id FROM turns WHERE input::text LIKE '%{WORD}%'"
+    left = {row.id for row in world.database.run(said)}
+    assert left == {first.conversation_id, last.conversation_id}
+    assert len(list_erasures(world.database, is_open=True)) == 1
+    world.database.run("DROP TRIGGER refuse ON turns")
+    world.erase()
+    assert world.database.run(said) == []
+    assert list_erasures(world.database, is_open=True) == []

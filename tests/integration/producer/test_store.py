@@ -220,3 +220,27 @@ def test_row_that_cannot_be_rescued_fails_alone_and_the_log_names_it(
     (failure,) = [log for log in logs if log["event"] == "turn.sweep_failed"]
     assert failure["turn_id"] == bad.turn_id.hex
     assert "must not be logged" not in str(logs)
+
+
+def test_leases_of_the_future_that_cannot_be_cut_keep_no_others_nor_the_rescue(system: Any) -> None:
+    """As after a step back of the clock, of workers whose rows are gone."""
+    bad, good, lost = accept_many(system.database, [system.request(f"turn {n}") for n in range(3)])
+    for turn in (bad, good):
+        claimed(system, turn)
+    system.database.run(
+        "UPDATE turns SET leased_until = clock_timestamp() + interval '1 day' WHERE id = ANY(%s)",
+        ([bad.turn_id, good.turn_id],),
+    )
+    system.database.run("DELETE FROM worker_liveness")
+    claimed(system, lost)
+    refuse_changes_of(system, bad)
+    with capture_logs() as logs:
+        sweep_once(system)
+    ahead = "SELECT id FROM turns WHERE leased_until > clock_timestamp() + interval '1 hour'"
+    assert [row.id for row in system.database.run(ahead)] == [bad.turn_id]
+    assert state(system, lost) == "queued"
+    assert [log["turn_id"] for log in logs if log["event"] == "turn.sweep_failed"] == [
+        bad.turn_id.hex
+    ]
+    (cut,) = [log for log in logs if log["event"] == "clock.stepped_back"]
+    assert (cut["lease_count"], cut["hint_count"]) == (1, 0)

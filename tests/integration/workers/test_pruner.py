@@ -325,6 +325,22 @@ def test_rows_of_other_tables_that_cannot_be_deleted_stay_alone_too(system: Any)
     assert len(failed) == 3
 
 
+def test_a_table_that_postgres_refuses_to_prune_keeps_no_other(system: Any) -> None:
+    """Not even one whose rows have no ids by which they could be tried alone."""
+    past_months(system)
+    system.database.run(
+        "INSERT INTO channel_events (channel, event_id, received_at) VALUES ('slack', '1', %s)",
+        (PAST,),
+    )
+    system.database.run("CREATE TABLE of_events (c text, e text, "
+        "FOREIGN KEY (c, e) REFERENCES channel_events (channel, event_id))")  # fmt: skip
+    system.database.run("INSERT INTO of_events VALUES ('slack', '1')")
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        prune_now(system)
+    assert "attempts_2020_01" not in parts(system, "attempts")
+    assert "replies_2020_01" not in parts(system, "replies")
+
+
 @pytest.fixture
 def photos(system: Any, tmp_path: Path) -> Storage:
     """The storage of a file that has expired."""
