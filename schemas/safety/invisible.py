@@ -5,6 +5,7 @@ https://www.unicode.org/reports/tr36/, https://trojansource.codes (CVE-2021-4257
 
 import re
 import unicodedata
+from functools import lru_cache
 
 #: Letters of scripts whose words have joiners inside: Arabic, Syriac, and those of India.
 _JOINING = "\u0600-\u08ff\u0900-\u0dff\ufb50-\ufdff\ufe70-\ufefc"
@@ -17,6 +18,8 @@ _INVISIBLE = (
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff"
 )
 _HIDDEN = re.compile(f"[{_INVISIBLE}]")
+#: Stands for what could not be read; BERT's tokenizers drop it.
+_REPLACED = "\ufffd"
 _DIGIT = re.compile(r"(?![0-9])\d")
 
 #: The flags of England, Scotland and Wales are a black flag and tags.
@@ -49,6 +52,26 @@ def folded(text: str) -> str:
     drops what is not shown.
     """
     return _HIDDEN.sub("", unicodedata.normalize("NFKC", _HIDDEN.sub("", text)))
+
+
+@lru_cache(maxsize=8192)
+def as_read(char: str) -> str:
+    """Return a character as the tokenizer may read it that alters the most: compatible forms
+    decomposed (Unicode's NFKD), accents and all that is not shown dropped, and a plain space for
+    every other but ends of lines.
+
+    What a tokenizer reads that does less stands in this reading of the text, without a gap.
+    """
+    read = ""
+    for each in unicodedata.normalize("NFKD", char):
+        kind = unicodedata.category(each)
+        if each in "\t\n\r":
+            read += each
+        elif kind[0] == "Z":
+            read += " "
+        elif kind != "Mn" and kind[0] != "C" and each not in _REPLACED and not _HIDDEN.match(each):
+            read += each
+    return read
 
 
 def plainly_written(text: str) -> str:

@@ -6,12 +6,13 @@ drops it, a space takes its place.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from turnmill.schemas.safety.invisible import folded
+from turnmill.schemas.safety.invisible import as_read
 from turnmill.schemas.turns import Message, Role
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ _BRACKETS = re.compile(r"<<?[^\s<>]{1,40}>>?|\[/?[A-Z][A-Z_]{1,30}\]")
 _HEADINGS = re.compile(r"#{2,} ?[^\s:#]{1,30}:?")
 _LABEL = re.compile(r"(?:^|(?<=\W))[^\W\d_]\w{0,29}[:\uff1a](?=\s*$)")
 
+#: Texts that all tokenizers read alike.
+_PLAIN = re.compile(r"[\t\n\r -~]*")
+
 #: Stands for the text of a message while a template is looked at.
 _TEXT = re.compile("\ue000\\d\ue001")
 
@@ -73,26 +77,33 @@ def find_marks(render: Callable[[Sequence[Message]], str]) -> set[str]:
 
 
 def breaker(marks: Iterable[str] = (), joint: str = WORD_JOINER) -> Callable[[str], str]:
-    """A function that breaks these marks, and the usual ones, in a text; in upper or lower case.
+    """Return a function that breaks these marks, and the usual ones, in a text; in upper or lower
+    case. `joint` breaks a mark.
 
-    Some tokenizers fold wide letters and drop invisible ones before they look for marks: a text
-    with a mark that only they see is broken in the form that they see. `joint` breaks a mark.
+    Some tokenizers fold wide letters and drop invisible ones before they look for marks: what is
+    a mark only to them is broken too, and the text around it stays as it is.
     """
-    longest_first = sorted(marks, key=lambda mark: (-len(mark), mark))
+    known = {each for mark in marks for each in (mark, "".join(_as_read(mark, joint)))}
+    longest_first = sorted(known, key=lambda mark: (-len(mark), mark))
     pattern = re.compile("|".join([*map(_as_pattern, longest_first), *USUAL]), re.IGNORECASE)
 
-    def broken(found: re.Match[str]) -> str:
-        """A label before its colon, so that the word stays whole; others after their bracket."""
-        mark = found[0]
-        at = len(mark) - 1 if mark[0].isalpha() else 1
-        return mark[:at] + joint + mark[at:]
+    def places(text: str) -> Iterator[int]:
+        """A label's is before its colon, so that the word stays whole; another's after its bracket.
+
+        A mark may begin within another.
+        """
+        start = -1
+        while found := pattern.search(text, start + 1):
+            start, mark = found.start(), found[0]
+            yield start + (len(mark) - 1 if mark[0].isalpha() else 1)
 
     def break_marks(text: str) -> str:
-        if not text.isascii():
-            seen = folded(text)
-            if len(pattern.findall(seen)) > len(pattern.findall(text)):
-                text = seen
-        return pattern.sub(broken, text)
+        cuts = set(places(text))
+        if not _PLAIN.fullmatch(text):
+            pieces = _as_read(text, joint)
+            origins = [number for number, piece in enumerate(pieces) for _ in piece]
+            cuts.update(origins[place] for place in places("".join(pieces)))
+        return joint.join(text[start:end] for start, end in pairwise((0, *sorted(cuts), len(text))))
 
     return break_marks
 
@@ -107,6 +118,11 @@ def change_texts(value: object, change: Callable[[str], str]) -> Any:
         case dict():
             return {change(key): change_texts(each, change) for key, each in value.items()}
     return value
+
+
+def _as_read(text: str, joint: str) -> list[str]:
+    """Each character as tokenizers may read it; the joint is one that they do not drop."""
+    return [char if char == joint else as_read(char) for char in text]
 
 
 def _as_pattern(mark: str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from turnmill.schemas.safety.invisible import folded, visible
+from turnmill.schemas.safety.invisible import as_read, folded, visible
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,17 @@ def test_what_nobody_sees_goes(text: str, seen: str) -> None:
 
 def test_compatible_and_split_forms_are_seen_as_tokenizers_may_see_them() -> None:
     assert folded("＜|im_\u200bst\u00adart|＞") == "<|im_start|>"
+
+
+@pytest.mark.parametrize(
+    ("char", "read"),
+    [
+        ("a", "a"), ("＜", "<"), ("≮", "<"), ("é", "e"), ("ﬁ", "fi"), ("中", "中"),
+        ("\u3000", " "), ("\u2028", " "), ("\n", "\n"), ("\u0301", ""), ("\u200b", ""),
+        ("\x01", ""), ("\ue000", ""), ("\ufffd", ""),
+    ],
+)  # fmt: skip
+def test_a_character_is_read_as_the_tokenizer_reads_it_that_alters_the_most(
+    char: str, read: str
+) -> None:
+    assert as_read(char) == read
