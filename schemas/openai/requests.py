@@ -32,6 +32,7 @@ from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.openai.content import ChatDocument, Content
 from turnmill.schemas.openai.fields import Body, Tokens, Unless, as_integer, as_list, as_seed
 from turnmill.schemas.openai.formats import AskedFormat, Choices, StructuredOutputs
+from turnmill.schemas.openai.history import read_message
 from turnmill.schemas.openai.tools import ChatToolCall, read_tools
 from turnmill.schemas.turns import (
     MAX_MESSAGES,
@@ -79,21 +80,17 @@ class ChatMessage(Body):
     name: object = None
     cache_control: object = None
     annotations: object = None
-    refusal: Annotated[object, Unless("")] = None
+    # Of an assistant alone: `read_message` makes content and calls of them.
+    refusal: object = None
+    audio: object = None
+    function_call: object = None
     tool_calls: list[ChatToolCall] | None = Field(default=None, max_length=MAX_TOOL_CALLS)
     tool_call_id: Name | None = None
-    function_call: Annotated[object, Unless()] = None
-    audio: Annotated[object, Unless()] = None
 
     @model_validator(mode="before")
     @classmethod
-    def _read_empty(cls, body: object) -> object:
-        """OpenAI's replies have `content: null` where there is no text."""
-        if isinstance(body, dict) and body.get("role") == "tool" and not body.get("tool_call_id"):
-            raise PydanticCustomError("tool_call", "A message of a tool needs its tool_call_id")
-        if isinstance(body, dict) and cls._is_open(body) and body.get("content") is None:
-            return body | {"content": ""}
-        return body
+    def _read(cls, body: object) -> object:
+        return read_message(body) if isinstance(body, dict) else body
 
     @classmethod
     def _is_open(cls, body: dict[str, object]) -> bool:

@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 from pydantic import (
+    ConfigDict,
     Field,
     TypeAdapter,
     ValidationError,
@@ -20,21 +21,34 @@ from turnmill.schemas.turns import (
 )
 
 
-class CalledFunction(Body):
+class _OpenBody(Body):
+    """An object of an assistant's message, which may have any field, as the message itself may."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
+
+    @classmethod
+    def _is_open(cls, body: dict[str, object]) -> bool:
+        return True
+
+
+class CalledFunction(_OpenBody):
     name: Name
-    arguments: str = ""
+    arguments: str | None = ""
 
 
-class ChatToolCall(Body):
-    """A call that a model asked for, as its reply had it."""
+class ChatToolCall(_OpenBody):
+    """A call that a model asked for, as its reply had it.
+
+    SDKs append what they know of it: `parsed_arguments`, `extra_content`, `index`, …
+    """
 
     id: Name
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = "function"
     function: CalledFunction
-    index: object = None
 
     def call(self) -> ToolCall:
-        return ToolCall(id=self.id, name=self.function.name, arguments=self.function.arguments)
+        function = self.function
+        return ToolCall(id=self.id, name=function.name, arguments=function.arguments or "")
 
 
 class OfferedFunction(Body):

@@ -21,6 +21,7 @@ import httpx
 import openai
 import psycopg
 import pytest
+from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from tests.conversing import serving
@@ -922,6 +923,28 @@ def test_the_official_client_s_streaming_helper_reads_calls_of_tools(answered: A
     assert message.content == "Let me see."
     arguments = [call.function.arguments for call in message.tool_calls]
     assert [json.loads(each) for each in arguments] == [{"words": "red shoes"}, {"words": ""}]
+
+
+class Search(BaseModel):
+    words: str
+
+
+def test_what_the_official_client_s_helpers_read_can_be_sent_back(answered: API) -> None:
+    """As the object that they return, and as what is made of it for storing."""
+    tools = [openai.pydantic_function_tool(Search, name="search")]
+    question: Any = {"role": "user", "content": CALLING}
+    fields: Any = {"model": BOT, "tools": tools}
+    chat = answered.openai.chat.completions
+    parsed = chat.parse(messages=[question], **fields).choices[0].message
+    with chat.stream(messages=[question], **fields) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    for message in (parsed, streamed):
+        [call] = message.tool_calls or []
+        assert call.function.parsed_arguments == Search(words="red shoes")
+        result: Any = {"role": "tool", "tool_call_id": call.id, "content": "3 pairs"}
+        for sent in (message, message.model_dump(), message.model_dump(exclude_none=True)):
+            told = chat.parse(messages=[question, sent, result], **fields).choices[0].message
+            assert told.content == "3 pairs"
 
 
 def test_which_tools_are_called_is_the_caller_s_to_say(answered: API) -> None:

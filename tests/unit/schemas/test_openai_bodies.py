@@ -104,20 +104,105 @@ def test_the_newer_name_of_max_tokens_wins() -> None:
     assert parse(max_tokens=5, max_completion_tokens=7).params().max_tokens == 7
 
 
-def test_a_reply_can_be_sent_back_as_history() -> None:
-    reply = {"role": "assistant", "content": "hi", "refusal": None, "annotations": []}
-    assert parse(messages=[reply | {"tool_calls": None, "audio": None, "function_call": None}])
-    appended: dict[str, Any] = {
-        "id": "msg_1",
-        "parsed": {"a": 1},
-        "reasoning_content": "…",
-        "reasoning": None,
-        "provider_specific_fields": {"refusal": None},
-        "cache_control": {"type": "ephemeral"},
-        "what_comes_next_year": [1],
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+REPLY = {"role": "assistant", "content": "hi", "refusal": None, "annotations": []}
+
+
+def said(**fields: Any) -> tuple[str, tuple[ToolCall, ...]]:
+    """What the model is told of an assistant's message with these fields."""
+    body = parse(messages=[{"role": "user", "content": "?"}, {"role": "assistant", **fields}])
+    message = body.turn_messages()[1]
+    assert isinstance(message.content, str)
+    return message.content, message.tool_calls
+
+
+@pytest.mark.parametrize(
+    "appended",
+    [
+        {"tool_calls": None, "audio": None, "function_call": None},  # openai
+        {"id": "msg_1", "parsed": {"a": 1}, "tool_calls": []},  # openai's parse()
+        {"reasoning_content": "…", "thinking_blocks": [{"type": "thinking"}], "images": []},
+        {"provider_specific_fields": {"refusal": None}, "cache_control": {"type": "ephemeral"}},
+        {"reasoning": None, "reasoning_details": [{"type": "reasoning.text"}]},  # OpenRouter
+        {"prefix": False, "what_comes_next_year": [1]},
+        {"audio": {"id": "audio_1"}},
+        {"audio": {"id": "audio_1", "transcript": "hi", "data": "AA==", "expires_at": 1}},
+    ],
+)
+def test_a_reply_can_be_sent_back_as_history(appended: dict[str, Any]) -> None:
+    assert said(**REPLY | appended) == ("hi", ())
+    call = CALL | {
+        "index": 0,
+        "extra_content": {"google": {"thought_signature": "…"}},  # the AI SDK
+        "provider_specific_fields": None,  # LiteLLM
+        "function": CALL["function"] | {"parsed_arguments": {}, "strict": None},  # type: ignore[operator]
     }
-    body = parse(messages=[reply | appended, reply | {"content": None}, {"role": "assistant"}])
-    assert [message.content for message in body.turn_messages()] == ["hi", "", ""]
+    calls = (ToolCall(id="call_1", name="f", arguments="{}"),)
+    assert said(**REPLY | appended | {"tool_calls": [call]}) == ("hi", calls)
+    assert said(**REPLY | {"content": None, "tool_calls": [call | {"type": None}]}) == ("", calls)
+
+
+def test_what_a_reply_said_otherwise_than_in_its_text_is_told_to_the_model() -> None:
+    thought = {"type": "thinking", "thinking": "Hm", "signature": "…"}
+    refused = {"type": "refusal", "refusal": "I cannot."}
+    text = {"type": "text", "text": "hi", "annotations": []}
+    heard = {"id": "audio_1", "transcript": "hi", "data": "AA=="}
+    for fields, told in (
+        ({}, ""),
+        ({"content": None}, ""),
+        ({"content": [thought]}, ""),
+        ({"content": [thought, text]}, "hi"),
+        ({"content": [thought | {"thinking": [text]}, text]}, "hi"),  # Mistral
+        ({"content": [{"type": "redacted_thinking", "data": "…"}, text, refused]}, "hi\nI cannot."),
+        ({"refusal": "I cannot."}, "I cannot."),
+        ({"content": "hi", "refusal": "I cannot."}, "hi\nI cannot."),
+        ({"content": None, "audio": heard}, "hi"),
+        ({"content": "hi", "audio": heard | {"transcript": "ho"}}, "hi"),
+    ):
+        assert said(**fields) == (told, ())  # type: ignore[arg-type]
+    for wrong in (5, ["hi"], [{"type": "thinking_of_you"}], [{"type": "refusal"}]):
+        error = refusal(messages=[{"role": "assistant", "content": wrong}])
+        assert error.param == "messages[0].content"
+
+
+def test_a_call_by_the_older_name_is_a_call_and_its_result_is_one() -> None:
+    called = {"name": "f", "arguments": '{"x": 1}'}
+    body = parse(
+        messages=[
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": None, "function_call": called},
+            {"role": "function", "name": "f", "content": "42"},
+        ]
+    )
+    _, asked, told = body.turn_messages()
+    [call] = asked.tool_calls
+    assert (call.name, call.arguments) == ("f", '{"x": 1}')
+    assert (told.role, told.content, told.tool_call_id) == (Role.TOOL, "42", call.id)
+    assert said(function_call=called, tool_calls=[CALL])[1][0].id == "call_1"
+    for wrong in ("f", {"name": "f"}, {"name": 1, "arguments": "{}"}):
+        error = refusal(messages=[{"role": "assistant", "function_call": wrong}])
+        assert error.param == "messages[0]"
+        assert "'function_call' looks like" in error.message
+    assert "name" in refusal(messages=[{"role": "function", "content": "42"}]).message
+
+
+@pytest.mark.parametrize("name", ["refusal", "audio", "function_call", "parsed"])
+def test_what_only_a_model_says_is_refused_of_others(name: str) -> None:
+    for role in ("user", "system"):
+        error = refusal(messages=[{"role": role, "content": "x", name: "y"}])
+        assert error.param == f"messages[0].{name}"
+    assert parse(messages=[{"role": "user", "content": "x", "refusal": None, "audio": None}])
+
+
+def test_a_wrong_call_in_the_history_is_named_by_its_path() -> None:
+    for call, path in (
+        (CALL | {"id": 1}, ".id"),
+        (CALL | {"type": "custom", "custom": {}}, ".type"),
+        (CALL | {"function": {"arguments": "{}"}}, ".function.name"),
+        (CALL | {"function": {"name": "f", "arguments": {}}}, ".function.arguments"),
+    ):
+        error = refusal(messages=[REPLY | {"tool_calls": [call]}])
+        assert error.param == f"messages[0].tool_calls[0]{path}"
 
 
 def test_a_user_s_message_may_have_what_clients_add_and_nothing_else() -> None:
