@@ -10,11 +10,12 @@ import hashlib
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Annotated, TypeVar
 from uuid import UUID
 
 from fastapi import Depends, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from turnmill.producer.api.services import Services, ServicesOf
@@ -101,12 +102,24 @@ async def _look_up(known: KnownKeys, services: Services, secret: str) -> Caller:
     return caller
 
 
-def _tenant_with(scope: Scope) -> Callable[[Caller], Awaitable[UUID]]:
-    async def tenant(caller: Annotated[Caller, Depends(_caller)]) -> UUID:
-        caller.require(scope)
+@dataclass(frozen=True, slots=True)
+class _TenantWith:
+    scope: Scope
+
+    async def __call__(self, caller: Annotated[Caller, Depends(_caller)]) -> UUID:
+        caller.require(self.scope)
         return caller.tenant_id
 
-    return tenant
+
+async def require_tenant(request: Request, handler: Dependant) -> None:
+    """Refuse a caller whom a handler's tenant refuses, before anything else of the call is read.
+
+    Raises `NotAuthenticated` and `NotPermitted`.
+    """
+    for each in handler.dependencies:
+        if isinstance(each.call, _TenantWith):
+            services: Services = request.app.state.services
+            await each.call(await _caller(request, services, await _bearer(request)))
 
 
 def _digest(secret: str) -> bytes:
@@ -115,6 +128,6 @@ def _digest(secret: str) -> bytes:
 
 
 #: Parameters of handlers that need an API key with a scope: the tenant the key belongs to.
-TenantOf = Annotated[UUID, Depends(_tenant_with(Scope.TURNS))]
-AdministeredTenantOf = Annotated[UUID, Depends(_tenant_with(Scope.ADMIN))]
-ObservingTenantOf = Annotated[UUID, Depends(_tenant_with(Scope.METRICS))]
+TenantOf = Annotated[UUID, Depends(_TenantWith(Scope.TURNS))]
+AdministeredTenantOf = Annotated[UUID, Depends(_TenantWith(Scope.ADMIN))]
+ObservingTenantOf = Annotated[UUID, Depends(_TenantWith(Scope.METRICS))]

@@ -22,6 +22,7 @@ from turnmill.producer.api.pointers import pointer
 from turnmill.schemas.errors import DatabaseUnavailable, InvalidInput, TurnmillError
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.openai import ErrorBody, ErrorDetail
+from turnmill.schemas.openai.fields import shown as shown_name
 from turnmill.schemas.turns import Turn, TurnState
 
 TURN_HEADER = "X-Turnmill-Turn"
@@ -145,7 +146,7 @@ def problem_of(error: Exception) -> Problem:
             return Problem(code, error.detail, headers=error.headers or {})
         case RequestValidationError():
             first = error.errors()[0]
-            return problem_of(InvalidInput(first["msg"], param=str(first["loc"][-1])))
+            return problem_of(InvalidInput(first["msg"], param=shown_name(str(first["loc"][-1]))))
         case _:
             return Problem("internal_error", "Something went wrong in Turnmill.")
 

@@ -13,7 +13,7 @@ from turnmill.schemas.openai.requests import ChatCompletionRequest
 #: has a few thousand.
 MAX_VALUES = 50_000
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 
 
 def parse_chat_request(body: bytes) -> ChatCompletionRequest:
@@ -26,6 +26,6 @@ def parse_chat_request(body: bytes) -> ChatCompletionRequest:
     if has_more_values(body, MAX_VALUES):
         raise InvalidInput(f"The body has more than {MAX_VALUES} JSON values.")
     try:
-        return ChatCompletionRequest.model_validate_json(body.removeprefix(_BOM))
+        return ChatCompletionRequest.model_validate_json(body.removeprefix(BOM))
     except ValidationError as error:
         raise invalid_input(error.errors(include_url=False, include_input=False)) from None

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from turnmill.producer.api.auth import AdministeredTenantOf
+from turnmill.producer.api.bodies import BodyRoute
 from turnmill.producer.api.services import ServicesOf
 from turnmill.producer.bots import BotChange, change_bot, delete_bot, read_bot
 from turnmill.producer.tenants import Bot, list_bots
@@ -14,7 +15,7 @@ from turnmill.schemas.content import Name
 from turnmill.schemas.openai.formats import AskedFormat
 from turnmill.schemas.turns import GenerationParams
 
-router = APIRouter(tags=["bots"])
+router = APIRouter(tags=["bots"], route_class=BodyRoute)
 
 
 class BotBody(BaseModel):

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from turnmill.producer.api.auth import TenantOf
+from turnmill.producer.api.bodies import BodyRoute
 from turnmill.producer.api.headers import ANSWER_HEADERS, read_idempotency_key
 from turnmill.producer.api.parameters import ConversationId, id_schema
 from turnmill.producer.api.resources.turns import TurnBody
@@ -30,7 +31,7 @@ from turnmill.schemas.postgres.database import Database
 
 _EXISTS = "SELECT 1 FROM conversations WHERE id = %s AND tenant_id = %s"
 
-router = APIRouter(tags=["conversations"])
+router = APIRouter(tags=["conversations"], route_class=BodyRoute)
 
 
 class ConversationBody(BaseModel):

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 from turnmill.producer.api.auth import TenantOf
+from turnmill.producer.api.bodies import BodyRoute
 from turnmill.producer.api.errors import Problem
 from turnmill.producer.api.parameters import TurnId
 from turnmill.producer.api.services import Services, ServicesOf
@@ -18,7 +19,7 @@ from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.store.memory.remembered import Remembered
 from turnmill.schemas.turns import Lane, Message, Reply, Turn, TurnState
 
-router = APIRouter(tags=["turns"])
+router = APIRouter(tags=["turns"], route_class=BodyRoute)
 
 _STORABLE = AfterValidator(refuse_nul)
 

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from turnmill.producer.api.auth import AdministeredTenantOf, TenantOf
+from turnmill.producer.api.bodies import BodyRoute
 from turnmill.producer.api.services import ServicesOf
 from turnmill.producer.memory import users
 from turnmill.producer.memory.forgetting import forget_user, read_erasure
@@ -20,7 +21,7 @@ from turnmill.schemas.content import refuse_nul
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.store.memory.remembered import Source
 
-router = APIRouter(tags=["users"])
+router = APIRouter(tags=["users"], route_class=BodyRoute)
 
 _STORABLE = AfterValidator(refuse_nul)
 UserKey = Annotated[str, Path(min_length=3, max_length=users.MAX_KEY), _STORABLE]

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends
 
 from turnmill.producer.api.auth import AdministeredTenantOf
+from turnmill.producer.api.bodies import BodyRoute
 from turnmill.producer.api.parameters import FileBatchId, VectorStoreId
 from turnmill.producer.api.resources.vector_stores.shown import PageQuery, State, shown_files
 from turnmill.producer.api.services import ServicesOf
@@ -18,7 +19,13 @@ from turnmill.schemas.openai.vector_stores import (
     VectorStoreFileList,
 )
 
-router = APIRouter()
+
+class _BatchRoute(BodyRoute):
+    #: Of 2,000 files with 16 attributes each.
+    max_values = 120_000
+
+
+router = APIRouter(route_class=_BatchRoute)
 
 
 @router.post("/{vector_store_id}/file_batches")

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 
 from turnmill.producer.api.auth import AdministeredTenantOf
+from turnmill.producer.api.bodies import BodyRoute
 from turnmill.producer.api.parameters import StoreFileId, VectorStoreId
 from turnmill.producer.api.resources.vector_stores.shown import (
     PageQuery,
@@ -26,7 +27,7 @@ from turnmill.schemas.openai.vector_stores import (
     VectorStoreFileList,
 )
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post("/{vector_store_id}/files")

@@ -6,6 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from turnmill.producer.api.auth import AdministeredTenantOf
+from turnmill.producer.api.bodies import BodyRoute
 from turnmill.producer.api.parameters import VectorStoreId
 from turnmill.producer.api.resources.vector_stores.shown import PageQuery, ends
 from turnmill.producer.api.services import Services, ServicesOf
@@ -26,7 +27,7 @@ from turnmill.schemas.openai.vector_stores import (
     VectorStoreList,
 )
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post("")
