@@ -10,6 +10,7 @@ from turnmill.producer.evaluation.gate import Sample
 from turnmill.producer.evaluation.traits import is_refusal, length_of, repeated_share
 from turnmill.schemas.batches import copy_id
 from turnmill.schemas.formats.checking import find_fault
+from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.turns import GenerationParams, Message
 
 
@@ -21,7 +22,10 @@ class Question:
     conversation: str
     messages: tuple[Message, ...]
     reply: str
+    #: What both bots are asked for; all else is each bot's own.
     asked: GenerationParams
+    #: What the stored reply was held to, whether the turn asked for it or its bot.
+    format: ResponseFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ def samples_of(pairs: Sequence[Pair]) -> dict[str, list[Sample]]:
     What a reply shows is compared where both bots replied; failures count as errors alone.
     """
     replied = [each for each in pairs if None not in (each.baseline.text, each.candidate.text)]
-    formatted = [each for each in pairs if each.question.asked.response_format]
+    formatted = [each for each in pairs if each.question.format]
     return {
         "errors": [_sample(each, _has_failed) for each in pairs],
         "format": [_sample(each, _misses_format) for each in formatted],
@@ -86,9 +90,8 @@ def _has_failed(_: Question, outcome: Outcome) -> bool:
 
 
 def _misses_format(question: Question, outcome: Outcome) -> bool:
-    format = question.asked.response_format
-    assert format is not None
-    return outcome.text is None or find_fault(format, outcome.text) is not None
+    assert question.format is not None
+    return outcome.text is None or find_fault(question.format, outcome.text) is not None
 
 
 def _abstains(_: Question, outcome: Outcome) -> bool:

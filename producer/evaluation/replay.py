@@ -20,6 +20,7 @@ from turnmill.producer.batches.results import results
 from turnmill.producer.evaluation.outcomes import Outcome, Question
 from turnmill.schemas.batches import BacklogRow, Batch, copy_id
 from turnmill.schemas.errors import NotFound
+from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.ids import first_id
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.batches.purpose import IS_OF_USERS
@@ -35,11 +36,10 @@ from turnmill.schemas.turns import (
 #: Turns that are drawn from, at most: the newest.
 _MOST = 20_000
 
-#: What belongs to the question; how to sample is the bot's.
-_ASKED = ("response_format", "documents")
-
 _TURNS = f"""
-SELECT t.id, t.conversation_id, t.seq, t.input, t.params, r.content
+SELECT t.id, t.conversation_id, t.seq, t.input, t.params, r.content,
+       b.params -> 'response_format' AS own_format,
+       coalesce(t.bot_version = b.version, false) AS is_of_this_version
 FROM turns t JOIN replies r ON r.turn_id = t.id JOIN bots b ON b.id = t.bot_id
 WHERE t.tenant_id = %(tenant)s AND b.name = %(bot)s AND t.state = '{TurnState.COMPLETED}'
   AND t.id > %(after)s AND t.id < %(before)s AND r.content <> ''
@@ -69,6 +69,10 @@ class _TurnRow(NamedTuple):
     input: list[object]
     params: dict[str, object]
     content: str
+    #: The format that the bot has now, as JSON.
+    own_format: dict[str, object] | None
+    #: The bot has not been changed since.
+    is_of_this_version: bool
 
 
 class Row(BacklogRow):
@@ -175,5 +179,25 @@ def _question(database: Database, row: _TurnRow) -> Question:
         row.conversation_id.hex,
         (*instructions, *past, *own[len(instructions) :]),
         row.content,
-        GenerationParams.model_validate({n: row.params[n] for n in _ASKED if n in row.params}),
+        _asked(row),
+        GenerationParams.model_validate(row.params).response_format,
     )
+
+
+def _asked(row: _TurnRow) -> GenerationParams:
+    """Return what came with the turn and is no matter of sampling: its documents, and its format.
+
+    Accept stores a bot's own format with each turn. Asked for again, it would be forced on the
+    other bot: what the bot has of its own is left to each bot. Only a bot's latest format is known,
+    so that a format it had before a change counts as the turn's.
+    """
+    given = {"documents": row.params["documents"]} if "documents" in row.params else {}
+    asked = GenerationParams.model_validate(given)
+    stored = GenerationParams.model_validate(row.params).response_format
+    own = GenerationParams.model_validate({"response_format": row.own_format}).response_format
+    if stored == own:
+        return asked
+    if stored is None:
+        # The turn took its bot's format back, unless the bot has only got it since.
+        stored = ResponseFormat(type="text") if row.is_of_this_version else None
+    return asked.model_copy(update={"response_format": stored})

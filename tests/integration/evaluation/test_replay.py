@@ -23,6 +23,7 @@ from turnmill.producer.evaluation.stored import stored_replies
 from turnmill.producer.tenants import save_bot, set_training
 from turnmill.producer.turns import read_conversation, read_turn
 from turnmill.schemas.errors import InvalidInput, NotFound
+from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.turns import GenerationParams, Message, Role, TurnRequest
 
 #: Conversations, of two turns each.
@@ -166,6 +167,84 @@ def test_instructions_of_the_turn_stay_before_the_history(talked: Desk, tmp_path
     )
     for row in rows:
         assert [each["content"] for each in row.input] == ["Be two.", "one", "one", "two"]
+
+
+def schema(name: str) -> ResponseFormat:
+    """The schema of an object with one text."""
+    text = {"type": "object", "properties": {name: {"type": "string"}}, "required": [name],
+            "additionalProperties": False}  # fmt: skip
+    return ResponseFormat(type="json_schema", schema_text=json.dumps(text))
+
+
+def save_formatted(desk: Desk, **formats: ResponseFormat | None) -> None:
+    for name, format in formats.items():
+        params = GenerationParams(response_format=format)
+        save_bot(desk.database, desk.tenant_id, name, desk.bot, "", params)
+
+
+def ask_for(desk: Desk, bot: str, format: ResponseFormat | None, count: int = 1) -> None:
+    """Ask a bot in as many conversations, for a format or for nothing."""
+    for number in range(count):
+        request = TurnRequest(
+            tenant_id=desk.tenant_id, bot=bot, params=GenerationParams(response_format=format),
+            messages=(Message(role=Role.USER, content=f"Question {number}"),),
+        )  # fmt: skip
+        turn = accept(desk.database, request)
+        desk.eventually(
+            lambda: read_turn(desk.database, desk.tenant_id, turn.turn_id).reply is not None
+        )
+
+
+def replayed_formats(desk: Desk, bot: str) -> list[ResponseFormat | None]:
+    """The formats of the turns that replays asked a bot."""
+    rows = desk.database.run(
+        "SELECT t.params FROM turns t JOIN bots b ON b.id = t.bot_id"
+        " WHERE t.batch_id IS NOT NULL AND b.name = %s ORDER BY t.input::text",
+        (bot,),
+    )
+    return [GenerationParams.model_validate(row.params).response_format for row in rows]
+
+
+@pytest.mark.parametrize("other", [None, schema("body")])
+def test_a_bots_own_format_is_not_forced_on_the_other(
+    desk: Desk, tmp_path: Path, other: ResponseFormat | None
+) -> None:
+    save_formatted(desk, old=schema("title"), alike=schema("title"), new=other)
+    ask_for(desk, "old", None, count=CONVERSATIONS)
+
+    status, report = replay(tmp_path, "--bot", "old", "--against", "new")
+
+    assert (status, verdicts(report)["format"]) == (FAILED, "failed")
+    gate = next(each for each in report["gates"] if each["name"] == "format")
+    assert (gate["baseline"], gate["candidate"]) == (0, 1)
+    assert set(replayed_formats(desk, "new")) == {other}
+    status, report = replay(tmp_path, "--bot", "old", "--against", "alike")
+    assert (status, verdicts(report)["format"]) == (PASSED, "passed")
+
+
+def test_a_format_that_came_with_the_turn_is_asked_for_again(desk: Desk, tmp_path: Path) -> None:
+    asked, text = ResponseFormat(type="json_object"), ResponseFormat(type="text")
+    save_formatted(desk, old=schema("title"), new=schema("body"))
+    ask_for(desk, "old", asked)
+    replay(tmp_path, "--bot", "old", "--against", "new")
+    assert replayed_formats(desk, "old") == replayed_formats(desk, "new") == [asked]
+
+    save_formatted(desk, told=schema("title"), newer=schema("body"))
+    ask_for(desk, "told", text)
+    _, report = replay(tmp_path, "--bot", "told", "--against", "newer")
+    assert replayed_formats(desk, "told") == replayed_formats(desk, "newer") == [None]
+    assert "format" not in verdicts(report)
+
+
+def test_a_bot_that_has_got_a_format_since_keeps_it(desk: Desk, tmp_path: Path) -> None:
+    save_formatted(desk, old=None, new=schema("body"))
+    ask_for(desk, "old", None)
+    save_formatted(desk, old=schema("title"))
+
+    replay(tmp_path, "--bot", "old", "--against", "new")
+
+    assert replayed_formats(desk, "old") == [schema("title")]
+    assert replayed_formats(desk, "new") == [schema("body")]
 
 
 def test_a_judge_compares_in_both_orders_and_its_prompt_is_kept(

@@ -85,11 +85,11 @@ def test_a_margin_can_be_changed_and_unknown_ones_are_refused() -> None:
             with_margins(wrong)
 
 
-def test_replies_are_held_to_the_format_that_their_turn_asked_for() -> None:
-    asked = GenerationParams(response_format=ResponseFormat(type="json_object"))
+def test_replies_are_held_to_the_format_of_the_stored_reply() -> None:
+    wanted = ResponseFormat(type="json_object")
     good, bad, cut = (Outcome(text, None) for text in ("{}", "sure!", '{"a": "b'))
     pairs = [
-        Pair(Question(new_id(), str(n), (), "{}", asked), good, candidate)
+        Pair(Question(new_id(), str(n), (), "{}", GenerationParams(), wanted), good, candidate)
         for n, candidate in enumerate((good, bad, cut, Outcome(None, "format_not_met")))
     ]
     plain = Pair(Question(new_id(), "x", (), "yes", GenerationParams()), good, bad)
