@@ -1,8 +1,10 @@
 """The gate between two bots: what may get worse, by how much, and whether that is shown.
 
-Hard gates compare shares as they are: there, every case counts. Soft ones show non-inferiority: the
-95 % interval of the difference, by the bootstrap over conversations, lies above the margin. To
-find no significant difference would not do: the fewer the turns, the easier it would be to pass.
+Intervals are 95 % intervals of the difference, by the bootstrap over conversations. Hard gates
+compare shares as they are, and pass within the margin. Beyond it they fail where the interval
+excludes 0: a bot that fails at times differs from itself by more than the margin, by chance. Soft
+gates show non-inferiority: the interval lies above the margin. To find no significant difference
+would not do: the fewer the turns, the easier it would be to pass.
 """
 
 import math
@@ -128,14 +130,15 @@ def _gate(rule: Rule, samples: Sequence[Sample]) -> Gate:
 
 def _verdict(rule: Rule, difference: Figure, conversations: int) -> Verdict:
     margin = rule.margin
-    if rule.is_hard:
-        # Sums of fractions may miss a margin of nothing by rounding.
-        is_worse = rule.sign * difference.value < -margin - 1e-9
-        return Verdict.FAILED if is_worse else Verdict.PASSED
+    # Sums of fractions may miss a margin of nothing by rounding.
+    if rule.is_hard and rule.sign * difference.value >= -margin - 1e-9:
+        return Verdict.PASSED
     if conversations < FEWEST_CONVERSATIONS:
         return Verdict.UNDECIDED
     ends = (difference.low, difference.high)
     low, high = ends if rule.sign > 0 else (-ends[1], -ends[0])
+    if rule.is_hard:
+        return Verdict.FAILED if high < 0 else Verdict.UNDECIDED
     if high <= -margin or (rule.is_two_sided and low >= margin):
         return Verdict.FAILED
     if low > -margin and (high < margin or not rule.is_two_sided):

@@ -66,9 +66,11 @@ def markdown(report: ReplayReport, plots: Sequence[Path] = ()) -> str:
         f"{report.baseline_version}) and `{report.candidate}` (version "
         f"{report.candidate_version}). Seed {report.seed}, run {report.run}.",
         gates_table(report.gates),
-        "A *hard* gate compares the figures as they are. A *soft* one passes where the whole 95 % "
-        "interval of the difference (bootstrap over conversations) is better than the margin, "
-        "fails where all of it is worse, and is undecided otherwise: more turns would tell.",
+        "A *hard* gate passes where the candidate's figure is worse by no more than the margin. "
+        "Beyond the margin it fails if the 95 % interval of the difference (bootstrap over "
+        "conversations) excludes 0, and is undecided otherwise. A *soft* one passes where the "
+        "whole interval is better than the margin, fails where all of it is worse, and is "
+        "undecided otherwise. More turns settle what is undecided.",
     ]
     if report.embedder:
         parts.append(f"*Meaning* is by `{report.embedder}`: 0 is chance, 1 the stored reply.")

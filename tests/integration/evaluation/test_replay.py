@@ -157,9 +157,7 @@ def test_instructions_of_the_turn_stay_before_the_history(talked: Desk, tmp_path
         )  # fmt: skip
         turn = accept(talked.database, request)
         first = first or turn
-    talked.eventually(
-        lambda: read_turn(talked.database, talked.tenant_id, turn.turn_id).reply is not None
-    )
+    wait_for(talked, turn.turn_id)
     replay(tmp_path, "--bot", "told", "--against", "same")
 
     rows = talked.database.run(
@@ -190,9 +188,11 @@ def ask_for(desk: Desk, bot: str, format: ResponseFormat | None, count: int = 1)
             messages=(Message(role=Role.USER, content=f"Question {number}"),),
         )  # fmt: skip
         turn = accept(desk.database, request)
-        desk.eventually(
-            lambda: read_turn(desk.database, desk.tenant_id, turn.turn_id).reply is not None
-        )
+        wait_for(desk, turn.turn_id)
+
+
+def wait_for(desk: Desk, turn_id: UUID) -> None:
+    desk.eventually(lambda: read_turn(desk.database, desk.tenant_id, turn_id).reply is not None)
 
 
 def replayed_formats(desk: Desk, bot: str) -> list[ResponseFormat | None]:
@@ -300,3 +300,12 @@ def test_a_bot_passes_against_itself_in_95_of_100_seeds() -> None:
     same = speaks()
     passed = sum(judged(replayed(seed, same, same))[0] is Verdict.PASSED for seed in range(100))
     assert passed >= 95
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.05])
+def test_a_bot_that_fails_at_times_fails_against_itself_in_5_of_100_seeds_at_most(
+    rate: float,
+) -> None:
+    same = speaks(errs=rate)
+    failed = sum(judged(replayed(seed, same, same))[0] is Verdict.FAILED for seed in range(100))
+    assert failed <= 5

@@ -8,6 +8,7 @@ import pytest
 from tests.judging import Bot, judged, replayed, speaks
 from turnmill.producer.evaluation.gate import (
     RULES,
+    Gate,
     Sample,
     Verdict,
     decide,
@@ -66,6 +67,41 @@ def test_a_difference_that_more_turns_would_settle_is_undecided() -> None:
     samples = [Sample(str(n), 0.5, 0.5 + draw.gauss(-0.08, 0.3)) for n in range(50)]
     (gate,) = decide({"similarity": samples})
     assert gate.verdict is Verdict.UNDECIDED
+
+
+def errors(seed: int, baseline: float, candidate: float) -> Gate:
+    """What the gate makes of two bots that fail at these rates, over 300 turns."""
+    draw = random.Random(seed)
+    samples = [
+        Sample(str(n // 2), draw.random() < baseline, draw.random() < candidate) for n in range(300)
+    ]
+    return decide({"errors": samples})[0]
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.05])
+def test_a_bot_that_fails_at_times_does_not_fail_against_itself(rate: float) -> None:
+    found = [errors(seed, rate, rate).verdict for seed in range(100)]
+    assert found.count(Verdict.FAILED) <= 5
+    assert found.count(Verdict.PASSED) >= 60
+
+
+@pytest.mark.parametrize(("rate", "most"), [(0.0, 0), (0.02, 3), (0.05, 8)])
+def test_five_points_of_errors_more_pass_by_chance_alone(rate: float, most: int) -> None:
+    """Chance makes 15 failures more of 300 look like 3 or fewer in 0.1, 1 and 4 of 100 draws."""
+    found = [errors(seed, rate, rate + 0.05).verdict for seed in range(100)]
+    assert found.count(Verdict.PASSED) <= most
+    assert found.count(Verdict.FAILED) >= 50
+
+
+def test_a_hard_difference_beyond_the_margin_that_may_be_chance_is_undecided() -> None:
+    def gate(of: int, worse: int, better: int) -> Gate:
+        values = [(0, 1)] * worse + [(1, 0)] * better + [(0, 0)] * (of - worse - better)
+        return decide({"errors": [Sample(str(n), *each) for n, each in enumerate(values)]})[0]
+
+    assert gate(300, 13, 10).verdict is Verdict.PASSED
+    assert gate(300, 14, 10).verdict is Verdict.UNDECIDED
+    assert gate(300, 14, 0).verdict is Verdict.FAILED
+    assert gate(10, 10, 0).verdict is Verdict.UNDECIDED
 
 
 def test_intervals_resample_conversations() -> None:
