@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import httpx
 
 from turnmill.infra.chaos.record import Intent, Promise, Record, now
+from turnmill.schemas.process.clients import async_http_client
 from turnmill.schemas.turns import Lane
 
 #: Called with each answer that says the turn is accepted: its id where the answer names it, when
@@ -78,7 +79,8 @@ class Client:
         poison = self._poison()
         limits = httpx.Limits(max_connections=200)
         async with (
-            httpx.AsyncClient(timeout=30, limits=limits) as http,
+            # The APIs are on this machine, each called by its whole address.
+            async_http_client("http://127.0.0.1", timeout=30, limits=limits) as http,
             asyncio.TaskGroup() as tasks,
         ):
             async for number in self._paced():

@@ -11,7 +11,12 @@ from turnmill.producer.cli.views.checked import check_engine
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.observability.logs import configure_logging
 from turnmill.schemas.process.ending import stop_on_signals
-from turnmill.schemas.process.surroundings import refuse_unusable_network
+from turnmill.schemas.process.network import (
+    refuse_socks,
+    refuse_unusable_for_api,
+    refuse_unusable_for_files,
+    refuse_unusable_for_workers,
+)
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.turns import Lane
 
@@ -37,7 +42,9 @@ def api() -> None:
     """
     from turnmill.producer.api.app import serve
 
-    serve(_start_on_database())
+    settings = _start_on_database()
+    refuse_unusable_for_api(settings)
+    serve(settings)
 
 
 def relay() -> None:
@@ -79,7 +86,7 @@ def worker(
     choose_model(model)
     check_engine(load_settings(), Console(stderr=True))
     settings = _start_on_database()
-    refuse_unusable_network(settings.engine.endpoint_urls)
+    refuse_unusable_for_workers(settings)
     changes = {
         "lanes": tuple(lane) if lane else None,
         "concurrency": concurrency,
@@ -99,6 +106,7 @@ def deliver() -> None:
     from turnmill.workers.delivery.process import run_delivery_worker
 
     settings = _start_on_database()
+    refuse_unusable_for_files(settings)
     # As for a worker: Python's own shutdown could outlast the drain's deadline.
     os._exit(run_delivery_worker(settings))
 
@@ -119,6 +127,7 @@ def socket(
     section = find_channel(settings.config_path, name)
     if not isinstance(section, SlackSection):
         raise SettingsError(f"channels.{name} is not Slack; only Slack has socket mode.")
+    refuse_socks(section.api_url, "Slack's socket mode")
     with needing("slack"):
         from turnmill.producer.channels.slack.socket_mode import SocketMode
     running = SocketMode(settings, name, section)

@@ -7,7 +7,8 @@ from turnmill.producer.channels import checks
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
 from turnmill.schemas.broker import refuse_early_redelivery
 from turnmill.schemas.errors import SettingsError
-from turnmill.schemas.process.surroundings import refuse_foreign_settings, refuse_unusable_network
+from turnmill.schemas.process.network import refuse_unusable_for_workers
+from turnmill.schemas.process.surroundings import refuse_foreign_settings
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.urls import is_loopback, is_loopback_host
 
@@ -35,7 +36,7 @@ def _celery(settings: Settings) -> Iterator[Finding]:
 
 def _network(settings: Settings) -> Iterator[Finding]:
     try:
-        refuse_unusable_network(settings.engine.endpoint_urls)
+        refuse_unusable_for_workers(settings)
     except SettingsError as error:
         yield broken(error.message)
 

@@ -11,6 +11,7 @@ import httpx
 
 from turnmill.schemas.embedders.base import Identity
 from turnmill.schemas.errors import InvalidInput, SettingsError, TransientError
+from turnmill.schemas.process.clients import http_client
 from turnmill.schemas.settings.engine import EmbedderSettings
 from turnmill.schemas.store.knowledge.spaces import MAX_DIMS, Vector
 
@@ -35,8 +36,8 @@ class OpenAIEmbedder:
             )
         self._settings = settings
         key = settings.key.get_secret_value() if settings.key else None
-        self._client = httpx.Client(
-            base_url=settings.url.get_secret_value().rstrip("/"),
+        self._client = http_client(
+            settings.url.get_secret_value().rstrip("/"),
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=settings.timeout_s,
         )

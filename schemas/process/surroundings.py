@@ -10,12 +10,10 @@ import os
 import pwd
 import re
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping
-from importlib.util import find_spec
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from turnmill.schemas.errors import InvalidInput, SettingsError
-from turnmill.schemas.urls import is_loopback
 
 PREFIX = "TURNMILL_"
 
@@ -60,8 +58,6 @@ _SERVICE_PORT = re.compile(r"TURNMILL(_[A-Z0-9]+)*_PORT")
 _SERVICE_PORT_VALUE = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")
-_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 def without_strangers(environ: Mapping[str, str]) -> dict[str, str]:
@@ -98,9 +94,11 @@ def keep_out_foreign_variables(environ: MutableMapping[str, str]) -> None:
     for name in list(environ):
         if _KEPT_OUT.fullmatch(name) and name not in PASSED_ON and name not in REFUSED:
             del environ[name]
-    for name in ("no_proxy", "NO_PROXY"):
-        listed = [host for host in environ.get(name, "").split(",") if host.strip()]
-        environ[name] = ",".join([*listed, *(host for host in _LOOPBACK if host not in listed)])
+    # Where both are there, libraries read the first one; most people set only the second.
+    given = environ.get("no_proxy") or environ.get("NO_PROXY", "")
+    listed = [host for host in given.split(",") if host.strip()]
+    listed += [host for host in _LOOPBACK if host not in listed]
+    environ["no_proxy"] = environ["NO_PROXY"] = ",".join(listed)
 
 
 def _name_the_account(environ: MutableMapping[str, str]) -> None:
@@ -148,26 +146,4 @@ def refuse_unreadable_credentials(environ: Mapping[str, str] = os.environ) -> No
             raise SettingsError(
                 f"{name} is not what PostgreSQL's library takes ({', '.join(words)}). Correct it, "
                 "or remove it from the environment."
-            )
-
-
-def refuse_unusable_network(
-    endpoints: Iterable[str], environ: Mapping[str, str] = os.environ
-) -> None:
-    """Raises `SettingsError` for proxies and certificates that no client of ours can use.
-
-    A proxy matters to `endpoints` on other machines alone.
-    """
-    proxied = () if all(map(is_loopback, endpoints)) else _PROXIES
-    for name in (*proxied, *(proxy.lower() for proxy in proxied)):
-        if environ.get(name, "").startswith("socks") and find_spec("socksio") is None:
-            raise SettingsError(
-                f"{name} names a SOCKS proxy, for which a package is missing: pip install socksio, "
-                "or remove the variable from the environment."
-            )
-    for name in _CERTIFICATES:
-        if (path := environ.get(name)) and not Path(path).exists():
-            raise SettingsError(
-                f"{name} names {path}, which does not exist. Correct it, or remove the variable "
-                "from the environment."
             )

@@ -50,7 +50,10 @@ embedded stack runs, its data folder's `stack.json` fills in where things listen
 Of libpq's variables those of authentication and TLS count (`PGPASSFILE`, `PGPASSWORD`, `PGSSL…`,
 `PGREQUIREAUTH`, `PGCHANNELBINDING`, `PGKRBSRVNAME`, `PGGSSLIB`) where the URL leaves them open, but
 never for the embedded PostgreSQL; the others, Celery's and Flower's are ignored or refused.
-Variables of proxies (`HTTPS_PROXY`, `NO_PROXY`) count, but never for this machine itself.
+Variables of proxies (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`) count for engines, embedders, the
+transcriber, the model hub, S3 and Slack's socket mode, but never for this machine itself. Channels,
+web search and RabbitMQ's management API are called directly. SOCKS proxies need `pip install
+socksio`; S3 and Slack's socket mode take none.
 
 This page is generated from `schemas/settings/`.
 """

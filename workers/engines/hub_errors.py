@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 
 from turnmill.schemas.errors import EngineUnavailable, NotFound, SettingsError, TurnmillError
+from turnmill.schemas.process.network import refuse_unusable_network
 
 
 def endpoint() -> str:
@@ -35,6 +36,11 @@ def _translate(what: str, error: Exception) -> TurnmillError | None:
     if status is not None:
         return _refusal(what, status, type(error).__name__ == "GatedRepoError")
     # The HTTP client is httpx or httpx2, by the version of huggingface_hub.
+    if isinstance(error, ImportError | ValueError):
+        try:
+            refuse_unusable_network([endpoint()])
+        except SettingsError as unusable:
+            return unusable
     kinds = {each.__name__ for each in type(error).__mro__}
     if "OfflineModeIsEnabled" in kinds:
         return SettingsError("HF_HUB_OFFLINE forbids downloads: unset it, and run again.")

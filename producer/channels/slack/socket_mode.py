@@ -26,6 +26,7 @@ from turnmill.schemas.errors import SettingsError, TransientError, TurnmillError
 from turnmill.schemas.observability.telemetry import Health, counter
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.links import Stop
+from turnmill.schemas.process.network import takes_proxy
 from turnmill.schemas.settings import Settings
 
 log = structlog.get_logger()
@@ -66,6 +67,9 @@ class SocketMode:
             concurrency=CONCURRENCY,
             ping_interval=PING_S,
         )
+        if not takes_proxy(section.api_url):
+            # The library reads HTTPS_PROXY alone, and takes it for this machine, too.
+            self._client.proxy = None
         self._client.socket_mode_request_listeners.append(self._receive)
         self.health = Health(unready=self._why_unready)
 

@@ -70,6 +70,19 @@ def running(
 
 
 @pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that nobody reaches, and this machine's own addresses are spared from."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "localhost,127.0.0.1")
+
+
+@pytest.mark.usefixtures("proxied")
+def test_no_proxy_stands_between_socket_mode_and_this_machine(running: SocketMode) -> None:
+    assert running.health.unready() is None
+
+
+@pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that breaks is noticed by pings."""
     monkeypatch.setattr("turnmill.producer.channels.slack.socket_mode.PING_S", 1.0)

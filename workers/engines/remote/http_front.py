@@ -26,7 +26,7 @@ from turnmill.schemas.errors import (
     TurnmillError,
     Unanswered,
 )
-from turnmill.schemas.urls import is_loopback
+from turnmill.schemas.process.clients import async_http_client
 from turnmill.workers.turn.abort import Abort
 
 #: Seconds to connect; and for answers that need no model.
@@ -69,14 +69,8 @@ class HTTPFront:
     ) -> None:
         self._translate = translate
         limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S)
-        self._client = httpx.AsyncClient(
-            base_url=url,
-            headers=headers,
-            timeout=httpx.Timeout(silence_s, connect=CONNECT_S),
-            limits=limits,
-            # A transport of ours knows no proxy.
-            transport=httpx.AsyncHTTPTransport(limits=limits) if is_loopback(url) else None,
-        )
+        timeout = httpx.Timeout(silence_s, connect=CONNECT_S)
+        self._client = async_http_client(url, headers=headers, timeout=timeout, limits=limits)
         self._is_closed = False
         #: Those that run.
         self._calls: set[_Call] = set()

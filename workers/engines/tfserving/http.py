@@ -18,8 +18,8 @@ from turnmill.schemas.errors import (
     Unanswered,
 )
 from turnmill.schemas.observability.masking import masked_urls
+from turnmill.schemas.process.clients import http_client
 from turnmill.schemas.settings import EngineSettings
-from turnmill.schemas.urls import is_loopback
 
 #: Seconds for a connection and for a look at the model; predictions may take `silence_s`.
 LOOK_S = 5.0
@@ -71,13 +71,11 @@ class ModelClient:
         key = settings.endpoint_key
         # As many as the worker has turns; it bounds them itself.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self._http = httpx.Client(
-            base_url=endpoint,
+        self._http = http_client(
+            endpoint,
             headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else None,
             timeout=httpx.Timeout(settings.silence_s, connect=LOOK_S),
             limits=limits,
-            # A transport of ours knows no proxy.
-            transport=httpx.HTTPTransport(limits=limits) if is_loopback(endpoint) else None,
         )
         self._closed = Event()
 

@@ -57,6 +57,8 @@ class ServerTranscriber:
         """Raises `SettingsError`."""
         try:
             import httpx
+
+            from turnmill.schemas.process.clients import http_client
         except ImportError:
             raise SettingsError(
                 "The transcriber 'openai_http' needs httpx: pip install 'turnmill[remote]'"
@@ -69,8 +71,8 @@ class ServerTranscriber:
         self._model = settings.transcriber_model
         self._errors = httpx.HTTPError
         self._unreached = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-        self._http = httpx.Client(
-            base_url=settings.transcriber_url.get_secret_value().rstrip("/").removesuffix("/v1"),
+        self._http = http_client(
+            settings.transcriber_url.get_secret_value().rstrip("/").removesuffix("/v1"),
             headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
             timeout=_TIMEOUT_S,
         )

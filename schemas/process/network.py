@@ -1,0 +1,107 @@
+"""What the environment says of proxies and certificates, for the servers that we call.
+
+Clients of HTTP obey `HTTPS_PROXY` and its like when they are made, so that an unusable one is an
+error of every client, also of those that need no proxy.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
+
+from turnmill.schemas.errors import SettingsError
+from turnmill.schemas.urls import is_loopback
+
+if TYPE_CHECKING:
+    from turnmill.schemas.settings import Settings
+
+_PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+#: What httpx takes: https://www.python-httpx.org/advanced/proxies/
+_SCHEMES = ("http", "https", "socks5", "socks5h")
+_AWS = "https://s3.amazonaws.com"
+
+
+def takes_proxy(url: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a proxy of the environment would stand between this process and a URL."""
+    host = urlsplit(url).netloc.rpartition("@")[2]
+    spared = environ.get("no_proxy") or environ.get("NO_PROXY", "")
+    return not is_loopback(url) and not proxy_bypass(host, {"no": spared})
+
+
+def refuse_unusable_network(urls: Iterable[str], environ: Mapping[str, str] = os.environ) -> None:
+    """Raises `SettingsError` for proxies and certificates that no client of ours can use.
+
+    A proxy matters only where one of the `urls` takes it.
+    """
+    proxied = _PROXIES if any(takes_proxy(url, environ) for url in urls) else ()
+    for name in (*proxied, *(proxy.lower() for proxy in proxied)):
+        if proxy := environ.get(name):
+            _refuse_unusable_proxy(name, proxy)
+    for name in _CERTIFICATES:
+        if (path := environ.get(name)) and not Path(path).exists():
+            raise SettingsError(
+                f"{name} names {path}, which does not exist. Correct it, or remove the variable "
+                "from the environment."
+            )
+
+
+def refuse_unusable_for_api(settings: "Settings") -> None:
+    """Raises `SettingsError` for what would keep the API from what it calls itself."""
+    embedder = settings.embedder.url
+    refuse_unusable_network([embedder.get_secret_value()] if embedder else [])
+    refuse_unusable_for_files(settings)
+
+
+def refuse_unusable_for_workers(settings: "Settings") -> None:
+    """Raises `SettingsError` for what would keep workers from the servers of their models."""
+    servers = [settings.embedder.url, settings.media.transcriber_url]
+    urls = [each.get_secret_value() for each in servers if each]
+    refuse_unusable_network([*settings.engine.endpoint_urls, *urls])
+    refuse_unusable_for_files(settings)
+
+
+def refuse_unusable_for_files(settings: "Settings") -> None:
+    """Raises `SettingsError` for a proxy that would keep a process from the bucket of files."""
+    if settings.files.storage == "s3":
+        endpoint = settings.s3.endpoint
+        refuse_socks(endpoint.get_secret_value() if endpoint else _AWS, "the bucket of files")
+
+
+def refuse_socks(url: str, client: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Raises `SettingsError` where a URL is called through a SOCKS proxy by a library that knows
+    none. `client`: what the library is for.
+    """
+    for name in ("HTTPS_PROXY", "HTTP_PROXY") if takes_proxy(url, environ) else ():
+        is_read = name.startswith(urlsplit(url).scheme.upper() + "_")
+        for each in (name, name.lower()):
+            if is_read and environ.get(each, "").lower().startswith("socks"):
+                raise SettingsError(
+                    f"{each} names a SOCKS proxy, which the library for {client} cannot use. Name "
+                    f"a proxy of http://, or add the host to NO_PROXY."
+                )
+
+
+def _refuse_unusable_proxy(name: str, proxy: str) -> None:
+    """The proxy itself is not shown: it may hold a password."""
+    scheme, separator, _ = proxy.partition("://")
+    if separator and scheme.lower() not in _SCHEMES:
+        raise SettingsError(
+            f"{name} names a proxy of another kind than {', '.join(_SCHEMES)}. Correct it, or "
+            "remove the variable from the environment."
+        )
+    try:
+        _ = urlsplit(proxy if separator else f"http://{proxy}").port
+    except ValueError:
+        raise SettingsError(
+            f"{name} names a proxy whose address cannot be read. Write http://host:port, or remove "
+            "the variable from the environment."
+        ) from None
+    if separator and scheme.lower().startswith("socks") and find_spec("socksio") is None:
+        raise SettingsError(
+            f"{name} names a SOCKS proxy, for which a package is missing: pip install socksio, "
+            "or remove the variable from the environment."
+        )

@@ -1,0 +1,240 @@
+"""Proxies and certificates of the environment, and the clients of HTTP that meet them."""
+
+import ast
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from urllib.request import proxy_bypass
+
+import httpx
+import pytest
+
+from turnmill.producer.channels.asking import ask
+from turnmill.producer.doctor.configuration import _network
+from turnmill.schemas.embedders.openai_http import OpenAIEmbedder
+from turnmill.schemas.errors import EngineFailure, EngineUnavailable, SettingsError
+from turnmill.schemas.process import network, surroundings
+from turnmill.schemas.process.clients import http_client
+from turnmill.schemas.settings import EngineSettings, MediaSettings, load_settings
+from turnmill.schemas.settings.engine import EmbedderSettings
+from turnmill.workers.engines.hub_errors import translated
+from turnmill.workers.engines.remote.http_front import HTTPFront
+from turnmill.workers.engines.tfserving.http import ModelClient
+from turnmill.workers.media.base import Hints
+from turnmill.workers.media.transcribers.openai_http import ServerTranscriber
+
+SOCKS = "socks5://user:secret@proxy:1080"
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has: no proxy, and no package for SOCKS."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name in [name for name in os.environ if name.upper().startswith("TURNMILL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setattr(network, "find_spec", lambda _: None)
+
+
+def answer_of(status: int, _: str) -> EngineFailure:
+    return EngineFailure(str(status))
+
+
+@contextmanager
+def answering(host: str) -> Iterator[str]:
+    """The URL of a server that answers GET with 204, and POST with vectors and a transcript."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(204)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = {"data": [{"index": 0, "embedding": [1.0, 0.0]}], "text": "hello"}
+            data = json.dumps(body).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(HTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    with Server((host, 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+        shown = f"[{host}]" if ":" in host else host
+        try:
+            yield f"http://{shown}:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_no_proxy_stands_between_this_machine_and_itself(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    environ = dict(os.environ)
+    surroundings.keep_out_foreign_variables(environ)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, environ[name])
+
+    with answering(host) as url:
+        assert httpx.get(url).status_code == 204
+
+
+def test_hosts_that_take_no_proxy_stay_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = {"NO_PROXY": "intranet,.example.com"}
+    surroundings.keep_out_foreign_variables(environ)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HTTPS_PROXY", SOCKS)
+    for host, is_spared in (("intranet", 1), ("a.example.com:443", 1), ("example.org", 0)):
+        assert bool(proxy_bypass(host)) == bool(is_spared)
+        assert network.takes_proxy(f"https://u:p@{host}/v1") != bool(is_spared)
+    http_client("https://intranet/v1", timeout=1).close()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("ALL_PROXY", SOCKS, "pip install socksio"),
+        ("https_proxy", "socks5h://proxy:1080", "pip install socksio"),
+        ("HTTP_PROXY", "socks4://proxy:1080", "another kind than"),
+        ("HTTPS_PROXY", "http://proxy:port", "cannot be read"),
+        ("SSL_CERT_FILE", "/nowhere/ca.pem", "/nowhere/ca.pem, which does not exist"),
+        ("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem", "/nowhere/ca.pem, which does not exist"),
+    ],
+)
+def test_a_network_that_no_client_can_use_is_refused_in_a_sentence(
+    variable: str, value: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "https://api.example.org/v1"
+    with pytest.raises(SettingsError, match=named):
+        network.refuse_unusable_network([url], {variable: value})
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=named) as refused:
+        http_client(url, timeout=1)
+    assert "secret" not in refused.value.message
+
+
+def engine(url: str) -> None:
+    front = HTTPFront(url, {}, 5.0, answer_of)
+    with closing(front), pytest.raises(EngineFailure, match="204"):
+        front.get("/")
+
+
+def tfserving(url: str) -> None:
+    client = ModelClient(url, EngineSettings(name="tfserving", remote_model="m"))
+    with closing(client), pytest.raises(EngineUnavailable, match="204"):
+        client.look()
+
+
+def embedder(url: str) -> None:
+    with closing(OpenAIEmbedder(EmbedderSettings.model_validate({"url": url, "model": "m"}))) as it:
+        assert it.embed_question("x") == [1.0, 0.0]
+
+
+def transcriber(url: str) -> None:
+    settings = MediaSettings.model_validate({"transcriber_url": url})
+    heard = ServerTranscriber(settings).transcribe(b"RIFF", Hints(), threading.Event())
+    assert heard.text == "hello"
+
+
+REMOTE = (engine, tfserving, embedder, transcriber)
+
+
+@pytest.mark.parametrize("piece", REMOTE)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_proxy_that_no_client_can_use_does_not_matter_to_servers_on_loopback(
+    host: str, piece: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ALL_PROXY", "https_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, SOCKS)
+    with answering(host) as url:
+        network.refuse_unusable_network([url])
+        piece(url)
+
+
+@pytest.mark.parametrize("piece", REMOTE)
+def test_a_proxy_that_no_client_can_use_is_a_sentence_of_each_remote_piece(
+    piece: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", SOCKS)
+    with pytest.raises(SettingsError, match="ALL_PROXY names a SOCKS proxy"):
+        piece("https://api.example.org/v1")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"engine": {"endpoints": ["https://api.example.org/v1"]}},
+        {"embedder": {"url": "https://api.example.org/v1"}},
+        {"media": {"transcriber_url": "https://api.example.org/v1"}},
+        {"files": {"storage": "s3"}, "s3": {"bucket": "b-1"}},
+        {"files": {"storage": "s3"}, "s3": {"bucket": "b-1", "endpoint": "https://s3.example"}},
+    ],
+    ids=str,
+)
+def test_each_remote_address_of_the_settings_is_looked_at_before_anything_starts(
+    settings: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", SOCKS)
+    given = load_settings(**settings)
+    with pytest.raises(SettingsError, match="HTTPS_PROXY names a SOCKS proxy"):
+        network.refuse_unusable_for_workers(given)
+    [finding] = _network(given)
+    assert "HTTPS_PROXY names a SOCKS proxy" in finding.detail
+    monkeypatch.setenv("NO_PROXY", ".example.org,.example,s3.amazonaws.com")
+    network.refuse_unusable_for_workers(given)
+
+
+def test_channels_are_called_as_deliveries_call_them_without_a_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with answering("127.0.0.1") as url:
+        assert ask(url, {})[1]["text"] == "hello"
+
+
+def test_a_proxy_that_the_hubs_client_cannot_use_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", SOCKS)
+    with pytest.raises(SettingsError, match="HTTPS_PROXY names a SOCKS proxy"), translated("model"):
+        httpx.Client()
+
+
+def test_whoever_calls_servers_by_http_uses_the_clients_that_know_of_proxies() -> None:
+    """Each that is made elsewhere would read the environment in its own way."""
+    root = Path(__file__).parents[4]
+    makers = {"Client", "AsyncClient", "get", "post", "request", "stream", "urlopen"}
+    found = {
+        str(path.relative_to(root))
+        for top in ("compression", "producer", "schemas", "workers", "infra")
+        for path in (root / top).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if node.func.attr in makers and _is_library(node.func.value)
+    }
+    # A sample for users to copy, which needs nothing of Turnmill's.
+    samples = {"infra/samples/bots/assistant/client.py"}
+    assert found == {"schemas/process/clients.py"} | samples
+
+
+def _is_library(value: ast.expr) -> bool:
+    return ast.unparse(value) in ("httpx", "requests", "urllib.request")
