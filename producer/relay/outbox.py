@@ -11,19 +11,15 @@ from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.schemas.channels.deliveries import DeliveryState
-from turnmill.schemas.postgres.clock import IS_DUE
+from turnmill.schemas.postgres.clock import IS_DUE, is_due
 from turnmill.schemas.routes import DELIVERY_LANE
 from turnmill.schemas.store.fleet.deployment import DEPLOYMENT_ID
 from turnmill.schemas.store.fleet.lanes import is_paused
+from turnmill.schemas.store.fleet.liveness import seen_within
 from turnmill.schemas.turns import TurnState
 
 #: A worker says so often that it lives that one silent for so long is not waited for, seconds.
 SEEN_S = 1.2
-
-#: Further in the future than the relay sets it: the clock stepped back since.
-_IS_LATE = """
-(own_until <= clock_timestamp() OR own_until > clock_timestamp() + make_interval(secs => %(ttl_s)s))
-"""
 
 #: The models that hints are owed for, found by skipping through the index: a bot may have moved on
 #: to another model since.
@@ -73,7 +69,7 @@ WITH RECURSIVE {_OWED}, room AS (
     JOIN worker_liveness w ON w.id = last.worker_id
     WHERE taken.lane = ANY(%(warm_lanes)s)
       AND last.settled_at > clock_timestamp() - make_interval(secs => %(warm_s)s)
-      AND w.is_consuming AND w.seen_at > clock_timestamp() - make_interval(secs => {SEEN_S})
+      AND w.is_consuming AND {seen_within(SEEN_S, "w")}
       AND w.model = taken.model AND taken.lane = ANY(w.own_lanes)
 ), busy AS (
     SELECT worker_id, count(*) AS turns FROM (
@@ -94,7 +90,7 @@ WITH RECURSIVE {_OWED}, room AS (
 ), late AS (
     UPDATE outbox SET published_at = clock_timestamp(), own_until = NULL WHERE turn_id IN (
         SELECT turn_id FROM outbox WHERE own_until IS NOT NULL
-          AND {_IS_LATE} AND published_at IS NOT NULL
+          AND {is_due("own_until", "%(ttl_s)s")} AND published_at IS NOT NULL
         FOR UPDATE SKIP LOCKED
     )
     RETURNING turn_id, model, lane, NULL::uuid, deadline_at, due_at

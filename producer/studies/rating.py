@@ -10,6 +10,7 @@ from uuid import UUID
 
 from turnmill.producer.studies.model import Item, Rater, Standing, check_values
 from turnmill.schemas.errors import Conflict
+from turnmill.schemas.postgres.clock import is_due
 from turnmill.schemas.postgres.database import Cursor, Database
 from turnmill.schemas.postgres.rows import fetch
 from turnmill.schemas.turns import Message
@@ -28,13 +29,14 @@ _LOCK = "SELECT closed_at FROM studies WHERE id = %s FOR UPDATE"
 
 #: What is there for a rater: items that need another rater, repeats only of what was rated. One
 #: whose lease ended is still the rater's own if nobody else has taken the place.
-_AVAILABLE = """
+_AVAILABLE = f"""
 FROM study_items i
 LEFT JOIN study_assignments mine ON mine.item_id = i.id AND mine.rater_id = %(rater)s
 WHERE i.study_id = %(study)s AND mine.completed_at IS NULL
   AND (SELECT count(*) FROM study_assignments other
        WHERE other.item_id = i.id AND other.rater_id <> %(rater)s
-         AND (other.completed_at IS NOT NULL OR other.leased_until > clock_timestamp())) < i.wanted
+         AND (other.completed_at IS NOT NULL
+              OR NOT {is_due("other.leased_until", LEASE_S)})) < i.wanted
   AND (i.repeat_of IS NULL OR EXISTS (
        SELECT FROM study_assignments first WHERE first.item_id = i.repeat_of
          AND first.rater_id = %(rater)s AND first.completed_at IS NOT NULL))

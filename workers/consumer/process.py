@@ -66,7 +66,10 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
     eraser = Eraser(database, open_storage(settings), settings.ledger_path)
     embedders = Embedders(settings.embedder)
     searches = Searches(settings.search)
-    indexer = Indexer(database, open_files(database, settings), settings.worker.lease_s, embedders)
+    indexer = Indexer(
+        *(database, open_files(database, settings), settings.worker.lease_s, embedders),
+        clock=leases.clock,
+    )
     give_up = Event()
     settler = Settler(database, max_attempts=settings.worker.max_attempts, give_up=give_up)
     availability = Availability(engine, leases)
@@ -90,7 +93,8 @@ def running_worker(settings: Settings) -> Iterator[tuple[Worker, Rescuer]]:
         parts: list[_Part] = [leases, stream, availability, rescuer, pruner, eraser, indexer]
         if media.transcriber is not None and not isinstance(engine, LazyEngine):
             lease_s = settings.worker.lease_s
-            parts.append(Stenographer(media, media.transcriber, lease_s, leases.draining))
+            draining, clock = leases.draining, leases.clock
+            parts.append(Stenographer(media, media.transcriber, lease_s, draining, clock))
         for part in parts:
             stack.callback(part.close)
             part.start()

@@ -1,7 +1,7 @@
 """Win a delivery, know its text, and hold it while it is sent."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +23,7 @@ from turnmill.schemas.store.channels.sending import (
 from turnmill.schemas.turns import TurnState
 from turnmill.workers.delivery.base import Job, LeaseLost
 from turnmill.workers.delivery.texts.sources import sources_below
+from turnmill.workers.upkeep.clock import DatabaseClock
 
 log = structlog.get_logger()
 
@@ -37,6 +38,12 @@ class Holder:
     database: Database
     worker_id: UUID
     lease_s: float
+    clock: DatabaseClock = field(default_factory=DatabaseClock)
+
+    @property
+    def judged(self) -> dict[str, object]:
+        """By what time leases are judged, as a named parameter of statements."""
+        return {"latest_s": self.clock.judging_s(self.lease_s)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,28 +108,30 @@ def claim_delivery(holder: Holder, channel: str, delivery_id: UUID) -> DeliveryC
     Raises `DatabaseUnavailable`: whether it was won is unknown; its lease will tell.
     """
     params = {"delivery": delivery_id, "channel": channel, "worker": holder.worker_id}
+    params |= {"lease_s": holder.lease_s} | holder.judged
     asked_at = time.monotonic()
-    rows = holder.database.fetch(Details, CLAIM_DELIVERY, params | {"lease_s": holder.lease_s})
+    rows = holder.database.fetch(Details, CLAIM_DELIVERY, params)
     return _claim(rows[0], asked_at) if rows else None
 
 
 def is_held(holder: Holder, delivery_id: UUID) -> bool:
     """Whether a due delivery is held by who shows its progress. Raises `DatabaseUnavailable`."""
-    return bool(holder.database.run(IS_HELD, {"delivery": delivery_id}))
+    return bool(holder.database.run(IS_HELD, {"delivery": delivery_id} | holder.judged))
 
 
 def postpone_held(holder: Holder, delivery_id: UUID, delay_s: float) -> bool:
     """Try a delivery that is held again in `delay_s`; False: it is not. Raises
     `DatabaseUnavailable`."""
-    params = {"delivery": delivery_id, "delay_s": delay_s}
+    params = {"delivery": delivery_id, "delay_s": delay_s} | holder.judged
     return bool(holder.database.run(POSTPONE_HELD, params))
 
 
 def claim_progress(holder: Holder, channel: str, limit: int) -> list[DeliveryClaim]:
     """Win pending deliveries whose progress is due. Raises `DatabaseUnavailable`."""
     params = {"channel": channel, "worker": holder.worker_id, "lease_s": holder.lease_s}
+    params |= {"limit": limit} | holder.judged
     asked_at = time.monotonic()
-    rows = holder.database.fetch(Details, CLAIM_PROGRESS, params | {"limit": limit})
+    rows = holder.database.fetch(Details, CLAIM_PROGRESS, params)
     return [_claim(row, asked_at) for row in rows]
 
 

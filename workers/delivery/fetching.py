@@ -21,6 +21,7 @@ from turnmill.schemas.errors import (
     TransientError,
 )
 from turnmill.schemas.files.parts import PartKeeper
+from turnmill.schemas.postgres.clock import is_due
 from turnmill.schemas.postgres.database import Database
 from turnmill.workers.delivery.base import Delivery, FetchesFiles
 from turnmill.workers.delivery.calls.posting import ending
@@ -38,11 +39,14 @@ MAX_FETCHES = 5
 #: Files that are fetched at the same time, each of another channel.
 MAX_AT_ONCE = 8
 
-_TAKE = """
+#: After a step of the clock, a file that is being fetched may be fetched twice, which changes
+#: nothing; one that was never tried does not wait for any clock.
+_TAKE = f"""
 UPDATE files SET fetches = fetches + 1,
     fetch_at = clock_timestamp() + make_interval(secs => %(lease_s)s)
 WHERE id = (
-    SELECT id FROM files WHERE source IS NOT NULL AND fetch_at <= clock_timestamp()
+    SELECT id FROM files WHERE source IS NOT NULL
+      AND (fetches = 0 OR {is_due("fetch_at", LEASE_S)})
       AND source ->> 'channel' = ANY(%(channels)s)
     ORDER BY fetch_at LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING id, tenant_id, name, source, fetches, fetch_at AS leased_until
@@ -148,7 +152,8 @@ class Fetcher:
             self._give_up(owed, error)
             return
         asked_s = error.retry_after_s if isinstance(error, ChannelUnavailable) else None
-        self._database.run(_LATER, (asked_s or 2.0**owed.fetches, owed.id, owed.leased_until))
+        wait_s = min(asked_s or 2.0**owed.fetches, LEASE_S)
+        self._database.run(_LATER, (wait_s, owed.id, owed.leased_until))
 
     def _give_up(self, owed: _Owed, error: PermanentError | TransientError) -> None:
         log.warning(

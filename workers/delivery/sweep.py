@@ -3,6 +3,7 @@
 import threading
 import time
 from functools import partial
+from typing import NamedTuple
 from uuid import UUID
 
 import structlog
@@ -12,13 +13,16 @@ from turnmill.schemas.postgres.rows import Id
 from turnmill.schemas.store.advance import lock_conversations
 from turnmill.schemas.store.channels.deliveries import advance_deliveries
 from turnmill.schemas.store.channels.sending import (
+    CUT_LEASES,
     FORGOTTEN_DELIVERIES,
+    LONG_LEASES,
     LOST_DELIVERIES,
     REQUEUE_LOST,
 )
 from turnmill.workers.delivery.claims import Holder
 from turnmill.workers.delivery.metrics import DELIVERIES_LOST
 from turnmill.workers.upkeep.isolated import isolated
+from turnmill.workers.upkeep.keeping import cut_isolated
 
 log = structlog.get_logger()
 
@@ -30,8 +34,28 @@ EVERY_S = 1.0
 REST_S = 60.0
 
 
+class _Now(NamedTuple):
+    now_s: float
+
+
+_NOW = "SELECT extract(epoch FROM clock_timestamp())::float AS now_s"
+
+
+def _observe(holder: Holder) -> None:
+    """Read the clock, and after a step back cut the leases of before."""
+    asked_at = time.monotonic()
+    (row,) = holder.database.fetch(_Now, _NOW)
+    if step_s := holder.clock.observe(row.now_s, asked_at):
+        log.warning("clock.stepped", by_s=round(step_s, 3))
+    has_stepped_back = holder.clock.has_stepped_back(holder.lease_s)
+    params: dict[str, object] = {"lease_s": holder.lease_s, "has_stepped_back": has_stepped_back}
+    cut_isolated(holder.database, "delivery", LONG_LEASES, CUT_LEASES, params)
+
+
 def sweep(holder: Holder, resting: dict[UUID, float] | None = None) -> int:
     """Requeue the deliveries of dead workers, and hint forgotten ones; the conversations' number.
+    One thread of a process sweeps: it is the one that observes the clock.
+
     One that PostgreSQL refuses to change keeps no other.
 
     `resting`: those that were refused by earlier calls, and until when (`time.monotonic`) they are
@@ -43,7 +67,8 @@ def sweep(holder: Holder, resting: dict[UUID, float] | None = None) -> int:
     now = time.monotonic()
     for each in [each for each, until in resting.items() if until <= now]:
         del resting[each]
-    params = {"resting": list(resting)}
+    _observe(holder)
+    params = {"resting": list(resting)} | holder.judged
     lost = holder.database.fetch(Id, LOST_DELIVERIES, params)
     forgotten = holder.database.fetch(Id, FORGOTTEN_DELIVERIES, params)
     ids = sorted({row.id for row in (*lost, *forgotten)})
@@ -55,7 +80,7 @@ def sweep(holder: Holder, resting: dict[UUID, float] | None = None) -> int:
 def _advance(holder: Holder, conversation_ids: list[UUID]) -> list[UUID]:
     with holder.database.cursor() as cursor:
         lock_conversations(cursor, conversation_ids)
-        params = {"conversations": conversation_ids}
+        params = {"conversations": conversation_ids} | holder.judged
         count = cursor.execute(REQUEUE_LOST, params).rowcount
         advance_deliveries(cursor, conversation_ids)
     if count:

@@ -51,10 +51,10 @@ FOR SHARE
 ON CONFLICT (turn_id) DO NOTHING
 """
 
-#: Nobody waits longer than the delivery process tries.
+#: Nobody waits longer than the delivery process tries, ten minutes and the steps of the clock.
 _OWED = """
 SELECT 1 FROM files WHERE tenant_id = %s AND id = ANY(%s) AND source IS NOT NULL
-  AND created_at > clock_timestamp() - interval '10 minutes' LIMIT 1
+  AND created_at > clock_timestamp() - make_interval(secs => 600 + %s) LIMIT 1
 """
 
 _POLICIES = """
@@ -95,7 +95,9 @@ class Media:
         """Whether a file of the turn is still to be fetched from a channel."""
         files = [_id(part) for message in claim.messages for part in _media(message)
                  if part.file_id]  # fmt: skip
-        return bool(files) and bool(self.database.run(_OWED, (claim.tenant_id, files)))
+        return bool(files) and bool(
+            self.database.run(_OWED, (claim.tenant_id, files, claim.forward_s))
+        )
 
     def read(self, claim: Claim, taken: frozenset[str], abort: Event) -> Claim:
         """Put text in the place of parts that the engine does not take, the same at each attempt.

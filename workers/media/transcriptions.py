@@ -29,6 +29,7 @@ from turnmill.workers.media.base import (
     TranscriberRefuses,
 )
 from turnmill.workers.media.media import Media
+from turnmill.workers.upkeep.clock import DatabaseClock
 from turnmill.workers.upkeep.keeping import kept
 
 log = structlog.get_logger()
@@ -65,15 +66,23 @@ class Stenographer:
     """The thread that transcribes."""
 
     def __init__(
-        self, media: Media, transcriber: Transcriber, lease_s: float, draining: threading.Event
+        self,
+        media: Media,
+        transcriber: Transcriber,
+        lease_s: float,
+        draining: threading.Event,
+        clock: DatabaseClock | None = None,
     ) -> None:
-        """`draining`: set once the process begins no further work."""
+        """`draining`: set once the process begins no further work. `clock`: what the process knows
+        of the database's.
+        """
         self._database = media.database
         self._files = media.files
         self._language = media.settings.language
         self._transcriber = transcriber
         self._lease_s = lease_s
         self._draining = draining
+        self._clock = clock or DatabaseClock()
         #: The sound in work.
         self._task: Task | None = None
         #: Tenants in the order in which their sounds were begun, the last one last.
@@ -103,7 +112,8 @@ class Stenographer:
         Raises:
             DatabaseUnavailable: the sound is due again when its lease ends.
         """
-        task = claim(self._database, self._lease_s, self._served)
+        latest_s = self._clock.judging_s(self._lease_s)
+        task = claim(self._database, self._lease_s, self._served, latest_s)
         if task is None:
             return False
         others = [each for each in self._served if each != task.tenant_id]

@@ -48,6 +48,8 @@ class Claim:
     #: Seconds since it was accepted, and of these since it was due, when it was claimed.
     age_s: float = 0.0
     queued_s: float = 0.0
+    #: The seconds by which PostgreSQL's clock has stepped forward since it was accepted.
+    forward_s: float = 0.0
     #: Why this worker cannot read the turn, whose messages are then empty.
     unreadable: str | None = None
     #: Whose memory it may be told of, whether its bot remembers anybody, and what it was told.
@@ -100,6 +102,7 @@ class Claim:
     def of(cls, row: ClaimedRow, worker_id: UUID, clock: DatabaseClock) -> Self:
         """Read a row of `CLAIM`."""
         messages, params, safety, unreadable = _read(row)
+        forward_s = clock.forward_between(row.accepted_s, row.now_s)
         return cls(
             turn_id=row.id,
             conversation_id=row.conversation_id,
@@ -124,17 +127,12 @@ class Claim:
             kept_text=row.kept_text,
             kept_tokens=row.kept_tokens,
             next_position=row.next_position,
-            deadline_s=_deadline_s(row, clock),
+            # What is left of the seconds that the client gave, whatever the clock did meanwhile.
+            deadline_s=None if row.deadline_s is None else row.deadline_s + forward_s,
             age_s=max(row.now_s - row.accepted_s, 0.0),
             queued_s=max(row.queued_s, 0.0),
+            forward_s=forward_s,
         )
-
-
-def _deadline_s(row: ClaimedRow, clock: DatabaseClock) -> float | None:
-    """Return the seconds left of those that the client gave, whatever the clock did meanwhile."""
-    if row.deadline_s is None:
-        return None
-    return row.deadline_s + clock.forward_between(row.accepted_s, row.now_s)
 
 
 def _read(row: ClaimedRow) -> tuple[tuple[Message, ...], GenerationParams, Safety, str | None]:

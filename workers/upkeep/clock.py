@@ -8,13 +8,20 @@ much it stepped, because `time.monotonic` never does.
 import math
 import time
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
-#: Smaller differences are drift, NTP's slewing, and a server that answers slowly.
-TOLERANCE_S = 2.0
+from turnmill.schemas.postgres.clock import TOLERANCE_S
 
 _STARTED_AT, _STARTED = datetime.now(UTC), time.monotonic()
 
-_Step = tuple[float, float]
+
+class _Step(NamedTuple):
+    #: The Unix time that the clock showed before it.
+    at_s: float
+    #: Negative: back.
+    by_s: float
+    #: When it was observed (`time.monotonic`).
+    observed_at: float
 
 
 def steady_now() -> datetime:
@@ -26,8 +33,8 @@ class DatabaseClock:
     """What one process knows of the database's clock. One thread observes, any thread asks."""
 
     def __init__(self) -> None:
-        #: Bounds of the database's Unix time less `time.monotonic`; and the steps forward, each
-        #: with the time that the clock showed before it. One value, so that both are of one moment.
+        #: Bounds of the database's Unix time less `time.monotonic`, and the steps. One value, so
+        #: that all are of one moment.
         self._known: tuple[float, float, tuple[_Step, ...]] = (-math.inf, math.inf, ())
 
     def observe(self, there_s: float, asked_at: float) -> float:
@@ -39,8 +46,7 @@ class DatabaseClock:
         before_low, before_high, steps = self._known
         step_s = max(0.0, low - before_high) or min(0.0, high - before_low)
         if abs(step_s) > TOLERANCE_S:
-            if step_s > 0:
-                steps += ((there_s - step_s, step_s),)
+            steps += (_Step(there_s - step_s, step_s, time.monotonic()),)
         elif high - low > TOLERANCE_S / 2:
             return 0.0  # a slow answer says little: the reading before is the better reference
         self._known = (low, high, steps)
@@ -51,6 +57,24 @@ class DatabaseClock:
         """The database's Unix time now, at the latest, unless its clock has stepped forward."""
         return self._known[1] + time.monotonic() + TOLERANCE_S
 
+    def judging_s(self, lease_s: float) -> float:
+        """Return the Unix time by which to judge leases of `lease_s` seconds.
+
+        It does not know of a step forward until each lease of before has ended or was renewed: of
+        the clocks that leases may have been written by, it is the one that is furthest behind.
+        """
+        since = [step.by_s for step in self._last(lease_s)]
+        forward_s = max(sum(since[first:]) for first in range(len(since) + 1))
+        return self.latest_s - TOLERANCE_S - forward_s
+
+    def has_stepped_back(self, within_s: float) -> bool:
+        """Whether the clock has stepped back in the last `within_s` seconds."""
+        return any(step.by_s < 0 for step in self._last(within_s))
+
+    def _last(self, within_s: float) -> list[_Step]:
+        since = time.monotonic() - within_s
+        return [step for step in self._known[2] if step.observed_at >= since]
+
     def forward_between(self, then_s: float, now_s: float) -> float:
         """The seconds by which the clock has stepped forward between two Unix times it showed.
 
@@ -59,5 +83,5 @@ class DatabaseClock:
         _, high, steps = self._known
         unseen_s = now_s - (high + time.monotonic())
         if unseen_s > TOLERANCE_S:
-            steps += ((now_s - unseen_s, unseen_s),)
-        return sum(step_s for at, step_s in steps if then_s <= at)
+            steps += (_Step(now_s - unseen_s, unseen_s, time.monotonic()),)
+        return sum(step.by_s for step in steps if step.by_s > 0 and then_s <= step.at_s)

@@ -6,6 +6,7 @@ reading, so that a document that takes too much harms nobody's turns. Where its 
 searched by meaning, its passages have their vectors next.
 """
 
+import math
 import threading
 import time
 
@@ -37,6 +38,7 @@ from turnmill.schemas.store.knowledge.indexing import (
 from turnmill.schemas.store.knowledge.spaces import space_of
 from turnmill.workers.readers.cutting import Read
 from turnmill.workers.readers.reading import forget_leftovers, read_isolated
+from turnmill.workers.upkeep.clock import DatabaseClock
 from turnmill.workers.upkeep.keeping import kept
 
 log = structlog.get_logger()
@@ -47,13 +49,16 @@ POLL_S = 0.5
 RETRY_S = 2.0
 
 
-def index_next(database: Database, files: Files, lease_s: float) -> Task | None:
-    """Index the document that has waited longest. None: no document is due.
+def index_next(
+    database: Database, files: Files, lease_s: float, latest_s: float = math.inf
+) -> Task | None:
+    """Index the document that has waited longest. None: no document is due. `latest_s`: the Unix
+    time by which leases are judged.
 
     Raises:
         DatabaseUnavailable: the document is due again when its lease ends.
     """
-    task = claim(database, lease_s)
+    task = claim(database, lease_s, latest_s)
     if task is None:
         return None
     if task.attempt > MAX_ATTEMPTS:
@@ -114,12 +119,16 @@ class Indexer:
         files: Files,
         lease_s: float,
         embedders: Embedders | None = None,
+        clock: DatabaseClock | None = None,
     ) -> None:
-        """Without embedders, no passage has its vector here."""
+        """Without embedders, no passage has its vector here. `clock`: what this process knows of
+        the database's.
+        """
         self._database = database
         self._files = files
         self._lease_s = lease_s
         self._embedders = embedders
+        self._clock = clock or DatabaseClock()
         #: No vectors are made before then, monotonic.
         self._embeds_from = 0.0
         self._stopping = threading.Event()
@@ -138,7 +147,8 @@ class Indexer:
         forget_leftovers()
         while not self._stopping.is_set():
             try:
-                if task := index_next(self._database, self._files, self._lease_s):
+                latest_s = self._clock.judging_s(self._lease_s)
+                if task := index_next(self._database, self._files, self._lease_s, latest_s):
                     self._embed(task)
                     continue
             except DatabaseUnavailable as error:

@@ -15,6 +15,7 @@ from uuid import UUID
 import structlog
 
 from turnmill.schemas.errors import DatabaseUnavailable
+from turnmill.schemas.postgres.clock import TOLERANCE_S, outlasts
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.rows import Id
 from turnmill.schemas.routes import OUTBOX_CHANNEL
@@ -30,9 +31,9 @@ from turnmill.workers.upkeep.batches import (
     forget_batch_moves,
     merge_batch_moves,
 )
-from turnmill.workers.upkeep.clock import TOLERANCE_S
 from turnmill.workers.upkeep.evidence import IS_INTERRUPTED, WEIGHED
 from turnmill.workers.upkeep.isolated import isolated
+from turnmill.workers.upkeep.keeping import cut_leases
 from turnmill.workers.upkeep.liveness import ALIVE, GRACE_S
 
 log = structlog.get_logger()
@@ -56,7 +57,7 @@ guard AS MATERIALIZED (
 _LONG_LEASES = f"""
 FROM turns t LEFT JOIN worker_liveness w ON w.id = t.worker_id
 WHERE (SELECT is_mine FROM guard) AND t.state = 'running'
-  AND t.leased_until > clock_timestamp() + make_interval(secs => %(lease_s)s + {TOLERANCE_S})
+  AND {outlasts("t.leased_until", "%(lease_s)s")}
   AND (w.id IS NULL OR w.seen_at > clock_timestamp() + make_interval(secs => {TOLERANCE_S}))
 """
 _LATE_HINTS = f"""
@@ -282,7 +283,8 @@ class Rescuer:
             log.exception("rescuer.failed")
 
     def _chores(self, sweeps: int) -> Iterator[Callable[[], object]]:
-        """Yield the chores that do not belong to every sweep."""
+        """Yield the chores beside the sweep; most of them do not belong to every round."""
+        yield lambda: cut_leases(self._database, self._settings.lease_s)
         if sweeps % 5 == 0:
             yield lambda: merge_batch_moves(self._database)
         if sweeps % 5 == 0 or self._has_sweeps:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from turnmill.schemas.store.fleet.liveness import seen_within
 from turnmill.schemas.turns import TurnState
 
 
@@ -31,7 +32,7 @@ ESTIMATE = f"""
 SELECT (
     SELECT coalesce(sum(slots), 0)::int FROM worker_liveness
     WHERE model = %(model)s AND %(lane)s = ANY(lanes) AND is_consuming
-      AND seen_at > clock_timestamp() - interval '10 seconds'
+      AND {seen_within(10)}
 ) AS slots, (
     SELECT extract(epoch FROM avg(settled_at - started_at))::float FROM (
         SELECT model, state, settled_at, started_at FROM turns ORDER BY id DESC LIMIT 200

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.schemas.channels.deliveries import MAX_LEASE_S, DeliveryState
-from turnmill.schemas.postgres.clock import IS_DUE
+from turnmill.schemas.postgres.clock import HAS_STEPPED_BACK, IS_DUE, is_due, is_over, outlasts
 from turnmill.schemas.routes import DELIVERY_LANE, OUTBOX_CHANNEL
 from turnmill.schemas.store.changes import OPEN, UNSENT, delivery_change
 from turnmill.schemas.store.channels.deliveries import HOLDING
@@ -23,11 +23,11 @@ _PENDING = f"state = '{DeliveryState.PENDING}'"
 _QUEUED = f"state = '{DeliveryState.QUEUED}'"
 _SENDING = f"state = '{DeliveryState.SENDING}'"
 
-#: Nobody holds the row, or since before a step of the clock. Processes may have other leases.
-_IS_FREE = f"""
-(leased_until IS NULL OR leased_until <= clock_timestamp()
-    OR leased_until > clock_timestamp() + make_interval(secs => {MAX_LEASE_S}))
-"""
+#: The longest pause before progress is shown again, seconds.
+MAX_PROGRESS_S = 120.0
+
+#: Nobody holds the row.
+_IS_FREE = f"(leased_until IS NULL OR {is_over('leased_until')})"
 
 #: No earlier delivery of the conversation is to be sent before `d`.
 _IS_FIRST = f"""
@@ -132,7 +132,8 @@ RETURNING id
 CLAIM_PROGRESS = f"""
 WITH due AS (
     SELECT id, leased_until FROM deliveries d
-    WHERE {_PENDING} AND channel = %(channel)s AND progress_at <= clock_timestamp() AND {_IS_FREE}
+    WHERE {_PENDING} AND channel = %(channel)s AND {is_due("progress_at", MAX_PROGRESS_S)}
+      AND {_IS_FREE}
       AND {_IS_FIRST}
     ORDER BY progress_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), claimed AS (
@@ -161,7 +162,7 @@ RELEASE = f"""
 UPDATE deliveries SET progress = %(progress)s,
     leased_until = CASE WHEN %(is_doubtful)s THEN to_timestamp(0) END,
     progress_at = CASE WHEN {_PENDING} THEN
-        clock_timestamp() + make_interval(secs => %(next_s)s) END
+        clock_timestamp() + make_interval(secs => least(%(next_s)s, {MAX_PROGRESS_S})) END
 WHERE {_MINE} RETURNING id
 """
 
@@ -189,6 +190,20 @@ WITH again AS (
     FROM again
 ), hinted AS ({OWE_HINTS})
 SELECT id, pg_notify('{OUTBOX_CHANNEL}', '') FROM again
+"""
+
+#: After a step back, leases of before would last until the clock shows their times again. They are
+#: cut to what they would be if they began now. Processes may have longer leases than this one, so
+#: a lease is only cut where a step is known of: to this process (`has_stepped_back`), by a worker
+#: that was seen in the future, or by a lease that is longer than any can be.
+LONG_LEASES = f"""
+SELECT id FROM deliveries WHERE state IN ({UNSENT}) AND {outlasts("leased_until", "%(lease_s)s")}
+  AND (%(has_stepped_back)s OR {HAS_STEPPED_BACK} OR {outlasts("leased_until", MAX_LEASE_S)})
+"""
+
+CUT_LEASES = f"""
+UPDATE deliveries SET leased_until = clock_timestamp() + make_interval(secs => %(lease_s)s)
+WHERE id IN ({LONG_LEASES} AND id = ANY(%(ids)s) FOR NO KEY UPDATE SKIP LOCKED) RETURNING id
 """
 
 #: Conversations with a delivery whose worker died.

@@ -4,6 +4,7 @@ Each claim counts `attempt` up. A worker that was paused, or whose lease has exp
 number, and changes nothing any more. The row goes with its file.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 from uuid import UUID
@@ -12,7 +13,7 @@ from psycopg.types.json import Jsonb
 
 from turnmill.schemas.errors import TooManyWaiting
 from turnmill.schemas.files.files import File
-from turnmill.schemas.postgres.clock import within
+from turnmill.schemas.postgres.clock import MAX_DELAY_S, is_due, is_over, within
 from turnmill.schemas.postgres.database import Database, notify
 from turnmill.schemas.routes import TURN_CHANNEL
 from turnmill.schemas.store.fleet.liveness import HELD_LOCKS
@@ -22,29 +23,49 @@ MAX_ATTEMPTS = 3
 #: Attempts at which the transcriber failed, before a transcription does.
 MAX_FAILURES = 5
 
+#: A call that waits says so this often, and is believed this long, seconds: one whose process died
+#: is forgotten, and no step of the clock makes anybody forget one that waits.
+WANT_EVERY_S, WANTED_S = 5.0, 30.0
+
+#: `due_at` is the end of a lease, and of no pause after an error.
+IS_LEASED = "attempt > 0 AND error_code IS NULL"
+
 #: Calls of a tenant are counted one after the other.
 _LOCK_TENANT = "SELECT FROM tenants WHERE id = %s FOR NO KEY UPDATE"
 
-_WANT = """
+#: A time further in the future than anybody sets it is of a call whose process died before the
+#: clock was set back.
+_WANT = f"""
 INSERT INTO transcriptions (file_id, language, prompt, due_at, wanted_until)
-SELECT %(file)s, %(language)s, %(prompt)s, now_at, now_at + make_interval(secs => %(wait_s)s)
+SELECT %(file)s, %(language)s, %(prompt)s, now_at,
+    now_at + make_interval(secs => least(%(wait_s)s, {WANTED_S}))
 FROM clock_timestamp() AS now_at
 WHERE (
     SELECT count(*) FROM transcriptions t JOIN files f ON f.id = t.file_id
     WHERE f.tenant_id = %(tenant)s AND t.due_at IS NOT NULL AND t.wanted_until > now_at
+      AND t.wanted_until <= now_at + make_interval(secs => {WANTED_S})
 ) < %(most)s
 RETURNING file_id
 """
 
-_CLAIM = """
+_WANT_STILL = f"""
+UPDATE transcriptions SET wanted_until = clock_timestamp() + make_interval(secs => {WANTED_S})
+WHERE file_id = %s AND due_at IS NOT NULL RETURNING file_id
+"""
+
+#: One that was never tried is due whatever the clock shows.
+_CLAIM = f"""
 UPDATE transcriptions t SET attempt = t.attempt + 1, tries = t.tries + 1,
     error_code = NULL, error_message = NULL,
-    due_at = clock_timestamp() + make_interval(secs => %s)
+    due_at = clock_timestamp() + make_interval(secs => %(lease_s)s)
 FROM files f
 WHERE f.id = t.file_id AND t.file_id = (
     SELECT due.file_id FROM transcriptions due JOIN files sound ON sound.id = due.file_id
-    WHERE due.due_at <= clock_timestamp() AND due.wanted_until > clock_timestamp()
-    ORDER BY array_position(%s::uuid[], sound.tenant_id) NULLS FIRST, due.due_at
+    WHERE due.due_at IS NOT NULL AND due.wanted_until > clock_timestamp() AND CASE
+        WHEN due.attempt = 0 THEN true
+        WHEN due.error_code IS NULL THEN {is_over("due.due_at")}
+        ELSE {is_due("due.due_at", MAX_DELAY_S)} END
+    ORDER BY array_position(%(served)s::uuid[], sound.tenant_id) NULLS FIRST, due.due_at
     LIMIT 1 FOR NO KEY UPDATE OF due SKIP LOCKED)
 RETURNING t.file_id, f.tenant_id, t.language, t.prompt, t.attempt, t.tries, t.failures
 """
@@ -55,11 +76,14 @@ UPDATE transcriptions SET due_at = clock_timestamp() + make_interval(secs => %s)
 WHERE file_id = %s AND attempt = %s AND due_at IS NOT NULL RETURNING file_id
 """
 
-#: Its attempt is over, whatever the thread does that was at it.
+#: Its attempt is over, whatever the thread does that was at it. Without a pause it is due whatever
+#: the clock shows.
 _HAND_BACK = """
-UPDATE transcriptions SET attempt = attempt + 1, tries = tries - 1, failures = failures + %s,
-    due_at = clock_timestamp() + make_interval(secs => %s), error_code = %s, error_message = %s
-WHERE file_id = %s AND attempt = %s AND due_at IS NOT NULL RETURNING file_id
+UPDATE transcriptions SET attempt = attempt + 1, tries = tries - 1,
+    failures = failures + %(failures)s, error_code = %(code)s, error_message = %(message)s,
+    due_at = CASE WHEN %(wait_s)s > 0 THEN clock_timestamp() + make_interval(secs => %(wait_s)s)
+        ELSE to_timestamp(0) END
+WHERE file_id = %(file)s AND attempt = %(attempt)s AND due_at IS NOT NULL RETURNING file_id
 """
 
 _END = """
@@ -118,7 +142,8 @@ def want(
     wait_s: float,
     max_waiting: int,
 ) -> None:
-    """Ask for the transcription of a stored file, for `wait_s` seconds.
+    """Ask for the transcription of a stored file, for `wait_s` seconds; longer than `WANTED_S` with
+    `want_still`.
 
     Raises:
         TooManyWaiting: `max_waiting` sounds of the tenant have not ended.
@@ -141,6 +166,11 @@ def want(
             )
 
 
+def want_still(database: Database, file_id: UUID) -> None:
+    """Say that a call still waits, every `WANT_EVERY_S`. Raises `DatabaseUnavailable`."""
+    database.run(_WANT_STILL, (file_id,))
+
+
 def ended(database: Database, file_id: UUID, *, or_delayed: bool = False) -> Ended | None:
     """Return what a transcription ended in; None: it has not. `or_delayed`: or the error that it
     waits after for another attempt.
@@ -149,11 +179,15 @@ def ended(database: Database, file_id: UUID, *, or_delayed: bool = False) -> End
     return found[0] if found else None
 
 
-def claim(database: Database, lease_s: float, served: Sequence[UUID] = ()) -> Task | None:
+def claim(
+    database: Database, lease_s: float, served: Sequence[UUID] = (), latest_s: float = math.inf
+) -> Task | None:
     """Take the transcription that has waited longest, of the tenant that is next. None: nothing is
     due. `served`: the tenants that had their turn, the last one last; others come before them.
+    `latest_s`: the Unix time by which leases are judged.
     """
-    found = database.fetch(Task, _CLAIM, (lease_s, list(served)))
+    given = {"lease_s": lease_s, "served": list(served), "latest_s": latest_s}
+    found = database.fetch(Task, _CLAIM, given)
     return found[0] if found else None
 
 
@@ -171,11 +205,19 @@ def hand_back(
     message: str | None = None,
     has_failed: bool = False,
 ) -> None:
-    """Give the task back for another attempt in `wait_s` seconds; this one does not count. `code`
+    """Give the task back for another attempt in `wait_s` seconds, `MAX_DELAY_S` at most; this one
+    does not count. `code`
     and `message`: the error that the attempt ended in, if it was not interrupted. `has_failed`: the
     transcriber failed, perhaps because of the sound.
     """
-    given = (int(has_failed), wait_s, code, message, task.file_id, task.attempt)
+    given = {
+        "failures": int(has_failed),
+        "wait_s": wait_s,
+        "code": code,
+        "message": message,
+        "file": task.file_id,
+        "attempt": task.attempt,
+    }
     database.run(_HAND_BACK, given)
 
 

@@ -4,6 +4,7 @@ Each change of what is wanted counts `fence` up. A worker that was paused, or wh
 expired, holds an older number, and changes nothing any more.
 """
 
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from uuid import UUID
 from psycopg.types.json import Jsonb
 
 from turnmill.schemas.ids import new_id
+from turnmill.schemas.postgres.clock import MAX_DELAY_S, is_due, is_over
 from turnmill.schemas.postgres.database import Cursor, Database
 from turnmill.schemas.postgres.rows import Id, fetch
 from turnmill.schemas.store.knowledge.passages import lock_collection, replace_passages
@@ -65,13 +67,16 @@ WHERE collection_id = %s AND state = 'failed' AND (%s::text[] IS NULL OR uri = A
 RETURNING id, uri
 """
 
-#: `due_at` of a document that is being indexed is the end of the lease: then it is due again.
-_CLAIM = """
+#: `due_at` of a document that is being indexed is the end of the lease: then it is due again. One
+#: that was never tried is due whatever the clock shows.
+_CLAIM = f"""
 UPDATE documents d SET state = 'indexing', fence = d.fence + 1, attempt = d.attempt + 1,
-    due_at = clock_timestamp() + make_interval(secs => %s)
+    due_at = clock_timestamp() + make_interval(secs => %(lease_s)s)
 FROM collections c
 WHERE c.id = d.collection_id AND d.id = (
-    SELECT id FROM documents WHERE state IN ('queued', 'indexing') AND due_at <= clock_timestamp()
+    SELECT id FROM documents WHERE due_at IS NOT NULL
+      AND (state = 'queued' AND (attempt = 0 OR {is_due("due_at", MAX_DELAY_S)})
+        OR state = 'indexing' AND {is_over("due_at")})
     ORDER BY due_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
 RETURNING d.id AS document_id, d.collection_id, c.tenant_id, d.uri, d.file_id, d.fence, d.attempt
 """
@@ -106,7 +111,6 @@ _AGAIN = """
 UPDATE documents SET state = 'queued', due_at = clock_timestamp() + make_interval(secs => %s)
 WHERE id = %s AND fence = %s RETURNING id
 """
-
 
 #: What the owner of a document says of it.
 Attributes = dict[str, bool | float | str]
@@ -181,9 +185,11 @@ def retry(database: Database, collection_id: UUID, uris: Sequence[str] | None) -
     return database.fetch(Retried, _RETRY, (collection_id, names, names))
 
 
-def claim(database: Database, lease_s: float) -> Task | None:
-    """Take the document that has waited longest. None: nothing is due."""
-    found = database.fetch(Task, _CLAIM, (lease_s,))
+def claim(database: Database, lease_s: float, latest_s: float = math.inf) -> Task | None:
+    """Take the document that has waited longest. None: nothing is due. `latest_s`: the Unix time by
+    which leases are judged.
+    """
+    found = database.fetch(Task, _CLAIM, {"lease_s": lease_s, "latest_s": latest_s})
     return found[0] if found else None
 
 
@@ -223,5 +229,7 @@ def fail(database: Database, task: Task, code: str, message: str) -> bool:
 
 
 def try_again(database: Database, task: Task, wait_s: float) -> bool:
-    """Queue the document of a failed attempt. False: it is no longer this task's."""
+    """Queue the document of a failed attempt in `wait_s` seconds, `MAX_DELAY_S` at most. False: it
+    is no longer this task's.
+    """
     return bool(database.run(_AGAIN, (wait_s, task.document_id, task.fence)))

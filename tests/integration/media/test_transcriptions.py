@@ -347,6 +347,24 @@ def test_nobody_transcribes_what_no_call_waits_for(make_site: MakeSite) -> None:
     assert claim(site.database, 1.0) is not None
 
 
+def test_a_call_that_waits_is_not_forgotten_at_a_step_of_the_clock(
+    make_site: MakeSite, ear: Ear, eventually: Callable[..., None]
+) -> None:
+    """After a step forward, its time to wait is over by the clock; the call says that it waits."""
+    site = make_site(worker=WORKER)
+    ear.script = [EngineUnavailable("away"), HEARD]
+    heard: list[str] = []
+    with InlineWorker(site.settings):
+        caller = threading.Thread(target=lambda: heard.append(transcribe(site).text))
+        caller.start()
+        eventually(lambda: site.database.run(
+            "UPDATE transcriptions SET wanted_until = clock_timestamp() - interval '1 hour' "
+            "WHERE error_code IS NOT NULL RETURNING file_id"
+        ))  # fmt: skip
+        caller.join(20)
+    assert heard == [HEARD.text]
+
+
 def test_a_sound_that_nobody_waits_for_is_given_up_between_two_segments(
     make_site: MakeSite, ear: Ear
 ) -> None:

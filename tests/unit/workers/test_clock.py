@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from turnmill.schemas.postgres.clock import TOLERANCE_S
 from turnmill.workers.upkeep import clock as clock_module
-from turnmill.workers.upkeep.clock import TOLERANCE_S, DatabaseClock
+from turnmill.workers.upkeep.clock import DatabaseClock
 
 #: What the database's clock shows at the beginning.
 START = 1_800_000_000.0
@@ -98,3 +99,35 @@ def test_what_was_timed_before_a_step_forward_knows_of_it(machine: Machine) -> N
     machine.there -= 3660
     machine.read()
     assert machine.clock.forward_between(accepted_at, machine.there) == pytest.approx(3660)
+
+
+def test_leases_are_judged_without_a_step_forward_until_all_were_renewed(machine: Machine) -> None:
+    machine.read()
+    before = machine.there
+    machine.there += 3600
+    assert machine.clock.judging_s(30.0) == before, "nobody has observed it yet"
+    machine.read()
+    machine.pass_(29)
+    machine.read()
+    assert machine.clock.judging_s(30.0) == pytest.approx(before + 29)
+    machine.pass_(2)
+    machine.read()
+    assert machine.clock.judging_s(30.0) == pytest.approx(machine.there)
+
+
+@pytest.mark.parametrize(
+    ("steps", "behind_s"),
+    [((), 0), ((-3600,), 0), ((3600, -3600), 0), ((-3600, 3600), 3600), ((60, -10, 60), 110)],
+)
+def test_leases_of_any_clock_since_are_judged_by_the_one_furthest_behind(
+    machine: Machine, steps: tuple[float, ...], behind_s: float
+) -> None:
+    machine.read()
+    for by_s in steps:
+        machine.there += by_s
+        machine.read()
+    assert machine.clock.judging_s(30.0) == pytest.approx(machine.there - behind_s)
+    assert machine.clock.has_stepped_back(30.0) == any(by_s < 0 for by_s in steps)
+    machine.pass_(31)
+    assert machine.clock.judging_s(30.0) == pytest.approx(machine.there)
+    assert not machine.clock.has_stepped_back(30.0)

@@ -38,7 +38,14 @@ from turnmill.schemas.files.files import File, Purpose
 from turnmill.schemas.files.parts import refuse_disguised, refuse_other
 from turnmill.schemas.files.sniffing import TAIL_BYTES
 from turnmill.schemas.files.storage import Draft
-from turnmill.schemas.store.files.transcriptions import Ended, can_transcribe, ended, want
+from turnmill.schemas.store.files.transcriptions import (
+    WANT_EVERY_S,
+    Ended,
+    can_transcribe,
+    ended,
+    want,
+    want_still,
+)
 
 router = APIRouter(tags=["audio"])
 
@@ -148,6 +155,7 @@ async def _wait(
 ) -> Ended | Problem:
     """Wait for the end of a transcription, until a time of the event loop."""
     loop = asyncio.get_running_loop()
+    told_at = loop.time()
     async with services.follower.reading(file_id) as reader:
         while True:
             reader.wake.clear()
@@ -164,6 +172,10 @@ async def _wait(
                     raise ClientDisconnect
                 if loop.time() > until:
                     return await _too_late(services, file_id)
+                if loop.time() > told_at + WANT_EVERY_S:
+                    told_at = loop.time()
+                    with suppress(DatabaseUnavailable):
+                        await services.call(want_still, services.database, file_id)
 
 
 async def _too_late(services: Services, file_id: UUID) -> Ended | Problem:

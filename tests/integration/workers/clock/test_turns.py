@@ -1,8 +1,6 @@
 """PostgreSQL's clock steps, an hour forward or back: no turn waits for it, and none is lost to it.
 
-With a real Postgres in which `clock_timestamp()` is a function of the test's own: it stands before
-PostgreSQL's on the search path when the tables are made and whenever a process connects. A server
-that takes over with another clock looks the same.
+With the real Postgres of `stepping.py`. A server that takes over with another clock looks the same.
 """
 
 import threading
@@ -10,12 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from tests.conftest import make_template, new_database
-from turnmill.infra.migrations import upgrade
+from tests.integration.workers.clock.stepping import HOUR, Eventually, both_ways, step
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.relay.lost import LostHints
 from turnmill.producer.relay.outbox import TAKE
@@ -30,52 +26,10 @@ from turnmill.workers.turn.settle import Settler
 from turnmill.workers.upkeep.pruner import prune
 from turnmill.workers.upkeep.rescuer import sweep
 
-Eventually = Callable[..., None]
-HOUR = 3600.0
-
-both_ways = pytest.mark.parametrize("step_s", [-HOUR, HOUR, -12.0])
-
-_CLOCK = """
-CREATE TABLE step (by interval);
-INSERT INTO step VALUES ('0');
-CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
-    'SELECT pg_catalog.clock_timestamp() + by FROM public.step';
-"""
-
-
-@pytest.fixture(scope="module")
-def stepping_template(postgres_url: str) -> str:
-    """A migrated database with that clock."""
-
-    def prepare(url: str) -> None:
-        with psycopg.connect(url, autocommit=True) as link:
-            link.execute(_CLOCK)
-        find_the_clock(url)
-        upgrade(url)
-
-    return make_template(postgres_url, "stepping_template", prepare)
-
-
-def find_the_clock(url: str) -> None:
-    """For those who connect from now on; a copy of the database does not know of it."""
-    with psycopg.connect(url, autocommit=True) as link:
-        name = link.info.dbname
-        link.execute(f"ALTER DATABASE {name} SET search_path = public, pg_catalog")
-
 
 @pytest.fixture
-def stepping_url(postgres_url: str, stepping_template: str) -> Iterator[str]:
-    yield from new_database(postgres_url, stepping_template)
-
-
-@pytest.fixture
-def system(make_system: Callable[..., Any], stepping_url: str, valkey_url: str) -> Any:
-    find_the_clock(stepping_url)
-    return make_system(stepping_url, valkey_url, hint_lost_after_s=0.5, rescue_every_s=0.3)
-
-
-def step(system: Any, by_s: float) -> None:
-    system.database.run("UPDATE step SET by = by + make_interval(secs => %s)", (by_s,))
+def system(stepping_system: Any) -> Any:
+    return stepping_system
 
 
 @pytest.fixture
