@@ -64,6 +64,16 @@ class Manifest(_Part):
         return self.model_copy(update={"checksum": self._checksum()})
 
     @property
+    def unmet(self) -> tuple[str, ...]:
+        """Return a sentence for each reason why only force promotes the artifact.
+
+        Limits that nobody measured count as missed.
+        """
+        if self.report is None and self.recipe.get("limits"):
+            return (*self.misses, "The limits of the recipe were not measured.")
+        return self.misses
+
+    @property
     def is_sealed(self) -> bool:
         return self.checksum == self._checksum()
 
@@ -89,11 +99,14 @@ def is_artifact(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def write_artifact(target: Path, fill: Callable[[Path], None], manifest: Manifest) -> Manifest:
+def write_artifact(
+    target: Path, fill: Callable[[Path], None], manifest: Manifest, *, replace: bool = False
+) -> Manifest:
     """Write an artifact aside, rename it to `target` and return its sealed manifest.
 
     `fill` puts the files into a folder. The files of `manifest` are taken from what it wrote.
-    A process that is killed leaves no half-written `target`.
+    A process that is killed leaves no half-written `target`. With `replace`, the artifact that
+    stands there gives way once the new one is on disk.
     """
     partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
@@ -104,8 +117,13 @@ def write_artifact(target: Path, fill: Callable[[Path], None], manifest: Manifes
     (partial / MANIFEST).write_text(text, encoding="utf-8")
     for path in [*partial.rglob("*"), partial]:
         _sync(path)
+    before = target.with_name(target.name + ".before" + PARTIAL)
+    if replace:
+        shutil.rmtree(before, ignore_errors=True)
+        target.rename(before)
     partial.rename(target)
     _sync(target.parent)
+    shutil.rmtree(before, ignore_errors=True)
     return sealed
 
 

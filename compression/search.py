@@ -17,6 +17,7 @@ from turnmill.compression.evaluate.frontier import on_frontier, worst_ratio
 from turnmill.compression.evaluate.gate import misses
 from turnmill.compression.evaluate.page import write_report
 from turnmill.compression.evaluate.report import Judge, Measures, Report, Row
+from turnmill.compression.late import measure_late
 from turnmill.compression.pipeline import Evaluation, Job, compress
 from turnmill.compression.recipe import Limits, Recipe, StepSpec
 from turnmill.compression.step import Progress
@@ -140,7 +141,8 @@ class _Search:
             return Trial(recipe.name, "skipped", reason)
         started = self._bounds.clock()
         try:
-            manifest = compress(self._job_of(recipe), self._store)
+            job = self._job_of(recipe)
+            manifest = measure_late(job, self._store, compress(job, self._store))
         except _BudgetSpent:
             reason = "The budget was spent while it ran. The same search, run again, resumes it."
             self._job.progress.note(f"{recipe.name}: cut off. {reason}")
@@ -199,7 +201,7 @@ class _Search:
 
     def _trial(self, recipe: Recipe, manifest: Manifest, seconds: float) -> Trial:
         if manifest.report is None:
-            reason = "The store has this artifact without a report; remove it to measure it."
+            reason = "It was promoted without a report. Search under another --name."
             return Trial(recipe.name, "skipped", reason)
         self._last = Report.model_validate(manifest.report)
         row = self._last.candidates[0].model_copy(update={"name": recipe.name})

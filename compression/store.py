@@ -5,7 +5,7 @@ Workers whose setting `engine.model` is `promoted` serve the artifact that was p
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from turnmill.compression.artifact import (
     is_artifact,
     read_manifest,
     verify,
+    write_artifact,
 )
 from turnmill.schemas.errors import ArtifactRefused, InvalidInput, NotFound
 
@@ -51,7 +52,8 @@ class ModelStore:
     def names(self) -> list[str]:
         if not self.folder.is_dir():
             return []
-        return sorted(path.name for path in self.folder.iterdir() if is_artifact(path))
+        found = [path for path in self.folder.iterdir() if is_artifact(path)]
+        return sorted(path.name for path in found if not path.name.endswith(PARTIAL))
 
     def path(self, name: str) -> Path:
         """Return the folder of the artifact.
@@ -68,6 +70,22 @@ class ModelStore:
     def manifest(self, name: str) -> Manifest:
         return read_manifest(self.path(name))
 
+    def replace(self, before: Manifest, fill: Callable[[Path], None], after: Manifest) -> Manifest:
+        """Write another artifact in place of the one with the manifest `before`.
+
+        Raises:
+            InvalidInput: it is promoted, or no longer the one in the store.
+        """
+        with self._locked():
+            now = self.manifest(before.name).checksum
+            if now != before.checksum or self.was_promoted(before):
+                raise InvalidInput(
+                    f"Another process has promoted or replaced '{before.name}'. Run the command "
+                    "again, or choose another --name.",
+                    param="name",
+                )
+            return write_artifact(self.path(before.name), fill, after, replace=True)
+
     def promote(self, name: str, *, by: str, force: bool = False) -> Promotion:
         """Verify the artifact and make it the promoted one.
 
@@ -75,10 +93,13 @@ class ModelStore:
             ArtifactRefused: it is damaged, or misses its recipe's limits and `force` is False.
         """
         manifest = verify(self.path(name))
-        if manifest.misses and not force:
+        if manifest.unmet and not force:
+            remedy = "Improve the recipe"
+            if manifest.report is None:
+                remedy = "Measure it: repeat its compression without --no-evaluate"
             raise ArtifactRefused(
-                f"'{name}' misses the limits of its recipe: {' '.join(manifest.misses)} "
-                "Improve the recipe, or promote it with --force, which is recorded."
+                f"'{name}' misses the limits of its recipe: {' '.join(manifest.unmet)} "
+                f"{remedy}, or promote it with --force, which is recorded."
             )
         promotion = Promotion(
             action="promote",
@@ -86,8 +107,8 @@ class ModelStore:
             checksum=manifest.checksum,
             at=datetime.now(UTC),
             by=by,
-            forced=bool(manifest.misses),
-            misses=manifest.misses,
+            forced=bool(manifest.unmet),
+            misses=manifest.unmet,
         )
         with self._locked():
             self._append(promotion)
@@ -114,6 +135,10 @@ class ModelStore:
     def promoted(self) -> Promotion | None:
         standing = self._standing()
         return standing[-1] if standing else None
+
+    def was_promoted(self, manifest: Manifest) -> bool:
+        """Tell whether the artifact is promoted, or a rollback may return to it."""
+        return any(each.checksum == manifest.checksum for each in self._standing())
 
     def promoted_path(self) -> Path:
         """Return the folder of the promoted artifact, unverified.

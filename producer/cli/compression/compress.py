@@ -99,6 +99,7 @@ def run(
     --data chats.jsonl --name by-flags --no-evaluate
     """
     from turnmill.compression.data import read_text
+    from turnmill.compression.late import measure_late
     from turnmill.compression.pipeline import Job, compress, measured
     from turnmill.compression.samples import PROSE
     from turnmill.compression.store import ModelStore
@@ -121,7 +122,7 @@ def run(
             progress=bars,
         )
         store = ModelStore(settings.models_dir)
-        manifest = compress(job, store)
+        manifest = measure_late(job, store, compress(job, store))
     show_artifact(store, manifest)
 
 

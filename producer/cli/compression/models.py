@@ -129,9 +129,9 @@ def show_artifact(store: "ModelStore", manifest: "Manifest") -> None:
     for key, value in _facts(folder, manifest).items():
         table.add_row(key, plain(value))
     console.print(table)
-    for miss in manifest.misses:
+    for miss in manifest.unmet:
         console.print("[red]misses a limit[/]", plain(miss))
-    if not manifest.misses:
+    if not manifest.unmet:
         console.print(plain(f"Serve it: turnmill models promote {manifest.name}"))
 
 
@@ -161,7 +161,7 @@ def _artifacts(store: "ModelStore") -> list["ShownArtifact"]:
             base=manifest.base.name,
             weights=manifest.format,
             size_bytes=_size(folder),
-            misses=list(manifest.misses),
+            misses=list(manifest.unmet),
             made_at=datetime.fromtimestamp(folder.stat().st_mtime).astimezone(),
         )
         found.append(artifact)

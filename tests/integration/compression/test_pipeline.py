@@ -15,6 +15,7 @@ from tests.compression_models import make_conversations
 from tests.compression_steps import KILL_FILE, NUDGE
 from turnmill.compression import step
 from turnmill.compression.artifact import Manifest, verify
+from turnmill.compression.late import measure_late
 from turnmill.compression.pipeline import Evaluation, Job, compress
 from turnmill.compression.recipe import Recipe, parse_recipe
 from turnmill.compression.store import ModelStore
@@ -127,6 +128,34 @@ def test_the_evaluation_and_the_limits_it_misses_are_kept(checkpoint: Path, tmp_
     assert manifest.misses == ("Perplexity is 2×, the limit 1.05×.",)
     ((candidate, base, _, limits, _, _),) = seen
     assert (candidate.name, base, limits.perplexity) == ("small", checkpoint, 1.05)
+
+
+def test_an_artifact_made_without_an_evaluation_is_measured_when_asked_for_again(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    store = ModelStore(tmp_path)
+    limited = recipe(limits={"perplexity": 1.05})
+    hasty = compress(job(checkpoint, recipe=limited), store)
+    assert hasty.unmet
+
+    def evaluate(*given: Any) -> Evaluation:
+        given[-1].mkdir()
+        (given[-1] / "report.md").write_text("Measured.")
+        return Evaluation({"perplexity": 1.01})
+
+    measuring = job(checkpoint, recipe=limited, evaluator=evaluate)
+    manifest = measure_late(measuring, store, compress(measuring, store))
+
+    assert manifest == verify(store.path("small"))
+    assert (manifest.report, manifest.unmet) == ({"perplexity": 1.01}, ())
+    assert "report/report.md" in manifest.files
+    assert {name: manifest.files[name] for name in hasty.files} == hasty.files
+    # Neither measured twice, nor changed once it is served.
+    again = job(checkpoint, recipe=limited, evaluator=lambda *_: pytest.fail("measured again"))
+    assert measure_late(again, store, compress(again, store)) == manifest
+    hasty = compress(job(checkpoint, recipe=limited, name="served"), store)
+    store.promote("served", by="ada", force=True)
+    assert measure_late(again, store, hasty) == verify(store.path("served")) == hasty
 
 
 def test_what_is_quantized_already_is_not_compressed_again(

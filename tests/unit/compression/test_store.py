@@ -131,6 +131,38 @@ def test_an_artifact_that_misses_its_limits_is_promoted_by_force_alone(store: Mo
     assert record.misses == ("Size is 0.9×, the limit 0.6×.",)
 
 
+def test_limits_that_nobody_measured_keep_an_artifact_from_being_promoted(
+    store: ModelStore,
+) -> None:
+    plan = PLAN.model_copy(update={"recipe": {"limits": {"perplexity": 1.05}}})
+    write_artifact(store.folder / "a", fill, plan)
+    with pytest.raises(ArtifactRefused, match=r"not measured.*without --no-evaluate.*--force"):
+        store.promote("a", by="ada")
+
+    record = store.promote("a", by="ada", force=True)
+
+    assert record.forced
+    assert record.misses == ("The limits of the recipe were not measured.",)
+    write_artifact(store.folder / "b", fill, plan.model_copy(update={"report": {"rows": []}}))
+    assert not store.promote("b", by="ada").forced
+
+
+def test_an_artifact_is_replaced_whole_unless_it_was_promoted(store: ModelStore) -> None:
+    make(store, "a"), make(store, "b")
+    first = store.manifest("a")
+    after = store.replace(first, fill, first.model_copy(update={"report": {}}))
+    assert verify(store.path("a")) == after
+    assert after.report == {}
+    with pytest.raises(InvalidInput, match="promoted or replaced"):
+        store.replace(first, fill, first)
+
+    store.promote("a", by="ada"), store.promote("b", by="ada")
+
+    with pytest.raises(InvalidInput, match="promoted or replaced"):
+        store.replace(after, fill, first)
+    assert store.names() == ["a", "b"]
+
+
 def test_a_damaged_artifact_is_not_promoted(store: ModelStore) -> None:
     CHANGES["changed"](make(store, "a"))
 
