@@ -4,9 +4,14 @@ An engine that is away, loading or overloaded says nothing about a turn. The wor
 claiming and reports so in `worker_liveness`: a standby takes over, and the doctor tells why. Its
 consumer cancels its queues and hands its hints back (`HintConsumer`), so that other workers get
 them. It resumes when the engine's own check succeeds.
+
+An engine that has no room for a turn may have some for others. The worker stops claiming only if
+nothing that began since the engine was busy last was answered.
 """
 
+import math
 import threading
+import time
 
 import structlog
 
@@ -34,6 +39,9 @@ class Availability:
         self._is_back.set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        #: When the engine had no room for a turn last, and the latest beginning of an attempt that
+        #: it answers (monotonic clock).
+        self._busy_at = self._took_at = -math.inf
         self._thread = threading.Thread(target=self._run, name="availability", daemon=True)
 
     def start(self) -> None:
@@ -60,6 +68,17 @@ class Availability:
             self._is_back.clear()
             # A server's words may be in it, and the row is written with every heartbeat.
             self._leases.unavailable_because = storable(error.message)
+
+    def took(self, began_at: float) -> None:
+        """Note that the engine answers an attempt that began then (monotonic clock)."""
+        if began_at > self._took_at:
+            self._took_at = began_at
+
+    def report_busy(self, error: EngineUnavailable) -> None:
+        """Stop claiming if the engine has no room for one turn after the other."""
+        busy_before, self._busy_at = self._busy_at, time.monotonic()
+        if busy_before > self._took_at:
+            self.report(error)
 
     def _resume(self) -> None:
         with self._lock:

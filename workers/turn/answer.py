@@ -180,10 +180,11 @@ def _after(worker: Worker, attempt: Attempt, error: TransientError) -> Outcome:
         attempt.has_progressed and _continues(worker.engine, claim)
     ):
         return Crashed()
-    if isinstance(error, EngineAway | EngineBusy):
-        worker.availability.report(error)
     if isinstance(error, EngineBusy):
+        worker.availability.report_busy(error)
         return postponed(worker.database, claim)
+    if isinstance(error, EngineAway):
+        worker.availability.report(error)
     if isinstance(error, EngineAway | EngineBrokeOff):
         delay_s = backoff_s(claim.attempt, cap_s=AWAY_CAP_S)
         return Snoozed(delay_s, error.public_message, counts=False, code=error.code)
@@ -275,6 +276,7 @@ def _reply(
     for chunk in check_citations(_chunks(worker.engine, prompt, claim, attempt.abort), claim):
         attempt.progress(chunk.text, extends=not _continues(worker.engine, claim))
         worker.leases.spoke_at = time.monotonic()
+        worker.availability.took(attempt.began_at)
         pace.note(chunk, worker.leases.spoke_at)
         draft.add(chunk)
         if chunk.finish_reason is not None:

@@ -1,5 +1,6 @@
 """What a remote server says of one turn harms that turn alone; what it says of all harms none."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,9 +8,13 @@ import pytest
 
 from tests.contract.odd_server import OddServer, serving
 from turnmill.producer.accept import accept, accept_many
+from turnmill.schemas.errors import EngineBusy
 from turnmill.schemas.settings import EngineSettings
+from turnmill.workers.consumer.availability import Availability
+from turnmill.workers.engines.echo import EchoEngine
 from turnmill.workers.testing import InlineWorker
 from turnmill.workers.turn.backoff import POSTPONED
+from turnmill.workers.turn.leases import Leases
 
 Eventually = Callable[..., None]
 
@@ -102,6 +107,19 @@ def test_a_turn_for_which_a_busy_server_never_has_room_costs_nothing_for_long_an
     rows = system.database.run("SELECT outcome, error FROM attempts ORDER BY number")
     handed_back = [("handed_back", POSTPONED)] * free
     assert [(row.outcome, row.error) for row in rows[:free]] == handed_back
+
+
+def test_a_worker_pauses_if_its_engine_has_no_room_for_one_turn_after_the_other(make: Any) -> None:
+    system = make()
+    leases = Leases(system.database, system.settings.worker, model="m", engine="echo")
+    availability = Availability(EchoEngine(EngineSettings()), leases)
+    for _ in range(3):
+        availability.report_busy(EngineBusy("it answers 429"))
+        assert leases.unavailable_because is None
+        availability.took(time.monotonic())
+    availability.report_busy(EngineBusy("it answers 429"))
+    availability.report_busy(EngineBusy("it answers 429"))
+    assert leases.unavailable_because == "it answers 429"
 
 
 @pytest.mark.parametrize("status", [401, 429, 503])
