@@ -7,7 +7,9 @@ import grpc
 from turnmill.schemas.errors import (
     EngineAway,
     EngineBrokeOff,
+    EngineBusy,
     EngineFailure,
+    EngineRefused,
     EngineUnavailable,
     TurnmillError,
 )
@@ -26,14 +28,17 @@ _SENTENCES = {
     Code.UNAUTHENTICATED: "it wants another key (TURNMILL_ENGINE__ENDPOINT_KEY)",
     Code.PERMISSION_DENIED: "it wants another key (TURNMILL_ENGINE__ENDPOINT_KEY)",
 }
-#: Codes that say nothing about the turn. `UNAVAILABLE` may be a server that died of it.
-_AWAY = (
-    Code.RESOURCE_EXHAUSTED,
-    Code.NOT_FOUND,
-    Code.UNIMPLEMENTED,
-    Code.UNAUTHENTICATED,
-    Code.PERMISSION_DENIED,
-)
+#: What the codes mean that may concern every turn, or this one alone. `RESOURCE_EXHAUSTED` is a
+#: full queue or a prompt larger than a message may be; `UNAVAILABLE` may be a server that died of
+#: the turn.
+_KINDS: dict[grpc.StatusCode, type[EngineUnavailable]] = {
+    Code.RESOURCE_EXHAUSTED: EngineBusy,
+    Code.NOT_FOUND: EngineRefused,
+    Code.UNIMPLEMENTED: EngineRefused,
+    Code.UNAUTHENTICATED: EngineRefused,
+    Code.PERMISSION_DENIED: EngineRefused,
+    Code.UNAVAILABLE: EngineBrokeOff,
+}
 #: gRPC's words where no connection was made. "Connection reset by peer" is one that broke.
 _NEVER_REACHED = re.compile("failed to connect|connection refused|dns resolution", re.IGNORECASE)
 _REFUSALS = (Code.INVALID_ARGUMENT, Code.OUT_OF_RANGE, Code.FAILED_PRECONDITION)
@@ -52,9 +57,7 @@ def translated(error: grpc.Call) -> TurnmillError:
     if code in _REFUSALS:
         return EngineFailure(f"Triton refuses the turn: {details}")
     sentence = _SENTENCES.get(code, f"it failed ({code.name})")
-    is_away = code in _AWAY or (code is Code.UNAVAILABLE and _NEVER_REACHED.search(details))
-    if is_away:
-        kind: type[EngineUnavailable] = EngineAway
-    else:
-        kind = EngineBrokeOff if code is Code.UNAVAILABLE else EngineUnavailable
+    kind = _KINDS.get(code, EngineUnavailable)
+    if code is Code.UNAVAILABLE and _NEVER_REACHED.search(details):
+        kind = EngineAway
     return kind(f"{sentence}: {details}" if details else sentence)
