@@ -45,6 +45,8 @@ relay, each engine), so callers only ever meet these. `code` is stable: it is wh
 clients see, what the turns table keeps and what logs carry.
 """
 
+import re
+
 
 class TurnmillError(Exception):
     """Something went wrong in Turnmill."""
@@ -307,16 +309,33 @@ class LaterTurnAnswered(PermanentError):
     code = "later_turn_answered"
 
 
+#: What a platform sends as its code may be any text. This much can be shown to a tenant.
+_PLAIN_CODE = re.compile(r"[\w.-]{1,64}", re.ASCII)
+
+
 class DeliveryRefused(PermanentError):
     """The platform refuses the message for good."""
 
     code = "delivery_refused"
-    is_public = False
 
-    def __init__(self, message: str, *, reason: str) -> None:
+    def __init__(self, message: str, *, reason: str, told: str = "") -> None:
+        """`message` is ours, and may name the code; where it has the platform's words or an
+        address besides, `told` is the sentence without them.
+        """
         super().__init__(message)
         #: The platform's own code, as `channel_not_found`.
         self.reason = reason
+        self.is_public = _PLAIN_CODE.fullmatch(reason) is not None
+        self._told = told
+
+    @property
+    def public_message(self) -> str:
+        return self._told if self._told and self.is_public else super().public_message
+
+    @property
+    def public_code(self) -> str:
+        """The platform's code, if it is one; or ours."""
+        return self.reason if self.is_public else self.code
 
 
 class EngineFailure(PermanentError):

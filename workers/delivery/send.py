@@ -13,7 +13,12 @@ import structlog
 from psycopg.types.json import Jsonb
 
 from turnmill.schemas.channels.deliveries import DeliveryState
-from turnmill.schemas.errors import ChannelUnavailable, DatabaseUnavailable, DeliveryRefused
+from turnmill.schemas.errors import (
+    ChannelUnavailable,
+    DatabaseUnavailable,
+    DeliveryRefused,
+    TurnmillError,
+)
 from turnmill.schemas.postgres.clock import MAX_DELAY_S
 from turnmill.schemas.store.advance import lock_conversations
 from turnmill.schemas.store.channels.deliveries import advance_deliveries
@@ -39,6 +44,8 @@ HELD_POLL_S = 0.1
 #: ... how long that is waited for, and when it is tried again after that. Who shows it may be dead.
 HELD_WAIT_S, HELD_AGAIN_S = 1.0, 1.0
 
+_FAILED = "The delivery worker failed at it; its log has the reason as delivery.failed."
+
 _ENDS = {
     state: end_delivery(state)
     for state in (DeliveryState.SENT, DeliveryState.FAILED, DeliveryState.DROPPED)
@@ -50,8 +57,11 @@ class _Ended:
     """For good."""
 
     state: DeliveryState
+    #: What the tenant is told.
     code: str | None = None
     message: str | None = None
+    #: For the log alone: it may name hosts, or quote others.
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +128,7 @@ class Sender:
             message = (
                 f"It was tried {claim.failures} times, and the delivery worker died of the last."
             )
-            return _Ended(DeliveryState.FAILED, "attempts_used_up", message)
+            return _Ended(DeliveryState.FAILED, "attempts_used_up", message, message)
         try:
             with guarded(memory.hold):
                 delivery = self._deliveries[claim.channel]
@@ -128,30 +138,39 @@ class Sender:
         except LeaseLost:
             return None
         except DeliveryRefused as error:
-            return _Ended(DeliveryState.FAILED, error.reason, error.message)
+            told = error.public_message
+            return _Ended(DeliveryState.FAILED, error.public_code, told, error.message)
         except ChannelUnavailable as error:
-            return self._later(claim, error)
+            return self._later(
+                claim, error, retry_after_s=error.retry_after_s, is_doubtful=error.is_doubtful
+            )
         except DatabaseUnavailable as error:
             log.warning("delivery.stalled", error=error.message, **_ids(claim))
-            return self._later(claim, ChannelUnavailable(error.message, is_doubtful=True))
-        except Exception as error:
+            return self._later(claim, error)
+        except Exception:
             log.exception("delivery.failed", **_ids(claim))
-            reason = f"{type(error).__name__} in the delivery worker"
-            return self._later(claim, ChannelUnavailable(reason, is_doubtful=True))
+            return self._later(claim, TurnmillError(_FAILED))
         return _Ended(DeliveryState.SENT if is_sent else DeliveryState.DROPPED)
 
-    def _later(self, claim: DeliveryClaim, error: ChannelUnavailable) -> _Ended | _Again:
-        counts = error.retry_after_s is None
+    def _later(
+        self,
+        claim: DeliveryClaim,
+        error: TurnmillError,
+        *,
+        retry_after_s: float | None = None,
+        is_doubtful: bool = True,
+    ) -> _Ended | _Again:
+        counts = retry_after_s is None
         tries = claim.failures + 1
         if counts and tries >= self._max_attempts:
-            message = f"It was tried {tries} times; the last time: {error.message}"
-            return _Ended(DeliveryState.FAILED, "attempts_used_up", message)
-        delay_s = backoff_s(tries) if error.retry_after_s is None else error.retry_after_s
+            message = f"It was tried {tries} times; the last time: {error.public_message}"
+            return _Ended(DeliveryState.FAILED, "attempts_used_up", message, error.message)
+        delay_s = backoff_s(tries) if retry_after_s is None else retry_after_s
         log.warning("delivery.delayed", reason=error.message, delay_s=delay_s, **_ids(claim))
         delay_s = min(delay_s, MAX_DELAY_S)
         # A doubt that this attempt found stays, for the attempt may have ended at the look-up.
-        is_doubtful = error.is_doubtful or claim.job.is_doubtful
-        return _Again(delay_s, counts, is_doubtful, error.code, error.message)
+        is_doubtful = is_doubtful or claim.job.is_doubtful
+        return _Again(delay_s, counts, is_doubtful, error.code, error.public_message)
 
     def _settle(self, claim: DeliveryClaim, memory: Remembered, outcome: _Ended | _Again) -> bool:
         """Write the outcome, waiting for Postgres if it must; False if the attempt was fenced."""
@@ -180,7 +199,7 @@ class Sender:
             ended = cursor.execute(_ENDS[outcome.state], params).fetchone() is not None
             advance_deliveries(cursor, [claim.job.conversation_id])
         if ended and outcome.state is DeliveryState.FAILED:
-            log.error("delivery.refused", code=outcome.code, reason=outcome.message, **_ids(claim))
+            log.error("delivery.refused", code=outcome.code, reason=outcome.reason, **_ids(claim))
         return ended
 
 

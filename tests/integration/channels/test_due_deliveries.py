@@ -15,9 +15,11 @@ from turnmill.producer.accept import accept_many
 from turnmill.producer.cancel import cancel
 from turnmill.producer.parked.replay import replay
 from turnmill.schemas.channels.deliveries import DELIVERY_TRANSITIONS, DeliveryState
-from turnmill.schemas.errors import ChannelUnavailable
+from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered, Failed, Outcome, Snoozed
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.settings import DatabaseSettings, SecretUrl
 from turnmill.schemas.store.advance import lock_conversations
 from turnmill.schemas.store.changes import delivery_change
 from turnmill.schemas.store.channels.deliveries import (
@@ -395,6 +397,55 @@ def test_a_delivery_that_kills_its_workers_is_given_up(thread: Thread) -> None:
     (row,) = thread.database.run("SELECT state, error_code FROM deliveries")
     assert (row.state, row.error_code) == ("failed", "attempts_used_up")
     assert platform.doubts == []
+
+
+HIDDEN = "127.0.0.1"
+
+
+def ask_a_database_that_is_away() -> None:
+    Database(DatabaseSettings(url=SecretUrl(f"postgresql://{HIDDEN}:1/x"))).run("SELECT 1")
+
+
+def fail(error: Exception) -> Callable[[], None]:
+    def fails() -> None:
+        raise error
+
+    return fails
+
+
+@pytest.mark.parametrize("max_attempts", [1, 9])
+@pytest.mark.parametrize(
+    ("happens", "code"),
+    [
+        (ask_a_database_that_is_away, "database_unavailable"),
+        (fail(ChannelUnavailable(f"{HIDDEN} does not answer.")), "channel_unavailable"),
+        (fail(ValueError(f"of {HIDDEN}")), "internal_error"),
+        (
+            fail(DeliveryRefused(f"No: {HIDDEN}.", reason="http_404", told="Check its URL.")),
+            "http_404",
+        ),
+        (fail(DeliveryRefused(f"No: {HIDDEN}.", reason=f"at {HIDDEN}")), "delivery_refused"),
+    ],
+    ids=["database", "channel", "bug", "refused", "refused with words for a code"],
+)
+def test_tenants_are_told_our_sentence_and_the_log_has_the_rest(
+    thread: Thread, happens: Callable[[], None], code: str, max_attempts: int
+) -> None:
+    holder = Holder(thread.database, new_id(), 30.0)
+    sender = Sender(holder, {"desk": Telling(happens)}, max_attempts=max_attempts, give_up=Event())
+    thread.settle(thread.accept(1)[0])
+    (delivery,) = thread.ids()
+    with capture_logs() as logs:
+        assert sender.send("desk", delivery)
+    (row,) = thread.database.run("SELECT state, error_code, error_message FROM deliveries")
+    is_refused = code in ("http_404", "delivery_refused")
+    assert row.state == ("failed" if is_refused or max_attempts == 1 else "queued")
+    is_used_up = max_attempts == 1 and not is_refused
+    assert row.error_code == ("attempts_used_up" if is_used_up else code)
+    assert row.error_message
+    assert HIDDEN not in row.error_code + row.error_message
+    if code != "internal_error":  # whose traceback the log has
+        assert any(HIDDEN in str(log.get("reason")) for log in logs)
 
 
 @pytest.mark.parametrize("state", ["sent", "failed", "dropped", "lost"])

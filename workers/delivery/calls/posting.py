@@ -171,7 +171,11 @@ def _allowed(
     reasons = [why_refused(ip, is_tls=is_tls) for ip in found]
     allowed = [ip for ip, why in zip(found, reasons, strict=True) if why is None]
     if not allowed:
-        raise DeliveryRefused(f"Nothing is sent to {host}: {reasons[0]}.", reason="address_refused")
+        raise DeliveryRefused(
+            f"Nothing is sent to {host}: {reasons[0]}.",
+            reason="address_refused",
+            told=f"Nothing is sent to the receiver: {reasons[0]}.",
+        )
     return allowed
 
 

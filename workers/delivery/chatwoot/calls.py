@@ -60,4 +60,8 @@ def _judged(reply: Reply) -> dict[str, object]:
     reason = NOT_FOR_BOTS if "for bots" in said else f"http_{reply.status}"
     advice = _ADVICE.get(reply.status, "")
     shown = f"{reply.status} {said}".rstrip()
-    raise DeliveryRefused(f"Chatwoot refused the call: {shown}. {advice}".rstrip(), reason=reason)
+    raise DeliveryRefused(
+        f"Chatwoot refused the call: {shown}. {advice}".rstrip(),
+        reason=reason,
+        told=f"Chatwoot refused the call: {reply.status}. {advice}".rstrip(),
+    )

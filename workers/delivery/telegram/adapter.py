@@ -192,4 +192,5 @@ def _error(method: str, reply: Reply) -> ChannelUnavailable | DeliveryRefused:
     return DeliveryRefused(
         f"Telegram refused {method}: {description or reply.status}. {advice}".rstrip(),
         reason=f"http_{reply.status}",
+        told=f"Telegram refused {method}: {reply.status}. {advice}".rstrip(),
     )
