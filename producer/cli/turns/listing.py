@@ -57,7 +57,7 @@ def show_list(
         before=before,
     )  # fmt: skip
     start = None if after is None else parse_id(Prefix.TURN, after)
-    with open_system() as system:
+    with open_system(tenant=tenant) as system:  # refuses an unknown one
         page = list_turns(system.database, wanted, limit=limit, after=start)
     if as_json:
         print_json(page)
@@ -81,7 +81,7 @@ def find(
 
     Example: turnmill turns find order-4711
     """  # fmt: skip
-    with open_system() as system:
+    with open_system(tenant=tenant) as system:  # refuses an unknown one
         found = find_turns(system.database, name, tenant=tenant)
         if not found:
             raise NotFound(f"No turn has the name '{name[:200]}', nor does a conversation.")

@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,6 +14,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from tests.unit.producer.test_cli import commands, parameters
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.batches import control
 from turnmill.producer.batches.backlog import read_backlog
@@ -108,33 +109,38 @@ def test_the_environment_chooses_a_tenant_too(
     assert turnmill("turns", "show", turn_id, "--tenant", "default")[0] == 0
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("keys", "create", "x"),
-        ("keys", "list"),
-        ("keys", "revoke", f"key_{NOBODYS}"),
-        ("bots", "list"),
-        ("bots", "save", "x"),
-        ("batch", "run", "tickets.csv"),
-        ("batch", "status"),
-        ("batch", "results", "batch_0000", "-o", "x.csv"),
-        ("batch", "list"),
-        ("batch", "pause", "batch_0000"),
-        ("batch", "resume", "batch_0000"),
-        ("batch", "cancel", "batch_0000", "--yes"),
-        ("batch", "retry", "batch_0000", "--failed"),
-        ("parked", "list"),
-        ("parked", "show", f"turn_{NOBODYS}"),
-        ("parked", "replay", "--all"),
-        ("parked", "drop", "--all"),
-        ("turns", "show", f"turn_{NOBODYS}"),
-        ("turns", "cancel", f"turn_{NOBODYS}"),
-        ("ask", "x"),
-        ("chat",),
-    ],
-    ids=" ".join,
-)
+#: What commands demand, by the names of their arguments and options.
+_GIVEN = {
+    "file": "tickets.csv",
+    "questions": "tickets.csv",
+    "source": ".",
+    "output": "x.csv",
+    "batch_id": "batch_0000",
+    "turn_id": f"turn_{NOBODYS}",
+    "conversation_id": f"conv_{NOBODYS}",
+    "delivery_id": f"dlv_{NOBODYS}",
+    "key_id": f"key_{NOBODYS}",
+    "gap": f"gap_{NOBODYS}",
+}
+
+#: What some ask besides, in one of several ways, or need before they act for anybody.
+_BESIDES = {("batch", "retry"): ("--failed",), ("bots", "sample"): ("service",)}
+
+
+def commands_for_a_tenant() -> Iterator[tuple[str, ...]]:
+    """Each command that takes `--tenant`, with what it demands."""
+    for path in commands():
+        parts = parameters(path) or []
+        if not any("--tenant" in each.opts for each in parts):
+            continue
+        words = list(path)
+        for each in (each for each in parts if each.required):
+            option = [each.opts[-1]] if each.param_type_name == "option" else []
+            words += [*option, _GIVEN.get(each.name, "x")]
+        yield (*words, *_BESIDES.get(path, ()))
+
+
+@pytest.mark.parametrize("words", list(commands_for_a_tenant()), ids=" ".join)
 def test_every_command_that_acts_for_a_tenant_refuses_an_unknown_one(
     turnmill: Turnmill,
     migrated: str,
@@ -143,7 +149,7 @@ def test_every_command_that_acts_for_a_tenant_refuses_an_unknown_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("tickets.csv").write_text("prompt\nwhere?\n")
+    Path("tickets.csv").write_text("prompt,question,uri\nwhere?,where?,a.md\n")
     status, _, said = turnmill(*words, "--tenant", "nobody")
     assert status == USAGE
     assert "There is no tenant 'nobody'" in said and "turnmill tenants create" in said
