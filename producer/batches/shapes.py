@@ -70,9 +70,15 @@ class Shape:
         if "\\u" in result.reply:
             # JSON can escape halves of characters, which no file can hold.
             value = read_json(storable(json.dumps(value, ensure_ascii=False)))
-        return result, {
+        values = {
             PREFIX + name: _typed(value.get(name), kind) for name, kind in self.columns.items()
         }
+        if large := [title for title, each in values.items() if each is _TOO_LARGE]:
+            message = f"A number is larger than a column can hold: {', '.join(large)}."
+            error = ResultError(code="format_error", message=message)
+            result = result.model_copy(update={"error": error})
+            values |= dict.fromkeys(large)
+        return result, values
 
 
 def read_shape(path: Path) -> Shape:
@@ -125,9 +131,18 @@ def _kind_of(value: object) -> Kind:
     return "json"
 
 
+_TOO_LARGE = object()
+
+
 def _typed(value: object, kind: Kind) -> object:
-    if kind == "integer" and isinstance(value, float):
-        return int(value)  # JSON Schema's 2.0 is an integer
-    if kind == "number" and isinstance(value, int):
-        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if kind == "integer":
+        whole = int(value)  # JSON Schema's 2.0 is an integer
+        return whole if -(2**63) <= whole < 2**63 else _TOO_LARGE
+    if kind == "number":
+        try:
+            return float(value)
+        except OverflowError:
+            return _TOO_LARGE
     return value

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from turnmill.schemas.content import storable
 from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.formats.named import NAMED
 from turnmill.schemas.formats.patterns import matches, parse_pattern, size_of
 from turnmill.schemas.formats.plain import read_json
 from turnmill.schemas.formats.reading import plain_schema
@@ -109,6 +110,7 @@ def _validator(schema_text: str) -> "Draft202012Validator":
     judges = Draft202012Validator.VALIDATORS | {
         "pattern": _pattern,
         "multipleOf": _multiple_of,
+        "format": _format,
         # As engines have it: a number and an integer are both met by 1.
         "oneOf": Draft202012Validator.VALIDATORS["anyOf"],
     }
@@ -161,6 +163,17 @@ def _pattern(_: object, pattern: str, instance: object, __: object) -> "Iterator
     _work.get().add(len(instance) * size_of(node) // 10)
     if not matches(node, instance):
         yield ValidationError("does not match")
+
+
+def _format(
+    validator: Any, name: str, instance: object, schema: object
+) -> "Iterator[ValidationError]":
+    from jsonschema import Draft202012Validator, ValidationError
+
+    if name not in NAMED:
+        yield from Draft202012Validator.VALIDATORS["format"](validator, name, instance, schema)
+    elif isinstance(instance, str) and not NAMED[name](instance):
+        yield ValidationError("is not of the format")
 
 
 def _multiple_of(

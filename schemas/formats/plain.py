@@ -20,8 +20,17 @@ Schema = dict[str, Any]
 
 
 def read_json(text: str) -> Any:
-    """Parse JSON as RFC 8259 has it: without Python's NaN and Infinity. Raises `ValueError`."""
-    return json.loads(text, parse_constant=_refuse_constant)
+    """Parse JSON as RFC 8259 has it: without Python's NaN and Infinity. Raises `ValueError`.
+
+    A number too large for a double would become an infinity, which cannot be written again.
+    """
+    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def _finite(number: str) -> float:
+    if math.isinf(found := float(number)):
+        raise ValueError(f"{number[:20]} is too large")
+    return found
 
 
 def _refuse_constant(name: str) -> object:

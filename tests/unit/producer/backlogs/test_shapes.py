@@ -146,3 +146,40 @@ def test_a_file_that_is_no_schema_of_rows_is_refused(
         read_shape(path)
     with pytest.raises(InvalidInput, match="cannot be read"):
         read_shape(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "xlsx", "csv", "jsonl"])
+def test_a_number_that_no_column_holds_costs_its_row_its_cell_alone(
+    tmp_path: Path, suffix: str
+) -> None:
+    schema = an_object_of(
+        count={"type": "integer"}, share={"type": "number"}, name={"type": "string"}
+    )
+    replies = ['{"count": 9223372036854775808, "share": 2, "name": "a"}',
+               f'{{"count": 1, "share": 1{"0" * 400}, "name": "b"}}',
+               '{"count": 2e0, "share": 0.5, "name": "c"}']  # fmt: skip
+    rows = [
+        BatchResult(
+            id=str(number), row=number, turn_id="turn_1", conversation_id="conv_1", seq=1,
+            state=TurnState.COMPLETED, reply=reply, attempts=1,
+        )
+        for number, reply in enumerate(replies, start=1)
+    ]  # fmt: skip
+    path = tmp_path / f"out.{suffix}"
+    assert write_results(path, iter(rows), None, shape=Shape(json.dumps(schema))) == 3
+    if suffix == "parquet":
+        found = pyarrow.parquet.read_table(path).to_pylist()
+        assert [row["reply.count"] for row in found] == [None, 1, 2]
+        assert [row["reply.share"] for row in found] == [2.0, None, 0.5]
+        assert [row["reply.name"] for row in found] == ["a", "b", "c"]
+    shape = Shape(json.dumps(schema))
+    faults = [shape.read(row)[0].error for row in rows]
+    assert [fault and fault.message for fault in faults] == [
+        "A number is larger than a column can hold: reply.count.",
+        "A number is larger than a column can hold: reply.share.",
+        None,
+    ]
+
+
+def an_object_of(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}

@@ -11,6 +11,7 @@ from tests.requirements import require_installed
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.formats import checking, reading
 from turnmill.schemas.formats.checking import check_format, find_fault
+from turnmill.schemas.formats.kinds import FORMATS
 from turnmill.schemas.formats.plain import is_left_recursive, read_json
 from turnmill.schemas.formats.reading import plain_schema
 from turnmill.schemas.formats.response import ResponseFormat
@@ -130,6 +131,39 @@ def test_patterns_and_decimals_are_judged_as_they_are_written() -> None:
     assert find_fault(tenths, "0.35") is not None
 
 
+#: Of each format, a text that is valid and one that is not.
+TEXTS = [
+    ("date", "2024-02-29", "2023-02-29"),
+    ("time", "23:59:60.5+01:00", "25:00:00Z"),
+    ("time", "08:00:00z", "08:00:00"),
+    ("date-time", "2024-02-29T08:00:00Z", "2023-02-29T08:00:00Z"),
+    ("date-time", "2024-02-29t08:00:00.123456789-03:30", "2024-02-29 08:00:00Z"),
+    ("date-time", "1985-04-12T23:20:50Z", "not one"),
+    ("duration", "P3Y6M4DT12H30M5S", "P3Y4D"),
+    ("duration", "P2W", "P"),
+    ("email", "a.b@example.com", "a.b"),
+    ("hostname", "a.example-1.com", "-a.example.com"),
+    ("hostname", "a" * 63, "a" * 64),
+    ("ipv4", "127.0.0.1", "127.0.0.256"),
+    ("ipv6", "::1", "::g"),
+    ("uri", "https://[::1]:80/a%20b?c=d#e", "https://example.com/a b"),
+    ("uri", "urn:isbn:0451450523", "/relative"),
+    ("uuid", "123e4567-e89b-12d3-a456-426614174000", "123e4567"),
+]
+
+
+@pytest.mark.parametrize(("name", "valid", "wrong"), TEXTS)
+def test_every_format_is_judged(name: str, valid: str, wrong: str) -> None:
+    require_installed("jsonschema", "dev")
+    wanted = format_of({"type": "string", "format": name})
+    assert find_fault(wanted, json.dumps(valid)) is None
+    assert find_fault(wanted, json.dumps(wrong)) == "at 'the root' it does not meet 'format'"
+
+
+def test_no_format_is_accepted_that_nobody_judges() -> None:
+    assert {name for name, _, _ in TEXTS} == set(FORMATS)
+
+
 def test_choices_and_objects_are_formats_too() -> None:
     choice = ResponseFormat(type="choice", choices=("yes", "no"))
     check_format(choice)
@@ -148,6 +182,8 @@ def test_choices_and_objects_are_formats_too() -> None:
 def test_json_is_what_its_standard_says() -> None:
     with pytest.raises(ValueError, match="Infinity"):
         read_json("[Infinity]")
+    with pytest.raises(ValueError, match="too large"):
+        read_json("[1e999]")
 
 
 def definitions(count: int, each: Callable[[int], Any]) -> dict[str, Any]:
