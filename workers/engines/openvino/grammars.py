@@ -32,6 +32,9 @@ MOST_REPEATED = 4_096
 #: Each place in a repetition is compiled by itself, which takes milliseconds: long ones repeat
 #: blocks, which all of them share.
 _BLOCK = 16
+#: Places in all repetitions of a grammar. Bounds that need more are left to validation, those of
+#: more than a block at half of it already.
+_MOST_PLACES = 400
 
 #: What a JSON text has no escape for.
 _PLAIN = all_but(chars((0, 31), (34, 34), (92, 92), (127, 159)))
@@ -85,6 +88,9 @@ class _Writer:
         self._rules: list[str] = []
         self._named: dict[str, str] = {}
         self._uses_any = self._uses_loose = False
+        #: Repetitions, each compiled once however often it is used, and the places in them.
+        self._repeated: dict[tuple[str, int, int | None], str] = {}
+        self._places = 0
         #: Of the definitions of the schema that is written.
         self._prefix = ""
 
@@ -240,11 +246,20 @@ class _Writer:
                 return body if most == least == 1 else self._repeat(f"({body})", least, most)
 
     def _repeat(self, part: str, least: int, most: int | None) -> str:
-        """Repeat an expression; bounds that are too large are dropped."""
+        """Repeat an expression; bounds that are too large, alone or together, are dropped."""
         least = min(max(0, least), MOST_REPEATED)
-        if most is None or most > MOST_REPEATED:
-            return f"{self._exactly(part, least)} {part}*".lstrip()
-        return f"{self._exactly(part, least)} {self._at_most(part, most - least)}".strip() or '""'
+        if most is not None and most > MOST_REPEATED:
+            most = None
+        key = part, least, most
+        if key not in self._repeated:
+            places = _places(least) + (0 if most is None else _places(most - least))
+            if self._places + places > _MOST_PLACES // (1 if places <= _BLOCK else 2):
+                return f"{part}*" if least == 0 else f"{part}+"
+            self._places += places
+            rest = f"{part}*" if most is None else self._at_most(part, most - least)
+            written = f"{self._exactly(part, least)} {rest}".strip() or '""'
+            self._repeated[key] = self._rule(written) if places > 1 else written
+        return self._repeated[key]
 
     def _exactly(self, part: str, count: int) -> str:
         if count <= _BLOCK:
@@ -260,7 +275,9 @@ class _Writer:
         return f"{self._at_most(self._block(part), blocks - 1)} {part}{{0,{_BLOCK + rest}}}"
 
     def _block(self, part: str) -> str:
-        return self._rule(f"{part}{{{_BLOCK}}}")
+        block = f"{part}{{{_BLOCK}}}"
+        self._places += 0 if block in self._named else _BLOCK
+        return self._rule(block)
 
     def _number(self, plain: Schema) -> str:
         low, high = bounds(plain)
@@ -269,6 +286,12 @@ class _Writer:
         if plain["type"] == "integer":
             return self._rule(_either(integers(low, high)))
         return self._rule(_either(decimals(plain, low, high)))
+
+
+def _places(count: int) -> int:
+    """How many places a repetition has of its own, besides those of its blocks."""
+    blocks, rest = divmod(count, _BLOCK)
+    return count if count < 2 * _BLOCK else _places(blocks) + _BLOCK + rest
 
 
 def _quoted(body: str) -> str:

@@ -138,3 +138,21 @@ def test_long_bounds_share_their_places() -> None:
     assert text.count("char{16}") == 1
     places = sum(int(most) for most in re.findall(r"\{(?:0,)?(\d+)\}", text))
     assert places < 8 * 60
+
+
+def places(text: str) -> int:
+    """How many places all repetitions of a grammar have."""
+    bounds = re.findall(r"\{(\d+)(?:,(\d+))?\}", text)
+    return sum(int(most or least) for least, most in bounds)
+
+
+@pytest.mark.parametrize("pattern", ["^[a-z{}]{{0,500}}[0-9]{{0,500}}$", "^[a-z{}]{{3,4}}$"])
+def test_many_repetitions_share_a_budget_of_places(pattern: str) -> None:
+    def of(count: int) -> str:
+        texts = {f"p{n}": pattern.format(chr(0x4E00 + n)) for n in range(count)}
+        properties = {name: {"type": "string", "pattern": text} for name, text in texts.items()}
+        return grammar({"type": "object", "properties": properties})
+
+    unbounded = places(of(0))
+    assert unbounded < places(of(1)) < places(of(3))
+    assert places(of(300)) <= unbounded + 500
