@@ -166,7 +166,7 @@ def _pattern(_: object, pattern: str, instance: object, __: object) -> "Iterator
 
 
 def _format(
-    validator: Any, name: str, instance: object, schema: object
+    validator: object, name: str, instance: object, schema: object
 ) -> "Iterator[ValidationError]":
     from jsonschema import Draft202012Validator, ValidationError
 
