@@ -100,9 +100,14 @@ def decide(
     return tuple(_gate(rule, samples[rule.name]) for rule in rules if samples.get(rule.name))
 
 
-def overall(gates: Sequence[Gate], conversations: int) -> Verdict:
-    """Return the verdict over all gates: one that failed is enough, if there is enough to see."""
+def overall(gates: Sequence[Gate], conversations: int, *, has_judge: bool = False) -> Verdict:
+    """Return the verdict over all gates: one that failed is enough, if there is enough to see.
+
+    A judge that was asked must have decided something: without its gate no bot passes.
+    """
     verdicts = {gate.verdict for gate in gates}
+    if has_judge and "wins" not in {gate.name for gate in gates}:
+        verdicts.add(Verdict.UNDECIDED)
     if not gates or conversations < FEWEST_CONVERSATIONS:
         return Verdict.UNDECIDED
     if Verdict.FAILED in verdicts:

@@ -1,7 +1,8 @@
 """A model as the judge of pairs: each pair twice, with the replies in both orders.
 
 Judges prefer the first reply, the longer one, and their own: a preference that does not survive the
-exchange of the seats counts as a tie, and the report tells how often that was so.
+exchange of the seats counts as a tie, and the report tells how often that was so. A pair without
+two verdicts was not compared: as a tie, it would let a judge that never answers pass every bot.
 """
 
 import re
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from turnmill.producer.evaluation.gate import Sample
+from turnmill.producer.evaluation.gate import FEWEST_CONVERSATIONS, Sample
 from turnmill.producer.evaluation.outcomes import Outcome, Pair
 from turnmill.producer.evaluation.replay import Asked, Row
 from turnmill.producer.evaluation.traits import length_of
@@ -28,6 +29,10 @@ _PARAMS = GenerationParams(temperature=0.0, max_tokens=16)
 
 _WORD = re.compile(r"\b(first|second|tie)\b", re.IGNORECASE)
 
+#: Of the pairs that the judge was asked about. With fewer verdicts, those that are missing could
+#: turn the result.
+_FEWEST_COMPARED = 0.5
+
 #: How good the candidate was, where it stands second ("ab") or first ("ba").
 _SCORES: dict[Order, dict[str, float]] = {
     "ab": {"first": 0.0, "second": 1.0, "tie": 0.5},
@@ -43,12 +48,16 @@ class Judged(BaseModel):
     bot: str
     prompt: str = PROMPT
     pairs: int
-    #: Shares of the pairs.
+    #: Pairs with a verdict in both orders: the gate leaves out the others.
+    compared: int
+    #: There are enough of these for the gate.
+    is_enough: bool
+    #: Shares of the pairs that were compared; 0 of none.
     wins: float
     losses: float
-    #: Shares of the pairs whose preference did not survive the exchange of the seats, and that got
-    #: an answer without a verdict at least once. Both count as ties.
+    #: ... whose preference did not survive the exchange of the seats: these count as ties.
     flipped: float
+    #: The share of the pairs that lack a verdict in one order at least.
     unreadable: float
     #: Of the pairs that were decided: how often the longer reply won.
     longer_won: float | None
@@ -75,17 +84,18 @@ def comparable(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def judge_samples(pairs: Sequence[Pair], said: Mapping[str, Outcome]) -> list[Sample]:
-    """Score the candidate of each pair 0, ½ or 1. Equal replies are ties without a judge."""
-    asked = {pair.question.turn_id for pair in comparable(pairs)}
-    return [
-        Sample(
-            pair.question.conversation,
-            0.5,
-            _score(_scores(pair, said)) if pair.question.turn_id in asked else 0.5,
-        )
-        for pair in pairs
-        if pair.baseline.text is not None and pair.candidate.text is not None
-    ]
+    """Score the candidate of each pair that was compared 0, ½ or 1.
+
+    Equal replies are ties without a judge. There is no sample at all where the judge compared fewer
+    than half of the pairs that it was asked about.
+    """
+    asked = comparable(pairs)
+    verdicts = _compare(asked, said)
+    if len(verdicts) < _FEWEST_COMPARED * len(asked):
+        return []
+    ties = [each for each in pairs if _is_equal(each)]
+    scored = [(pair, 0.5) for pair in ties] + [(pair, _score(each)) for pair, each in verdicts]
+    return [Sample(pair.question.conversation, 0.5, score) for pair, score in scored]
 
 
 def judged(bot: str, pairs: Sequence[Pair], said: Mapping[str, Outcome]) -> Judged | None:
@@ -93,25 +103,50 @@ def judged(bot: str, pairs: Sequence[Pair], said: Mapping[str, Outcome]) -> Judg
     asked = comparable(pairs)
     if not asked:
         return None
-    both = [_scores(pair, said) for pair in asked]
-    scores = [_score(each) for each in both]
-    longer = [_is_longer(pair) == (score > 0.5) for pair, score in zip(asked, scores, strict=True)
-              if score != 0.5]  # fmt: skip
+    verdicts = _compare(asked, said)
+    samples = judge_samples(pairs, said)
+    scores = [_score(each) for _, each in verdicts]
+    longer = [
+        _is_longer(pair) == (score > 0.5)
+        for (pair, _), score in zip(verdicts, scores, strict=True)
+        if score != 0.5
+    ]
+    compared = len(verdicts)
     return Judged(
         bot=bot,
         pairs=len(asked),
-        wins=scores.count(1.0) / len(asked),
-        losses=scores.count(0.0) / len(asked),
-        flipped=sum(set(each) == {0.0, 1.0} for each in both) / len(asked),
-        unreadable=sum(None in each for each in both) / len(asked),
+        compared=compared,
+        is_enough=len({each.conversation for each in samples}) >= FEWEST_CONVERSATIONS,
+        wins=scores.count(1.0) / max(compared, 1),
+        losses=scores.count(0.0) / max(compared, 1),
+        flipped=sum(set(each) == {0.0, 1.0} for _, each in verdicts) / max(compared, 1),
+        unreadable=1 - compared / len(asked),
         longer_won=sum(longer) / len(longer) if longer else None,
     )
 
 
-def _score(scores: tuple[float | None, float | None]) -> float:
+def _is_equal(pair: Pair) -> bool:
+    """Whether both bots replied, and nothing tells the replies apart."""
+    texts = (pair.baseline.text, pair.candidate.text)
+    return None not in texts and texts[0] == texts[1]
+
+
+def _compare(
+    asked: Sequence[Pair], said: Mapping[str, Outcome]
+) -> list[tuple[Pair, tuple[float, float]]]:
+    """Return the pairs that have a verdict in both orders, and the candidate's score in each."""
+    found = []
+    for pair in asked:
+        first, second = _scores(pair, said)
+        if first is not None and second is not None:
+            found.append((pair, (first, second)))
+    return found
+
+
+def _score(scores: tuple[float, float]) -> float:
     """Both orders must agree."""
     first, second = scores
-    return first if first is not None and first == second else 0.5
+    return first if first == second else 0.5
 
 
 def _scores(pair: Pair, said: Mapping[str, Outcome]) -> tuple[float | None, float | None]:

@@ -14,6 +14,12 @@ from turnmill.producer.evaluation.judge import Judged
 from turnmill.producer.evaluation.outcomes import Pair
 from turnmill.schemas.json_lines import one_line
 
+_TOO_FEW = (
+    "The verdicts are too few to tell (fewer than half of the pairs, or than 20 conversations), so "
+    "no bot can pass: take a judge that answers with one word, replay more turns, or leave "
+    "--judge out."
+)
+
 
 class ReplayReport(BaseModel):
     """One bot beside another, on the same stored turns."""
@@ -88,12 +94,18 @@ def gates_table(gates: Sequence[Gate]) -> str:
 
 def judge_lines(judge: Judged) -> str:
     """Render what the judge said, with what tells how far to believe it."""
+    left_out = f"{judge.unreadable:.0%} had no verdict in one order at least, and are left out"
     longer = "" if judge.longer_won is None else f"; the longer reply won {judge.longer_won:.0%}"
+    said = (
+        f"Of the others the candidate won {judge.wins:.0%} and lost {judge.losses:.0%}, and "
+        f"{judge.flipped:.0%} changed with the order and count as ties{longer}."
+        if judge.compared
+        else "None is left."
+    )
+    few = "" if judge.is_enough else f" {_TOO_FEW}"
     return (
-        f"`{judge.bot}` compared {judge.pairs} pairs in both orders: the candidate won "
-        f"{judge.wins:.0%} and lost {judge.losses:.0%}. {judge.flipped:.0%} changed with the "
-        f"order and {judge.unreadable:.0%} could not be read: these count as ties{longer}.\n\n"
-        f"Prompt:\n\n```text\n{judge.prompt}\n```"
+        f"`{judge.bot}` was asked about {judge.pairs} pairs in both orders: {left_out}. {said}{few}"
+        f"\n\nPrompt:\n\n```text\n{judge.prompt}\n```"
     )
 
 

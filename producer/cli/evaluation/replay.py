@@ -140,8 +140,9 @@ class _Replay:
         report = ReplayReport(
             baseline=self._baseline, candidate=self._candidate, baseline_version=versions[0],
             candidate_version=versions[1], run=self._run, seed=seed, turns=len(pairs),
-            conversations=conversations, verdict=gate.overall(gates, conversations), gates=gates,
-            judge=judged, embedder=meanings.signature if meanings and samples["meaning"] else None,
+            conversations=conversations, gates=gates, judge=judged,
+            verdict=gate.overall(gates, conversations, has_judge=self._judge is not None),
+            embedder=meanings.signature if meanings and samples["meaning"] else None,
         )  # fmt: skip
         return report, pairs
 

@@ -251,15 +251,16 @@ def test_a_judge_compares_in_both_orders_and_its_prompt_is_kept(
     talked: Desk, tmp_path: Path
 ) -> None:
     words = ("--bot", "old", "--against", "short", "--judge", "same", "--turns", "6")
-    _, report = replay(tmp_path, *words)
+    status, report = replay(tmp_path, *words)
 
     judge = report["judge"]
     assert (judge["pairs"], judge["bot"]) == (6, "same")
     assert "first, second, or tie" in judge["prompt"]
     # The echo repeats the question, which names all verdicts.
-    assert judge["unreadable"] == 1
-    # Six conversations are too few to tell.
-    assert verdicts(report)["wins"] == "undecided"
+    assert (judge["unreadable"], judge["compared"]) == (1, 0)
+    assert "wins" not in verdicts(report)
+    assert status == UNDECIDED
+    assert "too few to tell" in (tmp_path / "report.md").read_text()
     asked = talked.database.run(
         "SELECT count(*) AS n FROM turns WHERE input::text LIKE '%%<first>%%'"
     )

@@ -4,6 +4,7 @@ from uuid import UUID
 
 import pytest
 
+from turnmill.producer.evaluation.gate import Sample, Verdict, decide, overall
 from turnmill.producer.evaluation.judge import (
     PROMPT,
     ask_judge,
@@ -12,6 +13,7 @@ from turnmill.producer.evaluation.judge import (
     judged,
 )
 from turnmill.producer.evaluation.outcomes import Outcome, Pair, Question
+from turnmill.producer.evaluation.replay_page import judge_lines
 from turnmill.schemas.turns import GenerationParams, Message, Role
 
 
@@ -34,9 +36,6 @@ def said(pair: Pair, ab: str | None, ba: str | None) -> dict[str, Outcome]:
         ("tie", "tie", 0.5),
         ("first", "first", 0.5),
         ("second", "tie", 0.5),
-        ("the first or the second", "first", 0.5),
-        (None, "first", 0.5),
-        ("", "", 0.5),
     ],
 )
 def test_a_preference_counts_if_it_survives_the_exchange_of_the_seats(
@@ -45,6 +44,47 @@ def test_a_preference_counts_if_it_survives_the_exchange_of_the_seats(
     one = pair(1, "old", "new")
     (sample,) = judge_samples([one], said(one, ab, ba))
     assert (sample.baseline, sample.candidate) == (0.5, score)
+
+
+@pytest.mark.parametrize(
+    ("ab", "ba"), [("the first or the second", "first"), (None, "first"), ("", ""), ("tie", None)]
+)
+def test_a_pair_without_two_verdicts_is_left_out(ab: str | None, ba: str | None) -> None:
+    pairs = [pair(number, "old", "new") for number in range(4)]
+    verdicts = said(pairs[0], ab, ba)
+    for each in pairs[1:]:
+        verdicts |= said(each, "second", "first")
+    assert [each.candidate for each in judge_samples(pairs, verdicts)] == [1, 1, 1]
+    found = judged("judge", pairs, verdicts)
+    assert found is not None
+    assert (found.compared, found.wins, found.unreadable) == (3, 1, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("asked", "readable", "equal", "is_enough"),
+    [(300, 0, 0, False), (300, 149, 0, False), (300, 150, 0, True), (300, 0, 30, False),
+     (15, 15, 0, False), (15, 15, 5, True)],
+)  # fmt: skip
+def test_a_judge_that_hardly_answers_lets_no_bot_pass(
+    asked: int, readable: int, equal: int, is_enough: bool
+) -> None:
+    pairs = [pair(number, "old", "new") for number in range(asked)]
+    verdicts = {
+        key: each for one in pairs[:readable] for key, each in said(one, "tie", "tie").items()
+    }
+    pairs += [pair(asked + number, "same", "same") for number in range(equal)]
+
+    gates = decide(
+        {"length": [Sample(str(n), 1.0, 1.0) for n in range(300)],
+         "wins": judge_samples(pairs, verdicts)}
+    )  # fmt: skip
+
+    verdict = Verdict.PASSED if is_enough else Verdict.UNDECIDED
+    assert overall(gates, 300, has_judge=True) is verdict
+    found = judged("judge", pairs, verdicts)
+    assert found is not None
+    assert found.is_enough is is_enough
+    assert ("too few to tell" in judge_lines(found)) is not is_enough
 
 
 def test_a_judge_who_always_takes_the_first_decides_nothing() -> None:
