@@ -140,9 +140,9 @@ def _preface(report: Report) -> str:
         "In brackets: 95 % confidence intervals, by the bootstrap over windows or replies.",
     ]
     if replies:
-        han = "characters" if replies.to_people.tokenizer == "zh" else "words"
+        units = "words" if replies.to_people.tokenizer == "13a" else "characters"
         sentences.append(
-            f"BLEU by sacrebleu, tokenizer {replies.to_people.tokenizer}; ROUGE over {han}."
+            f"BLEU by sacrebleu, tokenizer {replies.to_people.tokenizer}; ROUGE over {units}."
         )
     return "\n".join(sentences)
 

@@ -1,9 +1,11 @@
 """BLEU, ROUGE and chrF of replies against references, with confidence intervals. Torch-free.
 
-BLEU and ROUGE read Chinese by characters: BLEU with sacrebleu's tokenizer `zh` (each Han character
-and each punctuation mark is a token, other words stay whole), ROUGE with the same rule. Text
-without Han characters is read as sacrebleu's `13a` (mteval's) and as rouge-score's lower-cased
-words. chrF needs no tokenizer.
+Scripts that write no spaces between words are read by characters. BLEU reads Chinese with
+sacrebleu's tokenizer `zh` (each Han character and each punctuation mark is a token, other words
+stay whole), and Japanese, Thai, Lao, Tibetan, Burmese and Khmer with its tokenizer `char` (every
+character is a token). ROUGE makes a token of each character of these scripts, and keeps other words
+whole. Other text is read as sacrebleu's `13a` (mteval's) and as rouge-score's lower-cased words.
+chrF needs no tokenizer.
 """
 
 import re
@@ -15,11 +17,21 @@ from pydantic import BaseModel, ConfigDict
 from turnmill.compression.evaluate.chrf import chrf, count_ngrams
 from turnmill.compression.evaluate.intervals import Figure, bootstrap_sums, ratio, summed
 
-Tokenizer = Literal["zh", "13a"]
+Tokenizer = Literal["zh", "char", "13a"]
 
 #: CJK Unified Ideographs with extension A, and the compatibility block.
 _HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_HAN_OR_WORD = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+")
+#: Letters and marks of Hiragana and Katakana, Thai, Lao, Tibetan, Burmese and Khmer; neither digits
+#: nor punctuation.
+_SPACELESS = (
+    r"\u3041-\u3096\u3099-\u309a\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+    r"\u0e01-\u0e3a\u0e40-\u0e4e"
+    r"\u0e81-\u0ecd\u0edc-\u0edf"
+    r"\u0f00\u0f40-\u0f84\u0f86-\u0fbc"
+    r"\u1000-\u103f\u1050-\u108f\u109a-\u109d\ua9e0-\ua9ef\ua9fa-\ua9fe\uaa60-\uaa76\uaa7a-\uaa7f"
+    r"\u1780-\u17d3\u17d7\u17dc-\u17dd"
+)
+_CHARACTER_OR_WORD = re.compile(rf"[{_HAN}{_SPACELESS}]|[^\W{_HAN}{_SPACELESS}]+")
 
 #: Orders of BLEU's n-grams.
 _ORDERS = 4
@@ -38,7 +50,7 @@ class TextScores(BaseModel):
     #: Corpus chrF, 0 to 100. Reports of earlier releases have none.
     chrf: Figure | None = None
     replies: int
-    #: What splits the text: sacrebleu's `zh` and characters for ROUGE, or `13a` and words.
+    #: What splits the text: sacrebleu's `zh` or `char` (characters for ROUGE), or `13a` (words).
     tokenizer: Tokenizer
     #: sacrebleu's signatures of BLEU and chrF: scores compare only where these are the same.
     signatures: dict[str, str] = {}
@@ -82,15 +94,20 @@ def sums_of(counts: Sequence[Sequence[float]], groups: Sequence[Hashable]) -> li
 
 
 def choose_tokenizer(texts: Sequence[str]) -> Tokenizer:
-    """Choose `zh` where at least a tenth of the letters are Han characters."""
+    """Choose by what a tenth of the letters are at least.
+
+    `char` for scripts without spaces other than Han, of which Japanese has both; `zh` for Han.
+    """
     text = "".join(texts)
-    letters = sum(character.isalpha() for character in text)
-    return "zh" if len(re.findall(f"[{_HAN}]", text)) * 10 >= max(letters, 1) else "13a"
+    fewest = max(sum(character.isalpha() for character in text), 1) / 10
+    if len(re.findall(f"[{_SPACELESS}]", text)) >= fewest:
+        return "char"
+    return "zh" if len(re.findall(f"[{_HAN}]", text)) >= fewest else "13a"
 
 
 def split_words(text: str) -> list[str]:
-    """Split into lower-case words; each Han character is a word."""
-    return _HAN_OR_WORD.findall(text.lower())
+    """Split into lower-case words; each character of a script without spaces is a word."""
+    return _CHARACTER_OR_WORD.findall(text.lower())
 
 
 def _bleu_counts(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> list[list[float]]:
@@ -128,7 +145,7 @@ def _signatures(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 class _Words:
-    """What rouge-score takes as a tokenizer; its own drops every Han character."""
+    """What rouge-score takes as a tokenizer; its own drops every character that is not ASCII."""
 
     tokenize: Callable[[str], list[str]] = staticmethod(split_words)
 

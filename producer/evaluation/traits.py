@@ -46,7 +46,7 @@ def is_refusal(text: str) -> bool:
 
 
 def length_of(text: str) -> int:
-    """Count words; each Han character is one."""
+    """Count words; each character of a script without spaces is one."""
     return len(split_words(text))
 
 

@@ -51,6 +51,8 @@ def test_bleu_is_sacrebleus_corpus_score() -> None:
         ("您好，订单已经发出。", "您好，订单已经发出。", "zh"),
         ("The order has been shipped.", "The order has been shipped.", "13a"),
         ("您的 order 已经发出", "您的 order 已经发出", "zh"),
+        ("ご注文は明日届きます。", "ご注文は明日届きます。", "char"),
+        ("สินค้าจะมาถึงพรุ่งนี้", "สินค้าจะมาถึงพรุ่งนี้", "char"),
     ],
 )
 def test_equal_texts_score_full_marks_in_any_language(
@@ -69,6 +71,43 @@ def test_chinese_is_scored_by_characters() -> None:
     assert split_words("您的Order发出") == ["您", "的", "order", "发", "出"]
     assert scores.rouge1.value == pytest.approx(5 / 6)
     assert 0 < scores.bleu.value < 100
+
+
+@pytest.mark.parametrize(
+    ("reply", "reference"),
+    [
+        ("ありがとうございますね", "ありがとうございますよ"),
+        ("コーヒーメーカー2", "コーヒーメーカー3"),
+        ("ご注文は明日届きます。", "ご注文は今日届きます。"),
+        ("ｶｽﾀﾏｰｻﾎﾟｰﾄﾃﾞｽ", "ｶｽﾀﾏｰｻﾎﾟｰﾄﾃﾞﾈ"),
+        ("ขอบคุณมากค่ะ", "ขอบคุณมากครับ"),
+        ("ຂອບໃຈຫຼາຍໆ", "ຂອບໃຈຫຼາຍ"),
+        ("បាទអរគុណច្រើន", "បាទអរគុណណាស់"),
+        ("ကျေးဇူးတင်ပါတယ်", "ကျေးဇူးတင်ပါသည်"),
+        ("ཐུགས་རྗེ་ཆེ་", "ཐུགས་རྗེ་ཆུང་"),
+    ],
+)
+def test_scripts_without_spaces_are_scored_by_characters(reply: str, reference: str) -> None:
+    from sacrebleu.metrics import BLEU
+
+    scores = score_texts([reply], [reference])
+
+    theirs = BLEU(tokenize="char", effective_order=True).corpus_score([reply], [[reference]])
+    assert scores.bleu.value == pytest.approx(theirs.score)
+    assert "|tok:char|" in scores.signatures["bleu"]
+    assert 40 < scores.bleu.value < 100
+    assert 0.5 < scores.rouge_l.value <= scores.rouge1.value < 1
+
+
+def test_few_letters_of_another_script_do_not_choose_its_tokenizer() -> None:
+    english = "Please say ありがとう to all of the team that has packed and sent the parcels"
+    assert score_texts(["a"], [english]).tokenizer == "13a"
+    chinese = "您的订单已经由快递员发出の并且明天到达"
+    assert score_texts(["a"], [chinese]).tokenizer == "zh"
+
+
+def test_words_beside_scripts_without_spaces_stay_whole() -> None:
+    assert split_words("Orderは42個、ค่ะ") == ["order", "は", "42", "個", "ค", "่", "ะ"]
 
 
 def test_empty_reply_scores_nothing() -> None:
