@@ -16,6 +16,7 @@ from turnmill.schemas.errors import ContextOverflow, EngineFailure, EngineUnavai
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.remote.control import answers
 from turnmill.workers.engines.remote.sse import MAX_EVENT_BYTES, EventReader
 from turnmill.workers.turn.abort import Abort
 
@@ -94,6 +95,21 @@ def test_a_turn_whose_server_is_killed_ends_at_another_one_with_the_same_text(
         undisturbed[-1].finish_reason,
         undisturbed[-1].prompt_tokens,
     )
+
+
+def test_a_real_server_answers_the_control_question_until_it_is_killed(
+    start_openai_server: Callable[[ExitStack], OpenAIServerProcess],
+) -> None:
+    from turnmill.workers.engines.openai_http.engine import OpenAIServer
+
+    with ExitStack() as stack:
+        process = start_openai_server(stack)
+        server = OpenAIServer(process.url, EngineSettings(name="openai_http"))
+        stack.callback(server.close)
+        server.check()
+        assert answers(server)
+        process.kill()
+        assert not answers(server)
 
 
 class Scripted(BaseHTTPRequestHandler):
