@@ -107,13 +107,13 @@ def run_layers(
     model.eval()
     prefix, layers = decoder_layers(model)
     try:
-        calls = [_first_call(model, layers[0], ids) for ids in windows.split(batch)]
+        calls = [_call_of(model, layers, ids) for ids in windows.split(batch)]
         for index, layer in enumerate(layers):
             if index >= first:
                 for stage in _stages(index, f"{prefix}.{index}", layer, calls):
                     visit(stage)
             for call in calls:
-                call.states = call.run(layer)
+                call.states = call.run(layer, index)
             if index >= first:
                 done()
     finally:
@@ -122,58 +122,68 @@ def run_layers(
 
 @dataclass
 class _Call:
-    """One batch on its way through the layers: its hidden states, and the other arguments."""
+    """One batch on its way through the layers: its hidden states, and each layer's other arguments.
+
+    Layers differ in these where some attend to a window and others to everything (Gemma 3).
+    """
 
     states: Tensor
-    arguments: dict[str, object]
+    arguments: list[dict[str, object]]
 
-    def run(self, layer: nn.Module) -> Tensor:
-        result = layer(self.states, **self.arguments)
+    def run(self, layer: nn.Module, index: int) -> Tensor:
+        result = layer(self.states, **self.arguments[index])
         states: Tensor = result if isinstance(result, Tensor) else result[0]
         return states
 
 
-class _FirstLayerReached(Exception):
+class _LastLayerReached(Exception):
     pass
 
 
-def _first_call(model: nn.Module, layer: nn.Module, ids: Tensor) -> _Call:
-    """Run the model up to its first decoder layer and return the arguments of that layer."""
-    call: _Call | None = None
+def _call_of(model: nn.Module, layers: nn.ModuleList, ids: Tensor) -> _Call:
+    """Run the model up to its last decoder layer and return the arguments of all layers."""
+    first: list[Tensor] = []
+    arguments: list[dict[str, object]] = []
 
-    def stop(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        nonlocal call
+    def note(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
         rest = dict(kwargs)
         states = args[0] if args else rest.pop("hidden_states")
-        call = _Call(states, rest)
-        raise _FirstLayerReached
+        if isinstance(states, Tensor) and not first:
+            first.append(states)
+        arguments.append(rest)
+        if layer is layers[-1]:
+            raise _LastLayerReached
 
-    handle = layer.register_forward_pre_hook(stop, with_kwargs=True)
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
         model(input_ids=ids, use_cache=False)
-    except _FirstLayerReached:
+    except _LastLayerReached:
         pass
     finally:
-        handle.remove()
-    if call is None:
-        raise ValueError(f"{type(model).__name__} does not run its layers on token ids.")
-    return call
+        for handle in handles:
+            handle.remove()
+    if len(arguments) != len(layers):
+        raise ValueError(f"{type(model).__name__} does not run its layers one by one on token ids.")
+    return _Call(first[0], arguments)
 
 
 def _stages(index: int, name: str, layer: nn.Module, calls: list[_Call]) -> Iterator[Stage]:
     linears = {f"{name}.{n}": m for n, m in layer.named_modules() if isinstance(m, nn.Linear)}
     inputs = {
-        group: Inputs(linears[group[0]].in_features) for group in _readers(linears, layer, calls[0])
+        group: Inputs(linears[group[0]].in_features)
+        for group in _readers(linears, layer, index, calls[0])
     }
     with _recording(linears, inputs):
         for call in calls:
-            call.run(layer)
+            call.run(layer, index)
     last = list(inputs)[-1]
     for group, seen in inputs.items():
         yield Stage(index, layer, {n: linears[n] for n in group}, seen, group == last)
 
 
-def _readers(linears: dict[str, nn.Linear], layer: nn.Module, call: _Call) -> list[tuple[str, ...]]:
+def _readers(
+    linears: dict[str, nn.Linear], layer: nn.Module, index: int, call: _Call
+) -> list[tuple[str, ...]]:
     """Group the linear layers by the tensor that they read, in the order in which they run."""
     readers: dict[int, list[str]] = {}
     kept = []  # Ids are unique among living objects only.
@@ -187,7 +197,7 @@ def _readers(linears: dict[str, nn.Linear], layer: nn.Module, call: _Call) -> li
 
     handles = [m.register_forward_pre_hook(note(n)) for n, m in linears.items()]
     try:
-        call.run(layer)
+        call.run(layer, index)
     finally:
         for handle in handles:
             handle.remove()

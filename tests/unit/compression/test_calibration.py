@@ -44,15 +44,31 @@ def test_linear_layers_that_read_the_same_vectors_are_one_stage(tiny_llama: Any)
     assert stages == of_a_layer * 2
 
 
-def test_statistics_are_those_of_a_plain_pass(tiny_llama: Any) -> None:
+def tiny_gemma() -> Any:
+    """A model whose layers differ in their masks and their RoPE."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, sliding_window=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )  # fmt: skip
+    return Gemma3ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma"])
+def test_statistics_are_those_of_a_plain_pass(tiny_llama: Any, kind: str) -> None:
+    model = tiny_llama if kind == "llama" else tiny_gemma()
+
     def check(stage: Stage) -> None:
         for name in stage.linears:
-            expected = gram_read_by(tiny_llama, name)
+            expected = gram_read_by(model, name)
             assert torch.allclose(stage.inputs.gram.double(), expected, rtol=1e-4, atol=1e-6)
         assert stage.inputs.tokens == WINDOWS.numel()
         assert bool((stage.inputs.absmean <= stage.inputs.absmax).all())
 
-    run_layers(tiny_llama, WINDOWS, check, batch=2)
+    run_layers(model, WINDOWS, check, batch=2)
 
 
 def test_later_layers_read_what_compressed_layers_say(tiny_llama: Any) -> None:
