@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from turnmill.schemas.content import storable_json
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.records.base import Problem, Reading
 from turnmill.schemas.records.columns import Columns, is_absent
@@ -24,7 +25,7 @@ class Table(Columns):
 
 
 def read_table(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield the line and the cells of each row, without absent cells.
+    """Yield the line and the cells of each row, cleaned (`storable`), without absent cells.
 
     Raises:
         InvalidInput: the file cannot be read, or a row lacks a column that is required.
@@ -38,4 +39,7 @@ def read_table(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[
         for name in required:
             if name not in cells:
                 refuse(Problem(line, name, "is missing"))
-        yield line, {name: value for name, value in cells.items() if not is_absent(value)}
+        yield (
+            line,
+            {name: storable_json(value) for name, value in cells.items() if not is_absent(value)},
+        )

@@ -11,6 +11,7 @@ import pytest
 from turnmill.producer.channels.teams.events import _comment
 from turnmill.schemas.content import storable_json
 from turnmill.schemas.errors import EngineUnavailable
+from turnmill.schemas.records.table import read_table
 from turnmill.workers.consumer.availability import Availability
 from turnmill.workers.delivery.calls.rest import read_body
 from turnmill.workers.engines.base import Chunk
@@ -59,6 +60,16 @@ def test_what_platforms_answer_is_cleaned_at_any_depth() -> None:
     assert storable_json(UNSTORABLE) == STORABLE
     assert read_body(json.dumps(UNSTORABLE).encode()) == STORABLE
     assert _comment(json.dumps({"feedbackText": "cut \ud83d"})) == "cut \ufffd"
+
+
+def test_the_cells_of_a_table_are_cleaned(tmp_path: Path) -> None:
+    """Of questions, cases and candidates, which are searched for and stored."""
+    (tmp_path / "cases.jsonl").write_text(json.dumps(UNSTORABLE))
+    (tmp_path / "cases.csv").write_text("id\ncut \0\n")
+    assert [cells for _, cells in read_table(tmp_path / "cases.jsonl", ["id"])] == [STORABLE]
+    assert [cells for _, cells in read_table(tmp_path / "cases.csv", ["id"])] == [
+        {"id": "cut \ufffd"}
+    ]
 
 
 def test_why_an_engine_is_away_does_not_keep_its_worker_from_writing_that_it_lives() -> None:
