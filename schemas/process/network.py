@@ -5,6 +5,7 @@ error of every client, also of those that need no proxy.
 """
 
 import os
+import ssl
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,11 +43,7 @@ def refuse_unusable_network(urls: Iterable[str], environ: Mapping[str, str] = os
         if proxy := environ.get(name):
             _refuse_unusable_proxy(name, proxy)
     for name in _CERTIFICATES:
-        if (path := environ.get(name)) and not Path(path).exists():
-            raise SettingsError(
-                f"{name} names {path}, which does not exist. Correct it, or remove the variable "
-                "from the environment."
-            )
+        _refuse_unusable_certificates(name, environ)
 
 
 def refuse_unusable_for_api(settings: "Settings") -> None:
@@ -65,10 +62,13 @@ def refuse_unusable_for_workers(settings: "Settings") -> None:
 
 
 def refuse_unusable_for_files(settings: "Settings") -> None:
-    """Raises `SettingsError` for a proxy that would keep a process from the bucket of files."""
+    """Raises `SettingsError` for a proxy or certificates that keep a process from the bucket of
+    files.
+    """
     if settings.files.storage == "s3":
         endpoint = settings.s3.endpoint
         refuse_socks(endpoint.get_secret_value() if endpoint else _AWS, "the bucket of files")
+        _refuse_unusable_certificates("AWS_CA_BUNDLE", os.environ)
 
 
 def refuse_socks(url: str, client: str, environ: Mapping[str, str] = os.environ) -> None:
@@ -83,6 +83,29 @@ def refuse_socks(url: str, client: str, environ: Mapping[str, str] = os.environ)
                     f"{each} names a SOCKS proxy, which the library for {client} cannot use. Name "
                     f"a proxy of http://, or add the host to NO_PROXY."
                 )
+
+
+def _refuse_unusable_certificates(name: str, environ: Mapping[str, str]) -> None:
+    path = environ.get(name)
+    if not path:
+        return
+    if not Path(path).exists():
+        why = "which does not exist"
+    elif Path(path).is_file() and not _has_certificates(path):
+        why = "which is no file of certificates in PEM that can be read"
+    else:
+        return
+    raise SettingsError(
+        f"{name} names {path}, {why}. Correct it, or remove the variable from the environment."
+    )
+
+
+def _has_certificates(path: str) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError:  # ssl.SSLError is one
+        return False
+    return True
 
 
 def _refuse_unusable_proxy(name: str, proxy: str) -> None:

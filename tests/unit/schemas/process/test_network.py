@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.request import proxy_bypass
 
+import certifi
 import httpx
 import pytest
 
@@ -117,6 +118,7 @@ def test_hosts_that_take_no_proxy_stay_so(monkeypatch: pytest.MonkeyPatch) -> No
         ("HTTP_PROXY", "socks4://proxy:1080", "another kind than"),
         ("HTTPS_PROXY", "http://proxy:port", "cannot be read"),
         ("SSL_CERT_FILE", "/nowhere/ca.pem", "/nowhere/ca.pem, which does not exist"),
+        ("SSL_CERT_FILE", __file__, "no file of certificates"),
         ("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem", "/nowhere/ca.pem, which does not exist"),
     ],
 )
@@ -130,6 +132,18 @@ def test_a_network_that_no_client_can_use_is_refused_in_a_sentence(
     with pytest.raises(SettingsError, match=named) as refused:
         http_client(url, timeout=1)
     assert "secret" not in refused.value.message
+
+
+def test_certificates_for_the_bucket_of_files_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = load_settings(files={"storage": "s3"}, s3={"bucket": "b-1"})
+    for path in ("/nowhere/ca.pem", __file__):
+        monkeypatch.setenv("AWS_CA_BUNDLE", path)
+        with pytest.raises(SettingsError, match=f"AWS_CA_BUNDLE names {path}"):
+            network.refuse_unusable_for_files(given)
+    monkeypatch.setenv("AWS_CA_BUNDLE", certifi.where())
+    network.refuse_unusable_for_files(given)
 
 
 def engine(url: str) -> None:
