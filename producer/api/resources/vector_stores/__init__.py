@@ -6,4 +6,4 @@ from turnmill.producer.api.resources.vector_stores import batches, files, stores
 
 router = APIRouter(tags=["vector stores"])
 for _part in (stores, files, batches):
-    router.include_router(_part.router, prefix="/v1/vector_stores")
+    router.include_router(_part.router)

@@ -25,7 +25,7 @@ class _BatchRoute(BodyRoute):
     max_values = 120_000
 
 
-router = APIRouter(route_class=_BatchRoute)
+router = APIRouter(prefix="/v1/vector_stores", route_class=_BatchRoute)
 
 
 @router.post("/{vector_store_id}/file_batches")

@@ -27,7 +27,7 @@ from turnmill.schemas.openai.vector_stores import (
     VectorStoreList,
 )
 
-router = APIRouter(route_class=BodyRoute)
+router = APIRouter(prefix="/v1/vector_stores", route_class=BodyRoute)
 
 
 @router.post("")

@@ -216,3 +216,16 @@ def test_a_compressed_body_is_refused(site: Site) -> None:
     url = site.url + RATING[1]
     headers = {"Authorization": f"Bearer {site.key}", "Content-Encoding": "gzip"}
     assert httpx.post(url, json={"score": 1}, headers=headers).status_code == 415
+
+
+def test_calls_are_counted_by_their_whole_route(site: Site) -> None:
+    for method, address, _ in ROUTES:
+        httpx.request(method, site.url + address)
+    headers = {"Authorization": f"Bearer {site.observer}"}
+    counted = httpx.get(f"{site.url}/metrics", headers=headers).text
+    paths = create_app(load_settings()).openapi()["paths"]
+    with_body = {
+        path for path in paths if any("requestBody" in each for each in paths[path].values())
+    }
+    routes = {path.replace(":path}", "}") for path in re.findall(r'route="([^"]+)"', counted)}
+    assert with_body <= routes
