@@ -1624,11 +1624,12 @@ def test_the_first_page_says_what_runs_and_its_links_lead_on(api: API) -> None:
     assert "Turnmill" in page.text
     assert "It is ready." in page.text
     for link in re.findall(r'<a href="([^"]+)"', page.text):
-        assert httpx.get(f"{api.url}/{link}").status_code == 200
+        assert httpx.get(f"{api.url}/{link}", timeout=30).status_code == 200
 
 
 def test_the_description_names_the_headers_that_a_call_takes(answered: API) -> None:
-    call = httpx.get(f"{answered.url}/openapi.json").json()["paths"]["/v1/chat/completions"]["post"]
+    description = httpx.get(f"{answered.url}/openapi.json", timeout=30).json()
+    call = description["paths"]["/v1/chat/completions"]["post"]
     named = {each["name"] for each in call["parameters"] if each["in"] == "header"}
     assert named == {
         "Idempotency-Key",
