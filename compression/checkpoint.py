@@ -24,7 +24,8 @@ def load_model(folder: Path) -> "PreTrainedModel":
     """Load a causal language model in float32 on the CPU, ready to be compressed.
 
     Raises:
-        InvalidInput: the folder is no checkpoint, or its weights are quantized already.
+        InvalidInput: the folder is no checkpoint, its weights are quantized already, or one is NaN
+            or infinite.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -39,7 +40,23 @@ def load_model(folder: Path) -> "PreTrainedModel":
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, device_map={"": "cpu"}
     )
+    check_finite(model, folder)
     return model.eval()
+
+
+def check_finite(model: "PreTrainedModel", folder: Path) -> None:
+    """Refuse a model that holds NaN or infinite weights: nothing that it says is a number.
+
+    Raises:
+        InvalidInput: naming the first such tensor.
+    """
+    for name, value in model.named_parameters():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InvalidInput(
+                f"The model in {folder} holds weights that are NaN or infinite, in '{name}'. "
+                "Download or train it again.",
+                param="model",
+            )
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

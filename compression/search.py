@@ -5,6 +5,7 @@ same search, run again, continues.
 """
 
 import json
+import math
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -117,7 +118,9 @@ def choose(trials: Sequence[Trial], max_bytes: int | None) -> Trial | None:
     fitting = [
         row
         for row in on_frontier([trial.row for trial in trials if trial.row])
-        if not made[row.name].misses and (max_bytes is None or row.weight_bytes <= max_bytes)
+        if _is_finite(row)
+        and not made[row.name].misses
+        and (max_bytes is None or row.weight_bytes <= max_bytes)
     ]
     if not fitting:
         return None
@@ -235,6 +238,10 @@ class _UntilBudget:
     def _check(self) -> None:
         if self._is_over():
             raise _BudgetSpent
+
+
+def _is_finite(row: Row) -> bool:
+    return all(math.isfinite(each.ratio.value) for each in (row.dialogue, row.prose))
 
 
 def _bits(weight_format: str, group: int | None) -> float:

@@ -1,11 +1,12 @@
 """How closely a model follows the original: distributions, first choices, greedy replies."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from turnmill.compression.evaluate.intervals import mean
-from turnmill.compression.evaluate.perplexity import logits_of, token_losses
+from turnmill.compression.evaluate.perplexity import logits_of, window_loss
 from turnmill.compression.step import Progress, Silent
 from turnmill.compression.texts import Conversation
 
@@ -49,7 +50,7 @@ def listen(
     losses, first, kept = [], [], []
     for window in windows:
         logits = logits_of(model, window)
-        losses.append(float(token_losses(logits, window).mean()))
+        losses.append(window_loss(logits, window))
         first.append(logits.argmax(-1))
         kept.append(logits[::EVERY].log_softmax(-1).half())
         progress.advance()
@@ -67,17 +68,23 @@ def follow(
     losses, divergence, equal = [], [], []
     for index, window in enumerate(windows):
         logits = logits_of(model, window)
-        losses.append(float(token_losses(logits, window).mean()))
-        equal.append(float((logits.argmax(-1) == original.first[index]).float().mean()))
+        losses.append(window_loss(logits, window))
+        # A position whose logits are no numbers puts no token first.
+        same = (logits.argmax(-1) == original.first[index]) & logits.amax(-1).isfinite()
+        equal.append(float(same.float().mean()))
         divergence.append(_divergence(original.log_probabilities[index].float(), logits[::EVERY]))
         progress.advance()
     return Followed(losses, divergence, equal)
 
 
 def _divergence(log_p: "Tensor", logits: "Tensor") -> float:
-    """Return the mean over positions of KL(p ‖ softmax(logits)) in nats; rounding gives ≥ 0."""
-    log_q = logits.log_softmax(-1)
-    return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
+    """Return the mean over positions of KL(p ‖ softmax(logits)) in nats; rounding gives ≥ 0.
+
+    Infinite where the logits are no numbers.
+    """
+    log_q, p = logits.log_softmax(-1), log_p.exp()
+    value = float((p * (log_p - log_q)).masked_fill(p == 0, 0.0).sum(-1).mean())
+    return max(0.0, value) if math.isfinite(value) else math.inf
 
 
 def greedy_replies(

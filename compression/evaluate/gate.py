@@ -1,5 +1,6 @@
 """The gate: which limits of a recipe a report misses, in sentences. Torch-free."""
 
+import math
 from collections.abc import Callable, Mapping
 
 from turnmill.compression.evaluate.report import Report, Row
@@ -36,7 +37,7 @@ def misses(report: Report, limits: Mapping[str, float]) -> tuple[str, ...]:
 def _miss(row: Row, name: str, limit: float) -> str | None:
     label, read, is_least = _LIMITS[name]
     value = read(row)
-    if value >= limit if is_least else value <= limit:
+    if math.isfinite(value) and (value >= limit if is_least else value <= limit):
         return None
     most = "least" if is_least else "most"
     return f"{row.name}: {label} {value:.5g}, allowed at {most} {limit:g}."

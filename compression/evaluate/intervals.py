@@ -1,10 +1,11 @@
 """Figures with a confidence interval, by the bootstrap over windows or replies. Torch-free."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 T = TypeVar("T")
 
@@ -12,14 +13,22 @@ T = TypeVar("T")
 RESAMPLES = 1000
 
 
+def _or_infinite(value: object) -> object:
+    return math.inf if value is None else value
+
+
+#: JSON has no infinity: it is written as null, and read back.
+Number = Annotated[float, BeforeValidator(_or_infinite)]
+
+
 class Figure(BaseModel):
     """A measured value and the 95 % interval that the bootstrap gives it."""
 
     model_config = ConfigDict(frozen=True)
 
-    value: float
-    low: float
-    high: float
+    value: Number
+    low: Number
+    high: Number
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"

@@ -22,9 +22,15 @@ def window_losses(
     progress = progress or Silent()
     losses = []
     for window in windows:
-        losses.append(float(token_losses(logits_of(model, window), window).mean()))
+        losses.append(window_loss(logits_of(model, window), window))
         progress.advance()
     return losses
+
+
+def window_loss(logits: "Tensor", window: "Tensor") -> float:
+    """Return the mean loss of a window, nats a token: infinite where the logits give no number."""
+    loss = float(token_losses(logits, window).mean())
+    return loss if math.isfinite(loss) else math.inf
 
 
 def logits_of(model: "PreTrainedModel", window: "Tensor") -> "Tensor":
@@ -44,7 +50,7 @@ def token_losses(logits: "Tensor", window: "Tensor") -> "Tensor":
 
 def perplexity(losses: Sequence[float]) -> Figure:
     """Compute the perplexity of equally long windows."""
-    return bootstrap(losses, lambda drawn: math.exp(mean(drawn)))
+    return bootstrap(losses, _exp_of_mean)
 
 
 def perplexity_ratio(losses: Sequence[float], reference: Sequence[float]) -> Figure:
@@ -54,4 +60,11 @@ def perplexity_ratio(losses: Sequence[float], reference: Sequence[float]) -> Fig
         ValueError: the numbers of windows differ.
     """
     differences = [mine - theirs for mine, theirs in zip(losses, reference, strict=True)]
-    return bootstrap(differences, lambda drawn: math.exp(mean(drawn)))
+    return bootstrap(differences, _exp_of_mean)
+
+
+def _exp_of_mean(nats: Sequence[float]) -> float:
+    try:
+        return math.exp(mean(nats))
+    except OverflowError:  # above 709 nats
+        return math.inf

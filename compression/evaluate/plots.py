@@ -1,5 +1,6 @@
 """Plots of a report: the frontier of quality, size and speed, and the error of each layer."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def _scatter(
     best = {row.name for row in on_frontier(rows)}
     for row, value in zip(rows, values, strict=True):
         ratio = getattr(row, domain).ratio.value
+        if not math.isfinite(ratio):  # which no axis shows
+            continue
         axes.plot(value, ratio, "o", color="C0", fillstyle="full" if row.name in best else "none")
         axes.annotate(row.name, (value, ratio), xytext=(4, 4), textcoords="offset points", size=7)
     axes.set_yscale("log")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import psutil
 from pydantic import BaseModel, ConfigDict
 
+from turnmill.compression.checkpoint import check_finite
 from turnmill.compression.evaluate import agreement, layers
 from turnmill.compression.evaluate.agreement import Original
-from turnmill.compression.evaluate.intervals import Figure, bootstrap, mean
+from turnmill.compression.evaluate.intervals import Figure, Number, bootstrap, mean
 from turnmill.compression.evaluate.loading import (
     Dtype,
     bytes_of,
@@ -88,7 +89,7 @@ class Row(_Part):
     replies: Replies | None = None
     speed: Speed | None = None
     #: Relative error of each linear layer's weights; empty where layers do not correspond.
-    layer_errors: dict[str, float] = {}
+    layer_errors: dict[str, Number] = {}
     #: What a reader must know to read the figures.
     remarks: tuple[str, ...] = ()
 
@@ -155,6 +156,7 @@ class Judge:
         if self._row is None:
             self.progress.start(self._work, f"measuring {ORIGINAL}")
             model = self._load(self.original)
+            check_finite(model, self.original)
             for domain, windows in self._domains().items():
                 self._heard[domain] = agreement.listen(model, windows, self.progress)
             self._replies = self._reply(model, self.original)

@@ -14,6 +14,7 @@ pytest.importorskip("sacrebleu")
 
 import torch
 
+from turnmill.compression.checkpoint import load_model
 from turnmill.compression.evaluate import agreement
 from turnmill.compression.evaluate.frontier import on_frontier
 from turnmill.compression.evaluate.gate import misses
@@ -133,6 +134,49 @@ def test_divergence_is_that_of_torch(tiny_llama: Any, tiny_texts: Texts) -> None
         p, q = (model(windows).logits[0, ::4].log_softmax(-1) for model in (tiny_llama, other))
     theirs = torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
     assert followed.divergence[0] == pytest.approx(float(theirs), rel=0.01)
+
+
+def test_a_model_that_answers_no_numbers_agrees_nowhere_and_passes_no_gate(
+    folders: dict[str, Path],
+    tiny_llama: Any,
+    tiny_tokenizer: Any,
+    tiny_texts: Texts,
+    tmp_path: Path,
+) -> None:
+    tiny_llama.model.layers[1].mlp.down_proj.weight.data[3, 5] = math.nan
+    tiny_llama.save_pretrained(tmp_path / "nan")
+    tiny_tokenizer.save_pretrained(tmp_path / "nan")
+
+    report = evaluate(tmp_path / "nan", folders["original"], tiny_texts, measures=QUICK)
+
+    dialogue = report.candidates[0].dialogue
+    assert dialogue.divergence.value == dialogue.ratio.value == math.inf
+    assert dialogue.top_1.value == 0
+    limits = {"perplexity": 1e9, "prose": 1e9, "kl": 1e9, "top1": 0.01}
+    assert len(misses(report, limits)) == len(limits)
+    write_report(report, tmp_path / "report")
+    # JSON has no infinity, and what is read back must not look any better.
+    kept = Report.model_validate_json((tmp_path / "report" / "report.json").read_bytes())
+    assert len(misses(kept, limits)) == len(limits)
+    with pytest.raises(InvalidInput, match=r"NaN.*'model\.layers\.1\.mlp\.down_proj\.weight'"):
+        evaluate(folders["close"], tmp_path / "nan", tiny_texts, measures=QUICK)
+    with pytest.raises(InvalidInput, match=r"NaN.*'model\.layers\.1\.mlp\.down_proj\.weight'"):
+        load_model(tmp_path / "nan")
+
+
+def test_a_loss_beyond_the_range_of_floats_is_an_infinite_perplexity() -> None:
+    assert perplexity([800.0, 700.0]).value == math.inf
+    assert perplexity_ratio([800.0, math.inf], [3.0, 3.0]).value == math.inf
+
+
+def test_a_layer_of_zeros_has_no_error_until_it_differs(tiny_llama: Any) -> None:
+    name = "model.layers.0.mlp.up_proj"
+    zeros = copy.deepcopy(tiny_llama)
+    zeros.get_submodule(name).weight.data.zero_()
+
+    assert layer_errors(zeros, zeros)[name] == 0
+    assert layer_errors(tiny_llama, zeros)[name] == math.inf
+    assert layer_errors(zeros, tiny_llama)[name] == 1
 
 
 def test_original_agrees_with_itself(reports: dict[str, Report]) -> None:
