@@ -16,6 +16,7 @@ from typing import Literal
 from turnmill.compression.artifact import Manifest
 from turnmill.compression.evaluate.frontier import on_frontier, worst_ratio
 from turnmill.compression.evaluate.gate import misses
+from turnmill.compression.evaluate.loading import weight_files
 from turnmill.compression.evaluate.page import write_report
 from turnmill.compression.evaluate.report import Judge, Measures, Report, Row
 from turnmill.compression.late import measure_late
@@ -269,7 +270,9 @@ def _step_seconds(step: StepSpec) -> float:
 def _parameters(base: Path) -> tuple[int, int]:
     """Count the parameters of linear layers in decoder blocks, and all others."""
     blocks = others = 0
-    for path in base.glob("*.safetensors"):
+    for path in weight_files(base):
+        if path.suffix != ".safetensors":
+            continue
         for name, tensor in _header(path).items():
             if name == "__metadata__":
                 continue

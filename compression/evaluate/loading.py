@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 #: What all models of one comparison compute in.
 Dtype = Literal["bfloat16", "float32"]
 
-#: The files of a checkpoint that hold weights. Tokenizers and reports do not count as its size.
-_WEIGHTS = {".safetensors", ".bin"}
+#: What a checkpoint's weights are called, in the order in which transformers looks for them. Each
+#: may be an index of several files instead.
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def load_candidate(path: Path, dtype: Dtype = "bfloat16") -> "PreTrainedModel":
@@ -110,9 +111,28 @@ def _config(path: Path) -> dict[str, Any]:
 def bytes_of(path: Path) -> int:
     """Return the size on disk of the model's weights, in bytes.
 
-    In a folder, the checkpoint's: files exported beside it hold the same weights again.
+    In a folder, those that transformers loads: other files beside them hold the same weights again.
     """
-    if path.is_file():
-        return path.stat().st_size
-    files = [each for each in path.iterdir() if each.suffix in _WEIGHTS]
+    files = [path] if path.is_file() else weight_files(path)
     return sum(each.stat().st_size for each in files)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that transformers loads a checkpoint's weights from; empty if none is there.
+
+    Raises:
+        InvalidInput: their index is damaged.
+    """
+    for name in _WEIGHTS:
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if whole.is_file():
+            return [whole]
+        if index.is_file():
+            try:
+                parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+                return [folder / each for each in sorted(set(parts))]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InvalidInput(
+                    f"{index} is no index of a checkpoint: download it again."
+                ) from error
+    return []

@@ -10,11 +10,12 @@ pytest.importorskip("compressed_tensors")
 
 import torch
 
-from turnmill.compression.evaluate.loading import load_candidate, load_dense, load_fast
+from turnmill.compression.evaluate.loading import bytes_of, load_candidate, load_dense, load_fast
 from turnmill.compression.quantize.affine import Grid
 from turnmill.compression.quantize.layers import Int4Linear, Int8Linear, W8A8Linear
 from turnmill.compression.quantize.rtn import round_to_nearest
 from turnmill.compression.quantize.save import save_compressed_tensors
+from turnmill.schemas.errors import InvalidInput
 
 IDS = torch.arange(5, 37).unsqueeze(0)
 
@@ -54,6 +55,34 @@ def test_packed_layers_answer_as_the_dequantized_model_does(
         mine, theirs = fast(IDS).logits, slow(IDS).logits
     assert isinstance(fast.get_submodule(next(iter(packed))), layer)
     assert (mine - theirs).norm() < (0.1 if int8_activations else 0.01) * theirs.norm()
+
+
+@pytest.mark.parametrize(
+    ("format", "parts"), [("safetensors", False), ("safetensors", True), ("bin", False)]
+)
+def test_the_size_counts_the_weights_that_transformers_loads_once(
+    format: str, parts: bool, tiny_llama: Any, tmp_path: Path
+) -> None:
+    tiny_llama.save_pretrained(tmp_path, max_shard_size="60KB" if parts else "5GB")
+    if format == "bin":
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(tiny_llama.state_dict(), tmp_path / "pytorch_model.bin")
+    files = list(tmp_path.glob(f"*.{format}"))
+    assert (len(files) > 1) == parts
+    # The same weights again, for other programs than transformers.
+    (tmp_path / "consolidated.safetensors").write_bytes(b"again")
+    (tmp_path / "training_args.bin").write_bytes(b"again")
+    if format != "bin":
+        (tmp_path / "pytorch_model.bin").write_bytes(b"again")
+
+    assert bytes_of(tmp_path) == sum(each.stat().st_size for each in files)
+
+
+def test_a_damaged_index_of_weights_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+
+    with pytest.raises(InvalidInput, match="download it again"):
+        bytes_of(tmp_path)
 
 
 def test_int8_activations_are_part_of_the_measured_quality(
