@@ -23,7 +23,7 @@ def load_packed(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
 
     Layers for whose grid torch has none are dequantized.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     config = AutoConfig.from_pretrained(folder)
     scheme = config.quantization_config["config_groups"]["group_0"]
@@ -31,6 +31,8 @@ def load_packed(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
     tensors = _tensors(folder)
     packed = packed_weights(tensors, scheme["weights"])
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if (folder / "generation_config.json").is_file():  # which from_config does not look for
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     left = {name: weight for name, weight in tensors.items() if not _is_packed(name, packed)}
     model.load_state_dict(left, strict=False)
     model.tie_weights()

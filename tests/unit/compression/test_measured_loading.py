@@ -95,3 +95,18 @@ def test_int8_activations_are_part_of_the_measured_quality(
     model = load_candidate(tmp_path, "float32")
 
     assert isinstance(model.get_submodule(name), W8A8Linear)
+
+
+def test_a_packed_model_replies_by_the_generation_config_of_its_folder(
+    tiny_llama: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    tiny_llama.generation_config.repetition_penalty = 1.8
+    tiny_llama.generation_config.eos_token_id = [2, 0]
+    name = "model.layers.0.mlp.up_proj"
+    weight = round_to_nearest(tiny_llama.get_submodule(name).weight.detach(), grid=Grid(8))
+    save_compressed_tensors(tiny_llama, {name: weight}, tmp_path, int8_activations=True)
+
+    measured = load_candidate(tmp_path).generation_config
+
+    assert measured.repetition_penalty == 1.8
+    assert measured.to_diff_dict() == load_dense(tmp_path).generation_config.to_diff_dict()
