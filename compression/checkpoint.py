@@ -87,7 +87,12 @@ def save_state(state: State, told: Mapping[str, object], folder: Path) -> None:
     state.tokenizer.save_pretrained(folder / MODEL)
     tensors, grids = tensors_of(state.packed)
     save_file(tensors, folder / _PACKED)
-    content = {"format": state.format, "grids": grids, "told": told}
+    content = {
+        "format": state.format,
+        "grids": grids,
+        "pruned": sorted(state.pruned),
+        "told": told,
+    }
     (folder / _STATE).write_text(json.dumps(content))
 
 
@@ -112,6 +117,8 @@ def restore_packed(state: State, folder: Path) -> None:
 
         state.packed = packed_from(load_file(folder / _PACKED), content["grids"])
     state.format = content["format"]
+    # Steps that an earlier release finished do not say.
+    state.pruned = frozenset(content.get("pruned", ()))
 
 
 def tensors_of(

@@ -62,6 +62,8 @@ class State:
     #: By name of the linear layer, the `PackedWeight` (integers and scales) that its weight was
     #: rounded to. The model holds the same numbers dequantized. Steps that change weights clear it.
     packed: "dict[str, PackedWeight]" = field(default_factory=dict)
+    #: Names of those of `packed` that were pruned before: their zero integers are pruned weights.
+    pruned: frozenset[str] = frozenset()
     format: WeightFormat = "dense"
     #: What the weights that are not quantized are saved in.
     dtype: Dtype = "bfloat16"
@@ -69,6 +71,7 @@ class State:
     def become_dense(self) -> None:
         """Forget integers and format, after a change of the weights that they stood for."""
         self.packed.clear()
+        self.pruned = frozenset()
         self.format = "dense"
 
 

@@ -52,23 +52,29 @@ class Rounding(nn.Module):  # type: ignore[misc]
     """Round a weight to its grid, with gradients for the weight and for the scales.
 
     A weight outside the grid's range gets no gradient. Scales are trained by their logarithm, so
-    that one learning rate suits them all, and are rounded to bfloat16, as they are saved.
+    that one learning rate suits them all, and are rounded to bfloat16, as they are saved. With
+    `keep_zeros`, weights whose integer is zero stay zero and get no gradient.
     """
 
-    def __init__(self, packed: PackedWeight) -> None:
+    def __init__(self, packed: PackedWeight, *, keep_zeros: bool = False) -> None:
         super().__init__()
         self.grid = packed.grid
+        self.kept = packed.integers != 0 if keep_zeros else None
         self.log_scales = nn.Parameter(packed.scales.log())
 
     def forward(self, weight: Tensor) -> Tensor:
         scales = straight_through(self.log_scales.exp(), Tensor.bfloat16).unsqueeze(-1)
         parts = (self.grid.split(weight) / scales).clamp(self.grid.low, self.grid.high)
-        return (straight_through(parts, torch.round) * scales).reshape(weight.shape)
+        rounded = (straight_through(parts, torch.round) * scales).reshape(weight.shape)
+        return rounded if self.kept is None else rounded * self.kept
 
     def pack(self, weight: Tensor) -> PackedWeight:
         """Return the integers and scales that the forward pass computes with."""
         scales = self.log_scales.detach().exp().bfloat16().float()
-        return PackedWeight(quantize(weight, scales, None, self.grid), scales, None, self.grid)
+        integers = quantize(weight, scales, None, self.grid)
+        if self.kept is not None:
+            integers *= self.kept
+        return PackedWeight(integers, scales, None, self.grid)
 
 
 def straight_through(values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
@@ -89,8 +95,11 @@ class Qat:
                 param="kind",
             )
         state.model.float()
-        roundings = {name: Rounding(packed) for name, packed in state.packed.items()}
-        # Zeros are integers of the grid; adapters are attached here, with their rounding.
+        kept = state.pruned if options.keep_zeros else frozenset()
+        roundings = {
+            name: Rounding(packed, keep_zeros=name in kept) for name, packed in state.packed.items()
+        }
+        # The roundings keep the zeros; adapters are attached here, with their rounding.
         plain = options.model_copy(update={"keep_zeros": False, "lora": None})
         rounded = _adapted if options.lora else _parametrized
         with rounded(state.model, roundings, options) as network, _rounded_inputs(state):

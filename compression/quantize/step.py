@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -13,13 +13,16 @@ from turnmill.compression.distill.written import written_windows
 from turnmill.compression.quantize.affine import Grid, PackedWeight, quantize
 from turnmill.compression.quantize.awq import best_factors
 from turnmill.compression.quantize.finished import FinishedLayers, Quantized
-from turnmill.compression.quantize.gptq import Rounded, gptq, output_error
+from turnmill.compression.quantize.gptq import PRUNED_FROM, Rounded, gptq, output_error
 from turnmill.compression.quantize.observers import ObserverName, mse, storable
 from turnmill.compression.quantize.rtn import round_to_nearest
 from turnmill.compression.quantize.sequential import quantize_layers, round_layers
 from turnmill.compression.quantize.smoothquant import smoothing_factors
 from turnmill.compression.step import Options, Progress, State, WeightFormat
 from turnmill.schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Method = Literal["rtn", "gptq", "awq", "awq-gptq", "smoothquant", "bnb-int8", "bnb-nf4"]
 
@@ -82,14 +85,16 @@ class Quantize:
     def __call__(
         self, state: State, options: QuantizeOptions, progress: Progress
     ) -> Mapping[str, object]:
+        # Of weights that were rounded before, most zeros are rounded ones.
+        pruned = state.pruned if state.packed else pruned_linears(state.model)
+        state.become_dense()
         state.format = options.format
-        state.packed = {}
         if options.method.startswith("bnb"):
             return {"method": options.method, "library": "bitsandbytes"}
         check_groups(state, options.grid)
         state.model.float()
         result = quantize_model(state, options, progress)
-        state.packed = result.packed
+        state.packed, state.pruned = result.packed, pruned
         return {
             "method": options.method,
             "bits": options.grid.bits,
@@ -98,6 +103,15 @@ class Quantize:
             "errors": {name: round(error, 6) for name, error in result.errors.items()},
             "fallbacks": result.fallbacks if "gptq" in options.method else [],
         }
+
+
+def pruned_linears(model: "PreTrainedModel") -> frozenset[str]:
+    """Return the names of the linear layers that count as pruned."""
+    return frozenset(
+        name
+        for name, linear in linears_of(model).items()
+        if (linear.weight == 0).float().mean() >= PRUNED_FROM
+    )
 
 
 def check_groups(state: State, grid: Grid) -> None:

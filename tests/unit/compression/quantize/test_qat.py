@@ -8,6 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from turnmill.compression.calibration import linears_of  # noqa: E402
+from turnmill.compression.checkpoint import restore_packed, save_state  # noqa: E402
+from turnmill.compression.prune.masks import Pattern, prune_pattern  # noqa: E402
 from turnmill.compression.quantize.affine import Grid  # noqa: E402
 from turnmill.compression.quantize.layers import (  # noqa: E402
     W8A8Linear,
@@ -154,6 +156,43 @@ def test_a_w8a8_model_is_trained_with_the_arithmetic_of_the_artifact(
         torch.testing.assert_close(trained[name], layer(inputs(linear)), rtol=1e-4, atol=1e-4)
         # Without hooks the layer is an ordinary one again, which rounds no activation.
         assert (linear(inputs(linear)) - trained[name]).abs().max() > 1e-3
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("how", [{}, {"lora": 4}, {"keep_zeros": False}], ids=str)
+def test_a_pruned_model_stays_pruned_unless_its_zeros_are_given_up(
+    tiny_llama: Any,
+    tiny_llama_maker: Any,
+    tiny_texts: Any,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    how: dict[str, Any],
+) -> None:
+    state = State(tiny_llama, tiny_tokenizer, tiny_texts, tiny_llama_maker, tmp_path / "s", seed=1)
+    state.folder.mkdir()
+    dense = "model.layers.1.mlp.down_proj"
+    for name, linear in linears_of(state.model).items():
+        if name != dense:
+            linear.weight.data *= prune_pattern(linear.weight.abs(), Pattern(2, 4))
+    Quantize()(state, QuantizeOptions(method="gptq", bits=4, group=32), Silent())
+    before = {name: each.integers for name, each in state.packed.items()}
+    # The zeros of a pruned model outlast the folder between two steps.
+    save_state(state, {}, tmp_path / "between")
+    restore_packed(state, tmp_path / "between")
+
+    told = Qat()(state, QatOptions(**TRAINING, **how), Silent())
+
+    assert told["integers_changed"] > 0
+    for name, packed in state.packed.items():
+        fours = (packed.integers != 0).unflatten(1, (-1, 4)).sum(-1)
+        is_pruned = name != dense and how.get("keep_zeros", True)
+        assert bool((fours <= 2).all()) == is_pruned
+        if is_pruned:
+            assert not packed.integers[before[name] == 0].any()
+            assert not linears_of(state.model)[name].weight[before[name] == 0].any()
+    assert state.pruned == before.keys() - {dense}
+    if "lora" not in how:  # Weights that were only rounded to zero may come back.
+        assert state.packed[dense].integers[before[dense] == 0].any()
 
 
 @pytest.mark.usefixtures("one_thread")
