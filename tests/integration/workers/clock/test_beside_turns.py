@@ -29,6 +29,7 @@ from turnmill.workers.delivery.claims import (
 from turnmill.workers.delivery.fetching import Fetcher
 from turnmill.workers.delivery.sweep import sweep
 from turnmill.workers.media.opening import open_media
+from turnmill.workers.testing import InlineWorker
 from turnmill.workers.turn.leases import Leases
 from turnmill.workers.upkeep.clock import DatabaseClock
 from turnmill.workers.upkeep.keeping import cut_leases
@@ -71,11 +72,11 @@ def owe_file(system: Any) -> Take:
     return lambda _: fetcher._take(["desk"])
 
 
-def queue_document(system: Any) -> Take:
+def queue_document(system: Any, shop: str = "shop") -> Take:
     collection_id = new_id()
     system.database.run(
-        "INSERT INTO collections (id, tenant_id, name) VALUES (%s, %s, 'shop')",
-        (collection_id, system.tenant_id),
+        "INSERT INTO collections (id, tenant_id, name) VALUES (%s, %s, %s)",
+        (collection_id, system.tenant_id, shop),
     )
     with system.database.cursor() as cursor:
         indexing.queue(cursor, indexing.Wanted(collection_id, "shop", "faq.md", b"1"), b"Hello.")
@@ -230,3 +231,23 @@ def test_a_turn_still_waits_for_its_file_after_a_step_forward(system: Any) -> No
     media = open_media(system.database, system.settings)
     assert media.awaits(claim)
     assert not media.awaits(replace(claim, forward_s=0.0)), "the file looks an hour old"
+
+
+@pytest.mark.parametrize("step_s", [-HOUR, HOUR])
+def test_a_worker_indexes_what_waited_and_what_a_dead_one_held_before_a_step(
+    system: Any, step_s: float, eventually: Eventually
+) -> None:
+    dead = Leases(system.database, system.settings.worker, model="echo", engine="echo")
+    dead.start()
+    take = queue_document(system)
+    assert take(dead.clock) is not None
+    dead.close()
+    queue_document(system, "other")
+    step(system, step_s)
+
+    def states() -> list[str]:
+        rows = system.database.run("SELECT state FROM documents ORDER BY attempt")
+        return [row.state for row in rows]
+
+    with InlineWorker(system.settings):
+        eventually(lambda: states() == ["ready", "ready"], 30)
