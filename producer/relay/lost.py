@@ -51,7 +51,8 @@ class LostHints:
     def look(self) -> int:
         """Mark missing hints of stale lanes as unpublished; return how many.
 
-        A hint whose turn or delivery is not queued is deleted: it would be published for ever.
+        A hint whose turn or delivery is not queued is deleted: it would be published for ever. A
+        lane that PostgreSQL refuses to change holds up no other.
 
         Raises:
             BrokerUnavailable: it could not be asked.
@@ -61,19 +62,13 @@ class LostHints:
         missing: Counter[tuple[str, str]] = Counter()
         rehinted_count = 0
         for lane in stale:
-            depth = self._publisher.depth(lane.lane, lane.model, lane.deployment)
-            (found,) = self._database.fetch(
-                Rehinted,
-                REHINT,
-                {
-                    "model": lane.model,
-                    "lane": lane.lane,
-                    "lost_after_s": self._lost_after_s,
-                    "looked_at": lane.looked_at,
-                    "depth": depth,
-                    "at_most": self._missing[lane.model, lane.lane],
-                },
-            )
+            try:
+                found = self._rehint(lane)
+            except psycopg.Error as error:
+                # Without the server's text, which may quote what is in a row.
+                which = {"lane": lane.lane, "model": lane.model}
+                log.error("hints.unchecked", error=type(error).__name__, **which)
+                continue
             missing[lane.model, lane.lane] = max(found.missing_count - found.rehinted_count, 0)
             rehinted_count += found.rehinted_count
         self._missing = missing
@@ -81,6 +76,22 @@ class LostHints:
             HINTS_LOST.inc(rehinted_count)
             log.info("hints.lost", rehinted_count=rehinted_count)
         return rehinted_count
+
+    def _rehint(self, lane: StaleLane) -> Rehinted:
+        depth = self._publisher.depth(lane.lane, lane.model, lane.deployment)
+        (found,) = self._database.fetch(
+            Rehinted,
+            REHINT,
+            {
+                "model": lane.model,
+                "lane": lane.lane,
+                "lost_after_s": self._lost_after_s,
+                "looked_at": lane.looked_at,
+                "depth": depth,
+                "at_most": self._missing[lane.model, lane.lane],
+            },
+        )
+        return found
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_S):

@@ -92,6 +92,24 @@ def test_as_many_hints_come_back_as_the_broker_misses(
     assert [lost_hints.look() for _ in range(2)] == [0, 0]
 
 
+@pytest.mark.parametrize("refused", [Lane.INTERACTIVE, Lane.BATCH])
+def test_a_lane_whose_hints_cannot_be_changed_holds_up_no_other(
+    system: Any, lost_hints: LostHints, refused: Lane
+) -> None:
+    """As if both lanes' queues had been wiped."""
+    (kept,) = {Lane.INTERACTIVE, Lane.BATCH} - {refused}
+    for lane in (refused, kept):
+        accept_many(system.database, [system.request(f"turn {n}", lane=lane) for n in range(5)])
+    system.database.run("UPDATE outbox SET published_at = clock_timestamp() - interval '1 minute'")
+    system.database.run(
+        "ALTER TABLE outbox ADD CONSTRAINT refuses "
+        f"CHECK (published_at IS NOT NULL OR lane <> '{refused}')"
+    )
+    assert [lost_hints.look() for _ in range(2)] == [0, 5]
+    rows = system.database.run("SELECT lane FROM outbox WHERE published_at IS NULL")
+    assert [row.lane for row in rows] == [kept] * 5
+
+
 def test_two_relays_that_look_at_once_bring_back_a_lost_hint_once(
     system: Any, publisher: Publisher
 ) -> None:
