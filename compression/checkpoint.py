@@ -11,7 +11,7 @@ from turnmill.schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from turnmill.compression.quantize.affine import PackedWeight
 
@@ -57,6 +57,16 @@ def check_finite(model: "PreTrainedModel", folder: Path) -> None:
                 "Download or train it again.",
                 param="model",
             )
+
+
+def load_config(folder: Path) -> "PretrainedConfig":
+    """Read what a checkpoint says of its model. Raises `InvalidInput` if the folder is none."""
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise InvalidInput(f"{folder} is no transformers checkpoint: it has no config.json.")
+    config: PretrainedConfig = AutoConfig.from_pretrained(folder)
+    return config
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

@@ -31,6 +31,7 @@ from turnmill.compression.artifact import (
 from turnmill.compression.checkpoint import (
     MODEL,
     format_of,
+    load_config,
     load_model,
     load_tokenizer,
     restore_packed,
@@ -116,6 +117,9 @@ def compress(job: Job, store: ModelStore) -> Manifest:
     target = store.folder / job.name
     if target.exists():
         return _made_before(target, plan)
+    config = load_config(job.base)
+    for each in job.recipe.steps:
+        config = each.options.check(config)
     with _workplace(store, plan) as folder:
         return _Run(job, texts, folder).finish(plan, target)
 

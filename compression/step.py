@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from turnmill.schemas.errors import InvalidInput, SettingsError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from turnmill.compression.quantize.affine import PackedWeight
     from turnmill.compression.texts import Texts
@@ -79,6 +79,13 @@ class Options(BaseModel):
     """The base class of all steps' options: unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def check(self, config: "PretrainedConfig") -> "PretrainedConfig":
+        """Refuse a model that the step cannot take, before the steps ahead of it have run.
+
+        Returns the configuration of the model that comes out of the step.
+        """
+        return config
 
 
 class Progress(Protocol):

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from turnmill.compression.checkpoint import load_config
 from turnmill.compression.distill import students
 from turnmill.compression.distill.cache import TeacherCache, bytes_per_window, cache_teacher
 from turnmill.compression.distill.finetune import next_token_loss, rows_of_length
@@ -18,7 +19,7 @@ from turnmill.compression.step import Progress, State
 from turnmill.schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 class DistillOptions(TrainingOptions):
@@ -47,6 +48,9 @@ class DistillOptions(TrainingOptions):
     generated: int = Field(0, ge=0)
     #: What the cached probabilities may take on disk, in megabytes: fewer windows are used then.
     cache_mb: int = Field(1024, ge=1)
+
+    def check(self, config: "PretrainedConfig") -> "PretrainedConfig":
+        return config if self.student is None else load_config(self.student)
 
     @property
     def has_student(self) -> bool:

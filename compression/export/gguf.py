@@ -62,6 +62,20 @@ def export(state: State, folder: Path, weights: str, progress: Progress) -> Mapp
     return {"file": FILES[kind], "weights": kind, "exact_matrices": len(exact)}
 
 
+def check(config: "PretrainedConfig") -> None:
+    """Raise `InvalidInput` for a model that `export` cannot write."""
+    if config.model_type not in ARCHITECTURES:
+        raise InvalidInput(
+            f"Models of the architecture '{config.model_type}' cannot be exported to GGUF yet: "
+            f"{', '.join(ARCHITECTURES)} can. Leave out the step 'export'."
+        )
+    kind = config.rope_parameters.get("rope_type", "default")
+    if kind != "default":
+        raise InvalidInput(
+            f"GGUF export knows no RoPE of the type '{kind}' yet. Leave out the step 'export'."
+        )
+
+
 def _weights(name: str) -> Weights:
     for each in FILES:
         if name == each:
@@ -157,17 +171,11 @@ def _metadata(state: State, kind: Weights) -> dict[str, Entry]:
     import gguf
 
     config, types = state.model.config, gguf.GGUFValueType
-    if config.model_type not in ARCHITECTURES:
-        raise InvalidInput(
-            f"Models of the architecture '{config.model_type}' cannot be exported to GGUF yet: "
-            f"{', '.join(ARCHITECTURES)} can."
-        )
+    check(config)
     head_size = (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
     rope = config.rope_parameters
-    if rope.get("rope_type", "default") != "default":
-        raise InvalidInput(f"GGUF export knows no RoPE of the type '{rope['rope_type']}' yet.")
     numbers = {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,

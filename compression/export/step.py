@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from turnmill.compression.export import gguf
 from turnmill.compression.step import Options, Progress, State
 from turnmill.schemas.errors import SettingsError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 #: Format → "module:function"; a function writes files into a folder and returns what it tells.
 EXPORTERS = {
@@ -20,6 +24,11 @@ class ExportOptions(Options):
     to: Literal["gguf", "litert", "openvino"] = "gguf"
     #: `auto` is what the quantized weights are exact in, else 16 bits.
     weights: Literal["auto", "f16", "q8_0", "q4_0", "float16", "int8"] = "auto"
+
+    def check(self, config: "PretrainedConfig") -> "PretrainedConfig":
+        if self.to == "gguf":
+            gguf.check(config)
+        return config
 
 
 class Export:

@@ -1,6 +1,8 @@
 """The pipeline on a tiny model: resumed after kill -9, and the same artifact bit for bit."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,3 +184,18 @@ def test_a_step_whose_library_is_missing_names_its_extra_before_anything_runs(
     with pytest.raises(SettingsError, match=r"pip install 'turnmill\[on-policy\]'"):
         compress(job(checkpoint, recipe=recipe(step=steps)), ModelStore(tmp_path))
     assert not list(tmp_path.rglob("step-0"))
+
+
+def test_a_model_that_a_later_step_cannot_take_is_refused_before_anything_runs(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "other"
+    shutil.copytree(checkpoint, base)
+    config = json.loads((base / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}
+    (base / "config.json").write_text(json.dumps(config))
+    exported = recipe(step=[{"kind": "nudge"}, {"kind": "export", "to": "gguf"}])
+    store = ModelStore(tmp_path / "store")
+    with pytest.raises(InvalidInput, match="no RoPE of the type 'linear'"):
+        compress(job(base, recipe=exported), store)
+    assert not store.folder.exists() or not [*store.folder.iterdir()]
