@@ -105,6 +105,8 @@ def compress(job: Job, store: ModelStore) -> Manifest:
     check_name(job.name)
     check_libraries(each.kind for each in job.recipe.steps)
     texts = make_texts(job.conversations, job.prose, load_tokenizer(job.base), job.recipe.windows)
+    for note in texts.notes:
+        job.progress.note(note)
     plan = Manifest(
         name=job.name,
         base=BaseModelRecord(name=job.base_name, sha256=digest_of(job.base)),

@@ -56,6 +56,8 @@ class Texts:
     conversations: tuple[Conversation, ...]
     #: SHA-256 of the calibration and training windows.
     digest: str
+    #: A sentence for each reason why conversations were left out.
+    notes: tuple[str, ...] = ()
 
 
 def part_of(conversation_id: str) -> Part:
@@ -74,18 +76,23 @@ def make_texts(
 ) -> Texts:
     """Render conversations with the tokenizer's chat template, split them and cut windows.
 
+    Conversations that the template refuses are left out: some allow no system message, or want
+    roles to alternate.
+
     Raises:
-        InvalidInput: a part has no conversation.
+        InvalidInput: a part has no conversation, or the template refuses all.
     """
     parts: dict[Part, list[Conversation]] = {"heldout": [], "calibration": [], "train": []}
-    for each in sorted(_unique(conversations), key=_digest_of_id):
+    renderable, notes = _renderable(tokenizer, conversations)
+    for each in sorted(_unique(renderable), key=_digest_of_id):
         parts[part_of(each.id)].append(each)
     for part, members in parts.items():
         if not members:
             raise InvalidInput(
-                f"{len(conversations)} conversations are too few: none falls into the part "
+                f"{len(renderable)} conversations are too few: none falls into the part "
                 f"'{part}'. Give at least 50. A teacher's replies (turnmill compress chats) all "
-                "train: beside them, give the conversations that it was asked.",
+                "train: beside them, give the conversations that it was asked."
+                + "".join(f" {note}" for note in notes),
                 param="data",
             )
 
@@ -102,6 +109,58 @@ def make_texts(
         prose=_cut([tokenizer.encode(prose)], windows.length, windows.prose),
         conversations=tuple(each for each in parts["heldout"] if each.messages),
         digest=_digest(calibration, train),
+        notes=notes,
+    )
+
+
+def render(
+    tokenizer: "PreTrainedTokenizerBase",
+    conversation: Conversation,
+    end: int | None = None,
+    *,
+    prompts: bool = False,
+) -> str:
+    """Render a conversation's messages before `end` with the chat template, which must exist.
+
+    Args:
+        prompts: whether the beginning of a reply is to follow.
+
+    Raises:
+        InvalidInput: the template refuses these messages.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(
+            list(conversation.messages[:end]), tokenize=False, add_generation_prompt=prompts
+        )
+    except TemplateError as error:
+        raise InvalidInput(
+            f"The model's chat template refuses the conversation '{conversation.id}': {error}",
+            param="data",
+        ) from error
+    return str(text)
+
+
+def _renderable(
+    tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Conversation]
+) -> tuple[list[Conversation], tuple[str, ...]]:
+    """Return what the chat template takes, and a sentence on the others if there are any."""
+    taken, refusals = [], []
+    for each in conversations:
+        try:
+            if _is_chat(tokenizer, each):
+                render(tokenizer, each)
+            taken.append(each)
+        except InvalidInput as refusal:
+            refusals.append(refusal)
+    if not refusals:
+        return taken, ()
+    if not taken:
+        raise refusals[0]
+    return taken, (
+        f"{len(refusals)} of {len(conversations)} conversations are left out. First: "
+        f"{refusals[0].message}",
     )
 
 
@@ -121,11 +180,15 @@ def _unique(conversations: Iterable[Conversation]) -> Iterable[Conversation]:
 
 def _tokens(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> list[int]:
     text = conversation.text or "\n".join(each["content"] for each in conversation.messages)
-    is_chat = bool(conversation.messages) and tokenizer.chat_template is not None
+    is_chat = _is_chat(tokenizer, conversation)
     if is_chat:
-        text = tokenizer.apply_chat_template(list(conversation.messages), tokenize=False)
+        text = render(tokenizer, conversation)
     ids: list[int] = tokenizer.encode(text, add_special_tokens=not is_chat)
     return ids
+
+
+def _is_chat(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> bool:
+    return bool(conversation.messages) and tokenizer.chat_template is not None
 
 
 def _cut(rendered: Iterable[list[int]], length: int, most: int) -> "Tensor":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from turnmill.compression.evaluate.intervals import mean
 from turnmill.compression.evaluate.perplexity import logits_of, window_loss
 from turnmill.compression.step import Progress, Silent
-from turnmill.compression.texts import Conversation
+from turnmill.compression.texts import Conversation, render
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -159,10 +159,10 @@ def _prompt(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) ->
     """Render the conversation up to the reply, int64 [1, tokens]."""
     import torch
 
-    messages = list(conversation.messages[: _opening(conversation)])
+    end = _opening(conversation)
     if tokenizer.chat_template is None:
-        text = "\n".join(each["content"] for each in messages) + "\n"
+        text = "\n".join(each["content"] for each in conversation.messages[:end]) + "\n"
     else:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = render(tokenizer, conversation, end, prompts=True)
     ids = tokenizer.encode(text, add_special_tokens=tokenizer.chat_template is None)
     return torch.tensor([ids], dtype=torch.int64)

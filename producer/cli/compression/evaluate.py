@@ -67,7 +67,10 @@ def evaluate(
     paths = [path_of(name, settings) for name in names]
     measures = Measures(replies=replies, speed_rounds=speed_rounds)
     with showing_bars(console) as bars:
-        judge = Judge(paths[0], _texts(paths[0], data or [], prose, windows), measures, bars)
+        texts = _texts(paths[0], data or [], prose, windows)
+        for note in texts.notes:
+            bars.note(note)
+        judge = Judge(paths[0], texts, measures, bars)
         rows = [judge.original_row()]
         rows += [judge.row(path, name) for path, name in zip(paths[1:], names[1:], strict=True)]
         report = judge.report(judge.with_speeds(rows, paths))

@@ -1,5 +1,7 @@
 """How conversations are split and cut into windows."""
 
+import copy
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 from tests.compression_models import make_conversations
-from turnmill.compression.texts import Texts, Windows, make_texts, part_of
+from turnmill.compression.texts import Conversation, Texts, Windows, make_texts, part_of
 from turnmill.schemas.errors import InvalidInput
 
 WINDOWS = Windows(length=64, calibration=8, train=32, heldout=6, prose=6)
@@ -54,3 +56,42 @@ def test_windows_have_the_length_and_number_that_were_asked_for(tiny_texts: Text
 def test_too_few_conversations_are_refused_with_the_empty_part(tiny_tokenizer: Any) -> None:
     with pytest.raises(InvalidInput, match="3 conversations are too few"):
         make_texts(make_conversations(3), "Prose.", tiny_tokenizer, WINDOWS)
+
+
+@pytest.fixture
+def strict_tokenizer(tiny_tokenizer: Any) -> Any:
+    """Its template wants roles to alternate, as those of Mistral and Gemma do."""
+    strict = copy.deepcopy(tiny_tokenizer)
+    strict.chat_template = (
+        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Roles must alternate') }}{% endif %}"
+        "<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+    )
+    return strict
+
+
+def with_system(conversation: Conversation) -> Conversation:
+    system = {"role": "system", "content": "Be kind."}
+    return replace(conversation, messages=(system, *conversation.messages))
+
+
+def test_what_a_strict_template_refuses_is_left_out_and_counted(strict_tokenizer: Any) -> None:
+    given = make_conversations()
+    some = [with_system(each) if index % 5 == 0 else each for index, each in enumerate(given)]
+    others = [each for index, each in enumerate(given) if index % 5]
+
+    texts = make_texts(some, "Prose.", strict_tokenizer, WINDOWS)
+
+    assert texts.digest == make_texts(others, "Prose.", strict_tokenizer, WINDOWS).digest
+    (note,) = texts.notes
+    assert note.startswith("12 of 60 conversations are left out.")
+    assert "refuses the conversation 'ticket-0': Roles must alternate" in note
+    # Nor do replies meet one.
+    assert not any(each.messages[0]["role"] == "system" for each in texts.conversations)
+
+
+def test_a_template_that_refuses_all_is_told_with_the_first(strict_tokenizer: Any) -> None:
+    refused = [with_system(each) for each in make_conversations()]
+
+    with pytest.raises(InvalidInput, match="'ticket-0': Roles must alternate"):
+        make_texts(refused, "Prose.", strict_tokenizer, WINDOWS)
