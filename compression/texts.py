@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from turnmill.compression.overlap import Passages
 from turnmill.compression.step import Options
 from turnmill.schemas.errors import InvalidInput
 
@@ -77,14 +78,19 @@ def make_texts(
     """Render conversations with the tokenizer's chat template, split them and cut windows.
 
     Conversations that the template refuses are left out: some allow no system message, or want
-    roles to alternate.
+    roles to alternate. So are those that share a passage with the prose.
 
     Raises:
-        InvalidInput: a part has no conversation, or the template refuses all.
+        InvalidInput: a part has no conversation, or all are left out.
     """
-    parts: dict[Part, list[Conversation]] = {"heldout": [], "calibration": [], "train": []}
+    prose_windows = _cut([tokenizer.encode(prose)], windows.length, windows.prose)
+    # What the windows hold, and some more: to decode may give fewer characters.
+    judging = prose[: 2 * len(tokenizer.decode(prose_windows.flatten()))]
     renderable, notes = _renderable(tokenizer, conversations)
-    for each in sorted(_unique(renderable), key=_digest_of_id):
+    renderable, notes_on_prose = _apart_from(judging, renderable)
+    notes += notes_on_prose
+    parts: dict[Part, list[Conversation]] = {"heldout": [], "calibration": [], "train": []}
+    for each in _unique(sorted(renderable, key=_order)):
         parts[part_of(each.id)].append(each)
     for part, members in parts.items():
         if not members:
@@ -106,7 +112,7 @@ def make_texts(
         calibration=calibration,
         train=train,
         heldout=windows_of("heldout", windows.heldout),
-        prose=_cut([tokenizer.encode(prose)], windows.length, windows.prose),
+        prose=prose_windows,
         conversations=tuple(each for each in parts["heldout"] if each.messages),
         digest=_digest(calibration, train),
         notes=notes,
@@ -164,8 +170,32 @@ def _renderable(
     )
 
 
-def _digest_of_id(conversation: Conversation) -> bytes:
-    return hashlib.sha256(conversation.id.encode()).digest()
+def _apart_from(
+    prose: str, conversations: Sequence[Conversation]
+) -> tuple[list[Conversation], tuple[str, ...]]:
+    """Return what shares no passage with the prose, and a sentence on the rest if there is any."""
+    passages = Passages(prose)
+    shared = [each for each in conversations if passages.are_in(_plain(each))]
+    if not shared:
+        return list(conversations), ()
+    if len(shared) == len(conversations):
+        raise InvalidInput(
+            "Every conversation of the data shares a passage with the prose, which no step may "
+            "see. Give another --prose.",
+            param="prose",
+        )
+    said = (
+        f"{len(shared)} of {len(conversations)} conversations are left out: they share a passage "
+        f"with the prose, which no step may see. First: '{shared[0].id}'."
+    )
+    ids = set(map(id, shared))
+    return [each for each in conversations if id(each) not in ids], (said,)
+
+
+def _order(conversation: Conversation) -> tuple[bytes, str, str]:
+    """By the id's digest; whatever the order of files, copies and namesakes come in the same."""
+    digest = hashlib.sha256(conversation.id.encode()).digest()
+    return digest, repr(conversation.messages), conversation.text
 
 
 def _unique(conversations: Iterable[Conversation]) -> Iterable[Conversation]:
@@ -179,12 +209,16 @@ def _unique(conversations: Iterable[Conversation]) -> Iterable[Conversation]:
 
 
 def _tokens(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> list[int]:
-    text = conversation.text or "\n".join(each["content"] for each in conversation.messages)
+    text = _plain(conversation)
     is_chat = _is_chat(tokenizer, conversation)
     if is_chat:
         text = render(tokenizer, conversation)
     ids: list[int] = tokenizer.encode(text, add_special_tokens=not is_chat)
     return ids
+
+
+def _plain(conversation: Conversation) -> str:
+    return conversation.text or "\n".join(each["content"] for each in conversation.messages)
 
 
 def _is_chat(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation) -> bool:

@@ -6,7 +6,8 @@ else needs the teacher then: it may be a model behind any engine.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ from turnmill.schemas.errors import InvalidInput
 def backlog_of(conversations: Iterable[Conversation]) -> Iterator[dict[str, object]]:
     """Yield a backlog's rows: each training conversation up to its last user message.
 
-    Conversations that are calibrated or judged on are left out: no student may learn them.
+    Conversations that are calibrated or judged on are left out: no student may learn them. One
+    whose id was there before, as a chat that was saved at two lengths has, gets another.
     """
+    taken: set[str] = set()
     for each in conversations:
         messages = list(each.messages)
         while messages and messages[-1]["role"] != "user":
             messages.pop()
         if messages and part_of(each.id) == "train":
-            yield {"id": each.id, "messages": messages}
+            own = _unlike(taken, each.id)
+            taken.add(own)
+            yield {"id": own, "messages": messages}
 
 
 def chats_of(backlog: Path, results: Path) -> Iterator[dict[str, object]]:
@@ -49,6 +54,12 @@ def chats_of(backlog: Path, results: Path) -> Iterator[dict[str, object]]:
             )
         reply = {"role": "assistant", "content": result["reply"]}
         yield {"id": str(result["id"]), "messages": [*_messages(row), reply]}
+
+
+def _unlike(taken: Container[str], given: str) -> str:
+    """Return the id, or one made of it, that is not taken and falls into the training part."""
+    names = chain([given], (f"{given}-{number}" for number in count(2)))
+    return next(each for each in names if each not in taken and part_of(each) == "train")
 
 
 def _id_of(row: Mapping[str, object], number: int) -> str:

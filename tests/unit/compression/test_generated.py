@@ -55,6 +55,14 @@ def test_only_training_conversations_are_asked_and_the_backlog_is_accepted(tmp_p
     assert read_backlog(write(tmp_path / "backlog.jsonl", rows))
 
 
+def test_namesakes_are_asked_under_ids_of_their_own(tmp_path: Path) -> None:
+    first = next(each for each in CONVERSATIONS if part_of(each.id) == "train")
+    rows = list(backlog_of([first, first, first]))
+    assert len({row["id"] for row in rows}) == 3
+    assert {part_of(row["id"]) for row in rows} == {"train"}
+    assert rows[0]["id"] == first.id
+
+
 def test_replies_join_their_prompts_and_stay_in_the_training_part(tmp_path: Path) -> None:
     rows = list(backlog_of(CONVERSATIONS))
     backlog = write(tmp_path / "backlog.jsonl", rows)

@@ -42,7 +42,41 @@ def test_copy_of_a_conversation_under_another_id_does_not_leak(tiny_tokenizer: A
 
     texts = make_texts([*originals, *copies], "Prose.", tiny_tokenizer, WINDOWS)
 
-    assert {each.id for each in texts.conversations} <= {each.id for each in originals}
+    taught = tiny_tokenizer.decode([*texts.train.flatten(), *texts.calibration.flatten()])
+    assert texts.conversations
+    assert not any(each.messages[0]["content"] in taught for each in texts.conversations)
+    # Nor does it matter which of the files came first.
+    turned = make_texts([*copies, *originals], "Prose.", tiny_tokenizer, WINDOWS)
+    assert turned.digest == texts.digest
+    assert turned.conversations == texts.conversations
+
+
+MILL = " ".join(f"The wheel of mill {number} turns slowly in the morning." for number in range(40))
+
+
+def test_documents_that_hold_the_prose_are_left_out_and_counted(tiny_tokenizer: Any) -> None:
+    given = make_conversations()
+    holding = [
+        Conversation("whole", (), MILL),
+        # Of another spacing, and within a chat.
+        replace(given[0], id="part", messages=({"role": "user", "content": MILL[333:600]},)),
+        Conversation("spaced", (), "Once more. " + MILL[40:900].replace(" ", "\n")),
+    ]
+    short = Conversation("a-sentence-in-common", (), MILL[:60])
+
+    texts = make_texts([*holding, *given, short], MILL, tiny_tokenizer, WINDOWS)
+
+    assert texts.digest == make_texts([*given, short], MILL, tiny_tokenizer, WINDOWS).digest
+    (note,) = texts.notes
+    assert note.startswith("3 of 64 conversations are left out: they share a passage")
+    assert note.endswith("First: 'whole'.")
+
+
+def test_data_that_is_the_prose_is_refused(tiny_tokenizer: Any) -> None:
+    documents = [Conversation(str(start), (), MILL[start:]) for start in range(60)]
+
+    with pytest.raises(InvalidInput, match="Give another --prose"):
+        make_texts(documents, MILL, tiny_tokenizer, WINDOWS)
 
 
 def test_windows_have_the_length_and_number_that_were_asked_for(tiny_texts: Texts) -> None:
