@@ -292,6 +292,12 @@ class ChatCompletionRequest(Body):
             raise InvalidInput(f"{names} both ask for a format: send one.", param=[*given][1])
         return next(iter(given.values()), None)
 
+    def _check_choice_of_nothing(self) -> None:
+        if self.demanded_tool is not None and not self.tools:
+            raise InvalidInput(
+                "'tool_choice' is only allowed when 'tools' are specified.", param="tool_choice"
+            )
+
     def _check_demand(self, tools: Sequence[Tool]) -> None:
         names = [tool.name for tool in tools]
         if len({*names}) < len(names):
@@ -307,8 +313,10 @@ class ChatCompletionRequest(Body):
         """The turn's parameters. Without `offers_tools`, the model is not told of any.
 
         Raises:
-            InvalidInput: the tools are not as OpenAI has them, or two formats are asked for.
+            InvalidInput: the tools are not as OpenAI has them, one must be called and there is
+                none, or two formats are asked for.
         """
+        self._check_choice_of_nothing()
         given: dict[str, Any] = {} if self.stop is None else {"stop": tuple(self.stop)}
         if self.documents:
             given["documents"] = [document.model_dump() for document in self.documents]

@@ -964,6 +964,8 @@ def test_which_tools_are_called_is_the_caller_s_to_say(answered: API) -> None:
     unknown = {"type": "function", "function": {"name": "third"}}
     for fields, param in (
         ({"tools": [SEARCH], "tool_choice": unknown}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": named}, "tool_choice"),
         ({"tools": [SEARCH, SEARCH]}, "tools"),
         (
             {"tools": [{"type": "function", "function": {"name": "<|a|>"}}]},

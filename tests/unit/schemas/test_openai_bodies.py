@@ -258,6 +258,16 @@ def test_what_cannot_be_honoured_is_refused_by_name(param: str, value: Any) -> N
     assert "not supported" in error.message
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+@pytest.mark.parametrize("tools", [{}, {"tools": []}, {"tools": None}, {"functions": [SEARCH]}])
+def test_no_tool_must_be_called_where_there_is_none(choice: Any, tools: dict[str, Any]) -> None:
+    body = parse(tool_choice=choice, **tools)
+    with pytest.raises(InvalidInput, match="only allowed when 'tools'") as caught:
+        body.params()
+    assert caught.value.param == "tool_choice"
+    assert parse(tool_choice="auto").params() == GenerationParams()
+
+
 def test_what_a_turn_says_to_the_chat_template_is_taken_as_it_is() -> None:
     kwargs = {"enable_thinking": False, "budget": 7, "effort": "low", "share": 0.5}
     params = parse(chat_template_kwargs=kwargs).params()
