@@ -9,7 +9,8 @@ from typing import NamedTuple
 from uuid import UUID
 
 from turnmill.producer.studies.model import Item, Rater, Standing, check_values
-from turnmill.schemas.errors import Conflict
+from turnmill.schemas.content import storable
+from turnmill.schemas.errors import Conflict, InvalidInput
 from turnmill.schemas.postgres.clock import is_due
 from turnmill.schemas.postgres.database import Cursor, Database
 from turnmill.schemas.postgres.rows import fetch
@@ -134,17 +135,29 @@ def submit(
     """Rate the item that the rater holds.
 
     Raises:
-        InvalidInput: a dimension has no value, or one that the study does not know.
+        InvalidInput: a dimension has no value, or one that the study does not know, or the
+            comment is too long.
         Conflict: the study is closed, or the item is not the rater's to rate (any more).
     """
     check_values(rater.study, values)
-    params = {**_params(rater), "item": item_id, "comment": (comment or "").strip() or None}
+    params = {**_params(rater), "item": item_id, "comment": read_comment(comment or "")}
     with database.cursor() as cursor:
         if _is_closed(cursor, rater) or cursor.execute(_IS_MINE, params).fetchone() is None:
             raise Conflict("This item is not yours to rate any more.")
         cursor.execute(_COMPLETE, params)
         ratings = {"dimensions": list(values), "values": list(values.values())}
         cursor.execute(_RATE, {**params, **ratings})
+
+
+def read_comment(text: str) -> str | None:
+    """A comment as it is stored; None: an empty one. Raises `InvalidInput`."""
+    # Forms end lines with CRLF, and the page counts each end as one character.
+    comment = storable(text).replace("\r\n", "\n").strip()
+    if len(comment) > MAX_COMMENT_CHARS:
+        raise InvalidInput(
+            f"A comment has at most {MAX_COMMENT_CHARS:,} characters.", param="comment"
+        )
+    return comment or None
 
 
 def undo(database: Database, rater: Rater) -> bool:

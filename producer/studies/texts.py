@@ -38,6 +38,7 @@ class Texts:
     finished: str
     closed: str
     incomplete: str
+    long_comment: str
     keys_likert: str
     keys_pairwise: str
     invalid_link: str
@@ -98,6 +99,7 @@ _EN = Texts(
     finished="Thank you. There is nothing left for you to rate.",
     closed="This study is closed. Thank you.",
     incomplete="Please answer every question.",
+    long_comment="The comment is too long. It has at most {most:,} characters.",
     keys_likert="Keys: 1 to 5 rates, Enter submits, u undoes the last one.",
     keys_pairwise="Keys: ← left, → right, t no difference, Enter submits, u undoes the last one.",
     invalid_link="This link is wrong or has expired. Ask the person who sent it for a new one.",
@@ -158,6 +160,7 @@ _ZH = Texts(
     finished="谢谢！没有需要您评分的内容了。",
     closed="本次评测已结束，谢谢！",
     incomplete="请回答每一个问题。",
+    long_comment="评语太长，最多 {most} 个字符。",
     keys_likert="按键：1 至 5 评分，回车提交，u 撤销上一条。",
     keys_pairwise="按键：← 左边，→ 右边，t 没有差别，回车提交，u 撤销上一条。",
     invalid_link="链接有误或已过期。请向发送者索取新的链接。",

@@ -17,9 +17,9 @@ def render(
     texts: Texts,
     language: Language,
     *,
-    is_incomplete: bool = False,
+    alert: str = "",
 ) -> str:
-    """Render the item, or the end of the study."""
+    """Render the item, or the end of the study, below what was wrong with the form."""
     progress = escape(texts.progress.format(done=standing.done, total=standing.total))
     parts = [
         f'<header><h1>{escape(texts.title)}</h1><p role="status">{progress}</p>'
@@ -28,8 +28,8 @@ def render(
         f'<progress max="{max(standing.total, 1)}" value="{standing.done}" '
         f'aria-label="{progress}"></progress>',
     ]
-    if is_incomplete:
-        parts.append(f'<p class="alert" role="alert">{escape(texts.incomplete)}</p>')
+    if alert:
+        parts.append(f'<p class="alert" role="alert">{escape(alert)}</p>')
     if item is None:
         ending = texts.closed if rater.study.closed_at else texts.finished
         parts.append(f"<p>{escape(ending)}</p>" + _undo_form(texts, standing))

@@ -19,7 +19,7 @@ from turnmill.producer.api.rating.static import asset
 from turnmill.producer.api.services import Services, ServicesOf
 from turnmill.producer.studies.model import Rater
 from turnmill.producer.studies.raters import find_rater
-from turnmill.producer.studies.rating import next_item, standing, submit, undo
+from turnmill.producer.studies.rating import MAX_COMMENT_CHARS, next_item, standing, submit, undo
 from turnmill.producer.studies.texts import TEXTS, Language, choose_language
 from turnmill.schemas.errors import Conflict, InvalidInput, NotFound
 from turnmill.schemas.postgres.database import Database
@@ -79,8 +79,11 @@ async def post_rating(
     async def act(rater: Rater, language: Language) -> Response:
         try:
             await services.call(_act, services.database, rater, form)
-        except InvalidInput:
-            return await _show(services, rater, language, is_incomplete=True)
+        except InvalidInput as error:
+            texts = TEXTS[language]
+            too_long = texts.long_comment.format(most=MAX_COMMENT_CHARS)
+            alert = too_long if error.param == "comment" else texts.incomplete
+            return await _show(services, rater, language, alert)
         except Conflict:
             pass  # The next page shows what is the rater's own now.
         return RedirectResponse(address, 303, headers=_PAGE_HEADERS)
@@ -119,15 +122,13 @@ async def _with_rater(
     return await answer(rater, language)
 
 
-async def _show(
-    services: Services, rater: Rater, language: Language, *, is_incomplete: bool = False
-) -> Response:
+async def _show(services: Services, rater: Rater, language: Language, alert: str = "") -> Response:
     def make() -> str:
         item = next_item(services.database, rater)
         now = standing(services.database, rater)
-        return page.render(rater, item, now, TEXTS[language], language, is_incomplete=is_incomplete)
+        return page.render(rater, item, now, TEXTS[language], language, alert=alert)
 
-    status = 400 if is_incomplete else 200
+    status = 400 if alert else 200
     return HTMLResponse(await services.call(make), status, headers=_PAGE_HEADERS)
 
 

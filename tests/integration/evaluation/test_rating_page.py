@@ -82,6 +82,48 @@ def test_an_incomplete_form_is_shown_again(
     assert item_of(again) == item
 
 
+@pytest.mark.parametrize(
+    ("sent", "stored"),
+    [
+        ("a%00b", "a\ufffdb"),
+        ("%ED%A0%80", "\ufffd\ufffd\ufffd"),
+        ("%0D%0A".join("x" * 1000), "\n".join("x" * 1000)),
+        ("%00", "\ufffd"),
+        ("+", None),
+    ],
+)
+def test_a_comment_of_any_characters_is_kept(
+    client: httpx.Client, page: Page, sent: str, stored: str | None
+) -> None:
+    address = page.invite("ada")
+    fields = {"item": item_of(client.get(address)), **RATED}
+    body = "&".join(f"{name}={value}" for name, value in fields.items()) + f"&comment={sent}"
+    assert client.post(address, content=body).status_code == 200
+    assert {each.comment for each in read_ratings(page.database, page.study)} == {stored}
+
+
+def test_a_comment_that_is_too_long_is_refused_by_name(client: httpx.Client, page: Page) -> None:
+    address = page.invite("ada")
+    item = item_of(client.get(address))
+    again = submit(client, address, item, **RATED, comment="x" * 2001)
+    assert again.status_code == 400
+    assert "at most 2,000 characters" in again.text
+    assert read_ratings(page.database, page.study) == []
+
+
+@pytest.mark.parametrize("name", ["item", "fluency", "action", "%00", "%ED%A0%80"])
+@pytest.mark.parametrize("value", ["%00", "%ED%A0%80", "9" * 5000, "1%00"])
+def test_no_field_of_the_form_breaks_the_page(
+    client: httpx.Client, page: Page, name: str, value: str
+) -> None:
+    address = page.invite("ada")
+    fields = {"item": item_of(client.get(address)), "fluency": "5", name: value}
+    body = "&".join(f"{name}={value}" for name, value in fields.items())
+    assert client.post(address, content=body).status_code == 400
+    for query in ("?lang=%00", "?lang=%ED%A0%80"):
+        assert client.get(address + query).status_code == 200
+
+
 def test_a_rating_that_was_sent_twice_counts_once(client: httpx.Client, page: Page) -> None:
     address = page.invite("ada")
     item = item_of(client.get(address))
