@@ -107,7 +107,8 @@ class Sweeper:
             self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        while not self._stopping.wait(EVERY_S):
+        # At once for the first time: steps of the clock are known from then on.
+        while not self._stopping.is_set():
             try:
                 sweep(self._holder, self._resting)
             except DatabaseUnavailable as error:
@@ -115,3 +116,4 @@ class Sweeper:
             except Exception:
                 # Nobody else looks after dead workers' deliveries.
                 log.exception("sweeper.failed")
+            self._stopping.wait(EVERY_S)
