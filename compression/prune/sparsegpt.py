@@ -27,7 +27,7 @@ def sparsegpt(
         pattern: N:M in place of a free choice within the block.
     """
     result = weight.float().clone()
-    result[:, gram.diagonal() == 0] = 0.0
+    dead = gram.diagonal() == 0
     upper = _inverse_factor(gram).float()
     rows, columns = weight.shape
     width = pattern.of if pattern else BLOCK
@@ -36,6 +36,7 @@ def sparsegpt(
         block, factor = result[:, start:end], upper[start:end, start:end]
         # The error that pruning w leaves after the others made up for it: w² / [H⁻¹]ⱼⱼ.
         scores = block.square() / factor.diagonal().square()
+        scores[:, dead[start:end]] = -1.0  # Nobody hears them: they go first.
         if pattern:
             mask = prune_pattern(scores, pattern)
         else:

@@ -163,6 +163,18 @@ def test_sparsegpt_takes_features_that_never_speak() -> None:
     assert (found[:, 5] == 0).all()
 
 
+@pytest.mark.parametrize("pattern", [None, Pattern(3, 4)])
+def test_sparsegpt_prunes_no_more_for_features_that_never_speak(pattern: Pattern | None) -> None:
+    weight, inputs = random(8, 256), correlated_inputs(300, 256)
+    inputs[:, :100] = 0
+    found = sparsegpt(weight, inputs.T @ inputs, 0.25, pattern)
+    assert int((found == 0).sum()) == weight.numel() // 4
+    # Within a block they go before the others, and those that stay are as they were.
+    kept = found != 0
+    assert kept[:, 100:BLOCK].all() or pattern
+    assert torch.equal(found[:, :100][kept[:, :100]], weight[:, :100][kept[:, :100]])
+
+
 def test_sparsegpt_takes_features_of_very_different_loudness() -> None:
     weight, inputs = random(8, 256), correlated_inputs(64, 256)
     inputs *= torch.logspace(-3, 3, 256)
