@@ -8,6 +8,7 @@ and the teacher's opinion of every label.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from turnmill.compression.distill.losses import combined_loss, hard_loss
 from turnmill.compression.distill.students import from_layers
-from turnmill.compression.distill.training import Loss, TrainingOptions, train
+from turnmill.compression.distill.training import CHECKPOINT, Loss, TrainingOptions, train
 from turnmill.compression.step import Progress
 from turnmill.schemas.errors import InvalidInput
 
@@ -165,6 +166,8 @@ def distil_classifier(
     run(student, opinion_loss(known, _opinions(teacher, known), options), "student")
     student.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for part in ("teacher", "student"):
+        _remove_checkpoint(folder / part)
     return {
         "labels": labels,
         "trained_on": len(training),
@@ -174,6 +177,13 @@ def distil_classifier(
         "teacher_parameters": teacher.num_parameters(),
         "student_parameters": student.num_parameters(),
     }
+
+
+def _remove_checkpoint(folder: Path) -> None:
+    """Remove the checkpoint of a training that is done, larger than the model that it trained."""
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    with suppress(OSError):  # It holds something else, or was never made.
+        folder.rmdir()
 
 
 def labels_loss(examples: _Encoded) -> Loss:

@@ -50,6 +50,7 @@ def test_a_language_model_becomes_the_teacher_of_a_smaller_classifier(
     assert told["student_accuracy"] > 0.6
     assert told["student_parameters"] < told["teacher_parameters"]
     json.dumps(told)
+    assert not [path for path in folder.rglob("*") if path.is_dir() or path.suffix == ".pt"]
     student = AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
