@@ -42,6 +42,8 @@ class PruneOptions(Options):
             raise ValueError(f"method '{self.method}' prunes in one stage")
         if self.recovery and self.recovery.has_student:
             raise ValueError("recovery trains the pruned model itself: name no other student")
+        if self.recovery and self.recovery.teacher == "current":
+            raise ValueError("a pruned model learns from the recipe's base: leave out teacher")
         return self
 
 

@@ -41,6 +41,8 @@ class QatOptions(DistillOptions):
     def _fits(self) -> Self:
         if self.layers is not None or self.student is not None:
             raise ValueError("a quantized model learns as it is: leave out layers and student")
+        if self.teacher == "current":
+            raise ValueError("a quantized model learns from the recipe's base: leave out teacher")
         if self.l1:
             raise ValueError("quantized weights have no L1 penalty: leave out l1")
         if self.lora and self.train == "scales":

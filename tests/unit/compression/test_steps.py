@@ -273,6 +273,7 @@ def test_the_cache_stays_within_its_bound(make_state: StateMaker) -> None:
         ({"method": "mlp", "pattern": "2:4"}, "weight by weight"),
         ({"method": "heads", "stages": 2, "recovery": TRAINING}, "one stage"),
         ({"recovery": TRAINING | {"layers": 2}}, "no other student"),
+        ({"recovery": TRAINING | {"teacher": "current"}}, "leave out teacher"),
         ({"sparsity": 1.0}, "less than 1"),
         ({"speed": 1}, "not permitted"),
     ],

@@ -229,7 +229,9 @@ def test_a_model_that_is_not_quantized_is_refused(quantized: State) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"l1": 0.1}, {"lora": 4, "train": "scales"}, {"layers": 1}], ids=str
+    "options",
+    [{"l1": 0.1}, {"lora": 4, "train": "scales"}, {"layers": 1}, {"teacher": "current"}],
+    ids=str,
 )
 def test_options_that_make_no_sense_for_a_quantized_model_are_refused(
     options: dict[str, Any],
