@@ -8,9 +8,15 @@ errors of earlier ones. One decoder layer's activations are in memory at a time.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from turnmill.schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class Inputs:
@@ -83,6 +89,25 @@ def linears_of(model: nn.Module) -> dict[str, nn.Linear]:
         for name, module in layers.named_modules()
         if isinstance(module, nn.Linear)
     }
+
+
+def check_linears(config: "PretrainedConfig") -> None:
+    """Refuse a model without linear layers to quantize or prune, before its weights are loaded.
+
+    Raises:
+        InvalidInput: all matrices inside its layers are of another kind, such as GPT-2's `Conv1D`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    if not linears_of(model):
+        raise InvalidInput(
+            f"Models of the architecture '{config.model_type}' have no linear layers "
+            "(torch.nn.Linear) to quantize or prune. Of them only 'finetune', 'distill' and the "
+            "methods 'bnb-int8' and 'bnb-nf4' of 'quantize' can be used.",
+            param="model",
+        )
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from turnmill.compression.artifact import Manifest
+from turnmill.compression.checkpoint import load_config
 from turnmill.compression.evaluate.frontier import on_frontier, worst_ratio
 from turnmill.compression.evaluate.gate import misses
 from turnmill.compression.evaluate.loading import weight_files
@@ -108,7 +109,7 @@ def expected_bytes(base: Path, recipe: Recipe) -> int:
         if weight_format := getattr(step.options, "format", None):
             bits = _bits(weight_format, options.get("group"))
         elif step.kind == "drop-layers":
-            depth = json.loads((base / "config.json").read_text())["num_hidden_layers"]
+            depth = load_config(base).num_hidden_layers
             layers *= 1 - (options["count"] or len(options["layers"])) / depth
     return int(blocks * layers * bits / 8 + others * 2)
 

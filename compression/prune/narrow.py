@@ -22,6 +22,7 @@ from turnmill.compression.prune.structured import (
     leave_inputs,
 )
 from turnmill.compression.step import Progress
+from turnmill.schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,6 +52,7 @@ def drop_heads(
 ) -> "PreTrainedModel":
     """Return the model without this share of the key-value groups of every attention."""
     groups = model.config.num_key_value_heads
+    check_share(groups, share)
 
     def choose(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
         chosen = _highest(group_scores(weight, gram, groups), share, 1)
@@ -58,6 +60,22 @@ def drop_heads(
 
     kept = _leave("self_attn.o_proj", model, windows, choose, progress)
     return cut_groups(model, kept)
+
+
+def check_share(groups: int, share: float) -> None:
+    """Refuse a share that removes none of so many key-value groups.
+
+    Raises:
+        InvalidInput: naming the least share that removes one.
+    """
+    if _count_kept(groups, share, 1) < groups:
+        return
+    enough = [each for each in range(1, 100) if _count_kept(groups, each / 100, 1) < groups]
+    advice = f"Set 'sparsity' to {enough[0] / 100} or more" if enough else "Prune with 'mlp'"
+    raise InvalidInput(
+        f"A share of {share} removes none of the model's {groups} key-value groups. {advice}.",
+        param="sparsity",
+    )
 
 
 def _leave(
@@ -81,6 +99,10 @@ def _leave(
 def _highest(importance: Tensor, share: float, multiple: int) -> Tensor:
     """Return the places of the highest scores in ascending order, at least one multiple of them."""
     size = len(importance)
-    multiple = multiple if size % multiple == 0 else 1
-    kept = max(1, round((1 - share) * size / multiple)) * multiple
+    kept = _count_kept(size, share, multiple)
     return torch.where(prune_lowest(importance, size - kept))[0]
+
+
+def _count_kept(size: int, share: float, multiple: int) -> int:
+    multiple = multiple if size % multiple == 0 else 1
+    return max(1, round((1 - share) * size / multiple)) * multiple

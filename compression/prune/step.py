@@ -1,18 +1,22 @@
 """The steps `prune` and `drop-layers`."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from turnmill.compression.calibration import check_linears
 from turnmill.compression.distill.step import DistillOptions, learn
 from turnmill.compression.prune.masks import KeptZeros, parse_pattern
-from turnmill.compression.prune.narrow import drop_heads, narrow_mlp
+from turnmill.compression.prune.narrow import check_share, drop_heads, narrow_mlp
 from turnmill.compression.prune.schedule import cubic
 from turnmill.compression.prune.structured import block_influence, decoder_layers, keep_layers
 from turnmill.compression.prune.weights import prune_weights
 from turnmill.compression.step import Options, Progress, State
 from turnmill.schemas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _STRUCTURED = ("mlp", "heads")
 
@@ -45,6 +49,13 @@ class PruneOptions(Options):
         if self.recovery and self.recovery.teacher == "current":
             raise ValueError("a pruned model learns from the recipe's base: leave out teacher")
         return self
+
+    def check(self, config: "PretrainedConfig") -> "PretrainedConfig":
+        check_linears(config)
+        groups = getattr(config, "num_key_value_heads", None)
+        if self.method == "heads" and groups is not None:
+            check_share(groups, self.sparsity)
+        return config
 
 
 class Prune:

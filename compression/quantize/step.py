@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from turnmill.compression.calibration import Stage, decoder_layers, linears_of
+from turnmill.compression.calibration import Stage, check_linears, decoder_layers, linears_of
 from turnmill.compression.distill.written import written_windows
 from turnmill.compression.quantize.affine import Grid, PackedWeight, quantize
 from turnmill.compression.quantize.awq import best_factors
@@ -22,7 +22,7 @@ from turnmill.compression.step import Options, Progress, State, WeightFormat
 from turnmill.schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 Method = Literal["rtn", "gptq", "awq", "awq-gptq", "smoothquant", "bnb-int8", "bnb-nf4"]
 
@@ -61,6 +61,11 @@ class QuantizeOptions(Options):
         if self.activations == 8 and self.bits != 8 and self.method != "smoothquant":
             raise ValueError("int8 activations need int8 weights: set bits = 8")
         return self
+
+    def check(self, config: "PretrainedConfig") -> "PretrainedConfig":
+        if not self.method.startswith("bnb"):
+            check_linears(config)
+        return config
 
     @property
     def grid(self) -> Grid:

@@ -141,6 +141,16 @@ def test_size_is_expected_as_the_dense_checkpoint_has_it(checkpoint: Path) -> No
     )
 
 
+def test_size_is_expected_of_a_config_that_calls_its_depth_otherwise(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    dropped = parse_recipe({"step": [{"kind": "drop-layers", "count": 1}]})
+
+    assert 0 < expected_bytes(tmp_path, dropped) <= expected_bytes(tmp_path, noise("any", 1))
+
+
 def test_recipes_are_ordered_by_the_seconds_of_their_steps() -> None:
     short = {"kind": "nudge", "size": 0.1}
     recipes = [parse_recipe({"step": [short] * count}) for count in (1, 3)]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import GPT2Config
 
 from turnmill.compression.calibration import linears_of
 from turnmill.compression.distill import training
@@ -19,8 +20,9 @@ from turnmill.compression.distill.step import Distill, DistillOptions
 from turnmill.compression.distill.training import TrainingOptions
 from turnmill.compression.prune.masks import KeptZeros
 from turnmill.compression.prune.step import DropLayers, DropLayersOptions, Prune, PruneOptions
+from turnmill.compression.quantize.step import QuantizeOptions
 from turnmill.compression.recipe import parse_recipe
-from turnmill.compression.step import STEPS, Silent, State, find_step
+from turnmill.compression.step import STEPS, Options, Silent, State, find_step
 from turnmill.compression.texts import Texts
 from turnmill.schemas.errors import InvalidInput
 
@@ -133,6 +135,29 @@ def test_structured_pruning_shrinks_the_model(make_state: StateMaker, method: st
     )
     assert before - told["parameters"] == halved
     assert loss_of(state) < 20
+
+
+def test_a_share_that_removes_no_heads_is_refused_before_work(make_state: StateMaker) -> None:
+    config = make_state().model.config
+    with pytest.raises(InvalidInput, match=r"none of the model's 2 .* Set 'sparsity' to 0\.26"):
+        PruneOptions(method="heads", sparsity=0.15).check(config)
+    state, least = make_state(), PruneOptions(method="heads", sparsity=0.26)
+    least.check(config)
+    Prune()(state, least, Silent())
+    assert state.model.config.num_key_value_heads == 1
+    with pytest.raises(InvalidInput, match="Prune with 'mlp'"):
+        Prune()(state, least, Silent())
+
+
+@pytest.mark.parametrize(
+    "options", [QuantizeOptions(bits=8, method="rtn"), PruneOptions(method="magnitude")]
+)
+def test_a_model_without_linear_layers_is_refused_before_work(options: Options) -> None:
+    config = GPT2Config(n_embd=64, n_layer=2, n_head=4)
+    with pytest.raises(InvalidInput, match="'gpt2' have no linear layers"):
+        options.check(config)
+    # bitsandbytes quantizes its layers too.
+    assert QuantizeOptions(method="bnb-nf4").check(config) is config
 
 
 def test_recovery_keeps_the_zeros_and_lowers_the_loss(make_state: StateMaker) -> None:
