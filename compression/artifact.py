@@ -46,6 +46,9 @@ class Manifest(_Part):
     recipe: dict[str, object]
     #: Of the windows that calibrated and trained.
     data_sha256: str
+    #: SHA-256 of what else decided, by what it is: held-out text, prose, students' checkpoints.
+    #: Empty in manifests of releases that did not record it.
+    inputs: dict[str, str] = {}
     #: How the linear layers are saved: `dense`, `int8`, `int4`, `w8a8`, `bnb-int8`, `bnb-nf4`.
     format: str
     versions: dict[str, str]
@@ -78,7 +81,9 @@ class Manifest(_Part):
         return self.checksum == self._checksum()
 
     def _checksum(self) -> str:
-        return digest_of_json(self.model_dump(mode="json", exclude={"checksum"}))
+        # Nor do inputs count where there are none: they had no key when such a one was sealed.
+        left_out = {"checksum"} if self.inputs else {"checksum", "inputs"}
+        return digest_of_json(self.model_dump(mode="json", exclude=left_out))
 
 
 def digest_of_json(value: object) -> str:

@@ -112,6 +112,7 @@ def compress(job: Job, store: ModelStore) -> Manifest:
         base=BaseModelRecord(name=job.base_name, sha256=digest_of(job.base)),
         recipe=job.recipe.as_json(),
         data_sha256=texts.digest,
+        inputs={**texts.judging(), **_students(job.recipe)},
         format="dense",
         versions=library_versions(),
         files={},
@@ -153,12 +154,44 @@ def library_versions() -> dict[str, str]:
 
 def _made_before(target: Path, plan: Manifest) -> Manifest:
     manifest = read_manifest(target)
-    same = ("base", "recipe", "data_sha256")
-    if any(getattr(manifest, key) != getattr(plan, key) for key in same):
+    theirs, ours = _made_of(manifest), _made_of(plan)
+    # A manifest of a release that recorded fewer inputs is held to those.
+    others = [what for what in theirs if theirs[what] != ours.get(what)]
+    if others:
         raise InvalidInput(
-            f"The store has another artifact '{plan.name}'. Choose another --name.", param="name"
+            f"The store has another artifact '{plan.name}': its {others[0]} is another. "
+            "Choose another --name.",
+            param="name",
         )
     return verify(target)
+
+
+def _made_of(manifest: Manifest) -> dict[str, object]:
+    return {
+        "base model": manifest.base,
+        "recipe": manifest.recipe,
+        "training data": manifest.data_sha256,
+        **manifest.inputs,
+    }
+
+
+def _students(recipe: Recipe) -> dict[str, str]:
+    """Return the SHA-256 of each checkpoint that a step names: the recipe has its path alone.
+
+    Raises:
+        InvalidInput: there is no such checkpoint.
+    """
+    found = {}
+    for number, spec in enumerate(recipe.steps, start=1):
+        student: Path | None = getattr(spec.options, "student", None)
+        if student is None:
+            continue
+        if not (student / "config.json").is_file():
+            raise InvalidInput(
+                f"There is no checkpoint in {student}: no config.json.", param="student"
+            )
+        found[f"student of step {number}"] = digest_of(student)
+    return found
 
 
 @contextmanager

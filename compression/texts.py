@@ -60,6 +60,12 @@ class Texts:
     #: A sentence for each reason why conversations were left out.
     notes: tuple[str, ...] = ()
 
+    def judging(self) -> dict[str, str]:
+        """Return the SHA-256 of what only judges: of windows, and what replies are compared to."""
+        messages = repr([each.messages for each in self.conversations]).encode()
+        heldout = hashlib.sha256(_digest(self.heldout).encode() + messages).hexdigest()
+        return {"held-out text": heldout, "prose": _digest(self.prose)}
+
 
 def part_of(conversation_id: str) -> Part:
     """Return the part that the conversation belongs to, in every run."""

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 pytest.importorskip("transformers", reason="pip install 'turnmill[compression]'")
 
-from tests.compression_models import make_conversations
+from tests.compression_models import make_conversations, make_llama, make_tokenizer
 from tests.compression_steps import KILL_FILE, NUDGE
 from turnmill.compression import step
 from turnmill.compression.artifact import Manifest, verify
@@ -21,6 +22,7 @@ from turnmill.compression.late import measure_late
 from turnmill.compression.pipeline import Evaluation, Job, compress
 from turnmill.compression.recipe import Recipe, parse_recipe
 from turnmill.compression.store import ModelStore
+from turnmill.compression.texts import Conversation, part_of
 from turnmill.schemas.errors import InvalidInput, SettingsError
 
 pytestmark = [
@@ -111,6 +113,58 @@ def test_the_same_inputs_give_what_was_made_before_and_others_need_a_name(
     assert compress(job(checkpoint), store) == first
     with pytest.raises(InvalidInput, match="Choose another --name"):
         compress(job(checkpoint, recipe=recipe(seed=2)), store)
+
+
+def test_other_text_to_judge_on_needs_a_name_too(checkpoint: Path, tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    first = compress(job(checkpoint), store)
+    with pytest.raises(InvalidInput, match=r"its prose is another.*another --name"):
+        compress(job(checkpoint, prose="The river froze in March. " * 40), store)
+
+    fewer = [each for each in make_conversations() if part_of(each.id) != "heldout"]
+    (one, *others) = [each for each in make_conversations() if part_of(each.id) == "heldout"]
+    changed = replace(one, messages=({"role": "user", "content": "Where is it?"},))
+    with pytest.raises(InvalidInput, match="its held-out text is another"):
+        compress(job(checkpoint, conversations=[*fewer, *others, changed]), store)
+
+    other = job(checkpoint, name="other", prose="The river froze in March. " * 40)
+    assert compress(other, store).inputs["prose"] != first.inputs["prose"]
+
+
+def test_a_student_is_told_by_its_weights(checkpoint: Path, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    make_tokenizer().save_pretrained(student)
+    make_llama(1, layers=1).save_pretrained(student)
+    store = ModelStore(tmp_path)
+    distil = {"kind": "distill", "student": str(student), "steps": 1, "batch": 1, "windows": 2}
+    taught = recipe(step=[distil])
+    first = compress(job(checkpoint, recipe=taught), store)
+    assert compress(job(checkpoint, recipe=taught), store) == first
+
+    make_llama(2, layers=1).save_pretrained(student)
+    with pytest.raises(InvalidInput, match="its student of step 1 is another"):
+        compress(job(checkpoint, recipe=taught), store)
+    second = compress(job(checkpoint, recipe=taught, name="second"), store)
+    assert second.inputs.keys() == first.inputs.keys()
+    assert second.files["model.safetensors"] != first.files["model.safetensors"]
+
+    (student / "config.json").unlink()
+    with pytest.raises(InvalidInput, match=r"no config\.json"):
+        compress(job(checkpoint, recipe=taught, name="third"), store)
+
+
+def test_what_was_left_out_of_the_data_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Told(step.Silent):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    leaking = Conversation("leaking", (), "The mill stands by the river. " * 40)
+    given = [*make_conversations(), leaking]
+    compress(job(checkpoint, conversations=given, progress=Told()), ModelStore(tmp_path))
+
+    assert told[0].startswith("1 of 61 conversations are left out")
 
 
 def test_the_evaluation_and_the_limits_it_misses_are_kept(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Artifacts are written whole, refused when they are changed, and promoted on the record."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -202,3 +203,30 @@ def test_what_workers_import_and_recipes_need_no_torch() -> None:
     code = f"{imports}; import sys; assert not {absent} & {{*sys.modules}}"
 
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_artifact_of_a_release_that_recorded_fewer_inputs_stays_valid(
+    store: ModelStore,
+) -> None:
+    folder = make(store, "a")
+    path = folder / "artifact.json"
+    content = json.loads(path.read_text())
+    # What its writer did: no such key, and the checksum is of all others.
+    assert content.pop("inputs") == {}
+    del content["checksum"]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    content["checksum"] = hashlib.sha256(text.encode()).hexdigest()
+    path.write_text(json.dumps(content))
+
+    assert verify(folder).inputs == {}
+
+
+def test_recorded_inputs_are_sealed(store: ModelStore) -> None:
+    manifest = PLAN.model_copy(update={"inputs": {"prose": "0"}})
+    write_artifact(store.folder / "a", fill, manifest)
+    assert verify(store.folder / "a").inputs == {"prose": "0"}
+    path = store.folder / "a" / "artifact.json"
+    path.write_text(path.read_text().replace('"prose": "0"', '"prose": "1"'))
+
+    with pytest.raises(ArtifactRefused, match="was changed"):
+        verify(store.folder / "a")
