@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from turnmill.producer.batches.outputs.place import replaced
 from turnmill.producer.batches.outputs.table import defused, is_formula
 from turnmill.producer.studies.model import Study, check_values
 from turnmill.producer.studies.raters import ensure_rater
+from turnmill.producer.studies.rating import read_comment
 from turnmill.producer.studies.results import GivenRating
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.json_lines import one_line
@@ -35,7 +37,9 @@ _ASSIGN = """
 INSERT INTO study_assignments (item_id, rater_id, leased_until, completed_at, seconds, comment)
 VALUES (%(item)s, %(rater)s, clock_timestamp(), clock_timestamp(), %(seconds)s, %(comment)s)
 ON CONFLICT (item_id, rater_id) DO UPDATE SET
-    completed_at = coalesce(study_assignments.completed_at, excluded.completed_at)
+    completed_at = coalesce(study_assignments.completed_at, excluded.completed_at),
+    seconds = coalesce(excluded.seconds, study_assignments.seconds),
+    comment = coalesce(excluded.comment, study_assignments.comment)
 """
 
 _RATE = """
@@ -69,21 +73,24 @@ def import_ratings(database: Database, study: Study, path: Path) -> int:
     """Read ratings that were given elsewhere, for this study's items; return their number.
 
     The columns are those of an export: `item_id`, `rater`, `dimension`, `value`, and perhaps
-    `seconds` and `comment`. All are imported or none.
+    `seconds` and `comment`, which are replaced where a row has them. All are imported or none.
 
     Raises:
         InvalidInput: a row names an item, dimension or value that the study does not have, or an
-            item lacks a dimension.
+            item lacks a dimension, or has two comments of one rater, or one that is too long.
     """
     items = {row.id: row.left_is_a for row in database.fetch(_Item, _ITEMS, (study.study_id,))}
     found: dict[tuple[UUID, str], _Imported] = {}
     for line, cells in read_table(path, _NEEDED):
         try:
-            item_id, value = UUID(hex=text_of(cells["item_id"])), int(text_of(cells["value"]))
+            item_id, value = UUID(hex=text_of(cells["item_id"])), _whole(cells["value"])
             key, dimension = (item_id, _text(cells["rater"])), text_of(cells["dimension"])
-            imported = found.setdefault(key, _Imported.of(cells))
+            imported = found.setdefault(key, _Imported())
+            imported.add(cells)
         except (KeyError, ValueError):
             raise InvalidInput(f"{path}, line {line}: a cell is empty or no number.") from None
+        except InvalidInput as error:
+            raise InvalidInput(f"{path}, line {line}: {error.message}", param="comment") from None
         if item_id not in items:
             raise InvalidInput(f"{path}, line {line}: the study has no item {item_id.hex}.")
         # A file says which reply is better, the table which side was.
@@ -95,22 +102,33 @@ def import_ratings(database: Database, study: Study, path: Path) -> int:
     return sum(len(imported.values) for imported in found.values())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Imported:
     """What one rater says of one item."""
 
-    seconds: float | None
-    comment: str | None
+    seconds: float | None = None
+    comment: str | None = None
     values: dict[str, int] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, cells: dict[str, object]) -> "_Imported":
-        """Raises `ValueError`."""
-        seconds, comment = cells.get("seconds"), cells.get("comment")
-        return cls(
-            None if seconds is None else float(text_of(seconds)),
-            None if comment is None else _text(comment),
-        )
+    def add(self, cells: dict[str, object]) -> None:
+        """Raises `ValueError` and `InvalidInput`."""
+        if "seconds" in cells:
+            self.seconds = float(text_of(cells["seconds"]))
+            if not 0 <= self.seconds < math.inf:
+                raise ValueError
+        # A rater writes one comment of an item: it stands beside each dimension.
+        comment = read_comment(_text(cells.get("comment", "")))
+        if comment is not None and self.comment not in (None, comment):
+            raise InvalidInput("the rater has another comment of this item in a line before.")
+        self.comment = comment or self.comment
+
+
+def _whole(cell: object) -> int:
+    """Read `4`, and `4.0` of data frames. Raises `ValueError`."""
+    number = float(text_of(cell))
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
 
 
 def _text(cell: object) -> str:

@@ -29,14 +29,18 @@ WHERE r.study_id = %s GROUP BY r.id ORDER BY r.name
 _COUNTS = """
 SELECT count(*) AS items, count(*) FILTER (WHERE repeat_of IS NOT NULL) AS repeats,
     coalesce(sum(wanted), 0) AS wanted,
-    (SELECT count(*) FROM study_assignments a JOIN study_items i ON i.id = a.item_id
-     WHERE i.study_id = %(study)s AND a.completed_at IS NOT NULL) AS done
+    coalesce(sum(least(wanted, (
+        SELECT count(*) FROM study_assignments a
+        WHERE a.item_id = study_items.id AND a.completed_at IS NOT NULL))), 0)::bigint AS done
 FROM study_items WHERE study_id = %(study)s
 """
 
 
 class Counts(NamedTuple):
-    """How far a study is: items, those that come again, ratings wanted, and ratings done."""
+    """How far a study is: items, those that come again, ratings wanted, and those of them done.
+
+    An import may bring more ratings of an item than are wanted: they are no part of `done`.
+    """
 
     items: int
     repeats: int

@@ -288,6 +288,70 @@ def test_an_import_is_all_or_nothing(database: Database, tmp_path: Path) -> None
         assert read_ratings(database, study) == []
 
 
+def import_of(folder: Path, item: Item, raters: list[str], **cells: str) -> Path:
+    file = folder / "ratings.csv"
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["item_id", "rater", "dimension", "value", *cells])
+        for rater in raters:
+            writer.writerows(
+                [item.item_id.hex, rater, name, f"{value}.0", *cells.values()]
+                for name, value in GOOD.items()
+            )
+    return file
+
+
+def test_an_import_replaces_what_it_says_and_keeps_the_rest(
+    database: Database, tmp_path: Path
+) -> None:
+    study = make_study(database, 1, plan=Plan(overlap=0, repeats=0))
+    ada = rater_of(database, study, "ada")
+    item = shown(database, ada)
+    submit(database, ada, item.item_id, dict.fromkeys(GOOD, 1), "old")
+
+    turnmill("import", "study", str(import_of(tmp_path, item, ["ada"])))
+    after = read_ratings(database, study)
+    assert {each.dimension: each.value for each in after} == GOOD
+    assert {each.comment for each in after} == {"old"}
+
+    cells = {"comment": "new", "seconds": "7.5"}
+    turnmill("import", "study", str(import_of(tmp_path, item, ["ada"], **cells)))
+    after = read_ratings(database, study)
+    assert {(each.comment, each.seconds) for each in after} == {("new", 7.5)}
+
+
+def test_more_ratings_than_are_wanted_are_kept_and_counted_once(
+    database: Database, tmp_path: Path
+) -> None:
+    study = make_study(database, 3, plan=Plan(overlap=0, repeats=0))
+    item = shown(database, rater_of(database, study, "ada"))
+    turnmill("import", "study", str(import_of(tmp_path, item, ["bo", "cy", "di", "ed"])))
+    counts = count_study(database, study)
+    assert (counts.done, counts.wanted) == (1, 3)
+    assert isinstance(counts.done, int)
+    assert len(read_ratings(database, study)) == 4 * len(GOOD)
+    assert "1 of 3 rated" in turnmill("show", "study")
+
+
+@pytest.mark.parametrize(
+    "bad", [{"value": "4.5"}, {"value": "nan"}, {"value": "1e400"}, {"seconds": "inf"},
+            {"seconds": "-1"}, {"comment": "x" * 2001}, {"comment": "other"}],
+)  # fmt: skip
+def test_an_import_of_no_whole_number_or_a_second_comment_is_refused(
+    database: Database, tmp_path: Path, bad: dict[str, str]
+) -> None:
+    study = make_study(database, 1, plan=Plan(overlap=0, repeats=0))
+    item = shown(database, rater_of(database, study, "ada"))
+    good = {"item_id": item.item_id.hex, "rater": "bo", "value": "4", "comment": "one"}
+    rows = [{**good, "dimension": name} for name in GOOD]
+    file = tmp_path / "ratings.jsonl"
+    file.write_text("\n".join(map(json.dumps, [*rows[:2], {**rows[2], **bad}])))
+    done = CliRunner().invoke(app, ["studies", "import", "study", str(file)])
+    assert isinstance(done.exception, InvalidInput)
+    assert "line 3" in str(done.exception)
+    assert read_ratings(database, study) == []
+
+
 def test_scores_have_the_shape_of_langfuse(database: Database, tmp_path: Path) -> None:
     study = make_study(database, 1, plan=Plan(overlap=0, repeats=0))
     rate_all(database, rater_of(database, study, "ada"), GOOD)
