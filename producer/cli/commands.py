@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command, get_group
 
+from turnmill.producer.cli.compression import disk
 from turnmill.schemas.process.ending import describe_end, ended_by, ending_in_order, exit_status
 
 _CLI = "turnmill.producer.cli"
@@ -120,3 +121,7 @@ class LazyGroup(TyperGroup):
         except KeyboardInterrupt:
             typer.echo(describe_end(), err=True)
             raise typer.Exit(exit_status(ended_by() or signal.SIGINT)) from None
+        except Exception as error:
+            if ctx.invoked_subcommand in disk.COMMANDS and (told := disk.error_of(error)):
+                raise told from error
+            raise

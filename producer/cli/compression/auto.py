@@ -77,6 +77,8 @@ def auto(
     recipes = _recipes(recipe or [])
     if not data:
         raise InvalidInput("Give conversations to calibrate and measure on: --data chats.jsonl")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)  # Before the search: it may not be possible.
     base_name = name or re.sub(r"[^\w.-]+", "-", Path(model).name.removesuffix(".gguf")).lower()
     with showing_bars(console) as bars:
         job = Job(

@@ -63,6 +63,8 @@ def evaluate(
         from turnmill.compression.evaluate.page import quality_table, speed_table, write_report
         from turnmill.compression.evaluate.report import Judge, Measures
     settings = load_settings()
+    if out:
+        out.mkdir(parents=True, exist_ok=True)  # Before the measuring: it may not be possible.
     names = [*([against] if against else []), *models]
     paths = [path_of(name, settings) for name in names]
     measures = Measures(replies=replies, speed_rounds=speed_rounds)

@@ -1,7 +1,12 @@
 """The examples that `--help` gives, run in order as an engineer would run them."""
 
+import errno
 import json
+import resource
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +18,11 @@ from typer.testing import CliRunner
 from tests.compression_models import make_conversations
 from turnmill.compression.checkpoint import load_tokenizer
 from turnmill.compression.data import read_conversations
+from turnmill.compression.store import ModelStore
 from turnmill.compression.texts import Windows, make_texts, part_of
 from turnmill.producer.cli.app import app
-from turnmill.schemas.errors import InvalidInput
+from turnmill.producer.cli.compression import disk
+from turnmill.schemas.errors import InvalidInput, SettingsError
 
 pytest.importorskip("transformers", reason="pip install 'turnmill[compression]'")
 pytestmark = [
@@ -288,3 +295,77 @@ def test_auto_refuses_what_it_cannot_read(
 
     with pytest.raises(InvalidInput, match=message):
         turnmill(f"turnmill compress auto my-model --data chats.jsonl {options}")
+
+
+#: A recipe whose first file of weights is larger than the limit below.
+FULL = (
+    "turnmill compress my-model --step quantize:bits=8,method=rtn --data chats.jsonl --name full "
+    "--no-evaluate"
+)
+
+
+def test_a_disk_that_is_full_is_told_and_the_same_command_resumes(
+    turnmill: Callable[[str], str], place: Path
+) -> None:
+    """The system refuses bytes 100,001 and on of any file, as a full disk does."""
+    program = "from turnmill.producer.cli.app import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *shlex.split(FULL)[1:]],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 64, done.stderr
+    assert f"A file in {place}/data/models or in the folder of --output" in done.stderr
+    assert "Free space there" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "full" not in ModelStore(place / "data" / "models").names()
+    turnmill(FULL)
+    assert "full" in ModelStore(place / "data" / "models").names()
+
+
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        (FULL, "a-file/models"),
+        ("turnmill evaluate my-model --data chats.jsonl -o a-file/report", "a-file/report"),
+        ("turnmill compress auto my-model --data chats.jsonl -o a-file/report", "a-file/report"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_named(
+    turnmill: Callable[[str], str],
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    path: str,
+) -> None:
+    (place / "a-file").touch()
+    monkeypatch.setenv("TURNMILL_DATA", str(place / "a-file"))
+    with pytest.raises(SettingsError, match=f"{path}.* Not a directory. Name another path"):
+        turnmill(line)
+
+
+def test_a_promotion_that_cannot_be_written_is_told(
+    turnmill: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNMILL_DATA", str(tmp_path))
+    turnmill(FULL)
+    (tmp_path / "models" / "artifacts" / "promotions.jsonl").mkdir()
+    with pytest.raises(SettingsError, match=r"promotions\.jsonl.* Is a directory"):
+        turnmill("turnmill models promote full --force")
+
+
+def test_damaged_weights_are_told(turnmill: Callable[[str], str], place: Path) -> None:
+    shutil.copytree(place / "my-model", place / "damaged")
+    weights = place / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InvalidInput, match="damaged or cut short"):
+        turnmill(FULL.replace("my-model", "damaged").replace("full", "damaged"))
+
+
+def test_errors_that_no_file_made_stay_what_they_are() -> None:
+    for error in (BrokenPipeError(errno.EPIPE, "gone"), ValueError("x"), RuntimeError("y")):
+        assert disk.error_of(error) is None
+    told = disk.error_of(RuntimeError("[enforce fail at inline_container.cc:659] unexpected pos"))
+    assert told is not None
+    assert "No space left" in told.message
