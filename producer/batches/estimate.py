@@ -5,34 +5,51 @@ from itertools import islice
 from typing import NamedTuple
 from uuid import UUID
 
+from psycopg.types.json import Jsonb
+
 from turnmill.producer.batches.backlog import Backlog
+from turnmill.schemas.formats.note import format_note
+from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.turns import Lane, TurnState
+from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Lane, TurnState
 
 #: Turns that are measured: the latest of the bot, of these latest of all bots.
 MEASURED_TURNS, SEEN_TURNS = 500, 20_000
 #: Rows whose lengths stand for those of all.
 SAMPLE_ROWS = 1000
 
-#: First turns of their conversations: later ones' prompts are longer by what came before.
+_BOT = """
+SELECT params, length(instructions) AS instruction_chars FROM bots
+WHERE tenant_id = %(tenant)s AND name = %(bot)s AND deleted_at IS NULL
+"""
+
+#: First turns of their conversations: later ones' prompts are longer by what came before. What a
+#: model reads of a format is about as long as its schema. Turns of the same format come first.
 _TAKEN = f"""
-SELECT count(*) AS turn_count,
-    sum(r.prompt_tokens)::float / nullif(sum(length(bot.instructions) + t.chars), 0)
-        AS tokens_per_char,
+SELECT t.has_format, count(*) AS turn_count,
+    sum(r.prompt_tokens)::float / nullif(sum(length(bot.instructions) + t.chars + CASE
+        WHEN t.has_format THEN %(note)s
+        ELSE coalesce(length(t.format ->> 'schema_text'), 0) END), 0) AS tokens_per_char,
     avg(r.completion_tokens)::float AS completion_tokens,
-    avg(extract(epoch FROM t.settled_at - t.started_at))::float AS busy_s,
-    max(length(bot.instructions)) AS instruction_chars
-FROM (SELECT id, model, instructions FROM bots
+    avg(extract(epoch FROM t.settled_at - t.started_at))::float AS busy_s
+FROM (SELECT id, instructions FROM bots
       WHERE tenant_id = %(tenant)s AND name = %(bot)s AND deleted_at IS NULL) AS bot
 JOIN LATERAL (
-    SELECT seen.* FROM (
-        SELECT id, bot_id, state, seq, settled_at, started_at, length(input::text) AS chars
+    SELECT seen.*, (format ->> 'type') IS NOT DISTINCT FROM %(type)s
+        AND (format ->> 'schema_text') IS NOT DISTINCT FROM %(schema)s
+        AND coalesce(format -> 'choices', '[]') = %(choices)s AS has_format
+    FROM (
+        SELECT id, bot_id, state, seq, settled_at, started_at, length(input::text) AS chars,
+            params -> 'response_format' AS format
         FROM turns WHERE tenant_id = %(tenant)s ORDER BY id DESC LIMIT %(seen)s
     ) AS seen
     WHERE seen.bot_id = bot.id AND seen.seq = 1 AND seen.state = '{TurnState.COMPLETED}'
     ORDER BY seen.id DESC LIMIT %(most)s
 ) AS t ON true
 JOIN replies r ON r.turn_id = t.id
+GROUP BY t.has_format
+HAVING sum(r.prompt_tokens) > 0 AND avg(r.completion_tokens) IS NOT NULL
+ORDER BY t.has_format DESC LIMIT 1
 """
 
 _SLOTS = f"""
@@ -44,14 +61,19 @@ WHERE b.tenant_id = %s AND b.name = %s AND b.deleted_at IS NULL
 """
 
 
-class _Taken(NamedTuple):
-    """The row of `_TAKEN`; None: no turn is measured."""
+class _Bot(NamedTuple):
+    params: dict[str, object]
+    instruction_chars: int
 
+
+class _Taken(NamedTuple):
+    """The row of `_TAKEN`."""
+
+    has_format: bool
     turn_count: int
-    tokens_per_char: float | None
-    completion_tokens: float | None
+    tokens_per_char: float
+    completion_tokens: float
     busy_s: float | None
-    instruction_chars: int | None
 
 
 class _Slots(NamedTuple):
@@ -67,6 +89,8 @@ class Estimate(NamedTuple):
     duration_s: float | None
     #: Turns that it is judged by.
     measured: int
+    #: The turns have another format than the rows: these reply with so many tokens at most.
+    is_bound: bool = False
 
 
 def estimate(
@@ -77,21 +101,31 @@ def estimate(
     *,
     lease_s: float,
     max_tokens: int | None = None,
+    format: ResponseFormat | None = None,
 ) -> Estimate | None:
     """Estimate what a backlog takes; None while the bot has answered too little to judge by.
 
     Prompts' tokens go by the characters of the first rows. The time is that of turns that ran
-    beside as many others as before, shared among the slots that there are now.
+    beside as many others as before, shared among the slots that there are now. Replies are as long
+    as before in the same format; without any, as long as they may be.
     """
-    params = {"tenant": tenant_id, "bot": bot, "seen": SEEN_TURNS, "most": MEASURED_TURNS}
-    (taken,) = database.fetch(_Taken, _TAKEN, params)
-    if taken.tokens_per_char is None or taken.completion_tokens is None:
+    own = {"tenant": tenant_id, "bot": bot}
+    bots = database.fetch(_Bot, _BOT, own)
+    if not bots:
         return None
+    asked = GenerationParams(max_tokens=max_tokens, response_format=format).over(
+        GenerationParams.model_validate(bots[0].params).over(DEFAULT_PARAMS)
+    )
+    note = len(format_note(asked.response_format))
+    latest = {"seen": SEEN_TURNS, "most": MEASURED_TURNS, "note": note}
+    known = database.fetch(_Taken, _TAKEN, {**own, **latest, **_told(asked.response_format)})
+    if not known:
+        return None
+    (taken,) = known
     (found,) = database.fetch(_Slots, _SLOTS, (tenant_id, bot, lease_s))
-    chars = _row_chars(backlog) + (taken.instruction_chars or 0)
-    completion = taken.completion_tokens
-    if max_tokens is not None:
-        completion = min(completion, float(max_tokens))
+    chars = _row_chars(backlog) + bots[0].instruction_chars + note
+    most = float(asked.max_tokens or 0)
+    completion = min(taken.completion_tokens, most) if taken.has_format else most
     share = completion / taken.completion_tokens if taken.completion_tokens else 1.0
     busy_s = (taken.busy_s or 0.0) * share * backlog.total
     return Estimate(
@@ -99,7 +133,16 @@ def estimate(
         completion_tokens=round(backlog.total * completion),
         duration_s=busy_s / found.slots if found.slots else None,
         measured=taken.turn_count,
+        is_bound=not taken.has_format,
     )
+
+
+def _told(format: ResponseFormat | None) -> dict[str, object]:
+    """What tells formats apart: names are only for servers."""
+    if format is None:
+        return {"type": None, "schema": None, "choices": Jsonb([])}
+    choices = Jsonb(list(format.choices))
+    return {"type": format.type, "schema": format.schema_text, "choices": choices}
 
 
 def _row_chars(backlog: Backlog) -> float:

@@ -104,7 +104,7 @@ def run(
         backlog = check_backlog(file, layout, columns)
         for text in show_preview(backlog, preview, shape):
             console.print(text, soft_wrap=True)
-        if said := say_estimate(backlog, bot, tenant, max_tokens):
+        if said := say_estimate(backlog, bot, tenant, max_tokens, shape):
             console.print(said, soft_wrap=True)
         return
     # First: the results' name comes from the backlog's.

@@ -33,7 +33,11 @@ def preview(backlog: Backlog, count: int, shape: Shape | None = None) -> Iterato
 
 
 def say_estimate(
-    backlog: Backlog, bot: str | None, tenant: str | None, max_tokens: int | None
+    backlog: Backlog,
+    bot: str | None,
+    tenant: str | None,
+    max_tokens: int | None,
+    shape: Shape | None = None,
 ) -> str | None:
     """What all rows will take; None without a database, which a preview does not need."""
     try:
@@ -41,6 +45,7 @@ def say_estimate(
             found = estimate(
                 system.database, system.tenant_id, bot or system.settings.engine.model_name,
                 backlog, lease_s=system.settings.worker.lease_s, max_tokens=max_tokens,
+                format=shape.format if shape else None,
             )  # fmt: skip
     except DatabaseUnavailable:
         return None
@@ -51,12 +56,14 @@ def say_estimate(
 
 def describe(found: Estimate) -> str:
     """One line for people."""
-    time = f"{span(found.duration_s)} with the workers that consume now" if found.duration_s else (
-        "and no worker consumes them now"
-    )  # fmt: skip
+    most = "at most " if found.is_bound else ""
+    turns = "turns in other formats" if found.is_bound else "turns"
+    time = "and no worker consumes them now"
+    if found.duration_s:
+        time = f"{most}{span(found.duration_s)} with the workers that consume now"
     return (
-        f"All rows: about {found.prompt_tokens:,} prompt and {found.completion_tokens:,} reply "
-        f"tokens, {time}, judged by {found.measured:,} of the bot's turns."
+        f"All rows: about {found.prompt_tokens:,} prompt and {most}{found.completion_tokens:,} "
+        f"reply tokens, {time}, judged by {found.measured:,} of the bot's {turns}."
     )
 
 
