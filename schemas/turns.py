@@ -41,6 +41,8 @@ FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
 MAX_MESSAGES = 512
 MAX_TOOLS = 128
+#: Tokens of a reply that may be asked for.
+MAX_TOKENS = 131_072
 
 
 class TurnState(StrEnum):
@@ -225,7 +227,7 @@ class SamplingParams(BaseModel):
     #: https://arxiv.org/abs/1909.05858, section 4.1
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
     #: Tokens of the reply, at most.
-    max_tokens: int | None = Field(default=None, ge=1, le=131_072)
+    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
     #: The reply ends before the first of these strings.
     stop: tuple[Stop, ...] = Field(default=(), max_length=4)
     #: Makes sampling repeatable on one engine, batch effects of low precision aside.

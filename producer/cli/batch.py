@@ -53,6 +53,7 @@ from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.batches import Batch
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, parse_id, show_id
+from turnmill.schemas.turns import MAX_TOKENS
 
 app = typer.Typer(help="Backlog files: JSONL, CSV, XLSX, Parquet.", no_args_is_help=True)
 console = make_console()
@@ -70,7 +71,9 @@ def run(
     name: Annotated[
         str | None, typer.Option(help="Runs the same file again, as a batch of this name.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="For all rows.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, max=MAX_TOKENS, help="For all rows.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="For all rows.")] = None,
     prompt: PromptOption = None,
     template: TemplateOption = None,

@@ -21,6 +21,7 @@ from turnmill.schemas.process.surroundings import PREFIX
 from turnmill.schemas.settings import DEFAULT_MODEL, Settings, load_settings
 from turnmill.schemas.settings.load import default_data_dir
 from turnmill.schemas.tenants import Scope
+from turnmill.schemas.turns import MAX_TOKENS
 from turnmill.schemas.urls import address, reachable
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ def demo(
     ] = None,
     data: DataOption = None,
     model: ModelOption = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of the replies.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, max=MAX_TOKENS, help="Length of the replies.")
+    ] = None,
     slack: Annotated[
         bool, typer.Option("--slack", help="Show a thread in a mock of Slack instead.")
     ] = False,

@@ -14,7 +14,15 @@ from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.turns import read_conversation
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.ids import Prefix, parse_id, show_id
-from turnmill.schemas.turns import GenerationParams, Message, Role, Turn, TurnRequest, TurnState
+from turnmill.schemas.turns import (
+    MAX_TOKENS,
+    GenerationParams,
+    Message,
+    Role,
+    Turn,
+    TurnRequest,
+    TurnState,
+)
 
 console = make_console()
 
@@ -28,7 +36,9 @@ def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     bot: BotOption = None,
     conversation: ResumeOption = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Length of the reply.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, max=MAX_TOKENS, help="Length of the reply.")
+    ] = None,
     tenant: TenantOption = None,
 ) -> None:
     """Ask one question and print the reply as it comes.

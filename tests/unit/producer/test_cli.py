@@ -267,6 +267,15 @@ def test_what_is_no_backlog_is_refused_by_its_own_name(
     assert "results" not in said
 
 
+@pytest.mark.parametrize("words", [("ask", "Hello?"), ("demo",), ("batch", "run", "x.csv")])
+def test_more_tokens_than_a_reply_may_have_are_refused_at_once(
+    turnmill: Turnmill, words: tuple[str, ...]
+) -> None:
+    status, _, stderr = turnmill(*words, "--max-tokens", "131073")
+    assert status == 2
+    assert "131072" in stderr
+
+
 @pytest.mark.parametrize(
     ("output", "reason"),
     [
