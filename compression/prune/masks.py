@@ -90,10 +90,10 @@ class KeptZeros:
 
     @property
     def share(self) -> float:
-        """The share of weights that are zero."""
+        """The share of weights that are zero; 0 of a model without linear layers."""
         kept = sum(int(mask.sum()) for _, mask in self._kept)
         size: int = sum(mask.numel() for _, mask in self._kept)
-        return 1 - kept / size
+        return 1 - kept / size if size else 0.0
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def restore(self, _learning_rate: float = 0.0) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import GPT2Config
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from turnmill.compression.calibration import linears_of
 from turnmill.compression.distill import training
@@ -158,6 +158,13 @@ def test_a_model_without_linear_layers_is_refused_before_work(options: Options) 
         options.check(config)
     # bitsandbytes quantizes its layers too.
     assert QuantizeOptions(method="bnb-nf4").check(config) is config
+
+
+def test_a_model_without_linear_layers_is_fine_tuned(make_state: StateMaker) -> None:
+    state = make_state()
+    size = state.model.config.vocab_size
+    state.model = GPT2LMHeadModel(GPT2Config(vocab_size=size, n_embd=64, n_layer=2, n_head=4))
+    assert Finetune()(state, TrainingOptions(**TRAINING), Silent())["zeros"] == 0
 
 
 def test_recovery_keeps_the_zeros_and_lowers_the_loss(make_state: StateMaker) -> None:
