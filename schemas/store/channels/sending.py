@@ -161,7 +161,7 @@ WHERE {_MINE} AND {_IN_HAND} RETURNING id
 RELEASE = f"""
 UPDATE deliveries SET progress = %(progress)s,
     leased_until = CASE WHEN %(is_doubtful)s THEN to_timestamp(0) END,
-    progress_at = CASE WHEN {_PENDING} THEN
+    progress_at = CASE WHEN {_PENDING} AND %(next_s)s::float IS NOT NULL THEN
         clock_timestamp() + make_interval(secs => least(%(next_s)s, {MAX_PROGRESS_S})) END
 WHERE {_MINE} RETURNING id
 """

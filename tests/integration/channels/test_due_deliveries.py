@@ -37,6 +37,7 @@ from turnmill.workers.delivery.claims import (
     claim_progress,
     is_held,
 )
+from turnmill.workers.delivery.progress import Progress
 from turnmill.workers.delivery.send import Sender
 from turnmill.workers.delivery.sweep import sweep
 from turnmill.workers.turn.leases import Leases
@@ -281,6 +282,46 @@ class Trouble:
 
     def close(self) -> None:
         """Nothing."""
+
+
+class Showing(Trouble):
+    """A platform that has more to show in `next_s` seconds; None: never again."""
+
+    def __init__(self, next_s: float | None) -> None:
+        super().__init__()
+        self.next_s = next_s
+
+    def show(self, job: Job, look: Look, memory: Memory) -> float | None:
+        memory.keep(shown=True)
+        return self.next_s
+
+
+@pytest.mark.parametrize(("next_s", "waits_s"), [(None, None), (60, 60), (3600.0, 120)])
+def test_progress_is_shown_again_when_the_platform_says_and_never_if_it_says_so(
+    thread: Thread,
+    next_s: float | None,
+    waits_s: float | None,
+    eventually: Callable[..., None],
+) -> None:
+    thread.accept(1)
+    progress = Progress(Holder(thread.database, new_id(), 30.0), "desk", Showing(next_s), 1)
+
+    def released() -> list[Any]:
+        return thread.database.run(
+            "SELECT extract(epoch FROM progress_at - clock_timestamp())::float AS waits_s "
+            "FROM deliveries WHERE leased_until IS NULL AND progress = '{\"shown\": true}'"
+        )
+
+    try:
+        progress.start()
+        eventually(lambda: bool(released()), 30)
+    finally:
+        progress.close()
+    (row,) = released()
+    if waits_s is None:
+        assert row.waits_s is None
+    else:
+        assert waits_s - 30 < row.waits_s <= waits_s
 
 
 def test_a_process_with_a_shorter_lease_leaves_the_others_their_deliveries(
