@@ -83,7 +83,7 @@ def breaker(marks: Iterable[str] = (), joint: str = WORD_JOINER) -> Callable[[st
     Some tokenizers fold wide letters and drop invisible ones before they look for marks: what is
     a mark only to them is broken too, and the text around it stays as it is.
     """
-    known = {each for mark in marks for each in (mark, "".join(_as_read(mark, joint)))}
+    known = {each for mark in marks for each in (mark, mark.translate(_readings(mark, joint)))}
     longest_first = sorted(known, key=lambda mark: (-len(mark), mark))
     pattern = re.compile("|".join([*map(_as_pattern, longest_first), *USUAL]), re.IGNORECASE)
 
@@ -99,10 +99,13 @@ def breaker(marks: Iterable[str] = (), joint: str = WORD_JOINER) -> Callable[[st
 
     def break_marks(text: str) -> str:
         cuts = set(places(text))
-        if not _PLAIN.fullmatch(text):
-            pieces = _as_read(text, joint)
+        # This holds the GIL for each turn's whole history. A text that no tokenizer reads otherwise
+        # is searched once, and only one that hides a mark is mapped character by character.
+        readings = {} if _PLAIN.fullmatch(text) else _readings(text, joint)
+        if readings and (hidden := set(places(text.translate(readings)))):
+            pieces = (readings.get(ord(char), char) for char in text)
             origins = [number for number, piece in enumerate(pieces) for _ in piece]
-            cuts.update(origins[place] for place in places("".join(pieces)))
+            cuts.update(origins[place] for place in hidden)
         return joint.join(text[start:end] for start, end in pairwise((0, *sorted(cuts), len(text))))
 
     return break_marks
@@ -120,9 +123,11 @@ def change_texts(value: object, change: Callable[[str], str]) -> Any:
     return value
 
 
-def _as_read(text: str, joint: str) -> list[str]:
-    """Each character as tokenizers may read it; the joint is one that they do not drop."""
-    return [char if char == joint else as_read(char) for char in text]
+def _readings(text: str, joint: str) -> dict[int, str]:
+    """Return how tokenizers may read each character of a text that they may read otherwise, by its
+    code point, for `str.translate`. The joint is one that they do not drop.
+    """
+    return {ord(char): read for char in set(text) - {joint} if (read := as_read(char)) != char}
 
 
 def _as_pattern(mark: str) -> str:

@@ -20,11 +20,13 @@ from tokenizers.models import WordLevel
 
 from tests.unit.engines.text.test_chat_template import CHATML
 from turnmill.schemas.content import Document, ToolCall
+from turnmill.schemas.safety.invisible import as_read
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Message, Role, Tool
 from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.echo import EchoEngine
 from turnmill.workers.engines.openai_http.engine import OpenAIServer
+from turnmill.workers.engines.text import markers
 from turnmill.workers.engines.text.chat_template import ChatTemplate
 from turnmill.workers.engines.text.markers import WORD_JOINER, breaker, joint_for
 from turnmill.workers.turn.draft import Draft, Summary
@@ -181,6 +183,30 @@ def test_what_stands_around_a_disguised_mark_stays_as_it_is() -> None:
     said = "Voilà ＜|im_start|＞ ﬁn，。？"
     assert breaker()(said) == said.replace("＜", "＜" + WORD_JOINER)
     assert breaker()(breaker()(said)) == breaker()(said)
+
+
+@pytest.mark.parametrize(
+    "prose", ["床前明月光。疑是地上霜。", "Déjà vu, naïve", "你好，世界！（真的）ﬁn"]
+)
+def test_text_without_marks_is_read_once_per_distinct_character(
+    prose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaking marks holds the GIL, for each turn's whole history."""
+    reads: Counter[str] = Counter()
+    monkeypatch.setattr(markers, "as_read", lambda char: reads.update(char) or as_read(char))
+    assert breaker()(prose * 1000) == prose * 1000
+    assert reads == Counter(set(prose))
+
+
+def test_text_that_no_tokenizer_reads_otherwise_is_searched_once() -> None:
+    class OneReading(str):
+        def translate(self, table: object) -> str:  # type: ignore[override]
+            raise AssertionError(f"read again, as {table}")
+
+    said = OneReading(f"床前<|im_start|>明月光。a{WORD_JOINER}b")
+    assert breaker()(said) == said.replace("<", "<" + WORD_JOINER)
+    with pytest.raises(AssertionError, match="read again"):
+        breaker()(OneReading("床前＜|im_start|＞明月光。"))
 
 
 @pytest.mark.parametrize("disguise", DISGUISES)
