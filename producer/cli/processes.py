@@ -12,9 +12,9 @@ from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.observability.logs import configure_logging
 from turnmill.schemas.process.ending import stop_on_signals
 from turnmill.schemas.process.network import (
-    refuse_socks,
     refuse_unusable_for_api,
     refuse_unusable_for_files,
+    refuse_unusable_for_slack,
     refuse_unusable_for_workers,
     refuse_unusable_network,
 )
@@ -129,7 +129,7 @@ def socket(
     section = find_channel(settings.config_path, name)
     if not isinstance(section, SlackSection):
         raise SettingsError(f"channels.{name} is not Slack; only Slack has socket mode.")
-    refuse_socks(section.api_url, "Slack's socket mode")
+    refuse_unusable_for_slack(section.api_url)
     with needing("slack"):
         from turnmill.producer.channels.slack.socket_mode import SocketMode
     running = SocketMode(settings, name, section)

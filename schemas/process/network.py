@@ -24,6 +24,8 @@ _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA
 #: What httpx takes: https://www.python-httpx.org/advanced/proxies/
 _SCHEMES = ("http", "https", "socks5", "socks5h")
 _AWS = "https://s3.amazonaws.com"
+#: What slack_sdk takes the first of, whatever the URL's scheme: its proxy_env_variable_loader.py.
+_SLACK_PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")
 
 
 def takes_proxy(url: str, environ: Mapping[str, str] = os.environ) -> bool:
@@ -67,22 +69,34 @@ def refuse_unusable_for_files(settings: "Settings") -> None:
     """
     if settings.files.storage == "s3":
         endpoint = settings.s3.endpoint
-        refuse_socks(endpoint.get_secret_value() if endpoint else _AWS, "the bucket of files")
+        url = endpoint.get_secret_value() if endpoint else _AWS
+        name = f"{urlsplit(url).scheme}_proxy"
+        for each in (name.upper(), name) if takes_proxy(url) else ():
+            _refuse_socks(each, "the bucket of files", os.environ)
         _refuse_unusable_certificates("AWS_CA_BUNDLE", os.environ)
 
 
-def refuse_socks(url: str, client: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Raises `SettingsError` where a URL is called through a SOCKS proxy by a library that knows
-    none. `client`: what the library is for.
+def refuse_unusable_for_slack(url: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Raises `SettingsError` for a proxy or certificates that keep socket mode from Slack.
+
+    `url`: of Slack's API; the address of the connection is known only when Slack has told it.
     """
-    for name in ("HTTPS_PROXY", "HTTP_PROXY") if takes_proxy(url, environ) else ():
-        is_read = name.startswith(urlsplit(url).scheme.upper() + "_")
-        for each in (name, name.lower()):
-            if is_read and environ.get(each, "").lower().startswith("socks"):
-                raise SettingsError(
-                    f"{each} names a SOCKS proxy, which the library for {client} cannot use. Name "
-                    f"a proxy of http://, or add the host to NO_PROXY."
-                )
+    name = next((each for each in _SLACK_PROXIES if environ.get(each)), None)
+    if name and takes_proxy(url, environ) and (proxy := environ[name].strip()):
+        _refuse_socks(name, "Slack's socket mode", environ)
+        _refuse_unusable_proxy(name, proxy)
+        if "://" not in proxy:  # the library would look for it on this machine
+            raise SettingsError(f"{name} names a proxy without http://: write http://host:port.")
+    _refuse_unusable_certificates("SSL_CERT_FILE", environ)
+
+
+def _refuse_socks(name: str, client: str, environ: Mapping[str, str]) -> None:
+    """`client`: what the library is for, which knows no such proxy."""
+    if environ.get(name, "").strip().lower().startswith("socks"):
+        raise SettingsError(
+            f"{name} names a SOCKS proxy, which the library for {client} cannot use. Name "
+            f"a proxy of http://, or add the host to NO_PROXY."
+        )
 
 
 def _refuse_unusable_certificates(name: str, environ: Mapping[str, str]) -> None:

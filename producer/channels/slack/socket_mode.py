@@ -68,7 +68,7 @@ class SocketMode:
             ping_interval=PING_S,
         )
         if not takes_proxy(section.api_url):
-            # The library reads HTTPS_PROXY alone, and takes it for this machine, too.
+            # The library does not look at NO_PROXY, and takes proxies for this machine, too.
             self._client.proxy = None
         self._client.socket_mode_request_listeners.append(self._receive)
         self.health = Health(unready=self._why_unready)

@@ -15,8 +15,10 @@ from urllib.request import proxy_bypass
 import certifi
 import httpx
 import pytest
+from slack_sdk.proxy_env_variable_loader import load_http_proxy_from_env
 
 from turnmill.producer.channels.asking import ask
+from turnmill.producer.cli import processes
 from turnmill.producer.doctor.configuration import _network
 from turnmill.schemas.embedders.openai_http import OpenAIEmbedder
 from turnmill.schemas.errors import EngineFailure, EngineUnavailable, SettingsError
@@ -132,6 +134,60 @@ def test_a_network_that_no_client_can_use_is_refused_in_a_sentence(
     with pytest.raises(SettingsError, match=named) as refused:
         http_client(url, timeout=1)
     assert "secret" not in refused.value.message
+
+
+@pytest.mark.parametrize("first", range(4))
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (SOCKS, "names a SOCKS proxy, which the library for Slack's socket mode cannot use"),
+        ("socks4://proxy:1080", "names a SOCKS proxy"),
+        ("ftp://proxy:21", "another kind than"),
+        ("http://proxy:port", "cannot be read"),
+        ("proxy:3128", "without http://"),
+    ],
+)
+def test_slack_is_called_by_the_first_proxy_that_its_library_finds(
+    value: str, named: str, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "https://slack.com/api/"
+    names = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")
+    for name in names[first + 1 :]:
+        monkeypatch.setenv(name, "http://proxy:3128")
+    network.refuse_unusable_for_slack(url)
+    monkeypatch.setenv(names[first], value)
+    assert load_http_proxy_from_env() == value
+    with pytest.raises(SettingsError, match=f"{names[first]} .*{named}") as refused:
+        network.refuse_unusable_for_slack(url)
+    assert "secret" not in refused.value.message
+    network.refuse_unusable_for_slack("http://127.0.0.1:9/api/")
+    monkeypatch.setenv("NO_PROXY", ".slack.com")
+    network.refuse_unusable_for_slack(url)
+
+
+def test_what_slacks_library_does_not_read_keeps_nobody_from_slack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", SOCKS)
+    network.refuse_unusable_for_slack("https://slack.com/api/")
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
+    with pytest.raises(SettingsError, match="SSL_CERT_FILE names /nowhere"):
+        network.refuse_unusable_for_slack("https://slack.com/api/")
+
+
+def test_socket_asks_slacks_own_check_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "turnmill.toml"
+    config.write_text(
+        '[channels.acme]\nkind = "slack"\nbot = "default"\nbot_token = { env = "T" }\n'
+        'app_token = { env = "T" }\nsigning_secret = { env = "T" }\n'
+    )
+    monkeypatch.setenv("TURNMILL_CONFIG", str(config))
+    monkeypatch.setattr(processes, "_start_on_database", load_settings)
+    monkeypatch.setenv("HTTP_PROXY", SOCKS)
+    with pytest.raises(SettingsError, match="HTTP_PROXY names a SOCKS proxy"):
+        processes.socket("acme")
 
 
 def test_certificates_for_the_bucket_of_files_are_looked_at(
