@@ -40,11 +40,14 @@ def read_message(body: _Object) -> _Object:
 
 
 def _content(body: _Object) -> object:
-    """The content in parts, with the refusal; of a reply that was only heard, its transcript."""
+    """The text, or parts with the refusal; of a reply that was only heard, its transcript."""
     parts: list[object]
     match body.get("content"):
         case None | "":
             parts = []
+        case str(text) if not body.get("refusal"):
+            # As nearly all are, and each call brings the whole history.
+            return text
         case str(text):
             parts = [_text(text)]
         case list(given):

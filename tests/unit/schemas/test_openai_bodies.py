@@ -11,6 +11,7 @@ from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.json_size import has_more_values
 from turnmill.schemas.openai import ChatCompletionRequest, parse_chat_request
+from turnmill.schemas.openai.history import read_message
 from turnmill.schemas.turns import GenerationParams, Message, Role
 
 PROMPT = "my private prompt"
@@ -163,6 +164,12 @@ def test_what_a_reply_said_otherwise_than_in_its_text_is_told_to_the_model() -> 
     for wrong in (5, ["hi"], [{"type": "thinking_of_you"}], [{"type": "refusal"}]):
         error = refusal(messages=[{"role": "assistant", "content": wrong}])
         assert error.param == "messages[0].content"
+
+
+def test_the_text_of_a_reply_is_not_taken_into_parts() -> None:
+    """Each call brings the whole history: parts would be made and joined for every message."""
+    assert read_message(REPLY)["content"] == REPLY["content"]
+    assert read_message(REPLY | {"audio": {"transcript": "ho"}})["content"] == REPLY["content"]
 
 
 def test_a_call_by_the_older_name_is_a_call_and_its_result_is_one() -> None:
