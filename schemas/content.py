@@ -144,8 +144,8 @@ def _read_parts(value: object) -> tuple[TextPart | MediaPart, ...]:
         # Its own message would repeat the content.
         raise PydanticCustomError(
             "parts",
-            "A part looks like {{'type': 'text', 'text': '…'}} or "
-            "{{'type': 'image', 'url': 'https://…'}}",
+            "A part looks like {'type': 'text', 'text': '…'} or "
+            "{'type': 'image', 'url': 'https://…'}",
         ) from None
     _refuse_long(sum(len(part.text) for part in parts if isinstance(part, TextPart)))
     return parts

@@ -62,7 +62,7 @@ def _part(part: object) -> TextPart | MediaPart | InlinePart:
                 "Only parts of type 'text', 'image_url', 'input_audio', and 'file' with a file_id "
                 "or file_data are supported",
             )
-    raise PydanticCustomError("part", "A part looks like {{'type': 'text', 'text': '…'}}")
+    raise PydanticCustomError("part", "A part looks like {'type': 'text', 'text': '…'}")
 
 
 def _image(url: str) -> MediaPart | InlinePart:

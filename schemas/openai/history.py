@@ -85,7 +85,7 @@ def _calls(body: _Object) -> _Object:
         case {"name": str(name), "arguments": str()}:
             return {"tool_calls": [{"id": _call_id(name), "function": called}]}
     raise PydanticCustomError(
-        "function_call", "'function_call' looks like {{'name': '…', 'arguments': '…'}}"
+        "function_call", "'function_call' looks like {'name': '…', 'arguments': '…'}"
     )
 
 

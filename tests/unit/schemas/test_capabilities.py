@@ -80,6 +80,14 @@ def test_what_is_no_content_is_refused_at_its_field_without_being_repeated(conte
     assert "AAAA" not in mistake["msg"]
 
 
+def test_what_is_no_part_is_told_what_a_part_looks_like() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Message.model_validate({"role": "user", "content": [{"type": "image"}]})
+    assert caught.value.errors()[0]["msg"] == (
+        "A part looks like {'type': 'text', 'text': '…'} or {'type': 'image', 'url': 'https://…'}"
+    )
+
+
 def test_a_reply_joins_text_calls_and_probabilities_of_its_chunks() -> None:
     tokens = (TokenLogprob(text="b", logprob=-0.5, top=(("b", -0.5),)),)
     last = Chunk("", 1, "tool_calls", prompt_tokens=3, cached_tokens=1)

@@ -189,7 +189,9 @@ def test_a_call_by_the_older_name_is_a_call_and_its_result_is_one() -> None:
     for wrong in ("f", {"name": "f"}, {"name": 1, "arguments": "{}"}):
         error = refusal(messages=[{"role": "assistant", "function_call": wrong}])
         assert error.param == "messages[0]"
-        assert "'function_call' looks like" in error.message
+        assert error.message == (
+            "Invalid 'messages[0]': 'function_call' looks like {'name': '…', 'arguments': '…'}."
+        )
     assert "name" in refusal(messages=[{"role": "function", "content": "42"}]).message
 
 
@@ -405,6 +407,14 @@ def test_parts_are_text_or_what_a_url_or_an_id_names(kind: str) -> None:
     assert error.param == "messages[0].content"
     assert "supported" in error.message
     assert PROMPT not in error.message
+
+
+@pytest.mark.parametrize("part", [PROMPT, {"type": "text"}, {"text": PROMPT}])
+def test_what_is_no_part_is_told_what_a_part_looks_like(part: object) -> None:
+    error = refusal(messages=[{"role": "user", "content": [part]}])
+    assert error.message == (
+        "Invalid 'messages[0].content': A part looks like {'type': 'text', 'text': '…'}."
+    )
 
 
 def test_parts_keep_their_order_and_plain_text_stays_plain() -> None:
