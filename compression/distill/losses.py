@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+#: Below it, what rounding leaves of a difference from 1 no longer says how small a share is.
+_SURE = 1e-3
+
 #: A label that the hard loss ignores.
 IGNORED = -100
 
@@ -111,12 +114,17 @@ def hard_and_soft_loss(
     if temperature != 1:
         total = torch.logsumexp(student / temperature, dim=-1)
     picked = student.gather(-1, teacher.indices) / temperature - total.unsqueeze(-1)
-    # What rounding leaves of this difference says nothing, and at 0 its logarithm has no gradient.
-    q_rest = (1 - picked.exp().sum(-1)).clamp_min(8 * torch.finfo(student.dtype).eps).log()
     named = (teacher.values.exp() * (teacher.values - picked)).sum(-1)
     # 0 · log 0 = 0: no class may be left over.
     is_rest = teacher.rest > -torch.inf
     rest = torch.where(is_rest, teacher.rest, 0.0)
+    q_share = 1 - picked.exp().sum(-1)
+    q_rest = q_share.clamp_min(_SURE).log()
+    is_sure = is_rest & (q_share < _SURE)
+    if is_sure.any():
+        left = (student[is_sure] / temperature).scatter(-1, teacher.indices[is_sure], -torch.inf)
+        exact = torch.logsumexp(left, dim=-1) - total[is_sure]
+        q_rest = q_rest.masked_scatter(is_sure, exact)
     others = torch.where(is_rest, rest.exp() * (rest - q_rest), 0.0)
     return alpha * hard + (1 - alpha) * temperature**2 * (named + others).mean()
 

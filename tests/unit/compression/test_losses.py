@@ -139,11 +139,26 @@ def test_kept_probabilities_and_labels_give_the_weighted_sum_of_both(temperature
     assert torch.allclose(found, combined_loss(STUDENT, TEACHER, LABELS, 0.3, temperature))
 
 
-def test_a_student_that_leaves_nothing_to_the_rest_has_a_finite_gradient() -> None:
-    sure = (STUDENT * 1000).float().requires_grad_()
-    top = top_probabilities(TEACHER.float(), 3, 1.0)
-    (gradient,) = torch.autograd.grad(hard_and_soft_loss(sure, top, LABELS, 0.5, 1.0), sure)
-    assert gradient.isfinite().all()
+@pytest.mark.parametrize("gap", [0.0, 8.0, 16.0, 40.0])
+def test_a_sure_student_is_pushed_back_as_hard_as_by_all_classes(gap: float) -> None:
+    """Of a student that leaves next to nothing to the classes outside the teacher's likeliest."""
+    top = top_probabilities(TEACHER, 3, 2.0)
+    sure = STUDENT.scatter_add(-1, top.indices, torch.full(top.indices.shape, gap).double())
+    labels = torch.zeros(3, 5, dtype=torch.int64)
+
+    def exact(student: Tensor) -> Tensor:
+        q = torch.log_softmax(student / 2, dim=-1)
+        rest = torch.logsumexp(q.scatter(-1, top.indices, -torch.inf), dim=-1)
+        named = (top.values.exp() * (top.values - q.gather(-1, top.indices))).sum(-1)
+        return 4 * (named + top.rest.exp() * (top.rest - rest)).mean()
+
+    found, expected = (sure.float().requires_grad_(), sure.requires_grad_())
+    low = TopProbabilities(top.values.float(), top.indices, top.rest.float())
+    loss = hard_and_soft_loss(found, low, labels, 0.0, 2.0)
+    (gradient,) = torch.autograd.grad(loss, found)
+    (reference,) = torch.autograd.grad(exact(expected), expected)
+    assert torch.allclose(loss.double(), exact(expected), rtol=1e-4)
+    assert torch.allclose(gradient.double(), reference, atol=2e-4)
 
 
 def test_kept_probabilities_and_the_rest_sum_to_one() -> None:
