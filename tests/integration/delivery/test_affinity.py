@@ -169,7 +169,7 @@ class Fleet:
         row = {
             "id": new_id(), "host": "h", "pid": 1, "model": self._system.settings.engine.model_name,
             "engine": "echo", "lanes": ["interactive"], "slots": 2, "is_consuming": True,
-            "own_lanes": ["interactive"], "seen_at": "infinity", **changes,
+            "own_lanes": ["interactive"], "seen_at": "now", **changes,
         }  # fmt: skip
         self._database.run(
             f"INSERT INTO worker_liveness ({', '.join(row)}) "
@@ -197,6 +197,9 @@ class Fleet:
         return accept(self._database, request).turn_id
 
     def take(self, ttl_s: float = 60.0, warm_s: float = 600.0) -> dict[UUID, UUID | None]:
+        self._database.run(
+            "UPDATE worker_liveness SET seen_at = clock_timestamp() WHERE seen_at > '2021-01-01'"
+        )
         rows = self._database.run(
             TAKE,
             {"window": 100, "batch_size": 100, "lanes": ["interactive", "batch"],
