@@ -32,9 +32,8 @@ MOST_REPEATED = 4_096
 #: Each place in a repetition is compiled by itself, which takes milliseconds: long ones repeat
 #: blocks, which all of them share.
 _BLOCK = 16
-#: Places in all repetitions of a grammar. Bounds that need more are left to validation, those of
-#: more than a block at half of it already.
-_MOST_PLACES = 400
+#: Places in all repetitions of a grammar: a second. Longer ones than fit are left to validation.
+_MOST_PLACES = 250
 
 #: What a JSON text has no escape for.
 _PLAIN = all_but(chars((0, 31), (34, 34), (92, 92), (127, 159)))
@@ -88,9 +87,8 @@ class _Writer:
         self._rules: list[str] = []
         self._named: dict[str, str] = {}
         self._uses_any = self._uses_loose = False
-        #: Repetitions, each compiled once however often it is used, and the places in them.
+        #: The rules of repetitions, each compiled once however often it is used.
         self._repeated: dict[tuple[str, int, int | None], str] = {}
-        self._places = 0
         #: Of the definitions of the schema that is written.
         self._prefix = ""
 
@@ -130,6 +128,7 @@ class _Writer:
 
     def write(self, root: str) -> str:
         """The grammar with this expression as its root."""
+        self._write_repeated()
         lines = [f"root ::= {root}", *self._rules]
         if self._uses_any:
             lines.append(_ANY)
@@ -246,20 +245,32 @@ class _Writer:
                 return body if most == least == 1 else self._repeat(f"({body})", least, most)
 
     def _repeat(self, part: str, least: int, most: int | None) -> str:
-        """Repeat an expression; bounds that are too large, alone or together, are dropped."""
+        """Repeat an expression; bounds that are too large are dropped."""
         least = min(max(0, least), MOST_REPEATED)
         if most is not None and most > MOST_REPEATED:
             most = None
+        if _places(least, most) <= 1:
+            return self._bounded(part, least, most)
         key = part, least, most
         if key not in self._repeated:
-            places = _places(least) + (0 if most is None else _places(most - least))
-            if self._places + places > _MOST_PLACES // (1 if places <= _BLOCK else 2):
-                return f"{part}*" if least == 0 else f"{part}+"
-            self._places += places
-            rest = f"{part}*" if most is None else self._at_most(part, most - least)
-            written = f"{self._exactly(part, least)} {rest}".strip() or '""'
-            self._repeated[key] = self._rule(written) if places > 1 else written
+            self._repeated[key] = self._named[f"{key}"] = f"r{len(self._named)}"
         return self._repeated[key]
+
+    def _write_repeated(self) -> None:
+        """Write the rules of repetitions, short ones first, as far as the budget goes."""
+        places = 0
+        for key, name in sorted(self._repeated.items(), key=lambda each: _places(*each[0][1:])):
+            part, least, most = key
+            written = f"{part}+" if least else f"{part}*"
+            if (needed := _places(least, most)) <= _MOST_PLACES - places:
+                known = len(self._named)
+                written = self._bounded(part, least, most)
+                places += needed + _BLOCK * (len(self._named) - known)
+            self._rules.append(f"{name} ::= {written}")
+
+    def _bounded(self, part: str, least: int, most: int | None) -> str:
+        rest = f"{part}*" if most is None else self._at_most(part, most - least)
+        return f"{self._exactly(part, least)} {rest}".strip() or '""'
 
     def _exactly(self, part: str, count: int) -> str:
         if count <= _BLOCK:
@@ -275,9 +286,7 @@ class _Writer:
         return f"{self._at_most(self._block(part), blocks - 1)} {part}{{0,{_BLOCK + rest}}}"
 
     def _block(self, part: str) -> str:
-        block = f"{part}{{{_BLOCK}}}"
-        self._places += 0 if block in self._named else _BLOCK
-        return self._rule(block)
+        return self._rule(f"{part}{{{_BLOCK}}}")
 
     def _number(self, plain: Schema) -> str:
         low, high = bounds(plain)
@@ -288,10 +297,14 @@ class _Writer:
         return self._rule(_either(decimals(plain, low, high)))
 
 
-def _places(count: int) -> int:
+def _places(least: int, most: int | None) -> int:
     """How many places a repetition has of its own, besides those of its blocks."""
+    return _places_of(least) + (0 if most is None else _places_of(most - least))
+
+
+def _places_of(count: int) -> int:
     blocks, rest = divmod(count, _BLOCK)
-    return count if count < 2 * _BLOCK else _places(blocks) + _BLOCK + rest
+    return count if count < 2 * _BLOCK else _places_of(blocks) + _BLOCK + rest
 
 
 def _quoted(body: str) -> str:

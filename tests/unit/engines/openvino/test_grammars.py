@@ -156,3 +156,19 @@ def test_many_repetitions_share_a_budget_of_places(pattern: str) -> None:
     unbounded = places(of(0))
     assert unbounded < places(of(1)) < places(of(3))
     assert places(of(300)) <= unbounded + 500
+
+
+def test_short_bounds_come_before_long_ones_wherever_they_stand() -> None:
+    lengths = [50, 100, 255, 500, 1000, 64, 200, 2000, *range(300, 320)]
+    properties = {f"p{n}": {"type": "string", "maxLength": each} for n, each in enumerate(lengths)}
+    text = grammar({"type": "object", "properties": properties})
+    rules = dict(line.split(" ::= ") for line in text.splitlines())
+    bounded = [
+        "char*" not in rules[rules[name].split()[1]]
+        for name in rules
+        if re.fullmatch(r'"\\"" r\d+ "\\""', rules[name])
+    ]
+    assert bounded.count(True) >= 5
+    by_length = dict(zip(reversed(lengths), bounded, strict=True))
+    assert by_length[50] and by_length[64] and by_length[100]
+    assert not all(bounded)
