@@ -2,7 +2,7 @@
 
 A JSONL line is an object with `messages` (role and content each, as OpenAI's files for fine-tuning
 have them), or with `prompt` and `completion`, and perhaps an `id`. Without one, the digest of its
-first exchange is its id.
+messages is its id.
 """
 
 import hashlib
@@ -75,16 +75,8 @@ def _chat(row: object) -> Conversation:
         raise ValueError("'messages' must be a list with at least one message")
     checked = tuple(_message(each) for each in messages)
     given = row.get("id")
-    own = _digest(repr(_first_exchange(checked))) if given is None else str(given)
+    own = _digest(repr(checked)) if given is None else str(given)
     return Conversation(own, checked)
-
-
-def _first_exchange(messages: tuple[dict[str, str], ...]) -> tuple[dict[str, str], ...]:
-    """What a chat begins with, so that it has one id, and one part, however long it was saved."""
-    for end in range(2, len(messages) + 1):
-        if [each["role"] for each in messages[end - 2 : end]] == ["user", "assistant"]:
-            return messages[:end]
-    return messages
 
 
 def _message(message: object) -> dict[str, str]:

@@ -5,8 +5,9 @@ others join or leave, and nothing is evaluated on what was used to calibrate or 
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -23,6 +24,9 @@ Part = Literal["heldout", "calibration", "train"]
 
 #: The first byte of the digest decides: 10 % held out, 15 % calibration, 75 % training.
 _HELDOUT_BELOW, _CALIBRATION_BELOW = 26, 64
+
+#: What more chats begin with is a greeting: it does not make one chat, and so one part, of them.
+_MOST_OF_ONE_CHAT = 8
 
 
 class Windows(Options):
@@ -75,6 +79,32 @@ def part_of(conversation_id: str) -> Part:
     return "calibration" if first < _CALIBRATION_BELOW else "train"
 
 
+def longest_chats(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """Leave out chats that another one continues; that one takes the id of the shortest.
+
+    A chat that was saved at several lengths, and a prompt with its replies, thus fall into one
+    part. Copies of a chat get one id as well. Plain text is returned as it is.
+    """
+    # Of copies, the first in order gives its id.
+    ordered = sorted(conversations, key=_order, reverse=True)
+    ids = {_said(each): each.id for each in ordered if each.messages}
+    #: Of each chat, those that it continues, the shortest first; it is itself the last.
+    chains = {
+        said: [said[:end] for end in range(1, len(said) + 1) if said[:end] in ids] for said in ids
+    }
+    continued = {beginning for chain in chains.values() for beginning in chain[:-1]}
+    counts = Counter(
+        beginning for said, chain in chains.items() if said not in continued for beginning in chain
+    )
+    found = [each for each in conversations if not each.messages]
+    for each in conversations:
+        said = _said(each)
+        if said and said not in continued:
+            shortest = next(some for some in chains[said] if counts[some] <= _MOST_OF_ONE_CHAT)
+            found.append(replace(each, id=ids[shortest]))
+    return found
+
+
 def make_texts(
     conversations: Sequence[Conversation],
     prose: str,
@@ -96,7 +126,7 @@ def make_texts(
     renderable, notes_on_prose = _apart_from(judging, renderable)
     notes += notes_on_prose
     parts: dict[Part, list[Conversation]] = {"heldout": [], "calibration": [], "train": []}
-    for each in _unique(sorted(renderable, key=_order)):
+    for each in _unique(sorted(longest_chats(renderable), key=_order)):
         parts[part_of(each.id)].append(each)
     for part, members in parts.items():
         if not members:
@@ -202,6 +232,10 @@ def _order(conversation: Conversation) -> tuple[bytes, str, str]:
     """By the id's digest; whatever the order of files, copies and namesakes come in the same."""
     digest = hashlib.sha256(conversation.id.encode()).digest()
     return digest, repr(conversation.messages), conversation.text
+
+
+def _said(conversation: Conversation) -> tuple[tuple[str, str], ...]:
+    return tuple((each["role"], each["content"]) for each in conversation.messages)
 
 
 def _unique(conversations: Iterable[Conversation]) -> Iterable[Conversation]:

@@ -11,7 +11,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from turnmill.compression.texts import Conversation, part_of
+from turnmill.compression.texts import Conversation, longest_chats, part_of
 from turnmill.schemas.errors import InvalidInput
 
 
@@ -19,10 +19,10 @@ def backlog_of(conversations: Iterable[Conversation]) -> Iterator[dict[str, obje
     """Yield a backlog's rows: each training conversation up to its last user message.
 
     Conversations that are calibrated or judged on are left out: no student may learn them. One
-    whose id was there before, as a chat that was saved at two lengths has, gets another.
+    whose id was there before, as a copy has, gets another.
     """
     taken: set[str] = set()
-    for each in conversations:
+    for each in longest_chats(list(conversations)):
         messages = list(each.messages)
         while messages and messages[-1]["role"] != "user":
             messages.pop()

@@ -1,6 +1,7 @@
 """Conversations become a backlog, and the backlog with its results training text."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,14 @@ def test_namesakes_are_asked_under_ids_of_their_own(tmp_path: Path) -> None:
     assert len({row["id"] for row in rows}) == 3
     assert {part_of(row["id"]) for row in rows} == {"train"}
     assert rows[0]["id"] == first.id
+
+
+def test_no_beginning_of_a_chat_that_judges_is_asked() -> None:
+    chats = [replace(each, id=f"long-{each.id}") for each in CONVERSATIONS]
+    beginnings = [replace(each, messages=each.messages[:2]) for each in CONVERSATIONS]
+    rows = list(backlog_of([*chats, *beginnings]))
+    assert [row["id"] for row in rows] == [row["id"] for row in backlog_of(beginnings)]
+    assert {row["messages"][-1]["content"] for row in rows} == {"Since when?"}
 
 
 def test_replies_join_their_prompts_and_stay_in_the_training_part(tmp_path: Path) -> None:

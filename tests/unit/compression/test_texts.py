@@ -1,6 +1,7 @@
 """How conversations are split and cut into windows."""
 
 import copy
+import itertools
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -10,10 +11,19 @@ import pytest
 pytest.importorskip("torch")
 
 from tests.compression_models import make_conversations
-from turnmill.compression.texts import Conversation, Texts, Windows, make_texts, part_of
+from turnmill.compression.texts import (
+    Conversation,
+    Texts,
+    Windows,
+    longest_chats,
+    make_texts,
+    part_of,
+)
 from turnmill.schemas.errors import InvalidInput
 
 WINDOWS = Windows(length=64, calibration=8, train=32, heldout=6, prose=6)
+#: More than there is text.
+LARGE = Windows(length=64, calibration=2000, train=2000, heldout=2000, prose=6)
 
 
 def test_same_conversations_give_same_windows_in_any_order(
@@ -49,6 +59,61 @@ def test_copy_of_a_conversation_under_another_id_does_not_leak(tiny_tokenizer: A
     turned = make_texts([*copies, *originals], "Prose.", tiny_tokenizer, WINDOWS)
     assert turned.digest == texts.digest
     assert turned.conversations == texts.conversations
+
+
+def spoken(*contents: str) -> Conversation:
+    """A chat that user and assistant have in turn, known by all that was said in it."""
+    roles = itertools.cycle(("user", "assistant"))
+    messages = tuple({"role": next(roles), "content": each} for each in contents)
+    return Conversation(" ".join(contents), messages)
+
+
+def taught_by(texts: Texts, tokenizer: Any) -> str:
+    return str(tokenizer.decode([*texts.train.flatten(), *texts.calibration.flatten()]))
+
+
+def test_a_chat_its_prompt_and_its_beginning_are_in_one_part(tiny_tokenizer: Any) -> None:
+    prompts = [spoken(f"Where is parcel {number}?") for number in range(1000, 1200)]
+    asked = [each.messages[0]["content"] for each in prompts]
+    short = [spoken(each, "Under way.") for each in asked]
+    long = [spoken(each, "Under way.", "Since when?", "Monday.") for each in asked]
+    taught = [spoken(each, "A teacher says this.") for each in asked]
+    given = [*long, *taught, *prompts, *short]
+
+    texts = make_texts(given, "Prose.", tiny_tokenizer, LARGE)
+
+    judged = {each.messages[0]["content"] for each in texts.conversations}
+    # A tenth of the chats, and none that was taught under any of their names.
+    assert 10 < len(judged) < 40
+    learned = taught_by(texts, tiny_tokenizer)
+    assert not [each for each in judged if each in learned]
+    # The chat that a prompt begins goes where the prompt was without it.
+    alone = make_texts(prompts, "Prose.", tiny_tokenizer, LARGE)
+    assert judged == {each.messages[0]["content"] for each in alone.conversations}
+    turned = make_texts(given[::-1], "Prose.", tiny_tokenizer, LARGE)
+    assert (turned.digest, turned.conversations) == (texts.digest, texts.conversations)
+
+
+def test_chats_that_begin_with_the_same_greeting_are_split(tiny_tokenizer: Any) -> None:
+    greeted = ("Hi", "Welcome to the shop.")
+    chats = [spoken(*greeted, f"Where is parcel {n}?", "Under way.") for n in range(1000, 1300)]
+    # One who left before asking anything, and one whose greeting was not answered.
+    left = [spoken(*greeted), spoken("Hi")]
+
+    texts = make_texts([*left, *chats], "Prose.", tiny_tokenizer, LARGE)
+
+    assert texts.digest == make_texts(chats, "Prose.", tiny_tokenizer, LARGE).digest
+    judged = {each.messages[2]["content"] for each in texts.conversations}
+    assert 15 < len(judged) < 60
+    assert not [each for each in judged if each in taught_by(texts, tiny_tokenizer)]
+
+
+def test_documents_are_no_beginning_of_chats(tiny_tokenizer: Any) -> None:
+    documents = [Conversation(f"text-{number}", (), f"Text {number}.") for number in range(40)]
+
+    found = longest_chats([*documents, *make_conversations()])
+
+    assert {each.id for each in found} == {each.id for each in [*documents, *make_conversations()]}
 
 
 MILL = " ".join(f"The wheel of mill {number} turns slowly in the morning." for number in range(40))
