@@ -166,9 +166,7 @@ def distil_classifier(
     run(student, opinion_loss(known, _opinions(teacher, known), options), "student")
     student.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    for part in ("teacher", "student"):
-        _remove_checkpoint(folder / part)
-    return {
+    told = {
         "labels": labels,
         "trained_on": len(training),
         "held_out": len(held_out),
@@ -177,6 +175,10 @@ def distil_classifier(
         "teacher_parameters": teacher.num_parameters(),
         "student_parameters": student.num_parameters(),
     }
+    # Last: a run that is killed before it has told its figures resumes here.
+    for part in ("teacher", "student"):
+        _remove_checkpoint(folder / part)
+    return told
 
 
 def _remove_checkpoint(folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from turnmill.compression.distill import classifier
 from turnmill.compression.distill.classifier import (
     SAMPLE,
     ClassifierOptions,
@@ -15,6 +16,7 @@ from turnmill.compression.distill.classifier import (
     read_examples,
     split,
 )
+from turnmill.compression.distill.training import CHECKPOINT
 from turnmill.compression.step import Silent
 from turnmill.schemas.errors import InvalidInput
 
@@ -56,6 +58,27 @@ def test_a_language_model_becomes_the_teacher_of_a_smaller_classifier(
     with torch.no_grad():
         logits = student(**tokenizer("parcel is late 99", return_tensors="pt")).logits
     assert student.config.id2label[int(logits.argmax())] == "delivery"
+
+
+def test_a_run_that_ends_before_its_figures_keeps_its_trainings(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "student"
+
+    def stopped(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(classifier, "accuracy", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            distil_classifier(base, EXAMPLES, folder, OPTIONS, seed=1, progress=Silent())
+    done = [torch.load(folder / part / CHECKPOINT) for part in ("teacher", "student")]
+    assert [each["counts"][0] for each in done] == [OPTIONS.steps] * 2
+
+    told = distil_classifier(base, EXAMPLES, folder, OPTIONS, seed=1, progress=Silent())
+
+    assert told["student_accuracy"] > 0.6
+    assert not list(folder.rglob(CHECKPOINT))
 
 
 def test_a_checkpoint_that_knows_the_labels_is_not_trained_again(
