@@ -23,7 +23,7 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.files.parts import PartKeeper
 from turnmill.schemas.postgres.clock import is_due
 from turnmill.schemas.postgres.database import Database
-from turnmill.workers.delivery.base import Delivery, FetchesFiles
+from turnmill.workers.delivery.base import MAX_PAUSE_S, Delivery, FetchesFiles
 from turnmill.workers.delivery.calls.posting import ending
 
 log = structlog.get_logger()
@@ -40,13 +40,14 @@ MAX_FETCHES = 5
 MAX_AT_ONCE = 8
 
 #: After a step of the clock, a file that is being fetched may be fetched twice, which changes
-#: nothing; one that was never tried does not wait for any clock.
+#: nothing; one that was never tried does not wait for any clock. Others wait longer by a step back,
+#: which is an hour at most: no platform is obeyed for longer.
 _TAKE = f"""
 UPDATE files SET fetches = fetches + 1,
     fetch_at = clock_timestamp() + make_interval(secs => %(lease_s)s)
 WHERE id = (
     SELECT id FROM files WHERE source IS NOT NULL
-      AND (fetches = 0 OR {is_due("fetch_at", LEASE_S)})
+      AND (fetches = 0 OR {is_due("fetch_at", MAX_PAUSE_S)})
       AND source ->> 'channel' = ANY(%(channels)s)
     ORDER BY fetch_at LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING id, tenant_id, name, source, fetches, fetch_at AS leased_until
@@ -152,7 +153,7 @@ class Fetcher:
             self._give_up(owed, error)
             return
         asked_s = error.retry_after_s if isinstance(error, ChannelUnavailable) else None
-        wait_s = min(asked_s or 2.0**owed.fetches, LEASE_S)
+        wait_s = min(asked_s or 2.0**owed.fetches, MAX_PAUSE_S)
         self._database.run(_LATER, (wait_s, owed.id, owed.leased_until))
 
     def _give_up(self, owed: _Owed, error: PermanentError | TransientError) -> None:

@@ -521,6 +521,31 @@ def test_a_stopping_process_gives_back_the_file_that_it_fetches(
         eventually(lambda: not stopping._busy)
 
 
+def test_a_platform_is_not_asked_again_before_it_wants_to_be(site: Site) -> None:
+    with WhatsAppAPI() as api, InlineWorker(site.settings):
+        line = whatsapp_platform(api)
+        event = line.parsed(line.send("audio", tone()))
+        receive(site.database, "line", site.tenant_id, BOT, AT_ONCE, event)
+        fetcher = fetcher_of(site, line=line.section)
+        api.order("media", "500")
+        assert fetcher.fetch_next()
+        site.database.run("UPDATE files SET fetch_at = clock_timestamp()")
+        asked = ChannelUnavailable("It asks for an hour.", retry_after_s=3600.0)
+        owed = fetcher._take(["line"])
+        assert owed is not None
+        fetcher._again(owed, asked)
+        assert not fetcher.fetch_next()
+        (row,) = site.database.run(
+            "SELECT fetches, extract(epoch FROM fetch_at - clock_timestamp())::float AS wait_s "
+            "FROM files"
+        )
+        assert row.fetches == 2
+        assert 3500 < row.wait_s <= 3600
+        site.database.run("UPDATE files SET fetch_at = clock_timestamp()")
+        assert fetcher.fetch_next()
+        assert site.database.run("SELECT 1 FROM files WHERE source IS NULL")
+
+
 def test_a_slow_platform_holds_up_its_own_files_alone(
     site: Site, eventually: Callable[..., None]
 ) -> None:
