@@ -1,5 +1,5 @@
-"""JSON bodies that handlers take as a parameter: read once the caller is known, and parsed beside
-the event loop.
+"""JSON bodies that handlers take as a parameter: read once the caller is known, and large ones
+parsed beside the event loop.
 
 Left to itself, FastAPI reads a body of any size and parses it on the event loop, and looks at the
 API key afterwards.

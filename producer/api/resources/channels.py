@@ -21,9 +21,6 @@ from turnmill.schemas.errors import NotFound
 
 router = APIRouter(tags=["channels"])
 
-#: Larger bodies are read in a thread.
-LARGE_BODY_BYTES = 64 * 1024
-
 
 @router.get("/channels/{name}", include_in_schema=False)
 @router.post("/channels/{name}", response_class=Response)
@@ -51,17 +48,13 @@ async def receive_events(
         )
         return pipeline.understand(received, metrics.count_event)
 
-    async def understand_beside(body: bytes) -> Parsed:
-        is_large = len(body) > LARGE_BODY_BYTES
-        return await services.parse(understand, body) if is_large else understand(body)
-
     body = await read_body(request, channel.max_body_bytes)
     try:
-        parsed = await understand_beside(body)
+        parsed = await services.parse(understand, body)
     except KeysNeeded as needed:
         # Others wait for the same keys, also when this request is given up.
         await asyncio.shield(asyncio.wrap_future(needed.fetching))
-        parsed = await understand_beside(body)
+        parsed = await services.parse(understand, body)
     answer = parsed.answer
     if parsed.events:
         count = metrics.count_event

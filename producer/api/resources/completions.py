@@ -52,9 +52,6 @@ from turnmill.schemas.turns import AcceptedTurn, Message, Turn, TurnRequest
 
 router = APIRouter(tags=["chat"])
 
-#: Larger bodies are parsed in a thread.
-LARGE_BODY_BYTES = 64 * 1024
-
 _STREAM_HEADERS = {
     "Cache-Control": "no-cache",
     # nginx would otherwise hold the events back until its buffer is full.
@@ -103,8 +100,6 @@ async def create_chat_completion(
 
 async def _read(request: Request, services: Services) -> ChatCompletionRequest:
     body = await read_body(request, services.settings.api.max_body_bytes)
-    if len(body) <= LARGE_BODY_BYTES:
-        return parse_chat_request(body)
     return await services.parse(parse_chat_request, body)
 
 

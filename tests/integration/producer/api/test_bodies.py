@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ import pytest
 
 from tests.conversing import serving
 from turnmill.producer.api.app import Server, create_app
-from turnmill.producer.api.services import Services
+from turnmill.producer.api.services import LARGE_BODY_BYTES, Services
 from turnmill.producer.tenants import create_key, ensure_defaults
 from turnmill.schemas.ids import Prefix
 from turnmill.schemas.openai.vector_stores import MAX_BATCH_FILES
@@ -139,33 +140,59 @@ def test_a_hostile_body_takes_no_time_of_the_event_loop(site: Site, route: Route
         assert cpu_s(body) < plain_s + MOST_CPU_S
 
 
-# Forms are read piece by piece.
-@pytest.mark.parametrize("route", [each for each in ROUTES if each[2] == "application/json"])
-def test_others_are_answered_while_a_body_is_parsed(
-    site: Site, route: Route, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    has_begun, is_answered = threading.Event(), threading.Event()
+@dataclass
+class Held:
+    """The parser of large bodies: it has begun with one, and may end."""
+
+    has_begun: threading.Event
+    may_end: threading.Event
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    held = Held(threading.Event(), threading.Event())
     parse = Services.parse
 
     def parse_later(self: Services, function: Callable[[bytes], Any], body: bytes) -> Any:
         def wait_and_parse(body: bytes) -> Any:
-            has_begun.set()
-            assert is_answered.wait(20), "the event loop waits for the body"
+            held.has_begun.set()
+            assert held.may_end.wait(20), "another call waits for the body"
             return function(body)
 
-        return parse(self, wait_and_parse, body)
+        return parse(self, wait_and_parse if len(body) > LARGE_BODY_BYTES else function, body)
 
     monkeypatch.setattr(Services, "parse", parse_later)
-    body = json.dumps({"unknown": "x" * 100_000}).encode()
+    return held
+
+
+LARGE = json.dumps({"unknown": "x" * 100_000}).encode()
+
+
+# Forms are read piece by piece.
+@pytest.mark.parametrize("route", [each for each in ROUTES if each[2] == "application/json"])
+def test_others_are_answered_while_a_body_is_parsed(site: Site, route: Route, held: Held) -> None:
     with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(site.call, route, body, site.key)
-        assert has_begun.wait(20)
+        call = pool.submit(site.call, route, LARGE, site.key)
+        assert held.has_begun.wait(20)
         assert httpx.get(f"{site.url}/healthz", timeout=20).status_code == 200
-        is_answered.set()
+        held.may_end.set()
         assert call.result().status_code == 400
 
 
+CHAT = ("POST", "/v1/chat/completions", "application/json")
 RATING = ("POST", "/turns/turn_" + "0" * 32 + "/rating", "application/json")
+
+
+@pytest.mark.parametrize(("route", "status"), [(RATING, 404), (CHAT, 400)])
+def test_a_small_body_does_not_wait_for_a_large_one(
+    site: Site, held: Held, route: Route, status: int
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(site.call, CHAT, LARGE, site.key)
+        assert held.has_begun.wait(20)
+        assert site.call(route, b'{"score":1}', site.key).status_code == status
+        held.may_end.set()
+        assert call.result().status_code == 400
 
 
 @pytest.mark.parametrize(
