@@ -13,10 +13,9 @@ from turnmill.schemas.observability.logs import configure_logging
 from turnmill.schemas.process.ending import stop_on_signals
 from turnmill.schemas.process.network import (
     refuse_unusable_for_api,
-    refuse_unusable_for_files,
+    refuse_unusable_for_deliveries,
     refuse_unusable_for_slack,
     refuse_unusable_for_workers,
-    refuse_unusable_network,
 )
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.turns import Lane
@@ -107,8 +106,7 @@ def deliver() -> None:
     from turnmill.workers.delivery.process import run_delivery_worker
 
     settings = _start_on_database()
-    refuse_unusable_network([])  # platforms are called without a proxy
-    refuse_unusable_for_files(settings)
+    refuse_unusable_for_deliveries(settings)
     # As for a worker: Python's own shutdown could outlast the drain's deadline.
     os._exit(run_delivery_worker(settings))
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from turnmill.schemas.settings import Settings
 
 _PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")
-_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+#: What httpx and OpenSSL take: the folders count where no file is named.
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+#: What botocore takes the first of.
+_S3_CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 #: What httpx takes: https://www.python-httpx.org/advanced/proxies/
 _SCHEMES = ("http", "https", "socks5", "socks5h")
 _AWS = "https://s3.amazonaws.com"
@@ -38,14 +41,15 @@ def takes_proxy(url: str, environ: Mapping[str, str] = os.environ) -> bool:
 def refuse_unusable_network(urls: Iterable[str], environ: Mapping[str, str] = os.environ) -> None:
     """Raises `SettingsError` for proxies and certificates that no client of ours can use.
 
-    A proxy matters only where one of the `urls` takes it.
+    A proxy matters only where one of the `urls` takes it, certificates only where there are `urls`.
     """
+    urls = tuple(urls)
     proxied = _PROXIES if any(takes_proxy(url, environ) for url in urls) else ()
     for name in (*proxied, *(proxy.lower() for proxy in proxied)):
         if proxy := environ.get(name):
             _refuse_unusable_proxy(name, proxy)
-    for name in _CERTIFICATES:
-        _refuse_unusable_certificates(name, environ)
+    if urls:
+        _refuse_unusable_certificates(_CERTIFICATES, environ)
 
 
 def refuse_unusable_for_api(settings: "Settings") -> None:
@@ -63,6 +67,14 @@ def refuse_unusable_for_workers(settings: "Settings") -> None:
     refuse_unusable_for_files(settings)
 
 
+def refuse_unusable_for_deliveries(settings: "Settings") -> None:
+    """Raises `SettingsError` for what would keep deliveries from platforms and files. Platforms
+    are called without a proxy, and with the certificates that OpenSSL finds.
+    """
+    _refuse_unusable_certificates(_CERTIFICATES, os.environ)
+    refuse_unusable_for_files(settings)
+
+
 def refuse_unusable_for_files(settings: "Settings") -> None:
     """Raises `SettingsError` for a proxy or certificates that keep a process from the bucket of
     files.
@@ -73,7 +85,7 @@ def refuse_unusable_for_files(settings: "Settings") -> None:
         name = f"{urlsplit(url).scheme}_proxy"
         for each in (name.upper(), name) if takes_proxy(url) else ():
             _refuse_socks(each, "the bucket of files", os.environ)
-        _refuse_unusable_certificates("AWS_CA_BUNDLE", os.environ)
+        _refuse_unusable_certificates(_S3_CERTIFICATES, os.environ)
 
 
 def refuse_unusable_for_slack(url: str, environ: Mapping[str, str] = os.environ) -> None:
@@ -81,13 +93,13 @@ def refuse_unusable_for_slack(url: str, environ: Mapping[str, str] = os.environ)
 
     `url`: of Slack's API; the address of the connection is known only when Slack has told it.
     """
-    name = next((each for each in _SLACK_PROXIES if environ.get(each)), None)
+    name = _first(_SLACK_PROXIES, environ)
     if name and takes_proxy(url, environ) and (proxy := environ[name].strip()):
         _refuse_socks(name, "Slack's socket mode", environ)
         _refuse_unusable_proxy(name, proxy)
         if "://" not in proxy:  # the library would look for it on this machine
             raise SettingsError(f"{name} names a proxy without http://: write http://host:port.")
-    _refuse_unusable_certificates("SSL_CERT_FILE", environ)
+    _refuse_unusable_certificates(_CERTIFICATES, environ)
 
 
 def _refuse_socks(name: str, client: str, environ: Mapping[str, str]) -> None:
@@ -99,11 +111,19 @@ def _refuse_socks(name: str, client: str, environ: Mapping[str, str]) -> None:
         )
 
 
-def _refuse_unusable_certificates(name: str, environ: Mapping[str, str]) -> None:
-    path = environ.get(name)
-    if not path:
+def _first(names: Iterable[str], environ: Mapping[str, str]) -> str | None:
+    """Return the first of the variables that is set."""
+    return next((name for name in names if environ.get(name)), None)
+
+
+def _refuse_unusable_certificates(names: Iterable[str], environ: Mapping[str, str]) -> None:
+    """`names`: of which the first that is set counts."""
+    name = _first(names, environ)
+    if name is None:
         return
-    if not Path(path).exists():
+    path = environ[name]
+    places = path.split(os.pathsep) if name == "SSL_CERT_DIR" else [path]
+    if not any(Path(each).exists() for each in places):
         why = "which does not exist"
     elif Path(path).is_file() and not _has_certificates(path):
         why = "which is no file of certificates in PEM that can be read"

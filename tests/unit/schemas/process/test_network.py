@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.request import proxy_bypass
@@ -33,15 +33,24 @@ from turnmill.workers.media.base import Hints
 from turnmill.workers.media.transcribers.openai_http import ServerTranscriber
 
 SOCKS = "socks5://user:secret@proxy:1080"
+CERTIFICATES = (
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "AWS_CA_BUNDLE",
+)
 
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this machine has: no proxy, and no package for SOCKS."""
+    """Whatever this machine has: no proxy, no certificates, and no package for SOCKS."""
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     for name in [name for name in os.environ if name.upper().startswith("TURNMILL_")]:
         monkeypatch.delenv(name)
+    for name in CERTIFICATES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setitem(sys.modules, "socksio", None)
     monkeypatch.setattr(network, "find_spec", lambda _: None)
 
@@ -121,7 +130,7 @@ def test_hosts_that_take_no_proxy_stay_so(monkeypatch: pytest.MonkeyPatch) -> No
         ("HTTPS_PROXY", "http://proxy:port", "cannot be read"),
         ("SSL_CERT_FILE", "/nowhere/ca.pem", "/nowhere/ca.pem, which does not exist"),
         ("SSL_CERT_FILE", __file__, "no file of certificates"),
-        ("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem", "/nowhere/ca.pem, which does not exist"),
+        ("SSL_CERT_DIR", "/nowhere/certs", "/nowhere/certs, which does not exist"),
     ],
 )
 def test_a_network_that_no_client_can_use_is_refused_in_a_sentence(
@@ -190,16 +199,44 @@ def test_socket_asks_slacks_own_check_before_it_starts(
         processes.socket("acme")
 
 
+@pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
 def test_certificates_for_the_bucket_of_files_are_looked_at(
-    monkeypatch: pytest.MonkeyPatch,
+    variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = load_settings(files={"storage": "s3"}, s3={"bucket": "b-1"})
     for path in ("/nowhere/ca.pem", __file__):
-        monkeypatch.setenv("AWS_CA_BUNDLE", path)
-        with pytest.raises(SettingsError, match=f"AWS_CA_BUNDLE names {path}"):
+        monkeypatch.setenv(variable, path)
+        with pytest.raises(SettingsError, match=f"{variable} names {path}"):
             network.refuse_unusable_for_files(given)
     monkeypatch.setenv("AWS_CA_BUNDLE", certifi.where())
     network.refuse_unusable_for_files(given)
+
+
+@pytest.mark.parametrize("variable", CERTIFICATES)
+def test_certificates_that_a_process_does_not_read_never_keep_it_from_starting(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "/nowhere/ca.pem")
+    alone = load_settings(engine={"name": "echo", "model": "echo"})
+    network.refuse_unusable_for_api(alone)
+    network.refuse_unusable_for_workers(alone)
+    remote = load_settings(embedder={"url": "https://api.example.org/v1"})
+    starts = [
+        lambda: network.refuse_unusable_for_api(remote),
+        lambda: network.refuse_unusable_for_workers(remote),
+        lambda: network.refuse_unusable_for_deliveries(alone),
+    ]
+    is_read = variable.startswith("SSL_")
+    for start in starts:
+        with pytest.raises(SettingsError, match=variable) if is_read else nullcontext():
+            start()
+
+
+def test_of_several_folders_of_certificates_one_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_DIR", os.pathsep.join(["/nowhere/certs", str(tmp_path)]))
+    http_client("https://api.example.org/v1", timeout=1).close()
 
 
 def engine(url: str) -> None:
