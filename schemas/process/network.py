@@ -11,7 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-from urllib.request import proxy_bypass
+
+# `proxy_bypass` is given variables on Linux only, and there typeshed hides what it is.
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.urls import is_loopback
@@ -35,7 +37,7 @@ def takes_proxy(url: str, environ: Mapping[str, str] = os.environ) -> bool:
     """Whether a proxy of the environment would stand between this process and a URL."""
     host = urlsplit(url).netloc.rpartition("@")[2]
     spared = environ.get("no_proxy") or environ.get("NO_PROXY", "")
-    return not is_loopback(url) and not proxy_bypass(host, {"no": spared})
+    return not is_loopback(url) and not proxy_bypass_environment(host, {"no": spared})
 
 
 def refuse_unusable_network(urls: Iterable[str], environ: Mapping[str, str] = os.environ) -> None:

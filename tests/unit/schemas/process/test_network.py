@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -119,6 +120,28 @@ def test_hosts_that_take_no_proxy_stay_so(monkeypatch: pytest.MonkeyPatch) -> No
         assert bool(proxy_bypass(host)) == bool(is_spared)
         assert network.takes_proxy(f"https://u:p@{host}/v1") != bool(is_spared)
     http_client("https://intranet/v1", timeout=1).close()
+
+
+#: Python's own module as macOS has it, where the system's settings stand beside the variables.
+MACOS = """
+import importlib, sys, types, urllib.request
+from turnmill.schemas.process import network
+macos = types.ModuleType("_scproxy")
+macos._get_proxies = macos._get_proxy_settings = dict
+sys.modules["_scproxy"] = macos
+sys.platform = "darwin"
+importlib.reload(urllib.request)
+importlib.reload(network)
+for host in ("intranet", "example.org"):
+    print(network.takes_proxy(f"https://{host}/v1", {"NO_PROXY": "intranet"}))
+"""
+
+
+def test_hosts_that_take_no_proxy_are_known_on_macos_too() -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", MACOS], capture_output=True, text=True, check=False
+    )
+    assert told.stdout.split() == ["False", "True"], told.stderr
 
 
 @pytest.mark.parametrize(
