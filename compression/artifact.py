@@ -20,6 +20,9 @@ MANIFEST = "artifact.json"
 #: The end of the name of what is still being written.
 PARTIAL = ".partial"
 
+#: The end of the name of what is being replaced.
+_BEFORE = ".before" + PARTIAL
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -111,8 +114,10 @@ def write_artifact(
 
     `fill` puts the files into a folder. The files of `manifest` are taken from what it wrote.
     A process that is killed leaves no half-written `target`. With `replace`, the artifact that
-    stands there gives way once the new one is on disk.
+    stands there gives way once the new one is on disk. If the process is killed between the two
+    renames, `put_back` returns the old artifact.
     """
+    put_back(target)
     partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -122,14 +127,35 @@ def write_artifact(
     (partial / MANIFEST).write_text(text, encoding="utf-8")
     for path in [*partial.rglob("*"), partial]:
         _sync(path)
-    before = target.with_name(target.name + ".before" + PARTIAL)
     if replace:
-        shutil.rmtree(before, ignore_errors=True)
-        target.rename(before)
-    partial.rename(target)
+        shutil.rmtree(_before(target), ignore_errors=True)
+        target.rename(_before(target))
+    try:
+        partial.rename(target)
+    except BaseException:
+        put_back(target)
+        raise
     _sync(target.parent)
-    shutil.rmtree(before, ignore_errors=True)
+    shutil.rmtree(_before(target), ignore_errors=True)
     return sealed
+
+
+def put_back(target: Path) -> None:
+    """Return the artifact that a process moved aside and was killed before it replaced it."""
+    if _before(target).exists() and not target.exists():
+        _before(target).rename(target)
+
+
+def interrupted(folder: Path) -> list[Path]:
+    """Return the artifacts of the folder that only `put_back` returns."""
+    asides = folder.glob(f".*{_BEFORE}")
+    found = [path.with_name(path.name[1:].removesuffix(_BEFORE)) for path in asides]
+    return [path for path in found if not path.exists()]
+
+
+def _before(target: Path) -> Path:
+    """What stands at `target` while it is replaced. No artifact's name begins with a dot."""
+    return target.with_name(f".{target.name}{_BEFORE}")
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,5 +1,6 @@
 """Measure an artifact that was made without an evaluation, and put the report into it."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -38,7 +39,8 @@ def measure_late(job: Job, store: ModelStore, manifest: Manifest) -> Manifest:
         evaluation = job.evaluator(folder, job.base, texts, job.recipe.limits, job.progress, pages)
 
         def fill(target: Path) -> None:
-            shutil.copytree(folder, target, dirs_exist_ok=True)
+            # Links: the store is locked meanwhile, and weights are gigabytes.
+            shutil.copytree(folder, target, dirs_exist_ok=True, copy_function=_link)
             (target / MANIFEST).unlink()
             if pages.is_dir():
                 shutil.copytree(pages, target / REPORT)
@@ -47,3 +49,11 @@ def measure_late(job: Job, store: ModelStore, manifest: Manifest) -> Manifest:
             update={"report": evaluation.report, "misses": evaluation.misses}
         )
         return store.replace(manifest, fill, after)
+
+
+def _link(source: str, target: str) -> None:
+    """Link a file under another name, or copy it where the file system has no such links."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copy2(source, target)

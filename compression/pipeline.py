@@ -118,6 +118,7 @@ def compress(job: Job, store: ModelStore) -> Manifest:
         files={},
     )
     target = store.folder / job.name
+    store.mend()
     if target.exists():
         return _made_before(target, plan)
     config = load_config(job.base)

@@ -6,7 +6,7 @@ Workers whose setting `engine.model` is `promoted` serve the artifact that was p
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from turnmill.compression.artifact import (
     PARTIAL,
     Manifest,
+    interrupted,
     is_artifact,
+    put_back,
     read_manifest,
     verify,
     write_artifact,
@@ -52,6 +54,7 @@ class ModelStore:
     def names(self) -> list[str]:
         if not self.folder.is_dir():
             return []
+        self.mend()
         found = [path for path in self.folder.iterdir() if is_artifact(path)]
         return sorted(path.name for path in found if not path.name.endswith(PARTIAL))
 
@@ -62,6 +65,7 @@ class ModelStore:
             NotFound: the store has none of this name.
         """
         check_name(name)
+        self.mend()
         if not is_artifact(self.folder / name):
             known = ", ".join(self.names()) or "none"
             raise NotFound(f"There is no artifact '{name}' in {self.folder}. There is: {known}.")
@@ -85,6 +89,15 @@ class ModelStore:
                     param="name",
                 )
             return write_artifact(self.path(before.name), fill, after, replace=True)
+
+    def mend(self) -> None:
+        """Put back artifacts whose replacement was killed between its two renames.
+
+        Where the store cannot be written to, as workers may find it, they stay aside.
+        """
+        if interrupted(self.folder):
+            with suppress(OSError), self._locked():
+                pass
 
     def promote(self, name: str, *, by: str, force: bool = False) -> Promotion:
         """Verify the artifact and make it the promoted one.
@@ -197,6 +210,9 @@ class ModelStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            # Who replaces an artifact holds the lock: those of these are dead.
+            for target in interrupted(self.folder):
+                put_back(target)
             yield
 
 

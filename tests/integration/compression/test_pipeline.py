@@ -16,7 +16,7 @@ pytest.importorskip("transformers", reason="pip install 'turnmill[compression]'"
 
 from tests.compression_models import make_conversations, make_llama, make_tokenizer
 from tests.compression_steps import KILL_FILE, NUDGE
-from turnmill.compression import step
+from turnmill.compression import artifact, pipeline, step
 from turnmill.compression.artifact import Manifest, verify
 from turnmill.compression.late import measure_late
 from turnmill.compression.pipeline import Evaluation, Job, compress
@@ -34,7 +34,7 @@ WINDOWS = {"length": 64, "calibration": 8, "train": 16, "heldout": 4, "prose": 4
 #: Runs `turnmill` with the step `nudge` of the tests.
 PROGRAM = f"""
 import sys
-from turnmill.compression import step
+from turnmill.compression import artifact, pipeline, step
 step.STEPS["nudge"] = {NUDGE!r}
 from tests.integration.compression.test_pipeline import job
 from turnmill.compression.pipeline import compress
@@ -200,18 +200,48 @@ def test_an_artifact_made_without_an_evaluation_is_measured_when_asked_for_again
         return Evaluation({"perplexity": 1.01})
 
     measuring = job(checkpoint, recipe=limited, evaluator=evaluate)
+    weights = [path.stat().st_ino for path in store.path("small").glob("*.safetensors")]
     manifest = measure_late(measuring, store, compress(measuring, store))
 
     assert manifest == verify(store.path("small"))
     assert (manifest.report, manifest.unmet) == ({"perplexity": 1.01}, ())
     assert "report/report.md" in manifest.files
     assert {name: manifest.files[name] for name in hasty.files} == hasty.files
+    # Linked: gigabytes are not copied while the store is locked.
+    assert weights
+    assert weights == [path.stat().st_ino for path in store.path("small").glob("*.safetensors")]
     # Neither measured twice, nor changed once it is served.
     again = job(checkpoint, recipe=limited, evaluator=lambda *_: pytest.fail("measured again"))
     assert measure_late(again, store, compress(again, store)) == manifest
     hasty = compress(job(checkpoint, recipe=limited, name="served"), store)
     store.promote("served", by="ada", force=True)
     assert measure_late(again, store, hasty) == verify(store.path("served")) == hasty
+
+
+def test_an_artifact_whose_measuring_was_killed_is_not_made_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ModelStore(tmp_path)
+    hasty = compress(job(checkpoint), store)
+    measuring = job(checkpoint, evaluator=lambda *_: Evaluation({"perplexity": 1.01}))
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "small.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", killed)
+        # A killed process puts nothing back.
+        patched.setattr(artifact, "put_back", lambda _: None)
+        measure_late(measuring, store, hasty)
+    assert not (store.folder / "small").exists()
+    monkeypatch.setattr(pipeline._Run, "finish", lambda *_: pytest.fail("made again"))
+
+    assert compress(job(checkpoint), store) == hasty
+
+    assert measure_late(measuring, store, hasty).report == {"perplexity": 1.01}
 
 
 def test_what_is_quantized_already_is_not_compressed_again(

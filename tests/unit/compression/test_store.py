@@ -164,6 +164,72 @@ def test_an_artifact_is_replaced_whole_unless_it_was_promoted(store: ModelStore)
     assert store.names() == ["a", "b"]
 
 
+REPLACE_AND_DIE = """
+import os, sys
+from pathlib import Path
+from turnmill.compression.store import ModelStore
+
+rename = Path.rename
+def dying(path, target):
+    if path.name == "a.partial":
+        os._exit(9)
+    return rename(path, target)
+Path.rename = dying
+store = ModelStore(Path(sys.argv[1]))
+before = store.manifest("a")
+fill = lambda folder: (folder / "config.json").write_text("{}")
+store.replace(before, fill, before.model_copy(update={"report": {}}))
+"""
+
+
+@pytest.mark.parametrize("ask", ["names", "path", "replace", "write", "rollback"])
+def test_an_artifact_survives_a_kill_while_it_is_replaced(
+    store: ModelStore, tmp_path: Path, ask: str
+) -> None:
+    first = verify(make(store, "a"))
+    for name in "bc":
+        write_artifact(store.folder / name, fill, PLAN.model_copy(update={"name": name}))
+        store.promote(name, by="ada")
+    killed = subprocess.run([sys.executable, "-c", REPLACE_AND_DIE, str(tmp_path)], timeout=60)
+    assert killed.returncode == 9
+    assert not (store.folder / "a").exists()
+
+    if ask == "names":
+        assert store.names() == ["a", "b", "c"]
+    elif ask == "path":
+        assert store.path("a").is_dir()
+    elif ask == "replace":
+        first = store.replace(first, fill, first.model_copy(update={"report": {}}))
+    elif ask == "write":
+        with pytest.raises(OSError, match="not empty"):
+            make(store, "a")
+    else:
+        assert store.rollback(by="ada").artifact == "b"
+
+    assert verify(store.folder / "a") == first
+
+
+def test_an_artifact_that_cannot_be_replaced_stays(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = verify(make(store, "a"))
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if path.name == "a.partial":
+            raise OSError("disk full")
+        return rename(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="disk full"):
+        patched.setattr(Path, "rename", failing)
+        store.replace(first, fill, first.model_copy(update={"report": {}}))
+
+    assert verify(store.folder / "a") == first
+    after = store.replace(first, fill, first.model_copy(update={"report": {}}))
+    assert verify(store.path("a")) == after
+    assert sorted(path.name for path in store.folder.iterdir()) == [".lock", "a"]
+
+
 def test_a_damaged_artifact_is_not_promoted(store: ModelStore) -> None:
     CHANGES["changed"](make(store, "a"))
 
