@@ -1,8 +1,10 @@
 """Servers vary in what they send; a turn is answered all the same, or fails for what it asks."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import pytest
@@ -44,7 +46,13 @@ def ask(odd: OddServer) -> Iterator[Ask]:
 
     engines: list[OpenAIEngine] = []
 
-    def ask(text: str = "Hi", url: str = "", namespace: str = "", **params: Any) -> list[Chunk]:
+    def ask(
+        text: str = "Hi",
+        url: str = "",
+        namespace: str = "",
+        abort: Abort | None = None,
+        **params: Any,
+    ) -> list[Chunk]:
         if not engines:
             settings = EngineSettings(
                 name="openai_http",
@@ -59,7 +67,7 @@ def ask(odd: OddServer) -> Iterator[Ask]:
         message = Message(role=Role.USER, content=text)
         kwargs = wanted.template_kwargs or {}
         prompt = Prompt((message,), cache_namespace=namespace, template_kwargs=kwargs)
-        return list(engines[0].generate(prompt, wanted, Abort()))
+        return list(engines[0].generate(prompt, wanted, abort or Abort()))
 
     yield ask
     for engine in engines:
@@ -244,6 +252,31 @@ def test_a_status_that_every_prompt_gets_is_no_turn_s_fault(
         with pytest.raises(EngineAway):
             ask()
     assert len(odd.bodies) == 2 * FAILURES_TO_OPEN, "turns and control questions, then no more"
+
+
+def test_a_turn_that_is_aborted_does_not_wait_for_the_control_question(
+    ask: Ask, odd: OddServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turnmill.workers.engines.remote.control.CONTROL_S", 30)
+    abort, is_over = Abort(), Event()
+
+    def refuse(body: dict[str, Any]) -> Any:
+        if body["messages"][-1]["content"] == "POISON":
+            return 403, {"error": {"message": "no"}}
+        abort.set()
+        is_over.wait()
+        return None
+
+    odd.refuses = refuse
+    began_at = time.monotonic()
+    try:
+        assert ask("POISON", abort=abort) == []
+        assert time.monotonic() - began_at < 30
+    finally:
+        is_over.set()
+    assert len(odd.bodies) == 2
+    odd.refuses = lambda body: None
+    assert end_of(ask()) == ("Hello", "stop")
 
 
 def test_parameters_at_their_neutral_value_are_not_sent(ask: Ask, odd: OddServer) -> None:

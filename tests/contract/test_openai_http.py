@@ -99,17 +99,20 @@ def test_a_turn_whose_server_is_killed_ends_at_another_one_with_the_same_text(
 
 def test_a_real_server_answers_the_control_question_until_it_is_killed(
     start_openai_server: Callable[[ExitStack], OpenAIServerProcess],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from turnmill.workers.engines.openai_http.engine import OpenAIServer
 
+    # Other tests compute beside it.
+    monkeypatch.setattr("turnmill.workers.engines.remote.control.CONTROL_S", 60)
     with ExitStack() as stack:
         process = start_openai_server(stack)
         server = OpenAIServer(process.url, EngineSettings(name="openai_http"))
         stack.callback(server.close)
         server.check()
-        assert answers(server)
+        assert answers(server, Abort())
         process.kill()
-        assert not answers(server)
+        assert answers(server, Abort()) is False
 
 
 class Scripted(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Leases of work that a thread does beside the turns: documents and sounds."""
+"""Leases of work that a thread does beside the turns: documents, sounds and deliveries."""
 
 import threading
 from collections.abc import Callable, Iterator

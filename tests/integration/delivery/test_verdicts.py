@@ -20,7 +20,7 @@ Eventually = Callable[..., None]
 
 POISON = "turns.input::text LIKE '%POISON%'"
 #: Seconds in which neighbours are answered beside as many turns that the server refuses.
-PROMPTLY_S = 20
+PROMPTLY_S = 60
 
 
 @pytest.fixture

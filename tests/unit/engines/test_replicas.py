@@ -1,15 +1,26 @@
 """The pool over replicas: who gets a turn, and where a turn goes whose replica fails."""
 
+import time
 from collections.abc import Callable, Iterator
+from threading import Event
 
 import pytest
 
-from turnmill.schemas.errors import ContextOverflow, EngineUnavailable, Unanswered
+from turnmill.schemas.errors import (
+    ContextOverflow,
+    EngineAway,
+    EngineRefused,
+    EngineUnavailable,
+    Unanswered,
+)
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.remote import control
 from turnmill.workers.engines.remote.replicas import FAILURES_TO_OPEN, OPEN_S, ReplicaPool
 from turnmill.workers.turn.abort import Abort
 
+#: Seconds that no test waits unless what should end the wait does not.
+FAR_S = 30.0
 WORDS = ["one", " two", " three", " four"]
 PROMPT = Prompt((Message(role=Role.USER, content="Count."),))
 PARAMS = GenerationParams(temperature=0, max_tokens=10).over(DEFAULT_PARAMS)
@@ -30,6 +41,9 @@ class CountingReplica:
         self.ends_quietly = False
         self.error: Exception = EngineUnavailable("it refuses connections")
         self.asked: list[tuple[str, int | None]] = []
+        #: What it does at a control question; by itself it answers, or fails as at a turn.
+        self.at_control: Callable[[], object] = lambda: None
+        self.controls = 0
 
     def check(self) -> None:
         self.checks += 1
@@ -40,8 +54,11 @@ class CountingReplica:
             raise EngineUnavailable("it does not answer")
 
     def generate(self, prompt: Prompt, params: GenerationParams, abort: Abort) -> Iterator[Chunk]:
-        if prompt.messages == PROMPT.messages:  # and not the control question
+        if prompt.messages == PROMPT.messages:
             self.asked.append((prompt.prefix, params.max_tokens))
+        else:
+            self.controls += 1
+            self.at_control()
         begin = next(n for n in range(5) if "".join(WORDS[:n]) == prompt.prefix)
         for count, word in enumerate(WORDS[begin:]):
             if count == self.breaks_after:
@@ -278,6 +295,129 @@ def test_questions_that_a_busy_replica_leaves_unanswered_do_not_open_its_circuit
             pool.call(wait)
     with pytest.raises(EngineUnavailable, match="in time"):
         say(pool)
+
+
+@pytest.fixture
+def held() -> Iterator[Event]:
+    """Not set before the test's end: what waits for it ignores every abort."""
+    event = Event()
+    yield event
+    event.set()
+
+
+def test_a_control_question_ends_with_its_turn_and_tells_nothing_then(
+    make_pool: MakePool,
+    replicas: list[CountingReplica],
+    held: Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(control, "CONTROL_S", FAR_S)
+    del replicas[1:]
+    pool = make_pool(can_continue=False)
+    replicas[0].breaks_after, replicas[0].error = 1, EngineRefused("it answers 403")
+    began_at = time.monotonic()
+    for _ in range(FAILURES_TO_OPEN):
+        abort = Abort()
+
+        def abort_and_wait(abort: Abort = abort) -> None:
+            abort.set()
+            held.wait()
+
+        replicas[0].at_control = abort_and_wait
+        chunks = pool.generate(PROMPT, PARAMS, abort, prompt_tokens=5)
+        assert [each.text for each in chunks] == ["one"]
+    assert time.monotonic() - began_at < FAR_S
+    assert replicas[0].controls == FAILURES_TO_OPEN
+    pool.check()
+
+
+def test_a_silent_replica_fails_after_the_time_of_the_control_question(
+    make_pool: MakePool,
+    replicas: list[CountingReplica],
+    held: Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also one that ignores the abort."""
+    monkeypatch.setattr(control, "CONTROL_S", 0.05)
+    del replicas[1:]
+    pool = make_pool()
+    replicas[0].breaks_after, replicas[0].error = 0, EngineRefused("it answers 403")
+    replicas[0].at_control = held.wait
+    for _ in range(FAILURES_TO_OPEN):
+        with pytest.raises(EngineAway):
+            say(pool)
+    with pytest.raises(EngineAway, match="times in a row"):
+        pool.check()
+
+
+def test_a_control_question_unanswered_while_tokens_come_says_that_a_replica_is_slow(
+    make_pool: MakePool, replicas: list[CountingReplica], clock: Clock
+) -> None:
+    del replicas[1:]
+    (replica,) = replicas
+    pool = make_pool()
+    served = generate(pool)
+    next(served)
+
+    def serve_others() -> None:
+        next(served)
+        raise Unanswered("it said nothing in time")
+
+    replica.breaks_after, replica.error = 0, EngineRefused("it answers 403")
+    replica.at_control = serve_others
+    for _ in range(FAILURES_TO_OPEN):
+        clock.now += 1
+        with pytest.raises(EngineUnavailable) as caught:
+            say(pool)
+        assert not isinstance(caught.value, EngineAway)
+    pool.check()
+
+    # A refusal is an answer, whatever others get: a key that was revoked lets their streams end.
+    def refuse() -> None:
+        clock.now += 1
+        raise EngineRefused("it answers 401")
+
+    replica.at_control = refuse
+    with pytest.raises(EngineAway):
+        say(pool)
+
+
+def test_a_call_asks_one_control_question_at_most(
+    make_pool: MakePool, replicas: list[CountingReplica]
+) -> None:
+    pool = make_pool()
+
+    def refuse() -> None:
+        raise EngineRefused("it answers 401")
+
+    for replica in replicas:
+        replica.at_control = refuse
+
+    def ask(replica: CountingReplica) -> None:
+        refuse()
+
+    for count in range(1, 3 * FAILURES_TO_OPEN + 1):
+        with pytest.raises(EngineAway):
+            pool.call(ask)
+        assert sum(replica.controls for replica in replicas) == count
+    with pytest.raises(EngineAway, match="times in a row"):
+        pool.check()
+
+
+def test_a_call_that_every_replica_refuses_and_one_answers_others_harms_none(
+    make_pool: MakePool, replicas: list[CountingReplica]
+) -> None:
+    pool = make_pool()
+
+    def ask(replica: CountingReplica) -> None:
+        raise EngineRefused("it answers 403")
+
+    for _ in range(2 * FAILURES_TO_OPEN):
+        with pytest.raises(EngineUnavailable) as caught:
+            pool.call(ask)
+        assert not isinstance(caught.value, EngineAway)
+    assert sum(replica.controls for replica in replicas) == 2 * FAILURES_TO_OPEN
+    assert say(pool) == "".join(WORDS)
 
 
 def test_no_replica_ready_at_the_start_is_an_error(

@@ -1,11 +1,13 @@
 """The wire of the TensorFlow Serving engine, against a server that says what it is told to."""
 
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread, Timer
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
+from turnmill.workers.engines.remote import control
 from turnmill.workers.engines.text.local_tokenizer import LocalTokenizer
 from turnmill.workers.engines.tfserving.engine import TFServingServer
 from turnmill.workers.engines.tfserving.http import ModelClient
@@ -58,6 +61,8 @@ class Script:
     paths: list[str] = field(default_factory=list)
     inputs: list[dict[str, Any]] = field(default_factory=list)
     key: str | None = None
+    #: No prediction is answered before.
+    may_answer: Event = field(default_factory=Event)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +79,7 @@ def scripted() -> Iterator[Script]:
             script.paths.append(self.path)
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             script.inputs.append(body["inputs"])
+            script.may_answer.wait()
             self._send(*script.predictions.pop(0))
 
         def _send(self, status: int, answer: Any) -> None:
@@ -102,6 +108,7 @@ def scripted() -> Iterator[Script]:
 @pytest.fixture
 def script(scripted: Script) -> Script:
     scripted.__dict__.update(Script(url=scripted.url).__dict__)
+    scripted.may_answer.set()
     return scripted
 
 
@@ -316,3 +323,26 @@ def test_sampling_that_the_model_does_not_know_is_refused_by_name(
         reply(server(script, tokenizer), **wish)
     assert caught.value.param in wish
     assert script.inputs == []
+
+
+def test_a_control_question_has_its_own_patience_and_hears_an_abort(
+    script: Script, tokenizer: LocalTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prediction, which nothing can end, may take far longer."""
+    script.may_answer.clear()
+    script.predictions = [(200, {"outputs": [[5]]})] * 2
+    one = server(script, tokenizer, silence_s=600)
+    try:
+        monkeypatch.setattr(control, "CONTROL_S", 0.05)
+        assert control.answers(one, Abort()) is None
+        monkeypatch.setattr(control, "CONTROL_S", 30)
+        abort = Abort()
+        Timer(0.05, abort.set).start()
+        began_at = time.monotonic()
+        assert control.answers(one, abort) is None
+        assert time.monotonic() - began_at < 30
+    finally:
+        script.may_answer.set()
+        for thread in threading.enumerate():
+            if thread.name == "control-question":
+                thread.join()

@@ -6,10 +6,11 @@ models are answered in all of these cases, so the server is asked for a few toke
 """
 
 from collections.abc import Iterator
-from threading import Timer
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Protocol
 
-from turnmill.schemas.errors import TurnmillError
+from turnmill.schemas.errors import EngineAway, EngineUnavailable, TurnmillError, Unanswered
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.turn.abort import Abort
@@ -30,17 +31,39 @@ class Answering(Protocol):
         ...
 
 
-def answers(replica: Answering) -> bool:
-    """Return whether the replica begins to answer the control question within `CONTROL_S`."""
-    is_answered, abort = False, Abort()
-    timer = Timer(CONTROL_S, abort.set)
-    timer.start()
+def can_be_the_turns(error: EngineUnavailable) -> bool:
+    """Not that of a server that cannot be reached, or that has been silent for long already."""
+    return not isinstance(error, EngineAway | Unanswered)
+
+
+def answers(replica: Answering, abort: Abort) -> bool | None:
+    """Return whether the replica begins to answer the control question.
+
+    None: it said nothing within `CONTROL_S`, or until `abort` was set.
+    """
+    if abort.is_set():
+        return None
+    said: SimpleQueue[bool | None] = SimpleQueue()
+    control = Abort()
+
+    def read() -> None:
+        try:
+            for _ in replica.generate(CONTROL, CONTROL_PARAMS, control):
+                said.put(True)
+                control.set()
+        except Unanswered:
+            said.put(None)
+        except TurnmillError:
+            pass  # aborted after its first token, it may fail as well
+        finally:
+            said.put(False)
+
+    # On a thread that can be left: some engines ignore an abort while their server is silent.
+    Thread(target=read, name="control-question", daemon=True).start()
     try:
-        for _ in replica.generate(CONTROL, CONTROL_PARAMS, abort):
-            is_answered = True
-            abort.set()
-    except TurnmillError:
-        pass  # aborted after its first token, it may fail as well
+        with abort.telling(lambda: said.put(None)):
+            return said.get(timeout=CONTROL_S)
+    except Empty:
+        return None
     finally:
-        timer.cancel()
-    return is_answered
+        control.set()

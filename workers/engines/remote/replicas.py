@@ -28,7 +28,7 @@ from turnmill.schemas.errors import (
 )
 from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.engines.base import Chunk, Prompt
-from turnmill.workers.engines.remote.control import answers
+from turnmill.workers.engines.remote.control import answers, can_be_the_turns
 from turnmill.workers.turn.abort import Abort
 
 log = structlog.get_logger(__name__)
@@ -221,11 +221,13 @@ class ReplicaPool(Generic[ReplicaT]):
             EngineUnavailable: no replica is left; the sentence names why, for each.
         """
         reasons: Reasons = {}
+        no_more_questions = Abort()
         while True:
-            with self._chosen(reasons) as debt:
+            with self._chosen(reasons, no_more_questions) as debt:
                 result = ask(debt.member.replica)
                 debt.is_answered = True
                 return result
+            no_more_questions.set()  # nobody can abort a call: one control question is enough
 
     def generate(
         self, prompt: Prompt, params: GenerationParams, abort: Abort, *, prompt_tokens: int
@@ -244,10 +246,10 @@ class ReplicaPool(Generic[ReplicaT]):
                 yield Chunk("", finish_reason="length", prompt_tokens=prompt_tokens)
                 return
             tokens = prompt_tokens + progress.token_count + (progress.left or 0)
-            with self._chosen(progress.reasons, tokens) as debt:
+            with self._chosen(progress.reasons, abort, tokens) as debt:
                 yield from self._read(debt, progress, abort)
                 return
-            if progress.text and not self.can_continue:
+            if progress.text and not self.can_continue and not abort.is_set():
                 raise _no_replica(
                     progress.reasons, " The reply had begun and cannot go on elsewhere."
                 )
@@ -271,7 +273,7 @@ class ReplicaPool(Generic[ReplicaT]):
             raise EngineBrokeOff("it ended the stream in the middle of the reply")
 
     @contextmanager
-    def _chosen(self, reasons: Reasons, tokens: int = 0) -> Iterator[_Debt[ReplicaT]]:
+    def _chosen(self, reasons: Reasons, abort: Abort, tokens: int = 0) -> Iterator[_Debt[ReplicaT]]:
         """A replica for one call. Its `EngineUnavailable` ends the block, kept as its reason."""
         debt = self._choose(reasons, tokens)
         try:
@@ -279,7 +281,7 @@ class ReplicaPool(Generic[ReplicaT]):
         except EngineUnavailable as error:
             if self._closed.is_set():
                 raise
-            reasons[debt.member] = self._judged(debt, error)
+            reasons[debt.member] = self._judged(debt, error, abort)
         except TurnmillError:
             debt.is_answered = True  # the turn is wrong, not the replica
             raise
@@ -325,22 +327,35 @@ class ReplicaPool(Generic[ReplicaT]):
             if debt.is_answered:
                 debt.member.failures_in_a_row = 0
 
-    def _judged(self, debt: _Debt[ReplicaT], error: EngineUnavailable) -> EngineUnavailable:
+    def _judged(
+        self, debt: _Debt[ReplicaT], error: EngineUnavailable, abort: Abort
+    ) -> EngineUnavailable:
         """Return the error as it concerns the turn. A failure of the replica is counted."""
         member, reason = debt.member, error.message
         with self._lock:
             is_busy = member.is_busy(error, debt.began_at)
+        is_the_turns = can_be_the_turns(error) and self._answers(member, abort)
         if is_busy:
             event, error = "replica.busy", EngineBusy(reason)
-        elif _can_be_the_turns(error) and answers(member.replica):
+        elif is_the_turns:
             event, debt.is_answered = "replica.refused_turn", True
         else:
-            event = "replica.failed"
-            self._count_failure(member, reason)
+            event = "replica.unjudged" if is_the_turns is None else "replica.failed"
+            if is_the_turns is not None:
+                self._count_failure(member, reason)
             if isinstance(error, EngineRefused | EngineBusy):
                 error = EngineAway(reason)
         log.warning(event, replica=member.replica.name, reason=reason)
         return error
+
+    def _answers(self, member: Member[ReplicaT], abort: Abort) -> bool | None:
+        """Whether the replica answers others; None if `abort` was set before that was known."""
+        asked_at = self._clock()
+        answered = answers(member.replica, abort)
+        if answered is not None or abort.is_set():
+            return answered
+        with self._lock:
+            return member.delivered_at >= asked_at  # it is slow, and serves others
 
     def _count_failure(self, member: Member[ReplicaT], reason: str) -> None:
         with self._lock:
@@ -367,11 +382,6 @@ class ReplicaPool(Generic[ReplicaT]):
         if (before is None) != (because is None):
             event = "replica.lost" if because else "replica.found"
             log.info(event, replica=member.replica.name, reason=because)
-
-
-def _can_be_the_turns(error: EngineUnavailable) -> bool:
-    """Not that of a server that cannot be reached, or that has been silent for long already."""
-    return not isinstance(error, EngineAway | Unanswered)
 
 
 def _no_replica(reasons: Reasons, more: str = "") -> EngineUnavailable:
