@@ -143,21 +143,31 @@ class Calls:
         return None
 
     def _operation(self, name: str) -> Callable[..., Answer]:
+        if self._is_led_elsewhere:
+            # Neither followed nor passed over in silence: files would go where nobody meant them.
+            raise StorageUnavailable(
+                "AWS_ENDPOINT_URL…, or endpoint_url in AWS's configuration file, names another "
+                "server for the bucket of files.",
+                "write it, or AWS's own address, into TURNMILL_S3__ENDPOINT, or remove it; then "
+                "start this process again",
+            )
         operation: Callable[..., Answer] = getattr(self._client, name)
         return operation
 
     @cached_property
     def _client(self) -> _Client:
         """Made when it is first needed: most processes read no file."""
-        client = self._made(follows_aws=False)
-        # Neither followed nor passed over in silence: the files would go where nobody meant them.
-        if self._made(follows_aws=True).meta.endpoint_url != client.meta.endpoint_url:
-            raise StorageUnavailable(
-                "AWS_ENDPOINT_URL…, or endpoint_url in AWS's configuration file, names another "
-                "server for the bucket of files.",
-                "write it, or AWS's own address, into TURNMILL_S3__ENDPOINT, or remove it",
-            )
-        return client
+        return self._made(follows_aws=False)
+
+    @cached_property
+    def _is_led_elsewhere(self) -> bool:
+        """Whether AWS's own settings name another server, and ours none. Clients are dear:
+        this is found out once.
+        """
+        if self._settings.endpoint is not None:
+            return False
+        led = self._made(follows_aws=True)
+        return led.meta.endpoint_url != self._client.meta.endpoint_url
 
     def _made(self, *, follows_aws: bool) -> _Client:
         """`follows_aws`: to whatever server AWS's own settings name."""
@@ -214,7 +224,8 @@ def _configuration(settings: S3Settings, *, follows_aws: bool) -> Config:
         read_timeout=settings.timeout_s,
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
         max_pool_connections=_CONNECTIONS,
-        ignore_configured_endpoint_urls=not follows_aws,
+        # None: as AWS_IGNORE_CONFIGURED_ENDPOINT_URLS says.
+        ignore_configured_endpoint_urls=None if follows_aws else True,
         use_fips_endpoint=aws_alone,
         use_dualstack_endpoint=aws_alone,
         # The body's SHA-256 is part of the signature, which every server checks; the newer

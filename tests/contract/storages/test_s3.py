@@ -181,9 +181,61 @@ def test_awss_own_settings_lead_the_files_to_no_other_server(
         monkeypatch.setenv(name, value)
     storage = connect(bucket)
     assert read(storage, store(storage)) == TEXT
+    at_aws = connect(bucket, endpoint=None, region="eu-west-1")
     with pytest.raises(StorageUnavailable, match="names another server") as refused:
-        connect(bucket, endpoint=None, region="eu-west-1").has(Key(TENANT, new_id()))
+        at_aws.has(Key(TENANT, new_id()))
     assert "TURNMILL_S3__ENDPOINT" in refused.value.remedy
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The server of each client that is made."""
+    import botocore.session
+
+    found: list[str] = []
+    create = botocore.session.Session.create_client
+
+    def counted(session: Any, *args: Any, **given: Any) -> Any:
+        client = create(session, *args, **given)
+        found.append(client.meta.endpoint_url)
+        return client
+
+    monkeypatch.setattr(botocore.session.Session, "create_client", counted)
+    return found
+
+
+def test_one_client_is_made_for_a_server_that_is_named(
+    seaweedfs: SeaweedFS, bucket: S3Settings, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", ELSEWHERE["AWS_ENDPOINT_URL"])
+    storage = connect(bucket)
+    made.clear()
+    assert read(storage, store(storage)) == TEXT
+    assert made == [seaweedfs.url]
+
+
+def test_calls_that_are_refused_make_no_client_each(
+    bucket: S3Settings, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", ELSEWHERE["AWS_ENDPOINT_URL"])
+    storage = connect(bucket, endpoint=None, region="eu-west-1")
+    for _ in range(3):
+        with pytest.raises(StorageUnavailable, match="names another server"):
+            storage.has(Key(TENANT, new_id()))
+    assert len(made) == 2
+
+
+def test_awss_own_word_that_such_settings_do_not_count_is_obeyed(
+    bucket: S3Settings, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", ELSEWHERE["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
+    # AWS itself is not asked: nobody listens there.
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    storage = connect(bucket, endpoint=None, region="eu-west-1")
+    with pytest.raises(StorageUnavailable, match="ProxyConnectionError"):
+        storage.has(Key(TENANT, new_id()))
+    assert set(made) == {"https://s3.eu-west-1.amazonaws.com"}
 
 
 def test_hosts_that_only_aws_has_do_not_concern_other_servers(
