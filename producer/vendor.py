@@ -1,15 +1,22 @@
-"""Holds on uvicorn, h11 and asyncio, and on what the relay takes of Celery and py-amqp.
+"""Holds on uvicorn, h11, FastAPI and asyncio, and on what the relay takes of Celery and py-amqp.
 
 The rules are those of `workers/vendor/`. `Connection` (`api/server/connections.py`) overrides and
-uses undocumented methods of uvicorn's protocol; `relay/publisher.py` builds messages as Celery's
-`send_task` does and reads the confirms of py-amqp's channel.
+uses undocumented methods of uvicorn's protocol; `BodyRoute` (`api/bodies.py`) validates by
+FastAPI's field of a body and walks the tree of a handler's dependencies; `relay/publisher.py`
+builds messages as Celery's `send_task` does and reads the confirms of py-amqp's channel.
 """
 
 import asyncio
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-READ_IN = {"uvicorn": "0.54.0", "h11": "0.16.0", "celery": "5.7.0", "amqp": "5.4.2"}
+READ_IN = {
+    "uvicorn": "0.54.0",
+    "h11": "0.16.0",
+    "fastapi": "0.165.0",
+    "celery": "5.7.0",
+    "amqp": "5.4.2",
+}
 HOLDS = {
     "uvicorn.protocols.http.h11_impl:H11Protocol": "4a05471953e6",
     "uvicorn.protocols.http.h11_impl:RequestResponseCycle": "73f2b35f629f",
@@ -20,6 +27,9 @@ HOLDS = {
     "uvicorn.server:Server.handle_exit": "35e5b7e7cda2",
     "h11._connection:Connection.next_event": "7f2e468cdc84",
     "h11._connection:Connection.trailing_data": "5b4359209de7",
+    "fastapi._compat.v2:ModelField.validate": "45145b040600",
+    "fastapi.dependencies.models:Dependant": "53ccd294094f",
+    "fastapi.routing:get_request_handler": "905a02f19fba",
     "celery.app.amqp:AMQP.as_task_v2": "7c5260c10ab4",
     "celery.utils.nodenames:anon_nodename": "dd86d9758e3d",
     "amqp.channel:Channel.confirm_select": "f8c32ee9121f",

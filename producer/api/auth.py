@@ -10,6 +10,7 @@ import hashlib
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 from uuid import UUID
@@ -111,15 +112,24 @@ class _TenantWith:
         return caller.tenant_id
 
 
-async def require_tenant(request: Request, handler: Dependant) -> None:
-    """Refuse a caller whom a handler's tenant refuses, before anything else of the call is read.
+def tenants_of(handler: Dependant) -> list[_TenantWith]:
+    """Find the tenants that a handler takes, itself or through what it depends on."""
+    found: list[_TenantWith] = []
+    for each in handler.dependencies:
+        if isinstance(each.call, _TenantWith):
+            found.append(each.call)
+        found += tenants_of(each)
+    return found
+
+
+async def require_tenants(request: Request, tenants: Iterable[_TenantWith]) -> None:
+    """Refuse a caller whom one of a handler's tenants refuses, before the body is read.
 
     Raises `NotAuthenticated` and `NotPermitted`.
     """
-    for each in handler.dependencies:
-        if isinstance(each.call, _TenantWith):
-            services: Services = request.app.state.services
-            await each.call(await _caller(request, services, await _bearer(request)))
+    services: Services = request.app.state.services
+    for tenant in tenants:
+        await tenant(await _caller(request, services, await _bearer(request)))
 
 
 def _digest(secret: str) -> bytes:

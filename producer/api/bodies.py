@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
-from turnmill.producer.api.auth import require_tenant
+from turnmill.producer.api.auth import require_tenants, tenants_of
 from turnmill.producer.api.headers import read_body
 from turnmill.producer.api.services import Services
 from turnmill.schemas.errors import InvalidInput
@@ -37,15 +37,24 @@ class BodyRoute(APIRoute):
     max_values = 10_000
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[object, object, Response]]:
-        """Let FastAPI's handler find the body as it is once it is validated."""
+        """Let FastAPI's handler find the body as it is once it is validated.
+
+        Raises `TypeError` for a handler that takes a body and no tenant.
+        """
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle
+        tenants = tenants_of(self.dependant)
+        if not tenants:
+            raise TypeError(
+                f"{self.name} takes a JSON body, which would be read from anybody: give it the "
+                "caller's tenant too, as TenantOf does."
+            )
         parse = partial(_parse, self.body_field.validate, self.max_values)
 
         async def read_and_handle(request: Request) -> Response:
             services: Services = request.app.state.services
-            await require_tenant(request, self.dependant)
+            await require_tenants(request, tenants)
             body = await read_body(request, services.settings.api.max_body_bytes)
             if body:
                 _refuse_other_type(request)
