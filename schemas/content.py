@@ -53,7 +53,11 @@ def storable(text: str) -> str:
 
 
 def storable_json(value: object) -> object:
-    """Replace what PostgreSQL cannot store in all strings of a JSON value."""
+    """Replace what PostgreSQL cannot store in all strings of a JSON value.
+
+    Raises:
+        RecursionError: it is nested too deeply, though a decoder may have read it.
+    """
     match value:
         case str():
             return storable(value)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from turnmill.schemas.content import storable_json
 from turnmill.schemas.errors import InvalidInput
@@ -31,9 +32,15 @@ def read_table(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[
         InvalidInput: the file cannot be read, or a row lacks a column that is required.
     """
 
-    def refuse(problem: Problem) -> None:
+    def refuse(problem: Problem) -> NoReturn:
         column = f", column '{problem.column}'" if problem.column else ""
         raise InvalidInput(f"{path}, line {problem.line}{column}: {problem.message}.")
+
+    def clean(line: int, name: str, value: object) -> object:
+        try:
+            return storable_json(value)
+        except RecursionError:
+            refuse(Problem(line, name, "is not JSON that can be read"))
 
     for line, cells in read_records(Reading(path, refuse, Table(required=tuple(required)))):
         for name in required:
@@ -41,5 +48,5 @@ def read_table(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[
                 refuse(Problem(line, name, "is missing"))
         yield (
             line,
-            {name: storable_json(value) for name, value in cells.items() if not is_absent(value)},
+            {n: clean(line, n, value) for n, value in cells.items() if not is_absent(value)},
         )

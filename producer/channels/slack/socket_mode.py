@@ -22,7 +22,7 @@ from turnmill.producer.channels.pipeline import Pipeline
 from turnmill.producer.channels.slack.channel import SlackChannel
 from turnmill.schemas.channels.sections.slack import SlackSection
 from turnmill.schemas.content import storable, storable_json
-from turnmill.schemas.errors import SettingsError, TransientError, TurnmillError
+from turnmill.schemas.errors import InvalidInput, SettingsError, TransientError, TurnmillError
 from turnmill.schemas.observability.telemetry import Health, counter
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.links import Stop
@@ -128,7 +128,10 @@ class SocketMode:
         log.info("socket.acknowledged", type=request.type, duration_s=duration_s)
 
     def _parse(self, request: SocketModeRequest) -> Parsed:
-        payload = {storable(key): storable_json(each) for key, each in request.payload.items()}
+        try:
+            payload = {storable(key): storable_json(each) for key, each in request.payload.items()}
+        except RecursionError:
+            raise InvalidInput("The payload is nested too deeply.") from None
         match request.type:
             case "events_api":
                 return self._channel.parse_callback(payload)

@@ -1,11 +1,14 @@
 """Socket mode: the same events over a connection of ours, acknowledged when they are committed."""
 
+import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from turnmill.infra.mocks.slack.payloads import Workspace
 from turnmill.infra.mocks.slack.socket_mode import SocketModeServer
@@ -133,6 +136,23 @@ def test_commands_and_buttons_come_the_same_way_and_are_answered_in_the_envelope
     shown = slack.answer_to(helped)
     assert shown and "/ask stop" in shown["payload"]["text"]
     assert inputs(database) == ["Where is my parcel?"]
+
+
+def test_a_payload_that_is_nested_too_deeply_is_told_and_the_next_event_is_taken(
+    running: SocketMode, slack: SocketModeServer, database: Database, eventually: Any
+) -> None:
+    # The decoder reads it. A comprehension has a frame of its own before 3.12.
+    depth = 600 if sys.version_info < (3, 12) else sys.getrecursionlimit()
+    nested = functools.reduce(lambda inner, _: [inner], range(depth), [])
+    with capture_logs() as logs:
+        wrong = slack.send("events_api", mention("wrong") | {"nested": nested})
+        eventually(lambda: [each for each in logs if each["event"] == "socket.event_failed"])
+    (failed,) = [each for each in logs if each["event"] == "socket.event_failed"]
+    assert (failed["log_level"], failed["error"]) == ("error", "InvalidInput")
+    assert slack.answer_to(wrong) is None
+    right = slack.send("events_api", mention("right"))
+    eventually(lambda: slack.answer_to(right))
+    assert inputs(database) == ["right"]
 
 
 def test_without_a_database_an_event_is_not_acknowledged(

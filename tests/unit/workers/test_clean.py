@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from turnmill.producer.channels.teams.events import _comment
 from turnmill.schemas.content import storable_json
-from turnmill.schemas.errors import EngineUnavailable
+from turnmill.schemas.errors import EngineUnavailable, InvalidInput
 from turnmill.schemas.records.table import read_table
 from turnmill.workers.consumer.availability import Availability
 from turnmill.workers.delivery.calls.rest import read_body
@@ -70,6 +71,21 @@ def test_the_cells_of_a_table_are_cleaned(tmp_path: Path) -> None:
     assert [cells for _, cells in read_table(tmp_path / "cases.csv", ["id"])] == [
         {"id": "cut \ufffd"}
     ]
+
+
+def test_a_cell_is_read_or_refused_by_its_line_however_deeply_it_is_nested(tmp_path: Path) -> None:
+    """Whether the decoder gives up, or the cleaning of what it read."""
+    path, refused = tmp_path / "cases.jsonl", []
+    told = re.escape(f"{path}, line 2") + "(, column 'id')?: is not JSON that can be read[.]"
+    for depth in (100, 600, 900, 1000, 100_000):
+        path.write_text('{"id": "a"}\n{"id": ' + "[" * depth + "1" + "]" * depth + "}\n")
+        try:
+            assert len(list(read_table(path, ["id"]))) == 2
+        except InvalidInput as error:
+            assert re.fullmatch(told, error.message)
+            refused.append(depth)
+    assert 100 not in refused
+    assert {1000, 100_000} <= {*refused}
 
 
 def test_why_an_engine_is_away_does_not_keep_its_worker_from_writing_that_it_lives() -> None:
