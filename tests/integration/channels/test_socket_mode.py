@@ -66,7 +66,8 @@ def running(
     socket_mode = SocketMode(settings, "acme", section)
     thread = threading.Thread(target=socket_mode.run)
     thread.start()
-    eventually(lambda: slack.links)
+    # The server knows of a connection before its client does.
+    eventually(lambda: slack.links and socket_mode.health.unready() is None)
     yield socket_mode
     socket_mode.stop()
     thread.join()
