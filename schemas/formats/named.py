@@ -10,7 +10,7 @@ _TIME = re.compile(
 _CLOCK = "(\\d+H(\\d+M(\\d+S)?)?|\\d+M(\\d+S)?|\\d+S)"
 _DAYS = "(\\d+Y(\\d+M(\\d+D)?)?|\\d+M(\\d+D)?|\\d+D)"
 _DURATION = re.compile(f"P(\\d+W|{_DAYS}(T{_CLOCK})?|T{_CLOCK})", re.ASCII)
-_LABEL = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.I)
+_LABEL = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.I | re.ASCII)
 _URI = re.compile(r"[a-z][a-z0-9+.-]*:([\w.~:/?#\[\]@!$&'()*+,;=-]|%[0-9a-f]{2})*", re.I | re.ASCII)
 
 

@@ -144,6 +144,9 @@ TEXTS = [
     ("email", "a.b@example.com", "a.b"),
     ("hostname", "a.example-1.com", "-a.example.com"),
     ("hostname", "a" * 63, "a" * 64),
+    # Letters that are "s" and "k" where only case is ignored.
+    ("hostname", "S.COM", "\u017f.com"),
+    ("hostname", "K.COM", "\u212a.com"),
     ("ipv4", "127.0.0.1", "127.0.0.256"),
     ("ipv6", "::1", "::g"),
     ("uri", "https://[::1]:80/a%20b?c=d#e", "https://example.com/a b"),
