@@ -29,8 +29,8 @@ class _Server(NamedTuple):
     version: int
     encoding: str
     ctype: str
+    #: Of the database and of our user, as they may be written in a statement.
     name: str
-    #: As it may be written in a statement.
     role: str
     #: Where tables are made; None: `search_path` names no schema that is there.
     schema: str | None
@@ -39,9 +39,9 @@ class _Server(NamedTuple):
 
 _SERVER = """
 SELECT current_setting('server_version_num')::int / 10000 AS version,
-       pg_encoding_to_char(encoding) AS encoding, datctype AS ctype, datname AS name,
-       quote_ident(current_user) AS role, current_schema()::text AS schema,
-       current_setting('search_path') AS search_path
+       pg_encoding_to_char(encoding) AS encoding, datctype AS ctype,
+       quote_ident(datname) AS name, quote_ident(current_user) AS role,
+       current_schema()::text AS schema, current_setting('search_path') AS search_path
 FROM pg_database WHERE datname = current_database()
 """
 

@@ -362,6 +362,23 @@ def test_a_search_path_without_a_schema_is_refused_and_one_that_chooses_a_schema
         assert link.execute("SELECT count(*) FROM app.turns").fetchone() == (1,)
 
 
+def test_the_printed_remedy_is_a_statement_whatever_the_database_is_called(
+    postgres_url: str, open_database: Callable[..., Database]
+) -> None:
+    url = f"{postgres_url.rpartition('/')[0]}/my-db"
+    with psycopg.connect(postgres_url, autocommit=True) as link:
+        link.execute(
+            "CREATE DATABASE \"my-db\" TEMPLATE template0 ENCODING 'UTF8' "
+            "LC_CTYPE 'C.UTF-8' LC_COLLATE 'C.UTF-8'"
+        )
+        link.execute('ALTER DATABASE "my-db" SET search_path = nowhere')
+        (said,) = examine_server(open_database(url))
+        remedy = re.search(r"\((ALTER ROLE .*)\)", said.fix)
+        assert remedy is not None
+        link.execute(remedy[1])
+    assert list(examine_server(open_database(url))) == []
+
+
 def test_a_schema_that_the_pooler_does_not_choose_is_refused(
     pooled_url: str, database_url: str, open_database: Callable[..., Database]
 ) -> None:
