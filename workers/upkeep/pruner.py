@@ -72,17 +72,17 @@ def prune(
         link.answer_timeout_s = _ANSWER_TIMEOUT_S
         on_link(link)
         try:
-            (session,) = link.fetch(_Session, _SESSION)
-            if not session.is_mine:
-                return None
-            current = Round(link, retention, pause, on_progress, is_dry=is_dry)
-            with _kept() as failed:
-                current.run()
-            # Nothing begins that a stopping worker, or a lost connection, would end half-way.
-            if storage is not None and not (link.closed or pause(0.0)):
-                FileSweep(link, storage, pause, current.counts, is_dry=is_dry).run()
-            for error in failed:
-                raise error
+            with _locked(link) as is_mine:
+                if not is_mine:
+                    return None
+                current = Round(link, retention, pause, on_progress, is_dry=is_dry)
+                with _kept() as failed:
+                    current.run()
+                # Nothing begins that a stopping worker, or a lost connection, would end half-way.
+                if storage is not None and not (link.closed or pause(0.0)):
+                    FileSweep(link, storage, pause, current.counts, is_dry=is_dry).run()
+                for error in failed:
+                    raise error
         except psycopg.errors.InsufficientPrivilege as error:
             raise SettingsError(
                 f"The pruner lacks a right ({str(error).splitlines()[0]}). Let the tables belong "
@@ -91,6 +91,18 @@ def prune(
         except OUTAGES as error:
             raise DatabaseUnavailable(f"The round ended early: {error}") from error
     return +current.counts
+
+
+@contextmanager
+def _locked(link: Link) -> Iterator[bool]:
+    """Whether the lock is this round's. Its connection's end alone frees it only a while later."""
+    (session,) = link.fetch(_Session, _SESSION)
+    try:
+        yield session.is_mine
+    finally:
+        if session.is_mine and not link.closed:
+            with suppress(psycopg.Error):
+                link.execute("SELECT pg_advisory_unlock_all()")
 
 
 @contextmanager
