@@ -126,11 +126,20 @@ def alter(url: str, change: str) -> None:
         link.execute(f"ALTER DATABASE {urlsplit(url).path[1:]} {change}")
 
 
+def create_database(postgres_url: str, name: str) -> str:
+    with psycopg.connect(postgres_url, autocommit=True) as link:
+        link.execute(
+            f"CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'UTF8' "
+            "LC_CTYPE 'C.UTF-8' LC_COLLATE 'C.UTF-8'"
+        )
+    return f"{postgres_url.rpartition('/')[0]}/{name}"
+
+
 def set_default(url: str, default: str) -> None:
     try:
         alter(url, f"SET {default}")
     except psycopg.errors.UndefinedObject:
-        pytest.skip("a setting of later releases of PostgreSQL")
+        missing(f"a PostgreSQL that knows the setting '{default.partition(' ')[0]}'")
 
 
 def command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -342,12 +351,7 @@ def test_limits_that_no_statement_of_ours_reaches_pass_behind_a_pooler(
 def test_a_search_path_without_a_schema_is_refused_and_one_that_chooses_a_schema_is_obeyed(
     make_system: Callable[..., Any], postgres_url: str, open_database: Callable[..., Database]
 ) -> None:
-    url = f"{postgres_url.rpartition('/')[0]}/chosen_schema"
-    with psycopg.connect(postgres_url, autocommit=True) as link:
-        link.execute(
-            "CREATE DATABASE chosen_schema TEMPLATE template0 ENCODING 'UTF8' "
-            "LC_CTYPE 'C.UTF-8' LC_COLLATE 'C.UTF-8'"
-        )
+    url = create_database(postgres_url, "chosen_schema")
     alter(url, "SET search_path = nowhere")
     with pytest.raises(SettingsError, match=r"search_path is .nowhere.*CREATE SCHEMA"):
         refuse_unsuitable(open_database(url))
@@ -365,12 +369,8 @@ def test_a_search_path_without_a_schema_is_refused_and_one_that_chooses_a_schema
 def test_the_printed_remedy_is_a_statement_whatever_the_database_is_called(
     postgres_url: str, open_database: Callable[..., Database]
 ) -> None:
-    url = f"{postgres_url.rpartition('/')[0]}/my-db"
+    url = create_database(postgres_url, "my-db")
     with psycopg.connect(postgres_url, autocommit=True) as link:
-        link.execute(
-            "CREATE DATABASE \"my-db\" TEMPLATE template0 ENCODING 'UTF8' "
-            "LC_CTYPE 'C.UTF-8' LC_COLLATE 'C.UTF-8'"
-        )
         link.execute('ALTER DATABASE "my-db" SET search_path = nowhere')
         (said,) = examine_server(open_database(url))
         remedy = re.search(r"\((ALTER ROLE .*)\)", said.fix)

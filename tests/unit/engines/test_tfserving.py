@@ -325,7 +325,7 @@ def test_sampling_that_the_model_does_not_know_is_refused_by_name(
     assert script.inputs == []
 
 
-def test_a_control_question_has_its_own_patience_and_hears_an_abort(
+def test_a_control_question_has_a_timeout_of_its_own_and_hears_an_abort(
     script: Script, tokenizer: LocalTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prediction, which nothing can end, may take far longer."""
