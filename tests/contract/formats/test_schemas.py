@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.formats import SCHEMAS
-from turnmill.schemas.formats.checking import find_fault
+from tests.formats import SCHEMAS, schemas_at_random
+from tests.requirements import require_installed
+from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.formats.checking import check_format, find_fault
 from turnmill.schemas.formats.reading import plain_schema
 from turnmill.schemas.formats.response import ResponseFormat
 from turnmill.schemas.formats.values import shortest_reply
@@ -85,6 +87,33 @@ def test_every_whole_reply_meets_its_schema(engine: Engine) -> None:
     # A model as small as this one may nest, and list, until its limit.
     whole = sum(count for (_, end), count in ends.items() if end == "stop")
     assert whole >= 0.7 * len(names), ends
+
+
+@engines("openvino", "transformers")
+def test_what_accept_takes_the_engine_compiles(engine: Engine) -> None:
+    """Of schemas at random; a step's time is a compilation's, so replies are cut early."""
+    require_installed("hypothesis", "dev")
+    from hypothesis import HealthCheck, given, settings
+
+    compiled = []
+
+    @settings(
+        deadline=None, max_examples=60, derandomize=True, suppress_health_check=[*HealthCheck]
+    )
+    @given(schemas_at_random())
+    def compiles(schema: object) -> None:
+        wanted = ResponseFormat(type="json_schema", schema_text=json.dumps(schema))
+        try:
+            check_format(wanted)
+        except InvalidInput:
+            return
+        chunks = reply(engine, wanted, seed=1, max_tokens=3)
+        assert chunks[-1].finish_reason in ("stop", "length"), schema
+        assert is_compact(text_of(chunks)), schema
+        compiled.append(schema)
+
+    compiles()
+    assert len(compiled) >= 15
 
 
 @engines(*EXACT)
