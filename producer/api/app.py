@@ -59,6 +59,7 @@ from turnmill.schemas.errors import TransientError, TurnmillError
 from turnmill.schemas.files.opening import open_storage
 from turnmill.schemas.observability.telemetry import telemetry
 from turnmill.schemas.openai import ChatCompletionRequest, ErrorBody
+from turnmill.schemas.process.garbage import spare_loaded
 from turnmill.schemas.settings import Settings
 
 #: Calls that have not ended by then are cut off.
@@ -209,6 +210,7 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().set_exception_handler(self._note_loop_error)
         await super().startup(sockets)
         if self.started:
+            spare_loaded()
             for server in self.servers:
                 deepen_backlog(server.sockets)
             host, port = self.servers[0].sockets[0].getsockname()[:2]

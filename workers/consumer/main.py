@@ -12,6 +12,7 @@ from celery.signals import worker_ready
 
 from turnmill.schemas.broker import refuse_early_redelivery
 from turnmill.schemas.observability.telemetry import Health, telemetry
+from turnmill.schemas.process.garbage import spare_loaded
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.fleet.deployment import read_deployment
 from turnmill.workers.consumer.app import create_app
@@ -73,6 +74,7 @@ def consume(app: Celery, hostname: str, threads: int, settings: Settings) -> int
         loglevel=settings.log.level.upper(),
         quiet=True,
     )
+    spare_loaded()
     consumer.start()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return int(consumer.exitcode or 0)
