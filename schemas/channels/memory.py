@@ -81,15 +81,21 @@ class MemoryPolicy(BaseModel):
     )
 
     @classmethod
-    def of(cls, stored: Mapping[str, object]) -> "MemoryPolicy":
+    def of(cls, stored: Mapping[str, object] | None) -> "MemoryPolicy":
         """Read what is kept. A newer release may have written what this one cannot read: then
         nobody is remembered.
         """
+        if not stored:
+            return NO_MEMORY
         known = {name: value for name, value in stored.items() if name in cls.model_fields}
         try:
             return cls.model_validate(known)
         except ValidationError:
             return cls()
+
+
+#: Of a bot that says nothing of it.
+NO_MEMORY = MemoryPolicy()
 
 
 def rest_after(text: str, words: tuple[str, ...]) -> str | None:

@@ -115,7 +115,8 @@ class Database:
             _autocommit(driver),
         ):
             cursor.execute(statement, params)
-            return [] if cursor.description is None else cursor.fetchall()
+            # `cursor.description` tells it too, and takes 50 µs to make for a claim.
+            return [] if cursor.rownumber is None else cursor.fetchall()
 
     def connect(self, *, autocommit: bool = True) -> Link:
         """A connection with a session, for LISTEN and advisory locks: past any pooler.

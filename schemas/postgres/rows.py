@@ -5,7 +5,7 @@ That is checked once a result and not once a row, so a typed row costs what psyc
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
@@ -29,6 +29,7 @@ class Count(NamedTuple):
     n: int
 
 
+@cache
 def rows_of(kind: type[RowT]) -> Callable[[Cursor[object]], RowMaker[RowT]]:
     """Make psycopg's row factory for rows of a kind.
 

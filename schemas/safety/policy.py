@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -97,6 +97,8 @@ class Safety(BaseModel):
 
     def actions(self, stage: Stage) -> dict[str, Action]:
         """What becomes of what each check finds in texts of a stage."""
+        if not self.checks:
+            return {}
         rules = dict(rule.split(":") for rule in self.checks)
         names = dict.fromkeys(name.partition(".")[0] for name in rules)
         found = {name: rules.get(f"{name}.{stage}", rules.get(name, "allow")) for name in names}
@@ -121,10 +123,11 @@ class Safety(BaseModel):
         return hiding | ({"remote"} if self.remote == "pseudonyms" else set())
 
     @classmethod
-    def of(cls, stored: Mapping[str, object] | None) -> Self:
+    def of(cls, stored: Mapping[str, object] | None) -> "Safety":
         """Read what is stored, without what a newer release may have written."""
-        known = cls.model_fields
-        return cls.model_validate({n: v for n, v in (stored or {}).items() if n in known})
+        if not stored:
+            return NO_SAFETY
+        return cls.model_validate({n: v for n, v in stored.items() if n in cls.model_fields})
 
 
 #: Of a bot that says nothing of it.

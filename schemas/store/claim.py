@@ -1,6 +1,5 @@
 """Claim: one attempt wins a queued turn."""
 
-from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -60,10 +59,12 @@ WITH hinted AS (
     INSERT INTO attempts (turn_id, number, worker_id, lane, is_warm)
     SELECT id, attempt, %(worker)s, hint_lane, is_warm FROM turn
 )
-SELECT turn.*, bots.instructions, bots.policies ->> 'knowledge' AS knowledge,
-    coalesce(bots.policies -> 'memory', '{{}}') || coalesce((
-        SELECT policies -> 'memory' FROM conversations WHERE id = turn.conversation_id), '{{}}')
-        AS memory, bots.policies -> 'safety' AS safety,
+SELECT turn.id, turn.conversation_id, turn.seq, turn.attempt, turn.failures, turn.input,
+    turn.params, turn.lane, turn.tenant_id, turn.user_key, bots.instructions,
+    bots.policies ->> 'knowledge' AS knowledge,
+    nullif(coalesce(bots.policies -> 'memory', '{{}}') || coalesce((
+        SELECT policies -> 'memory' FROM conversations WHERE id = turn.conversation_id), '{{}}'),
+        '{{}}') AS memory, bots.policies -> 'safety' AS safety,
     coalesce((bots.policies ->> 'cites')::boolean, true) AS cites, kept.*,
     (SELECT count(*) FROM (SELECT FROM tenants LIMIT 2) AS t) > 1 AS has_neighbours,
     -- The clock was set back since: at most what the client gave.
@@ -88,26 +89,19 @@ class ClaimedRow(NamedTuple):
     id: UUID
     conversation_id: UUID
     seq: int
-    bot_id: UUID
     attempt: int
     failures: int
     #: `Message`s and `GenerationParams` as JSON.
     input: list[object]
     params: dict[str, object]
     lane: str
-    accepted_at: datetime
-    deadline_at: datetime | None
     tenant_id: UUID
     user_key: str | None
-    #: The lane that the hint came through.
-    hint_lane: str
-    is_warm: bool | None
-    due_at: datetime
     instructions: str
     #: Its bot's collection.
     knowledge: str | None
-    #: Its conversation's `MemoryPolicy`, over its bot's, as JSON.
-    memory: dict[str, object]
+    #: Its conversation's `MemoryPolicy`, over its bot's, as JSON; None: neither says anything.
+    memory: dict[str, object] | None
     #: `Safety` as JSON.
     safety: dict[str, object] | None
     #: Whether its replies cite it.

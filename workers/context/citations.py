@@ -45,15 +45,16 @@ def pin_shown(database: Database, claim: Claim, document_count: int) -> Claim:
     return replace(claim, citable=range(first, first + shown) if claim.is_to_cite else None)
 
 
-def check_citations(chunks: Iterable[Chunk], claim: Claim) -> Iterator[Chunk]:
-    """Yield the chunks without the markers of what was not shown.
+def check_citations(chunks: Iterator[Chunk], claim: Claim) -> Iterator[Chunk]:
+    """Return the chunks without the markers of what was not shown.
 
     A marker waits for its end, so that text already given out is never contradicted.
     """
-    if claim.citable is None:
-        yield from chunks
-        return
-    reader = CitationReader(claim.citable, _spared(claim))
+    return chunks if claim.citable is None else _checked(chunks, claim, claim.citable)
+
+
+def _checked(chunks: Iterable[Chunk], claim: Claim, citable: range) -> Iterator[Chunk]:
+    reader = CitationReader(citable, _spared(claim))
     reader.resume(claim.kept_text)
     held_tokens = 0
     for chunk in chunks:

@@ -9,7 +9,7 @@ def note_of(format: ResponseFormat | None, engine: Engine) -> str:
     """The note below the instructions; empty for an engine whose servers show formats themselves,
     and for a format that would take too much of the window.
     """
-    if engine.capabilities.remote:
+    if format is None or engine.capabilities.remote:
         return ""
     note = format_note(format)
     # A token of English or JSON has about four characters: at most a quarter of the window.

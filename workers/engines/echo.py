@@ -74,18 +74,18 @@ class EchoEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._is_closed = False
+        self._capabilities = Capabilities(
+            continues=settings.echo_can_continue,
+            continues_formats=settings.echo_can_continue,
+            formats=ALL_FORMATS,
+            tools=settings.echo_can_call_tools,
+            tool_choice=settings.echo_can_call_tools,
+            accepts=frozenset({"text", "image"} if settings.echo_can_see else {"text"}),
+        )
 
     @property
     def capabilities(self) -> Capabilities:
-        continues = self._settings.echo_can_continue
-        return Capabilities(
-            continues=continues,
-            continues_formats=continues,
-            formats=ALL_FORMATS,
-            tools=self._settings.echo_can_call_tools,
-            tool_choice=self._settings.echo_can_call_tools,
-            accepts=frozenset({"text", "image"} if self._settings.echo_can_see else {"text"}),
-        )
+        return self._capabilities
 
     @property
     def context_window(self) -> int:
@@ -163,11 +163,14 @@ class EchoEngine:
 
     def _misbehave_at_random(self, text: str, seed: int | None) -> None:
         """With a seed, the same message always meets the same fate; without, chance decides."""
+        settings = self._settings
+        if not (settings.echo_crash_rate or settings.echo_failure_rate):
+            return
         material = os.urandom(16) if seed is None else f"{seed}:{text}".encode()
         chance = random.Random(hashlib.sha256(material).digest())
-        if chance.random() < self._settings.echo_crash_rate:
+        if chance.random() < settings.echo_crash_rate:
             os._exit(CRASH_STATUS)
-        if chance.random() < self._settings.echo_failure_rate:
+        if chance.random() < settings.echo_failure_rate:
             raise EngineUnavailable("The echo engine fails this time, as `echo_failure_rate` asks.")
 
 

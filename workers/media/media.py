@@ -136,15 +136,16 @@ class Media:
         left = MAX_IMAGES
         shown = []
         for message in reversed(messages):
+            if isinstance(message.content, str):
+                shown.append(message)
+                continue
             parts = []
-            content = () if isinstance(message.content, str) else message.content
-            for part in reversed(content):
+            for part in reversed(message.content):
                 if isinstance(part, MediaPart) and part.type == "image":
                     part = (self._inline(tenant_id, part) if left > 0 else None) or _gone(part)
                     left -= isinstance(part, MediaPart)
                 parts.append(part)
-            changed = Message.model_copy(message, update={"content": tuple(reversed(parts))})
-            shown.append(changed if parts else message)
+            shown.append(message.model_copy(update={"content": tuple(reversed(parts))}))
         return tuple(reversed(shown))
 
     def _inline(self, tenant_id: UUID, part: MediaPart) -> MediaPart | None:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from turnmill.schemas.capabilities import needs_of
+from turnmill.schemas.capabilities import Need, needs_of
 from turnmill.schemas.embedders.embedders import Embedders
 from turnmill.schemas.errors import (
     ContextOverflow,
@@ -206,8 +206,7 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
         return _deadline()
     if claim.unreadable is not None:
         return _snooze(claim, claim.unreadable)
-    able = worker.media.extend(worker.engine.capabilities)
-    if need := able.lacks(needs_of(claim.messages, claim.params)):
+    if need := _lacks(worker, claim):
         # Accept saw a worker that can, and the hint may have come to any.
         delay_s = backoff_s(claim.attempt, cap_s=AWAY_CAP_S)
         return Snoozed(delay_s, f"beyond this worker's engine: {need.title}", counts=False)
@@ -266,6 +265,12 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
     return again.failed() if isinstance(again, NotMet) else again
 
 
+def _lacks(worker: Worker, claim: Claim) -> Need | None:
+    """What the turn needs and this worker cannot do; most turns need nothing."""
+    needs = needs_of(claim.messages, claim.params)
+    return worker.media.extend(worker.engine.capabilities).lacks(needs) if needs else None
+
+
 def _reply(
     worker: Worker, attempt: Attempt, stream: TurnStream, claim: Claim, prompt: Prompt
 ) -> Outcome | NotMet:
@@ -273,8 +278,9 @@ def _reply(
     tools = {tool.name for tool in claim.params.tools}
     draft = ReplyDraft(claim.kept_text, claim.kept_tokens, tools)
     pace = Pace(claim, attempt.began_at)
+    extends = not _continues(worker.engine, claim)
     for chunk in check_citations(_chunks(worker.engine, prompt, claim, attempt.abort), claim):
-        attempt.progress(chunk.text, extends=not _continues(worker.engine, claim))
+        attempt.progress(chunk.text, extends=extends)
         worker.leases.spoke_at = time.monotonic()
         worker.availability.took(attempt.began_at)
         pace.note(chunk, worker.leases.spoke_at)

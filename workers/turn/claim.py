@@ -1,12 +1,12 @@
 """A claim: a turn as the attempt that won it sees it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 from uuid import UUID
 
 from pydantic import ValidationError
 
-from turnmill.schemas.channels.memory import MemoryPolicy
+from turnmill.schemas.channels.memory import NO_MEMORY, MemoryPolicy
 from turnmill.schemas.citations.sources import Source
 from turnmill.schemas.content import Document
 from turnmill.schemas.safety.policy import NO_SAFETY, Safety
@@ -54,7 +54,7 @@ class Claim:
     unreadable: str | None = None
     #: Whose memory it may be told of, whether its bot remembers anybody, and what it was told.
     user_key: str | None = None
-    memory: MemoryPolicy = field(default_factory=MemoryPolicy)
+    memory: MemoryPolicy = NO_MEMORY
     remembered: str = ""
     #: What its bot's replies may show.
     safety: Safety = NO_SAFETY
@@ -114,7 +114,7 @@ class Claim:
             instructions=row.instructions,
             messages=messages,
             # An engine gets them in its prompt.
-            params=params.model_copy(update={"documents": ()}),
+            params=params.model_copy(update={"documents": ()}) if params.documents else params,
             documents=params.documents,
             knowledge=row.knowledge,
             safety=safety,

@@ -64,6 +64,8 @@ class Leases:
         self.spoke_at = float("-inf")
         self._held: set[Attempt] = set()
         self._hung: set[Attempt] = set()
+        #: Of those that are held, the latest of each turn.
+        self._latest: dict[UUID, Attempt] = {}
         #: Set once this process stops for good.
         self.draining = threading.Event()
         #: Why the engine takes no turns at the moment.
@@ -129,15 +131,17 @@ class Leases:
         """Keep the lease alive inside the block."""
         attempt = Attempt(claim, self._settings.turn_timeout_s)
         with self._lock:
-            for late in self._held:
+            if late := self._latest.get(claim.turn_id):
                 # This process lost the turn, by its lease, and has won it again.
-                if late.claim.turn_id == claim.turn_id:
-                    late.stop(AbortReason.LOST)
+                late.stop(AbortReason.LOST)
+            self._latest[claim.turn_id] = attempt
             self._held.add(attempt)
         try:
             yield attempt
         finally:
             with self._lock:
+                if self._latest.get(claim.turn_id) is attempt:
+                    del self._latest[claim.turn_id]
                 self._held.discard(attempt)
                 self._hung.discard(attempt)
 

@@ -7,7 +7,7 @@ that the turn belongs to somebody else now: the outcome is discarded, nothing is
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
@@ -61,7 +61,7 @@ class _Ended(NamedTuple):
     turn_id: UUID
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ending:
     """How a running turn ends for good; the fields are columns of `END`."""
 
@@ -93,7 +93,7 @@ def end_turns(database: Database, endings: Sequence[Ending]) -> list[bool]:
     unknown.
     """
     conversation_ids = list({ending.conversation_id for ending in endings})
-    rows = json.dumps([asdict(ending) for ending in endings], default=str)
+    rows = json.dumps([vars(ending) for ending in endings], default=str)
     with database.cursor(pipeline=True) as cursor:
         lock_conversations(cursor, conversation_ids)
         lock_turns(cursor, [ending.turn_id for ending in endings])
