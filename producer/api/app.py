@@ -172,6 +172,7 @@ def serve(settings: Settings) -> None:
     raise_file_limit()
     server = Server(settings)
     with telemetry(settings, "api", server.health):
+        spare_loaded()
         server.run()
 
 
@@ -210,7 +211,6 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().set_exception_handler(self._note_loop_error)
         await super().startup(sockets)
         if self.started:
-            spare_loaded()
             for server in self.servers:
                 deepen_backlog(server.sockets)
             host, port = self.servers[0].sockets[0].getsockname()[:2]

@@ -11,6 +11,7 @@ from turnmill.producer.cli.views.checked import check_engine
 from turnmill.schemas.errors import SettingsError
 from turnmill.schemas.observability.logs import configure_logging
 from turnmill.schemas.process.ending import stop_on_signals
+from turnmill.schemas.process.garbage import spare_loaded
 from turnmill.schemas.process.network import (
     refuse_unusable_for_api,
     refuse_unusable_for_deliveries,
@@ -59,6 +60,7 @@ def relay() -> None:
     running = Relay(settings)
     stop_on_signals(running.stop)
     with telemetry(settings, "relay", running.health):
+        spare_loaded()
         running.run()
 
 

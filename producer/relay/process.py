@@ -23,7 +23,6 @@ from turnmill.schemas.errors import BrokerUnavailable, DatabaseOutdated, Databas
 from turnmill.schemas.observability.telemetry import DATABASE_RECONNECTS, STUCK_AFTER_S, Health
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.links import PLAN_ONCE, Stop
-from turnmill.schemas.process.garbage import spare_loaded
 from turnmill.schemas.routes import DELIVERY_LANE, OUTBOX_CHANNEL
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.fleet.release import UPGRADE_POLL_S, refuse_older_database
@@ -67,7 +66,6 @@ class Relay:
         """Relay until `stop` is called from another thread."""
         log.info("relay.started", window=self._settings.relay.window)
         self._lost_hints.start()
-        spare_loaded()
         while not self._stopping.is_set():
             self._looped_at = time.monotonic()
             try:
