@@ -108,6 +108,17 @@ class EngineUnavailable(TransientError):
     code = "engine_unavailable"
     is_public = False
 
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, param=param)
+        #: The pause that the server asks for, seconds; None: it asks for none.
+        self.retry_after_s = retry_after_s
+
 
 class EngineAway(EngineUnavailable):
     """The engine takes no turns: it cannot be reached, is loading, or has too much to do."""

@@ -23,6 +23,7 @@ def unfinished(content: str) -> dict[str, Any]:
 
 DONE = b"data: [DONE]\n\n"
 HELLO = event(chunk("Hel")) + event(chunk("lo", "stop")) + DONE
+NOTHING: Mapping[str, str] = {}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2}
 
 
@@ -67,6 +68,8 @@ class OddServer:
     def __init__(self) -> None:
         self.says: bytes | Mapping[str, bytes] = HELLO
         self.kind = "text/event-stream"
+        #: What a refusal has beside its content type.
+        self.headers: dict[str, str] = {}
         self.models: Any = [{"id": "m"}]
         #: Status and body for a request that is refused.
         self.refuses: Any = lambda body: None
@@ -92,16 +95,20 @@ def serving() -> Iterator[OddServer]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             odd.bodies.append(body)
             if refusal := odd.refuses(body):
-                self.answer(refusal[0], "application/json", json.dumps(refusal[1]).encode())
+                said = json.dumps(refusal[1]).encode()
+                self.answer(refusal[0], "application/json", said, odd.headers)
                 return
             says = odd.says
             if isinstance(says, Mapping):
                 says = says.get(body["messages"][-1]["content"].split()[0], HELLO)
             self.answer(200, odd.kind, says)
 
-        def answer(self, status: int, kind: str, data: bytes) -> None:
+        def answer(
+            self, status: int, kind: str, data: bytes, more: Mapping[str, str] = NOTHING
+        ) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", kind)
+            for name, value in {"Content-Type": kind, **more}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
 

@@ -4,6 +4,8 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from threading import Event
 from typing import Any
 
@@ -12,6 +14,7 @@ from structlog.testing import capture_logs
 
 from turnmill.schemas.errors import (
     EngineAway,
+    EngineBusy,
     EngineFailure,
     EngineUnavailable,
     InvalidInput,
@@ -20,7 +23,7 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
-from turnmill.workers.engines.remote.replicas import FAILURES_TO_OPEN
+from turnmill.workers.engines.remote.members import FAILURES_TO_OPEN
 from turnmill.workers.turn.abort import Abort
 from turnmill.workers.turn.clean import clean
 
@@ -252,6 +255,45 @@ def test_a_status_that_every_prompt_gets_is_no_turn_s_fault(
         with pytest.raises(EngineAway):
             ask()
     assert len(odd.bodies) == 2 * FAILURES_TO_OPEN, "turns and control questions, then no more"
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("is_date", [False, True])
+def test_a_server_that_asks_for_a_pause_is_asked_again_after_it(
+    ask: Ask, odd: OddServer, eventually: Callable[..., None], status: int, is_date: bool
+) -> None:
+    """A date has whole seconds: of two, more than one is left."""
+    until = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
+    odd.headers = {"Retry-After": until if is_date else "2"}
+    odd.refuses = lambda body: (status, {"error": {"message": "no"}})
+    began_at = time.monotonic()
+    with pytest.raises(EngineAway) as caught:
+        ask()
+    asked_s = caught.value.retry_after_s
+    assert asked_s is not None
+    assert 1 <= asked_s <= 3
+    odd.refuses = lambda body: None
+
+    def is_answered() -> bool:
+        try:
+            return end_of(ask()) == ("Hello", "stop")
+        except EngineAway:
+            assert len(odd.bodies) == 2, "the turn and the control question"
+            return False
+
+    eventually(is_answered)
+    assert time.monotonic() - began_at >= asked_s
+
+
+def test_a_pause_is_kept_though_the_answer_repeats_the_prompt(ask: Ask, odd: OddServer) -> None:
+    prompt = "A prompt that no log may hold, POISON"
+    odd.headers = {"Retry-After": "7"}
+    odd.refuses = lambda body: (
+        (429, {"error": {"message": prompt}}) if body["messages"][-1]["content"] == prompt else None
+    )
+    with pytest.raises(EngineBusy, match="repeats the prompt") as caught:
+        ask(prompt)
+    assert caught.value.retry_after_s == 7.0
 
 
 def test_a_turn_that_is_aborted_does_not_wait_for_the_control_question(

@@ -182,7 +182,7 @@ def _after(worker: Worker, attempt: Attempt, error: TransientError) -> Outcome:
         return Crashed()
     if isinstance(error, EngineBusy):
         worker.availability.report_busy(error)
-        return postponed(worker.database, claim)
+        return postponed(worker.database, claim, error.retry_after_s or 0.0)
     if isinstance(error, EngineAway):
         worker.availability.report(error)
     if isinstance(error, EngineAway | EngineBrokeOff):

@@ -31,8 +31,9 @@ def backoff_s(tries: int, *, base_s: float = 0.5, cap_s: float = 30.0) -> float:
     return random.uniform(ceiling / 2, ceiling)
 
 
-def postponed(database: Database, claim: Claim) -> Snoozed:
-    """The outcome of an attempt for which a busy engine has no room.
+def postponed(database: Database, claim: Claim, asked_s: float = 0.0) -> Snoozed:
+    """The outcome of an attempt for which a busy engine has no room, and which it asks to wait for
+    `asked_s` seconds. Settling bounds the wait (`MAX_DELAY_S`).
 
     It counts once the turn was postponed `FREE_POSTPONEMENTS` times: an engine that always has
     room for others will never have room for this one.
@@ -40,6 +41,7 @@ def postponed(database: Database, claim: Claim) -> Snoozed:
     try:
         (row,) = database.fetch(_Count, _COUNT, (claim.turn_id, POSTPONED))
     except DatabaseUnavailable:
-        return Snoozed(backoff_s(claim.attempt), POSTPONED, counts=False)
+        return Snoozed(asked_s + backoff_s(claim.attempt), POSTPONED, counts=False)
     counts = row.tries >= FREE_POSTPONEMENTS
-    return Snoozed(backoff_s(row.tries + 1), POSTPONED, counts=counts)
+    # Beyond what it asks for: turns that were asked for the same pause do not all return at once.
+    return Snoozed(asked_s + backoff_s(row.tries + 1), POSTPONED, counts=counts)

@@ -109,6 +109,22 @@ def test_a_turn_for_which_a_busy_server_never_has_room_costs_nothing_for_long_an
     assert [(row.outcome, row.error) for row in rows[:free]] == handed_back
 
 
+def test_a_turn_for_which_a_server_has_no_room_waits_as_long_as_it_asks(
+    make: Any, odd: OddServer, eventually: Eventually
+) -> None:
+    system = make()
+    odd.headers, odd.refuses = {"Retry-After": "20"}, refusing(429, "POISON")
+    accept(system.database, system.request("POISON"))
+    with InlineWorker(system.settings):
+        eventually(lambda: system.count("state = 'queued' AND attempt = 1"))
+        (hint,) = system.database.run(
+            "SELECT extract(epoch FROM due_at - clock_timestamp())::float AS left_s FROM outbox"
+        )
+        accept(system.database, system.request("Hi"))
+        eventually(lambda: system.count("state = 'completed'"))
+    assert 15 < hint.left_s < 21
+
+
 def test_a_worker_pauses_if_its_engine_has_no_room_for_one_turn_after_the_other(make: Any) -> None:
     system = make()
     leases = Leases(system.database, system.settings.worker, model="m", engine="echo")

@@ -9,6 +9,7 @@ import pytest
 from turnmill.schemas.errors import (
     ContextOverflow,
     EngineAway,
+    EngineBusy,
     EngineRefused,
     EngineUnavailable,
     Unanswered,
@@ -16,7 +17,8 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.remote import control
-from turnmill.workers.engines.remote.replicas import FAILURES_TO_OPEN, OPEN_S, ReplicaPool
+from turnmill.workers.engines.remote.members import FAILURES_TO_OPEN, MOST_ASKED_S, OPEN_S
+from turnmill.workers.engines.remote.replicas import ReplicaPool
 from turnmill.workers.turn.abort import Abort
 
 #: Seconds that no test waits unless what should end the wait does not.
@@ -227,6 +229,65 @@ def test_a_failing_replica_gets_no_turns_until_one_has_tried_it(
     for _ in range(3):
         say(pool)
     assert len(broken.asked) == FAILURES_TO_OPEN + 3
+
+
+@pytest.mark.parametrize(("asked_s", "kept_s"), [(40.0, 40.0), (1e6, MOST_ASKED_S)])
+def test_a_replica_that_asks_for_a_pause_gets_it_at_its_first_failure(
+    make_pool: MakePool,
+    replicas: list[CountingReplica],
+    clock: Clock,
+    asked_s: float,
+    kept_s: float,
+) -> None:
+    pool = make_pool()
+    busy = replicas[0]
+    busy.breaks_after, busy.error = 0, EngineBusy("it answers 429", retry_after_s=asked_s)
+    say(pool)
+    busy.breaks_after = None
+    clock.now = kept_s - 1
+    for _ in range(4):
+        assert say(pool) == "".join(WORDS)
+    assert (len(busy.asked), busy.controls) == (1, 1)
+    clock.now = kept_s + 1
+    for _ in range(4):
+        say(pool)
+    assert len(busy.asked) > 1
+
+
+def test_an_engine_asks_for_the_shortest_pause_of_its_replicas(
+    make_pool: MakePool, replicas: list[CountingReplica], clock: Clock
+) -> None:
+    pool = make_pool()
+    for asked_s, replica in zip((40.0, 20.0, 30.0), replicas, strict=True):
+        replica.breaks_after = 0
+        replica.error = EngineBusy("it answers 429", retry_after_s=asked_s)
+    with pytest.raises(EngineAway) as tried:
+        say(pool)
+    clock.now = 5.0
+    with pytest.raises(EngineAway, match="it answers 429; it asks for a pause") as passed_over:
+        pool.check()
+    assert (tried.value.retry_after_s, passed_over.value.retry_after_s) == (20.0, 15.0)
+    assert [len(replica.asked) for replica in replicas] == [1, 1, 1]
+    clock.now = 21.0
+    pool.check()
+
+
+def test_a_pause_for_one_turn_is_that_turns_alone(
+    make_pool: MakePool, replicas: list[CountingReplica]
+) -> None:
+    del replicas[1:]
+    pool = make_pool()
+
+    def answer() -> None:
+        replicas[0].breaks_after = None
+
+    replicas[0].breaks_after = 0
+    replicas[0].error = EngineBusy("it answers 429", retry_after_s=40.0)
+    replicas[0].at_control = answer
+    with pytest.raises(EngineBusy) as caught:
+        say(pool)
+    assert caught.value.retry_after_s == 40.0
+    assert say(pool) == "".join(WORDS)
 
 
 def test_a_replica_that_comes_back_is_used_again(

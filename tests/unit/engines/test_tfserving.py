@@ -17,6 +17,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
 from turnmill.schemas.errors import (
+    EngineBusy,
     EngineFailure,
     EngineUnavailable,
     InvalidInput,
@@ -61,6 +62,8 @@ class Script:
     paths: list[str] = field(default_factory=list)
     inputs: list[dict[str, Any]] = field(default_factory=list)
     key: str | None = None
+    #: What each answer has.
+    headers: dict[str, str] = field(default_factory=dict)
     #: No prediction is answered before.
     may_answer: Event = field(default_factory=Event)
 
@@ -90,6 +93,8 @@ def scripted() -> Iterator[Script]:
             else:
                 self.send_response(status)
                 answer = json.dumps(answer).encode()
+            for header in script.headers.items():
+                self.send_header(*header)
             self.end_headers()
             self.wfile.write(answer)
 
@@ -248,6 +253,16 @@ def test_what_speaks_of_the_server_sends_the_turn_elsewhere(
     script.predictions = [(status, {"error": "no"})]
     with pytest.raises(EngineUnavailable):
         reply(server(script, tokenizer))
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_gateway_that_has_too_much_to_do_says_for_how_long(
+    script: Script, tokenizer: LocalTokenizer, status: int
+) -> None:
+    script.predictions, script.headers = [(status, {"error": "no"})], {"Retry-After": "7"}
+    with pytest.raises(EngineBusy) as caught:
+        reply(server(script, tokenizer))
+    assert caught.value.retry_after_s == 7.0
 
 
 @pytest.mark.parametrize("answer", [[], {}, {"outputs": 3}, {"outputs": []}, {"outputs": {}}])

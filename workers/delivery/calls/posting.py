@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
+from turnmill.schemas.process.retry_after import retry_after_s
 from turnmill.workers.delivery.base import pause_s
 
 #: More of an answer's body is not read.
@@ -130,8 +131,9 @@ def request(
         raise ChannelUnavailable(
             f"{host} does not answer: {type(error).__name__}.", is_doubtful=is_sent
         ) from None
-    after_s = _seconds(response.getheader("Retry-After"))
     named = {name.lower(): value for name, value in response.getheaders()}
+    asked_s = retry_after_s(named)
+    after_s = None if asked_s is None else pause_s(asked_s)
     return Answer(response.status, after_s, content, named, is_whole)
 
 
@@ -280,9 +282,3 @@ class _Connection(http.client.HTTPConnection):
         super().__init__(host, port)
         self.default_port = 443 if is_tls else 80
         self.sock = sock
-
-
-def _seconds(text: str | None) -> float | None:
-    """Seconds as RFC 9110 writes them, or with decimals as Discord does."""
-    is_number = text and text.isascii() and text.replace(".", "", 1).isdigit()
-    return pause_s(float(text)) if text and is_number else None

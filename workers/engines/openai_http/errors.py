@@ -110,7 +110,10 @@ def without_prompt(error: TurnmillError, texts: Iterable[str]) -> TurnmillError:
     said = error.message
     pieces = {said[at : at + REPEATED] for at in range(len(said) - REPEATED + 1)}
     if any(piece in text for text in texts for piece in pieces):
-        return type(error)("The server's answer repeats the prompt and is left out.")
+        hidden = type(error)("The server's answer repeats the prompt and is left out.")
+        if isinstance(error, EngineUnavailable) and isinstance(hidden, EngineUnavailable):
+            hidden.retry_after_s = error.retry_after_s
+        return hidden
     return error
 
 

@@ -27,6 +27,7 @@ from turnmill.schemas.errors import (
     Unanswered,
 )
 from turnmill.schemas.process.clients import async_http_client
+from turnmill.schemas.process.retry_after import retry_after_s
 from turnmill.workers.turn.abort import Abort
 
 #: Seconds to connect; and for answers that need no model.
@@ -167,7 +168,7 @@ class HTTPFront:
         if answer is None or scope.cancelled_caught:
             raise Unanswered(f"it does not answer within {SHORT_S:g} s")
         if answer.status_code != httpx.codes.OK:
-            raise self._translate(answer.status_code, text)
+            raise self._error(answer, text)
         try:
             return json.loads(text)
         except ValueError:
@@ -225,11 +226,17 @@ class HTTPFront:
 
     async def _check(self, answer: httpx.Response) -> None:
         if answer.status_code != httpx.codes.OK:
-            raise self._translate(answer.status_code, await _beginning(answer))
+            raise self._error(answer, await _beginning(answer))
         if _kind(answer) not in (EVENTS, JSON):
             raise EngineUnavailable(
                 f"it answers with '{_kind(answer)[:50]}' instead of an event stream"
             )
+
+    def _error(self, answer: httpx.Response, text: str) -> TurnmillError:
+        error = self._translate(answer.status_code, text)
+        if isinstance(error, EngineUnavailable):
+            error.retry_after_s = retry_after_s(answer.headers)
+        return error
 
 
 def _kind(answer: httpx.Response) -> str:

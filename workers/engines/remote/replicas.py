@@ -1,19 +1,18 @@
 """A pool over the replicas of a remote engine: which one gets a turn, and what if it fails.
 
-A turn goes to the usable replica that owes the fewest tokens. One that fails its health check, or
-whose circuit is open, is passed over (the circuit breaker of Nygard's "Release It!", 2007). One
-that leaves a question unanswered while it delivers tokens is busy, and fails neither. Nor does one
-that fails at a turn and answers the control question: the failure is that turn's. A turn whose
-replica fails goes on at another one.
+A turn goes to the usable replica that owes the fewest tokens. One that fails its health check, that
+asks for a pause, or whose circuit is open, is passed over (the circuit breaker of Nygard's "Release
+It!", 2007). One that leaves a question unanswered while it delivers tokens is busy, and fails
+neither. Nor does one that fails at a turn and answers the control question: the failure is that
+turn's. A turn whose replica fails goes on at another one.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Event, Lock, Thread
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
@@ -24,19 +23,14 @@ from turnmill.schemas.errors import (
     EngineRefused,
     EngineUnavailable,
     TurnmillError,
-    Unanswered,
 )
 from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.remote.control import answers, can_be_the_turns
+from turnmill.workers.engines.remote.members import Member, Reasons, no_replica
 from turnmill.workers.turn.abort import Abort
 
 log = structlog.get_logger(__name__)
-
-#: Failures in a row after which a replica gets no turns for a while.
-FAILURES_TO_OPEN = 3
-#: Seconds that a circuit stays open before one turn tries the replica again.
-OPEN_S = 10.0
 
 
 class Replica(Protocol):
@@ -60,47 +54,6 @@ class Replica(Protocol):
 
 ReplicaT = TypeVar("ReplicaT", bound=Replica)
 ResultT = TypeVar("ResultT")
-
-
-@dataclass(eq=False, slots=True)
-class Member(Generic[ReplicaT]):
-    """A replica and what the pool knows of it; changed under the pool's lock only."""
-
-    replica: ReplicaT
-    #: Tokens of prompts and replies that it has been asked for and has not delivered.
-    owed_tokens: int = 0
-    #: When it delivered something last (clock of the pool).
-    delivered_at: float = -math.inf
-    #: When it was chosen last, as a count: of two that owe the same, the longer idle is taken.
-    chosen_at: int = 0
-    failures_in_a_row: int = 0
-    #: Until then its circuit is open (clock of the pool).
-    open_until: float = 0.0
-    #: A turn tries whether it works again.
-    is_probed: bool = False
-    #: Why the last health check failed.
-    unhealthy_because: str | None = None
-    last_error: str = ""
-
-    @property
-    def is_open(self) -> bool:
-        """No turns, but for one at a time that tries it once the pause is over."""
-        return self.failures_in_a_row >= FAILURES_TO_OPEN
-
-    def is_busy(self, error: Exception, since: float) -> bool:
-        """It left a call unanswered that began at `since`, and delivered to others meanwhile."""
-        return isinstance(error, Unanswered) and self.delivered_at >= since
-
-    def passed_over_because(self, now: float) -> str | None:
-        if self.unhealthy_because is not None:
-            return self.unhealthy_because
-        if self.is_open and (self.is_probed or now < self.open_until):
-            return f"{self.last_error} ({self.failures_in_a_row} times in a row)"
-        return None
-
-
-#: Why replicas do not answer. By member: two of them may be called the same.
-Reasons = dict[Member[Any], EngineUnavailable]
 
 
 @dataclass(slots=True)
@@ -189,13 +142,7 @@ class ReplicaPool(Generic[ReplicaT]):
             thread.start()
         for thread in checks:
             thread.join()
-        unhealthy: Reasons = {
-            member: EngineAway(member.unhealthy_because)
-            for member in self._members
-            if member.unhealthy_because is not None
-        }
-        if len(unhealthy) == len(self._members):
-            raise _no_replica(unhealthy)
+        self.check()
         for member in self._members:
             name = f"replica-check-{member.replica.name}"
             thread = Thread(target=self._watch, args=[member], name=name, daemon=True)
@@ -207,12 +154,12 @@ class ReplicaPool(Generic[ReplicaT]):
         with self._lock:
             now = self._clock()
             passed_over: Reasons = {
-                member: EngineAway(because)
+                member: away
                 for member in self._members
-                if (because := member.passed_over_because(now)) is not None
+                if (away := member.passed_over(now)) is not None
             }
         if len(passed_over) == len(self._members):
-            raise _no_replica(passed_over)
+            raise no_replica(passed_over)
 
     def call(self, ask: Callable[[ReplicaT], ResultT]) -> ResultT:
         """What the first replica that can says, in the order in which they would get a turn.
@@ -250,7 +197,7 @@ class ReplicaPool(Generic[ReplicaT]):
                 yield from self._read(debt, progress, abort)
                 return
             if progress.text and not self.can_continue and not abort.is_set():
-                raise _no_replica(
+                raise no_replica(
                     progress.reasons, " The reply had begun and cannot go on elsewhere."
                 )
 
@@ -299,12 +246,12 @@ class ReplicaPool(Generic[ReplicaT]):
             for member in self._members:
                 if member in reasons:
                     continue
-                if because := member.passed_over_because(now):
-                    reasons[member] = EngineAway(because)
+                if away := member.passed_over(now):
+                    reasons[member] = away
                 else:
                     usable.append(member)
             if not usable:
-                raise _no_replica(reasons)
+                raise no_replica(reasons)
             chosen = min(usable, key=lambda member: (member.owed_tokens, member.chosen_at))
             self._choices += 1
             chosen.chosen_at = self._choices
@@ -342,9 +289,10 @@ class ReplicaPool(Generic[ReplicaT]):
         else:
             event = "replica.unjudged" if is_the_turns is None else "replica.failed"
             if is_the_turns is not None:
-                self._count_failure(member, reason)
+                with self._lock:
+                    member.failed(error, self._clock())
             if isinstance(error, EngineRefused | EngineBusy):
-                error = EngineAway(reason)
+                error = EngineAway(reason, retry_after_s=error.retry_after_s)
         log.warning(event, replica=member.replica.name, reason=reason)
         return error
 
@@ -356,12 +304,6 @@ class ReplicaPool(Generic[ReplicaT]):
             return answered
         with self._lock:
             return member.delivered_at >= asked_at  # it is slow, and serves others
-
-    def _count_failure(self, member: Member[ReplicaT], reason: str) -> None:
-        with self._lock:
-            member.failures_in_a_row += 1
-            member.last_error = reason
-            member.open_until = self._clock() + OPEN_S
 
     def _watch(self, member: Member[ReplicaT]) -> None:
         while not self._closed.wait(self._check_every_s):
@@ -382,16 +324,3 @@ class ReplicaPool(Generic[ReplicaT]):
         if (before is None) != (because is None):
             event = "replica.lost" if because else "replica.found"
             log.info(event, replica=member.replica.name, reason=because)
-
-
-def _no_replica(reasons: Reasons, more: str = "") -> EngineUnavailable:
-    """The worst of the replicas' errors: the engine is away only if none of them tried the turn."""
-    each = "; ".join(
-        f"{member.replica.name}: {error.message.rstrip('.')}" for member, error in reasons.items()
-    )
-    found = {type(error) for error in reasons.values()}
-    kind: type[EngineUnavailable] = EngineUnavailable
-    if found <= {EngineAway, EngineBusy, EngineBrokeOff}:
-        kinds = (EngineBrokeOff, EngineBusy, EngineAway)
-        kind = next(each for each in kinds if each in found)
-    return kind(f"No replica can take the turn. {each}.{more}")

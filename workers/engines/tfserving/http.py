@@ -13,12 +13,14 @@ import httpx
 from turnmill.schemas.errors import (
     EngineAway,
     EngineBrokeOff,
+    EngineBusy,
     EngineFailure,
     EngineUnavailable,
     Unanswered,
 )
 from turnmill.schemas.observability.masking import masked_urls
 from turnmill.schemas.process.clients import http_client
+from turnmill.schemas.process.retry_after import retry_after_s
 from turnmill.schemas.settings import EngineSettings
 
 #: Seconds for a connection and for a look at the model; predictions may take `silence_s`.
@@ -26,6 +28,9 @@ LOOK_S = 5.0
 
 #: Statuses that speak of the request. All others speak of the server.
 REFUSALS = frozenset({400, 413, 422, 501})
+
+#: Those of a server, or of a gateway before it, that has too much to do.
+BUSY = frozenset({429, 503})
 
 #: Which signature is asked, if there are several.
 SIGNATURES = ("generate", "classify", "serving_default")
@@ -173,7 +178,11 @@ def choose_signature(definitions: Mapping[str, Any]) -> Signature:
 
 def _json_of(response: httpx.Response) -> dict[str, Any]:
     if response.status_code != httpx.codes.OK:
-        raise EngineUnavailable(f"it answers {response.status_code}: {_error_of(response)}")
+        kind = EngineBusy if response.status_code in BUSY else EngineUnavailable
+        raise kind(
+            f"it answers {response.status_code}: {_error_of(response)}",
+            retry_after_s=retry_after_s(response.headers),
+        )
     try:
         found = response.json()
     except ValueError:
