@@ -298,6 +298,21 @@ def test_a_table_of_embeddings_in_few_bits_has_second_ids(kind: str, group: int)
 ROWS, WIDTH = 1000, 128
 
 
+@pytest.mark.parametrize(
+    "said",
+    [" Parcel 4711 of Ada, who isn't here: lost.", "我的包裹在哪里？", "的"],
+    ids=["English", "Chinese", "without a border"],
+)
+def test_no_word_of_a_long_message_is_left_out(said: str) -> None:
+    text_side = pytest.importorskip("turnmill.workers.engines.openvino.text_side")
+    text = text_side.load_text(EngineSettings(name="openvino", models_dir=MODELS_DIR))
+    tokens, few = text.encode(said * 30_000), text.encode(said * 300)
+    assert text.decode(tokens) == said * 30_000
+    assert len(tokens) == pytest.approx(100 * len(few), rel=0.01), (
+        "where it was cut, it costs nothing"
+    )
+
+
 def _embeddings(kind: str, group: int) -> Callable[[list[int]], list[Any]]:
     """A table of random weights, with a scale (and, where unsigned, a zero) for each group."""
     import numpy

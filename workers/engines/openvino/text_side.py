@@ -1,6 +1,7 @@
 """The text side of OpenVINO's models: tokenizer and chat template, in the worker's own process."""
 
 import random
+import re
 from collections.abc import Callable, Sequence
 
 from turnmill.schemas.settings import EngineSettings
@@ -10,6 +11,13 @@ from turnmill.workers.engines.text.chat_template import ChatTemplate
 from turnmill.workers.engines.text.markers import WORD_JOINER
 from turnmill.workers.engines.text.stops import REPLACEMENT
 from turnmill.workers.vendor.openvino import openvino_genai
+
+#: Tokens that OpenVINO GenAI's tokenizers of GGUF files give of a text, whatever the model's window
+#: and `max_length` are: of a longer text they give the last ones. Seen in 2026.4.1.
+MOST_GGUF_TOKENS = 8192
+
+#: Where tokenizers of GGUF files part a text anyway: a letter ends, and no apostrophe follows.
+_BORDER = re.compile(r"(?<=[^\W\d_])(?=[ \n,.;:!?，。；：！？、）)])")
 
 
 def load_text(settings: EngineSettings) -> TextSide:
@@ -37,9 +45,16 @@ def _joint(tokenizer: object) -> str:
 
 
 def _encode(tokenizer: openvino_genai.Tokenizer, text: str) -> list[int]:
+    """All tokens of a text: one that may have been cut is encoded in halves."""
     encoded = tokenizer.encode(text, add_special_tokens=False)
     ids: list[int] = encoded.input_ids.data[0].tolist()
-    return ids
+    if len(ids) != MOST_GGUF_TOKENS:
+        return ids
+    middle = len(text) // 2
+    border = _BORDER.search(text, middle)
+    # Where there is none, two tokens may differ from the whole's; no word is lost.
+    at = border.start() if border else middle
+    return _encode(tokenizer, text[:at]) + _encode(tokenizer, text[at:])
 
 
 def _control_tokens(tokenizer: openvino_genai.Tokenizer) -> list[str]:
