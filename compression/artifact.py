@@ -126,7 +126,7 @@ def write_artifact(
     text = sealed.model_dump_json(indent=2) + "\n"
     (partial / MANIFEST).write_text(text, encoding="utf-8")
     for path in [*partial.rglob("*"), partial]:
-        _sync(path)
+        sync(path)
     if replace:
         shutil.rmtree(_before(target), ignore_errors=True)
         target.rename(_before(target))
@@ -135,7 +135,7 @@ def write_artifact(
     except BaseException:
         put_back(target)
         raise
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(_before(target), ignore_errors=True)
     return sealed
 
@@ -220,7 +220,8 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): digest_of(path) for path in files}
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the disk keep a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from turnmill.schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 class Inputs:
@@ -91,19 +91,24 @@ def linears_of(model: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
-def check_linears(config: "PretrainedConfig") -> None:
-    """Refuse a model without linear layers to quantize or prune, before its weights are loaded.
+def skeleton_of(config: "PretrainedConfig") -> "PreTrainedModel":
+    """Return the model of a configuration without weights, to look at its layers."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def check_linears(model: "PreTrainedModel") -> None:
+    """Refuse a model without linear layers to quantize or prune; its weights are not looked at.
 
     Raises:
         InvalidInput: all matrices inside its layers are of another kind, such as GPT-2's `Conv1D`.
     """
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
     if not linears_of(model):
         raise InvalidInput(
-            f"Models of the architecture '{config.model_type}' have no linear layers "
+            f"Models of the architecture '{model.config.model_type}' have no linear layers "
             "(torch.nn.Linear) to quantize or prune. Of them only 'finetune', 'distill' and the "
             "methods 'bnb-int8' and 'bnb-nf4' of 'quantize' can be used.",
             param="model",

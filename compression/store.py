@@ -20,6 +20,7 @@ from turnmill.compression.artifact import (
     is_artifact,
     put_back,
     read_manifest,
+    sync,
     verify,
     write_artifact,
 )
@@ -28,7 +29,7 @@ from turnmill.schemas.errors import ArtifactRefused, InvalidInput, NotFound
 #: Beside what the engines keep in the folder of models.
 FOLDER = "artifacts"
 
-#: One line for each promotion and rollback; it is only ever appended to.
+#: One line for each promotion and rollback. A line is never changed or removed.
 _RECORD = "promotions.jsonl"
 
 
@@ -168,17 +169,34 @@ class ModelStore:
         return self._path_of(promotion)
 
     def history(self) -> list[Promotion]:
-        """Return the whole record, oldest first."""
+        """Return the whole record, oldest first.
+
+        Raises:
+            ArtifactRefused: naming the line that is none of a promotion.
+        """
+        found = []
+        for number, line in enumerate(self._lines(), 1):
+            try:
+                found.append(Promotion.model_validate_json(line))
+            except ValidationError as error:
+                raise ArtifactRefused(
+                    f"{self.folder / _RECORD} is damaged in line {number}. Correct or remove "
+                    "that line."
+                ) from error
+        return found
+
+    def _lines(self) -> list[str]:
+        """Return the record's lines, without a last one that a full disk cut short."""
         try:
-            lines = (self.folder / _RECORD).read_text(encoding="utf-8").splitlines()
+            text = (self.folder / _RECORD).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return []
-        try:
-            return [Promotion.model_validate_json(line) for line in lines]
-        except ValidationError as error:
-            raise ArtifactRefused(
-                f"{self.folder / _RECORD} is damaged. Correct or remove the line that is no JSON."
-            ) from error
+        lines = text.splitlines()
+        # Releases that appended to the record could leave a beginning of a line; an editor may
+        # leave a whole one without its end.
+        if lines and not text.endswith("\n") and not lines[-1].endswith("}"):
+            lines.pop()
+        return lines
 
     def _standing(self) -> list[Promotion]:
         """Promotions that no rollback has taken back, oldest first."""
@@ -186,8 +204,11 @@ class ModelStore:
         for each in self.history():
             if each.action == "promote":
                 standing.append(each)
-            else:
-                standing.pop()
+                continue
+            del standing[-1:]
+            # A person may have removed a damaged line; what a rollback names is promoted anyway.
+            if not standing or standing[-1].checksum != each.checksum:
+                standing.append(each)
         return standing
 
     def _path_of(self, promotion: Promotion) -> Path:
@@ -200,10 +221,20 @@ class ModelStore:
         return self.path(promotion.artifact)
 
     def _append(self, promotion: Promotion) -> None:
-        with (self.folder / _RECORD).open("a", encoding="utf-8") as file:
-            file.write(promotion.model_dump_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write the record anew with this line; a disk that is full leaves it as it was."""
+        record = self.folder / _RECORD
+        lines = [*self._lines(), promotion.model_dump_json()]
+        part = record.with_name(_RECORD + PARTIAL)
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(record)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        sync(self.folder)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from turnmill.compression.calibration import skeleton_of
 from turnmill.compression.checkpoint import load_config
 from turnmill.compression.distill import students
 from turnmill.compression.distill.cache import TeacherCache, bytes_per_window, cache_teacher
@@ -15,6 +16,8 @@ from turnmill.compression.distill.finetune import next_token_loss, rows_of_lengt
 from turnmill.compression.distill.losses import hard_and_soft_loss
 from turnmill.compression.distill.training import Loss, TrainingOptions, train
 from turnmill.compression.distill.written import written_windows
+from turnmill.compression.prune.narrow import check_mlp
+from turnmill.compression.prune.structured import changed, config_of_layers
 from turnmill.compression.step import Progress, State
 from turnmill.schemas.errors import InvalidInput
 
@@ -50,7 +53,15 @@ class DistillOptions(TrainingOptions):
     cache_mb: int = Field(1024, ge=1)
 
     def check(self, config: "PretrainedConfig") -> "PretrainedConfig":
-        return config if self.student is None else load_config(self.student)
+        if self.student is not None:
+            return load_config(self.student)
+        if self.layers is not None:
+            teacher = skeleton_of(config)
+            config = config_of_layers(teacher, students.places(teacher, self.layers))
+        if self.width is not None:
+            channels = check_mlp(skeleton_of(config), 1 - self.width)
+            config = changed(config, intermediate_size=channels)
+        return config
 
     @property
     def has_student(self) -> bool:

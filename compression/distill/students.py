@@ -20,16 +20,25 @@ def from_layers(teacher: "PreTrainedModel", layers: int | tuple[int, ...]) -> "P
     Raises:
         InvalidInput: the teacher has no such layers.
     """
-    count = len(decoder_layers(teacher))
-    if isinstance(layers, int):
-        if not 1 <= layers <= count:
-            raise InvalidInput(
-                f"A student of {layers} layers cannot be cut out of the {count} of its teacher.",
-                param="layers",
-            )
-        layers = tuple(evenly_spaced(layers, count))
-    student: PreTrainedModel = keep_layers(teacher, layers)
+    student: PreTrainedModel = keep_layers(teacher, places(teacher, layers))
     return student
+
+
+def places(teacher: "PreTrainedModel", layers: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Return the layers themselves, or so many of the teacher's, evenly spaced.
+
+    Raises:
+        InvalidInput: it has not so many.
+    """
+    if not isinstance(layers, int):
+        return layers
+    count = len(decoder_layers(teacher))
+    if not 1 <= layers <= count:
+        raise InvalidInput(
+            f"A student of {layers} layers cannot be cut out of the {count} of its teacher.",
+            param="layers",
+        )
+    return tuple(evenly_spaced(layers, count))
 
 
 def narrower(

@@ -20,6 +20,7 @@ from turnmill.compression.prune.structured import (
     group_scores,
     inputs_of,
     leave_inputs,
+    matrices_of,
 )
 from turnmill.compression.step import Progress
 from turnmill.schemas.errors import InvalidInput
@@ -37,7 +38,12 @@ _Choice = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def narrow_mlp(
     model: "PreTrainedModel", windows: Tensor, share: float, progress: Progress
 ) -> "PreTrainedModel":
-    """Return the model without this share of the channels of every MLP."""
+    """Return the model without this share of the channels of every MLP.
+
+    Raises:
+        InvalidInput: see `check_mlp`.
+    """
+    check_mlp(model, share)
 
     def choose(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
         channels = _highest(channel_scores(weight, gram), share, CHANNELS)
@@ -50,9 +56,13 @@ def narrow_mlp(
 def drop_heads(
     model: "PreTrainedModel", windows: Tensor, share: float, progress: Progress
 ) -> "PreTrainedModel":
-    """Return the model without this share of the key-value groups of every attention."""
+    """Return the model without this share of the key-value groups of every attention.
+
+    Raises:
+        InvalidInput: see `check_heads`.
+    """
+    check_heads(model, share)
     groups = model.config.num_key_value_heads
-    check_share(groups, share)
 
     def choose(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
         chosen = _highest(group_scores(weight, gram, groups), share, 1)
@@ -62,20 +72,51 @@ def drop_heads(
     return cut_groups(model, kept)
 
 
-def check_share(groups: int, share: float) -> None:
-    """Refuse a share that removes none of so many key-value groups.
+def check_mlp(model: "PreTrainedModel", share: float) -> int:
+    """Return how many channels of an MLP stay without this share; the weights are not looked at.
 
     Raises:
-        InvalidInput: naming the least share that removes one.
+        InvalidInput: none would go, or the MLPs are not built like a Llama's.
     """
-    if _count_kept(groups, share, 1) < groups:
-        return
-    enough = [each for each in range(1, 100) if _count_kept(groups, each / 100, 1) < groups]
-    advice = f"Set 'sparsity' to {enough[0] / 100} or more" if enough else "Prune with 'mlp'"
-    raise InvalidInput(
-        f"A share of {share} removes none of the model's {groups} key-value groups. {advice}.",
-        param="sparsity",
-    )
+    size: int = matrices_of(model, "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj")[0].in_features
+    kept = _count_kept(size, share, CHANNELS)
+    if kept == size:
+        least = _least_share(size, CHANNELS)
+        advice = "Prune with 'heads'"
+        if least < 1:
+            advice = f"Set 'sparsity' to {least:g} or more (of 'distill': 'width' to {1 - least:g})"
+        raise InvalidInput(
+            f"A share of {share:g} removes none of the {size} channels of the model's MLPs, which "
+            f"stay in multiples of {CHANNELS}. {advice}.",
+            param="sparsity",
+        )
+    return kept
+
+
+def check_heads(model: "PreTrainedModel", share: float) -> int:
+    """Return how many key-value groups stay without this share; the weights are not looked at.
+
+    Raises:
+        InvalidInput: none would go, or the attention is not built like a Llama's.
+    """
+    matrices_of(model, *(f"self_attn.{each}_proj" for each in "oqkv"))
+    groups: int = model.config.num_key_value_heads
+    kept = _count_kept(groups, share, 1)
+    if kept == groups:
+        least = _least_share(groups, 1)
+        advice = f"Set 'sparsity' to {least:g} or more" if least < 1 else "Prune with 'mlp'"
+        raise InvalidInput(
+            f"A share of {share:g} removes none of the model's {groups} key-value groups. "
+            f"{advice}.",
+            param="sparsity",
+        )
+    return kept
+
+
+def _least_share(size: int, multiple: int) -> float:
+    """Return the least share, in hundredths, that removes something; 1 where none does."""
+    shares = (each / 100 for each in range(1, 100))
+    return next((each for each in shares if _count_kept(size, each, multiple) < size), 1.0)
 
 
 def _leave(

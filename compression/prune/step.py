@@ -1,16 +1,23 @@
 """The steps `prune` and `drop-layers`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from turnmill.compression.calibration import check_linears
+from turnmill.compression.calibration import check_linears, skeleton_of
 from turnmill.compression.distill.step import DistillOptions, learn
 from turnmill.compression.prune.masks import KeptZeros, parse_pattern
-from turnmill.compression.prune.narrow import check_share, drop_heads, narrow_mlp
+from turnmill.compression.prune.narrow import check_heads, check_mlp, drop_heads, narrow_mlp
 from turnmill.compression.prune.schedule import cubic
-from turnmill.compression.prune.structured import block_influence, decoder_layers, keep_layers
+from turnmill.compression.prune.structured import (
+    block_influence,
+    changed,
+    config_of_groups,
+    config_of_layers,
+    decoder_layers,
+    keep_layers,
+)
 from turnmill.compression.prune.weights import prune_weights
 from turnmill.compression.step import Options, Progress, State
 from turnmill.schemas.errors import InvalidInput
@@ -51,10 +58,12 @@ class PruneOptions(Options):
         return self
 
     def check(self, config: "PretrainedConfig") -> "PretrainedConfig":
-        check_linears(config)
-        groups = getattr(config, "num_key_value_heads", None)
-        if self.method == "heads" and groups is not None:
-            check_share(groups, self.sparsity)
+        model = skeleton_of(config)
+        check_linears(model)
+        if self.method == "mlp":
+            return changed(config, intermediate_size=check_mlp(model, self.sparsity))
+        if self.method == "heads":
+            return config_of_groups(model, check_heads(model, self.sparsity))
         return config
 
 
@@ -99,13 +108,35 @@ class DropLayersOptions(Options):
     #: Drop so many, of the lowest block influence on the calibration windows.
     count: int | None = Field(None, ge=1)
     #: Drop these, counted from 0.
-    layers: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _is_one(self) -> "DropLayersOptions":
         if (self.count is None) == (self.layers is None):
             raise ValueError("give count or layers")
         return self
+
+    def check(self, config: "PretrainedConfig") -> "PretrainedConfig":
+        model = skeleton_of(config)
+        total = len(decoder_layers(model))
+        # Which layers a count drops is known once their influence was measured.
+        return config_of_layers(model, self.kept([0.0] * total))
+
+    def kept(self, influence: Sequence[float]) -> list[int]:
+        """Return the layers to keep, of as many as there are influences.
+
+        Raises:
+            InvalidInput: a layer that goes is none of the model's, or none would stay.
+        """
+        total = len(influence)
+        dropped = set(self.layers or sorted(range(total), key=influence.__getitem__)[: self.count])
+        if not dropped < set(range(total)):
+            raise InvalidInput(
+                f"Layers {sorted(dropped)} cannot be dropped from a model of {total}: name layers "
+                f"from 0 to {total - 1}, and leave at least one.",
+                param="layers",
+            )
+        return sorted(set(range(total)) - dropped)
 
 
 class DropLayers:
@@ -116,23 +147,13 @@ class DropLayers:
     def __call__(
         self, state: State, options: DropLayersOptions, progress: Progress
     ) -> Mapping[str, object]:
-        total = len(decoder_layers(state.model))
         progress.start(len(state.texts.calibration), "influence")
         influence = block_influence(state.model, state.texts.calibration, progress.advance)
-        if options.layers is not None:
-            dropped = sorted(set(options.layers))
-        else:
-            dropped = sorted(sorted(range(total), key=influence.__getitem__)[: options.count])
-        if not set(dropped) < set(range(total)):
-            raise InvalidInput(
-                f"Layers {dropped} cannot be dropped from a model of {total}: name layers from 0 "
-                f"to {total - 1}, and leave at least one.",
-                param="layers",
-            )
-        state.model = keep_layers(state.model, sorted(set(range(total)) - set(dropped)))
+        kept = options.kept(influence)
+        state.model = keep_layers(state.model, kept)
         state.become_dense()
         return {
-            "dropped": dropped,
+            "dropped": sorted(set(range(len(influence))) - set(kept)),
             "influence": [round(each, 4) for each in influence],
             "parameters": state.model.num_parameters(),
         }

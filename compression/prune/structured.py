@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 from turnmill.schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 #: Share of the mean diagonal added before a least-squares system is solved.
 _RIDGE = 1e-3
@@ -33,12 +33,29 @@ def decoder_layers(model: "PreTrainedModel") -> nn.ModuleList:
     """
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not hasattr(layers[0], "self_attn"):
-        raise InvalidInput(
-            f"{type(model).__name__} cannot be cut: structured pruning knows models built like "
-            "Llama (Llama, Mistral, Qwen, SmolLM).",
-            param="model",
-        )
+        raise _cannot_be_cut(model)
     return layers
+
+
+def matrices_of(model: "PreTrainedModel", *names: str) -> list[nn.Linear]:
+    """Return the linear layers of these names in the first decoder layer.
+
+    Raises:
+        InvalidInput: a decoder layer lacks one, such as a Phi's, or one of a mixture of experts.
+    """
+    for layer in decoder_layers(model):
+        linears = {name for name, each in layer.named_modules() if isinstance(each, nn.Linear)}
+        if not linears.issuperset(names):
+            raise _cannot_be_cut(model)
+    return [decoder_layers(model)[0].get_submodule(name) for name in names]
+
+
+def _cannot_be_cut(model: "PreTrainedModel") -> InvalidInput:
+    return InvalidInput(
+        f"{type(model).__name__} cannot be cut: structured pruning knows models built like "
+        "Llama (Llama, Mistral, Qwen, SmolLM).",
+        param="model",
+    )
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -84,13 +101,8 @@ def keep_layers(model: "PreTrainedModel", kept: Sequence[int]) -> "PreTrainedMod
     Raises:
         InvalidInput: there is no such layer, or none is kept.
     """
+    config = config_of_layers(model, kept)
     layers = sorted(set(kept))
-    count = len(decoder_layers(model))
-    if not layers or layers[0] < 0 or layers[-1] >= count:
-        raise InvalidInput(
-            f"Layers {list(kept)} cannot be kept: the model has the layers 0 … {count - 1}.",
-            param="layers",
-        )
     place = {str(old): str(new) for new, old in enumerate(layers)}
     weights = {}
     for name, weight in model.state_dict().items():
@@ -99,10 +111,26 @@ def keep_layers(model: "PreTrainedModel", kept: Sequence[int]) -> "PreTrainedMod
             weights[name] = weight
         elif found.group() in place:
             weights[_LAYER.sub(place[found.group()], name)] = weight
+    return _rebuilt(model, weights, config)
+
+
+def config_of_layers(model: "PreTrainedModel", kept: Sequence[int]) -> "PretrainedConfig":
+    """Return the configuration of the model with these of its layers.
+
+    Raises:
+        InvalidInput: there is no such layer, or none is kept.
+    """
+    layers = sorted(set(kept))
+    count = len(decoder_layers(model))
+    if not layers or layers[0] < 0 or layers[-1] >= count:
+        raise InvalidInput(
+            f"Layers {list(kept)} cannot be kept: the model has the layers 0 … {count - 1}.",
+            param="layers",
+        )
     changes: dict[str, object] = {"num_hidden_layers": len(layers)}
     if getattr(model.config, "layer_types", None):
         changes["layer_types"] = [model.config.layer_types[i] for i in layers]
-    return _rebuilt(model, weights, **changes)
+    return changed(model.config, **changes)
 
 
 def channel_scores(down: Tensor, gram: Tensor) -> Tensor:
@@ -170,7 +198,7 @@ def cut_channels(model: "PreTrainedModel", kept: Sequence[Tensor]) -> "PreTraine
         for name in ("gate_proj", "up_proj"):
             _take_rows(weights, f"{mlp}.{name}", channels)
         _take_columns(weights, f"{mlp}.down_proj", channels)
-    return _rebuilt(model, weights, intermediate_size=len(kept[0]))
+    return _rebuilt(model, weights, changed(model.config, intermediate_size=len(kept[0])))
 
 
 def cut_groups(model: "PreTrainedModel", kept: Sequence[Tensor]) -> "PreTrainedModel":
@@ -192,12 +220,17 @@ def cut_groups(model: "PreTrainedModel", kept: Sequence[Tensor]) -> "PreTrainedM
         for name in ("k_proj", "v_proj"):
             _take_rows(weights, f"{attention}.{name}", inputs_of(groups, size))
         _take_columns(weights, f"{attention}.o_proj", queries)
-    return _rebuilt(
-        model,
-        weights,
-        head_dim=size,
-        num_key_value_heads=len(kept[0]),
-        num_attention_heads=len(kept[0]) * heads,
+    return _rebuilt(model, weights, config_of_groups(model, len(kept[0])))
+
+
+def config_of_groups(model: "PreTrainedModel", kept: int) -> "PretrainedConfig":
+    """Return the configuration of the model with so many of its key-value groups."""
+    config = model.config
+    return changed(
+        config,
+        head_dim=decoder_layers(model)[0].self_attn.head_dim,
+        num_key_value_heads=kept,
+        num_attention_heads=kept * (config.num_attention_heads // config.num_key_value_heads),
     )
 
 
@@ -216,13 +249,18 @@ def _take_columns(weights: dict[str, Tensor], layer: str, columns: Tensor) -> No
     weights[f"{layer}.weight"] = weights[f"{layer}.weight"][:, columns]
 
 
+def changed(config: "PretrainedConfig", **changes: object) -> "PretrainedConfig":
+    """Return a copy of the configuration with other values."""
+    copied = copy.deepcopy(config)
+    for name, value in changes.items():
+        setattr(copied, name, value)
+    return copied
+
+
 def _rebuilt(
-    model: "PreTrainedModel", weights: dict[str, Tensor], **changes: object
+    model: "PreTrainedModel", weights: dict[str, Tensor], config: "PretrainedConfig"
 ) -> "PreTrainedModel":
     """Build a model of the same class from the changed config and weights."""
-    config = copy.deepcopy(model.config)
-    for name, value in changes.items():
-        setattr(config, name, value)
     rebuilt = type(model)(config).to(model.dtype)
     rebuilt.load_state_dict(weights)
     if model.can_generate():

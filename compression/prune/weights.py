@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from turnmill.compression.calibration import Stage, linears_of, run_layers
+from turnmill.compression.calibration import Stage, decoder_layers, linears_of, run_layers
 from turnmill.compression.distill.finetune import next_token_loss
 from turnmill.compression.prune import scores
 from turnmill.compression.prune.masks import Pattern, prune_matrix, prune_pattern, prune_rows
 from turnmill.compression.prune.sparsegpt import sparsegpt
-from turnmill.compression.prune.structured import decoder_layers
 from turnmill.compression.step import Progress
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def _prune_layer_by_layer(
             by = scores.wanda(layer.weight, gram.diagonal().sqrt())
             _apply(layer, prune_pattern(by, pattern) if pattern else prune_rows(by, sparsity))
 
-    progress.start(len(decoder_layers(model)), "pruning")
+    progress.start(len(decoder_layers(model)[1]), "pruning")
     run_layers(model, windows, visit, done=progress.advance)
 
 

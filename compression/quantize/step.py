@@ -8,7 +8,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from turnmill.compression.calibration import Stage, check_linears, decoder_layers, linears_of
+from turnmill.compression.calibration import (
+    Stage,
+    check_linears,
+    decoder_layers,
+    linears_of,
+    skeleton_of,
+)
 from turnmill.compression.distill.written import written_windows
 from turnmill.compression.quantize.affine import Grid, PackedWeight, quantize
 from turnmill.compression.quantize.awq import best_factors
@@ -64,7 +70,9 @@ class QuantizeOptions(Options):
 
     def check(self, config: "PretrainedConfig") -> "PretrainedConfig":
         if not self.method.startswith("bnb"):
-            check_linears(config)
+            model = skeleton_of(config)
+            check_linears(model)
+            check_groups(model, self.grid)
         return config
 
     @property
@@ -96,7 +104,7 @@ class Quantize:
         state.format = options.format
         if options.method.startswith("bnb"):
             return {"method": options.method, "library": "bitsandbytes"}
-        check_groups(state, options.grid)
+        check_groups(state.model, options.grid)
         state.model.float()
         result = quantize_model(state, options, progress)
         state.packed, state.pruned = result.packed, pruned
@@ -119,7 +127,7 @@ def pruned_linears(model: "PreTrainedModel") -> frozenset[str]:
     )
 
 
-def check_groups(state: State, grid: Grid) -> None:
+def check_groups(model: "PreTrainedModel", grid: Grid) -> None:
     """Refuse groups that do not divide the width of every linear layer.
 
     Raises:
@@ -127,7 +135,7 @@ def check_groups(state: State, grid: Grid) -> None:
     """
     if not isinstance(grid.group, int):
         return
-    for name, linear in linears_of(state.model).items():
+    for name, linear in linears_of(model).items():
         if linear.in_features % grid.group:
             raise InvalidInput(
                 f"Groups of {grid.group} weights do not divide the {linear.in_features} inputs of "

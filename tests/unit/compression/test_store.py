@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,72 @@ def test_the_last_promotion_counts_and_a_rollback_takes_it_back(store: ModelStor
     ]
     with pytest.raises(NotFound, match="nothing to roll back to"):
         store.rollback(by="eve")
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """Lets no file of this process grow beyond so many bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_promotion_that_the_disk_has_no_room_for_leaves_the_record_as_it_was(
+    store: ModelStore, full_disk: Callable[[int], None]
+) -> None:
+    make(store, "a"), make(store, "b")
+    store.promote("a", by="ada")
+    record = store.folder / "promotions.jsonl"
+    before = record.read_bytes()
+
+    full_disk(len(before) + 40)
+    with pytest.raises(OSError, match="too large"):
+        store.promote("b", by="ada")
+    full_disk(resource.RLIM_INFINITY)
+
+    assert record.read_bytes() == before
+    assert store.names() == ["a", "b"]
+    assert sorted(path.name for path in store.folder.iterdir() if path.is_file()) == [
+        ".lock",
+        "promotions.jsonl",
+    ]
+    store.promote("b", by="ada")
+    assert [each.artifact for each in store.history()] == ["a", "b"]
+
+
+def test_a_line_that_an_earlier_release_left_half_written_is_no_promotion(
+    store: ModelStore,
+) -> None:
+    make(store, "a"), make(store, "b")
+    store.promote("a", by="ada")
+    record = store.folder / "promotions.jsonl"
+    whole = record.read_text()
+    record.write_text(whole + whole[:40])
+
+    assert store.promoted_path().name == "a"
+    store.promote("b", by="ada")
+    store.rollback(by="eve")
+    assert store.promoted_path().name == "a"
+    assert len(store.history()) == 3
+
+
+def test_a_damaged_line_is_named_and_the_record_can_do_without_it(store: ModelStore) -> None:
+    make(store, "a"), make(store, "b")
+    store.promote("a", by="ada")
+    store.promote("b", by="ada")
+    store.rollback(by="eve")
+    record = store.folder / "promotions.jsonl"
+    lines = record.read_text().splitlines(keepends=True)
+    record.write_text(lines[0] + "{\n" + lines[2])
+
+    with pytest.raises(ArtifactRefused, match=r"promotions\.jsonl is damaged in line 2"):
+        store.promoted()
+
+    for kept in (lines[0] + lines[2], lines[2], lines[2].rstrip("\n")):
+        record.write_text(kept)
+        assert store.promoted_path().name == "a"
+    store.promote("b", by="ada")
+    assert len(store.history()) == 2
 
 
 def test_an_artifact_that_misses_its_limits_is_promoted_by_force_alone(store: ModelStore) -> None:
