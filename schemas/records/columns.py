@@ -203,7 +203,9 @@ def text_of(value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, datetime):
-        return value.date().isoformat() if value.time() == time() else value.isoformat(" ")
+        # A spreadsheet's dates, and those of data frames, are times at midnight of no zone.
+        is_day = value.tzinfo is None and value.time() == time()
+        return value.date().isoformat() if is_day else value.isoformat(" ")
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, timedelta):

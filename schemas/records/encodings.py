@@ -24,6 +24,9 @@ ENOUGH_BYTES = 64
 #: Text that is looked at to guess.
 _SAMPLE_BYTES = 64 * 1024
 
+#: Bytes that may be a part of a longer character in the older encodings.
+_PARTS = bytes(range(0x30, 0x100))
+
 #: The bytes of a character in UTF-8 after its first.
 _CONTINUING = bytes(range(0x80, 0xC0))
 
@@ -57,7 +60,7 @@ class _Survey:
             self.first = (
                 self.first if self.first[0] else (number, error.start + 1, raw[error.start])
             )
-            self.sample += raw[: _SAMPLE_BYTES - len(self.sample)]
+            self.sample += _beginning(raw, _SAMPLE_BYTES - len(self.sample))
         else:
             self.good += 1
 
@@ -93,6 +96,11 @@ def find_encoding(path: Path) -> str:
     if guess and evidence >= ENOUGH_BYTES:
         return guess
     raise InvalidInput(_describe(path, survey, guess, evidence))
+
+
+def _beginning(raw: bytes, size: int) -> bytes:
+    """At most `size` bytes, and no cut character: a sample that ends in one fits no encoding."""
+    return raw if len(raw) <= size else raw[:size].rstrip(_PARTS)
 
 
 def _guess(sample: bytes) -> str | None:

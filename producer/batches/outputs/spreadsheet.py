@@ -1,13 +1,19 @@
 """Results as XLSX, written row by row."""
 
 import math
+from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from turnmill.producer.batches.outputs.table import Table, is_formula
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.records.columns import text_of
 from turnmill.schemas.records.spreadsheet import MAX_ROWS
+
+if TYPE_CHECKING:
+    from openpyxl import Workbook
 
 #: Excel's limit.
 MAX_CELL_CHARS = 32_767
@@ -25,7 +31,24 @@ def write_xlsx(path: Path, table: Table) -> None:
     sheet.append([_cell(sheet, title, is_raw=False) for title in table.titles])
     for row in table.rows:
         sheet.append([_cell(sheet, value, is_raw=table.is_raw) for value in table.cells(row)])
-    book.save(path)
+    sheet.close()
+    _save(book, path)
+
+
+def _save(book: "Workbook", path: Path) -> None:
+    """Save as `Workbook.save` does, but close the archive of a full disk.
+
+    Left open, it prints a second error with a traceback when it is collected.
+    """
+    from openpyxl.writer.excel import ExcelWriter
+
+    archive = ZipFile(path, "w", ZIP_DEFLATED, allowZip64=True)
+    try:
+        ExcelWriter(book, archive).save()
+    except BaseException:
+        with suppress(OSError, ValueError):
+            archive.close()
+        raise
 
 
 def check_rows(total: int, path: Path) -> None:

@@ -117,6 +117,16 @@ def test_gbk_in_a_short_file_is_refused_with_the_option_that_reads_it(tmp_path: 
     assert rows_of(read_backlog(path, Layout(encoding="gb18030")))[1].prompt == "我要退款"
 
 
+@pytest.mark.parametrize("shift", range(4))
+def test_encoding_of_a_large_file_is_found_wherever_the_sample_ends(
+    tmp_path: Path, shift: int
+) -> None:
+    lines = ["id,prompt", *(f"{n},{'x' * shift}{CHINESE}" for n in range(1200))]
+    assert find_encoding(write(tmp_path / "a.csv", "\n".join(lines).encode("gbk"))) == "gb18030"
+    mac = f"prompt\r{'x' * shift}" + f"{CHINESE}\r" * 1200
+    assert find_encoding(write(tmp_path / "b.csv", mac.encode("gbk"))) == "gb18030"
+
+
 def test_umlauts_of_a_short_file_are_not_taken_for_chinese(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "id,prompt\na,Grüße für Jürgen\n".encode("cp1252"))
     assert refused(path).endswith("--encoding cp1252")

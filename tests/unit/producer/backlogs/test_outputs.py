@@ -1,5 +1,6 @@
 """Results beside the file's own columns, and where they may be written."""
 
+import gc
 import gzip
 import json
 import os
@@ -16,7 +17,7 @@ from turnmill.producer.batches.backlog import Backlog, read_backlog
 from turnmill.producer.batches.outputs import place
 from turnmill.producer.batches.outputs import spreadsheet as sheets
 from turnmill.producer.batches.outputs.place import check_place, default_output
-from turnmill.producer.batches.outputs.table import is_formula
+from turnmill.producer.batches.outputs.table import Table, is_formula
 from turnmill.producer.batches.results import check_results_path, write_results
 from turnmill.schemas.batches import BatchResult, ResultError
 from turnmill.schemas.errors import InvalidInput
@@ -125,6 +126,42 @@ def test_parquet_keeps_the_types_of_its_columns(tmp_path: Path) -> None:
     assert result["reply"].to_pylist() == ["hi", None]
     text = parquet.read_table(written(read_backlog(small_csv(tmp_path)), tmp_path / "c.parquet"))
     assert text["prompt"].to_pylist() == ["hi", "ho"]
+
+
+def test_times_of_parquet_are_read_to_the_microsecond_and_keep_their_zone(tmp_path: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    midnight = 1_764_460_800_000_000_000
+    columns = {
+        "at": pa.array([midnight, midnight + 1_001], pa.timestamp("ns", "UTC")),
+        "day": pa.array([midnight, midnight], pa.timestamp("ns")),
+        "clock": pa.array([1_001, None], pa.time64("ns")),
+        "took": pa.array([1_000_001_001, None], pa.duration("ns")),
+    }
+    table = pa.table({"prompt": ["hi", "ho"], **columns})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    backlog = read_backlog(tmp_path / "a.parquet")
+    _, first, second = csv_rows(written(backlog, tmp_path / "r.csv"))
+    assert first[1:5] == [
+        "2025-11-30 00:00:00+00:00", "2025-11-30", "00:00:00.000001", "0:00:01.000001",
+    ]  # fmt: skip
+    assert second[1] == "2025-11-30 00:00:00.000001+00:00"
+    result = parquet.read_table(written(backlog, tmp_path / "r.parquet"))
+    assert result.schema.field("at").type == pa.timestamp("ns", "UTC")
+
+
+def test_time_of_parquet_that_python_lacks_is_refused(tmp_path: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"prompt": ["hi"], "at": pa.array([2**62], pa.timestamp("us"))})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InvalidInput, match=r"is not readable as Parquet: column 'at'"):
+        read_backlog(tmp_path / "a.parquet")
+
+
+def test_workbook_on_a_full_disk_leaves_nothing_that_fails_again(tmp_path: Path) -> None:
+    (full := tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        sheets.write_xlsx(full, Table(iter(()), {"prompt": "prompt"}))
+    gc.collect()
 
 
 FORMULAS = ['=HYPERLINK("http://127.0.0.1/x","click")', "+1+1", "@SUM(1)", "-2+3", "\tx", "＝1"]
