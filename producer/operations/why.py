@@ -27,6 +27,7 @@ _TURN = f"""
 SELECT t.id, t.conversation_id, t.seq, t.state, t.model, t.batch_id, tenants.name AS tenant,
     t.attempt, t.worker_id,
     coalesce(o.lane, t.lane) AS lane, o.turn_id IS NOT NULL AS has_hint, {IS_DUE} AS is_due,
+    EXISTS (SELECT FROM batches WHERE id = t.batch_id AND paused_at IS NOT NULL) AS is_held,
     extract(epoch FROM clock_timestamp() - o.due_at)::float AS due_s,
     extract(epoch FROM clock_timestamp() - o.published_at)::float AS published_s,
     (SELECT error FROM attempts WHERE turn_id = t.id ORDER BY number DESC LIMIT 1) AS error,
@@ -97,8 +98,10 @@ class _Turn(NamedTuple):
     worker_id: UUID | None
     lane: str
     has_hint: bool
-    #: None without a hint, as the next two.
+    #: None without a hint, as `due_s` and `published_s`.
     is_due: bool | None
+    #: Its batch is paused, whether its hint has left the lane already or not.
+    is_held: bool
     due_s: float | None
     published_s: float | None
     #: Of the latest attempt.
@@ -176,7 +179,7 @@ class Explainer:
         return Why(reason=Reason.RUNNING, text=text)
 
     def _paused(self, turn: _Turn) -> Why | None:
-        if turn.lane == PAUSED_LANE:
+        if turn.is_held or turn.lane == PAUSED_LANE:
             batch = show_id(Prefix.BATCH, turn.batch_id) if turn.batch_id else "BATCH"
             return Why(
                 reason=Reason.BATCH_PAUSED,

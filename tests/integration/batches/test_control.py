@@ -19,6 +19,7 @@ from turnmill.producer.batches.progress import progress
 from turnmill.producer.batches.submission import submit
 from turnmill.producer.cancel import cancel
 from turnmill.producer.doctor import diagnose
+from turnmill.producer.operations.why import Explainer, Reason
 from turnmill.producer.parked.replay import replay
 from turnmill.schemas.batches import Batch, BatchProgress
 from turnmill.schemas.errors import BatchCancelled, LaterTurnAnswered
@@ -134,6 +135,18 @@ def test_a_pause_holds_before_any_hint_was_moved(system: Any, batch: Batch) -> N
     assert lanes(system).get("paused", 0) == len(queued) > 0
     resume(system.database, batch)
     assert len(claim_all(system, batch)) == len(queued)
+
+
+def test_a_row_accepted_into_a_paused_batch_waits_for_its_resumption_and_for_no_relay(
+    system: Any, batch: Batch
+) -> None:
+    """The hint stands in the batch lane until the rows have been gone through."""
+    system.database.run("UPDATE outbox SET due_at = clock_timestamp() - interval '1 min'")
+    system.database.run(PAUSE, (batch.batch_id,))
+    row = rows_in(system, batch, "queued")[0]
+    why = Explainer(system.database, system.settings).explain(row)
+    assert why is not None and why.reason is Reason.BATCH_PAUSED
+    assert str(why.remedy).startswith("turnmill batch resume batch_")
 
 
 def test_turns_that_become_due_during_a_pause_start_after_it(system: Any, batch: Batch) -> None:
