@@ -19,10 +19,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from turnmill.producer.api.pointers import pointer
-from turnmill.schemas.errors import DatabaseUnavailable, InvalidInput, TurnmillError
+from turnmill.schemas.errors import DatabaseUnavailable, TurnmillError
 from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.openai import ErrorBody, ErrorDetail
-from turnmill.schemas.openai.fields import shown as shown_name
+from turnmill.schemas.openai.mistakes import refused
 from turnmill.schemas.turns import Turn, TurnState
 
 TURN_HEADER = "X-Turnmill-Turn"
@@ -145,8 +145,7 @@ def problem_of(error: Exception) -> Problem:
             code = _HTTP_CODES.get(error.status_code, "invalid_input")
             return Problem(code, error.detail, headers=error.headers or {})
         case RequestValidationError():
-            first = error.errors()[0]
-            return problem_of(InvalidInput(first["msg"], param=shown_name(str(first["loc"][-1]))))
+            return problem_of(refused(error.errors()))
         case _:
             return Problem("internal_error", "Something went wrong in Turnmill.")
 

@@ -1,6 +1,7 @@
 """What is wrong with a body, as one error that names the fields."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 from pydantic_core import ErrorDetails
 
@@ -13,6 +14,33 @@ def invalid_input(mistakes: list[ErrorDetails]) -> InvalidInput:
     if (more := len(mistakes) - len(sentences)) > 0:
         sentences.append(f"There are {more} more mistakes.")
     return InvalidInput(" ".join(sentences), param=_param(mistakes[0]))
+
+
+def refused(mistakes: Sequence[ErrorDetails]) -> InvalidInput:
+    """Of FastAPI's mistakes, whose places begin with a part of the call (`body`, `query`, `path`),
+    the first: what each kind of value that its field may have says of it.
+    """
+    places = [_field(mistake["loc"]) for mistake in mistakes]
+    reasons = [m["msg"] for m, place in zip(mistakes, places, strict=True) if place == places[0]]
+    param = _path(places[0])
+    match mistakes[0]["type"]:
+        case "missing":
+            return InvalidInput(f"Missing required parameter: '{param or 'body'}'.", param=param)
+        case "extra_forbidden":
+            message = f"Unrecognized request argument supplied: {param}."
+            return InvalidInput(message, param=param)
+        case "unsupported":
+            return InvalidInput(f"'{param}' {reasons[0]}", param=param)
+    reason = "; or: ".join(dict.fromkeys(reasons)).removesuffix(".")
+    return InvalidInput(f"Invalid '{param}': {reason}." if param else f"{reason}.", param=param)
+
+
+#: How pydantic calls the kinds of value of a field that may have several.
+_KIND = re.compile(r"bool|float|int|str|none|constrained-\w+|.*\[.*")
+
+
+def _field(location: Sequence[int | str]) -> list[int | str]:
+    return [p for p in location[1:] if isinstance(p, int) or not _KIND.fullmatch(p)]
 
 
 def _sentence(mistake: ErrorDetails) -> str:

@@ -182,6 +182,55 @@ def test_a_search_refuses_by_name_what_it_does_not_do(
     assert error.value.param == name
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "said", "param"),
+    [
+        ("search", {}, "Missing required parameter: 'query'.", "query"),
+        (
+            "search",
+            {"query": "x", "limit": 3},
+            "Unrecognized request argument supplied: limit.",
+            "limit",
+        ),
+        (
+            "search",
+            {"query": ""},
+            "Invalid 'query': String should have at least 1 character; or: ",
+            "query",
+        ),
+        (
+            "search",
+            {"query": "x", "filters": {}},
+            "'filters' is not supported: make a vector ",
+            "filters",
+        ),
+        (
+            "files",
+            {"file_id": "x", "attributes": {"a": []}},
+            "Invalid 'attributes.a': ",
+            "attributes.a",
+        ),
+        (
+            "file_batches",
+            {"files": [{"file_id": 5}]},
+            "Invalid 'files[0].file_id': Input should ",
+            "files[0].file_id",
+        ),
+        ("file_batches", {}, "Send either 'file_ids' or 'files'.", None),
+        ("search", [], "Input should be a valid dictionary", None),
+    ],
+)
+def test_a_mistake_is_told_with_the_place_of_its_field(
+    site: Site, path: str, body: object, said: str, param: str | None
+) -> None:
+    store = site.openai.vector_stores.create(name="shop")
+    with pytest.raises(openai.BadRequestError) as error:
+        site.openai.post(f"/vector_stores/{store.id}/{path}", body=body, cast_to=object)
+    message = error.value.body["message"]  # type: ignore[index]
+    assert message.startswith(said)
+    assert error.value.param == param
+
+
 def test_a_file_that_is_deleted_while_it_is_added_leaves_nothing(indexed: Site) -> None:
     client = indexed.openai
     store = client.vector_stores.create(name="shop")
