@@ -9,7 +9,7 @@ from turnmill.producer.doctor.findings import Finding, Level, broken, ok
 from turnmill.producer.operations.remedies import tenant_option
 from turnmill.producer.tenants import Bot, find_tenant, list_bots
 from turnmill.schemas.channels.configuration import load_configuration
-from turnmill.schemas.channels.sections.base import ChannelSection, SecretReference
+from turnmill.schemas.channels.sections.base import ChannelSection
 from turnmill.schemas.errors import SettingsError, TurnmillError
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings
@@ -105,14 +105,12 @@ def _load(place: str) -> Callable[..., Iterator[Finding]]:
 
 
 def _secrets(section: ChannelSection) -> Iterator[Finding]:
-    for field in type(section).model_fields:
-        reference = getattr(section, field)
-        if isinstance(reference, SecretReference):
-            try:
-                reference.read()
-                yield ok(f"from {reference.place}").of(field)
-            except TurnmillError as error:
-                yield broken(error.message, "Set it for every process of Turnmill.").of(field)
+    for field, reference in section.secrets.items():
+        try:
+            reference.read()
+            yield ok(f"from {reference.place}").of(field)
+        except TurnmillError as error:
+            yield broken(error.message, "Set it for every process of Turnmill.").of(field)
 
 
 def _bots(database: Database, section: ChannelSection) -> dict[str, Bot]:

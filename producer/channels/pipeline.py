@@ -27,11 +27,18 @@ log = structlog.get_logger()
 class Pipeline:
     """The pipeline of one configured channel."""
 
-    def __init__(self, name: str, section: ChannelSection, channel: Channel) -> None:
+    def __init__(
+        self, name: str, section: ChannelSection, get_channel: Callable[[], Channel]
+    ) -> None:
+        """`get_channel` returns the channel with its latest secrets."""
         self.name = name
-        self.channel = channel
+        self._get_channel = get_channel
         self._section = section
         self._tenant_id: UUID | None = None
+
+    @property
+    def channel(self) -> Channel:
+        return self._get_channel()
 
     def understand(self, request: Request, count: Count) -> Parsed:
         """Verify and read a request. Touches nothing but the processor.
@@ -41,12 +48,13 @@ class Pipeline:
             UnsupportedMediaType: it is, but of no type that the platform sends.
             InvalidInput: the body cannot be read.
         """
+        channel = self.channel
         try:
-            self.channel.verify(request)
-            if request.media_type not in self.channel.media_types and request.method == "POST":
-                known = ", ".join(sorted(self.channel.media_types))
+            channel.verify(request)
+            if request.media_type not in channel.media_types and request.method == "POST":
+                known = ", ".join(sorted(channel.media_types))
                 raise UnsupportedMediaType(f"The content type must be one of: {known}.")
-            parsed = self.channel.parse(request)
+            parsed = channel.parse(request)
         except (BadSignature, InvalidInput) as error:
             log.warning("channel.refused", channel=self.name, code=error.code)
             count(self.name, error.code)

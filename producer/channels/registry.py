@@ -1,11 +1,12 @@
 """Channels by kind. A new one is one file and one line here, and the contract suite runs it."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from turnmill.producer.channels.base import Channel
 from turnmill.producer.channels.pipeline import Pipeline
 from turnmill.schemas.channels.configuration import Configuration
-from turnmill.schemas.channels.loading import load_class
+from turnmill.schemas.channels.loading import Renewed, load_class
 from turnmill.schemas.channels.sections.base import ChannelSection
 
 #: kind → "module:Class", imported only where it is configured.
@@ -38,4 +39,5 @@ def create_channel(name: str, section: ChannelSection) -> Channel:
 def create_pipelines(configuration: Configuration) -> Iterator[Pipeline]:
     """One pipeline for each configured channel. Raises `SettingsError`."""
     for name, section in configuration.channels.items():
-        yield Pipeline(name, section, create_channel(name, section))
+        renewed = Renewed(name, section, partial(create_channel, name, section))
+        yield Pipeline(name, section, renewed.get)

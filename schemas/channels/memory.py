@@ -56,7 +56,14 @@ class MemoryPolicy(BaseModel):
     #: Facts of these names need no confirmation.
     extract_keys: _Words = ()
     #: A message that begins with one of these words is remembered, ...
-    remember_words: _Words = ("remember that", "remember:", "please remember", "记住", "请记住")
+    remember_words: _Words = (
+        "remember that",
+        "remember:",
+        "please remember",
+        "please remember that",
+        "记住",
+        "请记住",
+    )
     #: ... one that begins with one of these and names a fact lets it be forgotten, ...
     forget_words: _Words = ("forget", "please forget", "忘记", "忘掉", "请忘记")
     #: ... these, after a word of `forget_words`, let all of them be forgotten, ...
@@ -65,9 +72,11 @@ class MemoryPolicy(BaseModel):
         "everything",
         "everything about me",
         "all about me",
+        "about me",
         "我",
         "一切",
         "关于我的一切",
+        "我的一切",
     )
     #: ... one that begins with one of these and names a proposed fact confirms it, ...
     confirm_words: _Words = ("confirm", "确认")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 from uuid import UUID
 
 import structlog
@@ -96,9 +96,8 @@ class Fetcher:
     ) -> None:
         self._database = database
         self._parts = parts
-        self._channels = {
-            name: each for name, each in channels.items() if isinstance(each, FetchesFiles)
-        }
+        self._deliveries = channels
+        self._channels = {name for name, each in channels.items() if isinstance(each, FetchesFiles)}
         #: The file that is being fetched of each channel. The looking thread alone adds to it.
         self._busy: dict[str, _Owed] = {}
         self._stopping = threading.Event()
@@ -141,7 +140,8 @@ class Fetcher:
             return
         try:
             with ending(FETCH_S):
-                data = self._channels[owed.channel].fetch(owed.source["ref"], self._parts.max_bytes)
+                delivery = cast(FetchesFiles, self._deliveries[owed.channel])
+                data = delivery.fetch(owed.source["ref"], self._parts.max_bytes)
             self._parts.fill(owed.tenant_id, owed.id, owed.kind, owed.name, data)
         except (ChannelUnavailable, StorageUnavailable) as error:
             self._again(owed, error)
@@ -183,7 +183,7 @@ class Fetcher:
     def _begin_all(self) -> None:
         """Begin to fetch a file of each channel that has one and is free."""
         while not self._stopping.is_set() and len(self._busy) < MAX_AT_ONCE:
-            owed = self._take(self._channels.keys() - self._busy)
+            owed = self._take(self._channels - self._busy.keys())
             if owed is None:
                 return
             self._busy[owed.channel] = owed

@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -30,7 +30,7 @@ from turnmill.workers.delivery.base import Delivery
 from turnmill.workers.delivery.claims import Holder
 from turnmill.workers.delivery.fetching import Fetcher
 from turnmill.workers.delivery.progress import Progress
-from turnmill.workers.delivery.registry import create_delivery
+from turnmill.workers.delivery.registry import Deliveries
 from turnmill.workers.delivery.send import Sender
 from turnmill.workers.delivery.sweep import Sweeper
 from turnmill.workers.delivery.voice import Speaker
@@ -70,7 +70,7 @@ class Consuming:
 class DeliveryWorker:
     """The parts of one process."""
 
-    def __init__(self, settings: Settings, channels: dict[str, Delivery]) -> None:
+    def __init__(self, settings: Settings, channels: Mapping[str, Delivery]) -> None:
         delivery = settings.delivery
         threads = delivery.concurrency * len(channels)
         # For each channel besides: a file that is fetched.
@@ -90,7 +90,7 @@ class DeliveryWorker:
         self.sweeper = Sweeper(self.holder)
         self.fetcher = Fetcher(self.database, open_parts(self.database, settings), channels)
         self.progress = [
-            Progress(self.holder, name, channel, delivery.concurrency)
+            Progress(self.holder, name, channels, delivery.concurrency)
             for name, channel in channels.items()
             if channel.shows_progress
         ]
@@ -139,7 +139,7 @@ def running_delivery_worker(
 ) -> Iterator[DeliveryWorker]:
     """A worker whose threads run. Raises `SettingsError`."""
     with ExitStack() as stack:
-        channels = _usable(settings, configuration)
+        channels = Deliveries(configuration, settings.delivery)
         for channel in channels.values():
             stack.callback(channel.close)
         worker = DeliveryWorker(settings, channels)
@@ -153,24 +153,6 @@ def running_delivery_worker(
             stack.callback(part.close)
             part.start()
         yield worker
-
-
-def _usable(settings: Settings, configuration: Configuration) -> dict[str, Delivery]:
-    """Adapters of the channels that can be used; the others hold up none of them.
-
-    Raises `SettingsError` if there is none.
-    """
-    channels: dict[str, Delivery] = {}
-    problem: SettingsError | None = None
-    for name, section in configuration.channels.items():
-        try:
-            channels[name] = create_delivery(name, section, settings.delivery)
-        except SettingsError as error:
-            problem = error
-            log.error("channel.unusable", channel=name, reason=error.message)
-    if not channels and problem is not None:
-        raise problem
-    return channels
 
 
 def _register(app: Celery, worker: DeliveryWorker) -> None:

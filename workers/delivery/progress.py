@@ -6,6 +6,7 @@ Each channel has a loop and threads for it alone, so that a slow platform holds 
 import math
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
@@ -36,10 +37,12 @@ PACE_S = 5.0
 class Progress:
     """The loop of one channel."""
 
-    def __init__(self, holder: Holder, channel: str, delivery: Delivery, threads: int) -> None:
+    def __init__(
+        self, holder: Holder, channel: str, deliveries: Mapping[str, Delivery], threads: int
+    ) -> None:
         self._holder = holder
         self._channel = channel
-        self._delivery = delivery
+        self._deliveries = deliveries
         self._threads = threads
         self._busy = 0
         self._lock = threading.Lock()
@@ -103,7 +106,7 @@ class Progress:
         try:
             look = self._look_at(claim)
             with guarded(memory.hold):
-                next_s = self._delivery.show(claim.job, look, memory)
+                next_s = self._deliveries[self._channel].show(claim.job, look, memory)
             result = "shown"
         except LeaseLost:
             return

@@ -6,6 +6,7 @@ the next delivery of the conversation becomes due.
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -81,7 +82,7 @@ class Sender:
     def __init__(
         self,
         holder: Holder,
-        deliveries: dict[str, Delivery],
+        deliveries: Mapping[str, Delivery],
         *,
         max_attempts: int,
         give_up: threading.Event,

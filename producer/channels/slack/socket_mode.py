@@ -57,7 +57,7 @@ class SocketMode:
                 "https://api.slack.com/apps ▸ Basic Information ▸ App-Level Tokens."
             )
         self._channel = SlackChannel(name, section)
-        self._pipeline = Pipeline(name, section, self._channel)
+        self._pipeline = Pipeline(name, section, lambda: self._channel)
         self._database = Database(settings.database)
         self._stopping = Stop()
         self._client = SocketModeClient(

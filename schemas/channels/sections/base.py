@@ -98,3 +98,9 @@ class ChannelSection(BaseModel):
     #: The name of the bot that answers, and the tenant that has it.
     bot: str
     tenant: str = DEFAULT_TENANT
+
+    @property
+    def secrets(self) -> dict[str, SecretReference]:
+        """References to the section's secrets, by field."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: it for name, it in values.items() if isinstance(it, SecretReference)}

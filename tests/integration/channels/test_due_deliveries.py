@@ -304,7 +304,9 @@ def test_progress_is_shown_again_when_the_platform_says_and_never_if_it_says_so(
     eventually: Callable[..., None],
 ) -> None:
     thread.accept(1)
-    progress = Progress(Holder(thread.database, new_id(), 30.0), "desk", Showing(next_s), 1)
+    progress = Progress(
+        Holder(thread.database, new_id(), 30.0), "desk", {"desk": Showing(next_s)}, 1
+    )
 
     def released() -> list[Any]:
         return thread.database.run(

@@ -1,6 +1,7 @@
 """The whole way, in processes of their own: an event of Slack comes in, its reply goes back."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,10 +26,11 @@ class Slack:
     """A workspace: what it sends to our API, and what our delivery worker posts to it."""
 
     def __init__(self, api: SlackAPI, url: str) -> None:
+        self.secret = SECRET
         self.board = api.board
         self.workspace = api.board.workspace
         self.response_url = api.response_url
-        self._url = url
+        self.url = url
 
     def mention(self, text: str, **fields: Any) -> str:
         """Mention the bot; the message's `ts`."""
@@ -37,17 +39,17 @@ class Slack:
         return str(event["ts"])
 
     def send(self, event: dict[str, Any]) -> None:
-        self._accept(deliver(self._url, sign_callback(SECRET, self.workspace.callback(event))))
+        self._accept(deliver(self.url, sign_callback(self.secret, self.workspace.callback(event))))
 
     def press(self, action: dict[str, Any], message: Any) -> None:
         place = {"ts": message.ts, "thread_ts": message.thread_ts}
         payload = self.workspace.pressed(action, **place)
-        self._accept(deliver(self._url, sign_interaction(SECRET, payload)))
+        self._accept(deliver(self.url, sign_interaction(self.secret, payload)))
 
     def command(self, text: str) -> None:
         fields = self.workspace.slash_command(text)
         fields["response_url"] = self.response_url(self.workspace.channel)
-        self._accept(deliver(self._url, sign_command(SECRET, fields)))
+        self._accept(deliver(self.url, sign_command(self.secret, fields)))
 
     def replies(self, ts: str) -> list[str]:
         return self.board.replies(self.workspace.channel, ts)
@@ -153,3 +155,29 @@ def test_a_person_takes_over_by_button_and_gives_back(
     eventually(lambda: len(slack.replies(ts)) == 3)
     slack.send(slack.workspace.message("Thanks", thread_ts=ts))
     eventually(lambda: len(slack.replies(ts)) == 4 and "Thanks" in slack.replies(ts)[3], 40)
+
+
+def test_secrets_in_files_are_rotated_while_everything_runs(
+    channels: Any, eventually: Callable[..., None], tmp_path: Path
+) -> None:
+    secret, token = tmp_path / "secret", tmp_path / "token"
+    secret.write_text(SECRET)
+    token.write_text(TOKEN)
+    with SlackAPI(limited=False) as api:
+        files = {"signing_secret": {"file": "secret"}, "bot_token": {"file": "token"}}
+        channels.configure("acme", kind="slack", api_url=api.url, **files)
+        slack = Slack(api, f"{channels.serve(eventually)}/channels/acme")
+        first = slack.mention("before")
+        eventually(lambda: len(slack.replies(first)) == 1, 40)
+        eventually(channels.all_sent)
+        slack.secret, api.tokens = "rotated", {"xoxb-rotated"}
+        token.write_text("xoxb-rotated")
+        secret.write_text("")  # as it is while it is being written
+        event = slack.workspace.mention("after")
+        request = sign_callback("rotated", slack.workspace.callback(event))
+        assert deliver(slack.url, request, ())[-1].status == 401
+        secret.write_text("rotated")
+        eventually(lambda: deliver(slack.url, request, ())[-1].is_accepted)
+        eventually(lambda: len(slack.replies(event["ts"])) == 1, 40)
+        request = sign_callback(SECRET, slack.workspace.callback(slack.workspace.mention("old")))
+        assert deliver(slack.url, request, ())[-1].status == 401

@@ -159,7 +159,7 @@ def test_a_file_of_slack_is_fetched_with_the_bot_s_token(
 
 @pytest.mark.parametrize("url", ["https://a.example/x.png", "https://slack.com.a.example/", "x"])
 def test_slack_s_token_is_sent_to_slack_alone(shop: Shop, url: str) -> None:
-    delivery: Any = shop.fetcher._channels["desk"]
+    delivery: Any = shop.fetcher._deliveries["desk"]
     with pytest.raises(DeliveryRefused, match="not on the platform"):
         delivery.fetch(url, 1000)
 
@@ -209,7 +209,7 @@ def test_what_is_deleted_while_it_is_fetched_does_not_come_back(
             assert database.run("DELETE FROM files RETURNING id")
             return tone()
 
-        monkeypatch.setattr(shop.fetcher._channels["chat"], "fetch", fetch)
+        monkeypatch.setattr(shop.fetcher._deliveries["chat"], "fetch", fetch)
         assert shop.fetcher.fetch_next()
     assert database.run("SELECT 1 FROM files") == []
     stored = [path for path in shop.site.settings.data.rglob("*") if path.is_file()]
@@ -226,7 +226,7 @@ def test_a_file_that_takes_the_process_with_it_is_given_up(
         tries += 1
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shop.fetcher._channels["chat"], "fetch", fetch)
+    monkeypatch.setattr(shop.fetcher._deliveries["chat"], "fetch", fetch)
     with InlineWorker(shop.site.settings):
         assert shop.receive(shop.from_telegram(voice={"file_id": "V"})) is Kind.ACCEPTED
     while shop.site.database.run("UPDATE files SET fetch_at = clock_timestamp() RETURNING id"):

@@ -34,6 +34,7 @@ def known(replica: Replica, author: str = "U1") -> dict[str, str]:
     ("text", "fact"),
     [
         ("Remember that my shoe size is 43.", ("shoe size", "43")),
+        ("Please remember that my shoe size is 43.", ("shoe size", "43")),
         ("please remember: I am allergic to nuts!", ("note 1", "I am allergic to nuts")),
         ("记住我的城市是不来梅。", ("城市", "不来梅")),
         ("请记住，我不吃花生", ("note 1", "我不吃花生")),
@@ -88,7 +89,10 @@ def test_a_fact_is_forgotten_by_its_name_or_value(replica: Replica, named: str) 
     assert replica.notices()[-1] == TEXTS.forgotten
 
 
-@pytest.mark.parametrize("text", ["Forget everything about me!", "forget me", "忘记关于我的一切"])
+@pytest.mark.parametrize(
+    "text",
+    ["Forget everything about me!", "forget me", "Please forget about me.", "忘记关于我的一切"],
+)
 def test_all_is_forgotten_and_nothing_more_remembered(replica: Replica, text: str) -> None:
     say(replica, "Remember that my shoe size is 44")
     users.set_preferences(replica.database, replica.tenant_id, "slack:U1", {"tone": "brief"})

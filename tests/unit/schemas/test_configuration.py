@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from turnmill.schemas.channels import loading
 from turnmill.schemas.channels.configuration import load_configuration
 from turnmill.schemas.channels.policies import CHANNEL_POLICIES, DoubleTexting
 from turnmill.schemas.channels.sections.base import SecretReference
@@ -190,3 +191,32 @@ def test_the_file_is_the_one_that_is_named_or_that_of_the_data_folder(tmp_path: 
     assert load_settings(data=tmp_path).config_path == tmp_path / "turnmill.toml"
     named = tmp_path / "another.toml"
     assert load_settings(data=tmp_path, config=named).config_path == named
+
+
+def test_what_is_made_of_secrets_is_made_anew_once_their_file_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setenv("SLACK_SIGNING_SECRET", "first")
+    token = tmp_path / "token"
+    token.write_text("one")
+    section = SlackSection(
+        kind="slack",
+        bot="support",
+        signing_secret=SecretReference(env="SLACK_SIGNING_SECRET"),
+        bot_token=SecretReference(file=token),
+    )
+    made: list[str] = []
+
+    def make() -> str:
+        made.append(section.bot_token.read().get_secret_value())
+        return made[-1]
+
+    renewed = loading.Renewed("acme", section, make)
+    assert (renewed.get(), renewed.get(), made) == ("one", "one", ["one"])
+    token.write_text("")
+    assert renewed.get() == "one", "as it is while somebody writes it"
+    token.unlink()
+    assert renewed.get() == "one"
+    token.write_text("two")
+    assert (renewed.get(), renewed.get(), made) == ("two", "two", ["one", "two"])
