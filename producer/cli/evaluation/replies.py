@@ -48,8 +48,16 @@ def measure_file(
     file: Annotated[Path, typer.Argument(help=".jsonl, .csv, .tsv, .xlsx or .parquet")],
     reply: Annotated[str, typer.Option(help="The column of replies.")] = "reply",
     reference: Annotated[
-        str, typer.Option(help="The column of what should have been said, if there is one.")
-    ] = "reference",
+        str | None,
+        typer.Option(help="The column of what should have been said; 'reference' if left out."),
+    ] = None,
+    conversation: Annotated[
+        str | None,
+        typer.Option(
+            help="The column that rows of one dialogue share; 'conversation' or "
+            "'conversation_id' if left out."
+        ),
+    ] = None,
     by: ByOption = "none",
     embedder: EmbedderOption = None,
     out: OutOption = None,
@@ -64,7 +72,8 @@ def measure_file(
         from turnmill.producer.evaluation.measure import measure
 
         groups = by_of(by)
-        said = read_said(file, reply, reference)
+        with_times = groups in ("day", "week", "month")
+        said = read_said(file, reply, reference, conversation, with_times=with_times)
         report = measure(f"Replies of {file.name}", said, groups, meanings_of(embedder))
         _show(report, out)
 

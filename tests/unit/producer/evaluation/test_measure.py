@@ -196,6 +196,26 @@ def test_a_time_that_is_none_is_refused_with_its_line(tmp_path: Path) -> None:
         list(read_said(file))
 
 
+def test_a_spreadsheets_times_are_read_and_others_only_where_they_group(tmp_path: Path) -> None:
+    times = ["2026/11/1 9:30", "2026-11-02", "2026.11.3", "2026/11/4 10:00:05"]
+    rows = [{"reply": "yes", "created_at": time} for time in times]
+    said = list(read_said(table(tmp_path / "rows.csv", rows)))
+    assert [each.said_at.day for each in said if each.said_at] == [1, 2, 3, 4]
+    odd = table(tmp_path / "odd.csv", [{"reply": "yes", "created_at": "01.11.2026"}])
+    for by, is_read in (("bot", False), ("week", True)):
+        out = ["--by", by, "--embedder", "none", "--output", str(tmp_path / by)]
+        done = CliRunner().invoke(app, ["evaluate", "replies", str(odd), *out])
+        assert isinstance(done.exception, InvalidInput) is is_read, done.output
+
+
+def test_a_named_column_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    file = table(tmp_path / "rows.csv", [{"reply": "yes", "human": "no", "Fall": "7"}] * 2)
+    assert {each.conversation for each in read_said(file, conversation="Fall")} == {"7"}
+    for named in ({"reference": "Human"}, {"conversation": "fall"}):
+        with pytest.raises(InvalidInput, match="There are reply, human, Fall"):
+            list(read_said(file, **named))
+
+
 def test_a_page_says_when_nothing_was_compared(tmp_path: Path) -> None:
     report = measure("Replies", [Said("yes", "1")])
 
