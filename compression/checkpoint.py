@@ -69,6 +69,21 @@ def load_config(folder: Path) -> "PretrainedConfig":
     return config
 
 
+def check_context(config: "PretrainedConfig", length: int) -> None:
+    """Refuse windows of more tokens than the model was made for: some cannot read them at all.
+
+    Raises:
+        InvalidInput: naming the longest window.
+    """
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(most, int) and length > most:
+        raise InvalidInput(
+            f"Windows of {length} tokens are longer than the model's context of {most}. Set "
+            f"'length' of the windows to {most} or less (--window length={most}).",
+            param="windows.length",
+        )
+
+
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 

@@ -16,6 +16,9 @@ from turnmill.schemas.errors import InvalidInput
 #: Characters of plain text that are split off as one document.
 DOCUMENT_CHARS = 4000
 
+#: How names of files end, by what they hold.
+_CHATS, _TEXTS = ".jsonl", (".txt", ".md")
+
 ROLES = frozenset({"system", "user", "assistant"})
 
 
@@ -23,12 +26,20 @@ def read_conversations(paths: Iterable[Path]) -> list[Conversation]:
     """Read files of chats (.jsonl) and of plain text (.txt, .md).
 
     Raises:
-        InvalidInput: a file cannot be read or a line is no chat; the error names file and line.
+        InvalidInput: a file cannot be read, is of another kind, or a line is no chat; the error
+            names file and line.
     """
     found: list[Conversation] = []
     for path in paths:
+        ending = path.suffix.lower()
+        if ending not in (_CHATS, *_TEXTS):
+            raise InvalidInput(
+                f"{path} is neither chats ({_CHATS}, one conversation a line) nor plain text "
+                f"({', '.join(_TEXTS)}). Convert it, or rename it to what it is.",
+                param="data",
+            )
         text = read_text(path)
-        found += _chats(path, text) if path.suffix == ".jsonl" else _documents(text)
+        found += _chats(path, text) if ending == _CHATS else _documents(text)
     return found
 
 

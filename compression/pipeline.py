@@ -30,6 +30,7 @@ from turnmill.compression.artifact import (
 )
 from turnmill.compression.checkpoint import (
     MODEL,
+    check_context,
     format_of,
     load_config,
     load_model,
@@ -122,6 +123,7 @@ def compress(job: Job, store: ModelStore) -> Manifest:
     if target.exists():
         return _made_before(target, plan)
     config = load_config(job.base)
+    check_context(config, job.recipe.windows.length)
     for each in job.recipe.steps:
         config = each.options.check(config)
     with _workplace(store, plan) as folder:

@@ -127,6 +127,7 @@ def parse_recipe(content: Mapping[str, object], *, source: str = "the recipe") -
         for number, each in enumerate(file.step, start=1)
     )
     _check_exports_last(steps, source)
+    _check_qat_follows_quantize(steps, source)
     return Recipe(file.name, steps, file.windows, file.limits, file.seed, file.dtype)
 
 
@@ -138,6 +139,20 @@ def _check_exports_last(steps: Sequence[StepSpec], source: str) -> None:
             "wrote.",
             param="kind",
         )
+
+
+def _check_qat_follows_quantize(steps: Sequence[StepSpec], source: str) -> None:
+    """Every other step hands on weights that are not rounded, or are bitsandbytes' own."""
+    for before, each in zip([None, *steps], steps, strict=False):
+        if each.kind != "qat" or (before and before.kind == "qat"):
+            continue
+        method = getattr(before.options, "method", "") if before else ""
+        if before is None or before.kind != "quantize" or method.startswith("bnb"):
+            raise InvalidInput(
+                f"{source}: 'qat' trains a quantized model: put it right behind a step 'quantize' "
+                "with another method than bitsandbytes'.",
+                param="kind",
+            )
 
 
 def _parse_step(content: Mapping[str, object], source: str, where: str) -> StepSpec:

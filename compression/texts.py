@@ -126,12 +126,13 @@ def make_texts(
     renderable, notes_on_prose = _apart_from(judging, renderable)
     notes += notes_on_prose
     parts: dict[Part, list[Conversation]] = {"heldout": [], "calibration": [], "train": []}
-    for each in _unique(sorted(longest_chats(renderable), key=_order)):
+    different = list(_unique(sorted(longest_chats(renderable), key=_order)))
+    for each in different:
         parts[part_of(each.id)].append(each)
     for part, members in parts.items():
         if not members:
             raise InvalidInput(
-                f"{len(renderable)} conversations are too few: none falls into the part "
+                f"{len(different)} different conversations are too few: none falls into the part "
                 f"'{part}'. Give at least 50. A teacher's replies (turnmill compress chats) all "
                 "train: beside them, give the conversations that it was asked."
                 + "".join(f" {note}" for note in notes),

@@ -150,11 +150,36 @@ def folder_size(folder: Path) -> int:
 
 def reach(repo: str) -> None:
     """Raise an error of ours for a repository that is neither cached here nor within reach."""
-    with translated(repo):
+    with _no_folder(repo), translated(repo):
         from huggingface_hub import HfApi, try_to_load_from_cache
 
         if not isinstance(try_to_load_from_cache(repo, "config.json"), str):
             HfApi(endpoint=endpoint()).model_info(repo, timeout=_TIMEOUT_S / 2)
+
+
+def fetch_repository(repo: str) -> Path:
+    """Return the folder of all files of a repository, out of the cache where they are there.
+
+    Raises:
+        NotFound: the hub has none of this name.
+        SettingsError: it cannot be reached, or wants a token.
+        EngineUnavailable: the download broke off.
+    """
+    with _no_folder(repo), translated(repo):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(repo, endpoint=endpoint()))
+
+
+@contextmanager
+def _no_folder(repo: str) -> Iterator[None]:
+    """Most names that the hub does not give are paths with a slip of the pen."""
+    try:
+        yield
+    except (NotFound, SettingsError, EngineUnavailable) as error:
+        raise type(error)(
+            f"There is no folder '{repo}' here. Of a model of this name: {error.message}"
+        ) from error
 
 
 def _folder(model: CatalogueModel, form: PullForm, models_dir: Path) -> Path:

@@ -42,6 +42,9 @@ def _translate(what: str, error: Exception) -> TurnmillError | None:
         except SettingsError as unusable:
             return unusable
     kinds = {each.__name__ for each in type(error).__mro__}
+    if "LocalEntryNotFoundError" in kinds and isinstance(error.__cause__, Exception):
+        # What is not cached was asked for, and this is why the hub did not give it.
+        return _translate(what, error.__cause__)
     if "OfflineModeIsEnabled" in kinds:
         return SettingsError("HF_HUB_OFFLINE forbids downloads: unset it, and run again.")
     if "ProxyError" in kinds:

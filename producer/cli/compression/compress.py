@@ -153,17 +153,14 @@ def checkpoint_of(model: str, settings: Settings) -> Path:
     """Return the folder of the model as a transformers checkpoint, converted or fetched if needed.
 
     Raises:
-        SettingsError: there is no such model.
+        SettingsError: there is no such model, or the hub cannot be reached.
     """
+    from turnmill.workers.engines.hub import fetch_repository
     from turnmill.workers.engines.models import prepare_model
 
     engine = settings.engine.model_copy(update={"model": model, "models_dir": settings.models_dir})
     path = Path(prepare_model(engine, "safetensors"))
-    if path.is_dir():
-        return path
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model, local_files_only=False))
+    return path if path.is_dir() else fetch_repository(model)
 
 
 def _recipe(

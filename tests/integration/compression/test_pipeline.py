@@ -244,6 +244,12 @@ def test_an_artifact_whose_measuring_was_killed_is_not_made_again(
     assert measure_late(measuring, store, hasty).report == {"perplexity": 1.01}
 
 
+def test_windows_that_the_model_cannot_read_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    long = recipe(windows=WINDOWS | {"length": 600})
+    with pytest.raises(InvalidInput, match=r"context of 512.*--window length=512"):
+        compress(job(checkpoint, recipe=long), ModelStore(tmp_path))
+
+
 def test_what_is_quantized_already_is_not_compressed_again(
     checkpoint: Path, tmp_path: Path
 ) -> None:

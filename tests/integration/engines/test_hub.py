@@ -23,7 +23,14 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.engines import hub as hub_module
 from turnmill.workers.engines.catalogue import CATALOGUE, find_model, recommend
-from turnmill.workers.engines.hub import pull, pulled_path, remove_pulled, verify_pulled
+from turnmill.workers.engines.hub import (
+    fetch_repository,
+    pull,
+    pulled_path,
+    reach,
+    remove_pulled,
+    verify_pulled,
+)
 from turnmill.workers.engines.models import prepare_model
 from turnmill.workers.engines.registry import resolve_engine_name
 
@@ -207,6 +214,17 @@ def test_without_a_network_proxy_and_mirror_are_named(
     message = failure(tmp_path).message
     assert "HTTPS_PROXY" in message
     assert "HF_ENDPOINT" in message
+
+
+@pytest.mark.parametrize("ask", [fetch_repository, reach])
+def test_a_path_with_a_slip_is_not_taken_for_a_failing_hub(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, ask: Callable[[str], object]
+) -> None:
+    with pytest.raises(NotFound, match=r"There is no folder 'models/my-modle' here.* has no"):
+        ask("models/my-modle")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(SettingsError, match=r"There is no folder 'models/my-modle' .*HTTPS_PROXY"):
+        ask("models/my-modle")
 
 
 def test_a_full_disk_is_noticed_before_the_download(

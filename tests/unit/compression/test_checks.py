@@ -18,6 +18,7 @@ from turnmill.compression.distill.step import DistillOptions
 from turnmill.compression.prune.step import DropLayersOptions, PruneOptions
 from turnmill.compression.prune.weights import prune_weights
 from turnmill.compression.quantize.step import QuantizeOptions
+from turnmill.compression.recipe import recipe_of_flags
 from turnmill.compression.step import Options, Silent
 from turnmill.schemas.errors import InvalidInput
 
@@ -93,3 +94,17 @@ def test_a_model_without_self_attn_is_pruned_weight_by_weight() -> None:
     prune_weights(model, windows, "wanda", 0.5, None, Silent())
     for name, linear in linears_of(model).items():
         assert (linear.weight == 0).float().mean() == pytest.approx(0.5), name
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ["qat:steps=1"],
+        ["quantize:method=bnb-nf4", "qat:steps=1"],
+        ["quantize:bits=8", "finetune:steps=1", "qat:steps=1"],
+    ],
+)
+def test_qat_without_rounded_weights_is_refused_before_work(steps: list[str]) -> None:
+    with pytest.raises(InvalidInput, match="right behind a step 'quantize'"):
+        recipe_of_flags(steps)
+    assert recipe_of_flags(["quantize:bits=8", "qat:steps=1", "qat:steps=1", "export"])

@@ -63,6 +63,20 @@ def test_a_line_that_is_no_chat_is_named(tmp_path: Path, line: str, said: str) -
         read_conversations([path])
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a"])
+def test_a_file_of_another_kind_is_not_taken_for_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('[{"messages": []}]')
+
+    with pytest.raises(InvalidInput, match=r"neither chats \(\.jsonl, .* text \(\.txt, \.md\)"):
+        read_conversations([tmp_path / name])
+
+
+def test_the_case_of_an_ending_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "A.JSONL").write_text('{"prompt": "a", "completion": "b"}\n')
+
+    assert read_conversations([tmp_path / "A.JSONL"])[0].messages
+
+
 def test_plain_text_is_split_between_paragraphs(tmp_path: Path) -> None:
     paragraphs = [f"{number} " + "word " * 150 for number in range(20)]
     (tmp_path / "a.txt").write_text("\n\n".join(paragraphs))

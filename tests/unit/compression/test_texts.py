@@ -153,8 +153,8 @@ def test_windows_have_the_length_and_number_that_were_asked_for(tiny_texts: Text
 
 
 def test_too_few_conversations_are_refused_with_the_empty_part(tiny_tokenizer: Any) -> None:
-    with pytest.raises(InvalidInput, match="3 conversations are too few"):
-        make_texts(make_conversations(3), "Prose.", tiny_tokenizer, WINDOWS)
+    with pytest.raises(InvalidInput, match="3 different conversations are too few"):
+        make_texts(make_conversations(3) * 20, "Prose.", tiny_tokenizer, WINDOWS)
 
 
 @pytest.fixture
