@@ -2,7 +2,8 @@
 
 Leases, hints and deadlines are times of the database's clock. That clock steps when somebody sets
 it, or when a server takes over whose clock differs. A process that reads it regularly sees by how
-much it stepped, because `time.monotonic` never does.
+much it stepped, because `time.monotonic` never does. A step just before its first reading it cannot
+see.
 """
 
 import math
@@ -32,7 +33,9 @@ def steady_now() -> datetime:
 class DatabaseClock:
     """What one process knows of the database's clock. One thread observes, any thread asks."""
 
-    def __init__(self) -> None:
+    def __init__(self, read_since: float | None = None) -> None:
+        """`read_since`: since when it is read (`time.monotonic`); None: from the first reading."""
+        self._read_since = read_since
         #: Bounds of the database's Unix time less `time.monotonic`, and the steps. One value, so
         #: that all are of one moment.
         self._known: tuple[float, float, tuple[_Step, ...]] = (-math.inf, math.inf, ())
@@ -43,6 +46,8 @@ class DatabaseClock:
         `there_s` is the database's Unix time, read some time after `asked_at` (`time.monotonic`).
         """
         low, high = there_s - time.monotonic(), there_s - asked_at
+        if self._read_since is None:
+            self._read_since = time.monotonic()
         before_low, before_high, steps = self._known
         step_s = max(0.0, low - before_high) or min(0.0, high - before_low)
         if abs(step_s) > TOLERANCE_S:
@@ -62,7 +67,12 @@ class DatabaseClock:
 
         It does not know of a step forward until each lease of before has ended or was renewed: of
         the clocks that leases may have been written by, it is the one that is furthest behind.
+
+        0 until the clock has been read for `lease_s` seconds: it may have stepped forward just
+        before, and then every lease looks ended. Those that were ended (`to_timestamp(0)`) are.
         """
+        if self._read_since is not None and time.monotonic() < self._read_since + lease_s:
+            return 0.0
         since = [step.by_s for step in self._last(lease_s)]
         forward_s = max(sum(since[first:]) for first in range(len(since) + 1))
         return self.latest_s - TOLERANCE_S - forward_s

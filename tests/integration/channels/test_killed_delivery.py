@@ -142,7 +142,7 @@ def test_no_more_messages_are_doubled_than_the_docs_say_wherever_the_worker_is_k
     for victim in victims:
         victim.complete()
     # As if its leases had expired.
-    channels.database.run("UPDATE deliveries SET leased_until = clock_timestamp() "
+    channels.database.run("UPDATE deliveries SET leased_until = to_timestamp(0) "
                           "WHERE leased_until IS NOT NULL RETURNING id")  # fmt: skip
     channels.deliver(eventually, **places, **PATIENT)
     eventually(channels.all_sent, 120)

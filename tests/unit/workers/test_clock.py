@@ -18,7 +18,7 @@ class Machine:
     def __init__(self) -> None:
         self.now = 50.0
         self.there = START
-        self.clock = DatabaseClock()
+        self.clock = DatabaseClock(read_since=-math.inf)
 
     def monotonic(self) -> float:
         return self.now
@@ -112,6 +112,19 @@ def test_leases_are_judged_without_a_step_forward_until_all_were_renewed(machine
     assert machine.clock.judging_s(30.0) == pytest.approx(before + 29)
     machine.pass_(2)
     machine.read()
+    assert machine.clock.judging_s(30.0) == pytest.approx(machine.there)
+
+
+def test_no_lease_is_judged_before_the_clock_was_read_for_as_long(machine: Machine) -> None:
+    """A step forward just before the first reading is one that nobody can see."""
+    machine.clock = DatabaseClock()
+    assert machine.clock.judging_s(30.0) == math.inf, "nobody reads it"
+    machine.pass_(100)
+    for _ in range(3):
+        machine.read()
+        assert machine.clock.judging_s(30.0) == 0.0
+        machine.pass_(9.9)
+    machine.pass_(0.4)
     assert machine.clock.judging_s(30.0) == pytest.approx(machine.there)
 
 

@@ -285,7 +285,7 @@ def test_a_killed_delivery_worker_speaks_no_reply_twice(
     worker.kill()
     held.go.set()
     channels.database.run(
-        "UPDATE deliveries SET leased_until = clock_timestamp() "
+        "UPDATE deliveries SET leased_until = to_timestamp(0) "
         "WHERE leased_until IS NOT NULL RETURNING id"
     )
     channels.deliver(eventually, **patient)

@@ -2,6 +2,7 @@
 nobody takes what another process holds.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,6 +36,8 @@ from turnmill.workers.upkeep.clock import DatabaseClock
 from turnmill.workers.upkeep.keeping import cut_leases
 
 LEASE_S = 2.0
+#: Since when a process reads the clock that has done so for long.
+LONG = -math.inf
 
 #: Takes what is due, for a process that knows a clock; None: nothing is.
 Take = Callable[[DatabaseClock], object | None]
@@ -133,7 +136,7 @@ def test_what_waited_before_a_step_is_taken_at_once(
 def test_what_a_process_holds_is_left_to_it_at_a_step(
     system: Any, make: Callable[[Any], Take], step_s: float
 ) -> None:
-    take, clock = make(system), DatabaseClock()
+    take, clock = make(system), DatabaseClock(LONG)
     observe(system, clock)
     assert take(clock) is not None
     step(system, step_s)
@@ -202,7 +205,9 @@ def test_a_process_that_begins_after_a_step_back_finds_the_deliveries_of_dead_on
 def test_a_delivery_that_is_being_sent_is_not_requeued_by_a_step(
     system: Any, thread: Thread, sending: UUID, step_s: float
 ) -> None:
-    holder, other = (Holder(system.database, new_id(), 30.0) for _ in range(2))
+    holder, other = (
+        Holder(system.database, new_id(), 30.0, DatabaseClock(LONG)) for _ in range(2)
+    )
     assert sweep(other) == 0
     claim = claim_delivery(holder, "desk", sending)
     assert claim is not None
@@ -213,6 +218,32 @@ def test_a_delivery_that_is_being_sent_is_not_requeued_by_a_step(
     Remembered(holder, claim).keep(parts={})
     assert thread.states() == ["sending"]
     assert system.database.run("SELECT failures FROM deliveries")[0].failures == 0
+
+
+@pytest.mark.parametrize("make", LEASED)
+def test_a_process_that_begins_after_a_step_forward_leaves_what_another_holds(
+    system: Any, make: Callable[[Any], Take], eventually: Eventually
+) -> None:
+    """It cannot see the step; a lease later, what is held is renewed, and the rest is free."""
+    take, fresh = make(system), DatabaseClock()
+    assert take(DatabaseClock(LONG)) is not None
+    step(system, HOUR)
+    observe(system, fresh)
+    assert take(fresh) is None
+    eventually(lambda: take(fresh) is not None, 3 * LEASE_S)
+
+
+def test_a_delivery_that_is_being_sent_is_not_requeued_by_who_begins_after_a_step_forward(
+    system: Any, thread: Thread, sending: UUID, eventually: Eventually
+) -> None:
+    holder, fresh = (Holder(system.database, new_id(), LEASE_S) for _ in range(2))
+    claim = claim_delivery(holder, "desk", sending)
+    assert claim is not None
+    step(system, HOUR)
+    assert [sweep(fresh), sweep(fresh)] == [0, 0]
+    Remembered(holder, claim).keep(parts={})
+    eventually(lambda: sweep(fresh) == 1, 3 * LEASE_S)
+    assert thread.states() == ["queued"]
 
 
 def test_a_turn_still_waits_for_its_file_after_a_step_forward(system: Any) -> None:
