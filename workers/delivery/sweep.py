@@ -21,17 +21,13 @@ from turnmill.schemas.store.channels.sending import (
 )
 from turnmill.workers.delivery.claims import Holder
 from turnmill.workers.delivery.metrics import DELIVERIES_LOST
-from turnmill.workers.upkeep.isolated import isolated
+from turnmill.workers.upkeep.isolated import Resting, isolated
 from turnmill.workers.upkeep.keeping import cut_isolated
 
 log = structlog.get_logger()
 
 #: Pause between two sweeps, seconds. Any number of processes may sweep: they change nothing twice.
 EVERY_S = 1.0
-
-#: So long a conversation that PostgreSQL refuses to change is left alone, seconds. Only so many are
-#: looked at in a sweep, and all of them one by one where one is refused.
-REST_S = 60.0
 
 
 class _Now(NamedTuple):
@@ -52,28 +48,24 @@ def _observe(holder: Holder) -> None:
     cut_isolated(holder.database, "delivery", LONG_LEASES, CUT_LEASES, params)
 
 
-def sweep(holder: Holder, resting: dict[UUID, float] | None = None) -> int:
+def sweep(holder: Holder, resting: Resting | None = None) -> int:
     """Requeue the deliveries of dead workers, and hint forgotten ones; the conversations' number.
     One thread of a process sweeps: it is the one that observes the clock.
 
     One that PostgreSQL refuses to change keeps no other.
 
-    `resting`: those that were refused by earlier calls, and until when (`time.monotonic`) they are
-    passed over; this call keeps it up to date.
+    `resting`: those that were refused by earlier calls; this call keeps it up to date.
 
     Raises `DatabaseUnavailable`.
     """
-    resting = {} if resting is None else resting
-    now = time.monotonic()
-    for each in [each for each, until in resting.items() if until <= now]:
-        del resting[each]
+    resting = Resting() if resting is None else resting
     _observe(holder)
-    params = {"resting": list(resting)} | holder.judged
+    params = {"resting": resting.ids} | holder.judged
     lost = holder.database.fetch(Id, LOST_DELIVERIES, params)
     forgotten = holder.database.fetch(Id, FORGOTTEN_DELIVERIES, params)
     ids = sorted({row.id for row in (*lost, *forgotten)})
     swept = isolated(partial(_advance, holder), ids, "conversation")
-    resting.update(dict.fromkeys(set(ids).difference(swept), time.monotonic() + REST_S))
+    resting.add(set(ids).difference(swept))
     return len(swept)
 
 
@@ -94,7 +86,7 @@ class Sweeper:
 
     def __init__(self, holder: Holder) -> None:
         self._holder = holder
-        self._resting: dict[UUID, float] = {}
+        self._resting = Resting()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 

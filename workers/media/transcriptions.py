@@ -7,6 +7,7 @@ sounds use the same transcriber. Tenants take turns: one with many sounds delays
 
 import threading
 from contextlib import suppress
+from functools import partial
 from uuid import UUID
 
 import structlog
@@ -17,6 +18,7 @@ from turnmill.schemas.store.files.transcriptions import (
     MAX_FAILURES,
     Task,
     claim,
+    due,
     end,
     hand_back,
     renew,
@@ -30,6 +32,7 @@ from turnmill.workers.media.base import (
 )
 from turnmill.workers.media.media import Media
 from turnmill.workers.upkeep.clock import DatabaseClock
+from turnmill.workers.upkeep.isolated import Resting, first_isolated
 from turnmill.workers.upkeep.keeping import kept
 
 log = structlog.get_logger()
@@ -87,6 +90,7 @@ class Stenographer:
         self._task: Task | None = None
         #: Tenants in the order in which their sounds were begun, the last one last.
         self._served: list[UUID] = []
+        self._resting = Resting()
         #: Set while nobody wants the sound that is being transcribed.
         self._abort = threading.Event()
         self._stopping = threading.Event()
@@ -112,8 +116,7 @@ class Stenographer:
         Raises:
             DatabaseUnavailable: the sound is due again when its lease ends.
         """
-        latest_s = self._clock.judging_s(self._lease_s)
-        task = claim(self._database, self._lease_s, self._served, latest_s)
+        task = self._claim()
         if task is None:
             return False
         others = [each for each in self._served if each != task.tenant_id]
@@ -149,6 +152,12 @@ class Stenographer:
         finally:
             self._task = None
         return True
+
+    def _claim(self) -> Task | None:
+        latest_s = self._clock.judging_s(self._lease_s)
+        first = due(self._database, self._served, latest_s, self._resting.ids)
+        take = partial(claim, self._database, self._lease_s, self._served, latest_s)
+        return first_isolated(take, first, "transcription", self._resting)
 
     def _transcribe(self, task: Task) -> None:
         lease_s = self._lease_s

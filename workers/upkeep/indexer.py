@@ -9,6 +9,7 @@ searched by meaning, its passages have their vectors next.
 import math
 import threading
 import time
+from functools import partial
 
 import structlog
 
@@ -30,6 +31,7 @@ from turnmill.schemas.store.knowledge.indexing import (
     Task,
     claim,
     content_of,
+    due,
     fail,
     renew,
     settle,
@@ -39,6 +41,7 @@ from turnmill.schemas.store.knowledge.spaces import space_of
 from turnmill.workers.readers.cutting import Read
 from turnmill.workers.readers.reading import forget_leftovers, read_isolated
 from turnmill.workers.upkeep.clock import DatabaseClock
+from turnmill.workers.upkeep.isolated import Resting, first_isolated
 from turnmill.workers.upkeep.keeping import kept
 
 log = structlog.get_logger()
@@ -50,15 +53,23 @@ RETRY_S = 2.0
 
 
 def index_next(
-    database: Database, files: Files, lease_s: float, latest_s: float = math.inf
+    database: Database,
+    files: Files,
+    lease_s: float,
+    latest_s: float = math.inf,
+    resting: Resting | None = None,
 ) -> Task | None:
-    """Index the document that has waited longest. None: no document is due. `latest_s`: the Unix
-    time by which leases are judged.
+    """Index the document that has waited longest. None: no document is due.
+
+    `latest_s`: the Unix time by which leases are judged. `resting`: the documents that PostgreSQL
+    refused to change in earlier calls; this call keeps it up to date.
 
     Raises:
         DatabaseUnavailable: the document is due again when its lease ends.
     """
-    task = claim(database, lease_s, latest_s)
+    resting = Resting() if resting is None else resting
+    first = due(database, latest_s, resting.ids)
+    task = first_isolated(partial(claim, database, lease_s, latest_s), first, "document", resting)
     if task is None:
         return None
     if task.attempt > MAX_ATTEMPTS:
@@ -129,6 +140,7 @@ class Indexer:
         self._lease_s = lease_s
         self._embedders = embedders
         self._clock = clock or DatabaseClock()
+        self._resting = Resting()
         #: No vectors are made before then, monotonic.
         self._embeds_from = 0.0
         self._stopping = threading.Event()
@@ -148,7 +160,9 @@ class Indexer:
         while not self._stopping.is_set():
             try:
                 latest_s = self._clock.judging_s(self._lease_s)
-                if task := index_next(self._database, self._files, self._lease_s, latest_s):
+                if task := index_next(
+                    self._database, self._files, self._lease_s, latest_s, self._resting
+                ):
                     self._embed(task)
                     continue
             except DatabaseUnavailable as error:

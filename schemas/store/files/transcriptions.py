@@ -15,6 +15,7 @@ from turnmill.schemas.errors import TooManyWaiting
 from turnmill.schemas.files.files import File
 from turnmill.schemas.postgres.clock import MAX_DELAY_S, is_due, is_over, within
 from turnmill.schemas.postgres.database import Database, notify
+from turnmill.schemas.postgres.rows import Id
 from turnmill.schemas.routes import TURN_CHANNEL
 from turnmill.schemas.store.fleet.liveness import HELD_LOCKS
 
@@ -22,6 +23,8 @@ from turnmill.schemas.store.fleet.liveness import HELD_LOCKS
 MAX_ATTEMPTS = 3
 #: Attempts at which the transcriber failed, before a transcription does.
 MAX_FAILURES = 5
+#: Sounds that are looked at for a claim, at most.
+MOST_DUE = 16
 
 #: A call that waits says so this often, and is believed this long, seconds: one whose process died
 #: is forgotten, and no step of the clock makes anybody forget one that waits.
@@ -54,19 +57,30 @@ WHERE file_id = %s AND due_at IS NOT NULL RETURNING file_id
 """
 
 #: One that was never tried is due whatever the clock shows.
+_WAITING = f"""
+FROM transcriptions due JOIN files sound ON sound.id = due.file_id
+WHERE due.due_at IS NOT NULL AND due.wanted_until > clock_timestamp() AND CASE
+    WHEN due.attempt = 0 THEN true
+    WHEN due.error_code IS NULL THEN {is_over("due.due_at")}
+    ELSE {is_due("due.due_at", MAX_DELAY_S)} END
+"""
+_TURN_BY_TURN = """
+ORDER BY array_position(%(served)s::uuid[], sound.tenant_id) NULLS FIRST, due.due_at
+"""
+
+_DUE = f"""
+SELECT due.file_id AS id {_WAITING} AND due.file_id <> ALL(%(resting)s::uuid[])
+{_TURN_BY_TURN} LIMIT {MOST_DUE}
+"""
+
 _CLAIM = f"""
 UPDATE transcriptions t SET attempt = t.attempt + 1, tries = t.tries + 1,
     error_code = NULL, error_message = NULL,
     due_at = clock_timestamp() + make_interval(secs => %(lease_s)s)
 FROM files f
 WHERE f.id = t.file_id AND t.file_id = (
-    SELECT due.file_id FROM transcriptions due JOIN files sound ON sound.id = due.file_id
-    WHERE due.due_at IS NOT NULL AND due.wanted_until > clock_timestamp() AND CASE
-        WHEN due.attempt = 0 THEN true
-        WHEN due.error_code IS NULL THEN {is_over("due.due_at")}
-        ELSE {is_due("due.due_at", MAX_DELAY_S)} END
-    ORDER BY array_position(%(served)s::uuid[], sound.tenant_id) NULLS FIRST, due.due_at
-    LIMIT 1 FOR NO KEY UPDATE OF due SKIP LOCKED)
+    SELECT due.file_id {_WAITING} AND (%(file)s::uuid IS NULL OR due.file_id = %(file)s)
+    {_TURN_BY_TURN} LIMIT 1 FOR NO KEY UPDATE OF due SKIP LOCKED)
 RETURNING t.file_id, f.tenant_id, t.language, t.prompt, t.attempt, t.tries, t.failures
 """
 
@@ -179,14 +193,33 @@ def ended(database: Database, file_id: UUID, *, or_delayed: bool = False) -> End
     return found[0] if found else None
 
 
-def claim(
-    database: Database, lease_s: float, served: Sequence[UUID] = (), latest_s: float = math.inf
-) -> Task | None:
-    """Take the transcription that has waited longest, of the tenant that is next. None: nothing is
-    due. `served`: the tenants that had their turn, the last one last; others come before them.
+def due(
+    database: Database,
+    served: Sequence[UUID] = (),
+    latest_s: float = math.inf,
+    resting: Sequence[UUID] = (),
+) -> list[UUID]:
+    """Return the transcriptions that are next, but for those that rest, by their files: those of
+    the tenant that is next, and of each the one that has waited longest.
+
+    `served`: the tenants that had their turn, the last one last; others come before them.
     `latest_s`: the Unix time by which leases are judged.
     """
-    given = {"lease_s": lease_s, "served": list(served), "latest_s": latest_s}
+    given = {"served": list(served), "latest_s": latest_s, "resting": list(resting)}
+    return [row.id for row in database.fetch(Id, _DUE, given)]
+
+
+def claim(
+    database: Database,
+    lease_s: float,
+    served: Sequence[UUID] = (),
+    latest_s: float = math.inf,
+    file_id: UUID | None = None,
+) -> Task | None:
+    """Take the transcription of a file, or the one that is next. None: it, or nothing, is due.
+    `served` and `latest_s` as in `due`.
+    """
+    given = {"lease_s": lease_s, "served": list(served), "latest_s": latest_s, "file": file_id}
     found = database.fetch(Task, _CLAIM, given)
     return found[0] if found else None
 

@@ -30,6 +30,9 @@ class DocumentState(StrEnum):
 #: Attempts whose worker died, or whose child process did, before a document fails.
 MAX_ATTEMPTS = 3
 
+#: Documents that are looked at for a claim, at most.
+MOST_DUE = 16
+
 _QUEUE = """
 INSERT INTO documents AS d
     (id, collection_id, uri, origin, title, digest, version, state, fence, due_at, file_id,
@@ -69,14 +72,23 @@ RETURNING id, uri
 
 #: `due_at` of a document that is being indexed is the end of the lease: then it is due again. One
 #: that was never tried is due whatever the clock shows.
+_IS_DUE = f"""
+due_at IS NOT NULL AND (state = 'queued' AND (attempt = 0 OR {is_due("due_at", MAX_DELAY_S)})
+    OR state = 'indexing' AND {is_over("due_at")})
+"""
+
+_DUE = f"""
+SELECT id FROM documents WHERE {_IS_DUE} AND id <> ALL(%(resting)s::uuid[])
+ORDER BY due_at LIMIT {MOST_DUE}
+"""
+
 _CLAIM = f"""
 UPDATE documents d SET state = 'indexing', fence = d.fence + 1, attempt = d.attempt + 1,
     due_at = clock_timestamp() + make_interval(secs => %(lease_s)s)
 FROM collections c
 WHERE c.id = d.collection_id AND d.id = (
-    SELECT id FROM documents WHERE due_at IS NOT NULL
-      AND (state = 'queued' AND (attempt = 0 OR {is_due("due_at", MAX_DELAY_S)})
-        OR state = 'indexing' AND {is_over("due_at")})
+    SELECT id FROM documents
+    WHERE {_IS_DUE} AND (%(document)s::uuid IS NULL OR id = %(document)s)
     ORDER BY due_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)
 RETURNING d.id AS document_id, d.collection_id, c.tenant_id, d.uri, d.file_id, d.fence, d.attempt
 """
@@ -185,11 +197,25 @@ def retry(database: Database, collection_id: UUID, uris: Sequence[str] | None) -
     return database.fetch(Retried, _RETRY, (collection_id, names, names))
 
 
-def claim(database: Database, lease_s: float, latest_s: float = math.inf) -> Task | None:
-    """Take the document that has waited longest. None: nothing is due. `latest_s`: the Unix time by
-    which leases are judged.
+def due(database: Database, latest_s: float = math.inf, resting: Sequence[UUID] = ()) -> list[UUID]:
+    """Return the documents that have waited longest, but for those that rest, in their order.
+    `latest_s`: the Unix time by which leases are judged.
     """
-    found = database.fetch(Task, _CLAIM, {"lease_s": lease_s, "latest_s": latest_s})
+    found = database.fetch(Id, _DUE, {"latest_s": latest_s, "resting": list(resting)})
+    return [row.id for row in found]
+
+
+def claim(
+    database: Database,
+    lease_s: float,
+    latest_s: float = math.inf,
+    document_id: UUID | None = None,
+) -> Task | None:
+    """Take a document, or the one that has waited longest. None: it, or nothing, is due.
+    `latest_s` as in `due`.
+    """
+    given = {"lease_s": lease_s, "latest_s": latest_s, "document": document_id}
+    found = database.fetch(Task, _CLAIM, given)
     return found[0] if found else None
 
 

@@ -42,6 +42,7 @@ from turnmill.workers.delivery.send import Sender
 from turnmill.workers.delivery.sweep import sweep
 from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
+from turnmill.workers.upkeep.isolated import Resting
 
 REPLY = Answered(Reply(content="yes", finish_reason="stop", usage=Usage()))
 
@@ -354,7 +355,7 @@ def test_a_delivery_that_postgres_refuses_to_change_is_swept_alone(system: Any) 
         "ALTER TABLE deliveries ADD CONSTRAINT refuses CHECK (state <> 'queued' "
         f"OR conversation_id <> '{held.conversation_id}') NOT VALID"
     )
-    resting: dict[UUID, float] = {}
+    resting = Resting()
     with capture_logs() as logs:
         assert sweep(Holder(system.database, new_id(), 300.0), resting) == 2
         # It rests, so that it is not told of each second, nor keeps a place from others.

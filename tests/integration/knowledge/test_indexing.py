@@ -7,10 +7,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
+import structlog
 
 from tests.integration.knowledge import ending
 from tests.integration.knowledge.conftest import Library
@@ -26,6 +29,8 @@ from turnmill.schemas.store.knowledge.indexing import claim, retry, settle
 from turnmill.workers.readers.reading import forget_leftovers
 from turnmill.workers.testing import InlineWorker
 from turnmill.workers.upkeep import indexer
+from turnmill.workers.upkeep.indexer import index_next
+from turnmill.workers.upkeep.isolated import Resting
 
 Eventually = Callable[..., None]
 
@@ -217,6 +222,32 @@ def test_a_document_that_ends_its_workers_fails_in_the_end(library: Library) -> 
     library.index()
     [ended] = [each for each in follow(library.database, [queued]) if each]
     assert "3 times" in ended.reason
+
+
+def test_a_document_that_postgres_refuses_to_change_holds_up_no_other(library: Library) -> None:
+    """Nor does it keep its place: it is looked at again after a while."""
+    for name in ("refused", "returns", "shipping"):
+        library.write(f"{name}.md", RETURNS)
+    library.queue()
+    library.database.run(
+        "UPDATE documents SET due_at = due_at - interval '1 minute' WHERE uri = 'refused.md'"
+    )
+    library.database.run(
+        "ALTER TABLE documents ADD CONSTRAINT refuses "
+        "CHECK (uri <> 'refused.md' OR state = 'queued') NOT VALID"
+    )
+    resting = Resting()
+    index = partial(index_next, library.database, library.files, 15.0, resting=resting)
+    with structlog.testing.capture_logs() as logs:
+        indexed = [index() for _ in range(3)]
+    assert [task and task.uri for task in indexed] == ["returns.md", "shipping.md", None]
+    (told,) = [each for each in logs if each["event"] == "document.sweep_failed"]
+    assert resting.ids == [UUID(told["document_id"])]
+    library.database.run("ALTER TABLE documents DROP CONSTRAINT refuses")
+    assert index() is None
+    resting.update(dict.fromkeys(resting, 0.0))
+    assert index()
+    assert states(library)["refused.md"] == "ready"
 
 
 def test_workers_read_documents(

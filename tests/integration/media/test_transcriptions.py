@@ -315,6 +315,27 @@ def test_tenants_take_turns(make_site: MakeSite, ear: Ear) -> None:
     assert [each.prompt for each in ear.hints] == ["0", "3", "1", "2"]
 
 
+def test_a_sound_that_postgres_refuses_to_change_holds_up_no_other(
+    make_site: MakeSite, ear: Ear
+) -> None:
+    site = make_site()
+    for number in range(3):
+        file = stored(site, site.tenant_id)
+        want(site.database, file, None, str(number), wait_s=60.0, max_waiting=9)
+    site.database.run(
+        "ALTER TABLE transcriptions ADD CONSTRAINT refuses "
+        "CHECK (prompt <> '0' OR attempt = 0) NOT VALID"
+    )
+    media = open_media(site.database, site.settings)
+    stenographer = Stenographer(media, ear, 60.0, threading.Event())
+    with structlog.testing.capture_logs() as logs:
+        assert [stenographer.transcribe_next() for _ in range(3)] == [True, True, False]
+    assert [each.prompt for each in ear.hints] == ["1", "2"]
+    told = [each for each in logs if each["event"] == "transcription.sweep_failed"]
+    assert len(told) == 1
+    assert "0" not in told[0].values()
+
+
 def test_a_tenants_sounds_that_wait_are_bounded_and_delay_no_other_tenants(
     make_site: MakeSite, ear: Ear, eventually: Callable[..., None]
 ) -> None:

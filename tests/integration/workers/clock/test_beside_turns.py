@@ -205,9 +205,7 @@ def test_a_process_that_begins_after_a_step_back_finds_the_deliveries_of_dead_on
 def test_a_delivery_that_is_being_sent_is_not_requeued_by_a_step(
     system: Any, thread: Thread, sending: UUID, step_s: float
 ) -> None:
-    holder, other = (
-        Holder(system.database, new_id(), 30.0, DatabaseClock(LONG)) for _ in range(2)
-    )
+    holder, other = (Holder(system.database, new_id(), 30.0, DatabaseClock(LONG)) for _ in range(2))
     assert sweep(other) == 0
     claim = claim_delivery(holder, "desk", sending)
     assert claim is not None
