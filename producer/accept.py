@@ -78,10 +78,11 @@ class _Seen(NamedTuple):
     conversation_id: UUID
     seq: int
     state: str
+    author: str | None
 
 
 _SEEN = """
-SELECT tenant_id, idempotency_key, fingerprint, id, conversation_id, seq, state FROM turns
+SELECT tenant_id, idempotency_key, fingerprint, id, conversation_id, seq, state, author FROM turns
 WHERE (tenant_id, idempotency_key) IN (SELECT * FROM unnest(%s::uuid[], %s::text[]))
 """
 
@@ -201,9 +202,9 @@ def accept_in(
     for entry in entries:
         key = _key(entry.request) or entry.turn_id
         if key in seen:
-            _check_same_request(entry, seen[key].fingerprint)
+            _check_same_request(entry, seen[key].fingerprint, seen[key].author)
         elif (first := fresh.setdefault(key, entry)) is not entry:
-            _check_same_request(entry, first.fingerprint)
+            _check_same_request(entry, first.fingerprint, first.request.author)
     if not is_for_people:
         refuse_impossible(cursor, [(e.model, e.request, e.params) for e in fresh.values()])
     inserted = _insert(cursor, list(fresh.values()), delay_s)
@@ -380,8 +381,9 @@ def fingerprint(request: TurnRequest) -> bytes:
     return hashlib.sha256(asked.encode()).digest()
 
 
-def _check_same_request(entry: _Entry, fingerprint: bytes | None) -> None:
-    if entry.fingerprint != fingerprint:
+def _check_same_request(entry: _Entry, fingerprint: bytes | None, author: str | None) -> None:
+    # A reply may tell what is remembered of its author, whom a turn lacks once they are forgotten.
+    if entry.fingerprint != fingerprint or author not in (None, entry.request.author):
         raise Conflict(
             f"The idempotency key '{entry.request.idempotency_key}' was used before "
             "with a different body. Use a new key for a new turn."

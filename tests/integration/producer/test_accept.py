@@ -224,10 +224,12 @@ def test_the_same_key_is_the_same_turn(system: Any) -> None:
         {"params": GenerationParams(max_tokens=1)},
         {"timeout_s": 5.0},
         {"conversation_id": UUID(int=7)},
+        {"author": "bob"},
+        {"author": None},
     ],
 )
 def test_the_same_key_for_something_else_is_a_conflict(system: Any, change: dict[str, Any]) -> None:
-    request = system.request("hello", idempotency_key="k")
+    request = system.request("hello", idempotency_key="k", author="ada")
     accept(system.database, request)
     with pytest.raises(Conflict):
         accept(system.database, request.model_copy(update=change))
@@ -255,6 +257,11 @@ def test_one_key_twice_in_one_call_is_one_turn(system: Any) -> None:
                 system.request("one body", idempotency_key="new"),
                 system.request("another body", idempotency_key="new"),
             ],
+        )
+    with pytest.raises(Conflict):
+        accept_many(
+            system.database,
+            [system.request("hi", idempotency_key="new", author=each) for each in ("ada", "bob")],
         )
     assert_invariants(system.database)
 
