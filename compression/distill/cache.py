@@ -5,6 +5,7 @@ Per position only the `k` likeliest tokens are kept, with the probability of all
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +67,13 @@ class TeacherCache:
         path = self._folder / name
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
         if not path.exists() or path.stat().st_size != size:
-            path.write_bytes(b"")
-            with path.open("r+b") as file:
-                file.truncate(size)
+            try:
+                with path.open("wb") as file:
+                    # Blocks, not a hole: a full disk kills the process that fills one.
+                    os.posix_fallocate(file.fileno(), 0, size)
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
         return np.memmap(path, dtype=kind, mode="r+", shape=shape)
 
     def store(self, start: int, found: TopProbabilities) -> None:
@@ -104,6 +109,7 @@ def cache_teacher(
     k: int,
     temperature: float,
     data: str,
+    vocabulary: int | None = None,
 ) -> TeacherCache:
     """Run the teacher over the windows, unless an earlier run did, and return its cache.
 
@@ -111,6 +117,8 @@ def cache_teacher(
         load: loads the teacher; not called if all windows are on disk.
         windows: token ids, int64 `[n, length]`.
         data: names teacher and windows, so that a cache of others is not used.
+        vocabulary: of the student. Models of one family pad theirs to other sizes, with tokens that
+            nobody writes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     layout = _Layout(data, len(windows), windows.shape[1] - 1, k, temperature)
@@ -124,7 +132,9 @@ def cache_teacher(
             batch = windows[start : start + _BATCH]
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 logits = teacher(input_ids=batch, use_cache=False).logits
-            cache.store(start, top_probabilities(logits[:, :-1].float(), k, temperature))
+            cache.store(
+                start, top_probabilities(logits[:, :-1, :vocabulary].float(), k, temperature)
+            )
             cache.note_finished(start + len(batch))
             progress.advance(len(batch))
     return cache

@@ -124,6 +124,7 @@ def learn(
             k=min(options.top_k, state.model.config.vocab_size),
             temperature=options.temperature,
             data=data,
+            vocabulary=state.model.config.vocab_size,
         )
         loss = distillation(windows, teacher, options.alpha, options.temperature)
     done = train(

@@ -63,7 +63,11 @@ def follow(
     original: Original,
     progress: Progress | None = None,
 ) -> Followed:
-    """Run a model over the windows that the original has answered."""
+    """Run a model over the windows that the original has answered.
+
+    Models of one family pad their vocabularies to other sizes, with tokens that nobody writes:
+    they are compared by the tokens that both have.
+    """
     progress = progress or Silent()
     losses, divergence, equal = [], [], []
     for index, window in enumerate(windows):
@@ -82,7 +86,9 @@ def _divergence(log_p: "Tensor", logits: "Tensor") -> float:
 
     Infinite where the logits are no numbers.
     """
-    log_q, p = logits.log_softmax(-1), log_p.exp()
+    shared = min(log_p.shape[-1], logits.shape[-1])
+    log_p, log_q = log_p[..., :shared], logits.log_softmax(-1)[..., :shared]
+    p = log_p.exp()
     value = float((p * (log_p - log_q)).masked_fill(p == 0, 0.0).sum(-1).mean())
     return max(0.0, value) if math.isfinite(value) else math.inf
 

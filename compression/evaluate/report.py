@@ -29,6 +29,7 @@ from turnmill.compression.evaluate.speed import Speed, measure_speeds
 from turnmill.compression.evaluate.text_scores import TextScores, score_texts
 from turnmill.compression.step import Progress, Silent
 from turnmill.compression.texts import Conversation, Texts
+from turnmill.schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,7 +171,12 @@ class Judge:
         return self._row
 
     def row(self, path: Path, name: str | None = None) -> Row:
-        """Measure a model, without speed."""
+        """Measure a model, without speed.
+
+        Raises:
+            InvalidInput: it reads other tokens than the original.
+        """
+        self._require_same_tokens(path, name or path.name)
         self.original_row()
         self.progress.start(self._work, f"measuring {name or path.name}")
         model = self._load(path)
@@ -222,6 +228,21 @@ class Judge:
 
     def _load(self, path: Path) -> "PreTrainedModel":
         return load_candidate(path, self.measures.dtype)
+
+    def _require_same_tokens(self, path: Path, name: str) -> None:
+        quantization_of(path)  # Raises where there is no model.
+        windows = self._domains().values()
+        used = sorted({int(token) for each in windows for token in each.unique()})
+        ours, theirs = (load_tokenizer(each) for each in (self.original, path))
+        read = zip(*(each.convert_ids_to_tokens(used) for each in (ours, theirs)), strict=True)
+        moved = sum(one != other for one, other in read)
+        if moved:
+            raise InvalidInput(
+                f"'{name}' has another tokenizer than the original: {moved} of {len(used)} tokens "
+                "of the texts have another number or none. Perplexity, KL and top-1 compare token "
+                "by token. Name models of the original's family.",
+                param="model",
+            )
 
     def _reply(self, model: "PreTrainedModel", path: Path) -> list[str]:
         return agreement.greedy_replies(

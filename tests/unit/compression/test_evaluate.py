@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,31 @@ def test_size_is_that_of_the_weights_alone(
 
     assert row.weight_bytes == (folders["shallow"] / "model.safetensors").stat().st_size
     assert row.size < 1
+
+
+def test_a_vocabulary_that_is_padded_otherwise_is_compared_by_what_both_have(
+    tiny_llama_maker: Callable[..., Any], tiny_texts: Texts
+) -> None:
+    windows = tiny_texts.prose[:2]
+    original, padded = tiny_llama_maker(), tiny_llama_maker()
+    padded.resize_token_embeddings(len(original.lm_head.weight) + 24, mean_resizing=False)
+    padded.lm_head.weight.data[-24:] = 0
+    for one, other in ((original, padded), (padded, original)):
+        found = agreement.follow(other, windows, agreement.listen(one, windows))
+        assert max(found.divergence) < 0.2
+        assert min(found.first_equal) > 0.9
+
+
+def test_a_model_with_another_tokenizer_is_refused(
+    folders: dict[str, Path], tiny_texts: Texts, tmp_path: Path
+) -> None:
+    other = shutil.copytree(folders["close"], tmp_path / "other")
+    content = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["e"], vocabulary["q"] = vocabulary["q"], vocabulary["e"]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InvalidInput, match=r"'other' has another tokenizer .*: [12] of \d+ tokens"):
+        evaluate(other, folders["original"], tiny_texts, measures=QUICK)
 
 
 def test_path_without_a_model_is_refused(folders: dict[str, Path], tiny_texts: Texts) -> None:

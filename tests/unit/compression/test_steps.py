@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from turnmill.compression.calibration import linears_of
 from turnmill.compression.distill import training
+from turnmill.compression.distill.cache import TeacherCache, _Layout, bytes_per_window
 from turnmill.compression.distill.finetune import Finetune, next_token_loss
 from turnmill.compression.distill.step import Distill, DistillOptions
 from turnmill.compression.distill.training import TrainingOptions
@@ -284,6 +285,26 @@ def test_the_teacher_writes_windows_that_a_killed_step_does_not_ask_for_again(
     again = make_state("cut")
     Distill()(again, options, Silent())
     assert_same_model(whole.model, again.model)
+
+
+def test_the_cache_has_its_disk_space_before_it_is_filled(tmp_path: Path) -> None:
+    TeacherCache(tmp_path, _Layout("data", rows=100, positions=63, k=64, temperature=1.0))
+    files = [each.stat() for each in tmp_path.iterdir()]
+    assert sum(each.st_size for each in files) == 100 * bytes_per_window(64, 64)
+    assert all(each.st_blocks * 512 >= each.st_size for each in files)
+
+
+def test_a_teacher_with_more_tokens_than_the_student_teaches_those_that_it_has(
+    make_state: StateMaker, tiny_llama_maker: Callable[..., Any]
+) -> None:
+    def padded() -> Any:
+        teacher = tiny_llama_maker()
+        teacher.resize_token_embeddings(teacher.config.vocab_size + 24, mean_resizing=False)
+        return teacher
+
+    options = DistillOptions(**TRAINING, layers=2, top_k=256)
+    told = Distill()(replace(make_state(), teacher=padded), options, Silent())
+    assert told["steps"] == 4
 
 
 def test_the_cache_stays_within_its_bound(make_state: StateMaker) -> None:
