@@ -48,6 +48,8 @@ ORDER BY id DESC LIMIT %(limit)s
 
 _SHOW = f"SELECT {_COLUMNS} FROM deliveries WHERE id = %s AND tenant_id = %s"
 
+_OF_TURNS = f"SELECT {_COLUMNS} FROM deliveries WHERE turn_id = ANY(%s) ORDER BY id DESC"
+
 _FAILED = """
 SELECT id FROM deliveries
 WHERE tenant_id = %s AND state = 'failed' AND (%s::text IS NULL OR channel = %s)
@@ -107,6 +109,11 @@ def read_delivery(database: Database, tenant_id: UUID, delivery_id: UUID) -> Del
     if not rows:
         raise NotFound("There is no such delivery.")
     return _view(rows[0])
+
+
+def deliveries_of(database: Database, turn_ids: Sequence[UUID]) -> list[DeliveryView]:
+    """The deliveries of turns' replies, of all tenants. Those of the API have none."""
+    return [_view(row) for row in database.fetch(_Row, _OF_TURNS, (list(turn_ids),))]
 
 
 def find_failed(database: Database, tenant_id: UUID, channel: str | None = None) -> list[UUID]:

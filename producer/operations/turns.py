@@ -11,8 +11,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 
+from turnmill.producer.channels.slack.events import threads_of_link
 from turnmill.schemas.errors import InvalidInput
-from turnmill.schemas.ids import Prefix, first_id, id_range, show_id, time_of
+from turnmill.schemas.ids import Prefix, first_id, id_range, parse_id, show_id, time_of
 from turnmill.schemas.parked import Name
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.rows import typed
@@ -67,6 +68,10 @@ _KEYS = """
 SELECT t.id FROM tenants, turns t
 WHERE t.tenant_id = tenants.id AND t.idempotency_key = %s
 """
+
+
+#: A notice belongs to a conversation alone.
+_DELIVERY = "SELECT turn_id, conversation_id FROM deliveries WHERE id = %s"
 
 
 class TurnFilter(BaseModel):
@@ -154,6 +159,13 @@ class _Key(NamedTuple):
     id: UUID
 
 
+class _Delivery(NamedTuple):
+    """A row of `_DELIVERY`."""
+
+    turn_id: UUID | None
+    conversation_id: UUID
+
+
 def list_turns(
     database: Database, wanted: TurnFilter, *, limit: int = 50, after: UUID | None = None
 ) -> TurnPage:
@@ -179,8 +191,8 @@ def list_turns(
 def find_turns(database: Database, text: str, *, tenant: str | None = None) -> list[ListedTurn]:
     """Find turns by what somebody knows of them, the latest first; at most `MOST_FOUND`.
 
-    `text` is a turn's or conversation's id or its start, an idempotency key, the id that a platform
-    gives to a thread or to an event.
+    `text` is a turn's or conversation's id or its start, an idempotency key, a delivery's id, the
+    id that a platform gives to a thread or to an event, or a link to a message in Slack.
 
     Raises:
         DatabaseUnavailable: nobody knows.
@@ -206,11 +218,28 @@ def _names(database: Database, text: str) -> list[tuple[str, Sequence[sa.ColumnE
         names.append(("conversation", [turns.c.conversation_id.between(*conversation_ids)]))
     if keys := database.fetch(_Key, _KEYS, (text,)):
         names.append(("idempotency key", [turns.c.id.in_([key.id for key in keys])]))
-    for row in database.fetch(_Named, _THREADS, (text,)):
-        names.append((f"thread of {row.channel}", [turns.c.conversation_id == row.id]))
+    for thread in (text, *threads_of_link(text)):
+        for row in database.fetch(_Named, _THREADS, (thread,)):
+            names.append((f"thread of {row.channel}", [turns.c.conversation_id == row.id]))
     for row in database.fetch(_Named, _EVENTS, (text,)):
         names.append((f"event of {row.channel}", [turns.c.id == row.id]))
-    return names
+    return names + _by_delivery(database, text)
+
+
+def _by_delivery(
+    database: Database, text: str
+) -> list[tuple[str, Sequence[sa.ColumnElement[bool]]]]:
+    """The turn of a delivery; of a notice all turns of its conversation."""
+    try:
+        delivery_id = parse_id(Prefix.DELIVERY, text)
+    except InvalidInput:
+        return []
+    return [
+        ("delivery", [turns.c.id == row.turn_id])
+        if row.turn_id is not None
+        else ("notice", [turns.c.conversation_id == row.conversation_id])
+        for row in database.fetch(_Delivery, _DELIVERY, (delivery_id,))
+    ]
 
 
 def _range(prefix: Prefix, text: str) -> tuple[UUID, UUID] | None:

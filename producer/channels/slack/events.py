@@ -1,5 +1,6 @@
 """What Slack sends, in our words. A word instead of an event says why there is none."""
 
+import re
 from collections.abc import Iterator
 from typing import Literal
 
@@ -32,6 +33,10 @@ _COMMANDS = {"turnmill_hand_off": CommandName.HAND_OFF, "turnmill_resume": Comma
 _WORDS = {"stop": CommandName.STOP, "reset": CommandName.RESET}
 _FEEDBACK = "turnmill_feedback"
 _TURN = f"turnmill:{Prefix.TURN}_"
+
+#: What Slack copies as the link of a message.
+_LINK = re.compile(r"https://[\w.-]+/archives/([A-Z0-9]+)/p(\d{10})(\d{6})(?:\?(\S*))?")
+_ROOT = re.compile(r"(?:^|&)thread_ts=(\d{10}\.\d{6})(?:&|$)")
 
 
 def read_event(channel: str, callback: EventCallback) -> Event | str:
@@ -83,6 +88,19 @@ def _mentions(text: str | None, user: str | None) -> bool:
 
 def _thread(channel: str, root: str | None) -> str:
     return f"{channel}/{root}" if root else channel
+
+
+def threads_of_link(link: str) -> list[str]:
+    """Name the threads that the message behind a link may belong to; none: it is no such link.
+
+    Outside of threads a direct message belongs to the conversation of its channel.
+    """
+    found = _LINK.fullmatch(link.strip())
+    if found is None:
+        return []
+    channel, seconds, micros, query = found.groups()
+    root = _ROOT.search(query or "")
+    return [_thread(channel, root[1] if root else f"{seconds}.{micros}"), _thread(channel, None)]
 
 
 def _reaction(channel: str, callback: EventCallback, reaction: ReactionEvent) -> Event | str:

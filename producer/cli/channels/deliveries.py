@@ -1,6 +1,7 @@
 """`turnmill deliveries`: replies and notices on their way to channels."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from turnmill.producer.cli.context import System, TenantOption, open_system
 from turnmill.producer.cli.lists.printing import JsonOption, print_json
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.listing import Listing
+from turnmill.producer.cli.views.status_view import span
 from turnmill.producer.cli.views.texts import plain
 from turnmill.schemas.channels.deliveries import DeliveryState
 from turnmill.schemas.errors import InvalidInput
@@ -56,10 +58,12 @@ def show_list(
     if as_json:
         print_json(page)
         return
-    table = Listing("delivery", "channel", "kind", "state", "attempts", "error")
+    # Attempts count looks at an unfinished turn, too: no news for whoever looks for trouble.
+    table = Listing("delivery", "age", "channel", "kind", "state", "failures", "error")
     for each in page.deliveries:
-        cells = (each.id, each.channel, each.kind, each.state, each.attempts, each.error_code or "")
-        table.add_row(*(plain(str(cell)) for cell in cells))
+        age = span(max((datetime.now(UTC) - each.created_at).total_seconds(), 0.0))
+        cells = (each.id, age, each.channel, each.kind, each.state, each.failures)
+        table.add_row(*(plain(str(cell)) for cell in cells), plain(each.error_code or ""))
     console.print(table if table.rows else "There are none.", soft_wrap=True)
     if page.next:
         console.print(f"More: --after {page.next}", soft_wrap=True)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from turnmill.producer.channels.deliveries import deliveries_of
 from turnmill.producer.cli.context import open_system
 from turnmill.producer.cli.lists.printing import JsonOption, print_json
 from turnmill.producer.cli.turns.times import parse_past
@@ -70,33 +71,37 @@ def find(
     name: Annotated[
         str,
         typer.Argument(
-            help="turn_… or conv_… or the start of one, an idempotency key, or the id "
-            "that a platform gives to a thread or an event."
+            help="turn_… or conv_… or the start of one, dlv_…, an idempotency key, the id that "
+            "a platform gives to a thread or an event, or the link of a message in Slack."
         ),
     ],
     tenant: TenantFilter = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find turns by any name that somebody knows, and say of an open one why it waits.
+    """Find turns by any name that somebody knows, and say what keeps a turn or its reply back.
 
     Example: turnmill turns find order-4711
+
+    Example: turnmill turns find https://acme.slack.com/archives/C024BE91L/p1796050895000046
     """  # fmt: skip
     with open_system(tenant=tenant) as system:  # refuses an unknown one
         found = find_turns(system.database, name, tenant=tenant)
         if not found:
             raise NotFound(f"No turn has the name '{name[:200]}', nor does a conversation.")
         why = None
-        if len(found) == 1:
-            turn_id = parse_id(Prefix.TURN, found[0].turn_id)
-            why = Explainer(system.database, system.settings).explain(turn_id)
+        ids = [parse_id(Prefix.TURN, turn.turn_id) for turn in found]
+        deliveries = deliveries_of(system.database, ids)
+        if len(ids) == 1:
+            why = Explainer(system.database, system.settings).explain(ids[0])
     if as_json:
         shown = {
             "turns": [turn.model_dump(mode="json") for turn in found],
             "why": why.model_dump(mode="json") if why else None,
+            "deliveries": [each.model_dump(mode="json") for each in deliveries],
         }
         typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
-        console.print(turns_view.found(found, why, datetime.now(UTC)), soft_wrap=True)
+        console.print(turns_view.found(found, why, deliveries, datetime.now(UTC)), soft_wrap=True)
 
 
 app.command()(show)

@@ -1,5 +1,6 @@
 """`turnmill turns show|cancel`: one turn."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,17 +19,21 @@ TurnId = Annotated[str, typer.Argument(help="turn_… as the API and the logs sh
 
 
 def show(turn_id: TurnId, tenant: TenantOption = None) -> None:
-    """Show a turn: its state, its messages and its reply.
+    """Show a turn: its state, its messages, its reply, and whether that reached its channel.
 
     Example: turnmill turns show turn_01a20a667dde743da35d0f8a02aa55e1
     """
+    from turnmill.producer.channels.deliveries import deliveries_of
+    from turnmill.producer.cli.views.turns_view import delivered
     from turnmill.producer.operations.why import Explainer
     from turnmill.producer.turns import read_turn
 
     with open_system(tenant=tenant) as system:
         turn = read_turn(system.database, system.tenant_id, parse_id(Prefix.TURN, turn_id))
         why = Explainer(system.database, system.settings).explain(turn.turn_id)
-    make_console().print(_table(turn, why))
+        deliveries = deliveries_of(system.database, [turn.turn_id])
+        ways = [delivered(each, system.suffix) for each in deliveries]
+    make_console().print(_table(turn, why, ways))
 
 
 def cancel(turn_id: TurnId, tenant: TenantOption = None) -> None:
@@ -43,7 +48,7 @@ def cancel(turn_id: TurnId, tenant: TenantOption = None) -> None:
     make_console().print("Cancelled." if was_open else "It had already ended; nothing changed.")
 
 
-def _table(turn: Turn, why: "Why | None") -> Table:
+def _table(turn: Turn, why: "Why | None", ways: Sequence[tuple[str, str | None]]) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     rows = {
         "turn": show_id(Prefix.TURN, turn.turn_id),
@@ -59,6 +64,10 @@ def _table(turn: Turn, why: "Why | None") -> Table:
         rows["remedy"] = why.remedy
     if turn.error_code:
         rows["error"] = f"{turn.error_code}: {turn.error_message}"
+    for text, remedy in ways:
+        rows["delivery"] = text
+        if remedy:
+            rows["remedy"] = remedy
     for name, value in rows.items():
         table.add_row(f"[dim]{name}[/]", plain(value))
     for message in turn.messages:

@@ -12,6 +12,7 @@ from turnmill.producer.accept import accept
 from turnmill.producer.api.resources.metrics import render_open
 from turnmill.producer.cli.app import main
 from turnmill.producer.doctor import diagnose
+from turnmill.schemas.ids import new_id
 from turnmill.workers.turn.leases import Leases
 
 #: Run `turnmill` with these words: exit status, standard output and standard error.
@@ -170,3 +171,31 @@ def test_an_open_turn_says_why_it_waits_wherever_it_is_shown(
         assert "turnmill worker --lane interactive" in said, words
     system.database.run("UPDATE turns SET state = 'completed'; DELETE FROM outbox")
     assert "waits" not in turnmill("turns", "find", turn)[1]
+
+
+def test_a_reply_that_did_not_reach_its_channel_says_why_wherever_its_turn_is_shown(
+    system: Any, turnmill: Turnmill
+) -> None:
+    made = accept(system.database, system.request("hello"))
+    turn, delivery = f"turn_{made.turn_id.hex}", new_id()
+    system.database.run("UPDATE turns SET state = 'completed'; DELETE FROM outbox")
+    system.database.run(
+        "INSERT INTO deliveries (id, tenant_id, conversation_id, turn_id, channel, target, kind, "
+        "state, attempt, failures, error_code, error_message) "
+        "VALUES (%s, %s, %s, %s, 'acme', '{}', 'reply', 'failed', 8, 1, 'x', 'It was revoked.')",
+        (delivery, system.tenant_id, made.conversation_id, made.turn_id),
+    )
+    for words in (("turns", "find", turn), ("turns", "show", turn)):
+        _, said = turnmill(*words)
+        assert "failed on channel acme, because: It was revoked." in said, words
+        assert f"turnmill deliveries retry dlv_{delivery.hex}; mend" in " ".join(said.split()), (
+            words
+        )
+    found = json.loads(turnmill("turns", "find", turn, "--json")[1])
+    assert [each["error_code"] for each in found["deliveries"]] == ["x"]
+    _, said = turnmill("deliveries", "list")
+    assert ("failures" in said, "attempts" in said) == (True, False)
+    system.database.run("UPDATE deliveries SET state = 'sent'")
+    for words in (("turns", "find", turn), ("turns", "show", turn)):
+        _, said = turnmill(*words)
+        assert ("sent on channel acme" in said, "retry" in said) == (True, False), words

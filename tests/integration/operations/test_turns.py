@@ -109,6 +109,8 @@ def test_a_turn_is_found_by_every_name_it_has(system: Any) -> None:
     system.database.run(
         "INSERT INTO channel_threads (channel, thread, tenant_id, conversation_id, author, target) "
         "VALUES ('acme-slack', 'C1:1700.1', %(tenant)s, %(conversation)s, 'U1', '{}'), "
+        "('a', 'C1/1700000000.000001', %(tenant)s, %(conversation)s, 'U1', '{}'), "
+        "('b', 'D1', %(tenant)s, %(conversation)s, 'U1', '{}'), "
         "('other', 'C1:1700.2', %(tenant)s, %(conversation)s, 'U1', '{}')",
         {"tenant": system.tenant_id, "conversation": conversation},
     )
@@ -116,6 +118,13 @@ def test_a_turn_is_found_by_every_name_it_has(system: Any) -> None:
         "INSERT INTO channel_events (channel, event_id, turn_id) VALUES ('other', 'Ev1', %s)",
         (turn,),
     )
+    delivery = new_id()
+    system.database.run(
+        "INSERT INTO deliveries (id, tenant_id, conversation_id, turn_id, channel, target, kind, "
+        "state) VALUES (%s, %s, %s, %s, 'a', '{}', 'reply', 'failed')",
+        (delivery, system.tenant_id, conversation, turn),
+    )
+    link = "https://acme.slack.com/archives"
     names = {
         shown(turn): "id",
         turn.hex[:20]: "id",
@@ -125,11 +134,16 @@ def test_a_turn_is_found_by_every_name_it_has(system: Any) -> None:
         "C1:1700.1": "thread of acme-slack",
         "C1:1700.2": "thread of other",
         "Ev1": "event of other",
+        f"dlv_{delivery.hex}": "delivery",
+        f"{link}/C1/p1700000000000001": "thread of a",
+        f"{link}/C1/p1700000009000002?thread_ts=1700000000.000001&cid=C1": "thread of a",
+        f"{link}/D1/p1700000005000001": "thread of b",
     }
     for name, by in names.items():
         found = find_turns(system.database, name)
         assert [(each.turn_id, each.found_by) for each in found] == [(shown(turn), by)], name
-    assert find_turns(system.database, "order-4712") == []
+    for name in ("order-4712", f"dlv_{new_id().hex}", f"{link}/C1/p1700000009000002"):
+        assert find_turns(system.database, name) == []
     assert find_turns(system.database, "order-4711", tenant="acme") == []
 
 

@@ -272,6 +272,22 @@ def a_turn_of_another_tenant_that_was_found(place: Place) -> Printed:
     return Printed(said, f"turnmill turns show {shown} --tenant 'acme & sons'")
 
 
+@prints("producer/cli/views/turns_view.py", "turnmill deliveries retry {…}{…}; mend")
+def a_reply_of_another_tenant_that_did_not_reach_its_channel(place: Place) -> Printed:
+    turn = accept(place.system.database, place.system.request("hello"))
+    put_delivery(place, "failed", turn.turn_id, turn.conversation_id)
+    place.system.database.run("DELETE FROM outbox; UPDATE turns SET state = 'completed'")
+    of_tenant(place, "turns", "deliveries")
+    _, said = place.turnmill("turns", "find", f"turn_{turn.turn_id.hex}")
+    (found,) = re.findall(r"dlv_\w+", said)
+    return Printed(
+        said, f"turnmill deliveries retry {found} --tenant 'acme & sons'",
+        has_helped=lambda: not place.system.database.run(
+            "SELECT FROM deliveries WHERE state = 'failed'"
+        ),
+    )  # fmt: skip
+
+
 @prints("producer/operations/why.py", "turnmill relay")
 def a_turn_that_nobody_publishes(place: Place) -> Printed:
     place.system.start_worker()
