@@ -220,6 +220,10 @@ class BatchProgress(BaseModel):
     #: From the start of the first attempt to the reply.
     answer_p50_s: float | None = None
     answer_p95_s: float | None = None
+    #: The completed turns that these are of, a sample of a large batch, and the replies among
+    #: them that ended at `max_tokens` or with the context window.
+    sampled_count: int = 0
+    cut_count: int = 0
     first_accepted_at: datetime | None = None
     last_settled_at: datetime | None = None
     #: No turn of it begins.

@@ -1,6 +1,7 @@
 """How far a batch is: from counters, so that a million turns cost what a hundred do.
 
-Only latencies and the rows that failed are read from turns, of the turns of a sample.
+Only latencies, the replies that were cut and the rows that failed are read from turns, of the
+turns of a sample.
 """
 
 import random
@@ -39,15 +40,18 @@ SELECT total, paused_at IS NOT NULL AS is_paused, cancelled_at IS NOT NULL AS is
 FROM batches WHERE id = %s AND tenant_id = %s
 """
 
-_LATENCIES = f"""
+_SAMPLED = f"""
 SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY latency_s) AS latency_p50_s,
     percentile_cont(0.95) WITHIN GROUP (ORDER BY latency_s) AS latency_p95_s,
     percentile_cont(0.5) WITHIN GROUP (ORDER BY answer_s) AS answer_p50_s,
-    percentile_cont(0.95) WITHIN GROUP (ORDER BY answer_s) AS answer_p95_s
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY answer_s) AS answer_p95_s,
+    count(*)::int AS sampled_count, (count(*) FILTER (WHERE is_cut))::int AS cut_count
 FROM (
     SELECT extract(epoch FROM settled_at - accepted_at)::float AS latency_s,
-        extract(epoch FROM settled_at - started_at)::float AS answer_s
-    FROM turns WHERE batch_id = %s AND batch_row = ANY(%s) AND state = '{TurnState.COMPLETED}'
+        extract(epoch FROM settled_at - started_at)::float AS answer_s,
+        replies.finish_reason = 'length' AS is_cut
+    FROM turns JOIN replies ON replies.turn_id = turns.id
+    WHERE batch_id = %s AND batch_row = ANY(%s) AND state = '{TurnState.COMPLETED}'
 ) AS sampled
 """
 
@@ -81,13 +85,15 @@ class _BatchRow(NamedTuple):
     is_cancelled: bool
 
 
-class _LatencyRow(NamedTuple):
-    """The row of `_LATENCIES`, in seconds; None: no turn of the sample is completed."""
+class _SampledRow(NamedTuple):
+    """The row of `_SAMPLED`. Times in seconds; None: no turn of the sample is completed."""
 
     latency_p50_s: float | None
     latency_p95_s: float | None
     answer_p50_s: float | None
     answer_p95_s: float | None
+    sampled_count: int
+    cut_count: int
 
 
 class _ExampleRow(NamedTuple):
@@ -110,13 +116,13 @@ def progress(database: Database, tenant_id: UUID, batch_id: UUID) -> BatchProgre
 
 
 def summarize(database: Database, tenant_id: UUID, batch_id: UUID) -> BatchProgress:
-    """Read the progress with the latencies of a sample of the rows. Raises `NotFound`."""
+    """Read the progress, with what a sample of the rows tells. Raises `NotFound`."""
     now = progress(database, tenant_id, batch_id)
     # The same rows each time: figures that are read twice do not jump.
     chance = random.Random(batch_id.int)
     rows = chance.sample(range(1, now.total + 1), min(now.total, SAMPLE_ROWS))
-    (latencies,) = database.fetch(_LatencyRow, _LATENCIES, (batch_id, rows))
-    return now.model_copy(update=latencies._asdict())
+    (sampled,) = database.fetch(_SampledRow, _SAMPLED, (batch_id, rows))
+    return now.model_copy(update=sampled._asdict())
 
 
 def find_open(database: Database, batch_id: UUID) -> UUID | None:

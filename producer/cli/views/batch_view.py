@@ -253,6 +253,8 @@ def _figures(progress: BatchProgress) -> Iterator[tuple[str, str]]:
     others = {state: n for state, n in progress.states.items() if state not in _NAMED_STATES}
     yield "turns", ", ".join([*turns, *(f"{n:,} {state}" for state, n in others.items())])
     yield from (("failed", _failure(each)) for each in progress.failures)
+    if progress.cut_count:
+        yield "cut", _cut(progress)
     yield "attempts", f"{progress.attempts:,}"
     if progress.latency_p50_s is not None and progress.latency_p95_s is not None:
         figures = f"p50 {progress.latency_p50_s:.2f} s, p95 {progress.latency_p95_s:.2f} s"
@@ -266,6 +268,15 @@ def _figures(progress: BatchProgress) -> Iterator[tuple[str, str]]:
     yield "tokens", tokens
     if progress.wall_s is not None:
         yield "wall time", format_clock(progress.wall_s)
+
+
+def _cut(progress: BatchProgress) -> str:
+    """`39 of 40 replies end at their limit; …`, of a large batch by a sample."""
+    of = "replies" if progress.sampled_count == progress.completed else "sampled replies"
+    return (
+        f"{progress.cut_count:,} of {progress.sampled_count:,} {of} end at their limit; "
+        "--max-tokens allows more"
+    )
 
 
 def _failure(failures: BatchFailures) -> str:

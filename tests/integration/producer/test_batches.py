@@ -201,6 +201,12 @@ def test_batch_is_answered_and_written(
     assert end.latency_p50_s and end.latency_p95_s and end.latency_p50_s <= end.latency_p95_s
     assert end.answer_p50_s and end.answer_p50_s <= end.latency_p50_s
     assert end.wall_s and end.wall_s > 0
+    assert (end.sampled_count, end.cut_count) == (40, 0)
+    database.run("UPDATE replies SET finish_reason = 'length' WHERE content LIKE '%1%'")
+    cut = summarize(database, tenant_id, batch.batch_id).cut_count
+    assert cut == sum(r.finish_reason == "length" for r in results(
+        database, tenant_id, batch.batch_id)) > 0  # fmt: skip
+    database.run("UPDATE replies SET finish_reason = 'stop'")
 
     monkeypatch.setattr("turnmill.producer.batches.results.PAGE_ROWS", 7)
     rows = list(results(database, tenant_id, batch.batch_id))

@@ -208,6 +208,8 @@ def test_summary_names_the_figures() -> None:
         latency_p95_s=5.678,
         answer_p50_s=0.5,
         answer_p95_s=0.9,
+        sampled_count=37,
+        cut_count=2,
         first_accepted_at=START,
         last_settled_at=START + timedelta(seconds=70),
     )
@@ -216,6 +218,7 @@ def test_summary_names_the_figures() -> None:
         "turns 37 of 40 completed, 1 failed, 2 cancelled",
         "failed 3 bad, such as row 'k-2': Too long.",
         "failed 1 worker_lost",
+        "cut 2 of 37 replies end at their limit; --max-tokens allows more",
         "attempts 43",
         "latency p50 1.23 s, p95 5.68 s from acceptance to reply",
         "answering p50 0.50 s, p95 0.90 s from first attempt to reply",
@@ -223,3 +226,5 @@ def test_summary_names_the_figures() -> None:
         "wall time 1:10",
         "results out/results.jsonl",
     ]
+    large = progress.model_copy(update={"sampled_count": 20})
+    assert "2 of 20 sampled replies end" in render(batch_view.summary(large))

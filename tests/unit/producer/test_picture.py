@@ -81,7 +81,9 @@ def test_the_picture_has_the_columns_and_the_tickets_that_are_shown() -> None:
 
 def test_the_picture_has_the_figures_that_a_summary_has() -> None:
     wanted = labels(printed(summary(done(), RESULTS)))
-    assert labels(lines()[-len(wanted) :]) == wanted, STALE
+    # Whether replies were cut depends on the run.
+    shown = [label for label in labels(lines()) if label != "cut"]
+    assert shown[-len(wanted) :] == wanted, STALE
 
 
 def test_a_text_of_the_picture_is_as_wide_as_its_cells() -> None:
