@@ -24,8 +24,9 @@ from turnmill.schemas.turns import TurnState
 from turnmill.workers.delivery.base import Job, Look, Memory
 from turnmill.workers.delivery.slack.blocks import MAX_SECTION, buttons, metadata, section
 from turnmill.workers.delivery.slack.calls import Calls
-from turnmill.workers.delivery.slack.mrkdwn import to_mrkdwn
-from turnmill.workers.delivery.slack.sent import find_parts, find_stream
+from turnmill.workers.delivery.slack.commands import is_command, respond
+from turnmill.workers.delivery.slack.mrkdwn import pieces_of, rendered_length, to_mrkdwn
+from turnmill.workers.delivery.slack.sent import find_parts, find_stream, note_part
 from turnmill.workers.delivery.slack.speech import say
 from turnmill.workers.delivery.slack.waiting import status_of
 from turnmill.workers.delivery.texts.markdown import closing, cut, open_fence, split
@@ -39,9 +40,6 @@ WRITE_EVERY_S = 1.0
 WAIT_EVERY_S, WAIT_LONGER_S = 2.0, 0.1
 #: Slack takes a status away after two minutes.
 STATUS_EVERY_S = 90.0
-
-#: A response URL may be used five times.
-_MAX_RESPONSE = 9_000
 
 #: Errors by which a workspace, or a place in it, says that it does not stream.
 _NO_STREAM = frozenset(
@@ -84,8 +82,8 @@ class SlackDelivery:
         return say(self._calls, job, sound)
 
     def send(self, job: Job, memory: Memory) -> bool:
-        if _is_command(job):
-            return self._respond(job, memory)
+        if is_command(job):
+            return respond(self._calls, job, memory)
         if job.is_doubtful:
             self._recall(job, memory)
         if job.text is None:
@@ -94,13 +92,13 @@ class SlackDelivery:
         for number, part in parts.items():
             if str(number) not in memory.value.get("parts", {}):
                 is_last = number == max(parts)
-                _note_part(
+                note_part(
                     memory, number, self._post(job, memory, number, part, with_buttons=is_last)
                 )
         return True
 
     def show(self, job: Job, look: Look, memory: Memory) -> float | None:
-        if _is_command(job):
+        if is_command(job):
             return None
         if job.is_doubtful and _is_drafted(memory) and not memory.value.get("is_torn"):
             memory.keep(is_torn=True)
@@ -170,7 +168,7 @@ class SlackDelivery:
 
     def _edit(self, job: Job, text: str, memory: Memory) -> float | None:
         """Where nothing is streamed: a message that is changed again and again."""
-        part, draft = split(text, MAX_SECTION, _rendered)[0], memory.value.get("draft")
+        part, draft = split(text, MAX_SECTION, rendered_length)[0], memory.value.get("draft")
         if draft is None:
             memory.keep(draft={"ts": None, "digest": ""})
             try:
@@ -200,13 +198,13 @@ class SlackDelivery:
         stream, draft = memory.value.get("stream"), memory.value.get("draft")
         if stream and stream["ts"]:
             rest = self._finish_stream(job, memory, text)
-            return dict(enumerate(split(rest, MAX_SECTION, _rendered), start=1))
-        parts = dict(enumerate(split(text, MAX_SECTION, _rendered)))
+            return dict(enumerate(split(rest, MAX_SECTION, rendered_length), start=1))
+        parts = dict(enumerate(split(text, MAX_SECTION, rendered_length)))
         if draft and draft["ts"]:
             first = parts.pop(0)
             if "0" not in memory.value.get("parts", {}):
                 self._update(job, memory, draft["ts"], first, with_buttons=not parts)
-                _note_part(memory, 0, draft["ts"])
+                note_part(memory, 0, draft["ts"])
         return parts
 
     def _finish_stream(self, job: Job, memory: Memory, text: str) -> str:
@@ -223,7 +221,7 @@ class SlackDelivery:
                 job, memory, ts, text[sent:end] + closed, with_buttons=not rest
             ):
                 self._set_anew(job, ts, text[:end] + closed, with_buttons=not rest)
-            _note_part(memory, 0, ts)
+            note_part(memory, 0, ts)
         return f"{fence}\n{rest}" if fence and rest else rest
 
     def _stop(
@@ -259,7 +257,7 @@ class SlackDelivery:
                 raise
         content: dict[str, Any] = {"markdown_text": text}
         if with_buttons and (under := buttons(job)):
-            pieces = _pieces(text)
+            pieces = pieces_of(text)
             content = {"text": pieces[0], "blocks": [*map(section, pieces), *under]}
         self._call(job, "chat.update", ts=ts, metadata=metadata(job.delivery_id, 0), **content)
 
@@ -272,7 +270,7 @@ class SlackDelivery:
             except DeliveryRefused as error:
                 if error.reason != _DELETED:
                     raise
-            _note_part(memory, 0, stream["ts"])
+            note_part(memory, 0, stream["ts"])
         elif not (stream or draft) and memory.value.get("status"):
             self._set_status(job, memory, "")
         return bool(stream or draft)
@@ -343,42 +341,9 @@ class SlackDelivery:
     def _call(self, job: Job, method: str, **arguments: Any) -> dict[str, Any]:
         return self._calls.call(method, job.target["channel"], **arguments)
 
-    # Slash commands.
-
-    def _respond(self, job: Job, memory: Memory) -> bool:
-        """Answer through the response URL, which works where the app is not a member.
-
-        Nothing can be looked up there: a part in doubt is sent again.
-        """
-        parts = [] if job.text is None else split(job.text, _MAX_RESPONSE, _rendered)
-        done = memory.value.get("parts", {})
-        for number, part in enumerate(parts):
-            if str(number) not in done:
-                self._respond_one(job, part, is_last=number == len(parts) - 1)
-                _note_part(memory, number, "response")
-        return bool(parts)
-
-    def _respond_one(self, job: Job, part: str, *, is_last: bool) -> None:
-        pieces = _pieces(part)
-        blocks = [section(piece) for piece in pieces] + (buttons(job) if is_last else [])
-        body = {"response_type": "in_channel", "text": "\n".join(pieces), "blocks": blocks}
-        self._calls.respond(job.target["response_url"], body)
-
-
-def _is_command(job: Job) -> bool:
-    """Whether it came from a slash command, in a place where the app may be no member.
-
-    The channel's id does not tell: that of a direct message between two people begins with D too.
-    """
-    return "response_url" in job.target and job.target.get("is_command") == "yes"
-
 
 def _is_drafted(memory: Memory) -> bool:
     return bool(memory.value.get("stream") or memory.value.get("draft"))
-
-
-def _note_part(memory: Memory, number: int, ts: str) -> None:
-    memory.keep(parts=memory.value.get("parts", {}) | {str(number): ts})
 
 
 def _stream(ts: str | None, text: str) -> dict[str, object]:
@@ -387,13 +352,3 @@ def _stream(ts: str | None, text: str) -> dict[str, object]:
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _pieces(text: str) -> list[str]:
-    """A text as sections of a message."""
-    return [to_mrkdwn(piece) for piece in split(text, MAX_SECTION, _rendered)]
-
-
-def _rendered(text: str) -> int:
-    """The length of a text as Slack counts it."""
-    return len(to_mrkdwn(text))

@@ -43,6 +43,9 @@ _LATER = {
 }  # fmt: skip
 _DOUBTFUL = frozenset({"fatal_error", "internal_error", "request_timeout"})
 
+#: A response URL takes nothing any more.
+URL_EXPIRED = "response_url_expired"
+
 #: Of an answer that does not say how long to wait, seconds.
 _RETRY_AFTER_S = 5.0
 
@@ -124,8 +127,8 @@ class Calls:
         if status >= 400:
             raise DeliveryRefused(
                 "The slash command can be answered no more: Slack takes five answers within "
-                "30 minutes. Ask in a message to the app instead.",
-                reason="response_url_expired",
+                "30 minutes.",
+                reason=URL_EXPIRED,
             )
 
     def _post(self, url: str, given: Mapping[str, object], *, as_form: bool = False) -> Answer:

@@ -3,12 +3,24 @@
 What a model writes can mention nobody: every `<` of its own is escaped.
 """
 
+from turnmill.workers.delivery.slack.blocks import MAX_SECTION
 from turnmill.workers.delivery.texts.dialects import Dialect, translate
+from turnmill.workers.delivery.texts.markdown import split
 
 
 def to_mrkdwn(text: str) -> str:
     """Translate a whole message."""
     return translate(text, _MRKDWN)
+
+
+def rendered_length(text: str) -> int:
+    """The length of a text as Slack counts it."""
+    return len(to_mrkdwn(text))
+
+
+def pieces_of(text: str) -> list[str]:
+    """A text as sections of a message."""
+    return [to_mrkdwn(piece) for piece in split(text, MAX_SECTION, rendered_length)]
 
 
 def escape(text: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from turnmill.schemas.ids import time_of
-from turnmill.workers.delivery.base import Job
+from turnmill.workers.delivery.base import Job, Memory
 from turnmill.workers.delivery.slack.blocks import part_of
 from turnmill.workers.delivery.slack.calls import Calls
 
@@ -13,6 +13,11 @@ _PAGE = 100
 
 #: Clocks of Slack and of this machine may differ by so much, seconds.
 _TOLERANCE_S = 60.0
+
+
+def note_part(memory: Memory, number: int, ts: str) -> None:
+    """Remember that Slack has a part, as this message."""
+    memory.keep(parts=memory.value.get("parts", {}) | {str(number): ts})
 
 
 def find_parts(calls: Calls, job: Job) -> dict[str, str]:

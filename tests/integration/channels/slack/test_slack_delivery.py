@@ -425,6 +425,26 @@ def test_a_slash_command_is_answered_through_its_response_url(
         )
 
 
+def test_a_slash_command_that_is_answered_late_is_answered_by_a_message(
+    slack: SlackAPI, delivery: SlackDelivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a person, or after an outage."""
+    monkeypatch.setattr("turnmill.infra.mocks.slack.api.USABLE_S", 0.0)
+    url = slack.response_url(CHANNEL)
+    thread = Thread(slack, delivery, channel=CHANNEL, response_url=url, is_command="yes")
+    text = " ".join(f"This is sentence number {n}." for n in range(600))
+    slack.order("chat.postMessage", "dies")
+    with pytest.raises(ChannelUnavailable) as caught:
+        thread.send(text)
+    assert caught.value.is_doubtful
+    assert thread.send(text, is_doubtful=True)
+    first, second = [m for m in slack.board.messages if m.user is None]
+    assert first.shown.startswith("<@U0ALICE>This is sentence number 0.")
+    assert second.shown.endswith("This is sentence number 599.")
+    assert "<@" not in second.shown
+    assert [b["type"] for b in second.blocks[-2:]] == ["context_actions", "actions"]
+
+
 def test_posts_to_one_channel_keep_their_distance(slack: SlackAPI) -> None:
     """Against the mock that counts: none is refused."""
     slack.limits.are_on = True
