@@ -10,11 +10,11 @@ from turnmill.schemas.errors import NotPermitted
 class Scope(StrEnum):
     """One thing an API key may be used for (OAuth's term, RFC 6749 section 3.3)."""
 
-    #: Chat, models, and the tenant's own turns and conversations.
+    #: Chat, models, and the tenant's own turns, conversations, files and users.
     TURNS = "turns"
     #: Batches of turns.
     BATCHES = "batches"
-    #: Parked turns: list, replay and drop them. Bots: show and change them.
+    #: Parked turns, deliveries, bots and vector stores. Users: forget them.
     ADMIN = "admin"
     #: `/metrics`, whose figures cover every tenant.
     METRICS = "metrics"
@@ -34,7 +34,9 @@ class Caller:
     def require(self, scope: Scope) -> None:
         """Raise `NotPermitted` unless the key has this scope."""
         if scope not in self.scopes:
+            # A key with the missing scope alone would be refused what this one may do.
+            scopes = " --scope ".join(each for each in Scope if each in {*self.scopes, scope})
             raise NotPermitted(
                 f"This API key does not have the scope '{scope}'. Create one that has it: "
-                f"turnmill keys create NAME --scope {scope}"
+                f"turnmill keys create NAME --scope {scopes}"
             )
