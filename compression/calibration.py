@@ -91,6 +91,10 @@ def linears_of(model: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
+#: Of a model's layers; a model of which less is compressed is called smaller than it is.
+_LEAST_SHARE = 0.5
+
+
 def skeleton_of(config: "PretrainedConfig") -> "PreTrainedModel":
     """Return the model of a configuration without weights, to look at its layers."""
     from transformers import AutoModelForCausalLM
@@ -101,16 +105,28 @@ def skeleton_of(config: "PretrainedConfig") -> "PreTrainedModel":
 
 
 def check_linears(model: "PreTrainedModel") -> None:
-    """Refuse a model without linear layers to quantize or prune; its weights are not looked at.
+    """Refuse a model whose linear layers are not most of its layers' weights, which may be absent.
 
     Raises:
-        InvalidInput: all matrices inside its layers are of another kind, such as GPT-2's `Conv1D`.
+        InvalidInput: there are none (GPT-2's matrices are `Conv1D`), or most weights are in tensors
+            of another kind, as the experts of mixtures are.
     """
-    if not linears_of(model):
+    linears = {id(each.weight): each.weight.numel() for each in linears_of(model).values()}
+    matrices = {id(each): each for each in decoder_layers(model)[1].parameters() if each.ndim > 1}
+    share = sum(linears.values()) / max(1, sum(each.numel() for each in matrices.values()))
+    if not linears:
         raise InvalidInput(
             f"Models of the architecture '{model.config.model_type}' have no linear layers "
             "(torch.nn.Linear) to quantize or prune. Of them only 'finetune', 'distill' and the "
             "methods 'bnb-int8' and 'bnb-nf4' of 'quantize' can be used.",
+            param="model",
+        )
+    if share < _LEAST_SHARE:
+        raise InvalidInput(
+            f"In models of the architecture '{model.config.model_type}' linear layers "
+            f"(torch.nn.Linear), which alone are quantized and pruned, are {share:.0%} of the "
+            "layers' weights: those of the experts are in tensors of another kind. 'finetune', "
+            "'distill' and 'drop-layers' can be used.",
             param="model",
         )
 

@@ -59,11 +59,11 @@ class PruneOptions(Options):
 
     def check(self, config: "PretrainedConfig") -> "PretrainedConfig":
         model = skeleton_of(config)
-        check_linears(model)
         if self.method == "mlp":
             return changed(config, intermediate_size=check_mlp(model, self.sparsity))
         if self.method == "heads":
             return config_of_groups(model, check_heads(model, self.sparsity))
+        check_linears(model)
         return config
 
 

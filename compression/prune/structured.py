@@ -53,7 +53,7 @@ def matrices_of(model: "PreTrainedModel", *names: str) -> list[nn.Linear]:
 def _cannot_be_cut(model: "PreTrainedModel") -> InvalidInput:
     return InvalidInput(
         f"{type(model).__name__} cannot be cut: structured pruning knows models built like "
-        "Llama (Llama, Mistral, Qwen, SmolLM).",
+        "Llama (Llama, Mistral, Qwen, Gemma, SmolLM).",
         param="model",
     )
 

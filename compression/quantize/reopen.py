@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from turnmill.compression.calibration import skeleton_of
 from turnmill.compression.quantize.affine import Grid, PackedWeight
 from turnmill.compression.quantize.layers import pack_linears
+from turnmill.schemas.errors import InvalidInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,20 +24,32 @@ def load_packed(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
     """Load the model; its quantized layers multiply packed integers where torch has the product.
 
     Layers for whose grid torch has none are dequantized.
+
+    Raises:
+        InvalidInput: tensors are missing: what they hold would be random numbers.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     config = AutoConfig.from_pretrained(folder)
     scheme = config.quantization_config["config_groups"]["group_0"]
     del config.quantization_config
     tensors = _tensors(folder)
     packed = packed_weights(tensors, scheme["weights"])
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    if (folder / "generation_config.json").is_file():  # which from_config does not look for
-        model.generation_config = GenerationConfig.from_pretrained(folder)
     left = {name: weight for name, weight in tensors.items() if not _is_packed(name, packed)}
-    model.load_state_dict(left, strict=False)
-    model.tie_weights()
+    for name, weight in packed.items():  # Filled below, or replaced.
+        left[f"{name}.weight"] = torch.empty(weight.integers.shape, dtype=dtype)
+    # transformers reads the names that it wrote, which are not always those of the modules.
+    model, found = type(skeleton_of(config)).from_pretrained(
+        None, config=config, state_dict=left, dtype=dtype, output_loading_info=True
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise InvalidInput(
+            f"{folder} lacks {len(missing)} of its model's tensors, '{missing[0]}' first. Compress "
+            "the model again.",
+            param="model",
+        )
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     names = pack_linears(model, packed, int8_activations=bool(scheme["input_activations"]))
     for name in names:
         model.get_submodule(name).weight.data.copy_(packed[name].dense())

@@ -142,10 +142,30 @@ def _facts(folder: Path, manifest: "Manifest") -> dict[str, str]:
         "steps": ", ".join(each.kind for each in manifest.steps),
         "weights": manifest.format,
         "size": decimal(_size(folder)),
-        "measured": "yes" if manifest.report else "no",
+        **measured(folder, manifest),
         "checksum": manifest.checksum,
         "folder": str(folder),
     }
+
+
+def measured(folder: Path, manifest: "Manifest") -> dict[str, str]:
+    """Return what the artifact's report says of it, beside the model that it was made of."""
+    from turnmill.producer.cli.lists.models import MeasuredReport
+
+    if manifest.report is None:
+        return {"measured": "no"}
+    try:
+        row = MeasuredReport.model_validate(manifest.report).rows[-1]
+    except ValueError:  # Of another evaluator, or another release.
+        return {"measured": "yes"}
+    found = {"measured": f"{row.size:.2f}× the size of the original's weights"}
+    for name, domain in (("dialogue", row.dialogue), ("prose", row.prose)):
+        found[name] = (
+            f"{domain.ratio}× the original's perplexity, KL {domain.divergence}, "
+            f"top-1 {domain.top_1}"
+        )
+    page = folder / "report" / "report.md"
+    return found | ({"report": str(page)} if page.is_file() else {})
 
 
 def _artifacts(store: "ModelStore") -> list["ShownArtifact"]:

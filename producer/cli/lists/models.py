@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from turnmill.compression.store import Promotion
 
@@ -40,3 +40,29 @@ class ModelHistory(_Shown):
     """What `--history` shows."""
 
     history: list[Promotion]
+
+
+class _Figure(_Shown):
+    #: JSON has no infinity: it is null.
+    value: float | None
+
+    def __str__(self) -> str:
+        return "∞" if self.value is None else f"{self.value:.3f}"
+
+
+class _Domain(_Shown):
+    ratio: _Figure
+    divergence: _Figure
+    top_1: _Figure
+
+
+class _Row(_Shown):
+    size: float
+    dialogue: _Domain
+    prose: _Domain
+
+
+class MeasuredReport(_Shown):
+    """What is shown of an artifact's report, whose last row is the artifact."""
+
+    rows: list[_Row] = Field(min_length=1)

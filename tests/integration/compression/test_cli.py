@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import resource
 import shlex
 import shutil
@@ -89,6 +90,9 @@ def test_the_examples_lead_from_a_checkpoint_to_the_promoted_artifact(
         "promote",
         "rollback",
     ]
+    said = turnmill("turnmill models show my-model-int8")
+    assert len(re.findall(r"\d\.\d{3}× the original's perplexity, KL \d", said)) == 2
+    assert "report.md" in said
     shown = json.loads(turnmill("turnmill models show my-model-int8 --json"))
     assert shown["report"]["rows"]
     assert (place / "data/models/artifacts/my-model-int8/report/report.md").exists()

@@ -65,12 +65,23 @@ def test_a_model_that_cannot_be_cut_is_refused_before_work(
     for each in steps:
         with pytest.raises(InvalidInput, match="cannot be cut"):
             each.check(config)
-    assert PruneOptions(method="wanda").check(config) is config
+    if config.model_type != "qwen3_moe":
+        assert PruneOptions(method="wanda").check(config) is config
     if can_drop:
         assert DropLayersOptions(count=1).check(config).num_hidden_layers == 1
         return
     with pytest.raises(InvalidInput, match="cannot be cut"):
         DropLayersOptions(count=1).check(config)
+
+
+def test_a_mixture_whose_experts_are_no_linear_layers_is_not_said_to_be_compressed() -> None:
+    config = Qwen3MoeConfig(num_experts=8, moe_intermediate_size=64, **_SMALL)
+    steps = (QuantizeOptions(bits=8, method="rtn"), PruneOptions(method="wanda"))
+    for each in steps:
+        with pytest.raises(
+            InvalidInput, match=r"'qwen3_moe' linear layers .* are \d+ % of|\d+% of"
+        ):
+            each.check(config)
 
 
 def test_layers_and_groups_that_do_not_fit_are_refused_before_work(tiny_llama: Any) -> None:

@@ -9,6 +9,8 @@ import pytest
 pytest.importorskip("compressed_tensors")
 
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from turnmill.compression.evaluate.loading import bytes_of, load_candidate, load_dense, load_fast
 from turnmill.compression.quantize.affine import Grid
@@ -95,6 +97,40 @@ def test_int8_activations_are_part_of_the_measured_quality(
     model = load_candidate(tmp_path, "float32")
 
     assert isinstance(model.get_submodule(name), W8A8Linear)
+
+
+def test_tensors_that_are_saved_under_other_names_are_found_again(
+    tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """transformers writes the head of a GPT-NeoX, `lm_head`, as `embed_out`."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=300, **sizes)).eval()
+    name = "gpt_neox.layers.0.mlp.dense_h_to_4h"
+    weight = round_to_nearest(model.get_submodule(name).weight.detach(), grid=Grid(8))
+    save_compressed_tensors(model, {name: weight}, tmp_path, int8_activations=True)
+    assert "embed_out.weight" in load_file(tmp_path / "model.safetensors")
+
+    measured = load_candidate(tmp_path, "float32")
+
+    assert torch.equal(measured.lm_head.weight, model.lm_head.weight)
+    with torch.inference_mode():
+        mine, theirs = measured(IDS).logits, model(IDS).logits
+    assert (mine - theirs).norm() < 0.1 * theirs.norm()
+
+
+def test_a_packed_model_that_lacks_a_tensor_is_refused(tiny_llama: Any, tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj"
+    weight = round_to_nearest(tiny_llama.get_submodule(name).weight.detach(), grid=Grid(8))
+    save_compressed_tensors(tiny_llama, {name: weight}, tmp_path, int8_activations=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(
+        InvalidInput, match=r"lacks 1 of its model's tensors, 'model\.norm\.weight'"
+    ):
+        load_candidate(tmp_path)
 
 
 def test_a_packed_model_replies_by_the_generation_config_of_its_folder(
