@@ -24,7 +24,7 @@ from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import DEFAULT_PARAMS, GenerationParams, Message, Role
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.remote.members import FAILURES_TO_OPEN
-from turnmill.workers.turn.abort import Abort
+from turnmill.workers.turn.abort import Abort, Interrupted, heeding
 from turnmill.workers.turn.clean import clean
 
 from .odd_server import DONE, HELLOS, OddServer, chunk, event, serving, spelled
@@ -72,6 +72,7 @@ def ask(odd: OddServer) -> Iterator[Ask]:
         prompt = Prompt((message,), cache_namespace=namespace, template_kwargs=kwargs)
         return list(engines[0].generate(prompt, wanted, abort or Abort()))
 
+    ask.engines = engines  # type: ignore[attr-defined]
     yield ask
     for engine in engines:
         engine.close()
@@ -319,6 +320,49 @@ def test_a_turn_that_is_aborted_does_not_wait_for_the_control_question(
     assert len(odd.bodies) == 2
     odd.refuses = lambda body: None
     assert end_of(ask()) == ("Hello", "stop")
+
+
+@pytest.fixture
+def counting(odd: OddServer, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> Iterator[Abort]:
+    """The server counts like vLLM's. From now on a count sets the abort and gets no answer."""
+    monkeypatch.setattr("turnmill.workers.engines.remote.http_front.SHORT_S", 60)
+    odd.models = [{"id": "m", "owned_by": "vllm", "max_model_len": 512}]
+    odd.refuses = lambda body: None if "stream" in body else (200, {"count": 3})
+    assert end_of(ask()) == ("Hello", "stop")
+    abort, is_over = Abort(), Event()
+
+    def hold(body: dict[str, Any]) -> Any:
+        if "stream" not in body:
+            abort.set()
+            is_over.wait()
+
+    odd.refuses = hold
+    yield abort
+    is_over.set()
+
+
+def test_a_count_that_nobody_waits_for_ends_and_judges_nobody(
+    ask: Ask, odd: OddServer, counting: Abort
+) -> None:
+    (engine,) = ask.engines  # type: ignore[attr-defined]
+    prompt = Prompt((Message(role=Role.USER, content="Hi"),))
+    began_at = time.monotonic()
+    for _ in range(FAILURES_TO_OPEN):
+        with heeding(counting), pytest.raises(Interrupted):
+            engine.count_tokens(prompt)
+    assert time.monotonic() - began_at < 30
+    engine.check()
+    odd.refuses = lambda body: (200, {"count": 3})
+    assert engine.count_tokens(prompt) == 3
+
+
+def test_a_turn_that_is_aborted_does_not_wait_for_the_count_of_its_prompt(
+    ask: Ask, counting: Abort
+) -> None:
+    began_at = time.monotonic()
+    with heeding(counting):
+        assert ask("x" * 600, abort=counting) == []
+    assert time.monotonic() - began_at < 30
 
 
 def test_parameters_at_their_neutral_value_are_not_sent(ask: Ask, odd: OddServer) -> None:

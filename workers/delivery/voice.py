@@ -15,7 +15,8 @@ from turnmill.schemas.errors import ChannelUnavailable, DeliveryRefused
 from turnmill.workers.delivery.base import Delivery, Job, Memory, Speaks
 from turnmill.workers.delivery.metrics import VOICE_REPLIES
 from turnmill.workers.delivery.texts.plain import to_plain
-from turnmill.workers.media.base import Interrupted, Synthesizer
+from turnmill.workers.media.base import Synthesizer
+from turnmill.workers.turn.abort import Interrupted
 
 log = structlog.get_logger()
 

@@ -133,6 +133,8 @@ class Engine(Protocol):
         an earlier attempt said of the reply included.
 
         Raises:
+            Interrupted: it takes a call to a server, and the abort that is heeded (`heeding`) was
+                set meanwhile.
             InvalidInput: the chat template refuses the messages or does not know a name.
         """
         ...

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from turnmill.schemas.content import storable
 from turnmill.schemas.errors import EngineUnavailable
+from turnmill.workers.turn.abort import Interrupted
 
 T = TypeVar("T")
 
@@ -83,10 +84,6 @@ class Hints(NamedTuple):
     language: str | None = None
     #: Words that may occur in it, or what was said before it.
     prompt: str | None = None
-
-
-class Interrupted(Exception):
-    """The reading was aborted: nobody waits for it any more."""
 
 
 class Transcriber(Protocol):

@@ -23,14 +23,9 @@ from turnmill.schemas.store.files.transcriptions import (
     hand_back,
     renew,
 )
-from turnmill.workers.media.base import (
-    Hints,
-    Interrupted,
-    Transcriber,
-    TranscriberFailed,
-    TranscriberRefuses,
-)
+from turnmill.workers.media.base import Hints, Transcriber, TranscriberFailed, TranscriberRefuses
 from turnmill.workers.media.media import Media
+from turnmill.workers.turn.abort import Interrupted
 from turnmill.workers.upkeep.clock import DatabaseClock
 from turnmill.workers.upkeep.isolated import Resting, first_isolated
 from turnmill.workers.upkeep.keeping import kept

@@ -2,7 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from threading import Event, Lock
+
+
+class Interrupted(Exception):
+    """The work was aborted: nobody waits for it any more."""
 
 
 class Abort(Event):
@@ -36,3 +41,24 @@ class Abort(Event):
         finally:
             with self._lock:
                 self._tell.remove(tell)
+
+
+#: See `heeding`.
+_HEEDED: ContextVar[Abort | None] = ContextVar("heeded", default=None)
+
+
+@contextmanager
+def heeding(abort: Abort) -> Iterator[None]:
+    """Let the abort end the questions that this thread asks servers beside generating: they raise
+    `Interrupted` once it is set.
+    """
+    token = _HEEDED.set(abort)
+    try:
+        yield
+    finally:
+        _HEEDED.reset(token)
+
+
+def heeded() -> Abort:
+    """The abort of the block that this thread is in; one that nobody sets, if it is in none."""
+    return _HEEDED.get() or Abort()

@@ -43,13 +43,12 @@ from turnmill.workers.context.citations import check_citations, pin_shown
 from turnmill.workers.context.consult import consult, decline
 from turnmill.workers.context.memory import recall
 from turnmill.workers.engines.base import Chunk, Engine, Prompt
-from turnmill.workers.media.base import Interrupted
 from turnmill.workers.media.media import Media
 from turnmill.workers.safety.engine import made_safe
 from turnmill.workers.safety.examiner import Blocked
 from turnmill.workers.safety.sifting import refuse_blocked
 from turnmill.workers.search.searches import Searches
-from turnmill.workers.turn.abort import Abort
+from turnmill.workers.turn.abort import Abort, Interrupted, heeding
 from turnmill.workers.turn.attempt import AbortReason, Attempt
 from turnmill.workers.turn.backoff import backoff_s, postponed
 from turnmill.workers.turn.claim import Claim
@@ -140,7 +139,10 @@ def _attempt_reply(worker: Worker, attempt: Attempt) -> Outcome:
 
 def _outcome(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
     try:
-        return _unless_blocked(worker, attempt, stream)
+        with heeding(attempt.abort):
+            return _unless_blocked(worker, attempt, stream)
+    except Interrupted:
+        return _aborted(worker, attempt)
     except PermanentError as error:
         _explain(attempt.claim, error)
         return Failed(error.code, error.public_message)
@@ -216,10 +218,7 @@ def _generate(worker: Worker, attempt: Attempt, stream: TurnStream) -> Outcome:
         claim = replace(claim, kept_text="", kept_tokens=0)
     if worker.media.awaits(claim):
         return Snoozed(FETCH_S, "its files are being fetched", counts=False)
-    try:
-        claim = worker.media.read(claim, worker.engine.capabilities.accepts, attempt.abort)
-    except Interrupted:
-        return _aborted(worker, attempt)
+    claim = worker.media.read(claim, worker.engine.capabilities.accepts, attempt.abort)
     if claim.unclear:
         return worker.media.ask_to_repeat(claim)
     refuse_blocked(claim)  # before a server finds passages for it
@@ -287,7 +286,7 @@ def _reply(
         draft.add(chunk)
         if chunk.finish_reason is not None:
             # Never kept, but shown by settling: after it another attempt would talk on.
-            prompt_tokens = _prompt_tokens(worker.engine, prompt, chunk)
+            prompt_tokens = _prompt_tokens(worker.engine, prompt, chunk, claim.kept_tokens)
             reply = draft.reply(chunk, chunk.finish_reason, prompt_tokens)
             return judged(reply, claim.params) or Answered(reply)
         worker.stream.add(stream, chunk.text, chunk.token_count)
@@ -318,11 +317,14 @@ def _chunks(engine: Engine, prompt: Prompt, claim: Claim, abort: Abort) -> Itera
     yield Chunk("", finish_reason="length")
 
 
-def _prompt_tokens(engine: Engine, prompt: Prompt, last: Chunk) -> int:
+def _prompt_tokens(engine: Engine, prompt: Prompt, last: Chunk, kept_tokens: int) -> int:
     """Of the prompt that the client sent, which ends where the kept text begins."""
     if not prompt.prefix:
         return last.prompt_tokens
-    return engine.count_tokens(replace(prompt, prefix=""))
+    try:
+        return engine.count_tokens(replace(prompt, prefix=""))
+    except Interrupted:  # the reply is whole: about right is good enough
+        return max(0, last.prompt_tokens - kept_tokens)
 
 
 def _aborted(worker: Worker, attempt: Attempt) -> Outcome:

@@ -20,6 +20,7 @@ from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.store.history import PastTurn
 from turnmill.schemas.turns import GenerationParams, Message, Reply, Role, Usage
 from turnmill.workers.engines.base import NO_VALUES, Engine, Prompt
+from turnmill.workers.turn.abort import Interrupted
 from turnmill.workers.turn.attempt import Attempt
 from turnmill.workers.turn.clean import clean
 from turnmill.workers.turn.draft import Draft, Summary
@@ -88,6 +89,8 @@ class Summarizer:
         """
         try:
             return self._extend(draft)
+        except Interrupted:
+            raise
         except Exception as error:
             log.warning(
                 "summary.failed",

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator
+from threading import Event
 from typing import Any
 
 import pytest
 
 from tests.contract.odd_server import OddServer, serving
 from turnmill.producer.accept import accept, accept_many
+from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import EngineBusy
 from turnmill.schemas.settings import EngineSettings
 from turnmill.workers.consumer.availability import Availability
@@ -123,6 +125,29 @@ def test_a_turn_for_which_a_server_has_no_room_waits_as_long_as_it_asks(
         accept(system.database, system.request("Hi"))
         eventually(lambda: system.count("state = 'completed'"))
     assert 15 < hint.left_s < 21
+
+
+def test_a_turn_ends_at_its_deadline_though_the_server_that_counts_its_prompt_is_silent(
+    make: Any, odd: OddServer, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turnmill.workers.engines.remote.http_front.SHORT_S", 120)
+    odd.models = [{"id": "m", "owned_by": "vllm", "max_model_len": 512}]
+    odd.refuses = lambda body: None if "stream" in body else (200, {"count": 3})
+    system, is_over = make(), Event()
+    first = accept(system.database, system.request("Hi"))
+    with InlineWorker(system.settings):
+        eventually(lambda: system.count("state = 'completed'") == 1)
+        odd.refuses = lambda body: None if "stream" in body else is_over.wait() and None
+        request = system.request("more", conversation_id=first.conversation_id, timeout_s=2.0)
+        second = accept(system.database, request)
+        try:
+            eventually(lambda: system.count("state = 'failed'") == 1, 30)
+        finally:
+            is_over.set()
+    turn = read_turn(system.database, system.tenant_id, second.turn_id)
+    assert turn.error_code == "deadline_exceeded"
+    rows = system.database.run("SELECT count(*) AS n FROM attempts WHERE outcome = 'failed'")
+    assert rows[0].n == 1, "the attempt itself ended the turn"
 
 
 def test_a_worker_pauses_if_its_engine_has_no_room_for_one_turn_after_the_other(make: Any) -> None:

@@ -31,8 +31,9 @@ from turnmill.schemas.files.images import CleanImage
 from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.engines.base import Prompt
 from turnmill.workers.engines.echo import EchoEngine
-from turnmill.workers.media.base import Hints, Interrupted, Transcript
+from turnmill.workers.media.base import Hints, Transcript
 from turnmill.workers.testing import InlineWorker
+from turnmill.workers.turn.abort import Interrupted
 
 TICKET = photographed("Order 4711", "The kettle leaks.")
 

@@ -29,12 +29,7 @@ from turnmill.schemas.errors import EngineUnavailable, InvalidInput, SettingsErr
 from turnmill.schemas.files.sniffing import sniff
 from turnmill.schemas.settings import MediaSettings
 from turnmill.workers.media import sound
-from turnmill.workers.media.base import (
-    Hints,
-    Interrupted,
-    TranscriberFailed,
-    TranscriberRefuses,
-)
+from turnmill.workers.media.base import Hints, TranscriberFailed, TranscriberRefuses
 from turnmill.workers.media.registry import (
     create_image_reader,
     create_synthesizer,
@@ -43,6 +38,7 @@ from turnmill.workers.media.registry import (
 from turnmill.workers.media.transcribers.openai_http import ServerTranscriber
 from turnmill.workers.media.transcribers.whisper import languages_of
 from turnmill.workers.testing import InlineWorker
+from turnmill.workers.turn.abort import Interrupted
 
 EN = Hints("en")
 TICKET = "Hello. My order number four seven one one has not arrived. Where is my parcel?"

@@ -27,7 +27,6 @@ from turnmill.schemas.store.files.transcriptions import (
 )
 from turnmill.workers.media.base import (
     Hints,
-    Interrupted,
     Segment,
     TranscriberFailed,
     TranscriberRefuses,
@@ -36,6 +35,7 @@ from turnmill.workers.media.base import (
 from turnmill.workers.media.opening import open_media
 from turnmill.workers.media.transcriptions import Stenographer
 from turnmill.workers.testing import InlineWorker
+from turnmill.workers.turn.abort import Interrupted
 
 WORKER = {"concurrency": 4, "lease_s": 1.5}
 HEARD = Transcript(

@@ -3,6 +3,8 @@
 import json
 import queue
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +37,7 @@ from turnmill.workers.engines.triton.wire import (
     pack,
     unpack,
 )
+from turnmill.workers.turn.abort import Abort, Interrupted, heeding
 
 grpc = pytest.importorskip("grpc", reason="pip install 'turnmill[triton]'")
 
@@ -150,6 +153,36 @@ def test_an_address_that_is_none_is_refused_with_what_one_is(endpoint: str) -> N
 
     with pytest.raises(SettingsError, match="grpc://host:port"):
         open_channel(endpoint)
+
+
+def test_a_count_that_nobody_waits_for_ends_though_the_server_is_silent() -> None:
+    from turnmill.workers.engines.triton.engine import TritonServer
+
+    abort, is_over = Abort(), threading.Event()
+
+    def be_silent(request: bytes, context: Any) -> Any:
+        abort.set()
+        is_over.wait()
+        yield from ()
+
+    method = grpc.unary_stream_rpc_method_handler(be_silent)
+    service = "inference.GRPCInferenceService"
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(service, {"ModelStreamInfer": method})]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    one = TritonServer(f"127.0.0.1:{port}", EngineSettings(name="triton", silence_s=60))
+    began_at = time.monotonic()
+    try:
+        with heeding(abort), pytest.raises(Interrupted):
+            one.count_tokens(Prompt((Message(role=Role.USER, content="Hi"),)))
+        assert time.monotonic() - began_at < 30
+    finally:
+        is_over.set()
+        one.close()
+        server.stop(None).wait()
 
 
 def test_a_version_that_is_no_number_is_refused() -> None:

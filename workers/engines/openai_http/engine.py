@@ -44,7 +44,7 @@ from turnmill.workers.engines.remote.sse import EventReader
 from turnmill.workers.engines.text.markers import breaker, change_texts
 from turnmill.workers.engines.text.stops import StopFilter
 from turnmill.workers.engines.text.tools import described
-from turnmill.workers.turn.abort import Abort
+from turnmill.workers.turn.abort import Abort, Interrupted
 
 COMPLETIONS = "/chat/completions"
 MODELS = "/models"
@@ -150,13 +150,18 @@ class OpenAIServer:
         reply = StreamedReply(self.name, stops, wants_logprobs=params.logprobs is not None)
         try:
             yield from self._read(reply, self._events(self._body(prompt, params), abort), abort)
+        except Interrupted:  # while the prompt was counted
+            return
         except Filtered:
             reply.finish_reason = "content_filter"
         except (EngineFailure, EngineUnavailable) as error:
             raise without_prompt(error, [each.text for each in prompt.messages]) from None
         if reply.finish_reason and not abort.is_set():
             if not reply.prompt_tokens:
-                reply.prompt_tokens = self._count(prompt, self._dialect)
+                try:
+                    reply.prompt_tokens = self._count(prompt, self._dialect)
+                except Interrupted:
+                    return
             yield reply.last()
 
     def _read(self, reply: StreamedReply, events: Iterator[bytes], abort: Abort) -> Iterator[Chunk]:

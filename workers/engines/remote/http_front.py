@@ -28,7 +28,7 @@ from turnmill.schemas.errors import (
 )
 from turnmill.schemas.process.clients import async_http_client
 from turnmill.schemas.process.retry_after import retry_after_s
-from turnmill.workers.turn.abort import Abort
+from turnmill.workers.turn.abort import Abort, Interrupted, heeded
 
 #: Seconds to connect; and for answers that need no model.
 CONNECT_S = 3.0
@@ -82,12 +82,14 @@ class HTTPFront:
         self._thread.start()
 
     def get(self, path: str) -> object:
-        """The JSON at a path, asked for with little patience. Errors as `stream`."""
-        return self._submit(self._whole("GET", path, None)).result()
+        """The JSON at a path, asked for with little patience. Errors as `stream`, and `Interrupted`
+        once the abort that is heeded is set.
+        """
+        return self._answer("GET", path, None)
 
     def post(self, path: str, body: dict[str, object]) -> object:
         """As `get`."""
-        return self._submit(self._whole("POST", path, body)).result()
+        return self._answer("POST", path, body)
 
     def stream(self, path: str, body: dict[str, object], abort: Abort) -> Iterator[bytes]:
         """The bytes of an event stream as they come; ends early once `abort` is set.
@@ -115,6 +117,17 @@ class HTTPFront:
             self._is_closed = True
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
+
+    def _answer(self, method: str, path: str, body: dict[str, object] | None) -> object:
+        abort, call = heeded(), _Call()
+        answer = self._submit(self._whole(method, path, body, call))
+        try:
+            with abort.telling(lambda: self._give_up(call)):
+                return answer.result()
+        except TurnmillError:
+            if abort.is_set():
+                raise Interrupted from None
+            raise
 
     def _submit(self, work: Coroutine[object, object, ResultT]) -> Future[ResultT]:
         with self._lock:
@@ -155,10 +168,12 @@ class HTTPFront:
         finally:
             self._calls.discard(call)
 
-    async def _whole(self, method: str, path: str, body: dict[str, object] | None) -> object:
+    async def _whole(
+        self, method: str, path: str, body: dict[str, object] | None, call: _Call
+    ) -> object:
         answer, text = None, ""
         try:
-            with self._running(_Call(), SHORT_S) as scope:
+            with self._running(call, SHORT_S) as scope:
                 async with self._asked(method, path, body) as answer:
                     text = await _beginning(answer)
         except httpx.HTTPError as error:

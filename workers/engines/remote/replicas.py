@@ -28,7 +28,7 @@ from turnmill.schemas.turns import GenerationParams
 from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.engines.remote.control import answers, can_be_the_turns
 from turnmill.workers.engines.remote.members import Member, Reasons, no_replica
-from turnmill.workers.turn.abort import Abort
+from turnmill.workers.turn.abort import Abort, Interrupted, heeded
 
 log = structlog.get_logger(__name__)
 
@@ -166,15 +166,18 @@ class ReplicaPool(Generic[ReplicaT]):
 
         Raises:
             EngineUnavailable: no replica is left; the sentence names why, for each.
+            Interrupted: the abort that is heeded was set.
         """
         reasons: Reasons = {}
-        no_more_questions = Abort()
-        while True:
-            with self._chosen(reasons, no_more_questions) as debt:
-                result = ask(debt.member.replica)
-                debt.is_answered = True
-                return result
-            no_more_questions.set()  # nobody can abort a call: one control question is enough
+        abort, no_more_questions = heeded(), Abort()
+        with abort.telling(no_more_questions.set):
+            while not abort.is_set():
+                with self._chosen(reasons, no_more_questions) as debt:
+                    result = ask(debt.member.replica)
+                    debt.is_answered = True
+                    return result
+                no_more_questions.set()  # somebody waits for a number: one is enough
+        raise Interrupted
 
     def generate(
         self, prompt: Prompt, params: GenerationParams, abort: Abort, *, prompt_tokens: int

@@ -34,7 +34,7 @@ from turnmill.workers.engines.triton.wire import (
     pack,
     unpack,
 )
-from turnmill.workers.turn.abort import Abort
+from turnmill.workers.turn.abort import Abort, Interrupted, heeded
 
 _SERVICE = "/inference.GRPCInferenceService/"
 #: Errors end a stream with a status, as anywhere in gRPC, and do not come as a text within it.
@@ -141,7 +141,10 @@ class TritonServer:
         return f"the model '{self._model}'{version}"
 
     def _last(self, values: Mapping[str, Value]) -> Answered:
-        answers = list(self._ask(values, Abort()))
+        abort = heeded()
+        answers = list(self._ask(values, abort))
+        if abort.is_set():
+            raise Interrupted
         if not answers:
             raise EngineUnavailable("it ended the stream without an answer")
         return answers[-1]

@@ -10,7 +10,8 @@ from threading import Event, Lock
 from typing import TYPE_CHECKING
 
 from turnmill.schemas.errors import InvalidInput, SettingsError
-from turnmill.workers.media.base import Interrupted, taken
+from turnmill.workers.media.base import taken
+from turnmill.workers.turn.abort import Interrupted
 
 if TYPE_CHECKING:
     from rapidocr import RapidOCR

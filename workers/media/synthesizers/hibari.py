@@ -9,8 +9,8 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from turnmill.schemas.errors import SettingsError
-from turnmill.workers.media.base import Interrupted
 from turnmill.workers.media.sound import encode
+from turnmill.workers.turn.abort import Interrupted
 
 if TYPE_CHECKING:
     pass

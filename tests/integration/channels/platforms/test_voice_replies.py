@@ -31,7 +31,7 @@ from turnmill.workers.delivery.slack.adapter import SlackDelivery
 from turnmill.workers.delivery.telegram.adapter import TelegramDelivery
 from turnmill.workers.delivery.voice import MAX_SPOKEN, Speaker, spoken_text
 from turnmill.workers.delivery.whatsapp import WhatsAppDelivery
-from turnmill.workers.media.base import Interrupted
+from turnmill.workers.turn.abort import Interrupted
 
 USER = 4711
 LEASE_S = 30.0
