@@ -178,7 +178,8 @@ def _fingerprint(reading: Reading) -> bytes:
     usual = {".csv": ",", ".tsv": "\t"}.get(format_of(reading.path))
     if layout in (Layout(usual, UTF_8), Layout()) and columns == Columns():
         return content.digest()
-    how = json.dumps([asdict(layout), asdict(columns)])
+    written = {name: value for name, value in asdict(layout).items() if name != "header" or value}
+    how = json.dumps([written, asdict(columns)])
     return hashlib.sha256(f"{content.hexdigest()} {how}".encode()).digest()
 
 
@@ -246,6 +247,10 @@ def _problem(
     column = ".".join([*first, *map(str, loc[1:])])[:80] or None
     if kind == "extra_forbidden" and len(loc) == 1:
         return Problem(line, column, describe_unknown(str(loc[0])))
+    if kind == "one_input" and (reading.columns.prompt or reading.columns.template):
+        empty = "is empty" if reading.columns.prompt else "the template's columns are empty"
+        column = reading.columns.prompt[:80] if reading.columns.prompt else None
+        return Problem(line, column, f"{empty}: every row needs what the user says")
     return Problem(line, column, message.removeprefix("Input ").removeprefix("String "))
 
 

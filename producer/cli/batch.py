@@ -30,6 +30,7 @@ from turnmill.producer.cli.backlogs.options import (
     DelimiterOption,
     DetailsOption,
     EncodingOption,
+    HeaderOption,
     IdOption,
     IgnoreOption,
     OverwriteOption,
@@ -83,6 +84,7 @@ def run(
     delimiter: DelimiterOption = None,
     encoding: EncodingOption = None,
     sheet: SheetOption = None,
+    header: HeaderOption = None,
     schema: SchemaOption = None,
     preview: PreviewOption = None,
     overwrite: OverwriteOption = False,
@@ -101,7 +103,7 @@ def run(
     Example of typed columns: turnmill batch run tickets.csv --schema triage.json -o answers.xlsx
     """
     shape = read_shape(schema) if schema else None
-    layout = layout_of(delimiter, encoding, sheet)
+    layout = layout_of(delimiter, encoding, sheet, header)
     columns = columns_of(id, prompt, conversation, template, ignore)
     if preview is not None:
         backlog = check_backlog(file, layout, columns)
@@ -275,6 +277,7 @@ def write(
     delimiter: DelimiterOption = None,
     encoding: EncodingOption = None,
     sheet: SheetOption = None,
+    header: HeaderOption = None,
     schema: SchemaOption = None,
     overwrite: OverwriteOption = False,
     raw: RawOption = False,
@@ -295,7 +298,7 @@ def write(
     columns = columns_of(id, prompt, conversation, template, ignore)
     with open_system(tenant=tenant) as system:
         batch = find_batch(system.database, system.tenant_id, batch_id)
-        layout = layout_of(delimiter, encoding, sheet)
+        layout = layout_of(delimiter, encoding, sheet, header)
         backlog = check_backlog(file, layout, columns) if file else None
         rows = results(system.database, system.tenant_id, batch.batch_id)
         count = write_results(

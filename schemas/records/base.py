@@ -1,8 +1,9 @@
 """What the readers of all formats share: rows, problems, the layout of a file, its columns."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from turnmill.schemas.errors import InvalidInput
@@ -10,6 +11,9 @@ from turnmill.schemas.records.columns import Columns
 
 #: One line is held in memory at a time. No request to the API may be larger either.
 MAX_LINE_BYTES = 4 * 1024 * 1024
+
+#: Lines below a header that are looked at where it lacks a column.
+_LOOKED_AT = 20
 
 #: Columns of a file, as many as a spreadsheet has.
 MAX_COLUMNS = 16_384
@@ -37,6 +41,8 @@ class Layout:
     delimiter: str | None = None
     encoding: str | None = None
     sheet: str | None = None
+    #: The line of a table's header, from 1; those above it are left out.
+    header: int | None = None
 
 
 @dataclass(slots=True)
@@ -51,10 +57,13 @@ class Reading:
     #: The file's columns in their order: the name used for each, and the title that the file has.
     titles: dict[str, str] = field(default_factory=dict)
 
-    def name_columns(self, titles: Sequence[str], line: int) -> list[str] | None:
+    def name_columns(
+        self, titles: Sequence[str], line: int, below: Iterable[tuple[int, Sequence[str]]] = ()
+    ) -> list[str] | None:
         """Name the columns of a header, each differently. None: a problem was reported.
 
-        Titles that nobody reads may be empty or appear twice.
+        Titles that nobody reads may be empty or appear twice. `below` has the next lines: titles
+        of groups, or of the whole sheet, may stand above the header.
         """
         good = True
         for title in titles:
@@ -62,10 +71,21 @@ class Reading:
                 self.report(Problem(line, name[:80], "appears twice"))
                 good = False
             self.titles[self._free_name(name)] = title
-        for column, message in self.columns.find_faults(list(self.titles)):
-            self.report(Problem(line, column[:80] or None, message))
+        faults = list(self.columns.find_faults(list(self.titles)))
+        hint = self._find_header(below) if faults and self.columns.names_header else ""
+        for column, message in faults:
+            self.report(Problem(line, column[:80] or None, message + hint))
             good = False
         return list(self.titles) if good else None
+
+    def _find_header(self, below: Iterable[tuple[int, Sequence[str]]]) -> str:
+        """Say which of the lines below a header without fault has all that is read."""
+        for line, cells in islice(below, _LOOKED_AT):
+            if not any(self.columns.find_faults([cell.strip() for cell in cells])):
+                return f". Line {line} has what is read. If it is the header: --header {line}"
+        if len(self.titles) == 1:
+            return ". Where other lines stand above the header, name its own: --header LINE"
+        return ""
 
     def add_column(self) -> str:
         """Name a column beyond the header's."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
+from typing import ClassVar
 
 from turnmill.schemas.batches import BacklogRow
 from turnmill.schemas.errors import InvalidInput
@@ -78,6 +79,9 @@ def _fill(place: re.Match[str], cells: Mapping[str, object]) -> str:
 @dataclass(frozen=True, slots=True)
 class Columns:
     """Where a file has what we read. Without any name given: under our own names."""
+
+    #: Whether an option names the line of the header.
+    names_header: ClassVar[bool] = True
 
     id: str | None = None
     prompt: str | None = None

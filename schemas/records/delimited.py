@@ -2,13 +2,18 @@
 
 import csv
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from turnmill.schemas.records import base
 from turnmill.schemas.records.base import Problem, Reading, Record
 from turnmill.schemas.records.encodings import find_encoding
 from turnmill.schemas.records.text import read_lines
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 #: What may stand between cells, the likeliest first, and its name for people.
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -46,8 +51,10 @@ def _records(lines: Iterator[str], reading: Reading) -> Iterator[Record]:
             continue
         if not any(cells) or (line == 1 and cells[0].lower().startswith(_SEP)):
             continue
+        if line < (reading.layout.header or 0):
+            continue
         if names is None:
-            names = reading.name_columns(cells, line)
+            names = reading.name_columns(cells, line, _numbered(rows))
             if names is None:
                 return
         elif len(cells) < len(names) or any(cells[len(names) :]):
@@ -58,11 +65,19 @@ def _records(lines: Iterator[str], reading: Reading) -> Iterator[Record]:
             yield line, dict(zip(names, cells, strict=False))
 
 
+def _numbered(rows: "Reader") -> Iterator[tuple[int, list[str]]]:
+    """The next rows that can be read, with their lines."""
+    with suppress(csv.Error):
+        while (line := rows.line_num + 1) and (cells := next(rows, None)) is not None:
+            yield line, cells
+
+
 def _find_delimiter(reading: Reading) -> str:
     lines = read_lines(reading.path, reading.layout.encoding or "", lambda problem: None)
-    head = list(islice(lines, _HEAD_LINES))
+    head = list(islice(lines, _HEAD_LINES + (reading.layout.header or 0)))
     if head and head[0].lower().startswith(_SEP) and head[0][len(_SEP) :].strip("\r\n"):
         return head[0][len(_SEP)]
+    head = head[max(0, (reading.layout.header or 1) - 1) :]
     first = "\t" if _is_tsv(reading) else ","
     return max((first, *DELIMITERS), key=lambda delimiter: _fit(head, delimiter))
 

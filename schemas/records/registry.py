@@ -74,6 +74,7 @@ def _check_layout(reading: Reading, kind: str) -> None:
     fits = {
         "--delimiter": layout.delimiter is None or READERS[kind] is delimited.read,
         "--encoding": layout.encoding is None or kind in TEXTS,
+        "--header": layout.header is None or READERS[kind] in (delimited.read, spreadsheet.read),
         "--sheet": layout.sheet is None or kind == ".xlsx",
     }
     for option, is_meant in fits.items():

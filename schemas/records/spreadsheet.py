@@ -69,9 +69,15 @@ def _records(reading: Reading) -> Iterator[Record]:
         # What the sheet says of its own size is often wrong.
         sheet.reset_dimensions()
         rows = enumerate(islice(sheet.iter_rows(values_only=True), MAX_ROWS), start=1)
-        filled = ((line, cells) for line, cells in rows if any(c not in (None, "") for c in cells))
+        first = reading.layout.header or 0
+        filled = ((line, cells) for line, cells in rows
+                  if line >= first and any(c not in (None, "") for c in cells))  # fmt: skip
         head = next(filled, None)
-        if head is None or (names := reading.name_columns(_titles(head[1]), head[0])) is None:
+        if head is None:
+            return
+        below = ((line, _titles(cells)) for line, cells in filled)
+        names = reading.name_columns(_titles(head[1]), head[0], below)
+        if names is None:
             return
         for line, cells in filled:
             width = max(n for n, cell in enumerate(cells, start=1) if cell is not None)

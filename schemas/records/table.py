@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from turnmill.schemas.content import storable_json
 from turnmill.schemas.errors import InvalidInput
@@ -15,6 +15,8 @@ from turnmill.schemas.records.registry import read_records
 @dataclass(frozen=True, slots=True)
 class Table(Columns):
     """The columns of a table that is no backlog."""
+
+    names_header: ClassVar[bool] = False
 
     required: tuple[str, ...] = ()
 

@@ -21,6 +21,10 @@ EncodingOption = Annotated[
 SheetOption = Annotated[
     str | None, typer.Option("--sheet", help="Of an .xlsx file; its first one if left out.")
 ]
+HeaderOption = Annotated[
+    int | None,
+    typer.Option("--header", min=1, help="The line of the header, where others stand above it."),
+]
 IdOption = Annotated[str | None, typer.Option("--id", help="The column with the row's id.")]
 PromptOption = Annotated[
     str | None, typer.Option("--prompt", help="The column with what the user says.")
@@ -54,7 +58,9 @@ DetailsOption = Annotated[
 ]
 
 
-def layout_of(delimiter: str | None, encoding: str | None, sheet: str | None) -> Layout:
+def layout_of(
+    delimiter: str | None, encoding: str | None, sheet: str | None, header: int | None
+) -> Layout:
     """Raises `InvalidInput` for a delimiter that is not one character."""
     if delimiter is not None:
         delimiter = _NAMES.get(delimiter.lower(), delimiter)
@@ -62,7 +68,7 @@ def layout_of(delimiter: str | None, encoding: str | None, sheet: str | None) ->
             raise InvalidInput(
                 f"--delimiter {delimiter!r}: give one character, or one of {', '.join(_NAMES)}."
             )
-    return Layout(delimiter, encoding, sheet)
+    return Layout(delimiter, encoding, sheet, header)
 
 
 def columns_of(

@@ -72,7 +72,7 @@ def test_template_reads_cells_and_nothing_of_python(tmp_path: Path) -> None:
 def test_row_without_any_column_of_the_template_is_refused(tmp_path: Path) -> None:
     path = export(tmp_path, "a;b;c\n1;2;3\n;;4\n")
     columns = Columns(template=Template("{a}{b}"))
-    assert "line 3: needs either prompt or messages" in refused(path, columns)
+    assert "line 3: the template's columns are empty: every row needs" in refused(path, columns)
 
 
 @pytest.mark.parametrize("text", ["", "no column", "{{escaped}}", "{}"])
@@ -104,7 +104,7 @@ def test_missing_column_is_named_before_the_lines_that_lack_it(tmp_path: Path) -
     path.write_text('{"Text": "a"}\n' * 30)
     lines = refused(path, Columns(prompt="Frage")).splitlines()
     assert "Frage: there is no such column (--prompt)" in lines[1]
-    assert "line 1: needs either prompt or messages" in lines[2]
+    assert "line 1, Frage: is empty: every row needs what the user says" in lines[2]
     assert lines[-1] == "  and 11 more"
 
 

@@ -2,8 +2,11 @@
 
 import csv
 import gzip
+import hashlib
 import io
+import json
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ from turnmill.schemas.batches import BacklogRow
 from turnmill.schemas.errors import InvalidInput
 from turnmill.schemas.records import base, spreadsheet
 from turnmill.schemas.records.base import Layout
+from turnmill.schemas.records.columns import Columns
 from turnmill.schemas.records.encodings import UTF_8, find_encoding
+from turnmill.schemas.records.table import read_table
 
 GERMAN = "Können Sie prüfen, wo die Lieferung für Frau Müller geblieben ist? Grüße aus Köln, 30 €"
 CHINESE = "我的快递三天没有更新了，请问什么时候能到？发票怎么开？我要退货，商品有质量问题。"
@@ -173,6 +178,7 @@ def test_encoding_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     [
         ("a.jsonl", Layout(delimiter=";"), "--delimiter"),
         ("a.csv", Layout(sheet="x"), "--sheet"),
+        ("a.jsonl", Layout(header=2), "--header"),
         ("a.xlsx", Layout(encoding="cp1252"), "--encoding"),
     ],
 )
@@ -180,6 +186,54 @@ def test_option_without_a_meaning_is_refused(
     tmp_path: Path, file: str, layout: Layout, option: str
 ) -> None:
     assert f"{option} means nothing" in refused(write(tmp_path / file, b"x"), layout)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "xlsx"])
+def test_header_below_other_lines_is_found_and_named(tmp_path: Path, suffix: str) -> None:
+    above = [["Export of 30.11.", None, None], [], ["Customer", None, "Ticket"]]
+    rows = [*above, ["Name", "No", "Text"], ["Ann", 1, "hi"], ["Bob", 2, "ho"]]
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "xlsx":
+        book = Workbook()
+        for row in rows:
+            book.active.append(row)
+        book.active.merge_cells("A3:B3")
+        book.save(path)
+    else:
+        path.write_text("\n".join(";".join(str(cell or "") for cell in row) for row in rows))
+    columns = Columns(id="No", prompt="Text")
+    with pytest.raises(InvalidInput, match=r"line 1, Text.* --header 4"):
+        read_backlog(path, columns=columns)
+    backlog = read_backlog(path, Layout(header=4), columns)
+    assert [(row.id, row.prompt) for row in rows_of(backlog)] == [("1", "hi"), ("2", "ho")]
+    assert list(backlog.titles) == ["Name", "No", "Text"]
+    with pytest.raises(InvalidInput) as caught:
+        read_backlog(path, columns=Columns(prompt="Texts"))
+    assert "--header 4" not in caught.value.message
+    with pytest.raises(InvalidInput) as caught:
+        list(read_table(path, ("Text",)))
+    assert "--header" not in caught.value.message, "no backlog, and no such option"
+
+
+def test_lines_without_the_delimiter_may_stand_above_the_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", b"Export, of today\n\nNo;Text\n1;hi, you\n")
+    backlog = read_backlog(path, Layout(header=3), Columns(prompt="Text"))
+    assert [row.prompt for row in rows_of(backlog)] == ["hi, you"]
+    path = write(tmp_path / "b.csv", b"Export\nNo;Text\n1;hi\n")
+    with pytest.raises(InvalidInput, match="--header LINE"):
+        read_backlog(path, columns=Columns(prompt="Text"))
+
+
+def test_a_layout_without_a_header_line_names_the_batch_that_it_named_before(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "a.csv", b"No;prompt\n1;hi\n")
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    layout = {"delimiter": ";", "encoding": "utf-8", "sheet": None}
+    how = json.dumps([layout, asdict(Columns())])
+    expected = hashlib.sha256(f"{content} {how}".encode()).digest()
+    assert read_backlog(path).fingerprint == expected
+    assert read_backlog(path, Layout(header=1)).fingerprint != expected
 
 
 def test_line_ends_of_old_macs_are_read(tmp_path: Path) -> None:
