@@ -15,7 +15,12 @@ from turnmill.producer.converse import receive
 from turnmill.producer.tenants import find_tenant
 from turnmill.schemas.channels.policies import CHANNEL_POLICIES
 from turnmill.schemas.channels.sections.base import ChannelSection
-from turnmill.schemas.errors import BadSignature, InvalidInput, UnsupportedMediaType
+from turnmill.schemas.errors import (
+    BadSignature,
+    InvalidInput,
+    TurnmillError,
+    UnsupportedMediaType,
+)
 from turnmill.schemas.postgres.database import Database
 
 #: Takes a channel's name and what became of a request or an event.
@@ -71,13 +76,19 @@ class Pipeline:
             TurnmillError: as `receive` of converse. The platform will send the events again.
         """
         section = self._section
-        if self._tenant_id is None:
-            self._tenant_id = find_tenant(database, section.tenant)
         received = []
-        for event in parsed.events:
-            found = receive(
-                database, self.name, self._tenant_id, section.bot, CHANNEL_POLICIES, event
-            )
-            received.append(found)
-            count(self.name, found.kind)
+        try:
+            if self._tenant_id is None:
+                self._tenant_id = find_tenant(database, section.tenant)
+            for event in parsed.events:
+                found = receive(
+                    database, self.name, self._tenant_id, section.bot, CHANNEL_POLICIES, event
+                )
+                received.append(found)
+                count(self.name, found.kind)
+        except TurnmillError as error:
+            # Nobody else tells why a platform's users wait in vain.
+            log.warning("channel.failed", channel=self.name, code=error.code, reason=error.message)
+            count(self.name, error.code)
+            raise
         return self.channel.acknowledge(parsed, received)

@@ -235,10 +235,35 @@ def test_without_a_database_the_platform_is_asked_to_send_again(
 
 def test_an_unknown_channel_and_another_method_are_refused_in_words(site: Site) -> None:
     url = site.urls[0]
-    assert site.http.post(f"{url}-of-nobody").status_code == 404
+    with capture_logs() as logs:
+        assert site.http.post(f"{url}-of-nobody").status_code == 404
+    names = [each["channel"] for each in logs if each["event"] == "channel.unknown"]
+    assert names == [f"{url.rpartition('/')[2]}-of-nobody"]
     answer = site.http.get(url)
     refusal = (405, "POST") if site.peer.methods == "POST" else (401, None)
     assert (answer.status_code, answer.headers.get("Allow")) == refusal
+
+
+def test_why_a_verified_event_could_not_be_committed_is_logged_and_counted(
+    site: Site, eventually: Callable[..., None]
+) -> None:
+    """Its channel names a bot that is not there."""
+    payload = site.peer.message("my secret question")
+    site.database.run("UPDATE bots SET name = 'elsewhere' WHERE name = 'helper'")
+    try:
+        with capture_logs() as logs:
+            # Connections that an earlier test has cut fail once, with 503.
+            eventually(lambda: site.send(payload).status_code == 404)
+    finally:
+        site.database.run("UPDATE bots SET name = 'helper' WHERE name = 'elsewhere'")
+    failed = [each for each in logs if each["event"] == "channel.failed"][-1]
+    name = site.urls[0].rpartition("/")[2]
+    assert (failed["channel"], failed["code"]) == (name, "model_not_found")
+    assert "helper" in failed["reason"]
+    assert "secret question" not in json.dumps(logs, default=str)
+    assert site.outcomes()["model_not_found"] == 1
+    assert site.send(payload).status_code == 200
+    assert site.inputs() == ["my secret question"]
 
 
 def test_neither_texts_nor_secrets_are_logged(site: Site) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import time
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Path, Request, Response
 
 from turnmill.producer.api.errors import Problem
@@ -18,6 +19,8 @@ from turnmill.producer.channels.base import KeysNeeded, Parsed
 from turnmill.producer.channels.pipeline import Pipeline
 from turnmill.schemas.channels.sections.base import NAME_PATTERN
 from turnmill.schemas.errors import NotFound
+
+log = structlog.get_logger()
 
 router = APIRouter(tags=["channels"])
 
@@ -33,6 +36,7 @@ async def receive_events(
     pipelines: dict[str, Pipeline] = request.app.state.channels
     pipeline = pipelines.get(name)
     if pipeline is None:
+        log.warning("channel.unknown", channel=name)
         raise NotFound(
             "There is no channel of this name. Channels are configured in turnmill.toml."
         )
