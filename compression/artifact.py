@@ -172,9 +172,14 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} is no artifact of Turnmill: it has no {MANIFEST}."
         ) from error
     except (OSError, ValidationError) as error:
+        if isinstance(error, ValidationError) and (unknown := unknown_here(error)):
+            raise ArtifactRefused(
+                f"{path} was written by a newer release of Turnmill: this one does not know its "
+                f"{unknown}. Upgrade Turnmill here, or compress the model with this release."
+            ) from error
         raise ArtifactRefused(
-            f"{path} cannot be read as an artifact's manifest: it is damaged, or another release "
-            "of Turnmill wrote it. Compress the model again."
+            f"{path} cannot be read as an artifact's manifest: it is damaged. Compress the model "
+            "again, or restore the folder from a copy."
         ) from error
     if not manifest.is_sealed:
         raise ArtifactRefused(
@@ -182,6 +187,18 @@ def read_manifest(folder: Path) -> Manifest:
             "Compress the model again, or restore the folder from a copy."
         )
     return manifest
+
+
+def unknown_here(error: ValidationError) -> str | None:
+    """Name what only a newer release writes into a record; None: the record is damaged."""
+    found = error.errors(include_url=False, include_context=False)
+    for each in found:
+        if each["loc"] == ("version",) and isinstance(each["input"], int):
+            return f"version {each['input']}"
+    if not all(each["type"] == "extra_forbidden" for each in found):
+        return None
+    names = [".".join(map(str, each["loc"])) for each in found]
+    return f"field{'s' * (len(names) > 1)} {', '.join(names[:3])}"
 
 
 def verify(folder: Path) -> Manifest:

@@ -21,6 +21,7 @@ from turnmill.compression.artifact import (
     put_back,
     read_manifest,
     sync,
+    unknown_here,
     verify,
     write_artifact,
 )
@@ -179,6 +180,12 @@ class ModelStore:
             try:
                 found.append(Promotion.model_validate_json(line))
             except ValidationError as error:
+                if unknown := unknown_here(error):
+                    raise ArtifactRefused(
+                        f"A newer release of Turnmill wrote line {number} of "
+                        f"{self.folder / _RECORD}: this one does not know its {unknown}. Upgrade "
+                        "Turnmill here."
+                    ) from error
                 raise ArtifactRefused(
                     f"{self.folder / _RECORD} is damaged in line {number}. Correct or remove "
                     "that line."

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,13 +54,28 @@ def edit_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(content | {"misses": ["edited"]}))
 
 
+def add_to_manifest(folder: Path, more: dict[str, Any]) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    base = {"base": content["base"] | more.pop("base", {})}
+    (folder / MANIFEST).write_text(json.dumps(content | base | more))
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "changed": lambda folder: (folder / "more" / "model.safetensors").write_bytes(b"Weights"),
     "missing": lambda folder: (folder / "config.json").unlink(),
     "not listed": lambda folder: (folder / "modeling.py").write_text("print()"),
     "checksum does not match": edit_manifest,
     "cannot be read": lambda folder: (folder / MANIFEST).write_text("{"),
-    "another release": lambda folder: (folder / MANIFEST).write_text('{"version": 2}'),
+    "newer release of Turnmill: this one does not know its version 2": (
+        lambda folder: (folder / MANIFEST).write_text('{"version": 2}')
+    ),
+    "newer release of Turnmill: this one does not know its field base.owner": (
+        lambda folder: add_to_manifest(folder, {"base": {"owner": "ACME"}})
+    ),
+    "does not know its fields later, more. Upgrade Turnmill here, or compress": (
+        lambda folder: add_to_manifest(folder, {"later": 1, "more": {}})
+    ),
+    "manifest: it is damaged": lambda folder: add_to_manifest(folder, {"later": 1, "files": 3}),
     "no artifact of Turnmill": lambda folder: (folder / MANIFEST).unlink(),
 }
 
@@ -165,6 +181,16 @@ def test_a_line_that_an_earlier_release_left_half_written_is_no_promotion(
     store.rollback(by="eve")
     assert store.promoted_path().name == "a"
     assert len(store.history()) == 3
+
+
+def test_a_promotion_by_a_newer_release_is_no_damage(store: ModelStore) -> None:
+    make(store, "a")
+    promotion = store.promote("a", by="ada")
+    record = store.folder / "promotions.jsonl"
+    record.write_text(json.dumps(promotion.model_dump(mode="json") | {"reason": "faster"}) + "\n")
+    told = r"newer release .* line 1 of .*promotions\.jsonl.* its field reason\. Upgrade"
+    with pytest.raises(ArtifactRefused, match=told):
+        store.promoted()
 
 
 def test_a_damaged_line_is_named_and_the_record_can_do_without_it(store: ModelStore) -> None:
