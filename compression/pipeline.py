@@ -6,16 +6,17 @@ or not, so that an interrupted pipeline ends in the same artifact, bit for bit.
 
 import fcntl
 import json
+import os
 import platform
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from turnmill.compression.artifact import (
     PARTIAL,
@@ -42,7 +43,7 @@ from turnmill.compression.checkpoint import (
 )
 from turnmill.compression.recipe import Limits, Recipe, StepSpec
 from turnmill.compression.step import Progress, Silent, State, check_libraries, find_step
-from turnmill.compression.store import ModelStore, check_name
+from turnmill.compression.store import LOCK, ModelStore, check_name
 from turnmill.compression.texts import Conversation, Texts, make_texts
 from turnmill.schemas.errors import InvalidInput
 
@@ -126,7 +127,9 @@ def compress(job: Job, store: ModelStore) -> Manifest:
     check_context(config, job.recipe.windows.length)
     for each in job.recipe.steps:
         config = each.options.check(config)
-    with _workplace(store, plan) as folder:
+    with _workplace(store, plan, job.progress) as folder:
+        if target.exists():  # Another process has made it meanwhile.
+            return _made_before(target, plan)
         return _Run(job, texts, folder).finish(plan, target)
 
 
@@ -198,14 +201,32 @@ def _students(recipe: Recipe) -> dict[str, str]:
 
 
 @contextmanager
-def _workplace(store: ModelStore, plan: Manifest) -> Iterator[Path]:
+def _workplace(store: ModelStore, plan: Manifest, progress: Progress) -> Iterator[Path]:
     """The folder that these inputs always work in; it is removed when the artifact is made."""
-    folder = store.folder / ".runs" / digest_of_json(plan.model_dump(mode="json"))[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = store.runs / digest_of_json(plan.model_dump(mode="json"))[:16]
+    with _lock_of(folder, progress):
         yield folder
         shutil.rmtree(folder)
+
+
+def _lock_of(folder: Path, progress: Progress) -> TextIO:
+    """Make the folder and return its lock, held, once no other process works in it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = (folder / LOCK).open("w")
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.note("another process works on the same artifact: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        # Who is done removes the folder with the lock in it: it may be the lock of nothing now.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK).stat()):
+                return lock
+        lock.close()
 
 
 class _Run:

@@ -33,6 +33,9 @@ FOLDER = "artifacts"
 #: One line for each promotion and rollback. A line is never changed or removed.
 _RECORD = "promotions.jsonl"
 
+#: The file that whoever changes a folder of the store holds locked.
+LOCK = ".lock"
+
 
 class Promotion(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +55,17 @@ class Promotion(BaseModel):
 class ModelStore:
     def __init__(self, models_dir: Path) -> None:
         self.folder = models_dir.expanduser() / FOLDER
+        #: One folder for each run of a recipe that is not finished.
+        self.runs = self.folder / ".runs"
+
+    def unfinished(self) -> list[Path]:
+        """Return the folders of runs that nobody works on: interrupted ones, which may resume."""
+        found = []
+        for folder in sorted(self.runs.glob("*")):
+            with suppress(OSError), (folder / LOCK).open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found.append(folder)
+        return found
 
     def names(self) -> list[str]:
         if not self.folder.is_dir():
@@ -246,7 +260,7 @@ class ModelStore:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as file:
+        with (self.folder / LOCK).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # Who replaces an artifact holds the lock: those of these are dead.
             for target in interrupted(self.folder):

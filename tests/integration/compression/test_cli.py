@@ -349,6 +349,20 @@ def test_a_folder_that_cannot_be_made_is_named(
         turnmill(line)
 
 
+def test_the_list_tells_what_interrupted_runs_hold(
+    turnmill: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNMILL_DATA", str(tmp_path))
+    assert "Interrupted" not in turnmill("turnmill models list")
+    run = tmp_path / "models" / "artifacts" / ".runs" / "1f"
+    run.mkdir(parents=True)
+    (run / ".lock").touch()
+    (run / "training.pt").write_bytes(bytes(5000))
+    said = turnmill("turnmill models list")
+    assert "Interrupted runs hold 5.0 kB" in said
+    assert str(run.parent) in said.replace("\n", "")
+
+
 def test_a_promotion_that_cannot_be_written_is_told(
     turnmill: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,44 @@ def test_a_pipeline_killed_twice_ends_in_the_same_artifact(
         killed = subprocess.run(command, env=environment, cwd=ROOT)
         assert killed.returncode == -signal.SIGKILL
         assert ModelStore(tmp_path / "killed").names() == []
+        assert len(ModelStore(tmp_path / "killed").unfinished()) == 1
 
     subprocess.run(command, env=environment, cwd=ROOT, check=True)
 
     resumed = verify(tmp_path / "killed" / "artifacts" / "small")
     assert resumed == whole
     assert not list((tmp_path / "killed" / "artifacts" / ".runs").iterdir())
+
+
+def test_a_second_process_gets_the_artifact_that_the_first_one_makes(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    store = ModelStore(tmp_path)
+    waiting, made = threading.Event(), []
+
+    class Waits(step.Silent):
+        def note(self, text: str) -> None:
+            if "waiting" in text:
+                waiting.set()
+
+    def second() -> None:
+        made.append(compress(job(checkpoint, progress=Waits()), store))
+
+    class Starts(step.Silent):
+        """Starts the second process's work in the middle of the first one's."""
+
+        def note(self, text: str) -> None:
+            if text.startswith("step 2"):
+                assert store.unfinished() == []
+                other.start()
+                assert waiting.wait(60)
+
+    other = threading.Thread(target=second)
+    whole = compress(job(checkpoint, progress=Starts()), store)
+    other.join(60)
+
+    assert made == [whole]
+    assert list(store.runs.iterdir()) == []
 
 
 def test_the_artifact_is_a_checkpoint_that_differs_from_its_base(
