@@ -99,8 +99,11 @@ def _broker(
         with broker.connected(settings, deployment, consumed) as target:
             kind = broker_amqp if settings.broker.is_amqp else broker_redis
             yield from examine(broker.CHECKS, target)
-            yield from examine(kind.CHECKS, target)
-            yield from examine(broker.WORKER_CHECKS, target)
+            found = list(examine(kind.CHECKS, target))
+            yield from found
+            # Workers are asked through the broker.
+            if not any(finding.what == broker.WRITES for finding in found):
+                yield from examine(broker.WORKER_CHECKS, target)
     except broker.Unreachable as error:
         yield broken(str(error), "Does it run, and does TURNMILL_BROKER__URL lead to it?").of(
             "broker"

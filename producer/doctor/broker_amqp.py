@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from amqp import Message
 from amqp.exceptions import NotFound, PreconditionFailed
 from kombu import Queue
 
-from turnmill.producer.doctor.broker import Target
+from turnmill.producer.doctor.broker import WRITES, Target
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
 from turnmill.schemas.broker import longest_hold_s
 from turnmill.schemas.errors import BrokerUnavailable
@@ -16,6 +17,11 @@ from turnmill.schemas.settings import BrokerSettings
 
 #: RabbitMQ's own, since 3.8.17.
 DEFAULT_CONSUMER_TIMEOUT_S = 1800
+
+#: How long a confirm may take: milliseconds, where no alarm holds it back.
+CONFIRM_S = 3
+#: No queue is called so.
+_PROBE = "turnmill.doctor"
 
 
 def _confirms(target: Target) -> Iterator[Finding]:
@@ -30,6 +36,32 @@ def confirms(properties: Mapping[str, Any]) -> Iterator[Finding]:
             f"{product} has no publisher confirms: its death loses hints that count as published",
             "use RabbitMQ, or Redis or Valkey",
         )
+
+
+def _writes(target: Target) -> Iterator[Finding]:
+    """Publishes what no queue takes, which RabbitMQ confirms at once.
+
+    On a connection of its own, and twice: during an alarm RabbitMQ takes the first message of a
+    connection, and reads nothing of it from then on.
+    """
+    connection = target.connection.clone()
+    try:
+        channel = connection.channel()
+        channel.confirm_select()
+        for _ in range(2):
+            channel.basic_publish_confirm(
+                Message(""), "", _PROBE, timeout=CONFIRM_S, confirm_timeout=CONFIRM_S
+            )
+    except (OSError, *connection.connection_errors, *connection.channel_errors) as error:
+        # Nothing would answer its end either.
+        connection.collect(socket_timeout=1)
+        yield broken(
+            f"no hint can be published, none is confirmed: {type(error).__name__}: {error}",
+            "rabbitmq-diagnostics alarms: free memory or disk there; turns are accepted and kept "
+            "meanwhile",
+        )
+    else:
+        connection.release()
 
 
 def _queues(target: Target) -> Iterator[Finding]:
@@ -66,8 +98,8 @@ def _cluster(target: Target) -> Iterator[Finding]:
     for node in nodes:
         for alarm in ("mem_alarm", "disk_free_alarm"):
             if node.get(alarm):
-                yield warning(
-                    f"{node['name']} has raised its {alarm}: hints wait to be published",
+                yield broken(
+                    f"{node['name']} has raised its {alarm}: no hint can be published",
                     "free memory or disk there; turns are accepted and kept meanwhile",
                 )
     for queue in _described(target) if len(nodes) > 1 else []:
@@ -148,6 +180,7 @@ def management_url(broker: BrokerSettings) -> str:
 
 CHECKS: dict[str, Check[Target]] = {
     "publisher confirms": _confirms,
+    WRITES: _writes,
     "queues": _queues,
     "cluster": _cluster,
     "consumer timeout": _consumer_timeout,

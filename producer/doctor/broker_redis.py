@@ -3,9 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
+import redis
+
 from turnmill.producer.doctor import clock
-from turnmill.producer.doctor.broker import Target
+from turnmill.producer.doctor.broker import WRITES, Target
 from turnmill.producer.doctor.findings import Check, Finding, broken, warning
+
+#: Gone after a second.
+_PROBE = "turnmill.doctor"
 
 
 def _client(target: Target) -> Any:
@@ -20,6 +25,28 @@ def _cluster(target: Target) -> Iterator[Finding]:
             "Celery cannot use Redis Cluster: its keys lie in several slots",
             "a single server, or one primary with Sentinels: TURNMILL_BROKER__URL=sentinel://…",
         )
+
+
+def _writes(target: Target) -> Iterator[Finding]:
+    """Tries it: memory, disk, replicas and roles all show in what the server answers."""
+    try:
+        _client(target).set(_PROBE, 1, px=1000)
+    except redis.exceptions.NoPermissionError:
+        # An access list may name the keys of hints alone.
+        return
+    except redis.ResponseError as error:
+        yield broken(f"no hint can be published: {error}", _remedy(error))
+
+
+def _remedy(error: redis.ResponseError) -> str:
+    if isinstance(error, redis.exceptions.OutOfMemoryError):
+        return "CONFIG SET maxmemory to more, or free what else lies there: redis-cli --bigkeys"
+    if isinstance(error, redis.exceptions.ReadOnlyError):
+        return (
+            "it is a replica: point TURNMILL_BROKER__URL at the primary, or at the Sentinels "
+            "(sentinel://…)"
+        )
+    return "mend what it says; turns are accepted and kept meanwhile"
 
 
 def _eviction(target: Target) -> Iterator[Finding]:
@@ -49,6 +76,7 @@ def _clock(target: Target) -> Iterator[Finding]:
 
 
 CHECKS: dict[str, Check[Target]] = {
+    WRITES: _writes,
     "redis cluster": _cluster,
     "eviction": _eviction,
     "persistence": _persistence,

@@ -7,7 +7,7 @@ from turnmill.schemas.channels.deliveries import DeliveryState
 from turnmill.schemas.routes import DELIVERY_LANE, PAUSED_LANE
 from turnmill.schemas.store.changes import OPEN
 from turnmill.schemas.store.fleet.lanes import is_paused
-from turnmill.schemas.store.fleet.liveness import seen_within
+from turnmill.schemas.store.fleet.liveness import RELAY_RUNS, seen_within
 from turnmill.schemas.store.tables import PRUNER_LOCK_KEY, PRUNER_NAME, RESCUER_LOCK_KEY
 from turnmill.schemas.turns import TurnState
 
@@ -60,18 +60,34 @@ GROUP BY reason, is_forgotten ORDER BY min(failed_at)
 
 
 class LaneWait(NamedTuple):
-    """What waits in one lane of one model, as `UNSERVED` and `UNPUBLISHED` find it."""
+    """What waits unpublished in one lane of one model."""
 
     model: str
     lane: str
     turns: int
     age_s: int
+    has_relay: bool
+
+
+class LaneUnserved(NamedTuple):
+    """What waits in one lane of one model that nobody consumes."""
+
+    model: str
+    lane: str
+    turns: int
+    age_s: int
+    #: Workers of the lane that live and take no hints, for no reason of their own.
+    idle: int
 
 
 UNSERVED = f"""
 WITH {_LIVE}
 SELECT model, lane, count(*) AS turns,
-       extract(epoch FROM clock_timestamp() - min(due_at))::int AS age_s
+       extract(epoch FROM clock_timestamp() - min(due_at))::int AS age_s,
+       (SELECT count(*) FROM worker_liveness w
+        WHERE w.model = outbox.model AND outbox.lane = ANY(w.lanes) AND NOT w.is_consuming
+          AND w.draining_since IS NULL AND w.unavailable_because IS NULL
+          AND {seen_within("%(lease_s)s", "w")})::int AS idle
 FROM outbox
 WHERE due_at < clock_timestamp() - make_interval(secs => %(age_s)s)
   AND lane NOT IN ('{DELIVERY_LANE}', '{PAUSED_LANE}')
@@ -191,7 +207,8 @@ GROUP BY 1 ORDER BY 1
 #: A full window keeps rows back on purpose.
 UNPUBLISHED = f"""
 SELECT model, lane, due.turns AS turns,
-       extract(epoch FROM clock_timestamp() - due.due_at)::int AS age_s
+       extract(epoch FROM clock_timestamp() - due.due_at)::int AS age_s,
+       {RELAY_RUNS} AS has_relay
 FROM (
     SELECT model, lane, count(*) AS turns, min(due_at) AS due_at FROM outbox
     WHERE published_at IS NULL AND due_at < clock_timestamp() - make_interval(secs => %(age_s)s)

@@ -37,11 +37,14 @@ def consumed_lanes(database: Database, settings: Settings) -> frozenset[str]:
 
 def _workers(target: Target) -> Iterator[Finding]:
     params = {"lease_s": target.settings.worker.lease_s, "age_s": UNSERVED_S}
-    for row in target.database.fetch(statements.LaneWait, statements.UNSERVED, params):
+    for row in target.database.fetch(statements.LaneUnserved, statements.UNSERVED, params):
+        idle = f" ({row.idle} live and take no hints)" if row.idle else ""
         yield broken(
-            f"none consumes lane {row.lane} of {row.model}: {row.turns} turns wait, "
+            f"none consumes lane {row.lane} of {row.model}{idle}: {row.turns} turns wait, "
             f"the oldest for {_span(row.age_s)}",
-            worker_command(row.model, row.lane, target.settings),
+            "they resume when the broker lets them: see below, and their log"
+            if row.idle
+            else worker_command(row.model, row.lane, target.settings),
         )
     for lane in target.database.fetch(statements.Unguarded, statements.UNGUARDED, params):
         yield note(
@@ -85,10 +88,13 @@ def _releases(target: Target) -> Iterator[Finding]:
 def _relay(target: Target) -> Iterator[Finding]:
     params = {"age_s": UNPUBLISHED_S, "window": target.settings.relay.window}
     for row in target.database.fetch(statements.LaneWait, statements.UNPUBLISHED, params):
+        why = "the broker takes none of the relay's" if row.has_relay else "no relay runs"
         yield broken(
             f"{row.turns} hints of lane {row.lane} of {row.model} are unpublished, "
-            f"the oldest for {_span(row.age_s)}: no relay runs, or it does not reach the broker",
-            "turnmill relay; its log says what stalls it (relay.stalled)",
+            f"the oldest for {_span(row.age_s)}: {why}",
+            "the relay's log says what stalls it (relay.stalled); it goes on by itself"
+            if row.has_relay
+            else "turnmill relay; its log says what stalls it (relay.stalled)",
         )
 
 

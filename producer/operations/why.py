@@ -18,6 +18,7 @@ from turnmill.schemas.routes import PAUSED_LANE
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.changes import OPEN
 from turnmill.schemas.store.fleet.lanes import Pause, read_pauses
+from turnmill.schemas.store.fleet.liveness import RELAY_RUNS
 from turnmill.schemas.turns import TurnState
 
 #: A relay publishes what is due within a second; so much more is not slowness.
@@ -48,7 +49,8 @@ SELECT (SELECT count(*) FROM (
         SELECT FROM outbox WHERE model = %(model)s AND lane = %(lane)s AND published_at IS NOT NULL
         LIMIT %(window)s) AS hint)::int AS published,
     (SELECT count(*) FROM turns WHERE state = '{TurnState.RUNNING}' AND model = %(model)s
-       AND lane = %(lane)s)::int AS running
+       AND lane = %(lane)s)::int AS running,
+    {RELAY_RUNS} AS has_relay
 """
 
 
@@ -121,6 +123,8 @@ class _Lane(NamedTuple):
     #: At most the relay's window.
     published: int
     running: int
+    #: A relay of a release before this one is not seen.
+    has_relay: bool
 
 
 class Explainer:
@@ -208,6 +212,12 @@ class Explainer:
             reason = next(w.unavailable_because for w in serving if w.state is WorkerState.AWAY)
             text = f"waits for an engine: the workers of {where} take no turns ({reason})"
             return Why(reason=Reason.ENGINE_AWAY, text=text)
+        if WorkerState.IDLE in states:
+            text = (
+                f"waits for a worker: those of {where} live and take no hints, because they have "
+                "lost the broker or stand by"
+            )
+            return Why(reason=Reason.NO_WORKER, text=text, remedy="turnmill doctor")
         others = f" ({', '.join(sorted(states))})" if states else ""
         return Why(
             reason=Reason.NO_WORKER,
@@ -225,19 +235,29 @@ class Explainer:
         if lane.running >= slots or (turn.published_s is None and lane.published >= window):
             text = f"is in line: {lane.running} of {slots} slots of its lane are busy"
             return Why(reason=Reason.SLOTS_BUSY, text=text)
-        if turn.published_s is None and (turn.due_s or 0.0) > UNPUBLISHED_S:
-            return Why(
-                reason=Reason.UNPUBLISHED,
-                text="has no hint in the broker: no relay runs, or it does not reach the broker",
-                remedy="turnmill relay",
-            )
         if (turn.published_s or 0.0) > self._settings.worker.hint_lost_after_s:
             return Why(
                 reason=Reason.HINT_LOST,
                 text=f"was hinted {_span(turn.published_s)} ago, and a slot is free: its hint is "
                 "lost, and the relay publishes it again",
             )
+        if (turn.due_s or 0.0) > UNPUBLISHED_S:
+            return _unpublished(turn, lane)
         return Why(reason=Reason.ON_ITS_WAY, text="is on its way to a worker")
+
+
+def _unpublished(turn: _Turn, lane: _Lane) -> Why:
+    """Say why the broker has no hint. A relay marks one before the broker has confirmed it, and
+    takes the mark back if it does not: either way a slot is free and nobody has the hint."""
+    if not lane.has_relay and turn.published_s is None:
+        text = "has no hint in the broker: no relay runs, or it does not reach PostgreSQL"
+        return Why(reason=Reason.UNPUBLISHED, text=text, remedy="turnmill relay")
+    return Why(
+        reason=Reason.UNPUBLISHED,
+        text=f"has been due for {_span(turn.due_s)}, and no worker has its hint: a relay runs, and "
+        "the broker does not take it, or has it only just",
+        remedy="turnmill doctor",
+    )
 
 
 def pause_text(pause: Pause) -> str:

@@ -26,6 +26,7 @@ from turnmill.schemas.postgres.links import PLAN_ONCE, Stop
 from turnmill.schemas.routes import DELIVERY_LANE, OUTBOX_CHANNEL
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.fleet.release import UPGRADE_POLL_S, refuse_older_database
+from turnmill.schemas.store.tables import RELAY_NAME
 from turnmill.schemas.turns import Lane
 
 log = structlog.get_logger()
@@ -96,6 +97,7 @@ class Relay:
     def _relay_while_connected(self) -> None:
         with self._database.connect() as connection:
             refuse_older_database(connection.fetch)
+            connection.execute(f"SET application_name = '{RELAY_NAME}'")
             connection.execute(f"LISTEN {OUTBOX_CHANNEL}")
             self._unready_because = None
             while not self._stopping.is_set():

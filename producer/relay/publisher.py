@@ -10,6 +10,7 @@ from amqp.exceptions import MessageNacked, PreconditionFailed
 from celery import Celery
 from celery.utils.nodenames import anon_nodename
 from kombu import Connection, Producer
+from kombu.exceptions import BatchPublishError
 
 from turnmill.producer.relay.outbox import DueHint
 from turnmill.schemas.broker import OWN_QUEUE_EXPIRES_S, celery_settings, hint_queue
@@ -72,10 +73,9 @@ class Publisher:
                 self._confirms.wait(len(rows))
         except Exception as error:
             # Whatever kombu, py-amqp or redis-py raise: the hints are published again.
+            reason = self._why_refused(error)
             self._drop()
-            raise BrokerUnavailable(
-                f"The broker cannot be reached: {type(error).__name__}: {error}"
-            ) from error
+            raise BrokerUnavailable(f"The broker takes no hints: {reason}") from error
 
     def depth(self, lane: str, model: str, deployment: str) -> int:
         """Count the messages in a lane's queue that no worker has taken; declare the queue.
@@ -105,6 +105,18 @@ class Publisher:
             raise BrokerUnavailable(
                 f"The broker cannot be reached: {type(error).__name__}: {error}"
             ) from error
+
+    def _why_refused(self, error: Exception) -> str:
+        """Say what an operator has to look for: a broker that refuses hints may well be reached."""
+        if isinstance(error, BatchPublishError) and error.__cause__ is not None:
+            # kombu's own words tell nothing: Redis' do (out of memory, a replica, a full disk).
+            error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        if isinstance(error, TimeoutError) and self._confirms is not None:
+            return (
+                f"it has confirmed none for {CONFIRM_TIMEOUT_S} s. RabbitMQ holds them back while "
+                "an alarm of its memory or disk lasts (rabbitmq-diagnostics alarms)"
+            )
+        return f"{type(error).__name__}: {error}"
 
     def close(self) -> None:
         """Close the connection to the broker."""

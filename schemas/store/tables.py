@@ -376,3 +376,5 @@ RESCUER_LOCK_KEY = 0x7A11_0001
 PRUNER_LOCK_KEY = 0x7A11_0003
 #: The `application_name` of the connection that holds it.
 PRUNER_NAME = "turnmill pruner"
+#: That of the connection on which a relay listens: it lasts as long as the relay.
+RELAY_NAME = "turnmill relay"

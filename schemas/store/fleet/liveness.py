@@ -6,6 +6,7 @@ its row of `worker_liveness` when it was last seen. The lock tells at once that 
 """
 
 from turnmill.schemas.postgres.clock import within
+from turnmill.schemas.store.tables import RELAY_NAME
 
 #: Over how many seconds `worker_liveness.ended_lately` counts turns, the longest last.
 ENDED_WINDOWS_S = (60.0, 300.0)
@@ -18,6 +19,15 @@ HELD_LOCKS = f"""
 SELECT objid FROM pg_locks
 WHERE locktype = 'advisory' AND classid = {LIVENESS_LOCK_CLASS} AND granted
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+#: Whether a relay runs; one of a release before this one is not seen.
+RELAY_RUNS = f"""
+EXISTS (
+    SELECT FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = '{RELAY_NAME}'
+)
 """
 
 

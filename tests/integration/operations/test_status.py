@@ -17,6 +17,8 @@ from turnmill.producer.operations.queue import COUNTED, read_open
 from turnmill.producer.operations.status import LaneStatus, Status, read_status
 from turnmill.producer.operations.why import Explainer, Reason, Why
 from turnmill.schemas.ids import new_id
+from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.store.tables import RELAY_NAME
 from turnmill.schemas.turns import Lane
 from turnmill.workers.turn.leases import Leases
 
@@ -116,6 +118,15 @@ def test_every_reason_to_wait_is_told_with_what_helps(system: Any, eventually: E
         eventually(lambda: say().reason is Reason.ON_ITS_WAY)
         change(system, "due_at = clock_timestamp() - interval '1 min'")
         assert say().remedy == "turnmill relay"
+        relay = Database(system.settings.database)
+        with relay.connect() as listening:
+            listening.execute(f"SET application_name = '{RELAY_NAME}'")
+            for mark in ("NULL", "clock_timestamp()"):
+                # It marks a hint, and takes the mark back when the broker does not confirm it.
+                change(system, f"published_at = {mark}")
+                assert say().remedy == "turnmill doctor"
+                assert "a relay runs, and the broker does not take it" in said[-1].text
+        relay.close()
         change(system, "published_at = clock_timestamp() - interval '1 min'")
         assert "publishes it again" in say().text
         many = [system.request("other") for _ in range(system.settings.worker.concurrency)]
@@ -132,6 +143,15 @@ def test_every_reason_to_wait_is_told_with_what_helps(system: Any, eventually: E
         leases.close()
     assert {each.reason for each in said} == set(Reason)
     assert not any("one" in each.text.split() for each in said), "no prompt"
+
+
+def test_workers_that_have_lost_the_broker_are_not_to_be_joined_by_more(
+    system: Any, worker: Leases, eventually: Eventually
+) -> None:
+    turn = accept(system.database, system.request("hello"))
+    worker.consuming.clear()
+    eventually(lambda: why(system, turn.turn_id).remedy == "turnmill doctor")
+    assert "live and take no hints" in why(system, turn.turn_id).text
 
 
 def test_a_turn_that_backs_off_tells_why_its_last_attempt_failed(

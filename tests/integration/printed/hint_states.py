@@ -36,6 +36,10 @@ ELSEWHERE |= {
         "the title of the README's picture, which runs it",
     ("producer/cli/samples/command.py", 'turnmill ask "{…}" --bot {…}{…}'):
         "test_the_commands_that_an_installed_sample_suggests_are_answered",
+    ("schemas/store/tables.py", "turnmill relay"):
+        "what a connection calls itself",
+    ("producer/operations/why.py", "turnmill doctor"):
+        "test_a_valkey_that_takes_no_hints_is_broken_and_says_why",
     ("producer/cli/channels/slack_demo.py", "turnmill doctor"):
         "test_a_running_stack_is_examined",
     ("producer/cli/knowledge/waiting.py", "turnmill up, or turnmill worker"):

@@ -499,6 +499,77 @@ def test_a_memory_alarm_is_found(
     servers(database_url, rabbitmq.url)
     with memory_alarm(rabbitmq):
         eventually(lambda: any("mem_alarm" in f.detail for f in diagnose()), 60)
+        assert found("cluster").level is Level.BROKEN
+
+
+def test_a_broker_that_confirms_nothing_is_broken_without_its_management_api(
+    servers: Callable[[str, str], None],
+    database_url: str,
+    rabbitmq: EmbeddedRabbitMQ,
+    eventually: Callable[..., None],
+) -> None:
+    """RabbitMQ takes one message of each connection during an alarm, and answers nothing then."""
+    servers(database_url, rabbitmq.url)
+    names = [finding.what for finding in diagnose()]
+    assert "publishing" not in names
+    with memory_alarm(rabbitmq):
+        eventually(lambda: "publishing" in [f.what for f in diagnose()], 60)
+        finding = found("publishing")
+    assert finding.level is Level.BROKEN
+    assert "rabbitmq-diagnostics alarms" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("change", "back", "said", "fix"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"),
+         "maxmemory", "CONFIG SET maxmemory"),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "read only", "the primary"),
+        (("CONFIG", "SET", "min-replicas-to-write", "1"),
+         ("CONFIG", "SET", "min-replicas-to-write", "0"), "NOREPLICAS", "mend what it says"),
+    ],
+)  # fmt: skip
+def test_a_valkey_that_takes_no_hints_is_broken_and_says_why(
+    servers: Callable[[str, str], None],
+    database_url: str,
+    valkey_url: str,
+    change: tuple[str, ...],
+    back: tuple[str, ...],
+    said: str,
+    fix: str,
+) -> None:
+    servers(database_url, valkey_url)
+    assert "publishing" not in [finding.what for finding in diagnose()]
+    with redis.Redis.from_url(valkey_url) as client:
+        client.execute_command(*change)
+        try:
+            findings = diagnose()
+        finally:
+            client.execute_command(*back)
+    finding = found("publishing", findings)
+    assert finding.level is Level.BROKEN
+    assert said in finding.detail
+    assert fix in finding.fix
+    assert "worker pools" not in [finding.what for finding in findings], "asked through the broker"
+
+
+def test_live_workers_that_take_no_hints_are_told_from_none(
+    servers: Callable[[str, str], None], make_system: Callable[..., Any], database_url: str,
+    valkey_url: str,
+) -> None:  # fmt: skip
+    servers(database_url, valkey_url)
+    system = make_system(database_url, valkey_url)
+    accept(system.database, system.request("hello"))
+    system.database.run("UPDATE outbox SET due_at = clock_timestamp() - interval '1 min'")
+    assert "turnmill worker" in found("workers").fix
+    system.database.run(
+        "INSERT INTO worker_liveness (id, lock_key, host, pid, model, engine, lanes, slots, "
+        "is_consuming) SELECT gen_random_uuid(), 7, 'here', 7, model, 'echo', "
+        "'{interactive}', 8, false FROM outbox"
+    )
+    finding = next(f for f in diagnose() if f.detail.startswith("none consumes"))
+    assert "1 live and take no hints" in finding.detail
+    assert "turnmill worker" not in finding.fix
 
 
 def test_a_queue_that_one_node_of_a_cluster_takes_along_is_found(

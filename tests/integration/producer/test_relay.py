@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import redis
 from amqp.exceptions import InternalError
 from kombu import Connection
 from structlog.testing import capture_logs
@@ -24,6 +25,7 @@ from turnmill.producer.relay.process import Relay
 from turnmill.producer.relay.publisher import Publisher
 from turnmill.producer.tenants import ensure_defaults, save_bot
 from turnmill.schemas.broker import hint_queues
+from turnmill.schemas.errors import BrokerUnavailable
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.store.fleet.deployment import DEPLOYMENT_ID
@@ -319,12 +321,32 @@ def test_a_broker_that_holds_its_confirms_back_refuses_nobody_and_gets_its_hints
         with capture_logs() as lines:
             accepted = accept_turns(system, 5)
             eventually(lambda: "relay.stalled" in str(lines), 30)
+            assert "rabbitmq-diagnostics alarms" in str(lines)
     finally:
         set_memory_limit(rabbitmq, "0.6")
     assert system.count("state = 'queued'") == 6
     eventually(lambda: published_count(system) == 6, 30)
     hints: set[UUID] = set()
     eventually(lambda: hints.update(turn_ids(take_hints(system))) or hints >= set(accepted), 30)
+
+
+def test_a_valkey_without_memory_is_quoted(
+    make_system: Callable[..., Any], valkey_url: str, database_url: str
+) -> None:
+    system = make_system(database_url, valkey_url)
+    accept_turns(system, 1)
+    relay = Relay(system.settings)
+    publisher = relay._free.get()
+    rows = relay._take(publisher)
+    with redis.Redis.from_url(valkey_url) as client:
+        client.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(BrokerUnavailable, match=r"OutOfMemoryError.*maxmemory"):
+                publisher.publish(rows)
+        finally:
+            client.config_set("maxmemory", 0)
+    publisher.close()
+    relay._database.close()
 
 
 def set_memory_limit(server: EmbeddedRabbitMQ, *limit: str) -> None:
