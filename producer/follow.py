@@ -18,7 +18,7 @@ import structlog
 
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import DatabaseUnavailable
-from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.database import Database, why_away
 from turnmill.schemas.routes import TURN_CHANNEL
 from turnmill.schemas.turns import OPEN_STATES, Turn, TurnState
 
@@ -230,7 +230,7 @@ class Follower:
                 await self._pass_on_notifications()
             except Exception as error:
                 # What matters is that the listening comes back. Readers are looked after meanwhile.
-                log.warning("follower.disconnected", error=type(error).__name__)
+                log.warning("follower.disconnected", error=why_away(error))
             self._is_listening = False
             await asyncio.sleep(POLL_S)
 

@@ -12,10 +12,11 @@ from uuid import UUID
 import structlog
 import typer
 
+from turnmill.producer.operations.unreached import is_configured, remedy_for
 from turnmill.producer.tenants import ensure_defaults, find_tenant
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.settings import DEFAULT_TENANT, STACK_FILE, Settings, load_settings
+from turnmill.schemas.settings import DEFAULT_TENANT, Settings, load_settings
 
 TenantOption = Annotated[
     str | None,
@@ -47,12 +48,7 @@ def open_system(settings: Settings | None = None, *, tenant: str | None = None) 
         try:
             tenant_id = ensure_defaults(database, settings)
         except DatabaseUnavailable as error:
-            if (settings.data / STACK_FILE).exists():
-                raise
-            raise DatabaseUnavailable(
-                f"{error.message}\nNo embedded stack runs from {settings.data}. Start one with "
-                "'turnmill up', or point TURNMILL_DATABASE__URL at your PostgreSQL."
-            ) from error
+            raise DatabaseUnavailable(f"{error.message}\n{_advice(settings, error)}") from error
         name = tenant or settings.tenant
         if name != DEFAULT_TENANT:
             tenant_id = find_tenant(database, name)
@@ -60,6 +56,15 @@ def open_system(settings: Settings | None = None, *, tenant: str | None = None) 
         yield System(settings, database, tenant_id, suffix)
     finally:
         database.close()
+
+
+def _advice(settings: Settings, error: DatabaseUnavailable) -> str:
+    if is_configured(settings):
+        return remedy_for(error.message)
+    return (
+        f"No embedded stack runs from {settings.data}. Start one with 'turnmill up', or point "
+        "TURNMILL_DATABASE__URL at your PostgreSQL."
+    )
 
 
 def _log_warnings() -> None:

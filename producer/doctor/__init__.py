@@ -21,9 +21,10 @@ from turnmill.producer.doctor import (
     work,
 )
 from turnmill.producer.doctor.findings import Finding, Level, broken, examine, note
+from turnmill.producer.operations.unreached import is_configured
 from turnmill.schemas.errors import SettingsError, TurnmillError
 from turnmill.schemas.postgres.database import Database
-from turnmill.schemas.settings import STACK_FILE, Settings, load_settings
+from turnmill.schemas.settings import Settings, load_settings
 from turnmill.schemas.store.fleet.deployment import read_deployment
 
 __all__ = ["Finding", "Level", "diagnose"]
@@ -42,7 +43,7 @@ def diagnose(revision: str | None = None, search: database.Search | None = None)
         return [*findings, broken(error.message).of("settings")]
     findings += examine(installation.CHECKS, None)
     findings += examine(configuration.CHECKS, settings)
-    if _is_configured(settings):
+    if is_configured(settings):
         findings += _database(settings, revision, search)
         findings += _broker(settings, *_served(settings))
     else:
@@ -52,10 +53,6 @@ def diagnose(revision: str | None = None, search: database.Search | None = None)
         )
         findings.append(found.of("servers"))
     return findings
-
-
-def _is_configured(settings: Settings) -> bool:
-    return settings.database != type(settings.database)() or (settings.data / STACK_FILE).exists()
 
 
 def _database(

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from turnmill.producer.doctor import clock, vacuum
+from turnmill.producer.doctor import blocking, clock, vacuum
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, ok, warning
+from turnmill.producer.operations.unreached import remedy_for
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.suitability import examine_server
@@ -84,7 +85,7 @@ def _reached(target: Target) -> Iterator[Finding]:
     try:
         row = target.database.fetch(_Value, "SELECT version() AS value")[0]
     except DatabaseUnavailable as error:
-        yield broken(error.message, "Does it run, and does TURNMILL_DATABASE__URL lead to it?")
+        yield broken(error.message, remedy_for(error.message))
     else:
         yield ok(" ".join(row.value.split()[:2]))
 
@@ -174,6 +175,7 @@ def _clock(target: Target) -> Iterator[Finding]:
 
 REACHED: dict[str, Check[Target]] = {"database": _reached}
 CHECKS: dict[str, Check[Target]] = {
+    "locks held": lambda target: blocking.check_blocking(target.database),
     "suitability": _suitable,
     "pooler": _pooler,
     "tables": _tables,

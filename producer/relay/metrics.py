@@ -5,7 +5,10 @@ from prometheus_client import Gauge
 from turnmill.schemas.observability.telemetry import REGISTRY, counter, histogram
 
 HINTS_PUBLISHED = counter(
-    "hints_published", "Hints that the broker confirmed, or did not confirm in time.", "result"
+    "hints_published",
+    "Hints that the broker confirmed, or did not confirm in time.",
+    "result",
+    known=("confirmed", "unconfirmed"),
 )
 HINTS_LOST = counter("hints_lost", "Hints that the broker had lost, to be published again.")
 TAKE_S = histogram("relay_take_seconds", "Time to take due hints from the outbox.")

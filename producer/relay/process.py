@@ -21,7 +21,7 @@ from turnmill.producer.relay.outbox import NEXT, TAKE, UNMARK, DueHint, NextHint
 from turnmill.producer.relay.publisher import Publisher
 from turnmill.schemas.errors import BrokerUnavailable, DatabaseOutdated, DatabaseUnavailable
 from turnmill.schemas.observability.telemetry import DATABASE_RECONNECTS, STUCK_AFTER_S, Health
-from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.database import Database, why_away
 from turnmill.schemas.postgres.links import PLAN_ONCE, Stop
 from turnmill.schemas.routes import DELIVERY_LANE, OUTBOX_CHANNEL
 from turnmill.schemas.settings import Settings
@@ -78,7 +78,7 @@ class Relay:
             except (DatabaseUnavailable, psycopg.Error) as error:
                 self._unready_because = "not connected to PostgreSQL"
                 DATABASE_RECONNECTS.inc()
-                log.warning("relay.disconnected", error=type(error).__name__)
+                log.warning("relay.disconnected", error=why_away(error))
                 self._stopping.wait(RECONNECT_S)
         self._pool.shutdown(wait=True)
         self._lost_hints.close()

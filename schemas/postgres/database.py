@@ -32,6 +32,19 @@ OUTAGES = (
     psycopg.errors.ReadOnlySqlTransaction,
 )
 
+
+def why_away(error: BaseException) -> str:
+    """Say for a log why PostgreSQL is away: that it refuses a password, has no connection left, ….
+
+    Of an error within a statement the class alone, because the server's text may quote rows.
+    """
+    if isinstance(error, DatabaseUnavailable):
+        return error.message
+    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return type(error).__name__
+
+
 #: What psycopg raises when a value cannot be stored: the fault of that value, whoever shares the
 #: statement with it.
 DATA_ERRORS = (psycopg.DataError, UnicodeError)

@@ -63,8 +63,14 @@ TURNS_RESCUED = counter(
     "turns_rescued",
     "Turns of dead workers that this process's rescuer requeued or parked.",
     "action",
+    known=("requeued", "parked"),
 )
-PRUNER_ROUNDS = counter("pruner_rounds", "Rounds of this process's pruner.", "result")
+PRUNER_ROUNDS = counter(
+    "pruner_rounds",
+    "Rounds of this process's pruner.",
+    "result",
+    known=("done", "stalled", "failed"),
+)
 HINTS_DROPPED = counter("hints_dropped", "Messages that were no hint of Turnmill's.", "reason")
 
 

@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 
 from turnmill.schemas.errors import DatabaseOutdated, DatabaseUnavailable
 from turnmill.schemas.observability.telemetry import DATABASE_RECONNECTS
-from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.database import Database, why_away
 from turnmill.schemas.postgres.links import Link, Stop
 from turnmill.schemas.postgres.rows import Id
 from turnmill.schemas.routes import ABORT_CHANNEL
@@ -155,7 +155,7 @@ class Heartbeat:
             except (DatabaseUnavailable, psycopg.Error) as error:
                 self._reconnected_at = float("inf")
                 DATABASE_RECONNECTS.inc()
-                log.warning("leases.disconnected", error=type(error).__name__)
+                log.warning("leases.disconnected", error=why_away(error))
                 self._stopping.wait(TICK_S)
 
     def _register(self, connection: Link) -> None:

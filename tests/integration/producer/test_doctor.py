@@ -4,7 +4,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -35,6 +36,7 @@ from turnmill.producer.doctor import (
     diagnose,
     installation,
 )
+from turnmill.producer.doctor.blocking import check_blocking
 from turnmill.producer.doctor.broker_amqp import confirms
 from turnmill.producer.doctor.findings import examine
 from turnmill.producer.tenants import ensure_defaults
@@ -159,7 +161,58 @@ def test_a_wrong_password_is_a_finding(
     servers(f"{user}hunter2@{rest}", valkey_url)
     finding = found("database")
     assert "password" in finding.detail
+    assert "login in TURNMILL_DATABASE__URL" in finding.fix
     assert "hunter2" not in finding.detail
+
+
+def test_a_database_that_does_not_exist_says_what_helps(
+    servers: Callable[[str, str], None], empty_database_url: str, valkey_url: str
+) -> None:
+    name = empty_database_url.partition("?")[0].rpartition("/")[2]
+    servers(empty_database_url.replace(name, "nobody_made_it"), valkey_url)
+    assert "Create the database" in found("database").fix
+
+
+def test_a_server_without_a_connection_left_says_what_helps(
+    servers: Callable[[str, str], None], durable_url: str, valkey_url: str
+) -> None:
+    servers(durable_url, valkey_url)
+    with ExitStack() as taken:
+        with suppress(psycopg.OperationalError):
+            while True:
+                taken.enter_context(psycopg.connect(durable_url))
+        finding = found("database")
+    assert finding.level is Level.BROKEN
+    assert "max_connections" in finding.fix
+
+
+def test_who_holds_a_lock_that_others_wait_for_is_named(
+    servers: Callable[[str, str], None],
+    database_url: str,
+    valkey_url: str,
+    eventually: Callable[..., None],
+) -> None:
+    servers(database_url, valkey_url)
+    assert "locks held" not in [finding.what for finding in diagnose()]
+    with (
+        psycopg.connect(database_url, application_name="colleague") as holder,
+        psycopg.connect(database_url) as waiter,
+        closing(Database(load_settings().database)) as looking,
+        ThreadPoolExecutor() as pool,
+    ):
+        holder.execute("LOCK TABLE turns IN ACCESS EXCLUSIVE MODE")
+        waiting = pool.submit(waiter.execute, "SELECT count(*) FROM turns")
+        try:
+            eventually(lambda: list(check_blocking(looking)))
+            (finding,) = check_blocking(looking)
+            assert f"process {holder.info.backend_pid} (colleague" in finding.detail
+        finally:
+            holder.rollback()
+            waiting.result()
+        assert list(check_blocking(looking)) == []
+    assert finding.level is Level.BROKEN
+    assert "1 sessions wait" in finding.detail
+    assert "pg_terminate_backend" in finding.fix
 
 
 def test_missing_tables_are_found_with_the_command_that_makes_them(

@@ -204,8 +204,9 @@ def test_printing_to_a_terminal_that_was_closed_is_its_end() -> None:
     "words", [("ask", "Hello?"), ("chat",), ("keys", "list"), ("batch", "status")], ids=" ".join
 )
 def test_without_a_database_it_says_what_to_do(
-    turnmill: Turnmill, tmp_path: Path, words: tuple[str, ...]
+    turnmill: Turnmill, tmp_path: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("TURNMILL_DATABASE__URL")
     status, out, said = turnmill(*words)
     assert status == UNAVAILABLE
     assert out == ""
@@ -213,6 +214,14 @@ def test_without_a_database_it_says_what_to_do(
     assert f"No embedded stack runs from {tmp_path}" in said
     assert "turnmill up" in said
     assert "TURNMILL_DATABASE__URL" in said
+
+
+def test_a_configured_database_that_is_away_is_not_to_be_replaced(turnmill: Turnmill) -> None:
+    """At three in the morning nobody wants to be told to start another PostgreSQL."""
+    status, _, said = turnmill("status")
+    assert status == UNAVAILABLE
+    assert "turnmill up" not in said
+    assert "Does it run, and does TURNMILL_DATABASE__URL lead to it?" in said
 
 
 def test_the_doctor_of_a_machine_without_servers_only_notes_it(

@@ -72,6 +72,23 @@ def test_probes_say_why_not_and_metrics_are_prometheus_text(tmp_path: Path) -> N
     assert "process_resident_memory_bytes" in names
 
 
+def test_alerts_on_rates_find_their_series_before_the_first_event() -> None:
+    """`rate` sees no increase in a series that begins with its first event."""
+    page = (ROOT / "docs/operations.md").read_text()
+    rules = re.findall(r"`rate\((turnmill_\w+)(?:\{(\w+)=\"(\w+)\"\})?\[5m\]\) > 0`", page)
+    assert len(rules) >= 2
+    program = (
+        "import turnmill.producer.relay.metrics, turnmill.workers.consumer.metrics\n"
+        "from prometheus_client import generate_latest\n"
+        "from turnmill.schemas.observability.telemetry import REGISTRY\n"
+        "print(generate_latest(REGISTRY).decode())"
+    )
+    shown = subprocess.check_output([sys.executable, "-c", program], text=True)
+    for name, label, value in rules:
+        of = f'{label}="{value}"' if label else ""
+        assert re.search(rf"^{name}\{{.*{of}.*\}} 0\.0$", shown, re.MULTILINE), name
+
+
 def test_a_probe_that_fails_is_no_yes(tmp_path: Path) -> None:
     def fail() -> str | None:
         raise ValueError("secret")

@@ -1,0 +1,47 @@
+"""What helps where PostgreSQL refuses a connection.
+
+libpq hands on the server's words and no code, so they are looked for as they are in English, the
+language of servers' logs. In another language the general advice stands.
+"""
+
+from turnmill.schemas.settings import STACK_FILE, Settings
+
+_ANY = "Does it run, and does TURNMILL_DATABASE__URL lead to it?"
+
+_FULL = (
+    "All its connections are taken; pg_stat_activity says by whom. Raise max_connections, lower "
+    "TURNMILL_DATABASE__POOL_SIZE, or put a pooler before it (docs/deployment.md)."
+)
+_LOGIN = (
+    "The login in TURNMILL_DATABASE__URL is not (or no longer) the role's. Give the new one to "
+    "every process, and restart it: a running one keeps the old."
+)
+
+#: A part of what PostgreSQL or PgBouncer says, in lower case; and what helps.
+_REMEDIES = {
+    "connection slots": _FULL,
+    "too many clients": _FULL,
+    "too many connections": _FULL,
+    "no more connections allowed": _FULL,
+    "password authentication failed": _LOGIN,
+    "no password supplied": _LOGIN,
+    "pg_hba.conf": "The server lets this role in from other addresses only, or with TLS only: "
+    "mend its pg_hba.conf, or sslmode in TURNMILL_DATABASE__URL.",
+    "starting up": "It starts, and lets everybody in when it is ready.",
+    "shutting down": "It is being stopped. Who does that, and does it start again?",
+    "certificate": "The certificate has expired or is another server's: renew it, or mend "
+    "sslrootcert in TURNMILL_DATABASE__URL.",
+}
+
+
+def remedy_for(message: str) -> str:
+    """Say what helps against an error of a connection to PostgreSQL, by what it says."""
+    said = message.lower()
+    if 'database "' in said and "does not exist" in said:
+        return "Create the database (README, 'On real servers'), or mend TURNMILL_DATABASE__URL."
+    return next((remedy for part, remedy in _REMEDIES.items() if part in said), _ANY)
+
+
+def is_configured(settings: Settings) -> bool:
+    """Whether somebody has said which PostgreSQL it is, or an embedded stack has."""
+    return settings.database != type(settings.database)() or (settings.data / STACK_FILE).exists()
