@@ -50,6 +50,13 @@ _SHOW = f"SELECT {_COLUMNS} FROM deliveries WHERE id = %s AND tenant_id = %s"
 
 _OF_TURNS = f"SELECT {_COLUMNS} FROM deliveries WHERE turn_id = ANY(%s) ORDER BY id DESC"
 
+_UNSENT = f"""
+SELECT {_COLUMNS} FROM deliveries
+WHERE state = 'failed' AND tenant_id = %(tenant)s
+  AND (turn_id = ANY(%(turns)s) OR (turn_id IS NULL AND conversation_id = %(conversation)s))
+ORDER BY ordinal
+"""
+
 _FAILED = """
 SELECT id FROM deliveries
 WHERE tenant_id = %s AND state = 'failed' AND (%s::text IS NULL OR channel = %s)
@@ -114,6 +121,16 @@ def read_delivery(database: Database, tenant_id: UUID, delivery_id: UUID) -> Del
 def deliveries_of(database: Database, turn_ids: Sequence[UUID]) -> list[DeliveryView]:
     """The deliveries of turns' replies, of all tenants. Those of the API have none."""
     return [_view(row) for row in database.fetch(_Row, _OF_TURNS, (list(turn_ids),))]
+
+
+def failed_of(
+    database: Database, tenant_id: UUID, conversation_id: UUID, turn_ids: Sequence[UUID]
+) -> list[DeliveryView]:
+    """What of a conversation did not reach its channel: replies to these turns, and notices, which
+    a person's answers are; the oldest first.
+    """
+    params = {"tenant": tenant_id, "conversation": conversation_id, "turns": list(turn_ids)}
+    return [_view(row) for row in database.fetch(_Row, _UNSENT, params)]
 
 
 def find_failed(database: Database, tenant_id: UUID, channel: str | None = None) -> list[UUID]:

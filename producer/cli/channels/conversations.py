@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from turnmill.producer.channels.deliveries import failed_of
 from turnmill.producer.cli.channels.policies import PolicyOption, read_policies
 from turnmill.producer.cli.context import TenantOption, open_system
 from turnmill.producer.cli.lists.printing import JsonOption, print_json
@@ -12,6 +13,7 @@ from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.listing import Listing
 from turnmill.producer.cli.views.reply_view import print_sources
 from turnmill.producer.cli.views.texts import plain
+from turnmill.producer.cli.views.turns_view import delivered
 from turnmill.producer.conversations import read_state, set_policies
 from turnmill.producer.handoff import ASKED_BY_OPERATOR, answer, hand_off, resume
 from turnmill.producer.operations.handed_off import HandedOffPage, Place, list_handed_off
@@ -55,7 +57,7 @@ def show_list(
 
 @app.command()
 def show(conversation_id: ConversationId, tenant: TenantOption = None) -> None:
-    """Show what was said in a conversation, and who answers it.
+    """Show what was said in a conversation, who answers it, and what did not reach its channel.
 
     Example: turnmill conversations show conv_01a20a667dde743da35d0f8a02aa55e1
     """
@@ -63,8 +65,15 @@ def show(conversation_id: ConversationId, tenant: TenantOption = None) -> None:
     with open_system(tenant=tenant) as system:
         state = read_state(system.database, system.tenant_id, wanted)
         turns = read_conversation(system.database, system.tenant_id, wanted)
+        ids = [turn.turn_id for turn in turns]
+        failed = failed_of(system.database, system.tenant_id, wanted, ids)
+        ways = [delivered(each, system.suffix) for each in failed]
     for turn in turns:
         _show_turn(turn)
+    for (text, remedy), each in zip(ways, failed, strict=True):
+        what = "A reply" if each.turn_id else "A notice or an answer of a person"
+        console.print(plain(f"{what} {text}"), soft_wrap=True)
+        console.print(plain(f"→ {remedy}"), soft_wrap=True)
     if state.handed_off_at is not None:
         since = f"{state.handed_off_at:%Y-%m-%d %H:%M}"
         console.print(plain(f"A person answers since {since}: {state.handed_off_because}"))

@@ -653,6 +653,36 @@ def test_a_conversation_is_handed_off_answered_and_resumed(
     assert turnmill("conversations", "answer", shown, "Hi")[0] != 0
 
 
+def test_what_did_not_reach_its_channel_is_shown_with_its_conversation(
+    turnmill: Turnmill, migrated: str
+) -> None:
+    """Whoever answered as a person was told "Answered.", and nothing more."""
+    turn = accept_one("Hello")
+    _end(migrated, turn)
+    shown = f"conv_{turn.conversation_id.hex}"
+    reply, answer, sent, others = (new_id() for _ in range(4))
+    rows = [
+        (reply, turn.conversation_id, turn.turn_id, "failed"),
+        (answer, turn.conversation_id, None, "failed"),
+        (sent, turn.conversation_id, None, "sent"),
+        (others, new_id(), None, "failed"),
+    ]
+    with psycopg.connect(migrated) as link, link.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO deliveries (id, tenant_id, conversation_id, turn_id, channel, target, "
+            "kind, state, error_message) SELECT %s, tenant_id, %s, %s, 'acme', '{}', 'reply', %s, "
+            "'It was revoked.' FROM turns",
+            rows,
+        )
+    told = turnmill("conversations", "show", shown)[1]
+    assert "A reply failed on channel acme, because: It was revoked." in told
+    assert "A notice or an answer of a person failed on channel acme" in told
+    for each in (reply, answer):
+        assert f"→ turnmill deliveries retry dlv_{each.hex}; mend the reason first" in told
+    assert sent.hex not in told
+    assert others.hex not in told
+
+
 def test_a_conversation_is_given_policies_and_loses_them(turnmill: Turnmill, migrated: str) -> None:
     shown = f"conv_{accept_one('Hello').conversation_id.hex}"
     set_ = ("conversations", "set", shown)
