@@ -6,6 +6,7 @@ the same score, but only for a whole corpus.
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 #: Characters of the longest n-grams, and how much more recall weighs than precision: sacrebleu's.
 ORDER = 6
@@ -18,11 +19,9 @@ def count_ngrams(reply: str, reference: str) -> list[int]:
     White space does not count. The reply's n-grams of an order that the reference is too short for
     do not count either.
     """
-    mine, theirs = "".join(reply.split()), "".join(reference.split())
     counts: list[int] = []
-    for order in range(1, ORDER + 1):
-        have, want = _ngrams(mine, order), _ngrams(theirs, order)
-        counts += [have.total() if want else 0, want.total(), (have & want).total()]
+    for have, want in zip(_ngrams(reply), _ngrams(reference), strict=True):
+        counts += [have.total() if want else 0, want.total(), _in_both(have, want)]
     return counts
 
 
@@ -43,5 +42,18 @@ def similarity(reply: str, reference: str) -> float:
     return chrf(count_ngrams(reply, reference)) / 100
 
 
-def _ngrams(text: str, order: int) -> Counter[str]:
-    return Counter(text[start : start + order] for start in range(len(text) - order + 1))
+#: Several replies to one question are compared with one reference.
+@lru_cache(maxsize=2)
+def _ngrams(text: str) -> tuple[Counter[str], ...]:
+    """Count the n-grams of each order."""
+    text = "".join(text.split())
+    ends = [range(order, len(text) + 1) for order in range(1, ORDER + 1)]
+    # Lists: from generators it takes half as long again.
+    return tuple(
+        Counter([text[end - order : end] for end in each]) for order, each in enumerate(ends, 1)
+    )
+
+
+def _in_both(have: Counter[str], want: Counter[str]) -> int:
+    """`(have & want).total()`, in a third of its time: few of the longer ones are in both."""
+    return sum([min(have[each], want[each]) for each in have.keys() & want.keys()])

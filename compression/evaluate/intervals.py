@@ -2,8 +2,10 @@
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from typing import Annotated, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from operator import itemgetter
+from typing import Annotated, Protocol, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -11,6 +13,16 @@ T = TypeVar("T")
 
 #: Resamples of each interval. At 1000, the ends move by less than a tenth of the width.
 RESAMPLES = 1000
+
+#: The figures of one report have about as many samples each, and then the same draws: those of so
+#: many samples are kept, in 8 MB.
+_KEPT_SAMPLES = 1000
+
+
+class Pick(Protocol):
+    """Takes from a sequence as many of its members, some twice and others not."""
+
+    def __call__(self, samples: Sequence[T], /) -> Sequence[T]: ...
 
 
 def _or_infinite(value: object) -> object:
@@ -45,16 +57,7 @@ def bootstrap(
     Raises:
         ValueError: there is no sample.
     """
-    if not samples:
-        raise ValueError("The bootstrap needs at least one sample.")
-    if all(sample == samples[0] for sample in samples):
-        # Whatever is drawn is the same.
-        value = statistic(samples)
-        return Figure(value=value, low=value, high=value)
-    draw = random.Random(seed)
-    drawn = sorted(statistic(draw.choices(samples, k=len(samples))) for _ in range(RESAMPLES))
-    edge = round(0.025 * RESAMPLES)
-    return Figure(value=statistic(samples), low=drawn[edge], high=drawn[-edge - 1])
+    return _resample(samples, lambda pick: statistic(pick(samples)), seed)
 
 
 def bootstrap_sums(
@@ -68,11 +71,34 @@ def bootstrap_sums(
     Raises:
         ValueError: there is no group.
     """
+    columns = list(zip(*groups, strict=True))
+    return _resample(groups, lambda pick: statistic([sum(pick(each)) for each in columns]), 0)
 
-    def of_sums(drawn: Sequence[Sequence[float]]) -> float:
-        return statistic(summed(drawn))
 
-    return bootstrap(groups, of_sums)
+def _resample(samples: Sequence[object], statistic: Callable[[Pick], float], seed: int) -> Figure:
+    """Compute what `statistic` makes of all samples, and of those that each resample picks."""
+    if not samples:
+        raise ValueError("The bootstrap needs at least one sample.")
+    value = statistic(tuple)
+    if all(sample == samples[0] for sample in samples):
+        # Whatever is drawn is the same.
+        return Figure(value=value, low=value, high=value)
+    draws = _kept_draws if len(samples) <= _KEPT_SAMPLES else _draws
+    drawn = sorted(statistic(pick) for pick in draws(len(samples), seed))
+    edge = round(0.025 * RESAMPLES)
+    return Figure(value=value, low=drawn[edge], high=drawn[-edge - 1])
+
+
+def _draws(count: int, seed: int) -> Iterable[Pick]:
+    """Draw resamples of two samples and more."""
+    draw = random.Random(seed)
+    places = range(count)
+    return (itemgetter(*draw.choices(places, k=count)) for _ in range(RESAMPLES))
+
+
+@lru_cache(maxsize=2)
+def _kept_draws(count: int, seed: int) -> Sequence[Pick]:
+    return tuple(_draws(count, seed))
 
 
 def summed(rows: Sequence[Sequence[float]]) -> list[float]:
