@@ -4,6 +4,7 @@ Those imports take more than a second of a core, and the tests start hundreds of
 """
 
 import atexit
+import gc
 import os
 import runpy
 import signal
@@ -20,19 +21,36 @@ COMMAND_LINE = "turnmill.producer.cli"
 #: What its commands import. None of them may start a thread or open a connection.
 _PRELOADED = [
     "turnmill.producer.cli.app",
+    "turnmill.producer.cli.entry",
+    "turnmill.producer.cli.processes",
     "turnmill.producer.api.app",
     "turnmill.producer.relay.process",
+    "turnmill.schemas.files.local",
     "turnmill.schemas.observability.telemetry",
     "turnmill.schemas.postgres.suitability",
     "turnmill.workers.consumer.main",
+    "turnmill.workers.engines.checks",
     "turnmill.workers.engines.echo",
-    # What Celery and kombu import by their names.
+    # What Celery, kombu, uvicorn and sockets import by their names.
+    "celery.app.amqp",
+    "celery.app.control",
+    "celery.app.events",
+    "celery.app.log",
+    "celery.app.routes",
     "celery.apps.worker",
+    "celery.backends.base",
     "celery.concurrency.thread",
+    "celery.fixups.django",
+    "celery.worker.autoscale",
     "celery.worker.components",
     "celery.worker.consumer",
+    "celery.worker.strategy",
+    "encodings.idna",
+    "kombu.pidbox",
     "kombu.transport.pyamqp",
     "kombu.transport.redis",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.asyncio",
 ]
 
 
@@ -136,6 +154,8 @@ def _run(
     cores: Any,
 ) -> None:
     """Become what `python -m` would start, in a session of its own."""
+    # What the fork server has loaded is here to stay. To look at it would copy all of its pages.
+    gc.freeze()
     os.setsid()
     os.nice(niceness - os.nice(0))
     os.sched_setaffinity(0, cores)
