@@ -173,7 +173,8 @@ def unpulled(entry: CatalogueModel, form: PullForm) -> SettingsError:
 @lru_cache(maxsize=8)
 def _verify_once(folder: Path, states: tuple[object, ...]) -> None:
     """Engines ask for their model several times while they start."""
-    verify(folder)
+    found = verify(folder)
+    log.info("artifact.verified", artifact=found.name, checksum=found.checksum)
 
 
 def _file_states(folder: Path) -> tuple[object, ...]:

@@ -60,10 +60,9 @@ def show_list(
     console.print(_artifacts_table(found.artifacts))
     if found.pulled:
         console.print(pulled_table(found.pulled))
-    if unfinished := store.unfinished():
-        size = decimal(sum(_size(each) for each in unfinished))
-        what = f"Interrupted runs hold {size}: the same command resumes each. Delete what you"
-        console.print(plain(f"{what} do not want in {store.runs}"), soft_wrap=True)
+    if held := sum(_size(each) for each in store.unfinished()):
+        what = f"Interrupted runs hold {decimal(held)}: the same command resumes each. Delete what"
+        console.print(plain(f"{what} you do not want in {store.runs}"), soft_wrap=True)
 
 
 @app.command()

@@ -357,6 +357,7 @@ def test_the_list_tells_what_interrupted_runs_hold(
     run = tmp_path / "models" / "artifacts" / ".runs" / "1f"
     run.mkdir(parents=True)
     (run / ".lock").touch()
+    assert "Interrupted" not in turnmill("turnmill models list")
     (run / "training.pt").write_bytes(bytes(5000))
     said = turnmill("turnmill models list")
     assert "Interrupted runs hold 5.0 kB" in said

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from turnmill.compression.artifact import (
     MANIFEST,
@@ -21,6 +22,8 @@ from turnmill.compression.artifact import (
 )
 from turnmill.compression.store import ModelStore
 from turnmill.schemas.errors import ArtifactRefused, InvalidInput, NotFound
+from turnmill.schemas.settings import EngineSettings
+from turnmill.workers.engines.models import prepare_model
 
 PLAN = Manifest(
     name="a",
@@ -338,6 +341,16 @@ def test_another_artifact_of_the_promoted_name_is_not_served(store: ModelStore) 
 
     with pytest.raises(ArtifactRefused, match="not the one that was promoted"):
         store.promoted_path()
+
+
+def test_a_worker_logs_which_artifact_it_serves(store: ModelStore, tmp_path: Path) -> None:
+    make(store, "a"), make(store, "b")
+    served = EngineSettings(model="promoted", models_dir=tmp_path)
+    for name in "ab":
+        promotion = store.promote(name, by="ada")
+        with capture_logs() as logs:
+            assert prepare_model(served, "safetensors") == str(store.folder / name)
+        assert {"artifact": name, "checksum": promotion.checksum}.items() <= logs[0].items()
 
 
 @pytest.mark.parametrize("name", ["../a", "", ".hidden", "promoted", "a/b", "a.partial", "a b"])
