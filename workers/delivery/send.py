@@ -63,6 +63,8 @@ class _Ended:
     message: str | None = None
     #: For the log alone: it may name hosts, or quote others.
     reason: str | None = None
+    #: Whether this attempt has failed.
+    counts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ class Sender:
             return None
         except DeliveryRefused as error:
             told = error.public_message
-            return _Ended(DeliveryState.FAILED, error.public_code, told, error.message)
+            return _Ended(DeliveryState.FAILED, error.public_code, told, error.message, counts=True)
         except ChannelUnavailable as error:
             return self._later(
                 claim, error, retry_after_s=error.retry_after_s, is_doubtful=error.is_doubtful
@@ -165,7 +167,9 @@ class Sender:
         tries = claim.failures + 1
         if counts and tries >= self._max_attempts:
             message = f"It was tried {tries} times; the last time: {error.public_message}"
-            return _Ended(DeliveryState.FAILED, "attempts_used_up", message, error.message)
+            return _Ended(
+                DeliveryState.FAILED, "attempts_used_up", message, error.message, counts=True
+            )
         delay_s = backoff_s(tries) if retry_after_s is None else retry_after_s
         log.warning("delivery.delayed", reason=error.message, delay_s=delay_s, **_ids(claim))
         delay_s = min(delay_s, MAX_DELAY_S)
@@ -190,10 +194,10 @@ class Sender:
             "progress": Jsonb(memory.value),
             "code": outcome.code,
             "message": outcome.message,
+            "counts": int(outcome.counts),
         }
         if isinstance(outcome, _Again):
-            params |= {"delay_s": outcome.delay_s, "counts": int(outcome.counts)}
-            params |= {"is_doubtful": outcome.is_doubtful}
+            params |= {"delay_s": outcome.delay_s, "is_doubtful": outcome.is_doubtful}
             return bool(self._holder.database.run(SEND_AGAIN, params))
         with self._holder.database.cursor() as cursor:
             lock_conversations(cursor, [claim.job.conversation_id])

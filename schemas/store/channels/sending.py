@@ -172,7 +172,8 @@ def end_delivery(state: DeliveryState) -> str:
     change = delivery_change(DeliveryState.SENDING, to=state)
     return f"""
 UPDATE deliveries SET {change.setting}, progress = %(progress)s, settled_at = clock_timestamp(),
-    leased_until = NULL, error_code = %(code)s, error_message = %(message)s
+    leased_until = NULL, failures = failures + %(counts)s, error_code = %(code)s,
+    error_message = %(message)s
 WHERE {_MINE} AND {change.guard} RETURNING id
 """
 

@@ -129,7 +129,7 @@ def test_a_refusal_is_final_says_what_to_do_and_holds_up_nothing(
     channels.deliver(eventually)
     eventually(lambda: channels.states("desk") == ["failed", "sent"])
     (row,) = channels.database.run("SELECT * FROM deliveries WHERE state = 'failed'")
-    assert row.error_code == "http_403"
+    assert (row.error_code, row.failures) == ("http_403", 1)
     assert "turnmill.toml" in row.error_message
 
 
@@ -146,6 +146,7 @@ def test_a_delivery_fails_after_its_attempts(
     eventually(lambda: channels.states("desk") == ["failed"])
     (row,) = channels.database.run("SELECT * FROM deliveries")
     assert (row.error_code, len(receiver.received)) == ("attempts_used_up", 2)
+    assert row.failures == 2, "the last one too"
 
 
 def test_a_slow_channel_holds_up_no_other_ones_deliveries(

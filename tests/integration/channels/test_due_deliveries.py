@@ -438,8 +438,8 @@ def test_a_delivery_that_kills_its_workers_is_given_up(thread: Thread) -> None:
         assert claim_delivery(holder, "desk", delivery) is not None
         thread.lose(delivery)
     assert sender.send("desk", delivery)
-    (row,) = thread.database.run("SELECT state, error_code FROM deliveries")
-    assert (row.state, row.error_code) == ("failed", "attempts_used_up")
+    (row,) = thread.database.run("SELECT state, error_code, failures FROM deliveries")
+    assert (row.state, row.error_code, row.failures) == ("failed", "attempts_used_up", 3)
     assert platform.doubts == []
 
 
