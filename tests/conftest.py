@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import tempfile
@@ -31,22 +30,31 @@ import structlog
 
 from tests import compression_models, requirements, selection
 from tests.contract.storages.seaweedfs import SeaweedFS, weed
-from tests.processes import COMMAND_LINE, Process
+from tests.processes import COMMAND_LINE, Process, free_port
 from tests.requirements import missing
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
 from turnmill.infra.embedded.rabbitmq import EmbeddedRabbitMQ, rabbitmq_program
 from turnmill.infra.embedded.server import EmbeddedServer
 from turnmill.infra.embedded.valkey import EmbeddedValkey
-from turnmill.producer.tenants import ensure_defaults
+from turnmill.producer.tenants import create_key, ensure_defaults
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import DatabaseUnavailable, StackError
 from turnmill.schemas.observability.logs import CHATTY
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import S3Settings, Settings, load_settings
 from turnmill.schemas.store.fleet.deployment import read_deployment
-from turnmill.schemas.turns import AcceptedTurn, Lane, Message, Role, TurnRequest, TurnState
+from turnmill.schemas.turns import (
+    AcceptedTurn,
+    Lane,
+    Message,
+    Role,
+    Turn,
+    TurnRequest,
+    TurnState,
+)
 
 ServerT = TypeVar("ServerT", bound=EmbeddedServer)
+EngineT = TypeVar("EngineT")
 #: Short, so that a test of what happens after a lease does not last a minute.
 LEASE_S = 2.0
 #: Of images and sound, whatever is installed here.
@@ -336,6 +344,20 @@ class System:
             **fields,
         )
 
+    def start_api(self) -> Any:
+        """An API process; return OpenAI's own client of it."""
+        from openai import OpenAI
+
+        port = free_port()
+        api = self.start("api", TURNMILL_API__PORT=str(port))
+        self._eventually(lambda: api.says("api.started"), 30)
+        key = create_key(self.database, self.tenant_id, "test")
+        return OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0)
+
+    def read(self, turn: AcceptedTurn) -> Turn:
+        """The turn as it stands."""
+        return read_turn(self.database, self.tenant_id, turn.turn_id)
+
     def count(self, condition: str) -> int:
         """Turns for which an SQL condition holds."""
         rows = self.database.run(f"SELECT count(*) AS n FROM turns WHERE {condition}")
@@ -355,7 +377,7 @@ class System:
 
     def assert_answered_once_and_in_order(self, accepted: Sequence[AcceptedTurn]) -> None:
         """0 lost, 0 double, 0 out of order."""
-        turns = [read_turn(self.database, self.tenant_id, turn.turn_id) for turn in accepted]
+        turns = [self.read(turn) for turn in accepted]
         assert [turn.state for turn in turns] == [TurnState.COMPLETED] * len(accepted)
         answers = self.database.run(
             "SELECT turn_id, count(*) AS n FROM attempts WHERE outcome = 'answered' "
@@ -401,17 +423,23 @@ def system(make_system: Callable[..., System], database_url: str, broker_url: st
 
 
 @pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[EngineT], EngineT]:
+    """Have the workers of this process ask an engine of the test's."""
+
+    def use(engine: EngineT) -> EngineT:
+        monkeypatch.setattr("turnmill.workers.consumer.process.create_engine", lambda _: engine)
+        return engine
+
+    return use
+
+
+@pytest.fixture
 def brief_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Doctors wait for what running workers say of their pools as long as they may, each time.
 
     A test in which a worker has something to say sets that time itself.
     """
     monkeypatch.setattr("turnmill.producer.doctor.broker.INSPECT_S", 0.05)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 class TritonProcess:
@@ -427,7 +455,7 @@ class TritonProcess:
         config = (shipped / "models/turnmill/config.pbtxt").read_text()
         (model / "config.pbtxt").write_text(config.replace("latest { num_versions: 1 }", "all { }"))
         self.log = folder / "triton.log"
-        ports = {name: _free_port() for name in ("http", "grpc", "metrics")}
+        ports = {name: free_port() for name in ("http", "grpc", "metrics")}
         self.endpoint = f"grpc://127.0.0.1:{ports['grpc']}"
         self.metrics_url = f"http://127.0.0.1:{ports['metrics']}/metrics"
         listen = [

@@ -8,6 +8,7 @@ import gc
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -171,3 +172,9 @@ def _run(
     finally:
         # The fork server's processes end without them.
         atexit._run_exitfuncs()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])

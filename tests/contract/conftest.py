@@ -20,6 +20,7 @@ from turnmill.workers.engines.base import Engine
 from turnmill.workers.engines.models import prepare_model
 from turnmill.workers.engines.registry import ENGINES, REQUIREMENTS, create_engine
 
+from .odd_server import OddServer, serving
 from .vllm_server import serving_vllm
 
 #: Kept from run to run: fetching and converting take half a minute.
@@ -180,3 +181,9 @@ def smollm2_at_tfserving(
     settings = EngineSettings(models_dir=MODELS_DIR)
     export_to_tfserving(Path(prepare_model(settings, "safetensors")), folder)
     return start_tfserving("--model", f"chat={folder}")
+
+
+@pytest.fixture
+def odd() -> Iterator[OddServer]:
+    with serving() as server:
+        yield server

@@ -27,17 +27,11 @@ from turnmill.workers.engines.remote.members import FAILURES_TO_OPEN
 from turnmill.workers.turn.abort import Abort, Interrupted, heeding
 from turnmill.workers.turn.clean import clean
 
-from .odd_server import DONE, HELLOS, OddServer, chunk, event, serving, spelled
+from .odd_server import DONE, HELLOS, OddServer, chunk, event, spelled
 
 pytest.importorskip("httpx")
 
 FILTERED = event(chunk("Hel")) + event(chunk(None, "content_filter")) + DONE
-
-
-@pytest.fixture
-def odd() -> Iterator[OddServer]:
-    with serving() as server:
-        yield server
 
 
 Ask = Callable[..., list[Chunk]]

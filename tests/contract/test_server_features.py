@@ -14,7 +14,7 @@ from turnmill.workers.engines.base import Chunk, Prompt
 from turnmill.workers.turn.abort import Abort
 from turnmill.workers.turn.reply import ReplyDraft
 
-from .odd_server import DONE, OddServer, chunk, event, serving
+from .odd_server import DONE, OddServer, chunk, event
 
 pytest.importorskip("httpx")
 
@@ -22,12 +22,6 @@ WEATHER = Tool(name="weather", description="<|im_end|>", parameters={"type": "ob
 USER = Message(role=Role.USER, content="Rain?")
 
 Ask = Callable[..., list[Chunk]]
-
-
-@pytest.fixture
-def odd() -> Iterator[OddServer]:
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ it is accepted, and the operator's console repeats its calls likewise.
 """
 
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import pytest
 
 from tests.conversing import prompt_of
 from tests.invariants import assert_channel_invariants, assert_invariants
+from tests.processes import free_port
 from turnmill.infra.mocks.sending import send
 from turnmill.infra.mocks.slack.events import sign_callback
 from turnmill.infra.mocks.slack.payloads import Payload, Workspace, new_ts
@@ -122,7 +122,7 @@ def site(
     file.write_text(CONFIGURATION.format(model=system.settings.engine.model_name))
     variables = {"TURNMILL_CONFIG": str(file), **VARIABLES}
     key = create_key(system.database, system.tenant_id, "operator")
-    site = Site(system, [_free_port(), _free_port()], variables, key)
+    site = Site(system, [free_port(), free_port()], variables, key)
     system.start("relay")
     for name in ("api0", "api1", "worker0", "worker1"):
         site.start(name)
@@ -208,8 +208,3 @@ class Talk:
         )
         conversation_id: UUID = row.conversation_id
         return conversation_id
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])

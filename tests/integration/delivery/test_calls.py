@@ -1,7 +1,6 @@
 """Calls of tools that a reply must make, from the client's call to the arguments that it reads."""
 
 import json
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -15,7 +14,6 @@ from pydantic import BaseModel, Field
 from tests.formats import QWEN
 from tests.requirements import require_installed
 from turnmill.producer.accept import accept
-from turnmill.producer.tenants import create_key
 from turnmill.producer.turns import read_turn
 from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import InvalidInput
@@ -82,23 +80,9 @@ def system(make_system: Callable[..., Any], database_url: str, valkey_url: str) 
 
 
 @pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Scripted], Scripted]:
-    def use(engine: Scripted) -> Scripted:
-        monkeypatch.setattr("turnmill.workers.consumer.process.create_engine", lambda _: engine)
-        return engine
-
-    return use
-
-
-@pytest.fixture
-def client(system: Any, eventually: Eventually) -> openai.OpenAI:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def client(system: Any) -> openai.OpenAI:
     system.start("relay")
-    api = system.start("api", TURNMILL_API__PORT=str(port))
-    eventually(lambda: api.says("api.started"), 30)
-    key = create_key(system.database, system.tenant_id, "test")
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0)
+    return system.start_api()
 
 
 @pytest.fixture

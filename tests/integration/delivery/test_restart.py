@@ -2,15 +2,12 @@
 the next one begins again. Whoever watched is told, and then sees the whole text.
 """
 
-import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 import pytest
-
-from turnmill.producer.tenants import create_key
 
 Eventually = Callable[..., None]
 
@@ -30,13 +27,8 @@ def system(make_system: Callable[..., Any], database_url: str, valkey_url: str) 
 
 
 @pytest.fixture
-def client(system: Any, eventually: Eventually) -> openai.OpenAI:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    api = system.start("api", TURNMILL_API__PORT=str(port))
-    eventually(lambda: api.says("api.started"), 30)
-    key = create_key(system.database, system.tenant_id, "test")
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0)
+def client(system: Any) -> openai.OpenAI:
+    return system.start_api()
 
 
 def watch(client: openai.OpenAI, seen: list[Any]) -> None:

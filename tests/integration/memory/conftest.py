@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.integration.memory.world import World
 from turnmill.producer.api.app import Server
 from turnmill.producer.cli.app import main
 from turnmill.producer.tenants import save_bot
@@ -46,6 +47,11 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Listening:
     engine = Listening()
     monkeypatch.setattr("turnmill.workers.consumer.process.create_engine", lambda _: engine)
     return engine
+
+
+@pytest.fixture
+def world(system: Any, engine: Listening, tmp_path: Path) -> World:
+    return World(system, system.database, tmp_path / "data")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import random
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -13,7 +12,6 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from tests.integration.memory.conftest import Listening
 from tests.integration.memory.world import World, files_of, forget, send
 from turnmill.producer.accept import accept
 from turnmill.producer.memory.forgetting import forget_user
@@ -30,11 +28,6 @@ from turnmill.schemas.turns import TurnState
 from turnmill.workers.upkeep.erasures import erase_all
 
 WORD, OTHERS = "quetzalcoatlus", "archaeopteryx"
-
-
-@pytest.fixture
-def world(system: Any, engine: Listening, tmp_path: Path) -> World:
-    return World(system, system.database, tmp_path / "data")
 
 
 def test_others_write_in_the_users_conversation_while_files_are_searched(

@@ -43,11 +43,6 @@ WORD, OTHERS = "quetzalcoatlus", "archaeopteryx"
 
 
 @pytest.fixture
-def world(system: Any, engine: Listening, tmp_path: Path) -> World:
-    return World(system, system.database, tmp_path / "data")
-
-
-@pytest.fixture
 def full_world(world: World) -> World:
     """One in which both users have said their word everywhere."""
     for word in (WORD, OTHERS):

@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from tests.integration.memory.conftest import Listening
 from tests.integration.memory.world import World, forget
 from turnmill.producer.memory.forgetting import forget_user
 from turnmill.schemas.errors import StorageUnavailable
@@ -59,11 +57,6 @@ _OTHER_SESSIONS = """
 SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
 AND backend_type = 'client backend'
 """
-
-
-@pytest.fixture
-def world(system: Any, engine: Listening, tmp_path: Path) -> World:
-    return World(system, system.database, tmp_path / "data")
 
 
 def fill(world: World, url: str, many: int = MANY) -> None:

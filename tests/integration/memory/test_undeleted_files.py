@@ -12,7 +12,6 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from tests.integration.memory.conftest import Listening
 from tests.integration.memory.world import World, files_of, forget, send
 from turnmill.producer.memory.forgetting import forget_user
 from turnmill.schemas.errors import StorageUnavailable
@@ -27,11 +26,6 @@ from turnmill.schemas.store.memory.finding import find_conversations
 from turnmill.workers.upkeep.erasures import Eraser, erase_all
 
 WORD, OTHERS = "quetzalcoatlus", "archaeopteryx"
-
-
-@pytest.fixture
-def world(system: Any, engine: Listening, tmp_path: Path) -> World:
-    return World(system, system.database, tmp_path / "data")
 
 
 def block(world: World, file: File) -> Path:

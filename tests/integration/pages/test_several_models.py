@@ -1,6 +1,5 @@
 """docs/deployment.md: two models on one database and broker, and what happens when one is gone."""
 
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import httpx
 import pytest
 
 from tests.integration.pages.commands import Command, commands, run
+from tests.processes import free_port
 from turnmill.producer.accept import accept
 from turnmill.producer.tenants import create_key
 from turnmill.schemas.turns import Lane, Message, Role, TurnRequest
@@ -46,7 +46,7 @@ def models(system: Any) -> dict[str, Any]:
 @pytest.fixture
 def call(system: Any, eventually: Eventually) -> Iterator[Callable[[str], httpx.Response]]:
     """Call a bot by the API; its workers may be away for half a second, and it answers in five."""
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     waits = {"TURNMILL_API__MODEL_GRACE_S": "0.5", "TURNMILL_API__WAIT_S": "5"}
     system.start("api", TURNMILL_API__PORT=str(port), **waits)
@@ -126,8 +126,3 @@ def _answers(url: str) -> bool:
         return httpx.get(f"{url}/healthz").status_code == 200
     except httpx.TransportError:
         return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])

@@ -15,6 +15,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from tests.integration.workers.claiming import claimed
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.batches.backlog import read_backlog
 from turnmill.producer.batches.progress import progress
@@ -24,7 +25,6 @@ from turnmill.producer.parked import replay as replay_module
 from turnmill.producer.parked.listing import find_parked, list_parked, read_parked
 from turnmill.producer.parked.replay import Change, drop, foresee, replay
 from turnmill.producer.tenants import save_bot
-from turnmill.producer.turns import read_turn
 from turnmill.schemas.errors import LaterTurnAnswered, LaterTurnRunning, NotFound, NotParked
 from turnmill.schemas.ids import new_id, show_id
 from turnmill.schemas.outcomes import Answered, Failed, Snoozed
@@ -56,12 +56,6 @@ def new_leases(system: Any, *lanes: Lane) -> Leases:
     return Leases(system.database, settings, model=model, engine="echo")
 
 
-def claimed(system: Any, turn: AcceptedTurn) -> Claim:
-    claim = new_leases(system).claim(turn.turn_id)
-    assert claim is not None
-    return claim
-
-
 def settle(system: Any, claim: Claim, outcome: Any) -> bool:
     """The outcome of an attempt; that of a last one, if it is to try again."""
     return Settler(system.database, max_attempts=1, give_up=Event()).settle(claim, outcome)
@@ -69,7 +63,7 @@ def settle(system: Any, claim: Claim, outcome: Any) -> bool:
 
 def park(system: Any, *turns: AcceptedTurn) -> None:
     for turn in turns:
-        assert settle(system, claimed(system, turn), BUSY)
+        assert settle(system, claimed(new_leases(system), turn), BUSY)
 
 
 def conversation(system: Any, count: int, **fields: Any) -> list[AcceptedTurn]:
@@ -85,12 +79,8 @@ def replay_one(system: Any, turn: AcceptedTurn, **options: Any) -> Change:
     return change
 
 
-def read(system: Any, turn: AcceptedTurn) -> Any:
-    return read_turn(system.database, system.tenant_id, turn.turn_id)
-
-
 def states(system: Any, turns: list[AcceptedTurn]) -> list[str]:
-    return [read(system, turn).state.value for turn in turns]
+    return [system.read(turn).state.value for turn in turns]
 
 
 def hints(system: Any) -> dict[UUID, str]:
@@ -106,7 +96,7 @@ def answer_all(system: Any, *lanes: Lane) -> None:
 
 
 def answered_in_order(system: Any, turns: list[AcceptedTurn]) -> bool:
-    read_turns = [read(system, turn) for turn in turns]
+    read_turns = [system.read(turn) for turn in turns]
     times = [turn.settled_at for turn in read_turns]
     return all(turn.reply is not None for turn in read_turns) and times == sorted(times)
 
@@ -148,10 +138,10 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
 
 def test_a_replayed_turn_is_answered_in_its_place_as_if_for_the_first_time(system: Any) -> None:
     first, second = turns = conversation(system, 2, timeout_s=100)
-    assert settle(system, claimed(system, first), REPLY)
+    assert settle(system, claimed(new_leases(system), first), REPLY)
     park(system, second)
     system.database.run("UPDATE turns SET deadline_at = clock_timestamp(), crashes = 2")
-    assert read(system, second).error_code == "attempts_used_up"
+    assert system.read(second).error_code == "attempts_used_up"
     assert replay_one(system, second).state is TurnState.QUEUED
     assert broken_invariants(system) == []
     assert hints(system) == {second.turn_id: "interactive"}
@@ -163,7 +153,7 @@ def test_a_replayed_turn_is_answered_in_its_place_as_if_for_the_first_time(syste
     assert system.count(f"{reset} AND error_code IS NULL AND settled_at IS NULL AND seq = 2") == 1
     answer_all(system)
     assert answered_in_order(system, turns)
-    assert read(system, second).attempt == 2
+    assert system.read(second).attempt == 2
     assert broken_invariants(system) == []
 
 
@@ -210,14 +200,14 @@ def test_a_later_turn_that_was_due_in_quarantine_comes_back_there(system: Any) -
     park(system, first)
     system.database.run("UPDATE outbox SET lane = 'quarantine'")
     replay_one(system, first)
-    assert settle(system, claimed(system, first), REPLY)
+    assert settle(system, claimed(new_leases(system), first), REPLY)
     assert hints(system) == {second.turn_id: "quarantine"}
 
 
 def test_a_turn_whose_conversation_was_answered_since_is_left_as_it_is(system: Any) -> None:
     first, second = turns = conversation(system, 2)
     park(system, first)
-    assert settle(system, claimed(system, second), REPLY)
+    assert settle(system, claimed(new_leases(system), second), REPLY)
     change = replay_one(system, first)
     assert isinstance(change.refusal, LaterTurnAnswered)
     assert "Turn 2" in change.refusal.message
@@ -229,7 +219,7 @@ def test_a_turn_whose_conversation_was_answered_since_is_left_as_it_is(system: A
 def test_later_turns_that_are_no_longer_kept_count_as_answered(system: Any) -> None:
     first, second = conversation(system, 2)
     park(system, first)
-    assert settle(system, claimed(system, second), REPLY)
+    assert settle(system, claimed(new_leases(system), second), REPLY)
     for table, key in (("replies", "turn_id"), ("turns", "id")):
         system.database.run(f"DELETE FROM {table} WHERE {key} = %s", (second.turn_id,))
     assert isinstance(replay_one(system, first).refusal, LaterTurnAnswered)
@@ -241,7 +231,7 @@ def test_later_turns_that_are_no_longer_kept_count_as_answered(system: Any) -> N
 def test_a_turn_waits_with_its_replay_until_a_later_one_has_settled(system: Any) -> None:
     first, second = conversation(system, 2)
     park(system, first)
-    later = claimed(system, second)
+    later = claimed(new_leases(system), second)
     assert isinstance(replay_one(system, first).refusal, LaterTurnRunning)
     assert settle(system, later, Failed("engine_failure", "no"))
     assert replay_one(system, first).refusal is None
@@ -252,7 +242,7 @@ def test_a_turn_waits_with_its_replay_until_a_later_one_has_settled(system: Any)
 def test_what_readers_have_seen_of_a_later_reply_is_not_taken_back(system: Any) -> None:
     first, second = conversation(system, 2)
     park(system, first)
-    claim = claimed(system, second)
+    claim = claimed(new_leases(system), second)
     stream = Stream(system.database, 0.01)
     opened = stream.open(claim)
     stream.add(opened, "seen ", 1)
@@ -278,7 +268,7 @@ def test_a_replay_into_quarantine_isolates_the_turns_and_parks_a_poisonous_one(
         system.database.run("UPDATE turns SET leased_until = now() WHERE state = 'running'")
         sweep(system.database, system.settings.worker)
     assert states(system, turns) == ["parked", "queued"]
-    assert read(system, turns[0]).error_code == "worker_lost"
+    assert system.read(turns[0]).error_code == "worker_lost"
     answer_all(system, Lane.QUARANTINE)
     assert states(system, turns) == ["parked", "completed"]
 
@@ -287,11 +277,11 @@ def test_the_attempt_that_a_turn_was_parked_under_cannot_write_after_its_replay(
     system: Any,
 ) -> None:
     turn = accept(system.database, system.request("hello"))
-    late = claimed(system, turn)
+    late = claimed(new_leases(system), turn)
     assert settle(system, late, BUSY)
     replay_one(system, turn)
     assert not settle(system, late, REPLY), "queued again"
-    current = claimed(system, turn)
+    current = claimed(new_leases(system), turn)
     assert current.attempt == 2
     assert not settle(system, late, REPLY), "running again"
     assert settle(system, current, REPLY)
@@ -300,7 +290,7 @@ def test_the_attempt_that_a_turn_was_parked_under_cannot_write_after_its_replay(
 def test_a_replay_is_foreseen_without_changing_anything(system: Any) -> None:
     first, second, third = turns = conversation(system, 3)
     park(system, first)
-    assert settle(system, claimed(system, second), REPLY)
+    assert settle(system, claimed(new_leases(system), second), REPLY)
     park(system, third)
     ids = [turn.turn_id for turn in turns]
     refusals = [change.refusal for change in foresee(system.database, system.tenant_id, ids)]
@@ -320,7 +310,7 @@ def test_nothing_changes_when_one_of_the_turns_does_not_exist(system: Any) -> No
             change(system.database, system.tenant_id, [turn.turn_id, new_id()])
         with pytest.raises(NotFound):
             change(system.database, new_id(), [turn.turn_id])
-    assert read(system, turn).state == "parked"
+    assert system.read(turn).state == "parked"
 
 
 def test_many_turns_are_replayed_conversation_by_conversation(
@@ -347,10 +337,10 @@ def test_many_turns_are_replayed_conversation_by_conversation(
 def test_a_dropped_turn_has_failed_with_the_error_its_user_was_told(system: Any) -> None:
     first, _ = turns = conversation(system, 2)
     park(system, first)
-    before = read(system, first)
+    before = system.read(first)
     (change,) = drop(system.database, system.tenant_id, [first.turn_id])
     assert (change.state, change.refusal) == (TurnState.FAILED, None)
-    after = read(system, first)
+    after = system.read(first)
     assert after == before.model_copy(update={"state": TurnState.FAILED})
     assert states(system, turns) == ["failed", "queued"]
     assert list_parked(system.database, system.tenant_id, ParkedFilter()).total == 0
@@ -369,7 +359,7 @@ def test_a_turn_is_replayed_or_dropped_and_never_both(system: Any) -> None:
             lambda turn=turn: replay_one(system, turn),
         )
         (winner,) = [change for change in results if change.refusal is None]
-        assert read(system, turn).state == winner.state
+        assert system.read(turn).state == winner.state
     assert broken_invariants(system) == []
 
 
@@ -395,7 +385,7 @@ def test_a_turn_accepted_during_a_replay_is_answered_after_it(system: Any) -> No
 def test_a_replay_never_comes_before_a_reply_that_settles_meanwhile(system: Any) -> None:
     for turns in [conversation(system, 2) for _ in range(25)]:
         park(system, turns[0])
-        running = claimed(system, turns[1])
+        running = claimed(new_leases(system), turns[1])
         change, is_settled = at_once(
             lambda turns=turns: replay_one(system, turns[0]),
             lambda running=running: settle(system, running, REPLY),

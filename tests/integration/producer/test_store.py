@@ -14,9 +14,9 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
+from tests.integration.workers.claiming import sweep_once
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.tenants import save_bot
-from turnmill.producer.turns import read_turn
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered, Snoozed
 from turnmill.schemas.store.claim import CLAIM
@@ -26,7 +26,6 @@ from turnmill.workers.turn.claim import Claim
 from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
 from turnmill.workers.upkeep.evidence import PARKED_AFTER
-from turnmill.workers.upkeep.rescuer import sweep
 
 Eventually = Callable[..., None]
 REPLY = Answered(Reply(content="yes", finish_reason="stop", usage=Usage()))
@@ -66,12 +65,8 @@ def add_worker(system: Any, worker_id: UUID, seen_at: str, model: str | None = N
     )
 
 
-def sweep_once(system: Any) -> int:
-    return sweep(system.database, system.settings.worker)
-
-
 def state(system: Any, turn: AcceptedTurn) -> str:
-    return str(read_turn(system.database, system.tenant_id, turn.turn_id).state)
+    return str(system.read(turn).state)
 
 
 def leave_hint_behind(system: Any, turn: AcceptedTurn) -> None:

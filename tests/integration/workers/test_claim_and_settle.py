@@ -19,12 +19,12 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from tests.integration.workers.claiming import claimed, seen_at
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.api.errors import problem_of_turn
 from turnmill.producer.cancel import cancel, end_open_turns
 from turnmill.producer.handoff import hand_off
 from turnmill.producer.tenants import create_tenant, save_bot
-from turnmill.producer.turns import read_turn
 from turnmill.schemas.capabilities import Capabilities
 from turnmill.schemas.errors import (
     ContextOverflow,
@@ -54,7 +54,6 @@ from turnmill.workers.turn import settle as settle_module
 from turnmill.workers.turn.abort import Abort
 from turnmill.workers.turn.answer import Worker, answer_turn
 from turnmill.workers.turn.attempt import AbortReason
-from turnmill.workers.turn.claim import Claim
 from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
 from turnmill.workers.turn.stream import Stream
@@ -86,18 +85,8 @@ def new_settler(system: Any, max_attempts: int = 5) -> Settler:
     return Settler(system.database, max_attempts=max_attempts, give_up=Event())
 
 
-def claimed(leases: Leases, turn: AcceptedTurn) -> Claim:
-    claim = leases.claim(turn.turn_id)
-    assert claim is not None
-    return claim
-
-
-def read(system: Any, turn: AcceptedTurn) -> Any:
-    return read_turn(system.database, system.tenant_id, turn.turn_id)
-
-
 def state(system: Any, turn: AcceptedTurn) -> TurnState:
-    return TurnState(read(system, turn).state)
+    return TurnState(system.read(turn).state)
 
 
 def chunks(system: Any) -> list[Any]:
@@ -239,7 +228,7 @@ def test_a_late_attempt_cannot_settle_what_another_one_runs(system: Any, outcome
     assert settler.settle(current, REPLY)
     assert not settler.settle(late, outcome), "answered"
     assert not settler.settle(current, outcome), "a second time"
-    assert read(system, first).reply.content == "yes"
+    assert system.read(first).reply.content == "yes"
     assert outcomes(system, first) == ["crashed", "answered"]
     assert state(system, second) is TurnState.QUEUED
 
@@ -260,7 +249,7 @@ def test_the_same_attempt_number_of_another_worker_is_fenced_too(system: Any) ->
     assert not settler.settle(forgotten, late)
     assert not settler.settle(forgotten, Snoozed(0.0, "late"))
     assert settler.settle(current, REPLY)
-    assert read(system, turn).reply.content == "yes"
+    assert system.read(turn).reply.content == "yes"
 
 
 def test_a_reply_is_settled_though_rows_beside_its_turn_were_deleted(
@@ -284,7 +273,7 @@ def test_a_cancelled_turn_takes_no_reply(system: Any) -> None:
     claim = claimed(new_leases(system), first)
     cancel(system.database, system.tenant_id, first.turn_id)
     assert not new_settler(system).settle(claim, REPLY)
-    assert read(system, first).reply is None
+    assert system.read(first).reply is None
     assert state(system, second) is TurnState.QUEUED
 
 
@@ -459,7 +448,7 @@ def test_an_attempt_that_somebody_ended_while_postgres_was_away_was_fenced(
             hand_off(system.database, system.tenant_id, turn.conversation_id, "A test.")
     fail_once(monkeypatch, after=False)
     assert not new_settler(system).settle(claim, REPLY)
-    reply = read(system, turn).reply
+    reply = system.read(turn).reply
     assert (reply.content if reply else None) == ("no" if end == "interrupt" else None)
 
 
@@ -470,7 +459,7 @@ def test_a_reply_waits_for_postgres_to_come_back(
     claim = claimed(new_leases(system), turn)
     fail_once(monkeypatch, after=False)
     assert new_settler(system).settle(claim, REPLY)
-    assert read(system, turn).reply.content == "yes"
+    assert system.read(turn).reply.content == "yes"
 
 
 def test_a_reply_waits_while_postgres_only_reads(system: Any, eventually: Eventually) -> None:
@@ -484,7 +473,7 @@ def test_a_reply_waits_while_postgres_only_reads(system: Any, eventually: Eventu
         eventually(lambda: settling.done() or "read-only" in str(lines))
         set_read_only(system, "off")
         assert settling.result(20)
-    assert read(system, turn).reply.content == "yes"
+    assert system.read(turn).reply.content == "yes"
 
 
 def set_read_only(system: Any, value: str) -> None:
@@ -528,7 +517,7 @@ def test_a_permanent_failure_tells_its_reason_and_the_conversation_goes_on(syste
     first, second = pair(system)
     claim = claimed(new_leases(system), first)
     assert new_settler(system).settle(claim, Failed("content_filter", "No."))
-    turn = read(system, first)
+    turn = system.read(first)
     assert (turn.state, turn.error_code, turn.error_message) == ("failed", "content_filter", "No.")
     assert (turn.reply, outcomes(system, first)) == (None, ["failed"])
     assert state(system, second) is TurnState.QUEUED
@@ -543,7 +532,7 @@ def test_a_turn_that_used_up_its_attempts_is_parked_and_the_conversation_goes_on
         assert state(system, first) is TurnState.QUEUED
         assert settler.settle(claimed(leases, first), Snoozed(0.0, "overloaded"))
         make_due(system)
-    turn = read(system, first)
+    turn = system.read(first)
     assert (turn.state, turn.error_code) == ("parked", "attempts_used_up")
     assert "overloaded" in (turn.error_message or "")
     assert outcomes(system, first) == ["snoozed"] * 3
@@ -630,13 +619,13 @@ def test_whatever_an_engine_raises_becomes_an_outcome(
     assert state(system, first) is expected
     assert worker.leases.held_count == 0
     if expected is TurnState.FAILED:
-        assert read(system, first).error_code == "engine_failure"
+        assert system.read(first).error_code == "engine_failure"
         assert state(system, second) is TurnState.QUEUED
     else:
         assert system.count("failures = 1") == 1
         make_due(system)
         answer_with(worker, first, [Chunk("text", 1), Chunk("", finish_reason="stop")])
-        assert read(system, first).reply.content == "some text"
+        assert system.read(first).reply.content == "some text"
 
 
 @pytest.mark.parametrize("kind", [EngineFailure, EngineUnavailable])
@@ -648,8 +637,8 @@ def test_a_server_s_own_words_are_for_the_log_and_not_for_the_tenant(
     words = "http://gpu7:8000: it answers 500 (CUDA error)"
     with capture_logs() as logs, running_worker(settings) as (worker, _):
         answer_with(worker, turn, [kind(words)])
-    assert "gpu7" not in (read(system, turn).error_message or "")
-    assert kind().message in (read(system, turn).error_message or "")
+    assert "gpu7" not in (system.read(turn).error_message or "")
+    assert kind().message in (system.read(turn).error_message or "")
     told = [line["reason"] for line in logs if line["event"] == "attempt.failed"]
     assert told == [words]
 
@@ -660,7 +649,7 @@ def test_a_template_that_refuses_the_roles_is_the_caller_s_mistake(
     turn, _ = pair(system)
     refusal = InvalidInput("The model's chat template refuses the messages: roles must alternate")
     answer_with(worker, turn, [refusal])
-    failed = read(system, turn)
+    failed = system.read(turn)
     assert (failed.state, failed.attempt) == (TurnState.FAILED, 1)
     problem = problem_of_turn(failed)
     assert (problem.status, problem.message) == (400, refusal.message)
@@ -705,7 +694,7 @@ def test_the_next_attempt_goes_on_where_the_text_that_was_kept_ends(
     engine = answer_with(worker, turn, rest)
     assert engine.prompts[0].prefix == "one two "
     assert engine.params[0].max_tokens == 8
-    reply = read(system, turn).reply
+    reply = system.read(turn).reply
     assert (reply.content, reply.finish_reason) == ("one two three", "length")
     # The engine got a longer prompt than the client sent: one word.
     assert (reply.usage.completion_tokens, reply.usage.prompt_tokens) == (3, 1)
@@ -730,14 +719,14 @@ def test_the_usage_of_a_continued_reply_counts_what_the_turn_gives_the_chat_temp
     turn = accept(system.database, system.request("x", params=asked))
     keep(system, worker.leases, turn, "one ")
     answer_with(worker, turn, [Chunk("two", 1), Chunk("", finish_reason="stop", prompt_tokens=9)])
-    reply = read(system, turn).reply
+    reply = system.read(turn).reply
     assert (reply.content, reply.usage.prompt_tokens) == ("one two", 3)
 
 
 def test_a_reply_that_a_filter_cut_is_read_with_its_reason(system: Any, worker: Worker) -> None:
     turn = accept(system.database, system.request("x"))
     answer_with(worker, turn, [Chunk("some", 1), Chunk("", finish_reason="content_filter")])
-    reply = read(system, turn).reply
+    reply = system.read(turn).reply
     assert (reply.content, reply.finish_reason) == ("some", "content_filter")
     assert outcomes(system, turn) == ["answered"]
 
@@ -759,7 +748,7 @@ def test_a_reply_whose_tokens_are_used_up_at_the_cut_gets_no_more(
     keep(system, worker.leases, turn, "one ", "two")
     engine = answer_with(worker, turn)
     assert engine.prompts == []
-    reply = read(system, turn).reply
+    reply = system.read(turn).reply
     assert (reply.content, reply.finish_reason) == ("one two", "length")
     assert (reply.usage.completion_tokens, reply.usage.prompt_tokens) == (2, 1)
 
@@ -770,7 +759,7 @@ def test_a_kept_text_that_fills_the_context_window_is_the_reply(
     turn = accept(system.database, system.request("x"))
     keep(system, worker.leases, turn, "full")
     answer_with(worker, turn, [ContextOverflow("no room")])
-    reply = read(system, turn).reply
+    reply = system.read(turn).reply
     assert (reply.content, reply.finish_reason) == ("full", "length")
 
 
@@ -790,7 +779,7 @@ def test_an_engine_that_cannot_go_on_begins_again_behind_a_gap(
     again = Scripted([Chunk("eins", 1), Chunk("", finish_reason="stop", prompt_tokens=5)])
     again.capabilities = Capabilities()
     assert answer_turn(replace(worker, engine=again), turn.turn_id)
-    reply = read(system, turn).reply
+    reply = system.read(turn).reply
     assert (reply.content, reply.usage.completion_tokens) == ("eins", 1)
     assert chunks(system) == []
 
@@ -857,9 +846,9 @@ def test_a_character_that_postgres_cannot_keep_harms_neither_its_turn_nor_the_ot
         odd,
         [Chunk(first, 1), is_kept, Chunk(second, 1), Chunk(last, 1, finish_reason="stop")],
     )
-    assert read(system, odd).reply.content == content
+    assert system.read(odd).reply.content == content
     answer_with(worker, even, [Chunk("fine", 1), is_kept, Chunk("", finish_reason="stop")])
-    assert read(system, even).reply.content == "fine"
+    assert system.read(even).reply.content == "fine"
 
 
 #: A number of tokens that no column takes, as a server may report it.
@@ -886,7 +875,7 @@ def test_a_chunk_that_cannot_be_stored_fails_its_own_turn_at_once(
         list(pool.map(answer, range(len(turns))))
     expected = ["completed", "completed", "failed", "completed", "completed"]
     assert [state(system, turn) for turn in turns] == expected
-    assert read(system, turns[2]).error_code == "engine_failure"
+    assert system.read(turns[2]).error_code == "engine_failure"
     assert system.count("attempt > 1 OR crashes > 0") == 0
     assert [log["turn_id"] for log in logs if "unstorable" in log["event"]] == [
         turns[2].turn_id.hex
@@ -907,7 +896,7 @@ def test_a_reply_that_cannot_be_stored_fails_its_own_turn_at_once(
     with capture_logs() as logs, ThreadPoolExecutor(len(turns)) as pool:
         list(pool.map(answer, range(len(turns))))
     assert [turn for turn in turns if state(system, turn) is not TurnState.COMPLETED] == [turns[2]]
-    assert read(system, turns[2]).error_code == "engine_failure"
+    assert system.read(turns[2]).error_code == "engine_failure"
     assert worker.leases.held_count == 0
     assert "secret" not in str(logs)
 
@@ -944,7 +933,7 @@ def test_a_turn_whose_deadline_has_passed_is_not_generated(
     eventually(lambda: system.count("deadline_at < clock_timestamp()") == 1)
     engine = answer_with(worker, first)
     assert engine.prompts == []
-    assert read(system, first).error_code == "deadline_exceeded"
+    assert system.read(first).error_code == "deadline_exceeded"
     assert state(system, second) is TurnState.QUEUED
 
 
@@ -960,7 +949,7 @@ def test_a_turn_that_takes_too_long_is_stopped(
     with InlineWorker(settings):
         system.wait_until_settled(10)
     expected = ("failed", "deadline_exceeded") if by_turn else ("parked", "attempts_used_up")
-    assert (state(system, first), read(system, first).error_code) == expected
+    assert (state(system, first), system.read(first).error_code) == expected
     assert state(system, second) == "completed"
 
 
@@ -976,7 +965,7 @@ def test_a_reply_that_takes_longer_than_an_attempt_is_continued_by_the_next(syst
     turn = accept(system.database, system.request("[[tokens=40]]"))
     with InlineWorker(slow):
         system.wait_until_settled(60)
-    assert read(system, turn).reply.content == " ".join(f"w{n}" for n in range(1, 41))
+    assert system.read(turn).reply.content == " ".join(f"w{n}" for n in range(1, 41))
     assert system.count("failures = 0 AND crashes = 0 AND attempt > 1") == 1
 
 
@@ -992,8 +981,8 @@ def test_a_turn_handed_back_at_a_drain_goes_on_elsewhere_without_counting(
         seen = chunks(system)[0]
         system.wait_until_settled()
     assert seen.startswith("w1")
-    assert read(system, turn).reply.content == " ".join(f"w{n}" for n in range(1, 41))
-    assert read(system, turn).reply.usage.completion_tokens == 40
+    assert system.read(turn).reply.content == " ".join(f"w{n}" for n in range(1, 41))
+    assert system.read(turn).reply.usage.completion_tokens == 40
     assert system.count("failures = 0 AND crashes = 0") == 1
     assert outcomes(system, turn) == ["handed_back", "answered"]
 
@@ -1005,7 +994,7 @@ def test_a_worker_survives_running_out_of_memory_and_tries_again(system: Any) ->
         system.wait_until_settled(20)
     assert (state(system, first), state(system, second)) == ("parked", "completed")
     assert outcomes(system, first) == ["snoozed", "snoozed"]
-    assert "MemoryError" in read(system, first).error_message
+    assert "MemoryError" in system.read(first).error_message
 
 
 def test_a_lost_lease_stops_the_engine(system: Any, eventually: Eventually) -> None:
@@ -1015,7 +1004,7 @@ def test_a_lost_lease_stops_the_engine(system: Any, eventually: Eventually) -> N
         eventually(lambda: inline.worker.leases.held_count == 1)
         system.database.run("UPDATE turns SET state = 'cancelled', settled_at = clock_timestamp()")
         eventually(lambda: inline.worker.leases.held_count == 0, 10)
-    assert read(system, turn).reply is None
+    assert system.read(turn).reply is None
 
 
 def test_an_attempt_that_the_same_worker_took_over_from_itself_stops(system: Any) -> None:
@@ -1039,10 +1028,6 @@ def test_a_stray_notification_does_not_stop_the_heartbeat(
         eventually(lambda: seen_at(system) > before, 5)
         before = seen_at(system)
         eventually(lambda: seen_at(system) > before, 5)
-
-
-def seen_at(system: Any) -> Any:
-    return system.database.run("SELECT seen_at FROM worker_liveness")[0].seen_at
 
 
 # --- History
@@ -1124,4 +1109,4 @@ def test_a_prompt_that_cannot_fit_fails_its_turn_and_not_the_next(system: Any) -
     long = " ".join(["word"] * 40)
     accepted = converse(system, ["short", long, "short again"], context_window=20)
     assert [state(system, turn) for turn in accepted] == ["completed", "failed", "completed"]
-    assert read(system, accepted[1]).error_code == "context_length_exceeded"
+    assert system.read(accepted[1]).error_code == "context_length_exceeded"

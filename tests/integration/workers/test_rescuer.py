@@ -15,9 +15,9 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from tests.integration.workers.claiming import sweep_once
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.parked.replay import replay
-from turnmill.producer.turns import read_turn
 from turnmill.schemas.ids import new_id
 from turnmill.schemas.outcomes import Answered, Crashed
 from turnmill.schemas.routes import OUTBOX_CHANNEL
@@ -98,17 +98,9 @@ def new_worker(system: Any, eventually: Eventually) -> Iterator[Callable[..., Fa
         yield make
 
 
-def read(system: Any, turn: AcceptedTurn) -> Any:
-    return read_turn(system.database, system.tenant_id, turn.turn_id)
-
-
 def hints(system: Any) -> dict[UUID, str]:
     rows = system.database.run("SELECT turn_id, lane FROM outbox WHERE published_at IS NULL")
     return {row.turn_id: row.lane for row in rows}
-
-
-def sweep_once(system: Any) -> int:
-    return sweep(system.database, system.settings.worker)
 
 
 def crash(system: Any, new_worker: Callable[..., FakeWorker], turn: AcceptedTurn) -> None:
@@ -134,7 +126,7 @@ def test_a_dead_workers_turns_are_due_at_once(
         doomed.die()
         eventually(lambda: sweep_once(system) == 1)
         assert list(listener.notifies(timeout=5, stop_after=1)), "the relay is told"
-    assert read(system, turn).state == "queued"
+    assert system.read(turn).state == "queued"
     assert hints(system) == {turn.turn_id: "batch"}
     assert system.count("crashes = 1 AND failures = 0 AND worker_id IS NULL") == 1
     (attempt,) = system.database.run("SELECT outcome, ended_at FROM attempts")
@@ -198,7 +190,7 @@ def test_the_dead_worker_takes_nothing_of_its_neighbours_along(
     healthy.claim(second)
     doomed.die()
     eventually(lambda: sweep_once(system) == 1)
-    assert (read(system, first).state, read(system, second).state) == ("queued", "running")
+    assert (system.read(first).state, system.read(second).state) == ("queued", "running")
 
 
 def test_while_one_sweeps_the_others_do_nothing(
@@ -325,7 +317,7 @@ def test_a_turn_whose_workers_keep_dying_is_quarantined(
     crash(system, new_worker, turn)
     assert hints(system) == {turn.turn_id: "quarantine"}
     assert new_worker(Lane.INTERACTIVE, Lane.BATCH).leases.claim(turn.turn_id) is None
-    assert read(system, turn).lane == "interactive", "what its user asked for does not change"
+    assert system.read(turn).lane == "interactive", "what its user asked for does not change"
 
 
 def isolate(system: Any, new_worker: Callable[..., FakeWorker], turn: AcceptedTurn) -> None:
@@ -390,10 +382,10 @@ def test_a_turn_that_kills_its_workers_in_quarantine_is_parked_and_the_conversat
     new_worker(Lane.INTERACTIVE).claim(neighbour)
     crash_alone(system, new_worker, turn)
     crash_alone(system, new_worker, turn)
-    parked = read(system, turn)
+    parked = system.read(turn)
     assert (parked.state, parked.error_code, parked.reply) == ("parked", "worker_lost", None)
     assert "5 workers" in (parked.error_message or "")
-    assert (read(system, following).state, read(system, neighbour).state) == ("queued", "running")
+    assert (system.read(following).state, system.read(neighbour).state) == ("queued", "running")
     outcomes = system.database.run("SELECT DISTINCT outcome FROM attempts WHERE turn_id = %s",
                                    (turn.turn_id,))  # fmt: skip
     assert [row.outcome for row in outcomes] == ["crashed"]
@@ -405,13 +397,13 @@ def test_one_death_in_quarantine_may_be_the_machines_and_parks_nothing(
     turn = accept(system.database, system.request("innocent"))
     isolate(system, new_worker, turn)
     crash_alone(system, new_worker, turn)
-    assert read(system, turn).state == "queued"
+    assert system.read(turn).state == "queued"
     assert hints(system) == {turn.turn_id: "quarantine"}
     for _ in range(5):
         crash_together(system, new_worker, turn)
         assert hints(system) == {turn.turn_id: "quarantine"}
     crash_alone(system, new_worker, turn)
-    assert read(system, turn).state == "parked"
+    assert system.read(turn).state == "parked"
 
 
 def test_everything_killed_five_times_in_a_row_neither_parks_nor_isolates(
@@ -446,7 +438,7 @@ def test_a_turn_that_takes_the_whole_machine_down_is_isolated_and_parked_in_the_
     for _ in range(DISCOUNT * PARKED_AFTER):
         assert hints(system) == {turn.turn_id: "quarantine"}
         crash_together(system, new_worker, turn)
-    assert read(system, turn).state == "parked"
+    assert system.read(turn).state == "parked"
 
 
 def test_a_turn_in_quarantine_that_was_not_alone_is_not_charged_in_full(
@@ -461,7 +453,7 @@ def test_a_turn_in_quarantine_that_was_not_alone_is_not_charged_in_full(
         worker.die()
         assert sweep_once(system) == 2
         age(system)
-    assert read(system, turn).state == "queued"
+    assert system.read(turn).state == "queued"
 
 
 def test_a_claim_that_its_worker_never_learnt_of_is_no_crash(
@@ -551,4 +543,4 @@ def test_an_innocent_turn_is_answered_in_quarantine(
     )
     with InlineWorker(system.settings.model_copy(update={"worker": worker})):
         system.wait_until_settled(20)
-    assert read(system, turn).reply.content == "only unlucky"
+    assert system.read(turn).reply.content == "only unlucky"

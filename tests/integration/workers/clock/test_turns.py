@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from tests.integration.workers.claiming import claimed, seen_at
 from tests.integration.workers.clock.stepping import HOUR, Eventually, both_ways, step
 from turnmill.producer.accept import accept, accept_many
 from turnmill.producer.relay.lost import LostHints
 from turnmill.producer.relay.outbox import TAKE
-from turnmill.producer.turns import read_turn
 from turnmill.schemas.outcomes import Snoozed
 from turnmill.schemas.settings import RetentionSettings
-from turnmill.schemas.turns import AcceptedTurn, Lane
+from turnmill.schemas.turns import Lane
 from turnmill.workers.testing import InlineWorker
-from turnmill.workers.turn.claim import Claim
 from turnmill.workers.turn.leases import Leases
 from turnmill.workers.turn.settle import Settler
 from turnmill.workers.upkeep.pruner import prune
@@ -38,16 +37,6 @@ def leases(system: Any) -> Iterator[Leases]:
     model = system.settings.engine.model_name
     leases = Leases(system.database, system.settings.worker, model=model, engine="echo")
     yield leases
-
-
-def claimed(leases: Leases, turn: AcceptedTurn) -> Claim:
-    claim = leases.claim(turn.turn_id)
-    assert claim is not None
-    return claim
-
-
-def read(system: Any, turn: AcceptedTurn) -> Any:
-    return read_turn(system.database, system.tenant_id, turn.turn_id)
 
 
 @both_ways
@@ -70,10 +59,6 @@ def test_turns_that_were_queued_before_a_step_are_answered_at_once(
     assert system.count("attempt > 1") == 0
 
 
-def seen_at(system: Any) -> Any:
-    return system.database.run("SELECT seen_at FROM worker_liveness")[0].seen_at
-
-
 @both_ways
 def test_running_turns_survive_a_step_and_it_is_logged(
     system: Any, step_s: float, eventually: Eventually
@@ -88,7 +73,7 @@ def test_running_turns_survive_a_step_and_it_is_logged(
             eventually(lambda before=before: seen_at(system) > before)  # type: ignore[misc]
         step(system, step_s)
         system.wait_until_settled(20)
-    assert [read(system, turn).state for turn in turns] == ["completed"] * 4
+    assert [system.read(turn).state for turn in turns] == ["completed"] * 4
     assert system.count("attempt > 1 OR crashes > 0") == 0
     steps = [log["by_s"] for log in logs if log["event"] == "clock.stepped"]
     assert [round(by_s) for by_s in steps] == [step_s]
@@ -153,7 +138,7 @@ def test_a_deadline_knows_of_a_step_forward(system: Any, eventually: Eventually)
         eventually(lambda: system.count("state = 'running'") == 1)
         step(system, HOUR)
         system.wait_until_settled(20)
-    assert [read(system, turn).state for turn in (first, second)] == ["completed", "completed"]
+    assert [system.read(turn).state for turn in (first, second)] == ["completed", "completed"]
 
 
 def test_the_lease_of_a_silent_worker_still_expires_after_a_step_back(
@@ -164,7 +149,7 @@ def test_the_lease_of_a_silent_worker_still_expires_after_a_step_back(
     step(system, -HOUR)
     with InlineWorker(system.settings):
         system.wait_until_settled(20)
-    assert (read(system, turn).state, system.count("attempt = 2")) == ("completed", 1)
+    assert (system.read(turn).state, system.count("attempt = 2")) == ("completed", 1)
 
 
 def test_the_longer_leases_of_a_worker_that_lives_are_left_alone(
@@ -190,7 +175,7 @@ def test_a_worker_that_was_seen_before_a_step_back_may_be_dead(
     step(system, -HOUR)
     with InlineWorker(system.settings):
         system.wait_until_settled(10)
-    assert (read(system, turn).state, system.count("crashes = 1")) == ("completed", 1)
+    assert (system.read(turn).state, system.count("crashes = 1")) == ("completed", 1)
 
 
 def test_a_hint_that_was_lost_before_a_step_back_is_published_again(system: Any) -> None:
@@ -226,7 +211,7 @@ def test_the_pruner_deletes_nothing_because_the_clock_stepped_forward(system: An
     with capture_logs() as logs:
         counts = prune(system.database, RetentionSettings(turns_days=30), lambda _: False)
     assert not [name for name in counts or () if "(made)" not in name]
-    assert read(system, turn).state == "completed"
+    assert system.read(turn).state == "completed"
     assert [log["by_s"] for log in logs if log["event"] == "clock.ahead"] == [1000 * 24 * HOUR]
 
 
