@@ -23,7 +23,7 @@ REASONS = {
 }
 
 #: `Any` that is left in what ships. Whoever replaces one lowers the number, and nobody raises it.
-MOST_ANY = {"schemas": 22, "producer": 23, "workers": 52, "infra": 16, "compression": 6}
+MOST_ANY = {"schemas": 22, "producer": 22, "workers": 52, "infra": 16, "compression": 6}
 #: Folders that are full of values of libraries without types, or hand on their arguments.
 UNTYPED = {
     "workers/vendor": "what libraries keep to themselves",
