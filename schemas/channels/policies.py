@@ -66,7 +66,10 @@ class Texts(BaseModel):
     )
     #: Above the sources of a reply.
     sources: Notice = "Sources:"
-    unreadable: Notice = "I can only read text so far. Could you write it?"
+    #: To a photo where no worker reads images, a file alone, and a mention without a word.
+    unreadable: Notice = (
+        "I found nothing in your message that I can read. Please write what you need."
+    )
     unclear: Notice = "I could not make out what you said. Please say it again, or write it."
     remembered: Notice = (
         "I will remember that. To see or delete it, write 'what do you know about me' or "

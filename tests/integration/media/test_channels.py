@@ -194,7 +194,9 @@ def test_without_a_worker_that_reads_it_a_voice_message_is_answered_as_before(
         event = shop.from_telegram(voice={"file_id": "V"})
         assert event.files == (RemoteFile(kind="audio", ref="V"),)
         assert shop.receive(event) is Kind.UNREADABLE
-    assert ["only read text" in notice for notice in shop.notices()] == [True]
+    assert ["nothing in your message that I can read" in notice for notice in shop.notices()] == [
+        True
+    ]
     assert shop.site.database.run("SELECT 1 FROM files") == []
 
 
