@@ -176,8 +176,9 @@ def _validated(
             inner = _model_at(model, first["loc"][:-1])
             said = f"no such key; there are {', '.join(inner.model_fields)}"
         else:
-            said = first["msg"]
-        raise InvalidInput(f"{source}: {where}'{key}': {said}.", param=key) from error
+            said = first["msg"].removeprefix("Value error, ")
+        named = f"'{key}': " if key else ""  # A rule about several keys names them itself.
+        raise InvalidInput(f"{source}: {where}{named}{said}.", param=key) from error
 
 
 def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel]:

@@ -47,6 +47,8 @@ class PruneOptions(Options):
     def _is_consistent(self) -> "PruneOptions":
         if self.stages > 1 and self.recovery is None:
             raise ValueError("stages without recovery end where one stage does: give recovery")
+        if self.pattern:
+            parse_pattern(self.pattern)
         if self.pattern and (self.stages > 1 or self.method in _STRUCTURED):
             raise ValueError("a pattern is pruned in one stage, and weight by weight")
         if self.stages > 1 and self.method in _STRUCTURED:

@@ -174,7 +174,7 @@ def unpulled(entry: CatalogueModel, form: PullForm) -> SettingsError:
 def _verify_once(folder: Path, states: tuple[object, ...]) -> None:
     """Engines ask for their model several times while they start."""
     found = verify(folder)
-    log.info("artifact.verified", artifact=found.name, checksum=found.checksum)
+    log.info("artifact.verified", artifact=folder.name, checksum=found.checksum)
 
 
 def _file_states(folder: Path) -> tuple[object, ...]:

@@ -119,3 +119,16 @@ def test_qat_without_rounded_weights_is_refused_before_work(steps: list[str]) ->
     with pytest.raises(InvalidInput, match="right behind a step 'quantize'"):
         recipe_of_flags(steps)
     assert recipe_of_flags(["quantize:bits=8", "qat:steps=1", "qat:steps=1", "export"])
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ("prune:pattern=4:4", "'4:4' is no pattern"),
+        ("finetune", r"flags: step 1 \(finetune\) give steps, minutes or both"),
+        ("prune:stages=2", r"step 1 \(prune\) stages without recovery"),
+    ],
+)
+def test_what_options_say_together_is_refused_in_words(step: str, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        recipe_of_flags([step])

@@ -177,3 +177,11 @@ def test_a_student_with_another_tokenizer_is_refused(tiny_tokenizer: Any) -> Non
     count = len(tiny_tokenizer.get_vocab())
     with pytest.raises(InvalidInput, match=rf"another tokenizer than the teacher.* {count} of the"):
         require_same_tokenizer(tiny_tokenizer, Other(), "other")
+
+    class More:
+        def get_vocab(self) -> dict[str, int]:
+            return {**tiny_tokenizer.get_vocab(), "<added>": count}
+
+    require_same_tokenizer(tiny_tokenizer, More(), "more")
+    with pytest.raises(InvalidInput, match=" 1 of the teacher's"):
+        require_same_tokenizer(More(), tiny_tokenizer, "fewer")
