@@ -8,8 +8,9 @@ import pytest
 
 pytest.importorskip("sacrebleu")
 
+from turnmill.compression.evaluate import intervals as resampling
 from turnmill.compression.evaluate.agreement import equal_share, reply_agreement
-from turnmill.compression.evaluate.intervals import bootstrap, mean
+from turnmill.compression.evaluate.intervals import bootstrap, bootstrap_sums, mean, ratio
 from turnmill.compression.evaluate.text_scores import score_texts, split_words
 
 
@@ -29,6 +30,21 @@ def test_interval_is_the_same_in_every_run() -> None:
 
     assert bootstrap(samples, mean) == bootstrap(samples, mean)
     assert bootstrap(samples, mean).low < 3.75 < bootstrap(samples, mean).high
+
+
+def test_many_groups_are_drawn_as_few_are_without_a_pass_of_python_for_each_resample(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = random.Random(1)
+    groups = [[float(draw.random() < 0.2), float(draw.randrange(1, 9))] for _ in range(1200)]
+    many = bootstrap_sums(groups, ratio)
+    monkeypatch.setattr(resampling, "find_spec", lambda name: None)
+    assert bootstrap_sums(groups, ratio) == many
+    monkeypatch.undo()
+    monkeypatch.delattr(resampling, "_draws")
+    assert bootstrap_sums(groups, ratio) == many
+    equal = bootstrap_sums([[1.0, 2.0]] * 1200, ratio)
+    assert (equal.value, equal.low, equal.high) == (0.5, 0.5, 0.5)
 
 
 def test_bleu_is_sacrebleus_corpus_score() -> None:
