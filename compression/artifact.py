@@ -125,6 +125,11 @@ def write_artifact(
     sealed = manifest.model_copy(update={"files": _digests(partial)}).sealed()
     text = sealed.model_dump_json(indent=2) + "\n"
     (partial / MANIFEST).write_text(text, encoding="utf-8")
+    # safetensors gives its files to their owner alone; workers may run under another account.
+    mode = (partial / MANIFEST).stat().st_mode
+    for path in partial.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
     for path in [*partial.rglob("*"), partial]:
         sync(path)
     if replace:
@@ -211,7 +216,12 @@ def verify(folder: Path) -> Manifest:
     for name in manifest.files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ArtifactRefused(f"{folder}: its manifest lists '{name}', outside its folder.")
-    found = _digests(folder)
+    try:
+        found = _digests(folder)
+    except PermissionError as error:
+        raise ArtifactRefused(
+            f"{error.filename} cannot be read by this account. Allow it: chmod -R a+rX {folder}"
+        ) from error
     found.pop(MANIFEST, None)
     faults = {
         "missing": manifest.files.keys() - found.keys(),

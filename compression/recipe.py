@@ -139,6 +139,18 @@ def _check_exports_last(steps: Sequence[StepSpec], source: str) -> None:
             "wrote.",
             param="kind",
         )
+    before = [each for each in steps if each.kind != "export"][-1:]
+    if "export" in kinds and any(_is_bitsandbytes(each) for each in before):
+        raise InvalidInput(
+            f"{source}: no other format holds the weights of bitsandbytes; 'export' would write "
+            "them as they were before. Leave it out, or quantize with another method.",
+            param="kind",
+        )
+
+
+def _is_bitsandbytes(step: StepSpec) -> bool:
+    method: str = getattr(step.options, "method", "")
+    return step.kind == "quantize" and method.startswith("bnb")
 
 
 def _check_qat_follows_quantize(steps: Sequence[StepSpec], source: str) -> None:
@@ -146,8 +158,7 @@ def _check_qat_follows_quantize(steps: Sequence[StepSpec], source: str) -> None:
     for before, each in zip([None, *steps], steps, strict=False):
         if each.kind != "qat" or (before and before.kind == "qat"):
             continue
-        method = getattr(before.options, "method", "") if before else ""
-        if before is None or before.kind != "quantize" or method.startswith("bnb"):
+        if before is None or before.kind != "quantize" or _is_bitsandbytes(before):
             raise InvalidInput(
                 f"{source}: 'qat' trains a quantized model: put it right behind a step 'quantize' "
                 "with another method than bitsandbytes'.",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 from turnmill.compression.export import gguf
@@ -19,6 +20,10 @@ EXPORTERS = {
 }
 
 
+#: What an exporter imports beside torch and transformers.
+LIBRARIES = {"gguf": "gguf", "litert": "litert_torch", "openvino": "openvino"}
+
+
 class ExportOptions(Options):
     #: `gguf`: for the default engine. `litert`: TensorFlow Lite. `openvino`: OpenVINO IR.
     to: Literal["gguf", "litert", "openvino"] = "gguf"
@@ -26,6 +31,11 @@ class ExportOptions(Options):
     weights: Literal["auto", "f16", "q8_0", "q4_0", "float16", "int8"] = "auto"
 
     def check(self, config: "PretrainedConfig") -> "PretrainedConfig":
+        if find_spec(LIBRARIES[self.to]) is None:
+            raise SettingsError(
+                f"Exporting to {self.to} needs '{LIBRARIES[self.to]}', which is not installed; see "
+                "docs/compression.md."
+            )
         if self.to == "gguf":
             gguf.check(config)
         return config
@@ -40,12 +50,6 @@ class Export:
         module, _, function = EXPORTERS[options.to].partition(":")
         folder = state.folder / "files"
         folder.mkdir(exist_ok=True)
-        try:
-            exporter = getattr(import_module(module), function)
-        except ModuleNotFoundError as error:
-            raise SettingsError(
-                f"Exporting to {options.to} needs '{error.name}', which is not installed; "
-                "see docs/compression.md."
-            ) from error
+        exporter = getattr(import_module(module), function)
         told: Mapping[str, object] = exporter(state, folder, options.weights, progress)
         return told

@@ -15,12 +15,14 @@ from transformers import (
 
 from turnmill.compression.calibration import linears_of
 from turnmill.compression.distill.step import DistillOptions
+from turnmill.compression.export import step as export
+from turnmill.compression.export.step import ExportOptions
 from turnmill.compression.prune.step import DropLayersOptions, PruneOptions
 from turnmill.compression.prune.weights import prune_weights
 from turnmill.compression.quantize.step import QuantizeOptions
 from turnmill.compression.recipe import recipe_of_flags
 from turnmill.compression.step import Options, Silent
-from turnmill.schemas.errors import InvalidInput
+from turnmill.schemas.errors import InvalidInput, SettingsError
 
 _SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -132,3 +134,14 @@ def test_qat_without_rounded_weights_is_refused_before_work(steps: list[str]) ->
 def test_what_options_say_together_is_refused_in_words(step: str, said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         recipe_of_flags([step])
+
+
+def test_an_export_of_what_it_cannot_write_is_refused_before_work(
+    tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidInput, match="no other format holds the weights of bitsandbytes"):
+        recipe_of_flags(["quantize:method=bnb-nf4", "export"])
+    assert recipe_of_flags(["quantize:method=bnb-nf4", "finetune:steps=1", "export"])
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match="'litert_torch', which is not installed"):
+        ExportOptions(to="litert").check(tiny_llama.config)

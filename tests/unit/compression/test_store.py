@@ -1,5 +1,6 @@
 """Artifacts are written whole, refused when they are changed, and promoted on the record."""
 
+import errno
 import hashlib
 import json
 import resource
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from turnmill.compression import artifact
 from turnmill.compression.artifact import (
     MANIFEST,
     BaseModelRecord,
@@ -137,6 +139,31 @@ def test_the_last_promotion_counts_and_a_rollback_takes_it_back(store: ModelStor
     ]
     with pytest.raises(NotFound, match="nothing to roll back to"):
         store.rollback(by="eve")
+
+
+def test_what_a_library_gave_to_its_owner_alone_is_as_readable_as_the_manifest(
+    store: ModelStore,
+) -> None:
+    def private(folder: Path) -> None:
+        fill(folder)
+        (folder / "more" / "model.safetensors").chmod(0o600)
+
+    write_artifact(store.folder / "a", private, PLAN)
+    modes = {each.stat().st_mode for each in store.path("a").rglob("*") if each.is_file()}
+    assert modes == {(store.path("a") / MANIFEST).stat().st_mode}
+
+
+def test_an_artifact_that_this_account_may_not_read_says_how_to_allow_it(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(store, "a")
+
+    def refused(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(artifact, "digest_of", refused)
+    with pytest.raises(ArtifactRefused, match=rf"chmod -R a\+rX {folder}"):
+        verify(folder)
 
 
 @pytest.fixture
