@@ -23,8 +23,10 @@ from turnmill.schemas.errors import (
 from turnmill.schemas.files.parts import PartKeeper
 from turnmill.schemas.postgres.clock import is_due
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import Id
 from turnmill.workers.delivery.base import MAX_PAUSE_S, Delivery, FetchesFiles
 from turnmill.workers.delivery.calls.posting import ending
+from turnmill.workers.upkeep.isolated import Resting, first_isolated
 
 log = structlog.get_logger()
 
@@ -42,14 +44,20 @@ MAX_AT_ONCE = 8
 #: After a step of the clock, a file that is being fetched may be fetched twice, which changes
 #: nothing; one that was never tried does not wait for any clock. Others wait longer by a step back,
 #: which is an hour at most: no platform is obeyed for longer.
+_IS_DUE = f"""
+source IS NOT NULL AND (fetches = 0 OR {is_due("fetch_at", MAX_PAUSE_S)})
+"""
+
+_DUE = f"""
+SELECT id FROM files WHERE {_IS_DUE} AND source ->> 'channel' = ANY(%(channels)s)
+  AND id <> ALL(%(resting)s::uuid[])
+ORDER BY fetch_at LIMIT {MAX_AT_ONCE}
+"""
+
 _TAKE = f"""
 UPDATE files SET fetches = fetches + 1,
     fetch_at = clock_timestamp() + make_interval(secs => %(lease_s)s)
-WHERE id = (
-    SELECT id FROM files WHERE source IS NOT NULL
-      AND (fetches = 0 OR {is_due("fetch_at", MAX_PAUSE_S)})
-      AND source ->> 'channel' = ANY(%(channels)s)
-    ORDER BY fetch_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+WHERE id = (SELECT id FROM files WHERE id = %(file)s AND {_IS_DUE} FOR UPDATE SKIP LOCKED)
 RETURNING id, tenant_id, name, source, fetches, fetch_at AS leased_until
 """
 
@@ -100,6 +108,7 @@ class Fetcher:
         self._channels = {name for name, each in channels.items() if isinstance(each, FetchesFiles)}
         #: The file that is being fetched of each channel. The looking thread alone adds to it.
         self._busy: dict[str, _Owed] = {}
+        self._resting = Resting()
         self._stopping = threading.Event()
         #: Set when a channel is free again.
         self._freed = threading.Event()
@@ -129,8 +138,12 @@ class Fetcher:
         return owed is not None
 
     def _take(self, channels: Iterable[str]) -> _Owed | None:
-        given = {"lease_s": LEASE_S, "channels": list(channels)}
-        rows = self._database.fetch(_Owed, _TAKE, given)
+        given = {"channels": list(channels), "resting": self._resting.ids}
+        due = [row.id for row in self._database.fetch(Id, _DUE, given)]
+        return first_isolated(self._take_one, due, "file", self._resting)
+
+    def _take_one(self, file_id: UUID) -> _Owed | None:
+        rows = self._database.fetch(_Owed, _TAKE, {"file": file_id, "lease_s": LEASE_S})
         return rows[0] if rows else None
 
     def _fetch(self, owed: _Owed) -> None:

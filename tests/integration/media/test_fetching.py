@@ -546,6 +546,28 @@ def test_a_platform_is_not_asked_again_before_it_wants_to_be(site: Site) -> None
         assert site.database.run("SELECT 1 FROM files WHERE source IS NULL")
 
 
+def test_a_file_that_postgres_refuses_to_change_holds_up_no_other(site: Site) -> None:
+    with WhatsAppAPI() as api, InlineWorker(site.settings), capture_logs() as logs:
+        line = whatsapp_platform(api)
+        fetcher = fetcher_of(site, line=line.section)
+        for number in range(2):
+            event = line.parsed(line.send("audio", tone()))
+            place = event.address.model_copy(update={"thread": str(number)})
+            changed = {"address": place, "event_id": f"{event.event_id}{number}"}
+            event = event.model_copy(update=changed)
+            receive(site.database, "line", site.tenant_id, BOT, AT_ONCE, event)
+        (first, second) = site.database.run("SELECT id FROM files ORDER BY fetch_at")
+        site.database.run(
+            "ALTER TABLE files ADD CONSTRAINT refuses "
+            f"CHECK (id <> '{first.id}' OR fetches = 0) NOT VALID"
+        )
+        assert [fetcher.fetch_next() for _ in range(2)] == [True, False]
+    fetched = site.database.run("SELECT id FROM files WHERE source IS NULL")
+    assert [row.id for row in fetched] == [second.id]
+    told = [log["file_id"] for log in logs if log["event"] == "file.sweep_failed"]
+    assert told == [first.id.hex]
+
+
 def test_a_slow_platform_holds_up_its_own_files_alone(
     site: Site, eventually: Callable[..., None]
 ) -> None:
