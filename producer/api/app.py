@@ -55,7 +55,7 @@ from turnmill.producer.api.services import Services, running_services
 from turnmill.producer.channels.bots import save_bots
 from turnmill.producer.channels.registry import create_pipelines
 from turnmill.schemas.channels.configuration import Configuration, load_configuration
-from turnmill.schemas.errors import TransientError, TurnmillError
+from turnmill.schemas.errors import SettingsError, TransientError, TurnmillError
 from turnmill.schemas.files.opening import open_storage
 from turnmill.schemas.observability.telemetry import telemetry
 from turnmill.schemas.openai import ChatCompletionRequest, ErrorBody
@@ -168,7 +168,7 @@ def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
 
 
 def serve(settings: Settings) -> None:
-    """Run the API until SIGTERM or SIGINT."""
+    """Run the API until SIGTERM or SIGINT. Raises `SettingsError`: it cannot listen there."""
     raise_file_limit()
     server = Server(settings)
     with telemetry(settings, "api", server.health):
@@ -209,7 +209,15 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(self._note_loop_error)
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            # uvicorn's way to say that it may not listen there; it has logged why.
+            api = self.config
+            raise SettingsError(
+                f"The API cannot listen on {api.host}, port {api.port}. Does another process have "
+                "the port? Set TURNMILL_API__HOST or TURNMILL_API__PORT."
+            ) from None
         if self.started:
             for server in self.servers:
                 deepen_backlog(server.sockets)

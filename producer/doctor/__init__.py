@@ -21,7 +21,7 @@ from turnmill.producer.doctor import (
     work,
 )
 from turnmill.producer.doctor.findings import Finding, Level, broken, examine, note
-from turnmill.producer.operations.unreached import is_configured
+from turnmill.producer.operations.unreached import broker_remedy_for, is_configured
 from turnmill.schemas.errors import SettingsError, TurnmillError
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings, load_settings
@@ -102,6 +102,4 @@ def _broker(
             if not any(finding.what == broker.WRITES for finding in found):
                 yield from examine(broker.WORKER_CHECKS, target)
     except broker.Unreachable as error:
-        yield broken(str(error), "Does it run, and does TURNMILL_BROKER__URL lead to it?").of(
-            "broker"
-        )
+        yield broken(str(error), broker_remedy_for(str(error))).of("broker")

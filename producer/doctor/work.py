@@ -116,7 +116,7 @@ def _oldest(target: Target) -> Iterator[Finding]:
     if age_s is not None and age_s > PATIENCE_S:
         yield warning(
             f"the oldest interactive turn without a reply was accepted {_span(age_s)} ago",
-            "more workers for the lane, or a look at their logs",
+            "turnmill status, which says what it waits for",
         )
 
 

@@ -1,7 +1,8 @@
-"""What helps where PostgreSQL refuses a connection.
+"""What helps where PostgreSQL or the broker refuses a connection.
 
-libpq hands on the server's words and no code, so they are looked for as they are in English, the
-language of servers' logs. In another language the general advice stands.
+Clients hand on the server's words and no code (libpq), or one of several codes (kombu's, redis-py's
+and py-amqp's), so the words are looked for as they are in English, the language of servers' logs.
+In another language the general advice stands.
 """
 
 from turnmill.schemas.settings import STACK_FILE, Settings
@@ -32,6 +33,35 @@ _REMEDIES = {
     "certificate": "The certificate has expired or is another server's: renew it, or mend "
     "sslrootcert in TURNMILL_DATABASE__URL.",
 }
+
+
+_BROKER_LOGIN = (
+    "The login in TURNMILL_BROKER__URL is not (or no longer) the broker's. Give the new one to "
+    "every process, and restart it: a running one keeps the old."
+)
+
+#: The same for RabbitMQ, Redis and Valkey.
+_BROKERS_REMEDIES = {
+    "access_refused": _BROKER_LOGIN,
+    "authentication": _BROKER_LOGIN,
+    "wrongpass": _BROKER_LOGIN,
+    "invalid username-password": _BROKER_LOGIN,
+    "invalid password": _BROKER_LOGIN,
+    "vhost": "Create the virtual host and its permissions (rabbitmqctl add_vhost, "
+    "set_permissions), or mend the end of TURNMILL_BROKER__URL.",
+    "certificate": "The certificate has expired, or nobody that this machine trusts has signed it: "
+    "renew it, or add its issuer to the machine's certificates.",
+    "max number of clients": "All its connections are taken: raise maxclients. CLIENT LIST says by "
+    "whom.",
+    "loading": "It reads its data after a start, and lets everybody in when it has.",
+}
+
+
+def broker_remedy_for(message: str) -> str:
+    """Say what helps against an error of a connection to the broker, by what it says."""
+    said = message.lower()
+    found = (remedy for part, remedy in _BROKERS_REMEDIES.items() if part in said)
+    return next(found, "Does it run, and does TURNMILL_BROKER__URL lead to it?")
 
 
 def remedy_for(message: str) -> str:

@@ -36,6 +36,8 @@ ELSEWHERE |= {
         "the title of the README's picture, which runs it",
     ("producer/cli/samples/command.py", 'turnmill ask "{…}" --bot {…}{…}'):
         "test_the_commands_that_an_installed_sample_suggests_are_answered",
+    ("producer/doctor/work.py", "turnmill status"):
+        "test_every_reason_to_wait_is_told_with_what_helps",
     ("schemas/store/tables.py", "turnmill relay"):
         "what a connection calls itself",
     ("producer/operations/why.py", "turnmill doctor"):

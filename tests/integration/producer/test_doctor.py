@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -553,6 +554,22 @@ def test_a_memory_alarm_is_found(
     with memory_alarm(rabbitmq):
         eventually(lambda: any("mem_alarm" in f.detail for f in diagnose()), 60)
         assert found("cluster").level is Level.BROKEN
+
+
+def test_what_helps_against_a_refused_login_or_a_missing_virtual_host_is_said(
+    servers: Callable[[str, str], None],
+    database_url: str,
+    valkey: EmbeddedValkey,
+    rabbitmq: EmbeddedRabbitMQ,
+) -> None:
+    for server in (valkey, rabbitmq):
+        secret = str(urlsplit(server.url).password)
+        servers(database_url, server.url.replace(secret, "hunter2"))
+        finding = found("broker")
+        assert "login in TURNMILL_BROKER__URL" in finding.fix
+        assert "hunter2" not in finding.detail
+    servers(database_url, rabbitmq.vhost_url("nobody_made_it"))
+    assert "rabbitmqctl add_vhost" in found("broker").fix
 
 
 def test_a_broker_that_confirms_nothing_is_broken_without_its_management_api(

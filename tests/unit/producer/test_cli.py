@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -214,6 +215,19 @@ def test_without_a_database_it_says_what_to_do(
     assert f"No embedded stack runs from {tmp_path}" in said
     assert "turnmill up" in said
     assert "TURNMILL_DATABASE__URL" in said
+
+
+def test_an_api_whose_port_is_taken_says_so_and_which_setting_counts(turnmill: Turnmill) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        command = [str(Path(sys.executable).with_name("turnmill")), "api"]
+        environment = {**os.environ, "TURNMILL_API__PORT": str(port)}
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+    assert ended.returncode == 64
+    assert f"cannot listen on 127.0.0.1, port {port}" in ended.stderr
+    assert "TURNMILL_API__PORT" in ended.stderr
 
 
 def test_a_configured_database_that_is_away_is_not_to_be_replaced(turnmill: Turnmill) -> None:
