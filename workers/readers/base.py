@@ -1,8 +1,9 @@
 """What readers make of files: documents, and the passages that they are cut into."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from turnmill.schemas.safety.invisible import visible
 
@@ -97,6 +98,14 @@ class Outline:
     def add(self, text: str) -> None:
         if text.strip():
             self._paragraphs.append(text.strip())
+
+    def add_row(self, cells: Sequence[Sequence[str]]) -> None:
+        """Add a table's row, cells of paragraphs: as one line, so that no passage begins with a
+        price whose article is in another one. A longer row is a page's layout, or text.
+        """
+        line = " | ".join(map(" ".join, cells)).strip(" |")
+        for text in [line] if len(line) <= MAX_PASSAGE_CHARS else chain.from_iterable(cells):
+            self.add(text)
 
     def document(self, title: str) -> Document:
         self._end_section()

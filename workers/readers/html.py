@@ -19,6 +19,9 @@ _BLOCK_TAGS = frozenset(
     {"p", "div", "li", "tr", "td", "th", "dt", "dd", "br", "section", "article", "pre", "table",
      "blockquote", "figure", "figcaption", "summary", "details", "ul", "ol", "main", "caption"}
 )  # fmt: skip
+_CELLS = frozenset({"td", "th"})
+#: What begins or ends a row. A heading or a table within a cell is a page's layout.
+_ROW_ENDS = frozenset({"tr", "table"})
 
 #: https://html.spec.whatwg.org/multipage/semantics.html#charset: within the first 1,024 bytes.
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}charset\s*=\s*["']?([\w-]{1,40})""", re.IGNORECASE)
@@ -73,6 +76,8 @@ class _Page(HTMLParser):
         self._skipped = 0
         self._inside = 0
         self._in_title = False
+        #: The paragraphs of each cell of the table's row that is being read.
+        self._row: list[list[str]] | None = None
         self.url: str | None = None
 
     @property
@@ -89,8 +94,13 @@ class _Page(HTMLParser):
             self.url = self.url or _canonical(dict(attrs))
         elif tag == "title" and not self._skipped:
             self._in_title = True
-        elif tag in _BLOCK_TAGS or _level(tag):
+        elif tag in _ROW_ENDS or _level(tag):
+            self._end_row()
+            self._row = [] if tag == "tr" else None
+        elif tag in _BLOCK_TAGS:
             self._end_paragraph()
+        if tag in _CELLS and self._row is not None:
+            self._row.append([])
 
     def handle_endtag(self, tag: str) -> None:
         if tag in self._skipped_tags:
@@ -99,6 +109,8 @@ class _Page(HTMLParser):
             self._in_title = False
         elif level := _level(tag):
             self._head(level)
+        elif tag in _ROW_ENDS:
+            self._end_row()
         elif tag in _BLOCK_TAGS:
             self._end_paragraph()
         if tag == self._within:
@@ -112,14 +124,24 @@ class _Page(HTMLParser):
 
     def close(self) -> None:
         super().close()
-        self._end_paragraph()
+        self._end_row()
 
     def _head(self, level: int) -> None:
         if text := self._taken():
             self.outline.head(level, text)
 
     def _end_paragraph(self) -> None:
-        self.outline.add(self._taken())
+        text = self._taken()
+        if self._row is None:
+            self.outline.add(text)
+        elif text:
+            self._row = self._row or [[]]
+            self._row[-1].append(text)
+
+    def _end_row(self) -> None:
+        self._end_paragraph()
+        row, self._row = self._row or [], None
+        self.outline.add_row(row)
 
     def _taken(self) -> str:
         text = " ".join("".join(self._text).split())

@@ -11,10 +11,18 @@ from turnmill.workers.readers.text import text_of
 
 def read(path: Path) -> Document:
     outline = Outline()
+    row: list[list[str]] | None = None
     tokens = MarkdownIt("commonmark").enable("table").parse(text_of(path))
     for token, before in zip(tokens, [None, *tokens], strict=False):
         if token.type == "inline" and before is not None and before.type == "heading_open":
             outline.head(int(before.tag[1:]), _plain(token))
+        elif token.type == "tr_open":
+            row = []
+        elif token.type == "tr_close":
+            outline.add_row(row or [])
+            row = None
+        elif token.type == "inline" and row is not None:
+            row.append([_plain(token)])
         elif token.type == "inline":
             outline.add(_plain(token))
         elif token.type in ("fence", "code_block"):

@@ -119,11 +119,47 @@ def test_a_page_says_what_its_encoding_is(passages: Passages) -> None:
         ("<p>Kettles<script>steal()</script><p>Knives", "Kettles\nKnives"),
         ("<ul><li>Kettles<li>Knives</ul>", "Kettles\nKnives"),
         ("<details><summary>Why?</summary>Because.</details>", "Why?\nBecause."),
-        ("<table><tr><td>Kettle<td>30 days</table>", "Kettle\n30 days"),
+        ("<table><tr><td>Kettle<td>30 days</table>", "Kettle | 30 days"),
+        (
+            "<table><caption>Prices</caption><thead><tr><th></th><th>Red</th></tr></thead><tr>"
+            "<td><p>Kettle</p><p>large</p><td></td><td>5 €<br>net</td></tr></table>After",
+            "Prices\nRed\nKettle large |  | 5 € net\nAfter",
+        ),
+        # Pages laid out by tables.
+        (
+            "<table><tr><td><table><tr><td>Kettle<td>5</tr></table><p>Left</p><p>over<td>Right",
+            "Kettle | 5\nLeft\nover\nRight",
+        ),
     ],
 )
 def test_of_a_page_what_people_read_is_read(passages: Passages, page: str, read: str) -> None:
     assert [content for _, content in passages("a.html", page.encode())] == [read]
+
+
+@pytest.mark.parametrize("name", ["prices.html", "prices.md", "prices.docx"])
+def test_no_passage_parts_a_row_of_a_table(passages: Passages, name: str) -> None:
+    rows = [(f"Kettle number {n}", f"{n}.50 €") for n in range(100)]
+    tags = {"html": ("<tr>", "<td>{}</td>", "</tr>"), "md": ("", "| {} ", "|\n")}
+    cell = f"<w:tc>{paragraph('{}')}</w:tc>"
+    begin, each, end = tags.get(name.split(".")[1], ("<w:tr>", cell, "</w:tr>"))
+    body = "".join(begin + "".join(map(each.format, row)) + end for row in rows)
+    content = {
+        "prices.html": lambda: f"<meta charset=utf-8><table>{body}</table>".encode(),
+        "prices.md": lambda: f"| kind | price |\n|---|---|\n{body}".encode(),
+        "prices.docx": lambda: word(f"<w:tbl>{body}</w:tbl>"),
+    }[name]()
+    read = [content for _, content in passages(name, content)]
+    assert len(read) > 1
+    lines = "\n".join(read).splitlines()
+    assert [line for line in lines if line != "kind | price"] == [" | ".join(row) for row in rows]
+
+
+def test_a_long_row_is_read_as_paragraphs(passages: Passages) -> None:
+    page = f"<table><tr><td><p>{'a' * 600}</p><p>b</p><td>{'c' * 600}</table>"
+    assert [content for _, content in passages("a.html", page.encode())] == [
+        f"{'a' * 600}\nb",
+        "c" * 600,
+    ]
 
 
 def test_a_missing_library_is_named_with_what_to_install(
