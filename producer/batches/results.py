@@ -178,7 +178,10 @@ def _joined(results: Iterable[BatchResult], backlog: Backlog | None) -> Iterator
     for result in results:
         cells = next((cells for number, cells in records if number == result.row), None)
         if cells is None or backlog.id_of(result.row, cells) != result.id:
-            raise InvalidInput(f"'{backlog.path.name}' is not the backlog of this batch.")
+            raise InvalidInput(
+                f"'{backlog.path.name}' is not the backlog of this batch, or it was submitted with "
+                "other options: give the same --id, --header, --delimiter."
+            )
         yield cells, result
     # The rest is read too: the file must not have changed up to its end.
     deque(records, maxlen=0)

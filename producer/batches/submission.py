@@ -71,13 +71,14 @@ def submit(
     *,
     name: str | None = None,
     purpose: str | None = None,
+    on_found: Callable[[Batch], None] = lambda batch: None,
     on_accepted: Callable[[int], None] = lambda count: None,
 ) -> Batch:
     """Accept every row that is not accepted yet; the parameters override those of the rows.
 
     A `name` makes a batch of its own, so that the same file can run again; without one the
-    batch is called like the file. A batch with a `purpose` is no user's. `on_accepted` receives
-    the rows accepted so far.
+    batch is called like the file. A batch with a `purpose` is no user's. `on_found` receives the
+    batch if it was submitted before, `on_accepted` the number of rows accepted so far.
 
     Raises:
         UnknownBot: the tenant has no bot of this name.
@@ -89,6 +90,8 @@ def submit(
     batch, is_new = _find_or_create(database, tenant_id, bot, file, overrides, name, purpose)
     if batch.cancelled_at is not None:
         raise cancelled(batch)
+    if not is_new:
+        on_found(batch)
     count = 0
     for chunk in _chunks(file.rows()):
         known = set() if is_new else _accepted_rows(database, batch.batch_id, chunk)

@@ -118,8 +118,23 @@ def _submit(
             backlog,
             overrides,
             name=name,
+            on_found=lambda batch: _say_found(system, batch),
             on_accepted=on_accepted,
         )
+
+
+def _say_found(system: System, batch: Batch) -> None:
+    """Say that a batch is no new one: its replies are those of the bot as it was then."""
+    now = progress(system.database, system.tenant_id, batch.batch_id)
+    submitted = f"This file was submitted before, on {batch.created_at:%Y-%m-%d at %H:%M %Z}"
+    if now.is_done:
+        said = (
+            f"{submitted}. The replies are those of then, whatever has changed in the bot or its "
+            "model. To have it answered anew, give the batch another name: --name NAME"
+        )
+    else:
+        said = f"{submitted}: {now.settled:,} of {now.total:,} rows have ended, the others follow."
+    console.print(plain(said), soft_wrap=True)
 
 
 @contextmanager

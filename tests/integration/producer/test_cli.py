@@ -20,6 +20,7 @@ from turnmill.producer.batches import control
 from turnmill.producer.batches.backlog import read_backlog
 from turnmill.producer.batches.submission import submit
 from turnmill.producer.cli.app import main
+from turnmill.producer.cli.backlogs import answering
 from turnmill.producer.cli.views import batch_view, reply_view
 from turnmill.producer.operations.why import Explainer, Why
 from turnmill.producer.ratings import rate
@@ -207,6 +208,22 @@ def test_a_batch_is_paused_resumed_retried_and_cancelled_by_commands(
     assert state() == "3 3 cancelled"
     status, _, said = turnmill("batch", "resume", name)
     assert status and "was cancelled and stays so" in said
+
+
+def test_a_file_that_was_submitted_before_is_said_to_have_its_replies_of_then(
+    turnmill: Turnmill, migrated: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bot that was changed since does not answer the file again."""
+    submit_rows(tmp_path, "one", "two")
+    (file,) = tmp_path.glob("*.jsonl")
+    monkeypatch.setattr(answering, "watch_batch", lambda *words: None)
+    again = ["batch", "run", str(file), "-o", str(tmp_path / "out.csv")]
+    assert "before, on 20" in (said := turnmill(*again)[1]) and "0 of 2 rows have ended" in said
+    with psycopg.connect(migrated) as link:
+        link.execute("UPDATE turns SET state = 'failed', error_code = 'bad', settled_at = now()")
+    said = " ".join(turnmill(*again)[1].split())
+    assert "The replies are those of then" in said and "--name NAME" in said
+    assert "before" not in turnmill(*again, "--name", "anew")[1]
 
 
 def test_a_question_that_nobody_answers_says_why_beside_its_reply(
