@@ -12,6 +12,7 @@ from turnmill.producer.cli.compression.compress import (
     ModelArgument,
     ProseOption,
     checkpoint_of,
+    name_of,
 )
 from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.progress import showing_bars
@@ -79,12 +80,12 @@ def auto(
         raise InvalidInput("Give conversations to calibrate and measure on: --data chats.jsonl")
     if out:
         out.mkdir(parents=True, exist_ok=True)  # Before the search: it may not be possible.
-    base_name = name or re.sub(r"[^\w.-]+", "-", Path(model).name.removesuffix(".gguf")).lower()
+    called = name_of(model, settings)
     with showing_bars(console) as bars:
         job = Job(
-            name=base_name,
+            name=name or re.sub(r"[^\w.-]+", "-", called.removesuffix(".gguf")).lower(),
             base=checkpoint_of(model, settings),
-            base_name=Path(model).name,
+            base_name=called,
             recipe=recipes[0],
             conversations=read_conversations(data),
             prose=read_text(prose or PROSE),

@@ -80,7 +80,10 @@ def run(
         list[str] | None,
         typer.Option(help="With --step: length=256, calibration=48, …; repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="With --step: another seed, other random choices.")] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="With --step: another seed than 1, other random choices."),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Of the artifact; model and recipe when left out.")
     ] = None,
@@ -107,7 +110,7 @@ def run(
     settings = load_settings()
     chosen = _recipe(recipe, step or [], limit or [], window or [], seed)
     conversations = conversations_from(data or [], tenant_data or [], settings)
-    base_name = Path(model).name
+    base_name = name_of(model, settings)
     with showing_bars(console) as bars:
         bars.note(f"preparing {base_name}")
         base = checkpoint_of(model, settings)
@@ -163,17 +166,36 @@ def checkpoint_of(model: str, settings: Settings) -> Path:
     return path if path.is_dir() else fetch_repository(model)
 
 
+def name_of(model: str, settings: Settings) -> str:
+    """Return what a model is called: a folder by its name, though it is given as `.`, and the
+    promoted artifact by its own.
+    """
+    from turnmill.compression.store import ModelStore
+    from turnmill.workers.engines.models import PROMOTED
+
+    path = Path(model).expanduser()
+    if model == PROMOTED and not path.exists():
+        return ModelStore(settings.models_dir).promoted_path().name
+    return path.name if path.name not in ("", "..") else path.resolve().name
+
+
 def _recipe(
-    recipe: str | None, steps: list[str], limits: list[str], windows: list[str], seed: int
+    recipe: str | None, steps: list[str], limits: list[str], windows: list[str], seed: int | None
 ) -> "Recipe":
     from turnmill.compression.recipe import read_recipe, recipe_of_flags
     from turnmill.compression.samples import find_recipe
 
     if bool(recipe) == bool(steps):
         raise InvalidInput("Give either --recipe or --step.")
-    if recipe:
-        return read_recipe(find_recipe(recipe))
-    return recipe_of_flags(steps, limits, windows, seed=seed)
+    if not recipe:
+        return recipe_of_flags(steps, limits, windows, seed=1 if seed is None else seed)
+    flags = {"--limit": limits, "--window": windows, "--seed": seed}
+    if ignored := [flag for flag, value in flags.items() if value not in ([], None)]:
+        raise InvalidInput(
+            f"{' and '.join(ignored)} would be ignored: --recipe has limits, windows and seed of "
+            "its own. Change them there, or give --step."
+        )
+    return read_recipe(find_recipe(recipe))
 
 
 def _artifact_name(base_name: str, recipe_name: str) -> str:

@@ -23,7 +23,9 @@ from turnmill.compression.store import ModelStore
 from turnmill.compression.texts import Windows, make_texts, part_of
 from turnmill.producer.cli.app import app
 from turnmill.producer.cli.compression import disk
+from turnmill.producer.cli.compression.compress import name_of
 from turnmill.schemas.errors import InvalidInput, SettingsError
+from turnmill.schemas.settings import load_settings
 
 pytest.importorskip("transformers", reason="pip install 'turnmill[compression]'")
 pytestmark = [
@@ -102,6 +104,28 @@ def test_a_recipe_or_steps_are_asked_for_but_not_both(turnmill: Callable[[str], 
     for options in ("", "--recipe f16 --step export"):
         with pytest.raises(InvalidInput, match="either --recipe or --step"):
             turnmill(f"turnmill compress my-model --data chats.jsonl {options}")
+
+
+@pytest.mark.parametrize("flag", ["--limit size=0.9", "--window length=64", "--seed 1"])
+def test_a_flag_that_a_recipe_would_overrule_is_refused(
+    turnmill: Callable[[str], str], flag: str
+) -> None:
+    with pytest.raises(InvalidInput, match=f"{flag.split()[0]} would be ignored"):
+        turnmill(f"turnmill compress my-model --recipe int8 --data chats.jsonl {flag}")
+
+
+def test_a_model_is_called_by_its_own_name(
+    turnmill: Callable[[str], str], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNMILL_DATA", str(tmp_path))
+    settings = load_settings()
+    monkeypatch.chdir(place / "my-model")
+    assert name_of(".", settings) == "my-model"
+    assert name_of("../my-model/", settings) == "my-model"
+    turnmill(FULL.replace("my-model", ".").replace("chats.jsonl", "../chats.jsonl"))
+    turnmill("turnmill models promote full --force")
+    assert name_of("promoted", settings) == "full"
+    assert ModelStore(settings.models_dir).manifest("full").base.name == "my-model"
 
 
 def test_the_examples_of_distillation_run(turnmill: Callable[[str], str], place: Path) -> None:
