@@ -146,6 +146,8 @@ def write_results(
 
 def check_results_path(path: Path, backlog: Backlog | None = None) -> "Writer":
     """The writer of a results file, so that a wrong name is refused before the work is done."""
+    if path.is_dir():
+        raise InvalidInput(f"'{path}' is a folder. Name a file in it.")
     kind = format_of(path)
     writer = _WRITERS.get(kind)
     if writer is None or (is_gzipped(path) and kind not in TEXTS):

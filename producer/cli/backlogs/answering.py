@@ -88,6 +88,14 @@ def answer_backlog(
     console.print(batch_view.replies_table(first))
     done = summarize(system.database, system.tenant_id, batch.batch_id)
     console.print(batch_view.summary(done, output.path))
+    if done.failed:
+        console.print(
+            plain(
+                "Have the failed rows answered anew, then run this again with --overwrite: "
+                f"turnmill batch retry {shown} --failed{system.suffix}"
+            ),
+            soft_wrap=True,
+        )
     return 0 if done.completed == done.total else 1
 
 

@@ -152,6 +152,20 @@ def a_batch_whose_failed_rows_are_answered_anew(place: Place) -> Printed:
     return Printed(said, f"turnmill batch status --watch {batch}")
 
 
+@prints("producer/cli/backlogs/answering.py", "turnmill batch retry {…} --failed{…}")
+def rows_that_failed(place: Place) -> Printed:
+    batch = batch_of(place, is_open=False)
+    run = place.system.database.run
+    run("UPDATE turns SET state = 'failed', error_code = 'bad'; DELETE FROM replies")
+    file = place.folder / "tickets.jsonl"
+    status, said = place.turnmill("batch", "run", str(file), "-o", "second.csv")
+    assert status == 1 and "--overwrite" in said
+    return Printed(
+        said, f"turnmill batch retry {batch} --failed",
+        has_helped=lambda: run("SELECT state FROM turns")[0].state != "failed",
+    )  # fmt: skip
+
+
 @prints("producer/cli/backlogs/answering.py", "The batch is done and its replies are kept")
 def results_that_cannot_be_written(place: Place) -> Printed:
     """The folder of the results goes away while the batch runs."""

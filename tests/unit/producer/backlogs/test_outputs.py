@@ -202,6 +202,13 @@ def test_cell_of_a_sheet_holds_what_excel_allows(tmp_path: Path) -> None:
     assert second[0].endswith("[cut: a cell holds no more]")
 
 
+def test_folder_is_said_to_be_one_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "out.csv").mkdir()
+    for folder in (tmp_path, tmp_path / "out.csv"):
+        with pytest.raises(InvalidInput, match="is a folder"):
+            check_results_path(folder)
+
+
 def test_sheet_without_room_for_all_rows_is_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
