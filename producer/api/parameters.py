@@ -6,6 +6,7 @@ from uuid import UUID
 from pydantic import PlainValidator, WithJsonSchema
 from pydantic.config import JsonDict
 
+from turnmill.schemas.errors import InvalidInput, NotFound
 from turnmill.schemas.ids import Prefix, parse_id
 
 
@@ -14,7 +15,20 @@ def id_schema(*prefixes: Prefix) -> JsonDict:
     return {"type": "string", "pattern": f"^{prefix}_[0-9a-f]{{32}}$"}
 
 
-#: `turn_…`, `conv_…`, `dlv_…`, `vs_…` and `vsfb_…`; anything else is 400.
+def wanted_id(text: str, *prefixes: Prefix, param: str) -> UUID:
+    """The id of an object of OpenAI's API, with one of these prefixes.
+
+    Raises `NotFound` for any other text: clients catch that where they have the id of a server that
+    they used before, and make the object anew.
+    """
+    fitting = [prefix for prefix in prefixes if text.startswith(f"{prefix}_")]
+    try:
+        return parse_id((fitting or list(prefixes))[0], text)
+    except InvalidInput as error:
+        raise NotFound(error.message, param=param) from None
+
+
+#: `turn_…`, `conv_…` and `dlv_…`: anything else is 400. `vs_…` and `vsfb_…`: 404.
 TurnId = Annotated[
     UUID,
     PlainValidator(lambda text: parse_id(Prefix.TURN, text)),
@@ -32,12 +46,12 @@ DeliveryId = Annotated[
 ]
 VectorStoreId = Annotated[
     UUID,
-    PlainValidator(lambda text: parse_id(Prefix.VECTOR_STORE, text)),
+    PlainValidator(lambda text: wanted_id(text, Prefix.VECTOR_STORE, param="vector_store_id")),
     WithJsonSchema(id_schema(Prefix.VECTOR_STORE)),
 ]
 FileBatchId = Annotated[
     UUID,
-    PlainValidator(lambda text: parse_id(Prefix.FILE_BATCH, text)),
+    PlainValidator(lambda text: wanted_id(text, Prefix.FILE_BATCH, param="batch_id")),
     WithJsonSchema(id_schema(Prefix.FILE_BATCH)),
 ]
 #: As it is written: files of vector stores have ids of either kind.

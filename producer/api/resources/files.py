@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from turnmill.producer.api.auth import TenantOf
 from turnmill.producer.api.forms import Form, FormPart
-from turnmill.producer.api.parameters import FileId
+from turnmill.producer.api.parameters import FileId, wanted_id
 from turnmill.producer.api.pointers import pointer
 from turnmill.producer.api.services import Services, ServicesOf
 from turnmill.schemas.errors import InvalidInput, TooLarge
@@ -203,11 +203,12 @@ async def get_file_content(
 @router.delete("/v1/files/{file_id}")
 async def delete_file(file_id: FileId, services: ServicesOf, tenant_id: TenantOf) -> DeletedFile:
     """Delete a file for good. Turns that refer to it show from then on that it is gone."""
-    wanted = parse_id(Prefix.FILE, file_id)
+    wanted = wanted_id(file_id, Prefix.FILE, param="file_id")
     # Its documents go with it.
     await services.stock.call(services.stock.files.delete, tenant_id, wanted)
     return DeletedFile(id=file_id)
 
 
 async def _find(services: Services, tenant_id: UUID, file_id: str) -> File:
-    return await services.call(services.files.find, tenant_id, parse_id(Prefix.FILE, file_id))
+    wanted = wanted_id(file_id, Prefix.FILE, param="file_id")
+    return await services.call(services.files.find, tenant_id, wanted)

@@ -148,6 +148,27 @@ def test_other_tenants_do_not_find_it(indexed: Site) -> None:
     theirs.close()
 
 
+def test_an_id_of_another_server_is_not_found(site: Site) -> None:
+    client = site.openai
+    own = client.vector_stores.create(name="shop").id
+    calls: list[Callable[[], Any]] = [
+        lambda: client.files.retrieve("file-abc123"),
+        lambda: client.files.content("file-abc123"),
+        lambda: client.files.delete("file-abc123"),
+        lambda: client.vector_stores.retrieve("vs_abc123"),
+        lambda: client.vector_stores.search("vs_abc123", query="kettle"),
+        lambda: client.vector_stores.create(name="y", file_ids=["file-abc123"]),
+        lambda: client.vector_stores.files.create(own, file_id="file-abc123"),
+        lambda: client.vector_stores.files.retrieve("file-abc123", vector_store_id=own),
+        lambda: client.vector_stores.file_batches.create(own, file_ids=["file-abc123"]),
+        lambda: client.vector_stores.file_batches.retrieve("vsfb_abc123", vector_store_id=own),
+    ]
+    for call in calls:
+        with pytest.raises(openai.NotFoundError, match="is not an id of the form") as error:
+            call()
+        assert error.value.param
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

@@ -6,12 +6,12 @@ from fastapi import APIRouter, Depends
 
 from turnmill.producer.api.auth import AdministeredTenantOf
 from turnmill.producer.api.bodies import BodyRoute
-from turnmill.producer.api.parameters import FileBatchId, VectorStoreId
+from turnmill.producer.api.parameters import FileBatchId, VectorStoreId, wanted_id
 from turnmill.producer.api.resources.vector_stores.shown import PageQuery, State, shown_files
 from turnmill.producer.api.services import ServicesOf
 from turnmill.producer.knowledge import file_batches, stores
 from turnmill.producer.knowledge.file_batches import FileBatch
-from turnmill.schemas.ids import Prefix, parse_id, show_id, time_of
+from turnmill.schemas.ids import Prefix, show_id, time_of
 from turnmill.schemas.openai.vector_stores import (
     FileBatchBody,
     FileCounts,
@@ -37,7 +37,8 @@ async def add_vector_store_files(
 ) -> VectorStoreFileBatch:
     """Let workers read files into the vector store: all of them, or none if one cannot be read."""
     wanted = {
-        parse_id(Prefix.FILE, file_id): attributes for file_id, attributes in body.wanted.items()
+        wanted_id(file_id, Prefix.FILE, param="file_ids"): attributes
+        for file_id, attributes in body.wanted.items()
     }
     stock = services.stock
     place = (stock.database, stock.files, tenant_id, vector_store_id)

@@ -6,17 +6,16 @@ from fastapi import APIRouter, Depends, Response
 
 from turnmill.producer.api.auth import AdministeredTenantOf
 from turnmill.producer.api.bodies import BodyRoute
-from turnmill.producer.api.parameters import StoreFileId, VectorStoreId
+from turnmill.producer.api.parameters import StoreFileId, VectorStoreId, wanted_id
 from turnmill.producer.api.resources.vector_stores.shown import (
     PageQuery,
     State,
-    parse_any,
     shown_file,
     shown_files,
 )
 from turnmill.producer.api.services import ServicesOf
 from turnmill.producer.knowledge import stores
-from turnmill.schemas.ids import Prefix, parse_id
+from turnmill.schemas.ids import Prefix
 from turnmill.schemas.openai.vector_stores import (
     Content,
     ContentPage,
@@ -40,7 +39,7 @@ async def add_vector_store_file(
     """Let workers read a file into the vector store. Its status says when they have."""
     place = (services.database, tenant_id, vector_store_id)
     await services.call(stores.find_store, *place)
-    file_id = parse_id(Prefix.FILE, body.file_id)
+    file_id = wanted_id(body.file_id, Prefix.FILE, param="file_id")
     file = await services.call(services.files.find, tenant_id, file_id)
     stock = services.stock
     own = (stock.database, tenant_id, vector_store_id)
@@ -72,7 +71,7 @@ async def get_vector_store_file(
     tenant_id: AdministeredTenantOf,
 ) -> VectorStoreFile:
     """One file, with how far it is, and what went wrong."""
-    id_ = parse_any(file_id, Prefix.FILE, Prefix.DOCUMENT)
+    id_ = wanted_id(file_id, Prefix.FILE, Prefix.DOCUMENT, param="file_id")
     place = (services.database, tenant_id, vector_store_id)
     return shown_file(await services.call(stores.find_file, *place, id_))
 
@@ -85,7 +84,7 @@ async def get_vector_store_file_content(
     tenant_id: AdministeredTenantOf,
 ) -> Response:
     """The text of a file as it is searched, passage by passage."""
-    id_ = parse_any(file_id, Prefix.FILE, Prefix.DOCUMENT)
+    id_ = wanted_id(file_id, Prefix.FILE, Prefix.DOCUMENT, param="file_id")
     place = (services.stock.database, tenant_id, vector_store_id)
 
     def read() -> str:
@@ -105,7 +104,7 @@ async def change_vector_store_file(
     tenant_id: AdministeredTenantOf,
 ) -> VectorStoreFile:
     """Give a file other attributes."""
-    id_ = parse_any(file_id, Prefix.FILE, Prefix.DOCUMENT)
+    id_ = wanted_id(file_id, Prefix.FILE, Prefix.DOCUMENT, param="file_id")
     place = (services.database, tenant_id, vector_store_id)
     return shown_file(await services.call(stores.describe_file, *place, id_, body.attributes))
 
@@ -118,7 +117,7 @@ async def remove_vector_store_file(
     tenant_id: AdministeredTenantOf,
 ) -> DeletedVectorStoreFile:
     """Take a file out of the vector store, with its passages. The file itself stays."""
-    id_ = parse_any(file_id, Prefix.FILE, Prefix.DOCUMENT)
+    id_ = wanted_id(file_id, Prefix.FILE, Prefix.DOCUMENT, param="file_id")
     place = (services.stock.database, tenant_id, vector_store_id)
     await services.stock.call(stores.remove_file, *place, id_)
     return DeletedVectorStoreFile(id=file_id)

@@ -7,13 +7,13 @@ from fastapi import APIRouter, Query
 
 from turnmill.producer.api.auth import AdministeredTenantOf
 from turnmill.producer.api.bodies import BodyRoute
-from turnmill.producer.api.parameters import VectorStoreId
+from turnmill.producer.api.parameters import VectorStoreId, wanted_id
 from turnmill.producer.api.resources.vector_stores.shown import PageQuery, ends
 from turnmill.producer.api.services import Services, ServicesOf
 from turnmill.producer.knowledge import stores
 from turnmill.producer.knowledge.lookup import delete_collection
 from turnmill.producer.knowledge.stores import Store
-from turnmill.schemas.ids import Prefix, parse_id, show_id
+from turnmill.schemas.ids import Prefix, show_id
 from turnmill.schemas.openai.vector_stores import (
     Content,
     DeletedVectorStore,
@@ -36,7 +36,9 @@ async def create_vector_store(
 ) -> VectorStore:
     """Make a vector store: a collection, which bots read by its name."""
     files = [
-        await services.call(services.files.find, tenant_id, parse_id(Prefix.FILE, each))
+        await services.call(
+            services.files.find, tenant_id, wanted_id(each, Prefix.FILE, param="file_ids")
+        )
         for each in body.file_ids or ()
     ]
     for file in files:
