@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,21 +94,32 @@ def _in_a_process(path: Path, dtype: Dtype) -> Speed:
 
 def _measure(path: Path, dtype: Dtype) -> dict[str, object]:
     """Load and run the model in this process."""
-    import resource
-
     started = time.perf_counter()
     model = load_fast(path, dtype)
     load_s = time.perf_counter() - started
     rates = {f"batch_{size}": _rate(model, size) for size in (1, 8)}
-    #: Kilobytes on Linux, bytes on macOS (getrusage(2)).
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {
         **rates,
         "load_s": load_s,
-        "peak_bytes": peak,
+        "peak_bytes": peak_memory(),
         "load_average": os.getloadavg()[0],
     }
+
+
+def peak_memory() -> int:
+    """Return this program's peak resident set, in bytes.
+
+    On Linux not getrusage's: that one begins with the peak of the process that started this one
+    (`exec_mmap` of the kernel), which has had models in memory itself.
+    """
+    with suppress(FileNotFoundError):
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    import resource
+
+    # Bytes on macOS, kilobytes elsewhere (getrusage(2)).
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _rate(model: "PreTrainedModel", batch: int) -> float:
