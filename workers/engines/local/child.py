@@ -8,6 +8,7 @@ The child ends with its parent, even with one that was killed, and leaves signal
 the child dies, every turn in it fails at once, and the engine takes no new one.
 """
 
+import gc
 import os
 import signal
 import subprocess
@@ -34,6 +35,7 @@ from turnmill.schemas.errors import (
     TurnmillError,
 )
 from turnmill.schemas.formats.response import ResponseFormat
+from turnmill.schemas.process.garbage import spare_loaded
 from turnmill.schemas.process.launch import launch_command
 from turnmill.schemas.settings import EngineSettings
 from turnmill.schemas.turns import GenerationParams, Lane
@@ -319,7 +321,12 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     order: _Order = connection.recv()
     structlog.configure(processors=[_forward_to(connection)])
+    # What torch and transformers load stays: to look for garbage in it, again and again, is a fifth
+    # of their start.
+    gc.disable()
     batch, facts = _loaded(connection, order)
+    spare_loaded()
+    gc.enable()
     connection.send(facts)
     try:
         Child(connection, batch).run()
