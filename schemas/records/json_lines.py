@@ -9,6 +9,14 @@ from turnmill.schemas.records.base import Problem, Reading, Record, Report, with
 from turnmill.schemas.records.encodings import find_encoding
 from turnmill.schemas.records.text import read_lines
 
+#: What is read of a request's body in a file for OpenAI's batch API, under our names, and what is
+#: carried along unread: `--bot` says who answers.
+_OF_BODY = {
+    name: name for name in ("messages", "max_tokens", "temperature", "top_p", "stop", "seed")
+}
+_OF_BODY |= {"max_completion_tokens": "max_tokens"}
+_CARRIED = frozenset({"metadata", "model", "store", "user"})
+
 #: What stands between the values of an array, and after the last one.
 _BETWEEN = " \t\r\n,]"
 
@@ -26,8 +34,27 @@ def read(reading: Reading) -> Iterator[Record]:
             reading.report(Problem(line, None, "is not a JSON object"))
             continue
         cells = {name: without_nan(cell) for name, cell in value.items()}
+        if not reading.columns.is_named:
+            cells = _opened(line, cells, reading.report)
         reading.note_columns(cells)
         yield line, cells
+
+
+def _opened(line: int, cells: dict[str, object], report: Report) -> dict[str, object]:
+    """A request of OpenAI's batch API as a row; other objects as they are.
+
+    https://platform.openai.com/docs/guides/batch: `custom_id`, `method`, `url` and `body`.
+    """
+    body = cells.get("body")
+    if "custom_id" not in cells or not isinstance(body, dict):
+        return cells
+    for name in body:
+        if name not in _OF_BODY and name not in _CARRIED:
+            instead = ". Give --schema instead" if name == "response_format" else ""
+            report(Problem(line, f"body.{name}"[:80], f"is not read from a batch request{instead}"))
+    read = {ours: body[name] for name, ours in _OF_BODY.items() if name in body}
+    carried = {name: body[name] for name in body if name in _CARRIED}
+    return {"id": cells["custom_id"], **read, **carried}
 
 
 def _values(lines: Iterator[tuple[int, str]], report: Report) -> Iterator[tuple[int, object]]:

@@ -108,6 +108,27 @@ def test_missing_column_is_named_before_the_lines_that_lack_it(tmp_path: Path) -
     assert lines[-1] == "  and 11 more"
 
 
+def test_requests_of_openais_batch_files_are_rows(tmp_path: Path) -> None:
+    body = {
+        "model": "gpt-4o",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}],
+        "max_completion_tokens": 20,
+        "temperature": 0.5,
+    }
+    request = {"custom_id": "r1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(request))
+    backlog = read_backlog(path)
+    (row,) = rows_of(backlog)
+    assert (row.id, row.max_tokens, row.temperature) == ("r1", 20, 0.5)
+    assert [message.text for message in row.all_messages] == ["Be brief.", "hi"]
+    ((_, cells),) = backlog.records()
+    assert cells["model"] == "gpt-4o"
+    body["response_format"] = {"type": "json_object"}
+    path.write_text(json.dumps(request))
+    assert "line 1, body.response_format: is not read from a batch request. Give" in refused(path)
+
+
 def test_keys_that_are_data_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     row = {f"customer {n}": n for n in range(16_384)}
