@@ -12,9 +12,11 @@ from turnmill.schemas.channels.deliveries import DeliveryKind
 from turnmill.schemas.channels.policies import Policies, VoiceReplies
 from turnmill.schemas.citations.sources import read_sources
 from turnmill.schemas.postgres.database import Database
+from turnmill.schemas.postgres.rows import Id
 from turnmill.schemas.store.channels.sending import (
     CLAIM_DELIVERY,
     CLAIM_PROGRESS,
+    DUE_PROGRESS,
     IS_HELD,
     KEEP,
     POSTPONE_HELD,
@@ -24,6 +26,7 @@ from turnmill.schemas.turns import TurnState
 from turnmill.workers.delivery.base import Job, LeaseLost
 from turnmill.workers.delivery.texts.sources import sources_below
 from turnmill.workers.upkeep.clock import DatabaseClock
+from turnmill.workers.upkeep.isolated import Resting, all_isolated
 
 log = structlog.get_logger()
 
@@ -126,13 +129,26 @@ def postpone_held(holder: Holder, delivery_id: UUID, delay_s: float) -> bool:
     return bool(holder.database.run(POSTPONE_HELD, params))
 
 
-def claim_progress(holder: Holder, channel: str, limit: int) -> list[DeliveryClaim]:
-    """Win pending deliveries whose progress is due. Raises `DatabaseUnavailable`."""
+def claim_progress(
+    holder: Holder, channel: str, limit: int, resting: Resting | None = None
+) -> list[DeliveryClaim]:
+    """Win pending deliveries whose progress is due.
+
+    `resting`: those that PostgreSQL refused to change in earlier calls; this call keeps it up to
+    date. Raises `DatabaseUnavailable`.
+    """
+    resting = Resting() if resting is None else resting
     params = {"channel": channel, "worker": holder.worker_id, "lease_s": holder.lease_s}
-    params |= {"limit": limit} | holder.judged
+    params |= {"limit": limit, "resting": resting.ids} | holder.judged
     asked_at = time.monotonic()
-    rows = holder.database.fetch(Details, CLAIM_PROGRESS, params)
-    return [_claim(row, asked_at) for row in rows]
+
+    def claim(delivery_id: UUID | None) -> list[Details]:
+        return holder.database.fetch(Details, CLAIM_PROGRESS, params | {"delivery": delivery_id})
+
+    def due() -> list[UUID]:
+        return [row.id for row in holder.database.fetch(Id, DUE_PROGRESS, params)]
+
+    return [_claim(row, asked_at) for row in all_isolated(claim, due, "delivery", resting)]
 
 
 def _claim(row: Details, asked_at: float) -> DeliveryClaim:

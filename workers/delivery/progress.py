@@ -21,6 +21,7 @@ from turnmill.workers.delivery.base import Delivery, LeaseLost, Look
 from turnmill.workers.delivery.calls.posting import guarded
 from turnmill.workers.delivery.claims import DeliveryClaim, Holder, Remembered, claim_progress
 from turnmill.workers.delivery.metrics import STEPS_SHOWN
+from turnmill.workers.upkeep.isolated import Resting
 
 log = structlog.get_logger()
 
@@ -45,6 +46,7 @@ class Progress:
         self._deliveries = deliveries
         self._threads = threads
         self._busy = 0
+        self._resting = Resting()
         self._lock = threading.Lock()
         self._paces = Paces(holder.database)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"progress-{channel}")
@@ -83,7 +85,7 @@ class Progress:
         free = self._threads - self.busy_count
         if free <= 0:
             return
-        for claim in claim_progress(self._holder, self._channel, free):
+        for claim in claim_progress(self._holder, self._channel, free, self._resting):
             with self._lock:
                 self._busy += 1
             self._pool.submit(self._step, claim)

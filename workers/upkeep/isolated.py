@@ -58,6 +58,26 @@ def isolated(
     return [result for each in ids for result in isolated(run, [each], what)]
 
 
+def all_isolated(
+    run: Callable[[UUID | None], list[ResultT]],
+    find: Callable[[], list[UUID]],
+    what: str,
+    resting: Resting,
+) -> list[ResultT]:
+    """Return the results of running a step for all rows that are due (`None`); if that fails, for
+    each alone of those that `find` names.
+
+    A row at which it fails rests; what is raised, and `what`, as in `isolated`.
+    """
+    try:
+        return run(None)
+    except _EVERYBODYS:
+        raise
+    except psycopg.Error:
+        found = (first_isolated(run, [each], what, resting) for each in find())
+        return [result for results in found for result in results or ()]
+
+
 def first_isolated(
     run: Callable[[UUID], ResultT | None], ids: list[UUID], what: str, resting: Resting
 ) -> ResultT | None:

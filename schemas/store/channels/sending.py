@@ -127,14 +127,21 @@ WHERE o.turn_id = id AND id = %(delivery)s AND {_QUEUED} AND NOT {_IS_FREE} AND 
 RETURNING id
 """
 
-#: Win deliveries of one channel whose progress is to be shown. One that stands behind another
-#: waits: what is streamed of it would stand before the earlier reply.
+#: Deliveries of one channel whose progress is to be shown. One that stands behind another waits:
+#: what is streamed of it would stand before the earlier reply.
+_DUE_PROGRESS = f"""
+FROM deliveries d
+WHERE {_PENDING} AND channel = %(channel)s AND {is_due("progress_at", MAX_PROGRESS_S)}
+  AND d.id <> ALL(%(resting)s::uuid[]) AND {_IS_FREE} AND {_IS_FIRST}
+"""
+
+DUE_PROGRESS = f"SELECT id {_DUE_PROGRESS} ORDER BY progress_at LIMIT %(limit)s"
+
+#: Win them, or the one that is named.
 CLAIM_PROGRESS = f"""
 WITH due AS (
-    SELECT id, leased_until FROM deliveries d
-    WHERE {_PENDING} AND channel = %(channel)s AND {is_due("progress_at", MAX_PROGRESS_S)}
-      AND {_IS_FREE}
-      AND {_IS_FIRST}
+    SELECT id, leased_until {_DUE_PROGRESS}
+      AND (%(delivery)s::uuid IS NULL OR d.id = %(delivery)s)
     ORDER BY progress_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE deliveries d SET {_HOLD} FROM due WHERE d.id = due.id

@@ -375,6 +375,24 @@ def test_a_delivery_that_postgres_refuses_to_change_is_swept_alone(system: Any) 
     assert resting == {}
 
 
+def test_progress_that_postgres_refuses_to_note_holds_up_no_other(system: Any) -> None:
+    for thread in [Thread(system) for _ in range(3)]:
+        thread.accept(1)
+    found = system.database.run("SELECT id FROM deliveries ORDER BY progress_at")
+    refused, *others = [row.id for row in found]
+    system.database.run(
+        "ALTER TABLE deliveries ADD CONSTRAINT refuses "
+        f"CHECK (attempt = 0 OR id <> '{refused}') NOT VALID"
+    )
+    holder, resting = Holder(system.database, new_id(), 30.0), Resting()
+    with capture_logs() as logs:
+        claims = [claim_progress(holder, "desk", 9, resting) for _ in range(2)]
+    shown = [[claim.job.delivery_id for claim in each] for each in claims]
+    assert shown == [others, []]
+    told = [log["delivery_id"] for log in logs if log["event"] == "delivery.sweep_failed"]
+    assert told == [refused.hex]
+
+
 class Telling(Trouble):
     """A platform during whose call something happens."""
 
