@@ -10,6 +10,7 @@ from turnmill.producer.doctor.findings import Check, Finding, broken, note, warn
 from turnmill.producer.operations.lanes import resume_command
 from turnmill.producer.operations.remedies import tenant_option, worker_command
 from turnmill.producer.operations.why import pause_text
+from turnmill.producer.operations.workers import WorkerState, list_workers
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.store.fleet.lanes import read_pauses
@@ -52,6 +53,17 @@ def _workers(target: Target) -> Iterator[Finding]:
             "there",
             worker_command(lane.model, Lane.QUARANTINE, target.settings),
         )
+
+
+def _silent(target: Target) -> Iterator[Finding]:
+    for worker in list_workers(target.database, target.settings.worker.lease_s):
+        if worker.state is WorkerState.SILENT:
+            yield warning(
+                f"{worker.shown_id} lives and was last seen {_span(int(worker.beat_age_s))} ago: "
+                "it is paused, or cut off from PostgreSQL; others answer its turns",
+                f"on {worker.host}: kill -KILL {worker.pid}, if it stays; its supervisor starts it "
+                "again",
+            )
 
 
 def _lanes(target: Target) -> Iterator[Finding]:
@@ -206,6 +218,7 @@ CHECKS: dict[str, Check[Target]] = {
     "relay": _relay,
     "lanes": _lanes,
     "workers": _workers,
+    "silent workers": _silent,
     "engines away": _away,
     "releases": _releases,
     "locks": _locks,

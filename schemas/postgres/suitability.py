@@ -35,13 +35,19 @@ class _Server(NamedTuple):
     #: Where tables are made; None: `search_path` names no schema that is there.
     schema: str | None
     search_path: str
+    #: Whether our user may make the tables; or, where there are some, write them.
+    may_make: bool
+    may_write: bool
 
 
 _SERVER = """
 SELECT current_setting('server_version_num')::int / 10000 AS version,
        pg_encoding_to_char(encoding) AS encoding, datctype AS ctype,
        quote_ident(datname) AS name, quote_ident(current_user) AS role,
-       current_schema()::text AS schema, current_setting('search_path') AS search_path
+       current_schema()::text AS schema, current_setting('search_path') AS search_path,
+       coalesce(to_regclass('turns') IS NOT NULL
+           OR has_schema_privilege(current_schema(), 'CREATE'), true) AS may_make,
+       coalesce(has_table_privilege(to_regclass('turns'), 'INSERT'), true) AS may_write
 FROM pg_database WHERE datname = current_database()
 """
 
@@ -124,8 +130,9 @@ def examine_server(
     """What keeps this database from working. Raises `DatabaseUnavailable`."""
     row = database.fetch(_Server, _SERVER)[0]
     anew = (
-        f"CREATE DATABASE {row.name} TEMPLATE template0 ENCODING 'UTF8' LC_CTYPE 'C.UTF-8' "
-        "LC_COLLATE 'C.UTF-8'; move the data, if there is any, with pg_dump and pg_restore"
+        f"CREATE DATABASE {row.name} OWNER {row.role} TEMPLATE template0 ENCODING 'UTF8' "
+        "LC_CTYPE 'C.UTF-8' LC_COLLATE 'C.UTF-8'; move the data, if there is any, with pg_dump "
+        "and pg_restore"
     )
     if row.version < OLDEST_VERSION:
         yield Unsuitable(
@@ -144,9 +151,31 @@ def examine_server(
             "make that schema (CREATE SCHEMA), or choose another one (ALTER ROLE "
             f"{row.role} IN DATABASE {row.name} SET search_path = public)",
         )
+    yield from _examine_rights(row)
     yield from _examine_defaults(database, row)
     with database.connect() as link:
         yield from _examine_ways(database, link, row, notified_within_s)
+
+
+def _examine_rights(row: _Server) -> Iterator[Unsuitable]:
+    """From PostgreSQL 15 on, `public` is the database's owner's alone."""
+    if not row.may_make:
+        fix = (
+            f"ALTER DATABASE {row.name} OWNER TO {row.role}"
+            if row.schema == "public"
+            else f"GRANT CREATE ON SCHEMA {row.schema} TO {row.role}"
+        )
+        yield Unsuitable(
+            f"its user {row.role} may not make tables in the schema {row.schema}",
+            f"{fix}, as a superuser",
+        )
+    if not row.may_write:
+        yield Unsuitable(
+            f"its tables are another user's, and {row.role} may not write them",
+            f"restore it as {row.role} (docs/backup.md), or, as their owner: GRANT ALL ON ALL "
+            f"TABLES IN SCHEMA {row.schema} TO {row.role}; GRANT ALL ON ALL SEQUENCES IN SCHEMA "
+            f"{row.schema} TO {row.role}",
+        )
 
 
 def _examine_defaults(database: Database, row: _Server) -> Iterator[Unsuitable]:

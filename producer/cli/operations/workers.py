@@ -14,7 +14,7 @@ from turnmill.producer.cli.views.console import make_console
 from turnmill.producer.cli.views.texts import plain
 from turnmill.producer.operations import workers
 from turnmill.producer.operations.status import show_worker
-from turnmill.producer.operations.workers import WorkerRow
+from turnmill.producer.operations.workers import WorkerRow, WorkerState
 
 app = typer.Typer(help="Workers: what they do, and draining one.", no_args_is_help=True)
 console = make_console()
@@ -70,9 +70,11 @@ def _wait(system: System, asked: WorkerRow) -> None:
             _say("It has ended.")
             return
         if row.draining_since is None and time.monotonic() - started_at > _NOTICED_S:
+            # A process that is paused takes no SIGTERM, and its turns are others' by now.
+            name = "KILL" if row.state is WorkerState.SILENT else "TERM"
             _say(
                 f"It has not begun to drain: it runs release {row.version or 'unknown'}, and was "
-                f"last seen {row.beat_age_s:.0f} s ago. On {row.host}: kill -TERM {row.pid}"
+                f"last seen {row.beat_age_s:.0f} s ago. On {row.host}: kill -{name} {row.pid}"
             )
             raise typer.Exit(1)
         if row.draining_since is not None and row.busy != busy:

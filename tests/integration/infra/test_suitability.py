@@ -411,12 +411,41 @@ def test_a_database_that_cannot_hold_or_search_every_text_is_refused(
             refused = command("db", "upgrade")
             assert refused.returncode == USAGE
             assert named in refused.stderr
-            assert "CREATE DATABASE unsuitable TEMPLATE template0 ENCODING 'UTF8'" in refused.stderr
+            assert "CREATE DATABASE unsuitable OWNER " in refused.stderr
+            assert "TEMPLATE template0 ENCODING 'UTF8'" in refused.stderr
             with psycopg.connect(url) as made_link:
                 row = made_link.execute("SELECT to_regclass('turns')").fetchone()
             assert row == (None,)
         finally:
             link.execute("DROP DATABASE unsuitable WITH (FORCE)")
+
+
+def test_a_database_of_another_user_is_refused_with_the_statement_that_mends_it(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made by an administrator, as most are; `public` is its owner's alone."""
+    administrator = create_database(postgres_url, "its-own")
+    address = urlsplit(administrator)
+    url = address._replace(netloc=f"newcomer:secret@{address.hostname}:{address.port}").geturl()
+    with psycopg.connect(postgres_url, autocommit=True) as link:
+        link.execute("CREATE ROLE newcomer LOGIN PASSWORD 'secret'")
+        try:
+            monkeypatch.setenv("TURNMILL_DATABASE__URL", url)
+            monkeypatch.setenv("TURNMILL_BROKER__URL", NO_BROKER)
+            refused = command("db", "upgrade")
+            assert refused.returncode == USAGE
+            assert "newcomer may not make tables in the schema public" in refused.stderr
+            statement = 'ALTER DATABASE "its-own" OWNER TO newcomer'
+            assert statement in refused.stderr
+            link.execute(statement)
+            assert command("db", "upgrade").returncode == 0
+            assert broken("suitability") == []
+            with psycopg.connect(administrator) as restoring:
+                restoring.execute("ALTER TABLE turns OWNER TO CURRENT_USER")
+            assert any("may not write" in detail for detail in broken("suitability"))
+        finally:
+            link.execute('DROP DATABASE "its-own" WITH (FORCE)')
+            link.execute("DROP ROLE newcomer")
 
 
 def test_our_own_server_is_suitable_and_an_older_folder_becomes_so_at_its_next_start(

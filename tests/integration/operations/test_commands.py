@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -128,6 +129,25 @@ def test_a_worker_that_does_not_begin_to_drain_is_told_how_to_be_stopped(
     assert status == 1
     assert "It has not begun to drain" in said
     assert "kill -TERM" in said
+
+
+def test_a_paused_worker_is_warned_of_and_told_to_be_killed(
+    system: Any, turnmill: Turnmill, eventually: Eventually
+) -> None:
+    """SIGTERM waits until it goes on."""
+    process = system.start_worker()
+    process.send(signal.SIGSTOP)
+    try:
+        (row,) = system.database.run(
+            "UPDATE worker_liveness SET seen_at = clock_timestamp() - interval '1 min' RETURNING id"
+        )
+        status, said = turnmill("workers", "drain", row.id.hex)
+        assert (status, f"kill -KILL {process.pid}" in said) == (1, True)
+        (finding,) = [f for f in diagnose() if f.what == "silent workers"]
+        assert f"kill -KILL {process.pid}" in finding.fix
+    finally:
+        process.send(signal.SIGCONT)
+    eventually(lambda: "silent workers" not in [f.what for f in diagnose()])
 
 
 def test_a_watched_status_shows_a_line_for_each_look_to_programs(
