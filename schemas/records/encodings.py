@@ -15,6 +15,10 @@ from turnmill.schemas.records.text import open_bytes
 
 UTF_8 = "utf-8"
 
+#: Shares of letters that are as frequent as in a language, this far apart, tell nothing: `£20` of
+#: cp1252 is `Ł20` in cp1250, a Polish letter among English ones.
+_SAME_COHERENCE = 0.05
+
 #: Where two encodings fit a text equally well, the earlier one is taken.
 _OLDER = ("cp1252", "gb18030", "big5", "shift_jis", "euc_kr", "cp1251", "cp1250")
 
@@ -107,12 +111,16 @@ def _guess(sample: bytes) -> str | None:
     from charset_normalizer import from_bytes
 
     candidates = [
-        (match.chaos, -match.coherence, _OLDER.index(name), name)
+        (match.chaos, -match.coherence, _OLDER.index(name))
         for match in from_bytes(sample, cp_isolation=list(_OLDER))
         for name in match.could_be_from_charset
         if name in _OLDER
     ]
-    return min(candidates)[-1] if candidates else None
+    if not candidates:
+        return None
+    chaos, coherence, _ = min(candidates)
+    alike = (c for c in candidates if c[0] == chaos and c[1] <= coherence + _SAME_COHERENCE)
+    return _OLDER[min(index for *_, index in alike)]
 
 
 def _describe(path: Path, survey: _Survey, guess: str | None, evidence: int) -> str:

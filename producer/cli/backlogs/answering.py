@@ -91,7 +91,8 @@ def answer_backlog(
     if done.failed:
         console.print(
             plain(
-                "Have the failed rows answered anew, then run this again with --overwrite: "
+                "When their cause is gone, have the failed rows answered anew, then run this again "
+                "with --overwrite: "
                 f"turnmill batch retry {shown} --failed{system.suffix}"
             ),
             soft_wrap=True,

@@ -132,6 +132,22 @@ def test_encoding_of_a_large_file_is_found_wherever_the_sample_ends(
     assert find_encoding(write(tmp_path / "b.csv", mac.encode("gbk"))) == "gb18030"
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1252", "Where’s my parcel {}? It’s £20 – I’m “waiting”…"),
+        ("cp1252", "Le colis nº{} n’est pas arrivé – où est-il ?"),
+        ("cp1250", "Zażółć gęślą jaźń, gdzie jest paczka {}?"),
+        ("cp1250", "Hol van a csomagom {}? Köszönöm, várok a válaszra, őrült"),
+    ],
+)
+def test_signs_of_western_texts_are_not_taken_for_letters_of_central_europe(
+    tmp_path: Path, encoding: str, text: str
+) -> None:
+    lines = "".join(f"{n};{text.format(n)}\n" for n in range(3000))
+    assert find_encoding(write(tmp_path / "a.csv", lines.encode(encoding))) == encoding
+
+
 def test_umlauts_of_a_short_file_are_not_taken_for_chinese(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "id,prompt\na,Grüße für Jürgen\n".encode("cp1252"))
     assert refused(path).endswith("--encoding cp1252")
