@@ -5,6 +5,7 @@ Several machines share the folder by a network file system, or one machine has a
 """
 
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -25,6 +26,9 @@ _OWNER = "owner"
 #: What is being written; drafts of processes that died stay until they are this old.
 _DRAFTS = "drafts"
 DRAFT_MAX_AGE_S = 24 * 3600.0
+
+#: A disk with less left is told of: a few files of the largest size fill it.
+FEW_BYTES = 256 * 2**20
 
 _REMEDY = (
     "the account of the API, the workers and the delivery processes must own the folder and all in "
@@ -82,10 +86,13 @@ class LocalStorage:
             (self._root / _DRAFTS).mkdir(parents=True, exist_ok=True, mode=0o700)
             number, name = tempfile.mkstemp(dir=self._root / _DRAFTS)
         path = Path(name)
+        file = os.fdopen(number, "wb")
         try:
-            with os.fdopen(number, "wb") as file:
-                yield LocalDraft(self, file, path)
+            yield LocalDraft(self, file, path)
         finally:
+            # What a full disk did not take is still in the buffer, and fails once more.
+            with suppress(OSError):
+                file.close()
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
@@ -185,6 +192,16 @@ class LocalStorage:
                 f"The folder {self._root} cannot be read and written by this account.",
                 remedy="give it to the account of the API, the workers and the delivery processes",
             )
+        free = shutil.disk_usage(self._root).free if self._root.exists() else FEW_BYTES
+        if free < FEW_BYTES:
+            return [
+                Doubt(
+                    f"the disk of the folder {self._root} has {free // 2**20} MiB left: uploads "
+                    "will be refused",
+                    "make room there, or let the pruner delete old files "
+                    "(TURNMILL_RETENTION__FILES_DAYS)",
+                )
+            ]
         return []
 
 

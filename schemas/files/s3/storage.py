@@ -12,7 +12,7 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import IO, BinaryIO, NamedTuple, cast
 from uuid import UUID
@@ -99,8 +99,12 @@ class S3Storage:
         """Begin to write, into a file that has no name. Raises `StorageUnavailable`."""
         with _of_the_disk():
             file = tempfile.SpooledTemporaryFile(_MEMORY_BYTES)  # noqa: SIM115
-        with file:
+        try:
             yield S3Draft(self, cast("IO[bytes]", file))
+        finally:
+            # What a full disk did not take is still in the buffer, and fails once more.
+            with suppress(OSError):
+                file.close()
 
     def put(self, key: Key, content: IO[bytes]) -> None:
         """Upload what a file has from where it stands. Raises `StorageUnavailable`."""

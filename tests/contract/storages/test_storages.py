@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import resource
+import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -243,6 +245,34 @@ def test_a_storage_that_is_away_says_so_and_loses_nothing(place: Place) -> None:
         failing.delete(Key(TENANT, new_id()))
     with pytest.raises(StorageUnavailable):
         read(failing, Key(TENANT, new_id()))
+
+
+def test_a_disk_that_is_full_is_the_storage_that_is_away(place: Place) -> None:
+    """Small contents wait in a buffer, which is written again when the draft is closed."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = place.kept()
+    small = [2000] if isinstance(place.storage, LocalStorage) else []  # S3 keeps it in memory
+    for size in [*small, 2**20 + 2000]:
+        try:
+            with pytest.raises(StorageUnavailable), place.storage.draft() as draft:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+                draft.write(b"x" * size)
+                draft.publish(Key(TENANT, new_id()))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert place.kept() == before
+    store(place.storage)
+
+
+def test_a_disk_that_is_nearly_full_is_a_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(load_settings(files={"folder": tmp_path}))
+    assert storage.check() == []
+    left = shutil.disk_usage(tmp_path)._replace(free=3 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: left)
+    [doubt] = storage.check()
+    assert "3 MiB left" in doubt.detail
 
 
 def test_a_sound_storage_leaves_no_doubt_and_no_trace_of_the_check(place: Place) -> None:
