@@ -29,7 +29,9 @@ def load_model(folder: Path) -> "PreTrainedModel":
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # It would be drawn across ours.
     config = folder / "config.json"
     if not config.is_file():
         raise InvalidInput(f"{folder} is no transformers checkpoint: it has no config.json.")

@@ -107,6 +107,7 @@ def learn(
             load_teacher,
             options.generated,
             windows.shape[1],
+            vocabulary=min(len(state.tokenizer), state.model.config.vocab_size),
             seed=state.seed,
             path=state.folder / "written.pt",
             progress=progress,

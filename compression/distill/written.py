@@ -24,6 +24,7 @@ def written_windows(
     count: int,
     length: int,
     *,
+    vocabulary: int,
     seed: int,
     path: Path,
     progress: Progress,
@@ -34,14 +35,16 @@ def written_windows(
 
     Args:
         load: loads the model.
+        vocabulary: how many tokens may be written. Many embeddings have rows beyond them, which
+            stand for no text, and which a student need not have.
     """
-    name = f"{count} {length} {seed}"
+    name = f"{count} {length} {seed} {vocabulary}"
     if path.exists():
         kept = torch.load(path, weights_only=True)
         if kept["name"] == name:
             windows: Tensor = kept["windows"]
             return windows
-    windows = _write(load().eval(), count, length, seed, progress)
+    windows = _write(load().eval(), count, length, vocabulary, seed, progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".partial")
     torch.save({"name": name, "windows": windows}, aside)
@@ -51,13 +54,19 @@ def written_windows(
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def _write(
-    model: "PreTrainedModel", count: int, length: int, seed: int, progress: Progress
+    model: "PreTrainedModel",
+    count: int,
+    length: int,
+    vocabulary: int,
+    seed: int,
+    progress: Progress,
 ) -> Tensor:
+    rows = model.config.vocab_size
     progress.start(count, "teacher writes")
     found = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for first in torch.randint(model.config.vocab_size, (count, 1)).split(_BATCH):
+        for first in torch.randint(min(rows, vocabulary), (count, 1)).split(_BATCH):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 written = model.generate(
                     first,
@@ -68,6 +77,7 @@ def _write(
                     top_p=1.0,
                     min_new_tokens=length - 1,
                     max_new_tokens=length - 1,
+                    suppress_tokens=list(range(vocabulary, rows)) or None,
                 )
             found.append(written)
             progress.advance(len(first))

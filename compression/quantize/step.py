@@ -179,6 +179,7 @@ def calibration_windows(state: State, generated: int, progress: Progress) -> Ten
         state.teacher,
         generated,
         windows.shape[1],
+        vocabulary=len(state.tokenizer),
         seed=state.seed,
         path=state.folder / "written.pt",
         progress=progress,

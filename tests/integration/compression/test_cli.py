@@ -114,15 +114,19 @@ def test_a_flag_that_a_recipe_would_overrule_is_refused(
         turnmill(f"turnmill compress my-model --recipe int8 --data chats.jsonl {flag}")
 
 
-def test_a_model_is_called_by_its_own_name(
-    turnmill: Callable[[str], str], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_is_called_by_its_own_name_and_no_library_draws_bars(
+    turnmill: Callable[[str], str],
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TURNMILL_DATA", str(tmp_path))
     settings = load_settings()
     monkeypatch.chdir(place / "my-model")
     assert name_of(".", settings) == "my-model"
     assert name_of("../my-model/", settings) == "my-model"
-    turnmill(FULL.replace("my-model", ".").replace("chats.jsonl", "../chats.jsonl"))
+    said = turnmill(FULL.replace("my-model", ".").replace("chats.jsonl", "../chats.jsonl"))
+    assert "%|" not in said
     turnmill("turnmill models promote full --force")
     assert name_of("promoted", settings) == "full"
     assert ModelStore(settings.models_dir).manifest("full").base.name == "my-model"

@@ -302,9 +302,12 @@ def test_a_teacher_with_more_tokens_than_the_student_teaches_those_that_it_has(
         teacher.resize_token_embeddings(teacher.config.vocab_size + 24, mean_resizing=False)
         return teacher
 
-    options = DistillOptions(**TRAINING, layers=2, top_k=256)
-    told = Distill()(replace(make_state(), teacher=padded), options, Silent())
+    options = DistillOptions(**TRAINING, layers=2, top_k=256, generated=40)
+    state = replace(make_state(), teacher=padded)
+    told = Distill()(state, options, Silent())
     assert told["steps"] == 4
+    written = torch.load(state.folder / "written.pt")["windows"]
+    assert int(written.max()) < len(state.tokenizer)
 
 
 def test_the_cache_stays_within_its_bound(make_state: StateMaker) -> None:
