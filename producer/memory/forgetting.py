@@ -34,7 +34,13 @@ def forget_user(database: Database, tenant_id: UUID, key: str) -> Erasure:
 
 
 def read_erasure(database: Database, tenant_id: UUID, key: str) -> Erasure:
-    """The erasure of a user, done or not. Raises `NotFound`: the user was never forgotten."""
+    """The erasure of a user, done or not.
+
+    Raises:
+        NotFound: the user was never forgotten.
+        InvalidInput: it is no user's key.
+    """
+    check_key(key)
     found = find_erasure(database, tenant_id, key)
     if found is None:
         raise NotFound("This user was not forgotten.", param="user")

@@ -146,10 +146,10 @@ def list_users(
 
 
 def read_user(database: Database, tenant_id: UUID, key: str) -> User:
-    """Raises `NotFound`: nothing is kept of such a user."""
+    """Raises `NotFound`: nothing is kept of such a user. `InvalidInput`: it is no user's key."""
+    check_key(key)
     params = {"tenant": tenant_id, "key": key, "after": "", "limit": 1}
-    rows = [] if "\0" in key else database.fetch(User, _USERS, params)
-    if not rows:
+    if not (rows := database.fetch(User, _USERS, params)):
         raise NotFound("Nothing is remembered of this user.", param="user")
     return rows[0]
 
@@ -157,9 +157,13 @@ def read_user(database: Database, tenant_id: UUID, key: str) -> User:
 def list_facts(
     database: Database, tenant_id: UUID, key: str, *, with_earlier: bool = False
 ) -> list[Fact]:
-    """The facts of a user, by key: those in force, then proposed ones, then earlier values."""
+    """The facts of a user, by key: those in force, then proposed ones, then earlier values.
+
+    Raises `InvalidInput`, lest `ada` reads as a user of whom nothing is known, who is `api:ada`.
+    """
+    check_key(key)
     params = {"tenant": tenant_id, "user": key, "earlier": with_earlier}
-    return [] if "\0" in key else database.fetch(Fact, _FACTS, params)
+    return database.fetch(Fact, _FACTS, params)
 
 
 def remember(
@@ -215,11 +219,13 @@ def remember_in(
 def answer_proposal(
     database: Database, tenant_id: UUID, key: str, fact: str, *, is_right: bool
 ) -> None:
-    """Confirm a proposed fact of a user, or delete the proposal. Raises `NotFound`."""
+    """Confirm a proposed fact of a user, or delete the proposal.
+
+    Raises `NotFound` and `InvalidInput`.
+    """
+    check_key(key)
     with database.cursor() as cursor:
-        if "\0" in key + fact or not answer_proposal_in(
-            cursor, tenant_id, key, fact, is_right=is_right
-        ):
+        if "\0" in fact or not answer_proposal_in(cursor, tenant_id, key, fact, is_right=is_right):
             raise NotFound("For this user, no fact of this name is proposed.", param="fact")
 
 
@@ -245,9 +251,10 @@ def answer_proposal_in(
 
 
 def forget_fact(database: Database, tenant_id: UUID, key: str, fact: str) -> None:
-    """Delete a fact of a user, with its earlier values. Raises `NotFound`."""
+    """Delete a fact of a user, with its earlier values. Raises `NotFound` and `InvalidInput`."""
+    check_key(key)
     with database.cursor() as cursor:
-        if "\0" in key + fact or not forget_fact_in(cursor, tenant_id, key, fact):
+        if "\0" in fact or not forget_fact_in(cursor, tenant_id, key, fact):
             raise NotFound("The user has no such fact.", param="fact")
 
 

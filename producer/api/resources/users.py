@@ -24,7 +24,7 @@ from turnmill.schemas.store.memory.remembered import Source
 router = APIRouter(tags=["users"], route_class=BodyRoute)
 
 _STORABLE = AfterValidator(refuse_nul)
-UserKey = Annotated[str, Path(min_length=3, max_length=users.MAX_KEY), _STORABLE]
+UserKey = Annotated[str, Path(max_length=users.MAX_KEY), _STORABLE]
 FactKey = Annotated[str, Path(min_length=1, max_length=MAX_NAME), _STORABLE]
 Value = Annotated[str, StringConstraints(min_length=1, max_length=MAX_VALUE), _STORABLE]
 

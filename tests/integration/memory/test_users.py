@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from turnmill.producer.memory import users
+from turnmill.producer.memory.forgetting import read_erasure
 from turnmill.producer.tenants import create_key, create_tenant, ensure_defaults
 from turnmill.schemas.errors import InvalidInput, NotFound
 from turnmill.schemas.postgres.database import Database
@@ -90,6 +91,20 @@ def test_what_is_kept_of_a_user_is_bounded(keeper: Keeper) -> None:
             keeper.remember(key, "x", "y")
     with pytest.raises(InvalidInput, match="20 preferences"):
         keeper.set_preferences(ADA, {f"p{n}": "x" for n in range(21)})
+
+
+def test_whoever_asks_for_a_key_without_its_source_learns_its_form(keeper: Keeper) -> None:
+    keeper.remember(ADA, "city", "Bremen")
+    for ask in (
+        lambda: keeper.list_facts("ada"),
+        lambda: keeper.read_user("ada"),
+        lambda: keeper.export("a"),
+        lambda: keeper.forget_fact("ada", "city"),
+        lambda: keeper.answer_proposal("ada", "city", is_right=True),
+        lambda: read_erasure(keeper.database, keeper.tenant_id, "ada"),
+    ):
+        with pytest.raises(InvalidInput, match="api:4711"):
+            ask()
 
 
 def test_a_consent_that_is_taken_back_leaves_no_date(keeper: Keeper) -> None:
