@@ -58,12 +58,17 @@ class Reading:
     titles: dict[str, str] = field(default_factory=dict)
 
     def name_columns(
-        self, titles: Sequence[str], line: int, below: Iterable[tuple[int, Sequence[str]]] = ()
+        self,
+        titles: Sequence[str],
+        line: int,
+        below: Iterable[tuple[int, Sequence[str]]] = (),
+        elsewhere: str = "",
     ) -> list[str] | None:
         """Name the columns of a header, each differently. None: a problem was reported.
 
         Titles that nobody reads may be empty or appear twice. `below` has the next lines: titles
-        of groups, or of the whole sheet, may stand above the header.
+        of groups, or of the whole sheet, may stand above the header. `elsewhere` says where the
+        columns may be if not there.
         """
         good = True
         for title in titles:
@@ -72,7 +77,9 @@ class Reading:
                 good = False
             self.titles[self._free_name(name)] = title
         faults = list(self.columns.find_faults(list(self.titles)))
-        hint = self._find_header(below) if faults and self.columns.names_header else ""
+        hint = ""
+        if faults and self.columns.names_header:
+            hint = self._find_header(below) or elsewhere or self._ask_for_header()
         for column, message in faults:
             self.report(Problem(line, column[:80] or None, message + hint))
             good = False
@@ -83,6 +90,9 @@ class Reading:
         for line, cells in islice(below, _LOOKED_AT):
             if not any(self.columns.find_faults([cell.strip() for cell in cells])):
                 return f". Line {line} has what is read. If it is the header: --header {line}"
+        return ""
+
+    def _ask_for_header(self) -> str:
         if len(self.titles) == 1:
             return ". Where other lines stand above the header, name its own: --header LINE"
         return ""

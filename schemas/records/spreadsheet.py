@@ -76,7 +76,7 @@ def _records(reading: Reading) -> Iterator[Record]:
         if head is None:
             return
         below = ((line, _titles(cells)) for line, cells in filled)
-        names = reading.name_columns(_titles(head[1]), head[0], below)
+        names = reading.name_columns(_titles(head[1]), head[0], below, _others(book, sheet.title))
         if names is None:
             return
         for line, cells in filled:
@@ -98,6 +98,14 @@ def _sheet(book: "Workbook", reading: Reading) -> Any:
         raise InvalidInput(f"'{reading.path.name}' has no sheet '{name[:80]}'. It has {known}.")
     reading.layout = replace(reading.layout, sheet=name)
     return sheets[name]
+
+
+def _others(book: "Workbook", name: str) -> str:
+    """Name the other sheets, where the columns may be; an empty text without any."""
+    others = [repr(each.title) for each in book.worksheets if each.title != name]
+    if not others:
+        return ""
+    return f". This is sheet {name!r}; with --sheet NAME, also: {', '.join(others)[:200]}"
 
 
 def _titles(cells: tuple[object, ...]) -> list[str]:

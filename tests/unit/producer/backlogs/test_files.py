@@ -231,6 +231,16 @@ def test_header_below_other_lines_is_found_and_named(tmp_path: Path, suffix: str
     assert "--header" not in caught.value.message, "no backlog, and no such option"
 
 
+def test_other_sheets_are_named_where_the_first_one_lacks_a_column(tmp_path: Path) -> None:
+    book = Workbook()
+    book.active.title = "Cover"
+    book.active.append(["Export of 30.11."])
+    book.create_sheet("Tickets").append(["No", "Text"])
+    book.save(path := tmp_path / "a.xlsx")
+    with pytest.raises(InvalidInput, match="sheet 'Cover'; with --sheet NAME, also: 'Tickets'"):
+        read_backlog(path, columns=Columns(prompt="Text"))
+
+
 def test_lines_without_the_delimiter_may_stand_above_the_header(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", b"Export, of today\n\nNo;Text\n1;hi, you\n")
     backlog = read_backlog(path, Layout(header=3), Columns(prompt="Text"))
