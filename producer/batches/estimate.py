@@ -25,13 +25,14 @@ WHERE tenant_id = %(tenant)s AND name = %(bot)s AND deleted_at IS NULL
 
 #: First turns of their conversations: later ones' prompts are longer by what came before. What a
 #: model reads of a format is about as long as its schema. Turns of the same format come first.
+#: Between attempts a turn waits, for its backoff or while its batch is paused: no slot is busy.
 _TAKEN = f"""
 SELECT t.has_format, count(*) AS turn_count,
     sum(r.prompt_tokens)::float / nullif(sum(length(bot.instructions) + t.chars + CASE
         WHEN t.has_format THEN %(note)s
         ELSE coalesce(length(t.format ->> 'schema_text'), 0) END), 0) AS tokens_per_char,
     avg(r.completion_tokens)::float AS completion_tokens,
-    avg(extract(epoch FROM t.settled_at - t.started_at))::float AS busy_s
+    coalesce(avg(t.busy_s) FILTER (WHERE t.attempt = 1), avg(t.busy_s))::float AS busy_s
 FROM (SELECT id, instructions FROM bots
       WHERE tenant_id = %(tenant)s AND name = %(bot)s AND deleted_at IS NULL) AS bot
 JOIN LATERAL (
@@ -39,7 +40,8 @@ JOIN LATERAL (
         AND (format ->> 'schema_text') IS NOT DISTINCT FROM %(schema)s
         AND coalesce(format -> 'choices', '[]') = %(choices)s AS has_format
     FROM (
-        SELECT id, bot_id, state, seq, settled_at, started_at, length(input::text) AS chars,
+        SELECT id, bot_id, state, seq, attempt, length(input::text) AS chars,
+            extract(epoch FROM settled_at - started_at) AS busy_s,
             params -> 'response_format' AS format
         FROM turns WHERE tenant_id = %(tenant)s ORDER BY id DESC LIMIT %(seen)s
     ) AS seen

@@ -95,6 +95,24 @@ def test_rows_like_those_before_take_what_those_took(system: Any, tmp_path: Path
 
 
 @pytest.mark.usefixtures("answered")
+def test_what_turns_waited_between_attempts_is_no_time_of_a_slot(
+    system: Any, leases: Leases, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    """A batch was paused overnight, or its engine failed for a while."""
+    leases.start()
+    try:
+        eventually(lambda: estimated(system, backlog_of(tmp_path, [QUESTION])).duration_s)
+        first = estimated(system, backlog_of(tmp_path, [QUESTION] * 50))
+        system.database.run(
+            "UPDATE turns SET attempt = 2, settled_at = started_at + interval '8 h' "
+            "WHERE id IN (SELECT turn_id FROM replies LIMIT 5)"
+        )
+        assert estimated(system, backlog_of(tmp_path, [QUESTION] * 50)) == first
+    finally:
+        leases.close()
+
+
+@pytest.mark.usefixtures("answered")
 def test_longer_rows_take_more_and_shorter_replies_less(system: Any, tmp_path: Path) -> None:
     backlog = backlog_of(tmp_path, [QUESTION * 20] * 50)
     found = estimated(system, backlog, max_tokens=6)
