@@ -5,6 +5,7 @@ Workers whose setting `engine.model` is `promoted` serve the artifact that was p
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -154,12 +155,36 @@ class ModelStore:
             standing = self._standing()
             if len(standing) < 2:
                 raise NotFound("No artifact was promoted before this one: nothing to roll back to.")
+            before = standing[-2].artifact
+            if not is_artifact(self.folder / before):
+                raise NotFound(
+                    f"'{before}', which was promoted before this one, was removed. Promote another "
+                    "one."
+                )
             verify(self._path_of(standing[-2]))
             rollback = standing[-2].model_copy(
                 update={"action": "rollback", "at": datetime.now(UTC), "by": by}
             )
             self._append(rollback)
         return rollback
+
+    def remove(self, name: str, *, force: bool = False) -> None:
+        """Delete the artifact.
+
+        Raises:
+            NotFound: the store has none of this name.
+            InvalidInput: it is promoted, or a rollback returns to it and `force` is False.
+        """
+        with self._locked():
+            folder = self.path(name)
+            *_, before, promoted = [None, None, *(each.artifact for each in self._standing())]
+            if name == promoted:
+                raise InvalidInput(f"{name} is promoted. Promote another artifact first.")
+            if name == before and not force:
+                raise InvalidInput(
+                    f"A rollback returns to {name}. Remove it all the same with --force."
+                )
+            shutil.rmtree(folder)
 
     def promoted(self) -> Promotion | None:
         standing = self._standing()
@@ -223,12 +248,12 @@ class ModelStore:
         """Promotions that no rollback has taken back, oldest first."""
         standing: list[Promotion] = []
         for each in self.history():
-            if each.action == "promote":
-                standing.append(each)
-                continue
-            del standing[-1:]
+            if each.action == "rollback":
+                del standing[-1:]
+            # What is promoted again takes no place of its own: a rollback would change nothing.
             # A person may have removed a damaged line; what a rollback names is promoted anyway.
-            if not standing or standing[-1].checksum != each.checksum:
+            now = (each.artifact, each.checksum)
+            if not standing or (standing[-1].artifact, standing[-1].checksum) != now:
                 standing.append(each)
         return standing
 

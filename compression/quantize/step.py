@@ -69,9 +69,11 @@ class QuantizeOptions(Options):
         return self
 
     def check(self, config: "PretrainedConfig") -> "PretrainedConfig":
-        if not self.method.startswith("bnb"):
-            model = skeleton_of(config)
+        model = skeleton_of(config)
+        is_ours = not self.method.startswith("bnb")
+        if is_ours or linears_of(model):  # bitsandbytes rounds GPT-2's `Conv1D`, too.
             check_linears(model)
+        if is_ours:
             check_groups(model, self.grid)
         return config
 

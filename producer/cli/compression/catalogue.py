@@ -1,7 +1,6 @@
 """`turnmill models available|pull|remove`: well-known models of the Hugging Face hub."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -89,6 +88,9 @@ def pull(
 
 def remove(
     name: Annotated[str, typer.Argument(help="A pulled model or an artifact.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Although a rollback would return to the artifact.")
+    ] = False,
 ) -> None:
     """Delete a pulled model, or an artifact that is not promoted, from this machine.
 
@@ -99,7 +101,7 @@ def remove(
 
     models_dir = load_settings().models_dir
     model = find_model(name)
-    size = remove_pulled(model, models_dir) if model else _remove_artifact(name, models_dir)
+    size = remove_pulled(model, models_dir) if model else _remove_artifact(name, models_dir, force)
     console.print(plain(f"Removed {name}, {decimal(size)}."))
 
 
@@ -149,22 +151,15 @@ def pulled_table(models: list["ShownPulled"]) -> Table:
     return table
 
 
-def _remove_artifact(name: str, models_dir: Path) -> int:
+def _remove_artifact(name: str, models_dir: Path, force: bool) -> int:
     from turnmill.compression.store import ModelStore
     from turnmill.workers.engines.hub import folder_size
 
     store = ModelStore(models_dir)
     if name not in store.names():
         raise NotFound(f"There is no pulled model and no artifact '{name}'.")
-    promoted = store.promoted()
-    if promoted and promoted.artifact == name:
-        raise InvalidInput(
-            f"{name} is promoted. Promote another artifact first.",
-            param="name",
-        )
-    folder = store.path(name)
-    size = folder_size(folder)
-    shutil.rmtree(folder)
+    size = folder_size(store.path(name))
+    store.remove(name, force=force)
     return size
 
 

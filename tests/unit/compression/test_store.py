@@ -242,6 +242,36 @@ def test_a_damaged_line_is_named_and_the_record_can_do_without_it(store: ModelSt
     assert len(store.history()) == 2
 
 
+def test_a_rollback_returns_to_another_artifact_though_one_was_promoted_twice(
+    store: ModelStore,
+) -> None:
+    make(store, "a"), make(store, "b", "misses")
+    store.promote("a", by="ada")
+    for _ in range(3):
+        store.promote("b", by="ada", force=True)
+
+    assert store.rollback(by="eve").artifact == "a"
+    assert store.promoted_path().name == "a"
+    assert len(store.history()) == 5
+
+
+def test_what_a_rollback_returns_to_is_removed_by_force_alone(store: ModelStore) -> None:
+    for name in ("a", "b", "c"):
+        make(store, name, name)
+        store.promote(name, by="ada", force=True)
+
+    with pytest.raises(InvalidInput, match="c is promoted"):
+        store.remove("c", force=True)
+    with pytest.raises(InvalidInput, match="rollback returns to b"):
+        store.remove("b")
+    store.remove("a")
+    store.remove("b", force=True)
+
+    assert store.names() == ["c"]
+    with pytest.raises(NotFound, match="'b', which was promoted before this one, was removed"):
+        store.rollback(by="eve")
+
+
 def test_an_artifact_that_misses_its_limits_is_promoted_by_force_alone(store: ModelStore) -> None:
     make(store, "a", "Size is 0.9×, the limit 0.6×.")
     with pytest.raises(ArtifactRefused, match=r"0\.9×.*--force"):
