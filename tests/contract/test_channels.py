@@ -262,7 +262,8 @@ def test_why_a_verified_event_could_not_be_committed_is_logged_and_counted(
     assert "helper" in failed["reason"]
     assert "secret question" not in json.dumps(logs, default=str)
     assert site.outcomes()["model_not_found"] == 1
-    assert site.send(payload).status_code == 200
+    # The pool may have another of these connections.
+    eventually(lambda: site.send(payload).status_code == 200)
     assert site.inputs() == ["my secret question"]
 
 
