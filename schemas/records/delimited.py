@@ -5,15 +5,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from turnmill.schemas.records import base
 from turnmill.schemas.records.base import Problem, Reading, Record
 from turnmill.schemas.records.encodings import find_encoding
 from turnmill.schemas.records.text import read_lines
-
-if TYPE_CHECKING:
-    from _csv import Reader
 
 #: What may stand between cells, the likeliest first, and its name for people.
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -65,7 +62,16 @@ def _records(lines: Iterator[str], reading: Reading) -> Iterator[Record]:
             yield line, dict(zip(names, cells, strict=False))
 
 
-def _numbered(rows: "Reader") -> Iterator[tuple[int, list[str]]]:
+class _Rows(Protocol):
+    """What `csv.reader` returns."""
+
+    @property
+    def line_num(self) -> int: ...
+
+    def __next__(self) -> list[str]: ...
+
+
+def _numbered(rows: _Rows) -> Iterator[tuple[int, list[str]]]:
     """The next rows that can be read, with their lines."""
     with suppress(csv.Error):
         while (line := rows.line_num + 1) and (cells := next(rows, None)) is not None:
