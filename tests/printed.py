@@ -8,6 +8,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,8 +81,13 @@ def prints(file: str, *parts: str) -> Callable[[Case], Case]:
     return register
 
 
-def sites() -> Iterator[Site]:
+@cache
+def sites() -> tuple[Site, ...]:
     """The texts of the source that name a command; docstrings and help texts are left out."""
+    return tuple(_sites())
+
+
+def _sites() -> Iterator[Site]:
     for folder in _FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             tree = ast.parse(path.read_text())

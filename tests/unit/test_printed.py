@@ -18,11 +18,10 @@ def test_every_text_that_prints_a_command_has_a_case() -> None:
 
 
 def test_every_case_is_of_a_text_that_there_is() -> None:
-    there = list(sites())
     keys = {(file, part) for file, part, _ in CASES} | ELSEWHERE.keys()
     assert [
         key for key in sorted(keys)
-        if not any(site.file == key[0] and key[1] in site.text for site in there)
+        if not any(site.file == key[0] and key[1] in site.text for site in sites())
     ] == []  # fmt: skip
 
 
