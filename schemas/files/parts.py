@@ -113,6 +113,9 @@ def refuse_other(kind: Kind, head: bytes, *, param: str = "messages") -> Kind:
     """Return what begins like this: an image or a sound. Raises `InvalidInput`, also for one that
     is not the kind that is wanted.
     """
+    if not head:
+        shown = {"image": "image", "audio": "sound", "file": "file"}[kind]
+        raise InvalidInput(f"The {shown} is empty: it has no bytes.", param=param)
     mime = sniff(head)
     found: Kind = "image" if mime in IMAGES else "audio" if mime in SOUNDS else "file"
     if found == "file" or kind not in (found, "file"):

@@ -148,6 +148,11 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     assert left(site) == ([], [], [])
 
 
+def test_a_sound_that_was_read_to_its_end_before_is_called_empty(site: Site, ear: Ear) -> None:
+    with pytest.raises(openai.BadRequestError, match="The sound is empty"):
+        transcribe(site, b"")
+
+
 def test_an_unknown_model_and_a_large_sound_are_refused(site: Site, ear: Ear) -> None:
     with pytest.raises(openai.NotFoundError, match="whisper-1"):
         transcribe(site, model="gpt-4o-transcribe")
