@@ -21,7 +21,11 @@ def refused(mistakes: Sequence[ErrorDetails]) -> InvalidInput:
     the first: what each kind of value that its field may have says of it.
     """
     places = [_field(mistake["loc"]) for mistake in mistakes]
-    reasons = [m["msg"] for m, place in zip(mistakes, places, strict=True) if place == places[0]]
+    reasons = [
+        mistake["msg"].removeprefix("Value error, ")
+        for mistake, place in zip(mistakes, places, strict=True)
+        if place == places[0]
+    ]
     param = _path(places[0])
     match mistakes[0]["type"]:
         case "missing":

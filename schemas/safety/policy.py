@@ -1,5 +1,6 @@
 """`safety`: what a bot's replies may link to, and what is looked for in texts."""
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -49,21 +50,39 @@ class Action(StrEnum):
     BLOCK = "block"  # the bot says its own text, and a passage is withheld
 
 
+_RULE = re.compile(
+    r"(?:(?:personal|secrets|words)(?:\.(?:input|passage|output))?:(?:allow|flag|mask|block)|"
+    r"injection(?:\.(?:input|passage|output))?:(?:allow|flag))"
+)
+
+
+def _read_rule(value: str) -> str:
+    if not _RULE.fullmatch(value):
+        raise ValueError(
+            "write CHECK:ACTION, or CHECK.STAGE:ACTION for one stage, such as personal:mask or "
+            "secrets.output:block. Checks: personal, secrets, words, injection. Stages: input, "
+            "passage, output. Actions: allow, flag, mask, block; of injection allow and flag"
+        )
+    return value
+
+
 #: `CHECK:ACTION`, or for one stage alone `CHECK.STAGE:ACTION`. Phrases of injections are flagged
 #: and no more: documents about them have them too.
-Rule = Annotated[
-    str,
-    StringConstraints(
-        pattern=r"^(?:(?:personal|secrets|words)(?:\.(?:input|passage|output))?:"
-        r"(?:allow|flag|mask|block)|injection(?:\.(?:input|passage|output))?:(?:allow|flag))$"
-    ),
-]
+Rule = Annotated[str, AfterValidator(_read_rule)]
 _Word = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=100),
     AfterValidator(refuse_nul),
 ]
-Region = Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")]
+
+
+def _read_region(value: str) -> str:
+    if not re.fullmatch(r"[A-Z]{2}", value):
+        raise ValueError("write a country's code of two capital letters (ISO 3166), such as US")
+    return value
+
+
+Region = Annotated[str, AfterValidator(_read_region)]
 
 
 class Safety(BaseModel):

@@ -44,7 +44,10 @@ def read_policies(given: Sequence[str] | None) -> Policies:
         return Policies.model_validate(values | sections)
     except ValidationError as error:
         mistakes = error.errors(include_input=False, include_url=False)
-        lines = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}." for each in mistakes)
+        lines = (
+            f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}."
+            for each in mistakes
+        )
         raise InvalidInput(" ".join(lines), param="policy") from None
 
 

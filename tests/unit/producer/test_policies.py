@@ -92,9 +92,13 @@ def test_the_command_line_reads_policies() -> None:
         ("safety.link=any", "safety.links"),
         ("safety.links=some", "safety.links: Input should be 'any'"),
         ("safety.hosts=https://shop.example/x", "a host without https://"),
+        ("safety.checks=email:mask", "write CHECK:ACTION.* Checks: personal, secrets"),
+        ("safety.checks=injection:block", "of injection allow and flag"),
+        ("safety.regions=us", "two capital letters"),
         ("quiet_s=99", "quiet_s: Input should be less than"),
     ],
 )
 def test_a_wrong_policy_is_refused_with_what_would_be_right(given: str, says: str) -> None:
-    with pytest.raises(InvalidInput, match=says):
+    with pytest.raises(InvalidInput, match=says) as error:
         read_policies([given])
+    assert "Value error" not in error.value.message
