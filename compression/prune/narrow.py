@@ -87,7 +87,7 @@ def check_mlp(model: "PreTrainedModel", share: float) -> int:
             advice = f"Set 'sparsity' to {least:g} or more (of 'distill': 'width' to {1 - least:g})"
         raise InvalidInput(
             f"A share of {share:g} removes none of the {size} channels of the model's MLPs, which "
-            f"stay in multiples of {CHANNELS}. {advice}.",
+            f"go in steps of {1 if size % CHANNELS else CHANNELS}. {advice}.",
             param="sparsity",
         )
     return kept
