@@ -28,8 +28,10 @@ def refused(mistakes: Sequence[ErrorDetails]) -> InvalidInput:
     ]
     param = _path(places[0])
     match mistakes[0]["type"]:
+        case "missing" if param is None:
+            return InvalidInput("The body is missing: send a JSON object.")
         case "missing":
-            return InvalidInput(f"Missing required parameter: '{param or 'body'}'.", param=param)
+            return InvalidInput(f"Missing required parameter: '{param}'.", param=param)
         case "extra_forbidden":
             message = f"Unrecognized request argument supplied: {param}."
             return InvalidInput(message, param=param)
