@@ -290,10 +290,11 @@ def compression(
     Example: turnmill bench compression --row int8 --row int4-gptq --no-honest
     """
     with needing("compression"):
-        from turnmill.infra.bench.compression.run import Plan, run_compression
+        from turnmill.infra.bench.compression.run import Plan, check_rows, run_compression
     from turnmill.producer.cli.compression.compress import checkpoint_of
     from turnmill.producer.cli.views.progress import showing_bars
 
+    check_rows(row or ())
     plan = Plan(
         model=checkpoint_of(model, load_settings()),
         model_name=Path(model).name,

@@ -50,14 +50,17 @@ class Plan:
     students: bool = False
 
 
+def check_rows(names: Sequence[str]) -> None:
+    """Raise `InvalidInput` for a name that no row has, before models and texts are fetched."""
+    known = [row.name for row in ROWS]
+    if unknown := [name for name in names if name not in known]:
+        raise InvalidInput(f"No row is called {', '.join(unknown)}. Rows: {', '.join(known)}.")
+
+
 def run_compression(plan: Plan, progress: Progress) -> list[Path]:
     """Make and measure every row; return the pages that were written."""
     texts = plan.folder / "texts"
     rows, honest_rows = chosen(ROWS, plan.only), chosen(HONEST_ROWS, plan.only)
-    if not rows:
-        raise InvalidInput(
-            f"No row is called {', '.join(plan.only)}. Rows: {', '.join(row.name for row in ROWS)}."
-        )
     pages = [_table(plan, plan.model, plan.model_name, rows, progress)]
     if plan.students:
         pages.append(_students(plan, progress))

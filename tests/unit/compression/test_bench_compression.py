@@ -16,7 +16,9 @@ from turnmill.compression.store import check_name
 from turnmill.compression.texts import part_of
 from turnmill.infra.bench.compression import texts as compression_texts
 from turnmill.infra.bench.compression.rows import HONEST_ROWS, ROWS, Entry
-from turnmill.infra.bench.compression.run import Plan, chosen, outcome, run_compression
+from turnmill.infra.bench.compression.run import chosen, outcome
+from turnmill.producer.cli import bench
+from turnmill.producer.cli.compression import compress
 from turnmill.schemas.errors import InvalidInput
 
 
@@ -68,12 +70,14 @@ def test_every_row_can_name_an_artifact() -> None:
         check_name(f"model-{each.name}")
 
 
-def test_rows_are_chosen_by_name_and_an_unknown_name_is_refused(tmp_path: Path) -> None:
+def test_rows_are_chosen_by_name_and_an_unknown_name_is_refused_before_anything_is_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert [each.name for each in chosen(ROWS, ["int8"])] == ["int8"]
     assert chosen(ROWS, []) == list(ROWS)
-    plan = Plan(tmp_path, "model", tmp_path, 60, only=("int5",))
+    monkeypatch.setattr(compress, "checkpoint_of", lambda *_: pytest.fail("fetched the model"))
     with pytest.raises(InvalidInput, match=r"No row is called int5\. Rows: int8"):
-        run_compression(plan, Silent())
+        bench.compression(row=["int8", "int5"])
 
 
 def test_tags_of_the_brown_corpus_are_removed() -> None:
