@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from turnmill.producer.doctor import blocking, clock, vacuum
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, ok, warning
-from turnmill.producer.operations.unreached import remedy_for
+from turnmill.producer.operations.unreached import STANDBY_REMEDY, remedy_for
 from turnmill.schemas.errors import DatabaseUnavailable
 from turnmill.schemas.postgres.database import Database
 from turnmill.schemas.postgres.suitability import examine_server
@@ -20,6 +20,14 @@ _DURABILITY = {
     "fsync": "a crash of its machine may leave the database unreadable",
     "full_page_writes": "a crash of its machine may leave the database unreadable",
 }
+
+
+class _Reached(NamedTuple):
+    version: str
+    is_standby: bool
+
+
+_REACHED = "SELECT version(), pg_is_in_recovery() AS is_standby"
 
 
 class _Room(NamedTuple):
@@ -83,11 +91,15 @@ class Target:
 
 def _reached(target: Target) -> Iterator[Finding]:
     try:
-        row = target.database.fetch(_Value, "SELECT version() AS value")[0]
+        row = target.database.fetch(_Reached, _REACHED)[0]
     except DatabaseUnavailable as error:
         yield broken(error.message, remedy_for(error.message))
     else:
-        yield ok(" ".join(row.value.split()[:2]))
+        name = " ".join(row.version.split()[:2])
+        if row.is_standby:
+            yield broken(f"{name} is a standby: nothing can be written", STANDBY_REMEDY)
+        else:
+            yield ok(name)
 
 
 def _suitable(target: Target) -> Iterator[Finding]:

@@ -10,12 +10,18 @@ from turnmill.schemas.settings import STACK_FILE, Settings
 _ANY = "Does it run, and does TURNMILL_DATABASE__URL lead to it?"
 
 _FULL = (
-    "All its connections are taken; pg_stat_activity says by whom. Raise max_connections, lower "
-    "TURNMILL_DATABASE__POOL_SIZE, or put a pooler before it (docs/deployment.md)."
+    "All its connections are taken; pg_stat_activity says by whom. Raise max_connections (or a "
+    "CONNECTION LIMIT), lower TURNMILL_DATABASE__POOL_SIZE, or put a pooler before it "
+    "(docs/deployment.md)."
 )
 _LOGIN = (
     "The login in TURNMILL_DATABASE__URL is not (or no longer) the role's. Give the new one to "
     "every process, and restart it: a running one keeps the old."
+)
+
+STANDBY_REMEDY = (
+    "Point TURNMILL_DATABASE__URL at the primary, or list all servers there, with "
+    "?target_session_attrs=read-write."
 )
 
 #: A part of what PostgreSQL or PgBouncer says, in lower case; and what helps.
@@ -28,6 +34,8 @@ _REMEDIES = {
     "no password supplied": _LOGIN,
     "pg_hba.conf": "The server lets this role in from other addresses only, or with TLS only: "
     "mend its pg_hba.conf, or sslmode in TURNMILL_DATABASE__URL.",
+    "read-only": STANDBY_REMEDY,
+    "during recovery": STANDBY_REMEDY,
     "starting up": "It starts, and lets everybody in when it is ready.",
     "shutting down": "It is being stopped. Who does that, and does it start again?",
     "certificate": "The certificate has expired or is another server's: renew it, or mend "

@@ -20,6 +20,7 @@ from kombu import Connection, Queue
 
 from tests.conftest import require_rabbitmq
 from turnmill.infra.chaos.breaking.faults import memory_alarm
+from turnmill.infra.chaos.topologies.postgres_pair import PostgresPair
 from turnmill.infra.chaos.topologies.rabbitmq_cluster import RabbitMQCluster
 from turnmill.infra.embedded.folder import server_uid
 from turnmill.infra.embedded.postgres import EmbeddedPostgres
@@ -40,6 +41,7 @@ from turnmill.producer.doctor import (
 from turnmill.producer.doctor.blocking import check_blocking
 from turnmill.producer.doctor.broker_amqp import confirms
 from turnmill.producer.doctor.findings import examine
+from turnmill.producer.operations.unreached import remedy_for
 from turnmill.producer.tenants import ensure_defaults
 from turnmill.schemas.broker import hint_queues
 from turnmill.schemas.errors import SettingsError
@@ -185,6 +187,23 @@ def test_a_server_without_a_connection_left_says_what_helps(
         finding = found("database")
     assert finding.level is Level.BROKEN
     assert "max_connections" in finding.fix
+
+
+def test_a_standby_is_broken_and_the_primary_is_asked_for(
+    servers: Callable[[str, str], None], server_folder: Path, valkey_url: str
+) -> None:
+    pair = PostgresPair(server_folder)
+    try:
+        pair.start()
+        servers(pair.standby.url, valkey_url)
+        finding = found("database")
+    finally:
+        pair.stop(hurry=True)
+    assert finding.level is Level.BROKEN
+    assert "is a standby" in finding.detail
+    assert "target_session_attrs=read-write" in finding.fix
+    said = "cannot execute INSERT in a read-only transaction"
+    assert "target_session_attrs" in remedy_for(said)
 
 
 def test_who_holds_a_lock_that_others_wait_for_is_named(
