@@ -173,7 +173,7 @@ def test_what_is_stored_has_pixels_alone_upright_and_of_a_bounded_size(seeing: S
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "text/plain"),
         (b"MZ" + bytes(100), "application/octet-stream"),
         (b"\x89PNG\r\n\x1a\n" + bytes(11 * 1024 * 1024), "Send a smaller one"),
-        (b"", "text/plain"),
+        (b"", "The image is empty"),
     ],
     ids=["bomb", "cut", "zip", "script", "html", "pdf", "svg", "program", "large", "empty"],
 )
