@@ -99,7 +99,7 @@ def _broker(
             found = list(examine(kind.CHECKS, target))
             yield from found
             # Workers are asked through the broker.
-            if not any(finding.what == broker.WRITES for finding in found):
+            if not any(finding.what in (broker.PUBLISHING, broker.WRITING) for finding in found):
                 yield from examine(broker.WORKER_CHECKS, target)
     except broker.Unreachable as error:
         yield broken(str(error), broker_remedy_for(str(error))).of("broker")

@@ -13,8 +13,8 @@ from turnmill.schemas.broker import celery_settings, hint_queues
 from turnmill.schemas.settings import Settings
 from turnmill.schemas.turns import Lane
 
-#: The check whether the broker takes hints at all.
-WRITES = "publishing"
+#: The checks whether the broker takes hints at all: RabbitMQ's, and Redis' or Valkey's.
+PUBLISHING, WRITING = "publishing", "writing"
 
 #: How long live workers may take to say how they were started.
 INSPECT_S = 1.0

@@ -8,7 +8,7 @@ from amqp import Message
 from amqp.exceptions import NotFound, PreconditionFailed
 from kombu import Queue
 
-from turnmill.producer.doctor.broker import WRITES, Target
+from turnmill.producer.doctor.broker import PUBLISHING, Target
 from turnmill.producer.doctor.findings import Check, Finding, broken, note, warning
 from turnmill.schemas.broker import longest_hold_s
 from turnmill.schemas.errors import BrokerUnavailable
@@ -180,7 +180,7 @@ def management_url(broker: BrokerSettings) -> str:
 
 CHECKS: dict[str, Check[Target]] = {
     "publisher confirms": _confirms,
-    WRITES: _writes,
+    PUBLISHING: _writes,
     "queues": _queues,
     "cluster": _cluster,
     "consumer timeout": _consumer_timeout,

@@ -6,7 +6,7 @@ from typing import Any
 import redis
 
 from turnmill.producer.doctor import clock
-from turnmill.producer.doctor.broker import WRITES, Target
+from turnmill.producer.doctor.broker import WRITING, Target
 from turnmill.producer.doctor.findings import Check, Finding, broken, warning
 
 #: Gone after a second.
@@ -76,7 +76,7 @@ def _clock(target: Target) -> Iterator[Finding]:
 
 
 CHECKS: dict[str, Check[Target]] = {
-    WRITES: _writes,
+    WRITING: _writes,
     "redis cluster": _cluster,
     "eviction": _eviction,
     "persistence": _persistence,

@@ -628,14 +628,14 @@ def test_a_valkey_that_takes_no_hints_is_broken_and_says_why(
     fix: str,
 ) -> None:
     servers(database_url, valkey_url)
-    assert "publishing" not in [finding.what for finding in diagnose()]
+    assert "writing" not in [finding.what for finding in diagnose()]
     with redis.Redis.from_url(valkey_url) as client:
         client.execute_command(*change)
         try:
             findings = diagnose()
         finally:
             client.execute_command(*back)
-    finding = found("publishing", findings)
+    finding = found("writing", findings)
     assert finding.level is Level.BROKEN
     assert said in finding.detail
     assert fix in finding.fix
