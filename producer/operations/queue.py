@@ -187,8 +187,8 @@ def count_open(cursor: Cursor, hints: Iterable[Hints]) -> dict[tuple[str, str], 
         if hint.lane != DELIVERY_LANE:
             _add_hints(cursor, hint, lanes)
     for row in fetch(cursor, _Count, _SNOOZED):
-        # Those of batches that are paused are held, not snoozed.
-        if row.lane != PAUSED_LANE:
+        # Those of batches that are paused are held, not snoozed. Deliveries back off here, too.
+        if row.lane not in (PAUSED_LANE, DELIVERY_LANE):
             found = lanes[row.model, row.lane]
             found.snoozed = row.turns
             found.queued = max(found.queued - row.turns, 0)

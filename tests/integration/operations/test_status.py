@@ -266,6 +266,18 @@ def test_paused_batches_are_counted_apart(system: Any) -> None:
     assert (found.queued, found.held) == (1, 3)
 
 
+def test_a_delivery_that_backs_off_is_no_turn_and_spoils_no_figures(system: Any) -> None:
+    accept(system.database, system.request("hello"))
+    system.database.run(
+        "INSERT INTO outbox (turn_id, model, lane, due_at) VALUES "
+        "(gen_random_uuid(), 'desk', 'delivery', clock_timestamp() + interval '20 s')"
+    )
+    assert [each.lane for each in status(system).lanes] == [Lane.INTERACTIVE]
+    figures = render_open(system.database).decode()
+    assert 'turnmill_turns_open_count{lane="interactive",state="queued"} 1.0' in figures
+    assert "turnmill_outbox_unpublished_count 2.0" in figures
+
+
 def test_the_status_is_what_programs_read(system: Any, worker: Leases) -> None:
     accept(system.database, system.request("my secret question"))
     shown = status(system).model_dump_json()
