@@ -25,6 +25,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
 CLIENTS := .venv-clients
+PROMETHEUS := .venv-prometheus
 LITERT := .venv-litert
 TENSORFLOW := .venv-tensorflow
 TRITON := .venv-triton
@@ -41,7 +42,7 @@ CODE := compression producer schemas workers infra tests
 PACKAGES := turnmill.compression turnmill.producer turnmill.schemas turnmill.workers turnmill.infra
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-browser test-clients test-vllm test-litert test-media test-trl test-tfserving test-triton test-storm test-slow test-triage test-formats chaos check format bench bench-engine bench-gpu bench-compression bench-peers lock picture build servers clean
+.PHONY: help demo up test test-browser test-clients test-alerts test-vllm test-litert test-media test-trl test-tfserving test-triton test-storm test-slow test-triage test-formats chaos check format bench bench-engine bench-gpu bench-compression bench-peers lock picture build servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -104,6 +105,9 @@ test-clients: $(STAMPS)/dev $(STAMPS)/clients servers ## Run the examples of Lan
 	$(BIN)/python -m pytest tests/integration/clients $(ARGS)
 
 # As fast as the machine answers: about an hour on two cores.
+test-alerts: $(STAMPS)/dev $(STAMPS)/prometheus ## Test the alert rules with Debian's promtool (100 MB)
+	$(BIN)/python -m pytest tests/integration/infra/test_alerts.py $(ARGS)
+
 chaos: $(STAMPS)/dev servers ## Break everything for an hour and count what was lost (ARGS="--seed 7")
 	$(BIN)/turnmill chaos --turns 150000 --rate 250 $(ARGS)
 
@@ -158,7 +162,7 @@ servers:
 	else echo "Tests of RabbitMQ or PgBouncer will be skipped (apt-get install rabbitmq-server pgbouncer)"; fi
 
 clean: ## Remove .venv and what the tools left behind
-	rm -rf $(VENV) $(VLLM) $(LITERT) $(TENSORFLOW) $(TRITON) $(LLMCOMPRESSOR) $(STAMPS) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM) $(LITERT) $(TENSORFLOW) $(TRITON) $(LLMCOMPRESSOR) $(PROMETHEUS) $(STAMPS) dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -184,6 +188,12 @@ $(STAMPS)/browser: $(STAMPS)/dev
 	@command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -y -qq --no-install-recommends chromium >/dev/null; }
 	@$(PIP) install $(QUIET) 'playwright>=1.65,<2' 'axe-playwright-python>=0.1.8,<0.2'
+	@touch $@
+
+$(STAMPS)/prometheus:
+	@echo "Unpacking Debian's promtool into $(PROMETHEUS) (once)"
+	@mkdir -p $(PROMETHEUS) $(STAMPS)
+	@cd $(PROMETHEUS) && apt-get download -qq prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
 	@touch $@
 
 $(STAMPS)/clients:

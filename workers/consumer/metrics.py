@@ -143,6 +143,7 @@ class WorkerGauges(Collector):
             ("engine_up", "1 while the engine takes turns.", leases.unavailable_because is None),
             ("consumer_up", "1 while hints are consumed.", leases.takes_hints),
             ("worker_draining", "1 once the worker stops.", leases.draining.is_set()),
+            ("worker_standing_by", "1 while the worker waits to take over.", leases.stands_by),
             (
                 "worker_database_up",
                 "1 while the heartbeat, which renews the leases, is connected.",

@@ -74,8 +74,10 @@ def test_probes_say_why_not_and_metrics_are_prometheus_text(tmp_path: Path) -> N
 
 def test_alerts_on_rates_find_their_series_before_the_first_event() -> None:
     """`rate` sees no increase in a series that begins with its first event."""
-    page = (ROOT / "docs/operations.md").read_text()
-    rules = re.findall(r"`rate\((turnmill_\w+)(?:\{(\w+)=\"(\w+)\"\})?\[5m\]\) > 0`", page)
+    text = (ROOT / "infra/prometheus/alerts.yml").read_text()
+    rules = re.findall(
+        r"sum\(rate\((turnmill_\w+)(?:\{(\w+)=\"(\w+)\"\})?\[5m\]\)\) > 0$", text, re.M
+    )
     assert len(rules) >= 2
     program = (
         "import turnmill.producer.relay.metrics, turnmill.workers.consumer.metrics\n"
