@@ -115,9 +115,8 @@ def _show_delivery(system: System, turn_id: UUID) -> None:
     rows = system.database.fetch(_Delivery, _DELIVERY, (turn_id,))
     while rows and DeliveryState(rows[0].state) in OPEN_DELIVERIES:
         if time.monotonic() > deadline:
-            console.print(
-                "[yellow]Not delivered yet.[/] Does a delivery worker run? turnmill deliver"
-            )
+            missing = "Does a delivery worker run? turnmill deliver"
+            console.print("[yellow]Not delivered yet.[/]", plain(rows[0].error_message or missing))
             return
         time.sleep(LOOK_EVERY_S)
         rows = system.database.fetch(_Delivery, _DELIVERY, (turn_id,))

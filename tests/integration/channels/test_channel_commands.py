@@ -377,6 +377,18 @@ def test_a_simulated_event_is_answered_and_its_thread_continued(
     assert (rows[0].turns, rows[0].c) == (2, 1)
 
 
+def test_a_simulation_whose_reply_fails_to_be_delivered_says_why(
+    turnmill: Turnmill, api: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulate, "DELIVERY_S", 0.5)
+    database = Database(api.database)
+    database.run("ALTER TABLE deliveries ALTER error_message SET DEFAULT 'The platform is away.'")
+    database.close()
+    status, said = turnmill("channels", "simulate", "hook", "Where is my parcel?")
+    assert (status, "Not delivered yet. The platform is away." in said) == (0, True), said
+    assert "Does a delivery worker run?" not in said
+
+
 def test_what_the_real_slack_would_get_of_a_simulation_is_dropped(
     turnmill: Turnmill, api: Settings, file: Path, slack_url: str
 ) -> None:
