@@ -27,7 +27,7 @@ _OWNER = "owner"
 _DRAFTS = "drafts"
 DRAFT_MAX_AGE_S = 24 * 3600.0
 
-#: A disk with less left is told of: a few files of the largest size fill it.
+#: With less left on the disk, doctor warns: a few files of the largest size fill it.
 FEW_BYTES = 256 * 2**20
 
 _REMEDY = (

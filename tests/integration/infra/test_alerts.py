@@ -13,6 +13,7 @@ import yaml
 from prometheus_client import generate_latest
 
 from tests.selection import PROMTOOL
+from turnmill.schemas.errors import BadSignature, DatabaseUnavailable, NotFound, UnknownBot
 from turnmill.schemas.observability.targets import FOLDER
 from turnmill.schemas.observability.telemetry import REGISTRY
 from turnmill.workers.delivery import metrics as delivery_metrics
@@ -24,7 +25,7 @@ DASHBOARDS = sorted((INFRA / "grafana").glob("*.json"))
 #: Made by Prometheus itself.
 OF_PROMETHEUS = {"up"}
 NAME = re.compile(r"\b(?:turnmill|process)_\w+|\bup\b(?=\{)")
-WINDOWS = ("_bucket", "_count", "_sum")
+SUFFIXES = ("_bucket", "_count", "_sum")
 
 #: All is well, for five hours: what is counted grows.
 WELL = {
@@ -118,7 +119,7 @@ def exposed(text: str) -> set[str]:
     """The names of the samples that metrics in Prometheus' text format may have."""
     found = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
-        found |= {name + window for window in WINDOWS} if kind == "histogram" else {name}
+        found |= {name + suffix for suffix in SUFFIXES} if kind == "histogram" else {name}
     return found
 
 
@@ -149,6 +150,13 @@ def test_each_rule_says_how_urgent_it_is_and_what_to_do() -> None:
         assert rule["labels"]["severity"] in ("page", "ticket")
         assert rule["annotations"].keys() == {"summary", "description"}
     assert [rule["alert"] for rule in rules()] == list(TROUBLE)
+
+
+def test_what_events_are_refused_for_are_codes_of_errors() -> None:
+    (rule,) = [each["expr"] for each in rules() if each["alert"] == "TurnmillEventsRefused"]
+    (outcomes,) = re.findall(r'outcome=~"([^"]+)"', rule)
+    known = {BadSignature.code, DatabaseUnavailable.code, UnknownBot.code, NotFound.code}
+    assert set(outcomes.split("|")) == known
 
 
 @pytest.mark.needs("alerts")

@@ -82,7 +82,7 @@ class HTTPFront:
         self._thread.start()
 
     def get(self, path: str) -> object:
-        """The JSON at a path, asked for with little patience. Errors as `stream`, and `Interrupted`
+        """The JSON at a path, within a few seconds. Errors as `stream`, and `Interrupted`
         once the abort that is heeded is set.
         """
         return self._answer("GET", path, None)
